@@ -1,0 +1,171 @@
+"""Every setting of a run, as frozen pydantic classes.
+
+The same classes are schema, validation, command line, documentation and fingerprint. What can change a mask is in the
+fingerprint; what cannot (worker counts, log format, where to report) sits in `RuntimeConfig` and is left out of it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+CODE_VERSION = 1
+"""Raised by hand when a change of the code changes masks; part of the fingerprint."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReadConfig(_Frozen):
+    """How the source is listed and cut into shards."""
+
+    kind: Literal["auto", "folder", "webdataset", "parquet"] = Field(
+        "auto", description="What the source holds; auto decides by file names."
+    )
+    slice_images: int = Field(64, ge=1, description="Images per shard of a folder, on average.")
+    image_column: str = Field("image", description="Parquet column: binary, or struct of bytes and path.")
+    on_duplicate: Literal["fail", "suffix"] = Field(
+        "fail", description="A key met twice: stop before _SUCCESS, or keep both as key and key~2."
+    )
+
+
+class DecodeConfig(_Frozen):
+    """What is accepted as an image, and how it becomes 8-bit RGB."""
+
+    formats: tuple[Literal["jpeg", "png", "webp", "tiff", "bmp"], ...] = Field(
+        ("jpeg", "png", "webp", "tiff"), min_length=1, description="Formats that may be decoded."
+    )
+    max_mpx: float = Field(100.0, gt=0, description="Megapixels the header may announce.")
+    max_mib: float = Field(256.0, gt=0, description="Size of one encoded image, MiB.")
+    min_px: int = Field(1, ge=1, description="Smallest side accepted, pixels.")
+    frame: Literal["fail", "first"] = Field(
+        "fail", description="Animated or multi-page files: refuse, or take frame 0."
+    )
+    sixteen_bit: Literal["divide", "percentile"] = Field(
+        "divide", description="16-bit to 8-bit: value/257, or stretch percentiles 2 to 98 of the image."
+    )
+    background: tuple[int, int, int] = Field((0, 0, 0), description="Colour under transparent pixels.")
+
+
+class TileConfig(_Frozen):
+    """How an image of any size becomes inputs of the network."""
+
+    tile_px: int = Field(512, ge=64, multiple_of=32, description="Images larger than this are cut into tiles, pixels.")
+    overlap_px: int = Field(128, ge=0, multiple_of=32, description="Overlap of neighbouring tiles, pixels.")
+    bucket_px: int = Field(64, ge=32, multiple_of=32, description="Smaller images are padded to multiples of this.")
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> "TileConfig":
+        if self.overlap_px * 2 > self.tile_px:
+            raise ValueError(f"overlap_px {self.overlap_px} is more than half of tile_px {self.tile_px}")
+        return self
+
+
+class InferConfig(_Frozen):
+    """How the network runs."""
+
+    batch: int = Field(16, ge=1, description="Tiles per forward pass; halved when the GPU runs out of memory.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the hardware has it, else fp16 on GPU and fp32 on CPU."
+    )
+    output_stride: Literal[8, 16] | None = Field(None, description="Encoder stride; unset takes the checkpoint's.")
+
+
+class RefineConfig(_Frozen):
+    """How boundaries are refined."""
+
+    engine: Literal["densecrf", "none"] = Field("densecrf", description="densecrf, or none to keep the network's mask.")
+    preset: str = Field("deeplab-v2", description="Published parameters; `pipeline/refine/presets.py` lists them.")
+    bi_w: float | None = Field(None, ge=0, description="Overrides the preset: weight of the bilateral kernel (w1).")
+    bi_xy: float | None = Field(
+        None, gt=0, description="Overrides the preset: its spatial sigma, pixels (theta alpha)."
+    )
+    bi_rgb: float | None = Field(None, gt=0, description="Overrides the preset: its colour sigma, levels (theta beta).")
+    pos_w: float | None = Field(None, ge=0, description="Overrides the preset: weight of the smoothness kernel (w2).")
+    pos_xy: float | None = Field(None, gt=0, description="Overrides the preset: its sigma, pixels (theta gamma).")
+    iterations: int | None = Field(None, ge=1, le=100, description="Overrides the preset: mean field iterations.")
+    prune: float = Field(
+        0.05, ge=0, lt=0.5, description="Drop classes whose probability stays below this everywhere; 0 keeps all."
+    )
+    deadline_s: float = Field(60.0, gt=0, description="Give up refining an image after this, keep its mask, seconds.")
+
+
+class RuntimeConfig(_Frozen):
+    """Everything that cannot change a mask: outside the fingerprint."""
+
+    infer_workers: int | None = Field(None, ge=1, description="Network actors; unset: one per GPU, or by CPU count.")
+    refine_workers: int | None = Field(None, ge=1, description="Refiner actors at most; unset: one per CPU.")
+    decode_threads: int = Field(4, ge=1, description="Decoding threads beside each network.")
+    rows_per_part: int = Field(256, ge=1, description="Rows per committed Parquet part.")
+    block_mib: float = Field(2.0, gt=0, description="Size of the blocks between stages, MiB.")
+    max_failed_fraction: float = Field(0.01, ge=0, le=1, description="More failed rows than this: exit status 1.")
+    lease_s: float = Field(30.0, gt=0, description="A driver silent for this long has lost the output, seconds.")
+    item_timeout_s: float = Field(
+        600.0, gt=0, description="A worker stuck on one batch for this long is killed, seconds."
+    )
+    progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
+    log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or one JSON object each.")
+    previews: int = Field(200, ge=0, description="About how many images of the run are kept small for the report.")
+
+
+class SegmentConfig(_Frozen):
+    """Segment every image under SOURCE and commit masks and statistics as Parquet under OUTPUT."""
+
+    source: tuple[str, ...] = Field(min_length=1, description="Folder, tar or Parquet URLs: local, s3://, memory://.")
+    output: str = Field(description="Folder that receives run=<fingerprint>/.")
+    checkpoint: str = Field(description="Folder with model.safetensors and card.json, or a shipped name: farmland.")
+    classes: str | None = Field(None, description="Class map name or YAML file; unset takes the checkpoint's.")
+    limit: int | None = Field(None, ge=1, description="Segment only the first N images, into a run of their own.")
+    read: ReadConfig = Field(ReadConfig(), description="Listing and sharding.")
+    decode: DecodeConfig = Field(DecodeConfig(), description="Decoding.")
+    tile: TileConfig = Field(TileConfig(), description="Tiling.")
+    infer: InferConfig = Field(InferConfig(), description="Network.")
+    refine: RefineConfig = Field(RefineConfig(), description="Refinement.")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="Workers, progress, commits.")
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    def fingerprint(self, *, model_sha256: str, classes: Any) -> str:
+        """Identify everything that can change a mask: 64 hex digits.
+
+        Args:
+            model_sha256: digest of the checkpoint's weights and card.
+            classes: the class map in use, as plain data.
+        """
+        said = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
+        said["read"] = {"on_duplicate": self.read.on_duplicate, "image_column": self.read.image_column}
+        said["refine"].pop("deadline_s")
+        said |= {"source": sorted(self.source), "model": model_sha256, "classes": classes, "code": CODE_VERSION}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Read a run file.
+
+    Raises:
+        ConfigError: when it is missing, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold settings by name, not a {type(data).__name__}")
+    return data
+
+
+def explain(error: ValidationError, *, origin: str) -> ConfigError:
+    """Turn pydantic's report into one line per setting, by its dotted path."""
+    lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+    return ConfigError(f"{origin}:\n" + "\n".join(lines))

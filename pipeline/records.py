@@ -1,0 +1,317 @@
+"""The records that travel between stages, and the Arrow schema each has on the wire.
+
+    Item (encoded bytes)  ->  Scored (logits at the network's stride)  ->  Row (mask and statistics)
+
+Only plain Arrow types are used, so that any Parquet reader understands what is stored and nothing is ever unpickled.
+Pixels and full-size probabilities never appear here: they live inside one stage of one process.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+UInt8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+Float16 = npt.NDArray[np.float16]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A core rectangle of an image, in pixels of the upright source. A photo is one window that covers it."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one work item has no mask."""
+
+    code: str
+    """Stable name, one of `errors.ERROR_CODES`."""
+    detail: str
+    """One line for a person: what was seen, what is allowed, which option changes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Decoded pixels of one work item. Lives inside one process, never on the wire."""
+
+    pixels_hwc: UInt8
+    """(H, W, 3) upright RGB."""
+    valid_hw: Bool | None
+    """(H, W), False where there is no data (transparent, not finite); None when every pixel is valid."""
+    orientation: int = 1
+    """EXIF orientation the file had, 1 to 8; pixels are already upright."""
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return int(self.pixels_hwc.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return int(self.pixels_hwc.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One work item as it leaves a source: encoded bytes, or the reason there are none."""
+
+    key: str
+    """Stable id: `{uri relative to the source}#{member, row or window}`; the `#` part is absent for plain files."""
+    shard: str
+    """Id of the shard it came from."""
+    etag: str
+    """Version of the source object, as the store names it."""
+    data: bytes = b""
+    """The encoded image; empty when `failure` is set."""
+    failure: Failure | None = None
+    """Set when the source could not deliver this item."""
+    shard_rows: int | None = None
+    """On the last item of a shard: how many items the shard has in all. None on every other item."""
+    window: Window | None = None
+    """The part of the image to segment; None is the whole image."""
+    seconds_read: float = 0.0
+    """Time spent fetching it, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One work item after the network: logits at the network's stride, still without colours or full-size maps."""
+
+    item: Item
+    """Where it came from. `item.data` is kept only when the next stage needs the pixels again."""
+    height: int = 0
+    """Height of the upright image, pixels; 0 for a failure before the size was known."""
+    width: int = 0
+    """Width of the upright image, pixels."""
+    orientation: int = 1
+    """EXIF orientation the file had."""
+    logits_khw: Float16 | None = None
+    """(K, h, w) scores; cell (i, j) covers source pixels [i*stride, (i+1)*stride). None for a failure."""
+    stride: int = 4
+    """Source pixels per logit, per axis."""
+    align_corners: bool = False
+    """How the network upsamples its own logits, and so how the refiner must."""
+    seconds_decode: float = 0.0
+    seconds_infer: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One committed row: everything known about one work item."""
+
+    key: str
+    status: str
+    """`ok` or `failed`."""
+    shard: str
+    source_etag: str
+    model_fp: str
+    """First 12 hex digits of the checkpoint's SHA-256."""
+    config_fp: str
+    """First 12 hex digits of the run's fingerprint; the same as in `run=<fp12>/`."""
+    error_code: str | None = None
+    error_detail: str | None = None
+    height: int | None = None
+    """Pixels, of the upright image."""
+    width: int | None = None
+    window_y: int | None = None
+    window_x: int | None = None
+    orientation: int | None = None
+    """EXIF orientation of the source; the mask is in the upright frame."""
+    mask: bytes | None = None
+    """Palette PNG: value = class id, 255 = ignore."""
+    refined: bool | None = None
+    """Whether a refiner produced the mask."""
+    refine_note: str | None = None
+    """Why `refined` is False although a refiner was asked for, e.g. `refine_timeout`."""
+    class_pixels: list[int] | None = None
+    """Pixels per class id, ignored pixels left out."""
+    classes_present: list[int] | None = None
+    """Class ids with at least one pixel, ascending."""
+    confidence: float | None = None
+    """Mean over valid pixels of the largest probability, 0 to 1."""
+    entropy: float | None = None
+    """Mean over valid pixels of the entropy, in nats divided by log(K): 0 certain, 1 uniform."""
+    changed_share: float | None = None
+    """Share of valid pixels whose class the refiner changed, 0 to 1."""
+    active_classes: int | None = None
+    """Classes the refiner kept after pruning those that cannot win."""
+    seconds_read: float = 0.0
+    seconds_decode: float = 0.0
+    seconds_infer: float = 0.0
+    seconds_refine: float = 0.0
+    seconds_encode: float = 0.0
+    shard_rows: int | None = None
+    preview_image: bytes | None = None
+    """On a seeded sample of rows: JPEG of the image, longest side at most 320 pixels, for the report."""
+    preview_confidence: bytes | None = None
+    """On the same rows: grey PNG of the largest probability, 0 to 255."""
+
+
+ITEM_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("data", pa.large_binary(), nullable=False),
+        ("error_code", pa.string()),
+        ("error_detail", pa.string()),
+        ("shard_rows", pa.int64()),
+        ("window", pa.list_(pa.int64(), 4)),
+        pa.field("seconds_read", pa.float32(), nullable=False),
+    ]
+)
+
+SCORED_SCHEMA = pa.schema(
+    [
+        *ITEM_SCHEMA,
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("orientation", pa.int8(), nullable=False),
+        ("logits", pa.large_binary()),
+        ("logits_shape", pa.list_(pa.int32(), 3)),
+        pa.field("stride", pa.int32(), nullable=False),
+        pa.field("align_corners", pa.bool_(), nullable=False),
+        pa.field("seconds_decode", pa.float32(), nullable=False),
+        pa.field("seconds_infer", pa.float32(), nullable=False),
+    ]
+)
+
+ROW_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("source_etag", pa.string(), nullable=False),
+        pa.field("model_fp", pa.string(), nullable=False),
+        pa.field("config_fp", pa.string(), nullable=False),
+        ("error_code", pa.string()),
+        ("error_detail", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("window_y", pa.int64()),
+        ("window_x", pa.int64()),
+        ("orientation", pa.int8()),
+        ("mask", pa.binary()),
+        ("refined", pa.bool_()),
+        ("refine_note", pa.string()),
+        ("class_pixels", pa.list_(pa.int64())),
+        ("classes_present", pa.list_(pa.int32())),
+        ("confidence", pa.float32()),
+        ("entropy", pa.float32()),
+        ("changed_share", pa.float32()),
+        ("active_classes", pa.int32()),
+        pa.field("seconds_read", pa.float32(), nullable=False),
+        pa.field("seconds_decode", pa.float32(), nullable=False),
+        pa.field("seconds_infer", pa.float32(), nullable=False),
+        pa.field("seconds_refine", pa.float32(), nullable=False),
+        pa.field("seconds_encode", pa.float32(), nullable=False),
+        ("shard_rows", pa.int64()),
+        ("preview_image", pa.binary()),
+        ("preview_confidence", pa.binary()),
+    ]
+)
+
+
+def _item_columns(item: Item) -> dict[str, Any]:
+    failure, window = item.failure, item.window
+    return {
+        "key": item.key,
+        "shard": item.shard,
+        "etag": item.etag,
+        "data": item.data,
+        "error_code": failure.code if failure else None,
+        "error_detail": failure.detail if failure else None,
+        "shard_rows": item.shard_rows,
+        "window": [window.y, window.x, window.height, window.width] if window else None,
+        "seconds_read": item.seconds_read,
+    }
+
+
+def _item_from(columns: dict[str, Any]) -> Item:
+    code = columns["error_code"]
+    return Item(
+        key=columns["key"],
+        shard=columns["shard"],
+        etag=columns["etag"],
+        data=columns["data"],
+        failure=Failure(code, columns["error_detail"] or "") if code else None,
+        shard_rows=columns["shard_rows"],
+        window=Window(*columns["window"]) if columns["window"] else None,
+        seconds_read=columns["seconds_read"],
+    )
+
+
+def items_to_table(items: Iterable[Item]) -> pa.Table:
+    """Pack items into a table of `ITEM_SCHEMA`."""
+    return pa.Table.from_pylist([_item_columns(item) for item in items], schema=ITEM_SCHEMA)
+
+
+def items_from_table(table: pa.Table) -> list[Item]:
+    """Inverse of `items_to_table`."""
+    return [_item_from(columns) for columns in table.to_pylist()]
+
+
+def scored_to_table(scored: Iterable[Scored]) -> pa.Table:
+    """Pack scored items into a table of `SCORED_SCHEMA`; logits travel as C-order float16 bytes."""
+    rows = []
+    for one in scored:
+        logits = one.logits_khw
+        rows.append(
+            _item_columns(one.item)
+            | {
+                "height": one.height,
+                "width": one.width,
+                "orientation": one.orientation,
+                "logits": None if logits is None else logits.astype(np.float16, copy=False).tobytes(),
+                "logits_shape": None if logits is None else list(logits.shape),
+                "stride": one.stride,
+                "align_corners": one.align_corners,
+                "seconds_decode": one.seconds_decode,
+                "seconds_infer": one.seconds_infer,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SCORED_SCHEMA)
+
+
+def scored_from_table(table: pa.Table) -> list[Scored]:
+    """Inverse of `scored_to_table`. The logits are read-only views of the table's memory."""
+    scored = []
+    for columns in table.to_pylist():
+        shape = columns["logits_shape"]
+        logits = None if shape is None else np.frombuffer(columns["logits"], np.float16).reshape(shape)
+        scored.append(
+            Scored(
+                item=_item_from(columns),
+                height=columns["height"],
+                width=columns["width"],
+                orientation=columns["orientation"],
+                logits_khw=logits,
+                stride=columns["stride"],
+                align_corners=columns["align_corners"],
+                seconds_decode=columns["seconds_decode"],
+                seconds_infer=columns["seconds_infer"],
+            )
+        )
+    return scored
+
+
+def rows_to_table(rows: Iterable[Row]) -> pa.Table:
+    """Pack rows into a table of `ROW_SCHEMA`."""
+    names = [column.name for column in fields(Row)]
+    return pa.Table.from_pylist([{name: getattr(row, name) for name in names} for row in rows], schema=ROW_SCHEMA)
+
+
+def rows_from_table(table: pa.Table) -> list[Row]:
+    """Inverse of `rows_to_table`."""
+    return [Row(**columns) for columns in table.select(ROW_SCHEMA.names).to_pylist()]
