@@ -1,0 +1,71 @@
+"""Where the network looks: an image of any size becomes equal tiles whose corners sit on multiples of 32 pixels.
+
+In: the size of an image. Out: a `Grid`, and the tiles it cuts. Nothing is resized, so a grid cell of the logits always
+stands for the same pixels, whichever tile it came from.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import TileConfig
+from pipeline.records import UInt8
+
+ALIGN_PX = 32
+"""Tile corners sit on multiples of this: the largest stride inside any network of the family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Equal, overlapping tiles that cover one image exactly."""
+
+    height: int
+    """Height of the image, pixels."""
+    width: int
+    tile_height: int
+    """Height of every tile, pixels; tiles may reach beyond the image, where they are padded."""
+    tile_width: int
+    corners: tuple[tuple[int, int], ...]
+    """(y, x) of the first pixel of each tile, row by row."""
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _axis(size_px: int, cfg: TileConfig) -> tuple[int, list[int]]:
+    """Tile length and first pixels along one axis; the last tile is moved back so that it ends with the image."""
+    if size_px <= cfg.tile_px:
+        return min(_round_up(size_px, cfg.bucket_px), cfg.tile_px), [0]
+    last = _round_up(size_px, ALIGN_PX) - cfg.tile_px
+    return cfg.tile_px, [*range(0, last, cfg.tile_px - cfg.overlap_px), last]
+
+
+def plan_tiles(height: int, width: int, cfg: TileConfig) -> Grid:
+    """Decide the tiles of an image of `height` x `width` pixels, both at least 1.
+
+    A side of at most `tile_px` gives one tile, rounded up to a multiple of `bucket_px` so that images of nearly the
+    same size share a batch.
+    """
+    tile_height, ys = _axis(height, cfg)
+    tile_width, xs = _axis(width, cfg)
+    return Grid(height, width, tile_height, tile_width, tuple((y, x) for y in ys for x in xs))
+
+
+def cut(pixels_hwc: UInt8, grid: Grid, index: int) -> UInt8:
+    """Cut tile `index` of a grid out of (H, W, C) pixels, padded by reflection: (tile_height, tile_width, C) uint8."""
+    y, x = grid.corners[index]
+    part = pixels_hwc[y : y + grid.tile_height, x : x + grid.tile_width]
+    missing = grid.tile_height - part.shape[0], grid.tile_width - part.shape[1]
+    return np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") if any(missing) else part
+
+
+def blend_window(length: int) -> npt.NDArray[np.float32]:
+    """Weights along one axis of a tile: a raised cosine, largest in the middle, never 0. Shape (length,).
+
+    Any positive weights would do, since the canvas divides by their sum; a smooth fall to the border hides the place
+    where the tiles meet.
+    """
+    phase = (np.arange(length, dtype=np.float32) + 0.5) / length
+    return (0.01 + 0.99 * np.sin(np.pi * phase) ** 2).astype(np.float32)
