@@ -1,0 +1,690 @@
+"""Objects in a store: list, read, put, put if absent, delete. The only module that retries.
+
+URLs go in: a local path, `file://`, `memory://`, `s3://` or `gs://`. Bytes and `FileInfo` come out.
+
+What a caller sees when something goes wrong:
+
+    FileNotFoundError           the object is not there (`read_bytes`, `open_read`, `info`)
+    InputError                  too_many_bytes, source_changed: the object is not what was planned
+    AccessDenied                403, never retried; names the IAM action that is missing
+    StorageTimeout              the store kept timing out through every attempt
+    StorageError                it kept failing, the disk is full, the folder or bucket does not exist
+    ConfigError                 the URL itself is refused
+
+`as_input_error` turns what one failed read left behind into that work item's failure. Credentials and endpoints come
+from the environment's provider chain only (AWS_PROFILE, AWS_ENDPOINT_URL, IAM roles), never from a URL or an argument.
+"""
+
+import asyncio
+import errno
+import functools
+import io
+import os
+import random
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
+
+from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
+from pipeline.redact import redact
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One object of a listing."""
+
+    path: str
+    """Relative to the listed URL, separated by `/`."""
+    size: int
+    """Bytes."""
+    etag: str
+    """Version of the content, as the store names it. Local files: modification time and size."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Capped exponential backoff with full jitter.
+
+    M. Brooker, "Exponential Backoff And Jitter", aws.amazon.com/blogs/architecture, 2015.
+    """
+
+    attempts: int = 6
+    """Requests sent in all, the first one included."""
+    first_s: float = 0.2
+    """Upper bound of the first pause; it doubles with every attempt."""
+    longest_s: float = 8.0
+    """Upper bound of any pause."""
+    total_s: float = 30.0
+    """No attempt starts later than this after the first."""
+    request_s: float = 60.0
+    """Deadline of one request, beside the time its bytes may take."""
+    slowest_bytes_per_s: float = 256 * 1024
+    """A transfer slower than this is given up and tried again."""
+
+    def pause_s(self, attempt: int) -> float:
+        """Seconds to wait after `attempt` (1 is the first)."""
+        return random.uniform(0, min(self.longest_s, self.first_s * 2 ** (attempt - 1)))  # noqa: S311
+
+    def deadline_s(self, size: int) -> float:
+        """Seconds one request that moves `size` bytes may take."""
+        return self.request_s + size / self.slowest_bytes_per_s
+
+
+RETRY = RetryPolicy()
+"""The policy of this process."""
+
+BLOCK_BYTES = 8 * 2**20
+"""Bytes per range request of `open_read`: large enough to hide latency, small enough to repeat."""
+
+
+class StorageTimeout(StorageError):
+    """Every attempt timed out."""
+
+
+# ---------------------------------------------------------------- public
+
+
+def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """Open the fsspec file system of a URL: (file system, path inside it).
+
+    Requests made through it directly are not retried: prefer `open_read` wherever a file object will do.
+
+    Raises:
+        ConfigError: for any other scheme, for credentials inside the URL, or when gcsfs is not installed.
+    """
+    store, path = _locate(url)
+    return store.fs, path
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path parts to a URL. `join(url, info.path)` is the URL of a listed object, whatever its name holds."""
+    return (url if url.endswith("/") or not url else url + "/") + "/".join(parts)
+
+
+def exists(url: str) -> bool:
+    """Whether an object, not a folder, is there."""
+    try:
+        info(url)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def info(url: str) -> FileInfo:
+    """Describe one object; `path` is its last name. A folder is a FileNotFoundError."""
+    return _request("read", url, lambda store, path: store.info(path))
+
+
+def list_files(url: str) -> Iterator[FileInfo]:
+    """List everything below a URL, depth first, one page or folder at a time.
+
+    The order is that of the paths' code points, the same in every store. The URL of a single object gives that object
+    under its last name. Names that begin with `_` or `.` are listed too. Links to folders are followed.
+
+    Raises:
+        StorageError: nothing is there.
+    """
+    store, path = _locate(url)
+    empty = True
+    try:
+        for file in store.walk(url, path):
+            empty = False
+            yield file
+        if empty and not store.is_folder(path):
+            yield info(url)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(f"no such file or folder: {redact(url)}") from error
+
+
+def read_bytes(url: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+    """Read a whole object in one request.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: `too_many_bytes` above `max_bytes`, before the body is read; `source_changed` when `etag` differs.
+    """
+    return _request("read", url, lambda store, path: store.read(path, max_bytes=max_bytes, etag=etag))
+
+
+def open_read(url: str, *, etag: str | None = None) -> io.BufferedReader:
+    """Open a large object for reading: seekable, fetched in ranges of `BLOCK_BYTES`, each retried on its own.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: `source_changed`, here when `etag` differs, or from a later read when the object was replaced.
+    """
+    found = info(url)
+    _admit(found, etag=etag)
+    return io.BufferedReader(_RangeFile(url, found), BLOCK_BYTES)
+
+
+def put(url: str, data: bytes) -> None:
+    """Write an object so that a reader sees the old one or the new one, never a part of either.
+
+    S3: one PUT or a completed multipart upload. Local: temporary file in the same folder, fsync, rename, fsync of the
+    folder; a process killed on the way leaves at most a file named `.tmp-*`. Parent folders are made.
+    """
+    _write(url, lambda store, path: store.put(path, data))
+
+
+def put_if_absent(url: str, data: bytes) -> bool:
+    """Write an object unless one is there; True when this call created it. `data` must be unique to the caller.
+
+    When an answer is lost the request is repeated and finds its own object: equal bytes are then taken for ours.
+    S3: `If-None-Match: *`. Local: a hard link to a complete temporary file.
+    """
+    attempts = 0
+
+    def create(store: _Store, path: str) -> bool:
+        nonlocal attempts
+        attempts += 1
+        return store.create(path, data) or (attempts > 1 and store.read(path) == data)
+
+    return _write(url, create)
+
+
+def supports_put_if_absent(url: str) -> bool:
+    """Try it: create one scratch object twice in the folder `url`. Some S3 servers accept both (rclone 1.75)."""
+    scratch = join(url, f".probe-{uuid.uuid4().hex}")
+    try:
+        return put_if_absent(scratch, b"first") and not put_if_absent(scratch, b"second")
+    finally:
+        delete(scratch)
+
+
+def delete(url: str) -> None:
+    """Delete an object; one that is not there is no error."""
+    with suppress(FileNotFoundError):
+        _request("delete", url, lambda store, path: store.delete(path))
+
+
+def as_input_error(error: FileNotFoundError | StorageError) -> InputError:
+    """Say what one failed read means for its work item: not_found, storage_timeout or storage_error."""
+    if isinstance(error, FileNotFoundError):
+        return InputError("not_found", "the object was listed and is gone")
+    code = "storage_timeout" if isinstance(error, StorageTimeout) else "storage_error"
+    return InputError(code, error.message, hint=error.hint)
+
+
+# ---------------------------------------------------------------- stores
+
+
+class _Store:
+    """A store through plain fsspec: memory:// and gs:// need no more."""
+
+    creating = threading.Lock()
+    """fsspec's own check for an existing object and the write that follows are two steps."""
+
+    def __init__(self, fs: AbstractFileSystem) -> None:
+        self.fs = fs
+
+    def info(self, path: str) -> FileInfo:
+        return self._describe(self.fs.info(path))
+
+    def is_folder(self, path: str) -> bool:
+        return bool(self.fs.isdir(path))
+
+    def walk(self, url: str, path: str) -> Iterator[FileInfo]:
+        """Depth first. A folder sorts as `name/`, which makes the whole order that of the full paths."""
+        if self.is_folder(path):
+            yield from self._descend(url, path, "")
+
+    def _descend(self, url: str, folder: str, prefix: str) -> Iterator[FileInfo]:
+        entries: list[tuple[str, FileInfo | None]] = _request("list", url, lambda store, _: store.entries(folder))
+        for name, file in sorted(entries, key=lambda entry: entry[0]):
+            if file is None:
+                yield from self._descend(url, f"{folder}/{name[:-1]}", prefix + name)
+            else:
+                yield replace(file, path=prefix + name)
+
+    def entries(self, folder: str) -> list[tuple[str, FileInfo | None]]:
+        """One folder: (`name`, file) and (`name/`, None)."""
+        found: list[tuple[str, FileInfo | None]] = []
+        for entry in self.fs.ls(folder, detail=True):
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            is_folder = entry["type"] == "directory"
+            found.append((name + "/", None) if is_folder else (name, self._describe(entry)))
+        return found
+
+    def _describe(self, entry: dict[str, Any]) -> FileInfo:
+        if entry["type"] == "directory":
+            raise FileNotFoundError(entry["name"])
+        created = entry.get("created")  # memory:// lists seconds and describes a datetime
+        seconds = created.timestamp() if isinstance(created, datetime) else created
+        version = entry.get("etag") or f"{seconds}-{entry['size']}"
+        return FileInfo(entry["name"].rpartition("/")[2], int(entry["size"]), str(version))
+
+    def read(
+        self, path: str, *, span: tuple[int, int] | None = None, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes:
+        _admit(self.info(path), max_bytes=max_bytes, etag=etag)
+        start, end = span or (None, None)
+        data: bytes = self.fs.cat_file(path, start=start, end=end)
+        return data
+
+    def put(self, path: str, data: bytes) -> None:
+        self.fs.pipe_file(path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with self.creating:
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def delete(self, path: str) -> None:
+        self.fs.rm_file(path)
+
+    def refresh(self) -> None:
+        """Fetch new credentials, where the store has any."""
+
+
+class _Local(_Store):
+    """Files, through the operating system itself: fsspec neither syncs nor replaces atomically."""
+
+    def info(self, path: str) -> FileInfo:
+        if os.path.isdir(path):
+            raise FileNotFoundError(path)
+        return _from_stat(os.path.basename(path), os.stat(path))
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def entries(self, folder: str) -> list[tuple[str, FileInfo | None]]:
+        found: list[tuple[str, FileInfo | None]] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                _check_name(entry)
+                if entry.is_dir():
+                    found.append((entry.name + "/", None))
+                elif entry.is_file():
+                    found.append((entry.name, _from_stat(entry.name, entry.stat())))
+                elif entry.is_symlink():  # its target is gone: listed, so that reading it says so
+                    found.append((entry.name, FileInfo(entry.name, 0, "")))
+        return found
+
+    def read(
+        self, path: str, *, span: tuple[int, int] | None = None, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes:
+        with open(path, "rb") as file:
+            found = _from_stat(path, os.fstat(file.fileno()))
+            _admit(found, max_bytes=max_bytes, etag=etag)
+            start, end = span or (0, found.size)
+            file.seek(start)
+            return file.read(end - start)
+
+    def put(self, path: str, data: bytes) -> None:
+        with _complete_file(path, data) as temporary:
+            os.replace(temporary, path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with _complete_file(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        return True
+
+    def delete(self, path: str) -> None:
+        os.unlink(path)
+
+
+class _S3(_Store):
+    """S3 and what speaks like it: one request per read, one per thousand names listed, exact keys."""
+
+    def info(self, path: str) -> FileInfo:
+        bucket, _, key = path.partition("/")
+        if not key or key.endswith("/"):
+            raise FileNotFoundError(path)
+        head = self.fs.call_s3("head_object", Bucket=bucket, Key=key, timeout=RETRY.request_s)
+        return FileInfo(key.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
+
+    def is_folder(self, path: str) -> bool:
+        return "/" not in path
+
+    def walk(self, url: str, path: str) -> Iterator[FileInfo]:
+        bucket, _, key = path.partition("/")
+        prefix = key.rstrip("/") + "/" if key else ""
+        token: str | None = ""
+        while token is not None:
+            page = functools.partial(self._page, bucket, prefix, token)
+            files, token = _request("list", url, lambda *_, page=page: page())
+            yield from files
+
+    def _page(self, bucket: str, prefix: str, token: str) -> tuple[list[FileInfo], str | None]:
+        """Up to 1000 objects, and the token of the next page. `name/` placeholders of empty folders are left out."""
+        more = {"ContinuationToken": token} if token else {}
+        page = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more, timeout=RETRY.request_s)
+        files = [
+            FileInfo(one["Key"][len(prefix) :], one["Size"], one["ETag"].strip('"'))
+            for one in page.get("Contents", [])
+            if not one["Key"].endswith("/")
+        ]
+        return files, page["NextContinuationToken"] if page.get("IsTruncated") else None
+
+    def read(
+        self, path: str, *, span: tuple[int, int] | None = None, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes:
+        def admit(size: int, found: str) -> None:
+            _admit(FileInfo(path, size, found), max_bytes=max_bytes, etag=etag)
+
+        data: bytes = sync(self.fs.loop, self._get, path, span, admit)
+        return data
+
+    async def _get(self, path: str, span: tuple[int, int] | None, admit: Callable[[int, str], None]) -> bytes:
+        bucket, _, key = path.partition("/")
+        limits = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
+        asked = self.fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
+        reply = await asyncio.wait_for(asked, RETRY.request_s)
+        try:
+            admit(reply["ContentLength"], reply["ETag"].strip('"'))
+            data: bytes = await asyncio.wait_for(reply["Body"].read(), RETRY.deadline_s(reply["ContentLength"]))
+            return data
+        finally:
+            reply["Body"].close()
+
+    def put(self, path: str, data: bytes) -> None:
+        self.fs.pipe_file(path, data, timeout=RETRY.deadline_s(len(data)))
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(path, data, mode="create", timeout=RETRY.deadline_s(len(data)))
+        except OSError as error:
+            if isinstance(error, FileExistsError) or _answer(error)[0] == 412:
+                return False
+            raise
+        return True
+
+    def delete(self, path: str) -> None:
+        bucket, _, key = path.partition("/")
+        self.fs.call_s3("delete_object", Bucket=bucket, Key=key, timeout=RETRY.request_s)
+
+    def refresh(self) -> None:
+        self.fs.connect(refresh=True)
+
+
+class _RangeFile(io.RawIOBase):
+    """One version of one object, fetched in ranges."""
+
+    def __init__(self, url: str, found: FileInfo) -> None:
+        self._url, self._found, self._at = url, found, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + (0, self._at, self._found.size)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._found.size, self._at + min(len(buffer), BLOCK_BYTES))
+        if end <= self._at:
+            return 0
+        span = (self._at, end)
+        data = _request("read", self._url, lambda store, path: store.read(path, span=span, etag=self._found.etag))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        chunks = []
+        while chunk := self.read(BLOCK_BYTES):
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def _admit(found: FileInfo, *, max_bytes: int | None = None, etag: str | None = None) -> None:
+    if etag is not None and found.etag != etag:
+        raise InputError("source_changed", f"version {found.etag}, planned {etag}", hint="run again to plan anew")
+    if max_bytes is not None and found.size > max_bytes:
+        raise InputError("too_many_bytes", f"{found.size} bytes, limit {max_bytes}")
+
+
+def _check_name(entry: os.DirEntry[str]) -> None:
+    """Refuse what cannot become keys: names that are not UTF-8, and links that lead back to a folder above."""
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError as error:
+        raise StorageError(f"the name of {entry.path!r} is not UTF-8", hint="rename the file") from error
+    if entry.is_symlink() and entry.is_dir():
+        target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
+        if os.path.commonpath([target, here]) == target:
+            raise StorageError(f"{entry.path} links back to {target}", hint="remove the link")
+
+
+def _from_stat(name: str, stat: os.stat_result) -> FileInfo:
+    return FileInfo(name, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+
+
+@contextmanager
+def _complete_file(path: str, data: bytes) -> Iterator[str]:
+    """A temporary file beside `path` with all of `data` on disk; gone afterwards, whatever became of it."""
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.tmp-{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        _sync_folder(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"no space left for {path}: {len(data)} bytes needed", hint="free space, run again"
+            ) from error
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename durable: it lives in the folder, not in the file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------- URL to store
+
+_ALLOWED = "a local path, file://, memory://, s3:// or gs://"
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _locate(url: str) -> tuple[_Store, str]:
+    """The store of a URL, and the path inside it."""
+    scheme, separator, rest = url.partition("://")
+    if not url or not separator or scheme == "file":
+        if not (path := rest if separator else url):
+            raise ConfigError("the URL is empty", hint=f"use {_ALLOWED}")
+        return _store("file", os.getpid()), path.rstrip("/") or "/"
+    if scheme == "memory":
+        return _store("memory", os.getpid()), "/" + rest.strip("/") if rest.strip("/") else ""
+    if scheme not in ("s3", "gs"):
+        raise ConfigError(f"{scheme}:// is not supported", hint=f"use {_ALLOWED}")
+    if not _BUCKET.fullmatch(rest.partition("/")[0]):
+        # The text is not repeated: what stands where the bucket should be may be a secret.
+        raise ConfigError(
+            f"{scheme}:// must be followed by a bucket name",
+            hint="credentials never belong in a URL; set AWS_PROFILE, a role, or the provider's own variables",
+        )
+    variables = tuple(os.environ.get(name) for name in _S3_VARIABLES) if scheme == "s3" else ()
+    return _store(scheme, os.getpid(), *variables), rest.rstrip("/") if "/" not in rest.rstrip("/") else rest
+
+
+_S3_VARIABLES = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_DEFAULT_REGION",
+)
+"""Another value of one of these is another client."""
+
+
+@functools.lru_cache(maxsize=16)
+def _store(scheme: str, pid: int, *variables: str | None) -> _Store:
+    """One store per process, shared by its threads; a forked child has another pid and connects anew."""
+    if scheme == "s3":
+        return _S3(_s3_filesystem())
+    if scheme == "file":
+        return _Local(fsspec.filesystem("file"))
+    try:
+        return _Store(fsspec.filesystem(scheme, use_listings_cache=False))
+    except ImportError as error:
+        raise ConfigError(f"{scheme}:// needs gcsfs", hint="pip install 'atrous[gcs]'") from error
+
+
+def _s3_filesystem() -> AbstractFileSystem:
+    """An S3 client that sends each request once: all retries are `_request`'s.
+
+    Checksums beyond what the protocol asks for are off unless the environment wants them: rclone, MinIO and Ceph of
+    2024 and older refuse the trailer (botocore 1.36 release notes); TLS and Parquet's page checksums remain.
+    """
+    fs = fsspec.filesystem(
+        "s3",
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        config_kwargs={
+            "connect_timeout": 5,
+            "read_timeout": 30,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "max_pool_connections": 64,
+            "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
+            "response_checksum_validation": os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
+        },
+    )
+    fs.retries = 1
+    return fs
+
+
+# ---------------------------------------------------------------- requests and retries
+
+_IAM = {"read": "s3:GetObject", "list": "s3:ListBucket", "write": "s3:PutObject", "delete": "s3:DeleteObject"}
+_TRANSIENT = {408, 409, 429, 500, 502, 503, 504}
+"""409 is a conditional PUT that met another one: S3 asks for a repeat (docs: "Conditional writes")."""
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+
+
+def _write(url: str, call: Callable[["_Store", str], T]) -> T:
+    try:
+        return _request("write", url, call)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise StorageError(
+            f"cannot write {redact(url)}: no such bucket, or a file stands where a folder should"
+        ) from error
+
+
+def _request(verb: str, url: str, call: Callable[[_Store, str], T]) -> T:
+    """Run one request until it succeeds or a repeat is pointless."""
+    store, path = _locate(url)
+    began, attempt, refreshed = time.monotonic(), 0, False
+    while True:
+        attempt += 1
+        try:
+            return call(store, path)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            raise
+        except _client_errors() as error:
+            if _answer(error)[1] in _EXPIRED and not refreshed:
+                refreshed = True
+                store.refresh()
+                continue
+            if _is_denied(error):
+                raise _denied(verb, url, error) from error
+            pause_s = RETRY.pause_s(attempt)
+            late = time.monotonic() - began + pause_s > RETRY.total_s
+            if not _is_transient(error) or late or attempt >= RETRY.attempts:
+                raise _gave_up(verb, url, error, attempt) from error
+            time.sleep(pause_s)
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """OSError, and what the S3 client raises beside it once it is loaded."""
+    if "aiobotocore" not in sys.modules:
+        return (OSError,)
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    return (OSError, BotoCoreError, ClientError, *_broken_connections())
+
+
+def _broken_connections() -> tuple[type[Exception], ...]:
+    """How the S3 client says that no whole answer arrived."""
+    if "aiobotocore" not in sys.modules:
+        return ()
+    from aiohttp import ClientError as HTTPError  # noqa: PLC0415
+    from botocore import exceptions, parsers  # noqa: PLC0415
+
+    return (
+        HTTPError,
+        exceptions.HTTPClientError,
+        exceptions.ConnectionError,
+        exceptions.IncompleteReadError,
+        parsers.ResponseParserError,
+    )
+
+
+def _answer(error: BaseException) -> tuple[int, str]:
+    """HTTP status and error code of the store; (0, "") when it never answered."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return status, response.get("Error", {}).get("Code", "")
+    return 0, ""
+
+
+def _is_denied(error: Exception) -> bool:
+    return isinstance(error, PermissionError) or type(error).__name__ in (
+        "NoCredentialsError",
+        "PartialCredentialsError",
+    )
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether a repeat may help: the store said so, or the connection broke."""
+    status, _ = _answer(error)
+    if status:
+        return status in _TRANSIENT or isinstance(error, TimeoutError)
+    return isinstance(error, (TimeoutError, ConnectionError, *_broken_connections()))
+
+
+def _denied(verb: str, url: str, error: Exception) -> AccessDenied:
+    status, code = _answer(error)
+    if url.startswith("s3://"):
+        hint = f"the credentials in use need {_IAM[verb]} here; look at AWS_PROFILE or the role of this machine"
+        if verb == "read":
+            hint += " (without s3:ListBucket a missing object answers 403 too)"
+    else:
+        hint = f"give this user the right to {verb} it"
+    said = f"{status} {code}" if status else redact(str(error))
+    return AccessDenied(f"cannot {verb} {redact(url)}: {said}", hint=hint)
+
+
+def _gave_up(verb: str, url: str, error: Exception, attempts: int) -> StorageError:
+    status, code = _answer(error)
+    timed_out = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
+    said = f"{status} {code}" if status else "timed out" if timed_out else redact(f"{type(error).__name__}: {error}")
+    kind = StorageTimeout if timed_out else StorageError
+    return kind(f"cannot {verb} {redact(url)}: {said}, {attempts} attempt{'s' if attempts > 1 else ''}")
