@@ -44,9 +44,7 @@ class DecodeConfig(_Frozen):
     max_mpx: float = Field(100.0, gt=0, description="Megapixels the header may announce.")
     max_mib: float = Field(256.0, gt=0, description="Size of one encoded image, MiB.")
     min_px: int = Field(1, ge=1, description="Smallest side accepted, pixels.")
-    frame: Literal["fail", "first"] = Field(
-        "fail", description="Animated or multi-page files: refuse, or take frame 0."
-    )
+    frame: Literal["fail", "first"] = Field("fail", description="Files of several frames: refuse, or take the first.")
     sixteen_bit: Literal["divide", "percentile"] = Field(
         "divide", description="16-bit to 8-bit: value/257, or stretch percentiles 2 to 98 of the image."
     )
@@ -86,13 +84,14 @@ class RefineConfig(_Frozen):
     bi_xy: float | None = Field(
         None, gt=0, description="Overrides the preset: its spatial sigma, pixels (theta alpha)."
     )
-    bi_rgb: float | None = Field(None, gt=0, description="Overrides the preset: its colour sigma, levels (theta beta).")
+    bi_rgb: float | None = Field(None, gt=0, description="Overrides the preset: its sigma in colour (theta beta).")
     pos_w: float | None = Field(None, ge=0, description="Overrides the preset: weight of the smoothness kernel (w2).")
     pos_xy: float | None = Field(None, gt=0, description="Overrides the preset: its sigma, pixels (theta gamma).")
     iterations: int | None = Field(None, ge=1, le=100, description="Overrides the preset: mean field iterations.")
     prune: float = Field(
         0.05, ge=0, lt=0.5, description="Drop classes whose probability stays below this everywhere; 0 keeps all."
     )
+    window_px: int = Field(1024, ge=128, description="Images larger than this are refined in windows, pixels.")
     deadline_s: float = Field(60.0, gt=0, description="Give up refining an image after this, keep its mask, seconds.")
 
 
@@ -106,9 +105,7 @@ class RuntimeConfig(_Frozen):
     block_mib: float = Field(2.0, gt=0, description="Size of the blocks between stages, MiB.")
     max_failed_fraction: float = Field(0.01, ge=0, le=1, description="More failed rows than this: exit status 1.")
     lease_s: float = Field(30.0, gt=0, description="A driver silent for this long has lost the output, seconds.")
-    item_timeout_s: float = Field(
-        600.0, gt=0, description="A worker stuck on one batch for this long is killed, seconds."
-    )
+    item_timeout_s: float = Field(600.0, gt=0, description="A worker stuck on a batch this long is killed, seconds.")
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
     log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or one JSON object each.")
     previews: int = Field(200, ge=0, description="About how many images of the run are kept small for the report.")
