@@ -1,0 +1,103 @@
+"""From a mask in memory to the committed row: palette PNG, statistics, and small previews for the report."""
+
+import hashlib
+import io
+from time import perf_counter
+
+import numpy as np
+import PIL.Image
+
+from pipeline.classes import ClassMap
+from pipeline.records import Failure, Image, Item, Row, Scored, UInt8
+from pipeline.refine.refiner import Refinement
+
+PREVIEW_PX = 320
+"""Longest side of a preview."""
+
+
+def mask_png(mask_hw: UInt8, classes: ClassMap) -> bytes:
+    """Encode a mask as 8-bit palette PNG: the value of a pixel is its class id, the palette its colour."""
+    picture = PIL.Image.fromarray(mask_hw, mode="P")
+    picture.putpalette(classes.png_palette())
+    return _saved(picture, "PNG", compress_level=1)
+
+
+def read_mask_png(data: bytes) -> UInt8:
+    """Class ids of a palette PNG, (H, W) uint8. Inverse of `mask_png`."""
+    with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+        return np.asarray(picture, np.uint8)
+
+
+def is_preview(key: str, share: float) -> bool:
+    """Whether a row is one of the share (0 to 1) that carry previews: decided by its key, so the same on every run."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) < share * 2**64
+
+
+def row(
+    scored: Scored, refinement: Refinement, image: Image | None, *, classes: ClassMap, model_fp: str, config_fp: str
+) -> Row:
+    """The row of a segmented image; with previews when `image` is given."""
+    started = perf_counter()
+    item, stats = scored.item, refinement.stats
+    preview_image, preview_confidence = (None, None) if image is None else previews(image, refinement.confidence_hw)
+    png = mask_png(refinement.mask_hw, classes)
+    return Row(
+        key=item.key,
+        status="ok",
+        shard=item.shard,
+        source_etag=item.etag,
+        model_fp=model_fp,
+        config_fp=config_fp,
+        height=scored.height,
+        width=scored.width,
+        window_y=item.window.y if item.window else 0,
+        window_x=item.window.x if item.window else 0,
+        orientation=scored.orientation,
+        mask=png,
+        refined=refinement.refined,
+        refine_note=refinement.note,
+        class_pixels=stats.class_pixels.tolist(),
+        classes_present=np.flatnonzero(stats.class_pixels).tolist(),
+        confidence=stats.mean(stats.confidence_sum),
+        entropy=stats.mean(stats.entropy_sum),
+        changed_share=stats.mean(stats.changed_pixels),
+        active_classes=refinement.active_classes,
+        seconds_read=item.seconds_read,
+        seconds_decode=scored.seconds_decode,
+        seconds_infer=scored.seconds_infer,
+        seconds_encode=perf_counter() - started,
+        shard_rows=item.shard_rows,
+        preview_image=preview_image,
+        preview_confidence=preview_confidence,
+    )
+
+
+def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -> Row:
+    """The row of a work item that has no mask."""
+    return Row(
+        key=item.key,
+        status="failed",
+        shard=item.shard,
+        source_etag=item.etag,
+        model_fp=model_fp,
+        config_fp=config_fp,
+        error_code=failure.code,
+        error_detail=failure.detail,
+        seconds_read=item.seconds_read,
+        shard_rows=item.shard_rows,
+    )
+
+
+def previews(image: Image, confidence_hw: UInt8) -> tuple[bytes, bytes]:
+    """A JPEG of the image and a grey PNG of the confidence, both at most `PREVIEW_PX` on their longest side."""
+    scale = min(1.0, PREVIEW_PX / max(image.height, image.width))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    small = PIL.Image.fromarray(image.pixels_hwc).resize(size, PIL.Image.Resampling.LANCZOS)
+    sure = PIL.Image.fromarray(confidence_hw).resize(size, PIL.Image.Resampling.BOX)
+    return _saved(small, "JPEG", quality=85), _saved(sure, "PNG")
+
+
+def _saved(picture: PIL.Image.Image, form: str, **options: int) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()

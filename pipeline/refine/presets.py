@@ -1,0 +1,55 @@
+"""Published dense CRF parameters, by the paper or project that used them.
+
+Names follow Krähenbühl and Koltun 2011, eq. 3: an appearance kernel with weight w1 (`bi_w`), spatial sigma theta_alpha
+(`bi_xy`, pixels) and colour sigma theta_beta (`bi_rgb`, 8-bit levels), and a smoothness kernel with weight w2 (`pos_w`)
+and sigma theta_gamma (`pos_xy`, pixels).
+"""
+
+from dataclasses import dataclass, replace
+
+from pipeline.config import RefineConfig
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class CrfParams:
+    """Parameters of one fully connected CRF with a Potts model."""
+
+    bi_w: float
+    bi_xy: float
+    bi_rgb: float
+    pos_w: float
+    pos_xy: float
+    iterations: int = 10
+    """Mean field iterations."""
+
+
+PRESETS: dict[str, CrfParams] = {
+    # Chen et al. 2015 (DeepLab v1), cross-validated on VOC 2012 val: the values of the authors' project page.
+    "deeplab-v1": CrfParams(5, 50, 10, 3, 3),
+    "deeplab-v1-msc": CrfParams(3, 95, 3, 3, 3),
+    "deeplab-v1-coco": CrfParams(5, 67, 3, 3, 3),
+    "deeplab-v1-largefov": CrfParams(4, 121, 5, 3, 3),
+    "deeplab-v1-msc-largefov": CrfParams(4, 83, 5, 3, 3),
+    # Chen et al. 2017 (DeepLab v2), ResNet-101 on VOC and COCO-Stuff:
+    # https://github.com/kazuto1011/deeplab-pytorch configs
+    "deeplab-v2": CrfParams(4, 67, 3, 3, 1),
+    # Third-party script for CamVid with MSc-LargeFOV.
+    "camvid": CrfParams(5, 50, 3, 3, 3),
+    # Krähenbühl's demo, as in pydensecrf's README.
+    "densecrf-demo": CrfParams(10, 80, 13, 3, 3, 5),
+}
+
+
+def resolve(cfg: RefineConfig) -> CrfParams:
+    """The preset with the settings that were given one by one in its place.
+
+    Raises:
+        ConfigError: when there is no such preset.
+    """
+    if cfg.preset not in PRESETS:
+        hint = f"--refine.preset is one of {', '.join(sorted(PRESETS))}"
+        raise ConfigError(f"no CRF preset {cfg.preset!r}", hint=hint)
+    names = ("bi_w", "bi_xy", "bi_rgb", "pos_w", "pos_xy", "iterations")
+    given = {name: value for name in names if (value := getattr(cfg, name)) is not None}
+    return replace(PRESETS[cfg.preset], **given)

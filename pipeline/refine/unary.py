@@ -1,0 +1,59 @@
+"""From logits at the network's stride to what a refiner works on: full-size scores and probabilities.
+
+The logits travel small (float16, stride 4 to 16) and are upsampled here, one window of the image at a time, so that
+full-size maps never leave the process and never cover more than one window.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.records import Float16, Float32, Scored, Window
+
+
+def _taps(
+    first: int, length: int, stride: int, cells: int, *, align_corners: bool
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float32]:
+    """Left cell, right cell and weight of the right one, for `length` pixels from `first` on, along one axis."""
+    pixels = np.arange(first, first + length, dtype=np.float32)
+    centres = pixels / stride if align_corners else (pixels + 0.5) / stride - 0.5
+    centres = centres.clip(0, cells - 1)
+    left = np.floor(centres).astype(np.intp)
+    return left, np.minimum(left + 1, cells - 1), (centres - left).astype(np.float32)
+
+
+def upsample(logits_khw: Float16 | Float32, scored: Scored, window: Window) -> Float32:
+    """Bilinear upsampling of one window: (K, window.height, window.width) float32.
+
+    Cell (i, j) of the logits stands for the pixels [i*stride, (i+1)*stride) of the image; with `scored.align_corners`
+    it stands for the single pixel i*stride. Equal to `torch.nn.functional.interpolate` on the padded input, cropped.
+    """
+    align = scored.align_corners
+    top, bottom, down = _taps(window.y, window.height, scored.stride, logits_khw.shape[1], align_corners=align)
+    left, right, along = _taps(window.x, window.width, scored.stride, logits_khw.shape[2], align_corners=align)
+    first, last = top[0], bottom[-1] + 1
+    band = logits_khw[:, first:last].astype(np.float32)  # only the rows of cells this window touches
+    wide = band[:, :, left]
+    wide += (band[:, :, right] - wide) * along
+    tall = wide[:, top - first]
+    tall += (wide[:, bottom - first] - tall) * down[:, None]
+    return tall
+
+
+def softmax(logits_khw: Float32) -> Float32:
+    """Probabilities over the first axis, float32."""
+    exp: Float32 = np.exp(logits_khw - logits_khw.max(axis=0, keepdims=True))
+    exp /= exp.sum(axis=0, keepdims=True)
+    return exp
+
+
+def active_classes(logits_khw: Float16, *, prune: float) -> npt.NDArray[np.intp]:
+    """Ids of the classes that can still win somewhere, ascending; all of them when `prune` is 0.
+
+    A class is dropped when its probability stays below `prune` in every cell and no cell has it as the largest.
+    """
+    if prune == 0:
+        return np.arange(len(logits_khw))
+    probs = softmax(logits_khw.astype(np.float32)).reshape(len(logits_khw), -1)
+    reached = probs.max(axis=1) >= prune
+    reached[np.unique(probs.argmax(axis=0))] = True
+    return np.flatnonzero(reached)

@@ -1,0 +1,46 @@
+"""What a mask and its probabilities say about one image, in numbers that can be added up over many.
+
+Sums and counts, not means, are what windows and shards exchange: merging them is exact.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.records import Bool, Float32, UInt8
+
+
+@dataclass(slots=True)
+class PixelStats:
+    """Sums over the valid pixels of some windows of one image."""
+
+    class_pixels: npt.NDArray[np.int64]
+    """(K,) pixels per class."""
+    valid_pixels: int = 0
+    confidence_sum: float = 0.0
+    """Sum of the largest probability of each pixel."""
+    entropy_sum: float = 0.0
+    """Sum of each pixel's entropy divided by log(K)."""
+    changed_pixels: int = field(default=0)
+    """Pixels to which the refiner gave another class."""
+
+    def add(self, mask_hw: UInt8, probs_khw: Float32, changed_hw: Bool, valid_hw: Bool | None) -> None:
+        """Count one window; pixels that are not valid do not count."""
+        valid = np.ones(mask_hw.shape, bool) if valid_hw is None else valid_hw
+        self.class_pixels += np.bincount(mask_hw[valid], minlength=len(self.class_pixels))
+        self.valid_pixels += int(valid.sum())
+        self.confidence_sum += float(probs_khw.max(axis=0)[valid].sum(dtype=np.float64))
+        self.entropy_sum += float(entropy(probs_khw)[valid].sum(dtype=np.float64))
+        self.changed_pixels += int((changed_hw & valid).sum())
+
+    def mean(self, total: float) -> float:
+        """A sum per valid pixel; 0 when there are none."""
+        return total / self.valid_pixels if self.valid_pixels else 0.0
+
+
+def entropy(probs_khw: Float32) -> Float32:
+    """Shannon entropy of each pixel over log(K): (H, W), 0 where one class is certain, 1 where all are equal."""
+    logs = np.log(np.maximum(probs_khw, 1e-30))
+    bits: Float32 = -np.einsum("khw,khw->hw", probs_khw, logs) / np.float32(np.log(len(probs_khw)))
+    return bits.clip(0, 1)
