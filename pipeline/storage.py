@@ -7,6 +7,7 @@ What a caller sees when something goes wrong:
     FileNotFoundError           the object is not there (`read_bytes`, `open_read`, `info`)
     InputError                  too_many_bytes, source_changed: the object is not what was planned
     AccessDenied                403, never retried; names the IAM action that is missing
+    NothingThere                a listing found nothing at all
     StorageTimeout              the store kept timing out through every attempt
     StorageError                it kept failing, the disk is full, the folder or bucket does not exist
     ConfigError                 the URL itself is refused
@@ -94,6 +95,10 @@ class StorageTimeout(StorageError):
     """Every attempt timed out."""
 
 
+class NothingThere(StorageError):
+    """A listing found neither an object nor a folder."""
+
+
 # ---------------------------------------------------------------- public
 
 
@@ -135,7 +140,7 @@ def list_files(url: str) -> Iterator[FileInfo]:
     under its last name. Names that begin with `_` or `.` are listed too. Links to folders are followed.
 
     Raises:
-        StorageError: nothing is there.
+        NothingThere: no object and no folder has this URL.
     """
     store, path = _locate(url)
     empty = True
@@ -146,7 +151,7 @@ def list_files(url: str) -> Iterator[FileInfo]:
         if empty and not store.is_folder(path):
             yield info(url)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StorageError(f"no such file or folder: {redact(url)}") from error
+        raise NothingThere(f"no such file or folder: {redact(url)}") from error
 
 
 def read_bytes(url: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
@@ -174,26 +179,19 @@ def open_read(url: str, *, etag: str | None = None) -> io.BufferedReader:
 def put(url: str, data: bytes) -> None:
     """Write an object so that a reader sees the old one or the new one, never a part of either.
 
-    S3: one PUT or a completed multipart upload. Local: temporary file in the same folder, fsync, rename, fsync of the
+    S3: one PUT, 5 GiB at most. Local: temporary file in the same folder, fsync, rename, fsync of the
     folder; a process killed on the way leaves at most a file named `.tmp-*`. Parent folders are made.
     """
     _write(url, lambda store, path: store.put(path, data))
 
 
 def put_if_absent(url: str, data: bytes) -> bool:
-    """Write an object unless one is there; True when this call created it. `data` must be unique to the caller.
+    """Write an object unless one is there; True when this call created it, also when a lost answer was repeated.
 
-    When an answer is lost the request is repeated and finds its own object: equal bytes are then taken for ours.
-    S3: `If-None-Match: *`. Local: a hard link to a complete temporary file.
+    S3: `If-None-Match: *`. Local: a hard link to a complete temporary file, so that no reader sees half of it.
     """
-    attempts = 0
-
-    def create(store: _Store, path: str) -> bool:
-        nonlocal attempts
-        attempts += 1
-        return store.create(path, data) or (attempts > 1 and store.read(path) == data)
-
-    return _write(url, create)
+    writer = uuid.uuid4().hex
+    return _write(url, lambda store, path: store.create(path, data, writer))
 
 
 def supports_put_if_absent(url: str) -> bool:
@@ -278,7 +276,7 @@ class _Store:
     def put(self, path: str, data: bytes) -> None:
         self.fs.pipe_file(path, data)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, writer: str) -> bool:
         with self.creating:
             try:
                 self.fs.pipe_file(path, data, mode="create")
@@ -331,7 +329,7 @@ class _Local(_Store):
         with _complete_file(path, data) as temporary:
             os.replace(temporary, path)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, writer: str) -> bool:
         with _complete_file(path, data) as temporary:
             try:
                 os.link(temporary, path)
@@ -347,11 +345,10 @@ class _S3(_Store):
     """S3 and what speaks like it: one request per read, one per thousand names listed, exact keys."""
 
     def info(self, path: str) -> FileInfo:
-        bucket, _, key = path.partition("/")
-        if not key or key.endswith("/"):
+        if "/" not in path or path.endswith("/"):
             raise FileNotFoundError(path)
-        head = self.fs.call_s3("head_object", Bucket=bucket, Key=key, timeout=RETRY.request_s)
-        return FileInfo(key.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
+        head = self._head(path)
+        return FileInfo(path.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
 
     def is_folder(self, path: str) -> bool:
         return "/" not in path
@@ -397,17 +394,25 @@ class _S3(_Store):
         finally:
             reply["Body"].close()
 
-    def put(self, path: str, data: bytes) -> None:
-        self.fs.pipe_file(path, data, timeout=RETRY.deadline_s(len(data)))
+    def put(self, path: str, data: bytes, **conditions: Any) -> None:
+        bucket, _, key = path.partition("/")
+        timeout = RETRY.deadline_s(len(data))
+        self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **conditions, timeout=timeout)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, writer: str) -> bool:
+        """When an answer is lost, the repeat meets its own object: `writer`, kept beside the data, tells whose it is."""
         try:
-            self.fs.pipe_file(path, data, mode="create", timeout=RETRY.deadline_s(len(data)))
+            self.put(path, data, IfNoneMatch="*", Metadata={"writer": writer})
         except OSError as error:
-            if isinstance(error, FileExistsError) or _answer(error)[0] == 412:
-                return False
-            raise
+            if _answer(error)[0] != 412:
+                raise
+            return self._head(path).get("Metadata", {}).get("writer") == writer
         return True
+
+    def _head(self, path: str) -> dict[str, Any]:
+        bucket, _, key = path.partition("/")
+        head: dict[str, Any] = self.fs.call_s3("head_object", Bucket=bucket, Key=key, timeout=RETRY.request_s)
+        return head
 
     def delete(self, path: str) -> None:
         bucket, _, key = path.partition("/")
@@ -604,7 +609,9 @@ def _request(verb: str, url: str, call: Callable[[_Store, str], T]) -> T:
         attempt += 1
         try:
             return call(store, path)
-        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, "no such object", redact(url)) from error
+        except (FileExistsError, NotADirectoryError):
             raise
         except _client_errors() as error:
             if _answer(error)[1] in _EXPIRED and not refreshed:
