@@ -68,9 +68,9 @@ class RetryPolicy:
     """Upper bound of the first pause; it doubles with every attempt."""
     longest_s: float = 8.0
     """Upper bound of any pause."""
-    total_s: float = 30.0
-    """No attempt starts later than this after the first."""
-    request_s: float = 60.0
+    total_s: float = 40.0
+    """No third attempt, or later one, starts after this."""
+    request_s: float = 30.0
     """Deadline of one request, beside the time its bytes may take."""
     slowest_bytes_per_s: float = 256 * 1024
     """A transfer slower than this is given up and tried again."""
@@ -151,6 +151,8 @@ def list_files(url: str) -> Iterator[FileInfo]:
         if empty and not store.is_folder(path):
             yield info(url)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if not empty:
+            raise StorageError(f"{redact(url)} changed while it was listed", hint="run again") from error
         raise NothingThere(f"no such file or folder: {redact(url)}") from error
 
 
@@ -400,13 +402,16 @@ class _S3(_Store):
         self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **conditions, timeout=timeout)
 
     def create(self, path: str, data: bytes, writer: str) -> bool:
-        """When an answer is lost, the repeat meets its own object: `writer`, kept beside the data, tells whose it is."""
+        """When an answer is lost, the repeat meets its own object: `writer`, kept beside it, tells whose it is.
+
+        aiohttp itself repeats a PUT whose connection broke, so counting our own attempts would not be enough.
+        """
         try:
             self.put(path, data, IfNoneMatch="*", Metadata={"writer": writer})
         except OSError as error:
             if _answer(error)[0] != 412:
                 raise
-            return self._head(path).get("Metadata", {}).get("writer") == writer
+            return bool(self._head(path).get("Metadata", {}).get("writer") == writer)
         return True
 
     def _head(self, path: str) -> dict[str, Any]:
@@ -573,7 +578,7 @@ def _s3_filesystem() -> AbstractFileSystem:
         skip_instance_cache=True,
         config_kwargs={
             "connect_timeout": 5,
-            "read_timeout": 30,
+            "read_timeout": 10,
             "retries": {"mode": "standard", "total_max_attempts": 1},
             "max_pool_connections": 64,
             "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
@@ -621,7 +626,7 @@ def _request(verb: str, url: str, call: Callable[[_Store, str], T]) -> T:
             if _is_denied(error):
                 raise _denied(verb, url, error) from error
             pause_s = RETRY.pause_s(attempt)
-            late = time.monotonic() - began + pause_s > RETRY.total_s
+            late = attempt > 1 and time.monotonic() - began + pause_s > RETRY.total_s
             if not _is_transient(error) or late or attempt >= RETRY.attempts:
                 raise _gave_up(verb, url, error, attempt) from error
             time.sleep(pause_s)

@@ -1,0 +1,43 @@
+"""Fixtures shared by all test files."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import s3_servers
+from tests.s3_servers import FaultProxy, S3Server
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """moto's S3, shared by the session; use `s3_url` for a bucket of your own."""
+    with s3_servers.moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3-compatible server over a folder, shared by the session."""
+    folder: Path = tmp_path_factory.mktemp("rclone")
+    with s3_servers.rclone(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_url(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket of moto, `s3://...`, with the environment set so that any client finds it."""
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    moto_server.client().create_bucket(Bucket=bucket)
+    for name, value in moto_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def s3_proxy(s3_url: str, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before moto that counts and breaks requests; the environment leads through it."""
+    with FaultProxy(moto_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
