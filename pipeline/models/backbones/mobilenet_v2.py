@@ -1,0 +1,86 @@
+"""MobileNetV2, dilated in place of its last strides. Sandler 2018 (arXiv 1801.04381), table 2.
+
+It ends with the 320 channels in front of the classification head, as DeepLab uses it (sec. 6.3 there). Tensors have
+torchvision's names, so ImageNet weights published for it fit by name.
+"""
+
+from torch import Tensor, nn
+
+from pipeline.models.layers import conv_bn
+
+SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+"""Expansion, channels, repeats and stride of each row of the paper's table."""
+
+LOW_LEVEL = 3
+"""Index in `features` of the last block at stride 4."""
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels times width, to the nearest multiple of 8, at least 8 and never more than 10 % too few.
+
+    As in tensorflow/models, research/slim/nets/mobilenet/conv_blocks.py, `_make_divisible`.
+    """
+    wanted = channels * width
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+def _conv_bn_relu6(
+    in_channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
+    layers = conv_bn(in_channels, out_channels, kernel, stride=stride, dilation=dilation, groups=groups)
+    return nn.Sequential(*layers, nn.ReLU6(inplace=True))
+
+
+class InvertedResidual(nn.Module):
+    """Widen by a 1x1, filter each channel by a 3x3, narrow by a linear 1x1; a shortcut where the shapes agree."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, expansion: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        wide = in_channels * expansion
+        self.shortcut = stride == 1 and in_channels == out_channels
+        self.conv = nn.Sequential(
+            *([_conv_bn_relu6(in_channels, wide)] if expansion > 1 else []),
+            _conv_bn_relu6(wide, wide, 3, stride=stride, dilation=dilation, groups=wide),
+            *conv_bn(wide, out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, out_channels, ceil(h / stride), ceil(w / stride))."""
+        filtered: Tensor = self.conv(x)
+        return x + filtered if self.shortcut else filtered
+
+
+class MobileNetV2(nn.Module):
+    """Features at stride 4 and at the output stride.
+
+    Weights trained at output stride 16 compute the same features at 8, only denser: `high` at 16 is every second row
+    and column of `high` at 8.
+    """
+
+    def __init__(self, *, in_channels: int, output_stride: int, width: float) -> None:
+        """Build blocks of random weights.
+
+        Args:
+            in_channels: bands of the input.
+            output_stride: 8 or 16, the stride of the last features.
+            width: factor on every number of channels.
+        """
+        super().__init__()
+        channels = scaled(32, width)
+        blocks: list[nn.Module] = [_conv_bn_relu6(in_channels, channels, 3, stride=2)]
+        reached, rate = 2, 1
+        for expansion, out_channels, repeats, first_stride in SETTINGS:
+            for stride in (first_stride, *[1] * (repeats - 1)):
+                # A block that gives up its stride keeps its rate; only those behind it see a grid twice as dense.
+                taken = stride if reached * stride <= output_stride else 1
+                following = scaled(out_channels, width)
+                blocks.append(InvertedResidual(channels, following, expansion=expansion, stride=taken, dilation=rate))
+                channels, reached, rate = following, reached * taken, rate * stride // taken
+        self.features = nn.Sequential(*blocks)
+        self.low_channels, self.high_channels = scaled(24, width), channels
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> low (N, 24 * width, H / 4, W / 4), high (N, 320 * width, H / OS, W / OS), rounded up."""
+        low = self.features[: LOW_LEVEL + 1](x)
+        return low, self.features[LOW_LEVEL + 1 :](low)

@@ -1,0 +1,101 @@
+"""Building blocks that several networks share: convolutions with batch norm, ASPP, initial weights.
+
+Tensors are (N, C, H, W) float. 3x3 convolutions pad with zeros by their dilation, so stride 1 keeps H and W and
+stride 2 gives the rounded-up half.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that also trains on a single value per channel, as image pooling gives for a batch of one.
+
+    One value has no variance to divide by; the running statistics stand in for it and are left as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        if self.training and x.numel() == x.size(1):
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Convolution without bias, then batch norm: two modules to splice into an `nn.Sequential`."""
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+    )
+    return [conv, BatchNorm2d(out_channels)]
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 1, *, dilation: int = 1) -> nn.Sequential:
+    """Convolution of stride 1, batch norm, ReLU."""
+    return nn.Sequential(*conv_bn(in_channels, out_channels, kernel, dilation=dilation), nn.ReLU(inplace=True))
+
+
+def separable_conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3, *, dilation: int = 1) -> nn.Sequential:
+    """Atrous separable convolution: depthwise, then pointwise, each with batch norm and ReLU.
+
+    Chen 2018 (arXiv 1802.02611), sec. 3.1 and 3.2.
+    """
+    return nn.Sequential(
+        *conv_bn(in_channels, in_channels, kernel, dilation=dilation, groups=in_channels),
+        nn.ReLU(inplace=True),
+        *conv_bn(in_channels, out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling with image-level features. Chen 2017 (arXiv 1706.05587), sec. 3.3.
+
+    A 1x1 convolution, one 3x3 per rate and the mean of the whole image, side by side, then projected by a 1x1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rates: tuple[int, ...], separable: bool) -> None:
+        super().__init__()
+        atrous = separable_conv_bn_relu if separable else conv_bn_relu
+        self.branches = nn.ModuleList(
+            [
+                conv_bn_relu(in_channels, out_channels),
+                *(atrous(in_channels, out_channels, 3, dilation=rate) for rate in rates),
+            ]
+        )
+        self.image = conv_bn_relu(in_channels, out_channels)
+        self.project = conv_bn_relu((len(self.branches) + 1) * out_channels, out_channels)
+        # The authors' code keeps 0.9 here: tensorflow/models, research/deeplab/model.py.
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, out_channels, h, w)."""
+        # Bilinear upsampling of one cell is the same value everywhere.
+        image = self.image(x.mean((2, 3), keepdim=True)).expand(-1, -1, x.size(2), x.size(3))
+        features = torch.cat([*(branch(x) for branch in self.branches), image], dim=1)
+        return cast(Tensor, self.dropout(self.project(features)))
+
+
+def initialise(network: nn.Module, *, logits: nn.Conv2d) -> None:
+    """Fill a network with its first weights, from torch's global random generator.
+
+    Convolutions: He 2015 (arXiv 1502.01852), normal, fan out. Batch norm: weight 1, bias 0. The logits layer has no
+    ReLU behind it: normal with deviation 0.01, bias 0, so that training starts from nearly equal scores.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module is not logits:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.normal_(logits.weight, std=0.01)
+    if logits.bias is not None:
+        nn.init.zeros_(logits.bias)
