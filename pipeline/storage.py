@@ -150,7 +150,7 @@ def list_files(url: str) -> Iterator[FileInfo]:
             yield file
         if empty and not store.is_folder(path):
             yield info(url)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError as error:
         if not empty:
             raise StorageError(f"{redact(url)} changed while it was listed", hint="run again") from error
         raise NothingThere(f"no such file or folder: {redact(url)}") from error
@@ -212,7 +212,13 @@ def delete(url: str) -> None:
 
 
 def as_input_error(error: FileNotFoundError | StorageError) -> InputError:
-    """Say what one failed read means for its work item: not_found, storage_timeout or storage_error."""
+    """Say what one failed read means for its work item: not_found, storage_timeout or storage_error.
+
+    Raises:
+        AccessDenied: as it came, for it would meet every other item too: the job must stop.
+    """
+    if isinstance(error, AccessDenied):
+        raise error
     if isinstance(error, FileNotFoundError):
         return InputError("not_found", "the object was listed and is gone")
     code = "storage_timeout" if isinstance(error, StorageTimeout) else "storage_error"
@@ -347,22 +353,28 @@ class _S3(_Store):
     """S3 and what speaks like it: one request per read, one per thousand names listed, exact keys."""
 
     def info(self, path: str) -> FileInfo:
-        if "/" not in path or path.endswith("/"):
+        if "/" not in path:
             raise FileNotFoundError(path)
         head = self._head(path)
         return FileInfo(path.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
 
     def is_folder(self, path: str) -> bool:
+        """Only the bucket exists without objects; its listing fails when it does not."""
         return "/" not in path
 
     def walk(self, url: str, path: str) -> Iterator[FileInfo]:
         bucket, _, key = path.partition("/")
-        prefix = key.rstrip("/") + "/" if key else ""
+        prefix = f"{key}/" if key else ""
         token: str | None = ""
+        last = ""
         while token is not None:
             page = functools.partial(self._page, bucket, prefix, token)
             files, token = _request("list", url, lambda *_, page=page: page())
-            yield from files
+            for file in files:
+                if file.path < last:  # such as S3 Express: plans made twice would differ
+                    raise StorageError(f"{redact(url)} is not listed in order: {file.path!r} after {last!r}")
+                last = file.path
+                yield file
 
     def _page(self, bucket: str, prefix: str, token: str) -> tuple[list[FileInfo], str | None]:
         """Up to 1000 objects, and the token of the next page. `name/` placeholders of empty folders are left out."""
@@ -520,37 +532,37 @@ def _sync_folder(folder: str) -> None:
 
 _ALLOWED = "a local path, file://, memory://, s3:// or gs://"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION")
+"""Another value of one of these is another client."""
 
 
 def _locate(url: str) -> tuple[_Store, str]:
-    """The store of a URL, and the path inside it."""
-    scheme, separator, rest = url.partition("://")
-    if not url or not separator or scheme == "file":
-        if not (path := rest if separator else url):
-            raise ConfigError("the URL is empty", hint=f"use {_ALLOWED}")
-        return _store("file", os.getpid()), path.rstrip("/") or "/"
-    if scheme == "memory":
-        return _store("memory", os.getpid()), "/" + rest.strip("/") if rest.strip("/") else ""
-    if scheme not in ("s3", "gs"):
+    """The store of a URL, and the path inside it, without the slash of a folder at its end."""
+    scheme, _, rest = url.partition("://") if "://" in url else ("file", "", url)
+    variables: tuple[str | None, ...] = ()
+    if scheme == "file":
+        path = rest.rstrip("/") or rest[:1]
+    elif scheme == "memory":
+        path = f"/{rest.strip('/')}".rstrip("/")
+    elif scheme in ("s3", "gs"):
+        bucket, _, key = rest.partition("/")
+        _check_bucket(scheme, bucket)
+        path = f"{bucket}/{key}".rstrip("/")
+        variables = tuple(map(os.environ.get, _S3_VARIABLES))
+    else:
         raise ConfigError(f"{scheme}:// is not supported", hint=f"use {_ALLOWED}")
-    if not _BUCKET.fullmatch(rest.partition("/")[0]):
-        # The text is not repeated: what stands where the bucket should be may be a secret.
+    if scheme == "file" and not path:
+        raise ConfigError("the URL is empty", hint=f"use {_ALLOWED}")
+    return _store(scheme, os.getpid(), *variables), path
+
+
+def _check_bucket(scheme: str, bucket: str) -> None:
+    """The text is not repeated: what stands where the bucket should be may be a secret."""
+    if not _BUCKET.fullmatch(bucket):
         raise ConfigError(
             f"{scheme}:// must be followed by a bucket name",
             hint="credentials never belong in a URL; set AWS_PROFILE, a role, or the provider's own variables",
         )
-    variables = tuple(os.environ.get(name) for name in _S3_VARIABLES) if scheme == "s3" else ()
-    return _store(scheme, os.getpid(), *variables), rest.rstrip("/") if "/" not in rest.rstrip("/") else rest
-
-
-_S3_VARIABLES = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_PROFILE",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_DEFAULT_REGION",
-)
-"""Another value of one of these is another client."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -595,15 +607,15 @@ _IAM = {"read": "s3:GetObject", "list": "s3:ListBucket", "write": "s3:PutObject"
 _TRANSIENT = {408, 409, 429, 500, 502, 503, 504}
 """409 is a conditional PUT that met another one: S3 asks for a repeat (docs: "Conditional writes")."""
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+"""botocore's names; a metadata service asked by many workers at once looks like this for a moment."""
 
 
-def _write(url: str, call: Callable[["_Store", str], T]) -> T:
+def _write(url: str, call: Callable[[_Store, str], T]) -> T:
     try:
         return _request("write", url, call)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        raise StorageError(
-            f"cannot write {redact(url)}: no such bucket, or a file stands where a folder should"
-        ) from error
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot write {redact(url)}: no such bucket or folder") from error
 
 
 def _request(verb: str, url: str, call: Callable[[_Store, str], T]) -> T:
@@ -614,20 +626,17 @@ def _request(verb: str, url: str, call: Callable[[_Store, str], T]) -> T:
         attempt += 1
         try:
             return call(store, path)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(errno.ENOENT, "no such object", redact(url)) from error
-        except (FileExistsError, NotADirectoryError):
-            raise
         except _client_errors() as error:
-            if _answer(error)[1] in _EXPIRED and not refreshed:
-                refreshed = True
-                store.refresh()
-                continue
-            if _is_denied(error):
-                raise _denied(verb, url, error) from error
             pause_s = RETRY.pause_s(attempt)
             late = attempt > 1 and time.monotonic() - began + pause_s > RETRY.total_s
-            if not _is_transient(error) or late or attempt >= RETRY.attempts:
+            if _needs_credentials(error) and not refreshed:
+                refreshed = True
+                store.refresh()
+            elif _is_denied(error):
+                raise _denied(verb, url, error) from error
+            elif not _is_transient(error) or late or attempt >= RETRY.attempts:
                 raise _gave_up(verb, url, error, attempt) from error
             time.sleep(pause_s)
 
@@ -667,11 +676,14 @@ def _answer(error: BaseException) -> tuple[int, str]:
     return 0, ""
 
 
+def _needs_credentials(error: Exception) -> bool:
+    return _answer(error)[1] in _EXPIRED or type(error).__name__ in _NO_CREDENTIALS
+
+
 def _is_denied(error: Exception) -> bool:
-    return isinstance(error, PermissionError) or type(error).__name__ in (
-        "NoCredentialsError",
-        "PartialCredentialsError",
-    )
+    """403, except for one archived object (Glacier), which says nothing about the others."""
+    archived = _answer(error)[1] == "InvalidObjectState"
+    return (isinstance(error, PermissionError) and not archived) or _needs_credentials(error)
 
 
 def _is_transient(error: Exception) -> bool:

@@ -36,6 +36,8 @@ class S3Server:
 
     endpoint: str
     pid: int
+    page: int
+    """Most names of one answer to a listing."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,9 +67,10 @@ class S3Server:
 
 @contextmanager
 def moto() -> Iterator[S3Server]:
-    """moto's S3: in memory, answers 412 to a second conditional write."""
+    """moto's S3: in memory, answers 412 to a second conditional write. Lists 100 names a page, S3 itself 1000."""
     port = _free_port()
-    yield from _serve([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    yield from _serve(command, port, page=100)
 
 
 @contextmanager
@@ -75,7 +78,7 @@ def rclone(folder: Path) -> Iterator[S3Server]:
     """`rclone serve s3`: every folder below `folder` is a bucket. Ignores If-None-Match."""
     port = _free_port()
     command = ["serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull]
-    yield from _serve([rclone_program(), *command, str(folder)], port)
+    yield from _serve([rclone_program(), *command, str(folder)], port, page=1000)
 
 
 def rclone_program() -> str:
@@ -101,11 +104,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _serve(command: list[str], port: int) -> Iterator[S3Server]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _serve(command: list[str], port: int, *, page: int) -> Iterator[S3Server]:
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(page)}, **quiet)
     try:
         _wait_for(port, process)
-        yield S3Server(f"http://127.0.0.1:{port}", process.pid)
+        yield S3Server(f"http://127.0.0.1:{port}", process.pid, page)
     finally:
         process.terminate()
         try:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
@@ -197,6 +197,7 @@ def test_fifty_racing_writers_make_one_owner(root: str) -> None:
     assert storage.read_bytes(url) == b"%d" % won.index(True)
 
 
+@settings(max_examples=25)
 @given(st.sets(st.lists(st.text("aA0-_. ", max_size=2), max_size=3).map(tuple), max_size=8))
 def test_local_and_memory_list_the_same_in_the_same_order(folders: set[tuple[str, ...]]) -> None:
     names = ["/".join([*(f"d{part}" for part in folder), "file"]) for folder in folders]
@@ -420,6 +421,24 @@ def test_expired_credentials_are_fetched_anew_once(object_url: str, s3_proxy: Fa
 
 
 @pytest.mark.s3
+def test_one_archived_object_does_not_stop_the_job(object_url: str, s3_proxy: FaultProxy) -> None:
+    s3_proxy.fail_next(9, 403, code="InvalidObjectState")
+    with pytest.raises(StorageError, match="InvalidObjectState") as caught:
+        storage.read_bytes(object_url)
+    assert storage.as_input_error(caught.value).code == "storage_error"
+    assert s3_proxy.count() == 1
+
+
+@pytest.mark.s3
+def test_a_denied_read_is_never_a_work_items_failure(object_url: str, s3_proxy: FaultProxy) -> None:
+    s3_proxy.fail_next(9, 403)
+    with pytest.raises(AccessDenied) as caught:
+        storage.read_bytes(object_url)
+    with pytest.raises(AccessDenied):
+        storage.as_input_error(caught.value)
+
+
+@pytest.mark.s3
 def test_a_machine_without_credentials_is_told_so(object_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -454,14 +473,14 @@ def test_a_long_listing_goes_page_by_page_and_repeats_only_the_broken_page(
     s3_url: str, s3_proxy: FaultProxy, moto_server: S3Server
 ) -> None:
     client, bucket = moto_server.client(), s3_url.removeprefix("s3://")
-    for number in range(1005):
-        client.put_object(Bucket=bucket, Key=f"folder/{number % 3}/{number}.jpg", Body=b"")
+    names = [f"{number % 3}/{number}.jpg" for number in range(moto_server.page + 5)]
+    for name in names:
+        client.put_object(Bucket=bucket, Key=f"folder/{name}", Body=b"")
     files = storage.list_files(f"{s3_url}/folder")
     first = next(files)
     assert s3_proxy.count("GET") == 1, "the second page waits until it is needed"
     s3_proxy.fail_next(1, 503)
-    listed = [first.path, *(file.path for file in files)]
-    assert listed == sorted(f"{number % 3}/{number}.jpg" for number in range(1005))
+    assert [first.path, *(file.path for file in files)] == sorted(names)
     assert s3_proxy.count() == 3
 
 
