@@ -93,7 +93,7 @@ def load(name_or_path: str) -> ClassMap:
     """
     path = PALETTES / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_bytes())
     except OSError as error:
         hint = f"shipped class maps: {', '.join(shipped())}; or give the path of a YAML file"
         raise ConfigError(f"no class map {name_or_path!r}", hint=hint) from error

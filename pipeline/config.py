@@ -7,7 +7,7 @@ fingerprint; what cannot (worker counts, log format, where to report) sits in `R
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError
 
 CODE_VERSION = 1
 """Raised by hand when a change of the code changes masks; part of the fingerprint."""
+
+Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Frozen(BaseModel):
@@ -48,7 +50,7 @@ class DecodeConfig(_Frozen):
     sixteen_bit: Literal["divide", "percentile"] = Field(
         "divide", description="16-bit to 8-bit: value/257, or stretch percentiles 2 to 98 of the image."
     )
-    background: tuple[int, int, int] = Field((0, 0, 0), description="Colour under transparent pixels.")
+    background: tuple[Channel, Channel, Channel] = Field((0, 0, 0), description="Colour under transparent pixels.")
 
 
 class TileConfig(_Frozen):
@@ -152,7 +154,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         ConfigError: when it is missing, not YAML, or not a mapping.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -285,7 +285,7 @@ def scored_to_table(scored: Iterable[Scored]) -> pa.Table:
 
 
 def scored_from_table(table: pa.Table) -> list[Scored]:
-    """Inverse of `scored_to_table`. The logits are read-only views of the table's memory."""
+    """Inverse of `scored_to_table`. The logits are read-only."""
     scored = []
     for columns in table.to_pylist():
         shape = columns["logits_shape"]
