@@ -1,0 +1,195 @@
+import re
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import SegmentConfig, explain, read_yaml
+from pipeline.errors import ConfigError
+
+REQUIRED = {"source": ("s3://bucket/images",), "output": "out", "checkpoint": "farmland"}
+
+# Every setting there is, by its dotted path, with a value that is not the default. A new setting fails the tests until
+# it stands in one of these two tables.
+CHANGES_MASKS = {
+    "source": ("s3://bucket/others",),
+    "limit": 10,
+    "read.image_column": "jpg",
+    "read.on_duplicate": "suffix",
+    "decode.formats": ("jpeg",),
+    "decode.max_mpx": 50.0,
+    "decode.max_mib": 10.0,
+    "decode.min_px": 8,
+    "decode.frame": "first",
+    "decode.sixteen_bit": "percentile",
+    "decode.background": (255, 255, 255),
+    "tile.tile_px": 640,
+    "tile.overlap_px": 64,
+    "tile.bucket_px": 128,
+    "infer.batch": 8,
+    "infer.precision": "fp32",
+    "infer.output_stride": 8,
+    "refine.engine": "none",
+    "refine.preset": "another",
+    "refine.bi_w": 3.0,
+    "refine.bi_xy": 40.0,
+    "refine.bi_rgb": 5.0,
+    "refine.pos_w": 2.0,
+    "refine.pos_xy": 2.0,
+    "refine.iterations": 3,
+    "refine.prune": 0.0,
+    "refine.window_px": 2048,
+}
+CHANGES_NO_MASK = {
+    "output": "elsewhere",
+    "checkpoint": "a/copy/of/it",  # its digest counts, not its address
+    "classes": "own.yaml",  # its content counts, not its address
+    "read.kind": "folder",
+    "read.slice_images": 7,
+    "refine.deadline_s": 5.0,
+    "runtime.infer_workers": 2,
+    "runtime.refine_workers": 2,
+    "runtime.decode_threads": 2,
+    "runtime.rows_per_part": 16,
+    "runtime.block_mib": 8.0,
+    "runtime.max_failed_fraction": 0.5,
+    "runtime.lease_s": 5.0,
+    "runtime.item_timeout_s": 30.0,
+    "runtime.progress_s": 1.0,
+    "runtime.log_format": "json",
+    "runtime.previews": 0,
+}
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        found |= leaves(kind, f"{prefix}{name}.") if nested else {prefix + name}
+    return found
+
+
+def settings(**changed) -> SegmentConfig:
+    """Defaults, but for settings given by dotted path."""
+    data = dict(REQUIRED)
+    for path, value in changed.items():
+        group, _, name = path.rpartition(".")
+        data |= {group: {name: value}} if group else {name: value}
+    return SegmentConfig.model_validate(data)
+
+
+def fingerprint(cfg: SegmentConfig, model_sha256="ab" * 32, classes=("a", "b")) -> str:
+    return cfg.fingerprint(model_sha256=model_sha256, classes=classes)
+
+
+def test_every_setting_is_known_to_change_masks_or_not():
+    assert not CHANGES_MASKS.keys() & CHANGES_NO_MASK.keys()
+    assert CHANGES_MASKS.keys() | CHANGES_NO_MASK.keys() == leaves(SegmentConfig)
+
+
+@pytest.mark.parametrize("path", CHANGES_MASKS)
+def test_fingerprint_changes_with_what_changes_masks(path):
+    assert fingerprint(settings(**{path: CHANGES_MASKS[path]})) != fingerprint(settings())
+
+
+@pytest.mark.parametrize("path", CHANGES_NO_MASK)
+def test_fingerprint_keeps_with_what_changes_no_mask(path):
+    changed = settings(**{path: CHANGES_NO_MASK[path]})
+    assert changed != settings()
+    assert fingerprint(changed) == fingerprint(settings())
+
+
+def test_fingerprint_changes_with_model_and_class_map():
+    cfg = settings()
+    assert len({fingerprint(cfg), fingerprint(cfg, model_sha256="cd" * 32), fingerprint(cfg, classes=("a", "c"))}) == 3
+
+
+def test_fingerprint_is_about_values_not_about_how_they_are_written():
+    cfg = settings(source=("b", "a"), **{"decode.max_mpx": 50})
+    again = SegmentConfig.model_validate(yaml.safe_load(yaml.safe_dump(cfg.model_dump(mode="json"))))
+    assert again == cfg
+    assert fingerprint(again) == fingerprint(cfg)
+    assert fingerprint(settings(source=("a", "b"), **{"decode.max_mpx": "50.0"})) == fingerprint(cfg)
+
+
+def test_fingerprint_is_a_sha256_in_hex():
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint(settings()))
+
+
+def test_one_source_needs_no_list():
+    assert settings(source="s3://bucket/images") == settings()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("sauce", "x"),
+        ("tile.tile_pix", 512),
+        ("runtime.workers", 3),
+        ("tile.tile_px", 500),
+        ("decode.background", (0, 0, 256)),
+        ("decode.formats", ("jpeg", "svg")),
+        ("refine.prune", 0.5),
+        ("source", ()),
+    ],
+)
+def test_wrong_setting_is_named_by_its_dotted_path(path, value):
+    with pytest.raises(ValidationError) as caught:
+        settings(**{path: value})
+    said = str(explain(caught.value, origin="run.yaml"))
+    assert said.startswith("run.yaml:\n")
+    assert f"  {path}" in said
+    assert "pydantic" not in said
+
+
+def test_tiles_that_do_not_advance_are_refused():
+    with pytest.raises(ValidationError, match="overlap_px 320 is more than half of tile_px 512"):
+        settings(**{"tile.overlap_px": 320})
+
+
+@pytest.mark.parametrize("path", sorted({path.partition(".")[0] for path in leaves(SegmentConfig)}))
+def test_settings_cannot_change_during_a_run(path):
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(settings(), path, None)
+
+
+def test_every_setting_says_what_it_is():
+    def undescribed(model):
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from undescribed(field.annotation)
+            if not field.description:
+                yield f"{model.__name__}.{name}"
+
+    assert list(undescribed(SegmentConfig)) == []
+
+
+def test_run_file_is_read_as_settings(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("source: images\ntile: {tile_px: 640}\n")
+    assert read_yaml(str(path)) == {"source": "images", "tile": {"tile_px": 640}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"tile: [", "is not YAML"),
+        (b"output: caf\xe9", "is not YAML"),
+        (b"- tile", "must hold settings by name, not a list"),
+        (b"", "must hold settings by name, not a NoneType"),
+        (b"x: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_bad_run_file_is_refused_with_its_name(tmp_path, content, said):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(str(path))
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_missing_run_file_is_refused_with_its_name():
+    with pytest.raises(ConfigError, match=r"cannot read nowhere/run\.yaml: No such file"):
+        read_yaml("nowhere/run.yaml")
