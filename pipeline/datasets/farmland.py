@@ -3,8 +3,11 @@
 In: a seed and a size. Out: an RGB image and the class of every pixel (`pipeline/palettes/farmland.yaml`), or whole data
 sets of such images as a folder, as WebDataset tars or as Parquet, the encoded bytes being the same in all three.
 A scene is painted in layers, each over the last: fields, water, roads, farmsteads, trees, and then it is photographed.
-Shadows darken what they fall on and keep its class. Pixels are computed without transcendental functions, so a seed
-gives the same image on every machine.
+Shadows darken what they fall on and keep its class.
+
+A seed gives the same image on every machine with the same releases of NumPy and Pillow: random numbers come from PCG64,
+colours are computed with sums and products alone, which IEEE 754 fixes to the last bit, and sines only place outlines,
+where an error in the last bit does not show. Colours (RGB, 0 to 255), lengths and odds were chosen by eye. Lengths are in pixels of a scene of scale 1.
 """
 
 import io
@@ -79,6 +82,16 @@ class _Scene:
         self.label_hw = np.zeros((self.height, self.width), np.uint8)
         self.shadow = self.sheet("L")
 
+    @property
+    def size_xy(self) -> Points:
+        """(2,) width and height, pixels."""
+        return np.array([self.width, self.height], np.float64)
+
+    @property
+    def share(self) -> float:
+        """Area in units of 256x256 pixels: how many of each thing a scene has grows with it."""
+        return self.height * self.width / 256**2
+
     def sheet(self, mode: str) -> PILImage.Image:
         """A blank drawing of the scene's size."""
         return PILImage.new(mode, (self.width, self.height))
@@ -102,7 +115,7 @@ class _Scene:
         pieces = [_walk(a, b, 9.0) for a, b in pairwise(ends)]
         points = np.concatenate([*pieces, ends[-1:]])
         phase = points @ self.waves[:, :2].T + self.waves[:, 2]
-        return [(float(x), float(y)) for x, y in points + np.sin(phase) @ self.waves[:, 3:]]
+        return _corners(points + np.sin(phase) @ self.waves[:, 3:])
 
 
 def generate(seed: int, *, height: int = 256, width: int = 256) -> Sample:
@@ -124,6 +137,7 @@ def generate(seed: int, *, height: int = 256, width: int = 256) -> Sample:
 
 
 def _arrive(rng: np.random.Generator, height: int, width: int) -> _Scene:
+    """What the whole scene has in common: the sun, the flying height, the soil, the lie of the land."""
     sun, steepness = rng.uniform(0, 2 * math.pi), rng.uniform(0.45, 1.25)
     soils = np.array([(128, 101, 76), (104, 86, 68), (152, 130, 102), (134, 98, 74), (118, 105, 88)], np.float32)
     turn, length = rng.uniform(0, 2 * math.pi, 4), rng.uniform(130, 420, 4)
@@ -156,6 +170,7 @@ def _across(direction: Points) -> Points:
 
 
 def _area(polygon: Points) -> float:
+    """The shoelace formula, square pixels."""
     x, y = polygon.T
     return abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
 
@@ -182,11 +197,19 @@ def _box(centre: Points, along: Points, length: float, breadth: float) -> Points
     return corners
 
 
+def _spin(rng: np.random.Generator) -> Points:
+    """(2, 2) a rotation by a random angle."""
+    turn = rng.uniform(0, math.pi)
+    return np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+
+
 def _corners(points: Points) -> list[tuple[float, float]]:
+    """Points as Pillow takes them."""
     return [(float(x), float(y)) for x, y in points]
 
 
 def _disc(centre: Points, radius: float) -> tuple[float, float, float, float]:
+    """The box around a disc, as Pillow takes it."""
     x, y = float(centre[0]), float(centre[1])
     return (x - radius, y - radius, x + radius, y + radius)
 
@@ -196,7 +219,7 @@ def _disc(centre: Points, radius: float) -> tuple[float, float, float, float]:
 
 def _survey(scene: _Scene) -> tuple[list[Points], list[_Border]]:
     """Divide the land again and again until every parcel is as small as a field."""
-    rng, size = scene.rng, np.array([scene.width, scene.height], np.float64)
+    rng, size = scene.rng, scene.size_xy
     turn, reach = rng.uniform(0, math.pi), float(np.hypot(*size)) + 160.0
     field_px2 = (rng.uniform(62, 105) * scene.scale) ** 2
     along = np.array([math.cos(turn), math.sin(turn)])
@@ -335,10 +358,9 @@ def _flood(scene: _Scene) -> None:
     """A winding river in some scenes, ponds in others, each with a bank."""
     rng, sheet = scene.rng, scene.sheet("L")
     draw = ImageDraw.Draw(sheet)
-    area = scene.height * scene.width / 256**2
-    for _ in range(rng.poisson(0.45 * math.sqrt(area))):
+    for _ in range(rng.poisson(0.45 * math.sqrt(scene.share))):
         _draw_river(scene, draw)
-    for _ in range(rng.poisson(0.5 * area)):
+    for _ in range(rng.poisson(0.5 * scene.share)):
         _draw_pond(scene, draw)
     shape = np.asarray(sheet)
     if not shape.any():
@@ -353,7 +375,8 @@ def _blurred(sheet: PILImage.Image, radius_px: float) -> Float32:
 
 
 def _draw_river(scene: _Scene, draw: ImageDraw.ImageDraw) -> None:
-    rng, size = scene.rng, np.array([scene.width, scene.height], np.float64)
+    """Discs of changing size along a path that swings to and fro on three scales."""
+    rng, size = scene.rng, scene.size_xy
     turn, reach = rng.uniform(0, 2 * math.pi), float(np.hypot(*size)) + 60
     along = np.array([math.cos(turn), math.sin(turn)])
     middle = size * rng.uniform(0.15, 0.85, 2)
@@ -368,15 +391,14 @@ def _draw_river(scene: _Scene, draw: ImageDraw.ImageDraw) -> None:
 
 
 def _draw_pond(scene: _Scene, draw: ImageDraw.ImageDraw) -> None:
+    """A stretched disc with two, three and five lobes."""
     rng = scene.rng
     angle = np.arange(40) * (2 * math.pi / 40)
     radius = rng.uniform(13, 30) * scene.scale * np.ones(40)
     for lobes in (2, 3, 5):
         radius *= 1 + rng.uniform(0, 0.5 / lobes) * np.sin(lobes * angle + rng.uniform(0, 6.3))
     rim = np.stack([np.cos(angle) * radius * rng.uniform(1, 1.5), np.sin(angle) * radius], 1)
-    turn = rng.uniform(0, math.pi)
-    spin = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    draw.polygon(_corners(rim @ spin + rng.random(2) * [scene.width, scene.height]), fill=255)
+    draw.polygon(_corners(rim @ _spin(rng) + rng.random(2) * scene.size_xy), fill=255)
 
 
 def _soak_banks(scene: _Scene, bank_hw: Float32) -> None:
@@ -411,8 +433,12 @@ _VERGE, _ASPHALT, _WORN, _PAINT, _DIRT, _RUT, _YARD = range(1, 8)
 
 @dataclass(frozen=True, slots=True)
 class _Road:
+    """A road or track as it will be drawn."""
+
     line: list[tuple[float, float]]
+    """Its middle, pixels."""
     paved: bool
+    """Asphalt, or a track of dirt."""
 
 
 def _lay_roads(scene: _Scene, borders: list[_Border]) -> list[_Road]:
@@ -434,6 +460,7 @@ def _lay_roads(scene: _Scene, borders: list[_Border]) -> list[_Road]:
 
 
 def _draw_road(scene: _Scene, draw: ImageDraw.ImageDraw, road: _Road) -> None:
+    """From the verge inwards: asphalt with worn lanes and a centre line, or two ruts with grass between."""
     rng, scale = scene.rng, scene.scale
     breadth = rng.uniform(10, 14) * scale if road.paved else rng.uniform(6.5, 9) * scale
     draw.line(road.line, _VERGE, round(breadth + rng.uniform(3, 7) * scale), joint="curve")
@@ -450,7 +477,7 @@ def _draw_road(scene: _Scene, draw: ImageDraw.ImageDraw, road: _Road) -> None:
 
 
 def _surface(scene: _Scene, material_hw: UInt8) -> None:
-    """Colour what `_lay_roads` drew: verges are meadow, everything else is road."""
+    """Colour what was drawn by material: verges are meadow, everything else is road."""
     rng = scene.rng
     asphalt = rng.uniform(84, 142) + np.array([0.0, -0.5, -2.0]) * rng.uniform(-1, 3)
     dirt = scene.soil * rng.uniform(1.0, 1.25) + 12
@@ -460,37 +487,54 @@ def _surface(scene: _Scene, material_hw: UInt8) -> None:
     looks[[_DIRT, _RUT, _YARD]] = [(dirt * 2 + grass) / 3, dirt * 1.08, dirt * 0.5 + asphalt * 0.55]
     there = (material_hw > _VERGE) | ((material_hw == _VERGE) & (scene.label_hw != WATER))
     texture = 1 + 0.045 * scene.noise(2.4)[there] + 0.035 * scene.noise(14)[there]
-    texture[material_hw[there] == _VERGE] += 0.08 * scene.noise(4)[there][material_hw[there] == _VERGE]
+    verge = material_hw[there] == _VERGE
+    texture += 0.08 * scene.noise(4)[there] * verge
     scene.colour_hwc[there] = looks[material_hw[there]] * texture[:, None]
-    scene.label_hw[there] = np.where(material_hw[there] == _VERGE, MEADOW, ROAD)
+    scene.label_hw[there] = np.where(verge, MEADOW, ROAD)
 
 
 # ---------------------------------------------------------------- farmsteads
 
-_ROOF = np.dtype([("colour", "f4", 3), ("normal", "f4", 2), ("period", "f4"), ("contrast", "f4")])
+_ROOF = np.dtype([("colour", "f4", 3), ("ridge", "f4", 2), ("period", "f4"), ("contrast", "f4")])
 _ROOFS = np.array(
     [(156, 78, 58), (172, 92, 66), (122, 80, 62), (116, 118, 126), (92, 94, 102), (206, 206, 200), (174, 178, 182)],
     np.float32,
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Farmsteads as they are drawn, before they have colours."""
+
+    yards: PILImage.Image
+    """Materials of `_surface`."""
+    faces: PILImage.Image
+    """Numbers of roof faces, 0 where there is none."""
+    looks: list[npt.NDArray[Any]]
+    """(1,) of `_ROOF` for every face."""
+
+    def add(self, colour: npt.ArrayLike, ridge: Points, period_px: float, contrast: float) -> int:
+        """Note a roof face, its ribs at right angles to the ridge; returns its number, to be drawn with."""
+        self.looks.append(np.array([(colour, ridge, period_px, contrast)], _ROOF))
+        return len(self.looks) - 1
+
+
 def _build_farmsteads(scene: _Scene, roads: list[_Road]) -> None:
     """Groups of buildings around a yard beside a road."""
-    yards, faces, looks = scene.sheet("L"), scene.sheet("I"), [np.zeros(1, _ROOF)]
-    gates = _gates(scene, roads)
-    for _ in range(scene.rng.poisson(2.6 * scene.height * scene.width / 256**2)):
-        _build(scene, yards, faces, looks, _site(scene, gates))
-    yard_hw, face_hw = np.asarray(yards), np.asarray(faces)
+    plan, gates = _Plan(scene.sheet("L"), scene.sheet("I"), [np.zeros(1, _ROOF)]), _gates(scene, roads)
+    for _ in range(scene.rng.poisson(2.6 * scene.share)):
+        _build(scene, plan, *_site(scene, gates))
+    yard_hw, face_hw = np.asarray(plan.yards), np.asarray(plan.faces)
     _surface(scene, np.where((yard_hw == _VERGE) & (scene.label_hw == ROAD), 0, yard_hw))
     if face_hw.any():
-        _roof(scene, face_hw, np.concatenate(looks))
+        _roof(scene, face_hw, np.concatenate(plan.looks))
 
 
 def _gates(scene: _Scene, roads: list[_Road]) -> Points:
     """(N, 4) points on roads inside the scene, and the way the road takes there."""
     ways = [np.array(road.line) for road in roads]
     gates = np.concatenate([np.zeros((0, 4)), *(np.hstack([way[:-1], np.diff(way, axis=0)]) for way in ways)])
-    inside = (gates[:, :2] > 0).all(1) & (gates[:, :2] < [scene.width, scene.height]).all(1)
+    inside = (gates[:, :2] > 0).all(1) & (gates[:, :2] < scene.size_xy).all(1)
     return gates[inside]
 
 
@@ -499,27 +543,20 @@ def _site(scene: _Scene, gates: Points) -> tuple[Points, Points, Points]:
     rng = scene.rng
     if len(gates) == 0:
         along = _across(rng.normal(size=2))
-        return rng.random(2) * [scene.width, scene.height], along, _across(along)
+        return rng.random(2) * scene.size_xy, along, _across(along)
     gate = gates[rng.integers(len(gates))]
     inward = _across(gate[2:]) * rng.choice([-1, 1])
     return gate[:2], _across(inward), inward
 
 
-def _build(
-    scene: _Scene,
-    yards: PILImage.Image,
-    faces: PILImage.Image,
-    looks: list[npt.NDArray[Any]],
-    site: tuple[Points, Points, Points],
-) -> None:
-    """Draw one farmstead: its yard, and the roof faces as numbers into `looks`, which grows."""
+def _build(scene: _Scene, plan: _Plan, gate: Points, along: Points, inward: Points) -> None:
+    """Draw one farmstead: a garden, a yard with its drive to the road, buildings around it."""
     rng, scale = scene.rng, scene.scale
-    gate, along, inward = site
     yard = gate + inward * 40 * scale
     court = _box(yard, along, rng.uniform(30, 46) * scale, rng.uniform(26, 40) * scale)
-    if not _is_clear(scene, faces, court):
+    if not _is_clear(scene, plan, court):
         return
-    draw = ImageDraw.Draw(yards)
+    draw = ImageDraw.Draw(plan.yards)
     garden = _box(gate + inward * 52 * scale, along, rng.uniform(80, 112) * scale, rng.uniform(66, 84) * scale)
     draw.polygon(scene.bend(garden, closed=True), _VERGE)
     draw.line(_corners(np.array([gate, yard])), _YARD, round(7 * scale))
@@ -528,56 +565,49 @@ def _build(
     for aside, inwards in slots[: int(rng.integers(2, 6))]:
         centre = gate + (along * (aside + rng.normal(0, 2)) + inward * (inwards + rng.normal(0, 2))) * scale
         if rng.random() < 0.12:
-            _draw_silo(scene, faces, looks, centre)
+            _draw_silo(scene, plan, centre)
         else:
-            _draw_house(scene, faces, looks, centre, inward if rng.random() < 0.5 else along)
+            _draw_house(scene, plan, centre, inward if rng.random() < 0.5 else along)
 
 
-def _is_clear(scene: _Scene, faces: PILImage.Image, plot: Points) -> bool:
+def _is_clear(scene: _Scene, plan: _Plan, plot: Points) -> bool:
     """Whether a rectangle meets neither water nor a road nor a roof, as far as its corners, edges and centre tell."""
     spots = np.concatenate([plot, (plot + np.roll(plot, 1, 0)) / 2, plot.mean(0)[None]])
     x, y = np.rint(spots).astype(int).T
     inside = (x >= 0) & (y >= 0) & (x < scene.width) & (y < scene.height)
     x, y = x[inside], y[inside]
-    built = [faces.getpixel(spot) for spot in zip(x.tolist(), y.tolist(), strict=True)]
+    built = [plan.faces.getpixel(spot) for spot in zip(x.tolist(), y.tolist(), strict=True)]
     return not (any(built) or np.isin(scene.label_hw[y, x], (WATER, ROAD)).any())
 
 
-def _draw_house(
-    scene: _Scene, faces: PILImage.Image, looks: list[npt.NDArray[Any]], centre: Points, along: Points
-) -> None:
+def _draw_house(scene: _Scene, plan: _Plan, centre: Points, along: Points) -> None:
     """A pitched roof: two faces that meet at the ridge, the one towards the sun brighter; and its shadow."""
-    rng, scale, draw = scene.rng, scene.scale, ImageDraw.Draw(faces)
+    rng, scale, draw = scene.rng, scene.scale, ImageDraw.Draw(plan.faces)
     length, breadth = rng.uniform(17, 38) * scale, rng.uniform(12, 19) * scale
     along = along + _across(along) * rng.normal(0, 0.04)
-    walls = _box(centre, along, length, breadth)
-    if not _is_clear(scene, faces, _box(centre, along, length + 8, breadth + 8)):
+    if not _is_clear(scene, plan, _box(centre, along, length + 8, breadth + 8)):
         return
-    _cast(scene, walls, rng.uniform(6, 10) * scale)
+    _cast(scene, _box(centre, along, length, breadth), rng.uniform(6, 10) * scale)
     colour, ribs = rng.choice(_ROOFS) * rng.uniform(0.85, 1.12), rng.choice([4.0, 2.6])
-    for side in (-1, 1):
-        draw.polygon(
-            _corners(_box(centre + _across(along) * side * breadth / 4, along, length, breadth / 2)), len(looks)
-        )
-        sunlit = -float(scene.shade_xy @ _across(along)) * side / float(np.hypot(*scene.shade_xy))
-        looks.append(np.array([(colour * (0.88 + 0.2 * sunlit), along, ribs, rng.uniform(0.02, 0.07))], _ROOF))
-    if rng.random() < 0.2:
+    for aside in (-_across(along), _across(along)):
+        lit = 0.88 - 0.2 * float(scene.shade_xy @ aside) / float(np.hypot(*scene.shade_xy))
+        face = _box(centre + aside * breadth / 4, along, length, breadth / 2)
+        draw.polygon(_corners(face), plan.add(colour * lit, along, ribs, rng.uniform(0.02, 0.07)))
+    if rng.random() < 0.2:  # solar panels
         panels = _box(centre + _across(along) * breadth / 4, along, length * 0.7, breadth * 0.3)
-        draw.polygon(_corners(panels), len(looks))
-        looks.append(np.array([((38, 48, 78), along, 5.0, 0.16)], _ROOF))
+        draw.polygon(_corners(panels), plan.add((38, 48, 78), along, 5.0, 0.16))
 
 
-def _draw_silo(scene: _Scene, faces: PILImage.Image, looks: list[npt.NDArray[Any]], centre: Points) -> None:
+def _draw_silo(scene: _Scene, plan: _Plan, centre: Points) -> None:
     """A round tower of concrete or steel with a lit cap."""
-    radius, draw = scene.rng.uniform(6, 9) * scene.scale, ImageDraw.Draw(faces)
-    if not _is_clear(scene, faces, _box(centre, np.array([1.0, 0.0]), radius * 2.4, radius * 2.4)):
+    radius, draw, east = scene.rng.uniform(6, 9) * scene.scale, ImageDraw.Draw(plan.faces), np.array([1.0, 0.0])
+    if not _is_clear(scene, plan, _box(centre, east, radius * 2.4, radius * 2.4)):
         return
     steps = np.arange(24) * (2 * math.pi / 24)
     _cast(scene, centre + radius * np.stack([np.cos(steps), np.sin(steps)], 1), 14 * scene.scale)
     grey, cap = scene.rng.uniform(150, 200), centre - scene.shade_xy * radius * 0.25
-    for middle, reach, bright in ((centre, radius, 0.86), (cap, radius * 0.6, 1.1)):
-        draw.ellipse(_disc(middle, reach), len(looks))
-        looks.append(np.array([([grey * bright] * 3, (1, 0), 9, 0.0)], _ROOF))
+    draw.ellipse(_disc(centre, radius), plan.add([grey * 0.86] * 3, east, 9.0, 0.0))
+    draw.ellipse(_disc(cap, radius * 0.6), plan.add([grey * 1.1] * 3, east, 9.0, 0.0))
 
 
 def _cast(scene: _Scene, outline: Points, height_px: float) -> None:
@@ -590,10 +620,11 @@ def _cast(scene: _Scene, outline: Points, height_px: float) -> None:
 
 
 def _roof(scene: _Scene, face_hw: npt.NDArray[np.int32], looks: npt.NDArray[Any]) -> None:
+    """Colour the roof faces, with tiles or sheets as fine ribs."""
     where = face_hw > 0
     look = looks[face_hw[where]]
     y, x = np.nonzero(where)
-    along = x.astype(np.float32) * look["normal"][:, 0] + y.astype(np.float32) * look["normal"][:, 1]
+    along = x.astype(np.float32) * look["ridge"][:, 0] + y.astype(np.float32) * look["ridge"][:, 1]
     light = 1 + look["contrast"] * _wave(along / look["period"]) + 0.03 * scene.noise(3)[where]
     scene.paint(where, look["colour"] * light[:, None], BUILDING)
 
@@ -604,11 +635,10 @@ def _roof(scene: _Scene, face_hw: npt.NDArray[np.int32], looks: npt.NDArray[Any]
 def _plant_trees(scene: _Scene, borders: list[_Border]) -> None:
     """Woods, hedgerows, orchards and single trees, each crown shaded and casting a shadow."""
     rng = scene.rng
-    area = scene.height * scene.width / 256**2
-    stands = [_wood(scene) for _ in range(rng.poisson(0.8 * area))]
-    stands += [_orchard(scene) for _ in range(rng.poisson(0.22 * area))]
+    stands = [_wood(scene) for _ in range(rng.poisson(0.8 * scene.share))]
+    stands += [_orchard(scene) for _ in range(rng.poisson(0.22 * scene.share))]
     stands += [_hedge(scene, border) for border in borders if rng.random() < 0.3]
-    stands.append(_singles(scene, rng.poisson(9 * area)))
+    stands.append(_singles(scene, rng.poisson(9 * scene.share)))
     crowns = np.concatenate(stands)
     if len(crowns):
         _draw_crowns(scene, crowns[np.argsort(crowns[:, 2], kind="stable")])
@@ -623,7 +653,7 @@ def _wood(scene: _Scene) -> Points:
     turn = np.arctan2(spots[:, 1], spots[:, 0])
     edge = reach * (0.8 + 0.2 * np.sin(2 * turn + rng.uniform(0, 6)) + 0.12 * np.sin(5 * turn + rng.uniform(0, 6)))
     spots = spots[np.hypot(spots[:, 0], spots[:, 1] * rng.uniform(1, 1.6)) < edge]
-    centre = rng.random(2) * [scene.width, scene.height]
+    centre = rng.random(2) * scene.size_xy
     return np.column_stack([spots + centre, rng.uniform(4.5, 9.5, len(spots)) * scale])
 
 
@@ -633,9 +663,7 @@ def _orchard(scene: _Scene) -> Points:
     step, radius = rng.uniform(13, 18) * scale, rng.uniform(4.6, 6.2) * scale
     rows, columns = rng.integers(3, 7, 2)
     grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns)), -1).reshape(-1, 2) * step
-    turn = rng.uniform(0, math.pi)
-    spin = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    spots = grid @ spin + rng.random(2) * [scene.width, scene.height] + rng.normal(0, 0.7, grid.shape)
+    spots = grid @ _spin(rng) + rng.random(2) * scene.size_xy + rng.normal(0, 0.7, grid.shape)
     return np.column_stack([spots, radius * rng.uniform(0.85, 1.15, len(spots))])
 
 
@@ -653,7 +681,8 @@ def _hedge(scene: _Scene, border: _Border) -> Points:
 
 
 def _singles(scene: _Scene, count: int) -> Points:
-    spots = scene.rng.random((count, 2)) * [scene.width, scene.height]
+    """(N, 3) crowns anywhere."""
+    spots = scene.rng.random((count, 2)) * scene.size_xy
     return np.column_stack([spots, scene.rng.uniform(4, 9.5, count) * scene.scale])
 
 
