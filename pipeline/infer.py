@@ -89,7 +89,7 @@ class Segmenter:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = checkpoint.build(infer.output_stride).to(self.device, memory_format=torch.channels_last)
         self.num_classes = len(checkpoint.card.classes)
-        self.stride = int(self.network.stride)
+        self.stride, self.align_corners = int(self.network.stride), bool(self.network.align_corners)
         self.dtype = resolve_precision(infer.precision, self.device)
         self.batch, self.tile = infer.batch, tile
         self._mean, self._std = (

@@ -95,9 +95,17 @@ class Ledger:
 class LedgerClient(Protocol):
     """The part of a ledger that a worker calls, wherever the ledger runs."""
 
-    def enter(self, stage: str, keys: list[str]) -> list[int]: ...
-    def enter_alone(self, stage: str, key: str) -> None: ...
-    def leave(self, stage: str, keys: list[str], seconds: float) -> None: ...
+    def enter(self, stage: str, keys: list[str]) -> list[int]:
+        """See `Ledger.enter`."""
+
+    def enter_alone(self, stage: str, key: str) -> None:
+        """See `Ledger.enter_alone`."""
+
+    def leave(self, stage: str, keys: list[str], seconds: float) -> None:
+        """See `Ledger.leave`."""
+
+    def sent(self, stage: str, num_bytes: int) -> None:
+        """See `Ledger.sent`."""
 
 
 T = TypeVar("T")

@@ -8,9 +8,9 @@ they stop for a lease, and it takes over. The driver that lost the run sees the 
 never compared.
 """
 
-import _thread
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -67,7 +67,8 @@ def _dead_here(owner: Owner) -> bool:
 class Lease:
     """Holds a run while the `with` block lasts.
 
-    Losing it interrupts the main thread; leaving the block then raises `OwnedElsewhere` instead of KeyboardInterrupt.
+    Losing it interrupts the main thread as Ctrl-C does; leaving the block then raises `OwnedElsewhere` in place of
+    KeyboardInterrupt.
     """
 
     def __init__(self, run_url: str, *, lease_s: float, command: str) -> None:
@@ -151,7 +152,7 @@ class Lease:
             try:
                 if storage.exists(self._url(self.generation + 1)):
                     self.lost_to = self._read(self.generation + 1)
-                    _thread.interrupt_main()
+                    os.kill(os.getpid(), signal.SIGINT)
                     return
                 self.me = self.me.model_copy(update={"beat": self.me.beat + 1})
                 storage.put(self._url(self.generation), self._record())

@@ -15,6 +15,8 @@ WRITE_CPUS = 0.2
 CPU_SHARE = 0.4
 """Of a core, reserved by a network and by a refiner where both live on CPUs: one of each per core, so that whichever
 stage is behind has the core, and the reservations still leave room to read and write."""
+GPU_FEEDER_CPUS = 0.5
+"""Of a core, reserved beside a GPU for decoding and launching: a machine of 2 cores and one GPU still holds every stage."""
 INFER_GIB = 1.5
 """Process, torch, weights and the maps of a batch."""
 
@@ -56,31 +58,37 @@ def refiner_gib(cfg: SegmentConfig, num_classes: int) -> float:
     """
     window_px = (cfg.refine.window_px * 1.25) ** 2
     maps = 10 if cfg.refine.engine == "densecrf" else 4
-    return 0.4 + cfg.decode.max_mpx * 8e6 / GIB / 4 + window_px * num_classes * 4 * maps / GIB
+    image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
+    return 0.4 + (image_bytes + window_px * num_classes * 4 * maps) / GIB
 
 
 def decide(cfg: SegmentConfig, cluster: Resources, *, num_classes: int) -> Workers:
     """Fit the stages into a cluster.
 
     With GPUs: one network per GPU, and a refiner on every core that is left. Without: a network and a refiner share
-    each core.
+    each core, as far as the memory goes.
 
     Raises:
         ConfigError: with the sum, when the cluster cannot hold one worker of each stage.
     """
     refine_gib = refiner_gib(cfg, num_classes)
     infer_gpus = 1.0 if cluster.gpus >= 1 else 0.0
-    infer_cpus, refine_cpus = (1.0, 1.0) if infer_gpus else (CPU_SHARE, CPU_SHARE)
-    infer = cfg.runtime.infer_workers or int(cluster.gpus) or max(1, int(cluster.cpus))
+    infer_cpus, refine_cpus = (GPU_FEEDER_CPUS, 1.0) if infer_gpus else (CPU_SHARE, CPU_SHARE)
+    pairs = max(1, min(int(cluster.cpus), int(cluster.memory_gib / (INFER_GIB + refine_gib))))
+    infer = cfg.runtime.infer_workers or int(cluster.gpus) or pairs
     left_cpus = cluster.cpus - infer * infer_cpus - READ_CPUS - WRITE_CPUS
     left_gib = cluster.memory_gib - infer * INFER_GIB
     fits = min(int(left_cpus / refine_cpus + 1e-6), int(left_gib / refine_gib))
     if fits < 1 or infer * infer_gpus > cluster.gpus:
+        needs = (
+            f"{infer} network actor(s) x {infer_cpus:g} CPU, {infer_gpus:g} GPU, {INFER_GIB:g} GiB"
+            f" + 1 refiner x {refine_cpus:g} CPU, {refine_gib:.1f} GiB"
+            f" + reading {READ_CPUS:g} CPU + writing {WRITE_CPUS:g} CPU"
+        )
+        has = f"{cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {cluster.memory_gib:.1f} GiB"
+        hint = "add nodes, lower --runtime.infer-workers or --refine.window-px"
         raise ConfigError(
-            f"the cluster is too small: {infer} network actor(s) x {infer_cpus:g} CPU, {infer_gpus:g} GPU, "
-            f"{INFER_GIB:g} GiB + 1 refiner x {refine_cpus:g} CPU, {refine_gib:.1f} GiB + read {READ_CPUS:g} CPU + write "
-            f"{WRITE_CPUS:g} CPU, and it has {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {cluster.memory_gib:.1f} GiB",
-            hint="add nodes, lower --runtime.infer-workers or --refine.window-px",
+            f"the cluster is too small: it has {has}, and one worker of each stage needs {needs}", hint=hint
         )
     refine = min(fits, cfg.runtime.refine_workers or fits)
     return Workers(infer, infer_cpus, infer_gpus, INFER_GIB, refine, refine_cpus, refine_gib)

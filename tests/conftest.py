@@ -4,10 +4,15 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import s3_servers
 from tests.s3_servers import FaultProxy, S3Server
+
+# Two shared cores: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile("atrous", deadline=None)
+hypothesis.settings.load_profile("atrous")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,93 @@
+"""One line every few seconds that says how far a run is; a bar where somebody is watching."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from pipeline.ledger import Progress
+
+log = logging.getLogger(__name__)
+
+BAR_CELLS = 24
+
+
+class Reporter:
+    """Reports while the `with` block lasts, from a thread of its own."""
+
+    def __init__(
+        self,
+        progress: Callable[[], Progress],
+        *,
+        planned: int | None,
+        already: int,
+        slots: dict[str, float],
+        every_s: float,
+    ) -> None:
+        """`planned` rows in all (None when only reading tells), `already` committed, worker `slots` per stage."""
+        self.progress, self.planned, self.already, self.slots = progress, planned, already, slots
+        self.every_s = every_s
+        self.started = time.monotonic()
+        self.latest = Progress()
+        self._before = (self.started, Progress())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
+
+    def __enter__(self) -> "Reporter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+        if error is None:
+            self.latest = self.progress()
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.every_s):
+            self.latest = self.progress()
+            line = self.line(time.monotonic())
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r\x1b[2K{line}")
+                sys.stderr.flush()
+            else:
+                log.info("%s", line)
+
+    def line(self, now: float) -> str:
+        """`committed 64/101 (refined 80), 9.3 images/s, ETA 4 s, 1 failed, bottleneck refine 97%`."""
+        done = self.latest.done.get("refine", 0)
+        rate = done / max(now - self.started, 1e-9)
+        committed = self.already + self.latest.committed
+        parts = [
+            f"committed {committed}/{'?' if self.planned is None else self.planned} (refined {self.already + done})",
+            f"{rate:.1f} images/s",
+        ]
+        if self.planned is not None:
+            parts.insert(0, bar(committed / max(self.planned, 1)))
+            left = self.planned - self.already - done
+            parts.append(f"ETA {left / rate:.0f} s" if rate else "ETA ?")
+        parts.append(f"{sum(self.latest.failed.values())} failed")
+        if self.latest.deaths:
+            parts.append(f"{self.latest.deaths} suspect(s) of killing a worker")
+        return ", ".join([*parts, self._bottleneck(now)])
+
+    def _bottleneck(self, now: float) -> str:
+        """The stage whose workers were busiest since the last line."""
+        then, before = self._before
+        self._before = (now, self.latest)
+        busy = {
+            stage: (self.latest.seconds.get(stage, 0) - before.seconds.get(stage, 0)) / (slots * (now - then))
+            for stage, slots in self.slots.items()
+        }
+        stage = max(busy, key=busy.__getitem__)
+        return f"bottleneck {stage} {min(busy[stage], 1):.0%}" if busy[stage] > 0 else "starting"
+
+
+def bar(share: float) -> str:
+    """A bar of 24 cells, e.g. `[######------------------]`."""
+    full = round(BAR_CELLS * min(share, 1.0))
+    return f"[{'#' * full}{'-' * (BAR_CELLS - full)}]"

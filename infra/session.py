@@ -1,0 +1,44 @@
+"""The connection to Ray: the cluster a job was submitted to, or a local one for this process alone."""
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import ray
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 2 * 2**30
+"""Of a local cluster. Only encoded images and small logits pass through it."""
+
+
+@contextmanager
+def connect(*, num_cpus: int | None = None) -> Generator[dict[str, float]]:
+    """Connect for as long as the block lasts; yields the cluster's total resources by name.
+
+    `ray job submit` and RAY_ADDRESS lead to an existing cluster. Without them a local one is started, never joined:
+    a job must not land on whatever cluster happens to run on the machine. `num_cpus` limits the local one.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options = {
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"worker_process_setup_hook": "infra.log.configure"},
+    }
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(**options)
+    else:
+        store = min(OBJECT_STORE_BYTES, int(0.2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store, **options)
+    try:
+        resources = ray.cluster_resources()
+        log.info("Ray %s with %s", ray.__version__, _describe(resources))
+        yield resources
+    finally:
+        ray.shutdown()
+
+
+def _describe(resources: dict[str, float]) -> str:
+    memory = resources.get("memory", 0) / 2**30
+    return f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU, {memory:.1f} GiB"

@@ -1,0 +1,87 @@
+"""From `sys.argv` to a validated config: defaults, then `--config run.yaml`, then flags."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import tyro
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import SegmentConfig, explain, read_yaml
+from pipeline.errors import JobError
+from pipeline.redact import redact
+
+log = logging.getLogger(__name__)
+
+REQUIRED = [name for name, field in SegmentConfig.model_fields.items() if field.is_required()]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What `segment_dataset` was asked to do."""
+
+    cfg: Annotated[SegmentConfig, tyro.conf.arg(name="")]
+    config: str | None = None
+    """YAML file with the same names as the flags; flags win."""
+    plan: bool = False
+    """Only say what would be done: shards, bytes, keys where known, what is committed, first problems."""
+
+
+def parse(argv: Sequence[str], *, description: str) -> Arguments:
+    """Parse flags over the file over the defaults.
+
+    Raises:
+        ConfigError: when the file is wrong. Wrong flags end the process with a message that names them.
+    """
+    if "--version" in argv:
+        print(f"atrous {code_version()}")
+        raise SystemExit(0)
+    return tyro.cli(
+        Arguments,
+        args=list(argv),
+        default=Arguments(_from_file(argv)),
+        description=description,
+        config=(tyro.conf.FlagConversionOff,) if False else (),
+    )
+
+
+def _from_file(argv: Sequence[str]) -> SegmentConfig:
+    """The config of `--config`, or the defaults; what neither the file nor a default gives is left for flags."""
+    said = {}
+    for before, flag in zip(argv, argv[1:], strict=False):
+        if before == "--config":
+            said = read_yaml(flag)
+    try:
+        config = SegmentConfig.model_validate({name: "-" for name in REQUIRED} | said)
+    except ValidationError as error:
+        raise explain(error, origin="the settings in --config") from error
+    return config.model_copy(update={name: tyro.MISSING for name in REQUIRED if name not in said})
+
+
+def to_yaml(cfg: SegmentConfig) -> str:
+    """The resolved config as it is printed and stored; a file `--config` takes."""
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+
+
+def code_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("atrous")
+    except PackageNotFoundError:
+        return "0 (not installed)"
+
+
+def exit_status(job: Callable[[], int]) -> int:
+    """Run a job; an error raised on purpose ends it with status 1 and its message, without a traceback."""
+    try:
+        return job()
+    except JobError as error:
+        log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(redact("interrupted; the same command goes on where this one stopped\n"))
+        return 1

@@ -1,0 +1,164 @@
+"""Segment every image of a collection and commit masks and statistics as Parquet.
+
+    ray job submit --working-dir . -- python jobs/segment_dataset.py --source s3://bucket/images \
+        --output s3://bucket/out --checkpoint s3://bucket/model
+
+Two minutes on a laptop, with data made on the spot:
+
+    python -m jobs.demo --output demo
+
+The same command again finishes what a crash left, and does nothing when nothing is left.
+"""
+
+import json
+import logging
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import pyarrow.parquet as pq
+
+from infra import log as logs
+from infra import preflight, session
+from infra.progress import Reporter
+from jobs import command_line, summary
+from jobs.command_line import Arguments
+from pipeline import checkpoint, classes, flow, manifest, storage, workers
+from pipeline.checkpoint import Checkpoint
+from pipeline.classes import ClassMap
+from pipeline.config import SegmentConfig
+from pipeline.manifest import Manifest, Todo
+from pipeline.owner import Lease
+from pipeline.redact import redact
+from pipeline.source.plan import Plan, plan
+from pipeline.stages import Job
+
+log = logging.getLogger(__name__)
+
+TYPICAL_IMAGE_BYTES = 200_000
+"""To guess how many images are in a tar before it is read; only decides how many previews are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One config on one output: what is asked, what answers, and where it goes."""
+
+    cfg: SegmentConfig
+    classes: ClassMap
+    model: Checkpoint
+    fingerprint: str
+    url: str
+
+
+def identify(cfg: SegmentConfig) -> Run:
+    """Load the checkpoint, check it against the class map, and name the run."""
+    model = checkpoint.load(cfg.checkpoint)
+    class_map = classes.load(cfg.classes) if cfg.classes else model.card.classes
+    checkpoint.check_classes(model.card, class_map)
+    fingerprint = cfg.fingerprint(model_sha256=model.sha256, classes=class_map.model_dump(mode="json"))
+    return Run(cfg, class_map, model, fingerprint, storage.join(cfg.output, f"run={fingerprint[:12]}"))
+
+
+def describe(run: Run, planned: Plan) -> None:
+    """Store what explains a run beside it: config, plan, versions."""
+    folder = storage.join(run.url, "_run")
+    packages = ("ray", "torch", "pyarrow", "pillow", "pydensecrf2", "fsspec", "numpy")
+    environment = {
+        "fingerprint": run.fingerprint,
+        "model_sha256": run.model.sha256,
+        "atrous": command_line.code_version(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+    storage.put(storage.join(folder, "config.yaml"), command_line.to_yaml(run.cfg).encode())
+    storage.put(storage.join(folder, "environment.json"), json.dumps(environment, indent=1).encode())
+    storage.put(storage.join(folder, "plan.parquet"), summary.to_bytes(pq.write_table, planned.to_table()))
+
+
+def segment(args: Arguments) -> int:
+    """Do the job; returns the exit status."""
+    started = time.monotonic()
+    run = identify(args.cfg)
+    planned = plan(args.cfg)
+    if args.plan:
+        return summary.print_plan(run.url, planned, manifest.footers(run.url))
+    log.info("%s -> %s", ", ".join(redact(url) for url in args.cfg.source), redact(run.url))
+    done = manifest.load(run.url)
+    if done and not manifest.todo(run.url, planned, manifest.footers(run.url)):
+        log.info("nothing to do: every row of this run is committed")
+        return summary.finish(run, done, rows_now=0, wall_s=time.monotonic() - started)
+    preflight.check_authentication()
+    preflight.check_output(storage.join(run.url, "_run"))
+    with Lease(run.url, lease_s=args.cfg.runtime.lease_s, command=" ".join(sys.argv)):
+        owed = resume(run, planned)
+        rows_now = work(run, planned, owed) if owed else 0
+        done = manifest.close(
+            run.url, planned, run.classes, fingerprint=run.fingerprint, on_duplicate=args.cfg.read.on_duplicate
+        )
+        wall_s = time.monotonic() - started
+        summary.write_report(run, done, rows_now=rows_now, wall_s=wall_s)
+    return summary.finish(run, done, rows_now=rows_now, wall_s=wall_s)
+
+
+def resume(run: Run, planned: Plan) -> list[Todo]:
+    """What is left to do, said to the user; a finished run that has work again is opened."""
+    describe(run, planned)
+    manifest.reopen(run.url)
+    parts = manifest.footers(run.url)
+    owed = manifest.todo(run.url, planned, parts)
+    if parts:
+        rows = sum(part.rows for part in parts)
+        log.info("resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", rows, len(parts), len(owed))
+    return owed
+
+
+def work(run: Run, planned: Plan, owed: list[Todo]) -> int:
+    """Run the flow over what is owed; returns the rows it committed."""
+    with session.connect() as total:
+        cluster = workers.Resources(total.get("CPU", 0), total.get("GPU", 0), total.get("memory", 0) / workers.GIB)
+        crew = workers.decide(run.cfg, cluster, num_classes=len(run.classes))
+        log.info("%s", crew.describe())
+        ledger = flow.RemoteLedger()
+        reporter = Reporter(
+            ledger.progress,
+            planned=planned.rows,
+            already=sum(part.rows for part in manifest.footers(run.url)),
+            slots={"infer": crew.infer, "refine": crew.refine},
+            every_s=run.cfg.runtime.progress_s,
+        )
+        with reporter:
+            flow.run(job_of(run, planned), owed, crew, ledger)
+    summary.print_stages(reporter.latest)
+    return reporter.latest.committed
+
+
+def job_of(run: Run, planned: Plan) -> Job:
+    """What the workers need to know of a run."""
+    images = planned.rows or planned.bytes / TYPICAL_IMAGE_BYTES
+    return Job(
+        cfg=run.cfg,
+        classes=run.classes,
+        run_url=run.url,
+        model_fp=run.model.sha256[:12],
+        config_fp=run.fingerprint[:12],
+        preview_share=min(1.0, run.cfg.runtime.previews / max(images, 1)),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, segment, and turn errors into a message and an exit status."""
+    logs.configure()
+
+    def job() -> int:
+        args = command_line.parse(sys.argv[1:] if argv is None else argv, description=__doc__ or "")
+        logs.configure(args.cfg.runtime.log_format)
+        log.info("resolved config:\n%s", command_line.to_yaml(args.cfg))
+        return segment(args)
+
+    return command_line.exit_status(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

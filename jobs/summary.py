@@ -1,0 +1,94 @@
+"""What a job says at the end: a table for people on stderr, the report, and one JSON line last on stdout."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline import manifest, report, storage
+from pipeline.ledger import Progress
+from pipeline.manifest import Manifest
+from pipeline.redact import redact
+from pipeline.sink import Part
+from pipeline.source.plan import Plan
+
+if TYPE_CHECKING:
+    from jobs.segment_dataset import Run
+
+log = logging.getLogger(__name__)
+
+FIRST_PROBLEMS = 3
+
+
+def to_bytes(write: Callable[[pa.Table, io.BytesIO], Any], table: pa.Table) -> bytes:
+    """The bytes of a table in the format that `write` writes."""
+    out = io.BytesIO()
+    write(table, out)
+    return out.getvalue()
+
+
+def print_plan(run_url: str, planned: Plan, parts: Sequence[Part]) -> int:
+    """Answer `--plan`: what would be done, and nothing else."""
+    owed = manifest.todo(run_url, planned, parts)
+    said = {
+        "run": redact(run_url),
+        "shards": len(planned.shards),
+        "bytes": planned.bytes,
+        "keys": planned.rows,
+        "committed_rows": sum(part.rows for part in parts),
+        "committed_parts": len(parts),
+        "shards_left": len(owed),
+        "ignored_files": planned.ignored,
+        "problems": planned.warnings[:FIRST_PROBLEMS],
+    }
+    for name, value in said.items():
+        log.info("%-16s %s", name, "unknown before reading" if value is None else value)
+    print(json.dumps(said))
+    return 0
+
+
+def print_stages(progress: Progress) -> None:
+    """Where the time went, and what each stage handed on."""
+    for stage, seconds in progress.seconds.items():
+        done = max(progress.done.get(stage, 0), 1)
+        sent = progress.bytes_out.get(stage, 0) / done / 1024
+        log.info(
+            "%-7s %8.1f s busy, %7.1f ms and %7.1f KiB handed on per image", stage, seconds, seconds / done * 1e3, sent
+        )
+
+
+def finish(run: "Run", done: Manifest, *, rows_now: int, wall_s: float) -> int:
+    """Print the table and the JSON line; the exit status says whether too many rows failed."""
+    limit = run.cfg.runtime.max_failed_fraction
+    log.info("%-18s %9s", "status", "rows")
+    for name, count in {"ok": done.ok, **done.error_codes}.items():
+        log.info("%-18s %9d", name, count)
+    report_url = storage.join(run.url, "report/index.html")
+    log.info("look here first: %s", redact(report_url))
+    status = int(done.failed_fraction > limit)
+    if status:
+        log.error(
+            "%.1f%% of the rows failed, limit %.1f%% (--runtime.max-failed-fraction)",
+            *(share * 100 for share in (done.failed_fraction, limit)),
+        )
+    said = {
+        "run": redact(run.url),
+        "rows": done.rows,
+        "ok": done.ok,
+        "failed": done.failed,
+        "error_codes": done.error_codes,
+        "parts": len(done.parts),
+        "rows_now": rows_now,
+        "wall_s": round(wall_s, 2),
+        "images_per_s": round(rows_now / wall_s, 2),
+        "report": redact(report_url),
+        "exit_status": status,
+    }
+    sys.stderr.flush()
+    print(json.dumps(said), flush=True)
+    return status

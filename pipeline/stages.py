@@ -1,0 +1,226 @@
+"""The bodies of the stages: records out of Arrow tables in, records into Arrow tables out.
+
+Each is a function or a small callable class that Ray Data calls in a worker process. None of them knows Ray; they are
+given a ledger, through which a work item that kills its worker is found and fails alone.
+"""
+
+import faulthandler
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from pipeline import encode
+from pipeline.classes import ClassMap
+from pipeline.config import SegmentConfig
+from pipeline.decode import decode
+from pipeline.errors import InputError
+from pipeline.ledger import LedgerClient, guarded
+from pipeline.manifest import Todo
+from pipeline.records import (
+    Failure,
+    Image,
+    Item,
+    Row,
+    Scored,
+    items_from_table,
+    items_to_table,
+    rows_to_table,
+    scored_from_table,
+    scored_to_table,
+)
+from pipeline.refine.refiner import Refiner
+from pipeline.source.plan import read
+from pipeline.source.shard import failure_of
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every worker of a run needs to know."""
+
+    cfg: SegmentConfig
+    classes: ClassMap
+    run_url: str
+    model_fp: str
+    config_fp: str
+    preview_share: float
+    """Share of the rows that carry previews, 0 to 1."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of one encoded image at most."""
+        return int(self.cfg.decode.max_mib * 2**20)
+
+    def failed(self, item: Item, failure: Failure) -> Row:
+        """The failure row of an item."""
+        return encode.failed_row(item, failure, model_fp=self.model_fp, config_fp=self.config_fp)
+
+
+@contextmanager
+def killed_after(seconds: float) -> Generator[None]:
+    """Kill this process when the block takes longer, even while native code holds the GIL.
+
+    The ledger then finds the key that hung, as it finds one that crashes.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _ahead(pool: ThreadPoolExecutor, call: Callable[[T], R], things: Iterable[T], depth: int) -> Iterator[R]:
+    """`map` in threads, in order, with at most `depth` results waiting: bounds the decoded pixels in memory."""
+    waiting: deque[Future[R]] = deque()
+    for thing in things:
+        waiting.append(pool.submit(call, thing))
+        if len(waiting) >= depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def read_shards(job: Job, owed: Sequence[Todo], ledger: LedgerClient) -> Iterator[pa.Table]:
+    """Tables of `ITEM_SCHEMA`, each about one block."""
+    held: list[Item] = []
+    size = 0
+    for todo in owed:
+        for item in read(todo.shard, job.cfg.read, max_bytes=job.max_bytes, skip=todo.skip):
+            held.append(item)
+            size += len(item.data)
+            if size >= job.cfg.runtime.block_mib * 2**20:
+                yield _items_out(held, ledger)
+                held, size = [], 0
+    if held:
+        yield _items_out(held, ledger)
+
+
+def _items_out(items: list[Item], ledger: LedgerClient) -> pa.Table:
+    ledger.leave("read", [item.key for item in items], sum(item.seconds_read for item in items))
+    return _sent(ledger, "read", items_to_table(items))
+
+
+class InferStage:
+    """Encoded images in, logits out. One network, and a few threads that decode ahead of it."""
+
+    def __init__(self, job: Job, ledger: LedgerClient, *, threads: int) -> None:
+        # Here and not at the top: refiners import this module too, and have no use for torch's memory.
+        import torch  # noqa: PLC0415
+
+        from pipeline import checkpoint  # noqa: PLC0415
+        from pipeline.infer import Segmenter  # noqa: PLC0415
+
+        torch.set_num_threads(threads)
+        self.job, self.ledger = job, ledger
+        self.segmenter = Segmenter(checkpoint.load(job.cfg.checkpoint), job.cfg.infer, job.cfg.tile)
+        self.pool = ThreadPoolExecutor(job.cfg.runtime.decode_threads, thread_name_prefix="decode")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """ITEM_SCHEMA to SCORED_SCHEMA, row for row."""
+        with killed_after(self.job.cfg.runtime.item_timeout_s):
+            scored = guarded(
+                self.ledger,
+                "infer",
+                items_from_table(table),
+                key=lambda item: item.key,
+                work=self._segment,
+                seconds=lambda one: one.seconds_decode + one.seconds_infer,
+                condemn=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
+            )
+        return _sent(self.ledger, "infer", scored_to_table(scored))
+
+    def _segment(self, items: Sequence[Item]) -> list[Scored]:
+        """Decode and segment; each item comes back with logits or with its failure."""
+        decoded: list[tuple[Scored, Image | None]] = []
+
+        def images() -> Iterator[Image]:
+            depth = self.segmenter.batch + self.job.cfg.runtime.decode_threads
+            for scored, image in _ahead(self.pool, self._decode, items, depth):
+                decoded.append((scored, image))
+                if image is not None:
+                    yield image
+
+        predictions = iter(list(self.segmenter(images())))
+        done = []
+        for scored, image in decoded:
+            if image is None:
+                done.append(scored)
+                continue
+            prediction = next(predictions)
+            if prediction.error:
+                done.append(_fail(scored, failure_of(prediction.error)))
+                continue
+            done.append(replace(scored, logits_khw=prediction.logits_khw, seconds_infer=prediction.seconds))
+        return done
+
+    def _decode(self, item: Item) -> tuple[Scored, Image | None]:
+        started = perf_counter()
+        scored = Scored(item, stride=self.segmenter.stride, align_corners=self.segmenter.align_corners)
+        if item.failure:
+            return scored, None
+        try:
+            image = decode(item.data, self.job.cfg.decode)
+        except InputError as error:
+            return _fail(scored, failure_of(error), seconds_decode=perf_counter() - started), None
+        kept = item if self._needs_pixels_later(item, image) else replace(item, data=b"")
+        scored = replace(scored, item=kept, height=image.height, width=image.width, orientation=image.orientation)
+        return replace(scored, seconds_decode=perf_counter() - started), image
+
+    def _needs_pixels_later(self, item: Item, image: Image) -> bool:
+        preview = encode.is_preview(item.key, self.job.preview_share)
+        return self.job.cfg.refine.engine != "none" or image.valid_hw is not None or preview
+
+
+class RefineStage:
+    """Logits in, rows out: masks refined on one core, encoded and counted."""
+
+    def __init__(self, job: Job, ledger: LedgerClient) -> None:
+        self.job, self.ledger = job, ledger
+        self.refiner = Refiner(job.cfg.refine, ignore_id=job.classes.ignore_id)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """SCORED_SCHEMA to ROW_SCHEMA, row for row."""
+        with killed_after(self.job.cfg.runtime.item_timeout_s):
+            rows = guarded(
+                self.ledger,
+                "refine",
+                scored_from_table(table),
+                key=lambda scored: scored.item.key,
+                work=lambda batch: [self._row(scored) for scored in batch],
+                seconds=lambda row: row.seconds_refine + row.seconds_encode,
+                condemn=lambda one: self.job.failed(one.item, Failure("refine_crashed", "killed its refiner twice")),
+            )
+        return _sent(self.ledger, "refine", rows_to_table(rows))
+
+    def _row(self, scored: Scored) -> Row:
+        job = self.job
+        if scored.item.failure:
+            return job.failed(scored.item, scored.item.failure)
+        started = perf_counter()
+        image = decode(scored.item.data, job.cfg.decode) if scored.item.data else None
+        refinement = self.refiner(scored, image)
+        seconds = perf_counter() - started
+        shown = image if encode.is_preview(scored.item.key, job.preview_share) else None
+        fingerprints = {"model_fp": job.model_fp, "config_fp": job.config_fp}
+        row = encode.row(scored, refinement, shown, classes=job.classes, **fingerprints)
+        return replace(row, seconds_refine=seconds)
+
+
+def _fail(scored: Scored, failure: Failure, **fields: Any) -> Scored:
+    """A scored item without logits, and without the bytes nobody needs any more."""
+    return replace(scored, item=replace(scored.item, data=b"", failure=failure), logits_khw=None, **fields)
+
+
+def _sent(ledger: LedgerClient, stage: str, table: pa.Table) -> pa.Table:
+    """Count a table's bytes on its way into the object store."""
+    ledger.sent(stage, table.nbytes)
+    return table
