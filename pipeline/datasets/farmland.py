@@ -7,7 +7,8 @@ Shadows darken what they fall on and keep its class.
 
 A seed gives the same image on every machine with the same releases of NumPy and Pillow: random numbers come from PCG64,
 colours are computed with sums and products alone, which IEEE 754 fixes to the last bit, and sines only place outlines,
-where an error in the last bit does not show. Colours (RGB, 0 to 255), lengths and odds were chosen by eye. Lengths are in pixels of a scene of scale 1.
+where an error in the last bit does not show. Colours (RGB, 0 to 255), lengths and odds were chosen by eye; lengths are
+in pixels of a scene of scale 1.
 """
 
 import io
