@@ -21,7 +21,7 @@ from PIL import ImageFile, UnidentifiedImageError
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from pipeline.config import DecodeConfig
@@ -85,13 +85,14 @@ _MAGIC_BYTES = 1024
 _IMAGE_DATA_START, _IMAGE_DATA_END = b"\xff\xda", b"\xff\xd9"  # JPEG markers SOS and EOI, ITU-T T.81 table B.1
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_MAX_PX_PER_BYTE = 256
-"""A baseline JPEG spends at least one bit each on DC and AC of every 8x8 block: 4 blocks per byte."""
+"""A baseline JPEG spends at least one bit each on DC and AC of every 8x8 block: at most 4 blocks per byte."""
 _JPEG_MAX_SCANS = 500
 """A progressive JPEG of a few bytes per scan can keep a decoder busy for hours; encoders write about ten scans."""
 
 _TIFF_MAX_PAGES = 64
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262  # tags of TIFF 6.0
 _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 277, 284, 322, 323, 339
+_TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # the others 1
 _FORMAT_NAMES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
 _DATA_TAGS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
 _REDUCED_OR_MASK = 0b101  # bits of NewSubfileType: an overview, or a transparency mask, of another page
@@ -225,11 +226,17 @@ def _check_jpeg(file: JpegImageFile, data: bytes) -> None:
 
 
 def _check_tiff(file: TiffImageFile, cfg: DecodeConfig) -> None:
-    """Refuse what libtiff would allocate without need, and what Pillow would decode to noise without an error."""
-    tags = file.tag_v2
+    """Refuse what libtiff would allocate without need, and what Pillow would decode wrongly without an error."""
+    tags, (width, height) = file.tag_v2, file.size
     _check_area(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), cfg)  # whole, however small the image
-    if tags.get(_COMPRESSION, 1) == 1 and tags.get(_PLANAR, 1) == 2 and max(tags[_BITS]) > 8:
+    if tags.get(_COMPRESSION, 1) != 1:
+        return  # libtiff itself checks the rest
+    planes = len(file.getbands()) if tags.get(_PLANAR, 1) == 2 else 1
+    if planes > 1 and max(tags.get(_BITS, (1,))) > 8:
         raise InputError("band_mismatch", f"{_bands(tags)}, uncompressed in separate planes; only 8 bits can be")
+    boxes = [tile.extents or (0, 0, 0, 0) for tile in file.tile]
+    if sum((right - left) * (lower - upper) for left, upper, right, lower in boxes) < width * height * planes:
+        raise InputError("corrupt", f"the header announces {width}x{height} pixels, its strips or tiles hold fewer")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -267,26 +274,33 @@ def _tiff_pages(data: bytes) -> Iterator[ImageFileDirectory_v2]:
 
 def _blame(data: bytes, kind: str, error: Exception) -> InputError:
     """Find the reason in the file's structure, as the decoders' own messages do not tell damage from a short file."""
+    unread = isinstance(error, UnidentifiedImageError)
     with contextlib.suppress(Exception):  # it is damaged: looking closer may fail in as many ways
         if _ENDS_EARLY[kind](data):
             return InputError("truncated", f"{kind} of {len(data)} bytes ends before its image data does")
-        if isinstance(error, UnidentifiedImageError):
-            return _blame_header(data, kind)
-    return InputError("corrupt", f"{kind} cannot be decoded: {type(error).__name__}: {error}")
+        if unread and (reason := _blame_header(data, kind)):
+            return reason
+    why = "its header makes no sense" if unread else f"{type(error).__name__}: {error}"
+    return InputError("corrupt", f"{kind} cannot be decoded: {why}")
 
 
-def _blame_header(data: bytes, kind: str) -> InputError:
+def _blame_header(data: bytes, kind: str) -> InputError | None:
+    """Name what a header says that no decoder accepts."""
     width, height, bands = 1, 1, ""
     if kind == "png":
         width, height = struct.unpack(">II", data[16:24])
     if kind == "tiff":
         page = next(_tiff_pages(data))
         width, height, bands = page[_WIDTH], page[_LENGTH], _bands(page)
+        if (compression := page.get(_COMPRESSION, 1)) not in COMPRESSION_INFO:
+            return InputError(
+                "unsupported_format", f"tiff with compression {compression}", hint="recompress as deflate"
+            )
     if min(width, height) < 1:
         return InputError("too_small", f"the header announces {width}x{height} pixels")
     if bands:
         return InputError("band_mismatch", f"{bands}; expected grey, palette, RGB, CMYK or Lab, with or without alpha")
-    return InputError("corrupt", f"the {kind} header cannot be read")
+    return None
 
 
 def _bands(page: ImageFileDirectory_v2) -> str:
@@ -308,13 +322,26 @@ def _jpeg_ends_early(data: bytes) -> bool:
 
 
 def _tiff_ends_early(data: bytes) -> bool:
-    page = next(_tiff_pages(data), None)
-    if page is None or _WIDTH not in page:
+    """Whether the first directory, a value it points to, or a strip or tile lies behind the end of the file."""
+    if any(stop > len(data) for stop in _tiff_directory_stops(data)):
         return True
-    for offsets, counts in _DATA_TAGS:
-        if offsets in page and counts in page:
-            return any(start + size > len(data) for start, size in zip(page[offsets], page[counts], strict=False))
-    return False
+    page = next(_tiff_pages(data))
+    spans = [zip(page[at], page[size], strict=False) for at, size in _DATA_TAGS if at in page and size in page]
+    return any(start + size > len(data) for start, size in itertools.chain(*spans))
+
+
+def _tiff_directory_stops(data: bytes) -> Iterator[int]:
+    """Yield where the directory and each of its values stop. TIFF 6.0, section 2; BigTIFF has longer fields."""
+    order, big = "<" if data[:1] == b"I" else ">", data[2:3] == b"+"
+    count, entry, inline = (f"{order}Q", f"{order}HHQQ", 8) if big else (f"{order}H", f"{order}HHLL", 4)
+    at = int.from_bytes(data[inline : 2 * inline], "little" if order == "<" else "big")
+    yield at + struct.calcsize(count)
+    (entries,) = struct.unpack_from(count, data, at)
+    at += struct.calcsize(count)
+    yield at + entries * struct.calcsize(entry)
+    for _, kind, number, value in struct.iter_unpack(entry, data[at : at + entries * struct.calcsize(entry)]):
+        size = number * _TIFF_TYPE_BYTES.get(kind, 1)
+        yield value + size if size > inline else 0
 
 
 _ENDS_EARLY: dict[str, Callable[[bytes], bool]] = {
@@ -406,8 +433,9 @@ def _from_floats(image: PilImage.Image, cfg: DecodeConfig) -> tuple[UInt8, Bool 
     valid = np.isfinite(values)
     low = float(values.min(where=valid, initial=np.inf))
     high = float(values.max(where=valid, initial=-np.inf))
-    rows = (_stretch(np.where(seen, row, low), low, high) for row, seen in zip(values, valid, strict=True))
-    return _grey(np.stack(list(rows)), valid, cfg)
+    finite = np.where(valid, values, np.float32(low)).ravel()
+    levels = np.concatenate([_stretch(part, low, high) for part in _parts(finite)])
+    return _grey(levels.reshape(values.shape), valid, cfg)
 
 
 def _grey(grey_hw: UInt8, valid: Bool | None, cfg: DecodeConfig) -> tuple[UInt8, Bool | None]:
@@ -415,6 +443,11 @@ def _grey(grey_hw: UInt8, valid: Bool | None, cfg: DecodeConfig) -> tuple[UInt8,
     if valid is not None:
         pixels[~valid] = cfg.background
     return pixels, valid
+
+
+def _parts(flat: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Cut into parts of a million, for arithmetic that widens to 64 bits."""
+    return [flat[at : at + 2**20] for at in range(0, flat.size, 2**20)]
 
 
 def _stretch(values: npt.NDArray[Any], low: float, high: float) -> UInt8:
@@ -431,8 +464,8 @@ def _scale_table(values: npt.NDArray[np.integer], valid: Bool | None, cfg: Decod
     low, high = 0.0, float(_FULL)
     if cfg.sixteen_bit == "percentile":
         counts = np.zeros(_FULL + 1, np.int64)
-        for index, row in enumerate(values):  # row by row: bincount widens what it counts to 64 bits
-            counts += np.bincount((row if valid is None else row[valid[index]]).ravel(), minlength=_FULL + 1)
+        for part in _parts(values.ravel() if valid is None else values[valid].ravel()):
+            counts += np.bincount(part, minlength=_FULL + 1)
         low, high = np.searchsorted(np.cumsum(counts) / max(int(counts.sum()), 1), (0.02, 0.98)).tolist()
     return _stretch(np.arange(_FULL + 1), low, high)
 

@@ -84,9 +84,9 @@ def chunk(name, body, crc=None):
     )
 
 
-def png(width, height, depth, colour, idat, *extra, ihdr_crc=None):
+def png(width, height, depth, colour, idat, *extra, interlace=0, ihdr_crc=None):
     """A PNG from its parts: `idat` is the compressed stream, `extra` are whole chunks before it."""
-    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0), ihdr_crc)
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace), ihdr_crc)
     return b"\x89PNG\r\n\x1a\n" + ihdr + b"".join(extra) + chunk(b"IDAT", idat) + chunk(b"IEND", b"")
 
 
@@ -179,6 +179,12 @@ def ifd(fields, *, at, following=0):
         values += packed if len(packed) > 4 else b""
         entries += struct.pack("<HHI", number, 4, len(numbers)) + where
     return struct.pack("<H", len(fields)) + entries + struct.pack("<I", following) + values
+
+
+def taller(data):
+    """Double the height of 40 that a TIFF written by libtiff announces."""
+    entry = struct.pack("<HHI", 257, 3, 1)
+    return data.replace(entry + struct.pack("<I", 40), entry + struct.pack("<I", 80))
 
 
 def tiff_with_overview():
@@ -286,7 +292,9 @@ def frames(kind, **options):
 
 def lab_tiff():
     to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
-    return save(ImageCms.applyTransform(Image.fromarray(scene()), to_lab), "TIFF")
+    lab = ImageCms.applyTransform(Image.fromarray(scene()), to_lab)
+    lab.info.clear()  # the profile in it holds the time of day
+    return save(lab, "TIFF")
 
 
 def cut(make, share=0.5):
@@ -353,9 +361,7 @@ CASES = [
     Case("grey16 tiff", "tif", lambda: save(deep(), "TIFF"), "ok", 5),
     Case("grey16 big-endian tiff", "tif", lambda: save(deep().astype(">u2"), "TIFF"), "ok", 5),
     Case("grey16 compressed tiff", "tif", lambda: save(deep(), "TIFF", compression="tiff_lzw"), "ok", 5),
-    Case(
-        "grey16 png with trns", "png", lambda: with_trns(16, 0, deep(), deep()[3, 3].astype(">u2").tobytes()), "ok", 5
-    ),
+    Case("grey16 png with trns", "png", lambda: with_trns(16, 0, deep(), struct.pack(">H", deep()[3, 3])), "ok", 5),
     Case(
         "grey16 alpha png", "png", lambda: png(56, 40, 16, 4, png_rows(with_alpha(2).astype(np.uint16) * 257)), "ok", 5
     ),
@@ -368,6 +374,7 @@ CASES = [
         5,
     ),
     Case("rgba16 png", "png", lambda: png(56, 40, 16, 6, png_rows(with_alpha().astype(np.uint16) * 257)), "ok", 5),
+    Case("grey16 tiff, white is zero", "tif", lambda: tiff(deep(), photometric=0), "ok", 5),
     Case("rgb16 tiff", "tif", lambda: tiff(deep(bands=3), photometric=2), "ok", 5),
     Case("1-bit png", "png", lambda: save(scene(bands=1), "PNG", "1"), "ok", 6),
     Case("1-bit fax tiff", "tif", lambda: save(scene(bands=1), "TIFF", "1", compression="group4"), "ok", 6),
@@ -438,6 +445,15 @@ CASES = [
         "corrupt",
         14,
     ),
+    Case("tiff taller than its strips", "tif", lambda: tiff(scene(), photometric=2, tags=[(257, 900)]), "corrupt", 14),
+    Case("compressed tiff with its height changed", "tif", lambda: taller(DEFLATED()), "corrupt", 14),
+    Case(
+        "planar tiff without its third plane",
+        "tif",
+        lambda: tiff(scene(), photometric=2, planar=True, tags=[(273, 8, 2248), (279, 2240, 2240)]),
+        "corrupt",
+        14,
+    ),
     Case(
         "tiff strips behind its end", "tif", lambda: tiff(scene(), photometric=2, tags=[(273, 10**6)]), "truncated", 14
     ),
@@ -498,5 +514,7 @@ CASES = [
     Case("int16 tiff below zero", "tif", lambda: tiff(deep().astype(np.int16) - 100), "band_mismatch", 21),
     Case("uint32 tiff", "tif", lambda: tiff(deep().astype(np.uint32) * 70000), "band_mismatch", 21),
     Case("8-band tiff", "tif", lambda: tiff(np.dstack([scene(), scene(), scene()[..., :2]])), "band_mismatch", 21),
-    Case("complex planes as bands", "tif", lambda: tiff(np.ones((40, 56, 2), np.float32)), "band_mismatch", 21),
+    Case("rgb16 tiff in planes", "tif", lambda: tiff(deep(bands=3), photometric=2, planar=True), "band_mismatch", 21),
+    Case("tiff of unknown compression", "tif", lambda: tiff(scene(), tags=[(259, 34887)]), "unsupported_format", 21),
+    Case("2 float bands tiff", "tif", lambda: tiff(np.ones((40, 56, 2), np.float32)), "band_mismatch", 21),
 ]
