@@ -16,7 +16,7 @@ CPU_SHARE = 0.4
 """Of a core, reserved by a network and by a refiner where both live on CPUs: one of each per core, so that whichever
 stage is behind has the core, and the reservations still leave room to read and write."""
 GPU_FEEDER_CPUS = 0.5
-"""Of a core, reserved beside a GPU for decoding and launching: a machine of 2 cores and one GPU still holds every stage."""
+"""Of a core, reserved beside a GPU for decoding and launching: 2 cores and one GPU still hold every stage."""
 INFER_GIB = 1.5
 """Process, torch, weights and the maps of a batch."""
 
