@@ -581,8 +581,8 @@ def _store(scheme: str, pid: int, *variables: str | None) -> _Store:
 def _s3_filesystem() -> AbstractFileSystem:
     """An S3 client that sends each request once: all retries are `_request`'s.
 
-    Checksums beyond what the protocol asks for are off unless the environment wants them: rclone, MinIO and Ceph of
-    2024 and older refuse the trailer (botocore 1.36 release notes); TLS and Parquet's page checksums remain.
+    Checksums that botocore adds since 1.36 are off unless the environment asks for them: several S3-compatible servers
+    refuse them (github.com/boto/boto3/issues/4392). TLS and the page checksums of Parquet remain.
     """
     fs = fsspec.filesystem(
         "s3",

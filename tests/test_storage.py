@@ -6,21 +6,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
 from pipeline.redact import redact
-from pipeline.storage import RetryPolicy
+from pipeline.storage import FileInfo, RetryPolicy
 from tests.s3_servers import SECRET, Fault, FaultProxy, S3Server
 
 EVERY_STORE = [
@@ -189,10 +192,22 @@ def test_the_second_writer_of_put_if_absent_is_refused_where_the_probe_says_so(r
 
 
 @pytest.mark.parametrize("root", EVERY_STORE[:3], indirect=True)
-def test_fifty_racing_writers_make_one_owner(root: str) -> None:
-    url = storage.join(root, "owner")
+def test_fifty_racing_writers_make_one_owner(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, start = storage.join(root, "owner"), threading.Barrier(50)
+    looks = MemoryFileSystem.exists
+
+    def exists_for_a_moment(self: MemoryFileSystem, path: str, **kwargs: Any) -> bool:
+        found: bool = looks(self, path, **kwargs)
+        time.sleep(0.001)  # what was true when looked at may not be so when acted upon
+        return found
+
+    def race(me: int) -> bool:
+        start.wait()
+        return storage.put_if_absent(url, b"%d" % me)
+
+    monkeypatch.setattr(MemoryFileSystem, "exists", exists_for_a_moment)
     with ThreadPoolExecutor(50) as pool:
-        won = list(pool.map(lambda me: storage.put_if_absent(url, b"%d" % me), range(50)))
+        won = list(pool.map(race, range(50)))
     assert sum(won) == 1
     assert storage.read_bytes(url) == b"%d" % won.index(True)
 
@@ -482,6 +497,14 @@ def test_a_long_listing_goes_page_by_page_and_repeats_only_the_broken_page(
     s3_proxy.fail_next(1, 503)
     assert [first.path, *(file.path for file in files)] == sorted(names)
     assert s3_proxy.count() == 3
+
+
+@pytest.mark.s3
+def test_a_store_that_lists_out_of_order_is_refused(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = [FileInfo("b", 1, ""), FileInfo("a", 1, "")]
+    monkeypatch.setattr(storage._S3, "_page", lambda *_: (page, None))
+    with pytest.raises(StorageError, match="not listed in order"):
+        paths(s3_url)
 
 
 @pytest.mark.s3
