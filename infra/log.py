@@ -16,6 +16,9 @@ from pipeline.redact import redact
 OURS = ("pipeline", "infra", "jobs", "__main__")
 """Loggers that are heard from INFO on; everybody else, Ray included, from WARNING on."""
 
+NOISY = ("PIL", "ray.data._internal.progress", "ray._private.authentication")
+"""Loggers of which only errors are news: broken EXIF in somebody's photo, bars that we switched off ourselves."""
+
 _NAME = "atrous"
 _HUMAN = "%(asctime)s %(levelname)-8s %(message)s"
 _TRACEBACKS = logging.Formatter()
@@ -56,6 +59,8 @@ def configure(log_format: Literal["human", "json"] = "human") -> None:
     root.handlers = [one for one in root.handlers if one.get_name() != _NAME] + [handler]
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("ray", "ray.data"):
         _silence_console(logging.getLogger(name))
 

@@ -21,6 +21,8 @@ def connect(*, num_cpus: int | None = None) -> Generator[dict[str, float]]:
     a job must not land on whatever cluster happens to run on the machine. `num_cpus` limits the local one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What Ray's C++ core writes to stderr is for Ray's authors; its log files keep it.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options = {
         "log_to_driver": False,
         "logging_level": logging.WARNING,

@@ -1,5 +1,6 @@
 """From `sys.argv` to a validated config: defaults, then `--config run.yaml`, then flags."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -40,23 +41,17 @@ def parse(argv: Sequence[str], *, description: str) -> Arguments:
     if "--version" in argv:
         print(f"atrous {code_version()}")
         raise SystemExit(0)
-    return tyro.cli(
-        Arguments,
-        args=list(argv),
-        default=Arguments(_from_file(argv)),
-        description=description,
-        config=(tyro.conf.FlagConversionOff,) if False else (),
-    )
+    return tyro.cli(Arguments, args=list(argv), default=Arguments(_from_file(argv)), description=description)
 
 
 def _from_file(argv: Sequence[str]) -> SegmentConfig:
     """The config of `--config`, or the defaults; what neither the file nor a default gives is left for flags."""
-    said = {}
-    for before, flag in zip(argv, argv[1:], strict=False):
-        if before == "--config":
-            said = read_yaml(flag)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    said = read_yaml(path) if path else {}
     try:
-        config = SegmentConfig.model_validate({name: "-" for name in REQUIRED} | said)
+        config = SegmentConfig.model_validate(dict.fromkeys(REQUIRED, "-") | said)
     except ValidationError as error:
         raise explain(error, origin="the settings in --config") from error
     return config.model_copy(update={name: tyro.MISSING for name in REQUIRED if name not in said})

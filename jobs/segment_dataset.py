@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import pyarrow.parquet as pq
+from pipeline.source.plan import Plan, plan
 
 from infra import log as logs
 from infra import preflight, session
@@ -29,10 +30,9 @@ from pipeline import checkpoint, classes, flow, manifest, storage, workers
 from pipeline.checkpoint import Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.config import SegmentConfig
-from pipeline.manifest import Manifest, Todo
+from pipeline.manifest import Todo
 from pipeline.owner import Lease
 from pipeline.redact import redact
-from pipeline.source.plan import Plan, plan
 from pipeline.stages import Job
 
 log = logging.getLogger(__name__)

@@ -5,11 +5,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from jobs.command_line import code_version
 from pipeline import manifest, report, storage
 from pipeline.ledger import Progress
 from pipeline.manifest import Manifest
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_PROBLEMS = 3
+REPORT_PREVIEWS = 400
+"""Previews read back at most: the report shows the least certain and a random few of them."""
+REPORTED = [field.name for field in fields(report.RunSummary) if field.name not in ("parts", "wall_s", "images_per_s")]
 
 
 def to_bytes(write: Callable[[pa.Table, io.BytesIO], Any], table: pa.Table) -> bytes:
@@ -60,6 +64,48 @@ def print_stages(progress: Progress) -> None:
         log.info(
             "%-7s %8.1f s busy, %7.1f ms and %7.1f KiB handed on per image", stage, seconds, seconds / done * 1e3, sent
         )
+
+
+def write_report(run: "Run", done: Manifest, *, rows_now: int, wall_s: float) -> None:
+    """Write `report/index.html` and `report/overlays.png`."""
+    kept = manifest.previews(run.url, limit=REPORT_PREVIEWS)
+    counts = {field: getattr(done, field) for field in REPORTED}
+    told = report.RunSummary(**counts, parts=len(done.parts), wall_s=wall_s, images_per_s=rows_now / wall_s)
+    page = report.render(
+        summary=told,
+        previews=kept,
+        classes=run.classes,
+        failures=manifest.failures(run.url),
+        facts=facts_of(run),
+        next_commands=next_commands(run),
+    )
+    folder = storage.join(run.url, "report")
+    storage.put(storage.join(folder, "index.html"), page.encode())
+    storage.put(storage.join(folder, "overlays.png"), report.overlays_png(kept, run.classes))
+
+
+def facts_of(run: "Run") -> dict[str, str]:
+    """What explains the run, for the report."""
+    cfg, card = run.cfg, run.model.card
+    return {
+        "run": redact(run.url),
+        "source": redact(", ".join(cfg.source)),
+        "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.model.sha256[:12]})",
+        "classes": f"{run.classes.name}, {len(run.classes)} classes",
+        "network": f"output stride {cfg.infer.output_stride or card.output_stride}, precision {cfg.infer.precision}",
+        "refinement": f"{cfg.refine.engine}, preset {cfg.refine.preset}" if cfg.refine.engine != "none" else "none",
+        "atrous": code_version(),
+    }
+
+
+def next_commands(run: "Run") -> list[str]:
+    """What people do next."""
+    url = redact(run.url)
+    return [
+        f"python -m jobs.inspect_run {url} --verify",
+        f"python -m jobs.inspect_run {url} --failures",
+        f"python -c \"import pandas; print(pandas.read_parquet('{url}/parts').head())\"",
+    ]
 
 
 def finish(run: "Run", done: Manifest, *, rows_now: int, wall_s: float) -> int:

@@ -5,12 +5,17 @@
     └── JobError          the run cannot go on: shown to the user with what to change
         ├── ConfigError       a setting, checkpoint or class map is wrong
         ├── StorageError      an object store refuses or has gone away
-        │   └── AccessDenied      403: no retry will help
+        │   ├── AccessDenied      403: no retry will help
+        │   ├── NothingThere      a listing found neither an object nor a folder
+        │   └── StorageTimeout    every attempt timed out
         └── OwnedElsewhere    another live driver holds this output
 
 An `InputError` carries a stable, countable `code`. The codes are listed in `ERROR_CODES`; the README's table of
 failures is written from them.
 """
+
+from functools import partial
+from typing import Any
 
 ERROR_CODES: dict[str, str] = {
     "empty": "the object has no bytes",
@@ -24,6 +29,7 @@ ERROR_CODES: dict[str, str] = {
     "multi_frame": "more than one frame; --decode.frame first takes the first",
     "band_mismatch": "the number or type of bands is not the expected one",
     "no_valid_pixels": "every pixel is transparent, nodata or not finite",
+    "duplicate_key": "a sample of this name came before; --read.on-duplicate suffix keeps both",
     "missing_pair": "a sample of a tar has no image member",
     "archive_truncated": "the tar ends before its end-of-archive blocks, or a header is damaged",
     "empty_archive": "the tar or Parquet file holds no sample",
@@ -35,7 +41,6 @@ ERROR_CODES: dict[str, str] = {
     "non_finite_logits": "the network gave NaN or infinity, also in float32",
     "gpu_oom": "the image does not fit the GPU, even alone",
     "crashed": "this item killed its worker twice",
-    "refine_failed": "the refiner refused the image",
     "refine_crashed": "this item killed its refiner twice",
 }
 
@@ -59,6 +64,9 @@ class InputError(AtrousError):
         super().__init__(code, detail, hint)
         self.code, self.detail, self.hint = code, detail, hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), hint=self.hint), (self.code, self.detail)
+
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}" + (f" ({self.hint})" if self.hint else "")
 
@@ -74,6 +82,9 @@ class JobError(AtrousError):
         super().__init__(message, hint)
         self.message, self.hint = message, hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), hint=self.hint), (self.message,)
+
     def __str__(self) -> str:
         return self.message + (f"\n  -> {self.hint}" if self.hint else "")
 
@@ -88,6 +99,14 @@ class StorageError(JobError):
 
 class AccessDenied(StorageError):
     """The store answered 403: credentials or policy must change, a retry cannot help."""
+
+
+class NothingThere(StorageError):
+    """A listing found neither an object nor a folder."""
+
+
+class StorageTimeout(StorageError):
+    """Every attempt timed out."""
 
 
 class OwnedElsewhere(JobError):

@@ -7,6 +7,7 @@ less than moving them. What a stage does is in `stages.py`; here stand the resou
 Ray's: the source, the sink, and the ledger in an actor of its own.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -117,14 +118,17 @@ class PartSink(Datasink[None]):
 
 
 def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
-    """The whole pipeline up to the rows, not yet started; what is left is to write it to a `PartSink`."""
+    """The whole pipeline up to the rows, not yet started; what is left is to write it to a `PartSink`.
+
+    Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
+    """
     threads = 1 if not workers.infer_gpus else 4
     rows = 2 * job.cfg.infer.batch
-    return (
+    dataset: ray.data.Dataset = (
         ray.data.read_datasource(
             ShardSource(job, owed, ledger),
             num_cpus=READ_CPUS,
-            compute=TaskPoolStrategy(2 * workers.infer),
+            compute=TaskPoolStrategy(min(len(owed), 2 * workers.infer)),
             override_num_blocks=len(owed),
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
@@ -133,7 +137,7 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
             fn_constructor_kwargs={"job": job, "ledger": ledger, "threads": threads},
             batch_size=rows,
             batch_format="pyarrow",
-            compute=_pool(workers.infer, fixed=bool(workers.infer_gpus)),
+            compute=ActorPoolStrategy(size=workers.infer),
             num_cpus=workers.infer_cpus,
             num_gpus=workers.infer_gpus or None,
             memory=int(workers.infer_gib * GIB),
@@ -144,22 +148,20 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
             fn_constructor_kwargs={"job": job, "ledger": ledger},
             batch_size=REFINE_ROWS,
             batch_format="pyarrow",
-            compute=_pool(workers.refine, fixed=False),
+            compute=ActorPoolStrategy(size=workers.refine),
             num_cpus=workers.refine_cpus,
             memory=int(workers.refine_gib * GIB),
             max_task_retries=REFINE_ROWS + TASK_RETRIES,
         )
     )
-
-
-def _pool(size: int, *, fixed: bool) -> ActorPoolStrategy:
-    """GPU actors are all started at once: a pool that may shrink would, while the first images are still being read."""
-    return ActorPoolStrategy(size=size) if fixed else ActorPoolStrategy(min_size=1, max_size=size)
+    return dataset
 
 
 def run(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:
     """Segment what is owed and commit it. Returns when every row is in a part."""
-    with DataContext.current(_tuned(job)):
+    with DataContext.current(_tuned(job)), warnings.catch_warnings():
+        # `max_task_retries` has no named parameter yet; the pin of Ray ends where this way of giving it does.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         dataset = build(job, owed, workers, ledger)
         dataset.set_name("segment")
         dataset.write_datasink(

@@ -87,7 +87,8 @@ class Segmenter:
         self, checkpoint: Checkpoint, infer: InferConfig, tile: TileConfig, *, device: str | None = None
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = checkpoint.build(infer.output_stride).to(self.device, memory_format=torch.channels_last)
+        network = checkpoint.build(infer.output_stride).to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_classes = len(checkpoint.card.classes)
         self.stride, self.align_corners = int(self.network.stride), bool(self.network.align_corners)
         self.dtype = resolve_precision(infer.precision, self.device)

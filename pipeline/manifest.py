@@ -15,11 +15,12 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import sink, storage
 from pipeline.classes import ClassMap
 from pipeline.errors import JobError
-from pipeline.records import ROW_SCHEMA
+from pipeline.records import ROW_SCHEMA, Row, rows_from_table
 from pipeline.sink import Part
 from pipeline.source.plan import Plan
 from pipeline.source.shard import Shard
@@ -246,7 +247,7 @@ def summarise(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int)
         total.ok += len(ok)
         total.refined += int(ok["refined"].sum())
         codes.update(frame["error_code"].dropna())
-        notes.update(ok["refine_note"].dropna().str.partition(":")[0])
+        notes.update(note.partition(":")[0] for note in ok["refine_note"].dropna())
         seconds.update({name.removeprefix("seconds_"): float(frame[name].sum()) for name in SUMMED})
         means.update({name: float(ok[name].sum()) for name in AVERAGED})
         if len(ok):
@@ -268,3 +269,28 @@ def failures(run_url: str) -> list[tuple[str, str, str]]:
         bad = frame[frame["status"] == "failed"]
         found += list(zip(bad["key"], bad["error_code"], bad["error_detail"], strict=True))
     return sorted(found)
+
+
+def previews(run_url: str, *, limit: int) -> list[Row]:
+    """Up to `limit` rows that carry previews, sorted by key."""
+    found: list[Row] = []
+    for name in sink.list_parts(run_url):
+        shown = sink.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
+        if pc.any(shown).as_py():
+            found += rows_from_table(sink.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
+        if len(found) >= limit:
+            break
+    return sorted(found[:limit], key=lambda row: row.key)
+
+
+def forget_failures(run_url: str) -> int:
+    """Rewrite the parts that hold failed rows without them; returns how many there were."""
+    removed = 0
+    for name in sink.list_parts(run_url):
+        table = sink.read_columns(run_url, name, ["key", "status"])
+        rows = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
+        failed = {key for key, status in rows if status == "failed"}
+        removed += len(failed)
+        if failed:
+            rewrite_without(run_url, name, failed)
+    return removed

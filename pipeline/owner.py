@@ -21,7 +21,7 @@ from types import TracebackType
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import storage
-from pipeline.errors import OwnedElsewhere, StorageError
+from pipeline.errors import NothingThere, OwnedElsewhere, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Lease:
         """The highest generation there is; 0 when the run was never held."""
         try:
             names = [found.path for found in storage.list_files(self.folder)]
-        except storage.NothingThere:
+        except NothingThere:
             return 0
         return max((int(name[6:12]) for name in names if name.startswith("owner-")), default=0)
 

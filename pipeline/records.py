@@ -97,7 +97,9 @@ class Scored:
     orientation: int = 1
     """EXIF orientation the file had."""
     logits_khw: Float16 | None = None
-    """(K, h, w) scores; cell (i, j) covers source pixels [i*stride, (i+1)*stride). None for a failure."""
+    """(A, h, w) scores; cell (i, j) covers source pixels [i*stride, (i+1)*stride). None for a failure."""
+    class_ids: tuple[int, ...] | None = None
+    """The A classes of the logits, ascending, where those that cannot win were left out; None when all are there."""
     stride: int = 4
     """Source pixels per logit, per axis."""
     align_corners: bool = False
@@ -145,7 +147,7 @@ class Row:
     changed_share: float | None = None
     """Share of valid pixels whose class the refiner changed, 0 to 1."""
     active_classes: int | None = None
-    """Classes the refiner kept after pruning those that cannot win."""
+    """Classes left after those that cannot win were pruned; all of them without a refiner."""
     seconds_read: float = 0.0
     seconds_decode: float = 0.0
     seconds_infer: float = 0.0
@@ -180,6 +182,7 @@ SCORED_SCHEMA = pa.schema(
         pa.field("orientation", pa.int8(), nullable=False),
         ("logits", pa.large_binary()),
         ("logits_shape", pa.list_(pa.int32(), 3)),
+        ("class_ids", pa.list_(pa.int32())),
         pa.field("stride", pa.int32(), nullable=False),
         pa.field("align_corners", pa.bool_(), nullable=False),
         pa.field("seconds_decode", pa.float32(), nullable=False),
@@ -275,6 +278,7 @@ def scored_to_table(scored: Iterable[Scored]) -> pa.Table:
                 "orientation": one.orientation,
                 "logits": None if logits is None else logits.astype(np.float16, copy=False).tobytes(),
                 "logits_shape": None if logits is None else list(logits.shape),
+                "class_ids": one.class_ids,
                 "stride": one.stride,
                 "align_corners": one.align_corners,
                 "seconds_decode": one.seconds_decode,
@@ -297,6 +301,7 @@ def scored_from_table(table: pa.Table) -> list[Scored]:
                 width=columns["width"],
                 orientation=columns["orientation"],
                 logits_khw=logits,
+                class_ids=None if columns["class_ids"] is None else tuple(columns["class_ids"]),
                 stride=columns["stride"],
                 align_corners=columns["align_corners"],
                 seconds_decode=columns["seconds_decode"],

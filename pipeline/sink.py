@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.classes import ClassMap
+from pipeline.errors import NothingThere
 from pipeline.records import ROW_SCHEMA
 
 CLASSES_KEY = b"atrous.classes"
@@ -108,6 +109,6 @@ def list_parts(run_url: str) -> list[str]:
     """Names of the committed parts, sorted; empty when nothing is committed yet."""
     try:
         names = [found.path for found in storage.list_files(parts_url(run_url))]
-    except storage.NothingThere:
+    except NothingThere:
         return []
     return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))

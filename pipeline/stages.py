@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -36,8 +36,12 @@ from pipeline.records import (
     scored_to_table,
 )
 from pipeline.refine.refiner import Refiner
+from pipeline.refine.unary import active_classes
 from pipeline.source.plan import read
 from pipeline.source.shard import failure_of
+
+if TYPE_CHECKING:
+    from pipeline.infer import Prediction
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -159,8 +163,16 @@ class InferStage:
             if prediction.error:
                 done.append(_fail(scored, failure_of(prediction.error)))
                 continue
-            done.append(replace(scored, logits_khw=prediction.logits_khw, seconds_infer=prediction.seconds))
+            done.append(self._scored(scored, prediction))
         return done
+
+    def _scored(self, scored: Scored, prediction: "Prediction") -> Scored:
+        """Keep the logits of the classes that can win: the others would only travel to be dropped by the refiner."""
+        refine, logits = self.job.cfg.refine, prediction.logits_khw
+        if logits is None:
+            raise ValueError(f"{scored.item.key} has neither logits nor an error")
+        ids = active_classes(logits, prune=0 if refine.engine == "none" else refine.prune)
+        return replace(scored, logits_khw=logits[list(ids)], class_ids=ids, seconds_infer=prediction.seconds)
 
     def _decode(self, item: Item) -> tuple[Scored, Image | None]:
         started = perf_counter()
@@ -185,7 +197,7 @@ class RefineStage:
 
     def __init__(self, job: Job, ledger: LedgerClient) -> None:
         self.job, self.ledger = job, ledger
-        self.refiner = Refiner(job.cfg.refine, ignore_id=job.classes.ignore_id)
+        self.refiner = Refiner(job.cfg.refine, job.classes)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """SCORED_SCHEMA to ROW_SCHEMA, row for row."""

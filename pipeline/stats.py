@@ -3,7 +3,7 @@
 Sums and counts, not means, are what windows and shards exchange: merging them is exact.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,19 @@ class PixelStats:
     """Sum of the largest probability of each pixel."""
     entropy_sum: float = 0.0
     """Sum of each pixel's entropy divided by log(K)."""
-    changed_pixels: int = field(default=0)
+    changed_pixels: int = 0
     """Pixels to which the refiner gave another class."""
 
     def add(self, mask_hw: UInt8, probs_khw: Float32, changed_hw: Bool, valid_hw: Bool | None) -> None:
-        """Count one window; pixels that are not valid do not count."""
+        """Count one window; pixels that are not valid do not count.
+
+        `mask_hw` holds class ids, `probs_khw` the probabilities of all classes or of those that can win.
+        """
         valid = np.ones(mask_hw.shape, bool) if valid_hw is None else valid_hw
         self.class_pixels += np.bincount(mask_hw[valid], minlength=len(self.class_pixels))
         self.valid_pixels += int(valid.sum())
         self.confidence_sum += float(probs_khw.max(axis=0)[valid].sum(dtype=np.float64))
-        self.entropy_sum += float(entropy(probs_khw)[valid].sum(dtype=np.float64))
+        self.entropy_sum += float(entropy(probs_khw, len(self.class_pixels))[valid].sum(dtype=np.float64))
         self.changed_pixels += int((changed_hw & valid).sum())
 
     def mean(self, total: float) -> float:
@@ -39,8 +42,8 @@ class PixelStats:
         return total / self.valid_pixels if self.valid_pixels else 0.0
 
 
-def entropy(probs_khw: Float32) -> Float32:
-    """Shannon entropy of each pixel over log(K): (H, W), 0 where one class is certain, 1 where all are equal."""
+def entropy(probs_khw: Float32, num_classes: int) -> Float32:
+    """Shannon entropy of each pixel over log(num_classes): (H, W), 0 where one class is certain, 1 where all tie."""
     logs = np.log(np.maximum(probs_khw, 1e-30))
-    bits: Float32 = -np.einsum("khw,khw->hw", probs_khw, logs) / np.float32(np.log(len(probs_khw)))
-    return bits.clip(0, 1)
+    nats: Float32 = -np.einsum("khw,khw->hw", probs_khw, logs)
+    return (nats / np.float32(np.log(num_classes))).clip(0, 1)

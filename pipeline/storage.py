@@ -37,7 +37,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
-from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
+from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError, StorageTimeout
 from pipeline.redact import redact
 
 T = TypeVar("T")
@@ -91,27 +91,7 @@ BLOCK_BYTES = 8 * 2**20
 """Bytes per range request of `open_read`: large enough to hide latency, small enough to repeat."""
 
 
-class StorageTimeout(StorageError):
-    """Every attempt timed out."""
-
-
-class NothingThere(StorageError):
-    """A listing found neither an object nor a folder."""
-
-
 # ---------------------------------------------------------------- public
-
-
-def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """Open the fsspec file system of a URL: (file system, path inside it).
-
-    Requests made through it directly are not retried: prefer `open_read` wherever a file object will do.
-
-    Raises:
-        ConfigError: for any other scheme, for credentials inside the URL, or when gcsfs is not installed.
-    """
-    store, path = _locate(url)
-    return store.fs, path
 
 
 def join(url: str, *parts: str) -> str:

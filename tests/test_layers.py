@@ -46,6 +46,7 @@ LAYER = {
     "pipeline.workers": "L3",
     "pipeline.ledger": "L3",
     "pipeline.report": "L3",
+    "pipeline.verify": "L3",
     # What knows the cluster, and what knows the user.
     "infra": "infra",
     "jobs": "L4",

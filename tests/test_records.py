@@ -54,6 +54,7 @@ scored = st.builds(
     logits_khw=st.none() | logits,
     stride=st.integers(1, 32),
     align_corners=st.booleans(),
+    class_ids=st.none() | st.lists(st.integers(0, 254), unique=True).map(sorted).map(tuple),
     seconds_decode=seconds,
     seconds_infer=seconds,
 )

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Image, Item, Scored, Window
@@ -11,6 +14,8 @@ from pipeline.refine import densecrf
 from pipeline.refine.presets import PRESETS, CrfParams, resolve
 from pipeline.refine.refiner import Refiner, windows, with_halo
 from pipeline.refine.unary import active_classes, softmax, upsample
+
+CLASSES = ClassMap(name="four", classes=[{"name": name, "colour": (0, 0, 0)} for name in "abcd"])
 
 
 def scored_of(logits: np.ndarray, height: int, width: int, stride: int = 4, *, align_corners: bool = False) -> Scored:
@@ -69,15 +74,15 @@ def test_pruning_drops_what_cannot_win_and_never_a_winner() -> None:
     logits = np.full((4, 2, 2), -8.0, np.float16)
     logits[1] = 0
     logits[2, 0, 0] = 0.1  # wins one cell
-    assert active_classes(logits, prune=0.05).tolist() == [1, 2]
-    assert active_classes(logits, prune=0).tolist() == [0, 1, 2, 3]
+    assert active_classes(logits, prune=0.05) == (1, 2)
+    assert active_classes(logits, prune=0) == (0, 1, 2, 3)
 
 
 def test_pruning_keeps_the_winners_of_a_uniform_image_of_many_classes() -> None:
     """With 150 classes the winner may itself be below the threshold."""
     logits = np.zeros((150, 3, 3), np.float16)
     logits[42] = 0.01
-    assert active_classes(logits, prune=0.05).tolist() == [42]
+    assert active_classes(logits, prune=0.05) == (42,)
 
 
 # ---------------------------------------------------------------- dense CRF
@@ -159,7 +164,7 @@ def test_windows_cover_every_pixel_exactly_once(height: int, width: int) -> None
 def test_without_an_engine_the_mask_is_the_networks_own() -> None:
     image, logits = scene(50, 70)
     scored = scored_of(logits, 50, 70)
-    got = Refiner(RefineConfig(engine="none"), ignore_id=255)(scored, image)
+    got = Refiner(RefineConfig(engine="none"), CLASSES)(scored, image)
     full = upsample(logits, scored, Window(0, 0, 50, 70))
     np.testing.assert_array_equal(got.mask_hw, full.argmax(0))
     assert (got.refined, got.note, got.stats.changed_pixels) == (False, None, 0)
@@ -169,25 +174,36 @@ def test_without_an_engine_the_mask_is_the_networks_own() -> None:
 def test_refined_and_unrefined_masks_differ_by_the_share_that_is_reported() -> None:
     image, logits = scene(60, 80)
     scored = scored_of(logits, 60, 80)
-    before = Refiner(RefineConfig(engine="none"), ignore_id=255)(scored, image)
-    after = Refiner(RefineConfig(), ignore_id=255)(scored, image)
+    before = Refiner(RefineConfig(engine="none"), CLASSES)(scored, image)
+    after = Refiner(RefineConfig(), CLASSES)(scored, image)
     assert after.refined
     assert after.stats.changed_pixels == (before.mask_hw != after.mask_hw).sum() > 0
-    assert after.active_classes == 3
 
 
 def test_pruning_changes_no_more_labels_than_the_lattice_itself() -> None:
     image, logits = scene(120, 160)
-    scored = scored_of(logits, 120, 160)
-    pruned, full = (Refiner(RefineConfig(prune=p), ignore_id=255)(scored, image) for p in (0.05, 0.0))
-    assert full.active_classes == 4
+    full = Refiner(RefineConfig(), CLASSES)(scored_of(logits, 120, 160), image)
+    ids = active_classes(logits, prune=0.05)
+    assert ids == (0, 1, 2)
+    few = replace(scored_of(logits[list(ids)], 120, 160), class_ids=ids)
+    pruned = Refiner(RefineConfig(), CLASSES)(few, image)
+    assert (full.active_classes, pruned.active_classes) == (4, 3)
     assert (pruned.mask_hw != full.mask_hw).mean() < 0.002
+    assert abs(pruned.stats.entropy_sum - full.stats.entropy_sum) < 0.01 * full.stats.entropy_sum
+
+
+def test_the_classes_that_are_left_keep_their_ids() -> None:
+    image, logits = scene(40, 40)
+    few = replace(scored_of(logits[[1]], 40, 40), class_ids=(1,))
+    got = Refiner(RefineConfig(), CLASSES)(few, image)
+    assert (got.mask_hw == 1).all()
+    assert got.stats.class_pixels.tolist() == [0, 1600, 0, 0]
 
 
 def test_an_image_refined_in_windows_agrees_with_the_image_refined_whole() -> None:
     image, logits = scene(300, 260)
     scored = scored_of(logits, 300, 260)
-    cut, whole = (Refiner(RefineConfig(window_px=px), ignore_id=255)(scored, image) for px in (128, 1024))
+    cut, whole = (Refiner(RefineConfig(window_px=px), CLASSES)(scored, image) for px in (128, 1024))
     assert (cut.mask_hw != whole.mask_hw).mean() < 0.005
     assert cut.stats.valid_pixels == whole.stats.valid_pixels
 
@@ -195,8 +211,8 @@ def test_an_image_refined_in_windows_agrees_with_the_image_refined_whole() -> No
 def test_a_deadline_that_passes_leaves_the_networks_mask_and_says_so() -> None:
     image, logits = scene(64, 64)
     scored = scored_of(logits, 64, 64)
-    late = Refiner(RefineConfig(deadline_s=1e-9), ignore_id=255)(scored, image)
-    plain = Refiner(RefineConfig(engine="none"), ignore_id=255)(scored, image)
+    late = Refiner(RefineConfig(deadline_s=1e-9), CLASSES)(scored, image)
+    plain = Refiner(RefineConfig(engine="none"), CLASSES)(scored, image)
     np.testing.assert_array_equal(late.mask_hw, plain.mask_hw)
     assert not late.refined
     assert late.note.startswith("refine_timeout")
@@ -207,7 +223,7 @@ def test_a_deadline_that_passes_leaves_the_networks_mask_and_says_so() -> None:
 def test_any_size_and_any_valid_mask_is_refined_and_counted(height: int, width: int, engine: str) -> None:
     image, logits = scene(height, width, seed=height)
     valid = np.random.default_rng(width).random((height, width)) < 0.7
-    got = Refiner(RefineConfig(engine=engine), ignore_id=255)(
+    got = Refiner(RefineConfig(engine=engine), CLASSES)(
         scored_of(logits, height, width), Image(image.pixels_hwc, valid)
     )
     assert ((got.mask_hw == 255) == ~valid).all()

@@ -48,8 +48,8 @@ def test_windows_add_up_to_the_whole(seed: int, at: int) -> None:
 def test_entropy_is_zero_for_certainty_and_one_for_a_tie() -> None:
     certain = np.zeros((4, 1, 1), np.float32)
     certain[2] = 1
-    assert entropy(certain).item() == 0
-    assert abs(entropy(np.full((4, 1, 1), 0.25, np.float32)).item() - 1) < 1e-5
+    assert entropy(certain, 4).item() == 0
+    assert abs(entropy(np.full((4, 1, 1), 0.25, np.float32), 4).item() - 1) < 1e-5
 
 
 def test_no_valid_pixel_gives_means_of_zero() -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from time import monotonic
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
 from pipeline.records import Bool, Float16, Float32, Image, Scored, UInt8, Window
 from pipeline.refine import densecrf
 from pipeline.refine.presets import resolve
-from pipeline.refine.unary import active_classes, softmax, upsample
+from pipeline.refine.unary import softmax, upsample
 from pipeline.stats import PixelStats
 
 HALO_SIGMAS = 2
@@ -35,7 +35,7 @@ class Refinement:
     note: str | None
     """Why `refined` is False although a refiner was asked for."""
     active_classes: int
-    """Classes left after pruning."""
+    """Classes the logits came with: all, or those that can win."""
 
 
 def windows(height: int, width: int, core_px: int) -> Iterator[Window]:
@@ -59,8 +59,8 @@ def with_halo(core: Window, height: int, width: int, halo_px: int) -> Window:
 class Refiner:
     """Turns logits into a mask, with the engine of the config."""
 
-    def __init__(self, cfg: RefineConfig, *, ignore_id: int) -> None:
-        self.cfg, self.ignore_id = cfg, ignore_id
+    def __init__(self, cfg: RefineConfig, classes: ClassMap) -> None:
+        self.cfg, self.classes = cfg, classes
         self.params = resolve(cfg)
 
     def __call__(self, scored: Scored, image: Image | None) -> Refinement:
@@ -82,41 +82,31 @@ class Refiner:
         self, scored: Scored, logits_khw: Float16, image: Image | None, *, refine: bool, note: str | None
     ) -> Refinement:
         """Go over the windows of one image and put the cores together."""
-        height, width, num_classes = scored.height, scored.width, len(logits_khw)
-        active = active_classes(logits_khw, prune=self.cfg.prune if refine else 0.0)
-        halo_px = int(HALO_SIGMAS * self.params.bi_xy) if refine else 0
+        height, width = scored.height, scored.width
+        ids = np.array(scored.class_ids or range(len(self.classes)), np.uint8)
         deadline = monotonic() + self.cfg.deadline_s
-        mask = np.empty((height, width), np.uint8)
-        confidence = np.empty((height, width), np.uint8)
-        stats = PixelStats(np.zeros(num_classes, np.int64))
+        mask, confidence = np.empty((2, height, width), np.uint8)
+        stats = PixelStats(np.zeros(len(self.classes), np.int64))
         for core in windows(height, width, self.cfg.window_px):
-            outer = with_halo(core, height, width, halo_px)
+            outer = with_halo(core, height, width, int(HALO_SIGMAS * self.params.bi_xy) if refine else 0)
             scores = upsample(logits_khw, scored, outer)
-            before = softmax(scores)
-            after = self._marginals(scores, active, image, outer, deadline) if refine and image else before
-            inner = _inside(outer, core)
-            here = _inside(Window(0, 0, height, width), core)
-            label = after[:, *inner].argmax(axis=0).astype(np.uint8)
+            inner, here = _inside(outer, core), _inside(Window(0, 0, height, width), core)
+            before = softmax(scores)[:, *inner]
+            after = self._marginals(scores, image, outer, deadline)[:, *inner] if refine and image else before
+            label = ids[after.argmax(axis=0)]
             valid = None if image is None or image.valid_hw is None else image.valid_hw[here]
-            changed = label != before[:, *inner].argmax(axis=0)
-            stats.add(label, after[:, *inner], changed, valid)
-            mask[here] = label if valid is None else np.where(valid, label, self.ignore_id)
-            confidence[here] = (after[:, *inner].max(axis=0) * 255 + 0.5).astype(np.uint8)
-        return Refinement(mask, confidence, stats, refine, note, len(active))
+            stats.add(label, after, label != ids[before.argmax(axis=0)], valid)
+            mask[here] = label if valid is None else np.where(valid, label, self.classes.ignore_id)
+            confidence[here] = (after.max(axis=0) * 255 + 0.5).astype(np.uint8)
+        return Refinement(mask, confidence, stats, refine, note, len(ids))
 
-    def _marginals(
-        self, scores_khw: Float32, active: npt.NDArray[np.intp], image: Image, window: Window, deadline: float
-    ) -> Float32:
-        """Marginals over all classes of one window; classes that were pruned get 0."""
-        rows_columns = _inside(Window(0, 0, image.height, image.width), window)
-        valid: Bool | None = None if image.valid_hw is None else image.valid_hw[rows_columns]
-        marginals = np.zeros_like(scores_khw)
-        if len(active) == 1:
-            marginals[active[0]] = 1
-            return marginals
-        pixels = image.pixels_hwc[rows_columns]
-        marginals[active] = densecrf.refine(pixels, scores_khw[active], valid, self.params, deadline=deadline)
-        return marginals
+    def _marginals(self, scores_khw: Float32, image: Image, window: Window, deadline: float) -> Float32:
+        """Marginals of one window; a class that is alone wins without a CRF."""
+        if len(scores_khw) == 1:
+            return np.ones_like(scores_khw)
+        here = _inside(Window(0, 0, image.height, image.width), window)
+        valid: Bool | None = None if image.valid_hw is None else image.valid_hw[here]
+        return densecrf.refine(image.pixels_hwc[here], scores_khw, valid, self.params, deadline=deadline)
 
 
 def _inside(outer: Window, inner: Window) -> tuple[slice, slice]:

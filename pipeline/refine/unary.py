@@ -46,14 +46,14 @@ def softmax(logits_khw: Float32) -> Float32:
     return exp
 
 
-def active_classes(logits_khw: Float16, *, prune: float) -> npt.NDArray[np.intp]:
+def active_classes(logits_khw: Float16, *, prune: float) -> tuple[int, ...]:
     """Ids of the classes that can still win somewhere, ascending; all of them when `prune` is 0.
 
     A class is dropped when its probability stays below `prune` in every cell and no cell has it as the largest.
     """
     if prune == 0:
-        return np.arange(len(logits_khw))
+        return tuple(range(len(logits_khw)))
     probs = softmax(logits_khw.astype(np.float32)).reshape(len(logits_khw), -1)
     reached = probs.max(axis=1) >= prune
     reached[np.unique(probs.argmax(axis=0))] = True
-    return np.flatnonzero(reached)
+    return tuple(np.flatnonzero(reached).tolist())

@@ -1,0 +1,80 @@
+"""A real Ray cluster on loopback for the tests: one head started as an operator would, with token authentication."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where a running cluster is."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+    """Variables a driver needs to reach it."""
+    log: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def cluster(num_cpus: int = 2, **environment: str) -> Iterator[Cluster]:
+    """A head node in a process group of its own, ended with it. `environment` is what its workers see."""
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: socket paths have a limit of 107 characters
+    port, dashboard = free_port(), free_port()
+    access = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command += [f"--num-cpus={num_cpus}", "--object-store-memory=500000000", f"--temp-dir={folder / 't'}"]
+    log = folder / "head.log"
+    own = {name: value for name, value in access.items() if name != "RAY_ADDRESS"}
+    with log.open("wb") as out:
+        head = subprocess.Popen(
+            command, env={**os.environ, **own, **environment}, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        _wait_for(port, dashboard, head, log)
+        yield Cluster(access["RAY_ADDRESS"], f"http://127.0.0.1:{dashboard}", access, log)
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(timeout=3)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(port: int, dashboard: int, head: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    for wanted in (port, dashboard):
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", wanted)) == 0:
+                    break
+            if head.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Ray did not start:\n{log.read_text()}")
+            time.sleep(0.1)
