@@ -254,12 +254,16 @@ def test_durations_carry_over(seconds, shown):
 
 
 def test_the_sheet_shows_every_colour_of_its_masks_and_keeps_its_width():
-    rows = [preview("a" * 2000), preview("two\nlines\x00"), preview("tall", height=40, width=10)]
+    rows = [preview("a" * 2000), preview("b"), preview("tall", height=40, width=10)]
     sheet = PIL.Image.open(io.BytesIO(report.overlays_png(rows, CLASSES)))
     assert sheet.width == 1400
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
     assert {one.colour for one in CLASSES.classes} | set(report.HATCH) <= colours
     assert report.overlays_png(rows, CLASSES) == report.overlays_png(rows[::-1], CLASSES)
+
+
+def test_the_sheet_writes_a_key_on_one_line_whatever_it_holds():
+    assert report.overlays_png([preview("two\nlines")], CLASSES) == report.overlays_png([preview("two lines")], CLASSES)
 
 
 def test_the_sheet_of_no_previews_is_a_picture_too():
