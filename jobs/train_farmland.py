@@ -9,6 +9,7 @@ shipped, rounded to float16, on images of seeds that training never draws.
 import argparse
 import io
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.datasets import farmland
 from pipeline.models import zoo
 
 IMAGE_PX = 256
+INTERIM = Path(tempfile.gettempdir()) / "farmland-interim.safetensors"
 FIRST_TRAINING_SEED = 1_000_000
 FIRST_VALIDATION_SEED = 500_000
 CLASSES = classes.load("farmland")
@@ -75,7 +77,7 @@ def as_jpeg(image: PILImage.Image, *, quality: int) -> PILImage.Image:
 def symmetry(array: npt.NDArray[np.uint8], *, turns: int, flip: bool) -> npt.NDArray[np.uint8]:
     """One of the eight symmetries of a square, on the first two axes."""
     turned = np.rot90(array, turns)
-    return np.ascontiguousarray(turned[:, ::-1] if flip else turned)
+    return np.array(turned[:, ::-1] if flip else turned, order="C")
 
 
 def channels_first(image_hwc: npt.NDArray[np.uint8]) -> Tensor:
@@ -202,7 +204,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--validate", type=int, default=200, help="images to measure on")
     parser.add_argument("--every", type=int, default=500, help="steps between interim weights and figures")
-    parser.add_argument("--interim", type=Path, default=Path("farmland-interim.safetensors"), help="interim weights")
+    parser.add_argument("--interim", type=Path, default=INTERIM, help="interim weights")
     return parser.parse_args(argv)
 
 
