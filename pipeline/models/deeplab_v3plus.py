@@ -4,7 +4,7 @@ A dilated backbone and ASPP find what is there at a coarse stride; the decoder a
 stride 4. Evaluating at output stride 8 takes the weights trained at 16 as they are.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.layers import ASPP, conv_bn_relu, initialise, separable_conv_bn_relu
 
+Rate = Annotated[int, Field(ge=1, le=64)]
+
 
 class DeepLabV3PlusOptions(BaseModel):
     """What may vary; the defaults are the paper's ResNet-101 model."""
@@ -23,10 +25,10 @@ class DeepLabV3PlusOptions(BaseModel):
 
     backbone: Literal["mobilenet_v2", "resnet50", "resnet101"] = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="MobileNetV2: factor on its channels.")
-    multi_grid: tuple[int, int, int] = Field((1, 2, 4), description="ResNet: rates within the last stage.")
-    aspp_channels: int = Field(256, ge=1, description="Channels of each ASPP branch and of their projection.")
-    decoder_channels: int = Field(256, ge=1, description="Channels of the decoder's two 3x3 convolutions.")
-    low_level_channels: int = Field(48, ge=1, description="Channels the stride-4 features are reduced to.")
+    multi_grid: tuple[Rate, Rate, Rate] = Field((1, 2, 4), description="ResNet: rates within the last stage.")
+    aspp_channels: int = Field(256, ge=1, le=4096, description="Channels of each ASPP branch and of their projection.")
+    decoder_channels: int = Field(256, ge=1, le=4096, description="Channels of the decoder's two 3x3 convolutions.")
+    low_level_channels: int = Field(48, ge=1, le=4096, description="Channels the stride-4 features are reduced to.")
     separable: bool = Field(False, description="Depthwise separable 3x3 convolutions in ASPP and decoder.")
 
     @model_validator(mode="after")

@@ -93,6 +93,8 @@ def initialise(network: nn.Module, *, logits: nn.Conv2d) -> None:
     Convolutions: He 2015 (arXiv 1502.01852), normal, fan out. Batch norm: weight 1, bias 0. The logits layer has no
     ReLU behind it: normal with deviation 0.01, bias 0, so that training starts from nearly equal scores.
     """
+    if logits.weight.is_meta:
+        return  # nothing to fill, and trying to costs a second: torch imports its decompositions for it
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module is not logits:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
