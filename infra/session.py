@@ -9,6 +9,8 @@ import ray
 
 log = logging.getLogger(__name__)
 
+WORKER_SETUP = "infra.log.configure"
+"""Called in every worker process first: a worker inherits no logging, and so no redaction, from the driver."""
 OBJECT_STORE_BYTES = 2 * 2**30
 """Of a local cluster. Only encoded images and small logits pass through it."""
 
@@ -26,7 +28,7 @@ def connect(*, num_cpus: int | None = None) -> Generator[dict[str, float]]:
     options = {
         "log_to_driver": False,
         "logging_level": logging.WARNING,
-        "runtime_env": {"worker_process_setup_hook": "infra.log.configure"},
+        "runtime_env": {"worker_process_setup_hook": WORKER_SETUP},
     }
     if "RAY_ADDRESS" in os.environ:
         ray.init(**options)

@@ -10,6 +10,7 @@ Two minutes on a laptop, with data made on the spot:
 The same command again finishes what a crash left, and does nothing when nothing is left.
 """
 
+import io
 import json
 import logging
 import platform
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import pyarrow.parquet as pq
-from pipeline.source.plan import Plan, plan
 
 from infra import log as logs
 from infra import preflight, session
@@ -30,9 +30,12 @@ from pipeline import checkpoint, classes, flow, manifest, storage, workers
 from pipeline.checkpoint import Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.config import SegmentConfig
+from pipeline.errors import JobError
+from pipeline.ledger import Progress
 from pipeline.manifest import Todo
 from pipeline.owner import Lease
 from pipeline.redact import redact
+from pipeline.source.plan import Plan, changed, plan
 from pipeline.stages import Job
 
 log = logging.getLogger(__name__)
@@ -88,22 +91,23 @@ def segment(args: Arguments) -> int:
     done = manifest.load(run.url)
     if done and not manifest.todo(run.url, planned, manifest.footers(run.url)):
         log.info("nothing to do: every row of this run is committed")
-        return summary.finish(run, done, rows_now=0, wall_s=time.monotonic() - started)
+        return summary.finish(run, done, progress=Progress(), wall_s=time.monotonic() - started)
     preflight.check_authentication()
     preflight.check_output(storage.join(run.url, "_run"))
     with Lease(run.url, lease_s=args.cfg.runtime.lease_s, command=" ".join(sys.argv)):
         owed = resume(run, planned)
-        rows_now = work(run, planned, owed) if owed else 0
+        progress = work(run, planned, owed) if owed else Progress()
         done = manifest.close(
             run.url, planned, run.classes, fingerprint=run.fingerprint, on_duplicate=args.cfg.read.on_duplicate
         )
         wall_s = time.monotonic() - started
-        summary.write_report(run, done, rows_now=rows_now, wall_s=wall_s)
-    return summary.finish(run, done, rows_now=rows_now, wall_s=wall_s)
+        summary.write_report(run, done, rows_now=progress.committed, wall_s=wall_s)
+    return summary.finish(run, done, progress=progress, wall_s=wall_s)
 
 
 def resume(run: Run, planned: Plan) -> list[Todo]:
     """What is left to do, said to the user; a finished run that has work again is opened."""
+    refuse_changed(run, planned)
     describe(run, planned)
     manifest.reopen(run.url)
     parts = manifest.footers(run.url)
@@ -114,8 +118,19 @@ def resume(run: Run, planned: Plan) -> list[Todo]:
     return owed
 
 
-def work(run: Run, planned: Plan, owed: list[Todo]) -> int:
-    """Run the flow over what is owed; returns the rows it committed."""
+def refuse_changed(run: Run, planned: Plan) -> None:
+    """Stop when an archive was replaced since this run was planned: its rows would be of two contents."""
+    url = storage.join(run.url, "_run/plan.parquet")
+    if not storage.exists(url):
+        return
+    before = pq.read_table(io.BytesIO(storage.read_bytes(url)))
+    if names := changed(before, planned):
+        hint = "write to another --output, or give the new content a new name"
+        raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
+
+
+def work(run: Run, planned: Plan, owed: list[Todo]) -> Progress:
+    """Run the flow over what is owed; returns what was done."""
     with session.connect() as total:
         cluster = workers.Resources(total.get("CPU", 0), total.get("GPU", 0), total.get("memory", 0) / workers.GIB)
         crew = workers.decide(run.cfg, cluster, num_classes=len(run.classes))
@@ -131,7 +146,7 @@ def work(run: Run, planned: Plan, owed: list[Todo]) -> int:
         with reporter:
             flow.run(job_of(run, planned), owed, crew, ledger)
     summary.print_stages(reporter.latest)
-    return reporter.latest.committed
+    return reporter.latest
 
 
 def job_of(run: Run, planned: Plan) -> Job:

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from pipeline.source.plan import Plan
 
 from jobs.command_line import code_version
 from pipeline import manifest, report, storage
@@ -16,7 +17,6 @@ from pipeline.ledger import Progress
 from pipeline.manifest import Manifest
 from pipeline.redact import redact
 from pipeline.sink import Part
-from pipeline.source.plan import Plan
 
 if TYPE_CHECKING:
     from jobs.segment_dataset import Run
@@ -108,8 +108,11 @@ def next_commands(run: "Run") -> list[str]:
     ]
 
 
-def finish(run: "Run", done: Manifest, *, rows_now: int, wall_s: float) -> int:
-    """Print the table and the JSON line; the exit status says whether too many rows failed."""
+def finish(run: "Run", done: Manifest, *, progress: Progress, wall_s: float) -> int:
+    """Print the table and the JSON line; the exit status says whether too many rows failed.
+
+    `progress` is what this driver itself has done: nothing when the run was finished before.
+    """
     limit = run.cfg.runtime.max_failed_fraction
     log.info("%-18s %9s", "status", "rows")
     for name, count in {"ok": done.ok, **done.error_codes}.items():
@@ -129,9 +132,10 @@ def finish(run: "Run", done: Manifest, *, rows_now: int, wall_s: float) -> int:
         "failed": done.failed,
         "error_codes": done.error_codes,
         "parts": len(done.parts),
-        "rows_now": rows_now,
+        "rows_now": progress.committed,
         "wall_s": round(wall_s, 2),
-        "images_per_s": round(rows_now / wall_s, 2),
+        "images_per_s": round(progress.committed / wall_s, 2),
+        "bytes_between_stages": sum(progress.bytes_out.values()),
         "report": redact(report_url),
         "exit_status": status,
     }

@@ -1,5 +1,6 @@
 """Fixtures shared by all test files."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import s3_servers
+from tests import ray_servers, s3_servers
+from tests.ray_servers import Cluster
 from tests.s3_servers import FaultProxy, S3Server
 
 # Two shared cores: how long an example takes says nothing about the code.
@@ -46,3 +48,10 @@ def s3_proxy(s3_url: str, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
     with FaultProxy(moto_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray cluster of two CPUs with token authentication, shared by the session."""
+    with ray_servers.cluster(PYTHONPATH=f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}") as running:
+        yield running

@@ -1,0 +1,100 @@
+"""A folder of image files: its listing is cut into slices, and a slice is read a few files ahead.
+
+FileInfo go in, slices come out; then a shard goes in and its items come out. Never looks into a file.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any
+from unicodedata import normalize
+
+from pipeline import storage
+from pipeline.errors import InputError, StorageError
+from pipeline.records import Item
+from pipeline.source.shard import Member, Shard, failure_of
+
+LONGEST_SLICE = 4
+"""Files of a slice at most, as a multiple of the mean."""
+
+FILES_AHEAD = 8
+"""Files fetched at once: hides the latency of an object store."""
+
+BYTES_AHEAD = 64 * 2**20
+"""Fetched and not yet delivered, at most, unless a single file is larger."""
+
+
+def cut(members: Iterable[Member], mean: int) -> Iterator[list[Member]]:
+    """Cut a sorted listing into slices of `mean` files on average, at most four times as many.
+
+    A slice ends after a file whose hashed path says so (content-defined chunking: A. Tridgell, "Efficient algorithms
+    for sorting and synchronization", 1999, ch. 3), so a file that comes or goes changes the slices up to the next such
+    file and none after it; slices cut at a count would all move.
+    """
+    held: list[Member] = []
+    for member in members:
+        held.append(member)
+        if len(held) == LONGEST_SLICE * mean or ends_slice(member.path, mean):
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def ends_slice(path: str, mean: int) -> bool:
+    """Whether a slice ends after this path: true for one path in `mean`."""
+    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest()) % mean == 0
+
+
+def twins(members: list[Member]) -> list[tuple[str, str]]:
+    """Pairs of keys that differ only in case or Unicode normalisation, and so collide on some file systems."""
+    first: dict[str, str] = {}
+    found = []
+    for member in members:
+        alike = first.setdefault(normalize("NFC", member.path).casefold(), member.path)
+        if alike != member.path:
+            found.append((alike, member.path))
+    return found
+
+
+def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
+    """Every item of a slice in order, without data where `wanted(key)` is false.
+
+    Raises:
+        StorageError: the store failed through every attempt, or denied access.
+    """
+    pool = ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="folder")
+    ahead: deque[tuple[Member, Future[dict[str, Any]] | None]] = deque()
+    try:
+        for member in shard.members()[: shard.max_rows]:
+            url = storage.join(shard.root, member.path)
+            ahead.append((member, pool.submit(_fetch, url, member, max_bytes) if wanted(member.key) else None))
+            while len(ahead) > 1 and (len(ahead) > FILES_AHEAD or _held_bytes(ahead, max_bytes) > BYTES_AHEAD):
+                yield _item(shard, *ahead.popleft())
+        while ahead:
+            yield _item(shard, *ahead.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _held_bytes(ahead: Iterable[tuple[Member, Any]], max_bytes: int) -> int:
+    """Upper bound of what is in memory; a file above `max_bytes` is refused unread."""
+    return sum(member.size for member, fetch in ahead if fetch is not None and member.size <= max_bytes)
+
+
+def _item(shard: Shard, member: Member, fetch: Future[dict[str, Any]] | None) -> Item:
+    return shard.item(member.key, etag=member.etag, **(fetch.result() if fetch is not None else {}))
+
+
+def _fetch(url: str, member: Member, max_bytes: int) -> dict[str, Any]:
+    """The fields of an item that only the object itself can tell."""
+    began = time.monotonic()
+    try:
+        data = storage.read_bytes(url, max_bytes=max_bytes, etag=member.etag)
+        if not data:
+            raise InputError("empty", "0 bytes")
+    except (InputError, FileNotFoundError, StorageError) as error:
+        return {"failure": failure_of(error), "seconds_read": time.monotonic() - began}
+    return {"data": data, "seconds_read": time.monotonic() - began}

@@ -1,0 +1,195 @@
+"""Parquet files with a column of encoded images: binary, or the struct of bytes and path that Hugging Face writes.
+
+At planning a footer goes in and row groups come out as shards; then a shard goes in and its items come out. Extension
+types are refused before Arrow sees them: making one runs code of whoever registered it (Ray CVE-2026-41486).
+"""
+
+import base64
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.config import ReadConfig
+from pipeline.errors import InputError
+from pipeline.records import Failure, Item
+from pipeline.source.shard import Shard, object_shard
+from pipeline.storage import FileInfo
+
+MAX_FOOTERS = 10_000
+"""A source of more files than this is planned file by file without opening any; else by row group."""
+
+FOOTERS_AT_ONCE = 32
+ROWS_AT_ONCE = 16
+"""Rows decoded at once: a few MB of photos."""
+READ_BUFFER = 2**20
+"""With a buffer Arrow streams a column chunk; without one it would load all of it."""
+
+
+def row_groups(files: Iterable[Shard]) -> Iterator[Shard]:
+    """One shard per row group, in order, opening a few files at a time and only as far as asked.
+
+    A file that cannot be read, or has no rows, stays one shard: reading it gives the failure.
+    """
+    files = iter(files)
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE, thread_name_prefix="footers") as pool:
+        while few := list(islice(files, FOOTERS_AT_ONCE)):
+            for shards in pool.map(_row_groups_of, few):
+                yield from shards
+
+
+def _row_groups_of(shard: Shard) -> list[Shard]:
+    try:
+        with storage.open_read(shard.url, etag=shard.etag) as opened:
+            footer = read_footer(opened)
+    except (InputError, FileNotFoundError):
+        return [shard]
+    file = FileInfo(shard.path, shard.size, shard.etag)
+    counts = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    found = [
+        object_shard("parquet", shard.root, file, copy=shard.copy, row_group=index, rows=rows)
+        for index, rows in enumerate(counts)
+        if rows
+    ]
+    return found or [shard]
+
+
+def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
+    """Every row in order, without data where `wanted(key)` is false. Page checksums are verified where present.
+
+    Raises:
+        InputError: `bad_parquet`, after the rows before the damage, for the rest of the shard; `empty_archive` when
+            there is no row; `source_changed`.
+        FileNotFoundError: the file is gone.
+        StorageError: the store failed through every attempt, or denied access.
+    """
+    began = time.monotonic()
+    for number, cells in _batches(shard, cfg.image_column):
+        seconds_read = (time.monotonic() - began) / len(cells)
+        for row, cell in enumerate(cells, start=number):
+            key = f"{shard.uri}#{row}"
+            data, failure = _image(cell, max_bytes) if wanted(key) else (b"", None)
+            yield shard.item(key, data, failure=failure, seconds_read=seconds_read)
+        began = time.monotonic()
+
+
+def _image(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
+    if not cell.is_valid:
+        return b"", Failure("empty", "the cell is null")
+    size = cell.as_buffer().size
+    if size == 0:
+        return b"", Failure("empty", "the cell has 0 bytes")
+    if size > max_bytes:
+        return b"", Failure("too_many_bytes", f"{size} bytes, limit {max_bytes}")
+    return cell.as_py(), None
+
+
+def _batches(shard: Shard, image_column: str) -> Iterator[tuple[int, pa.Array]]:
+    """(number of the first row in its file, encoded images) of a few rows at a time."""
+    with storage.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
+        footer = read_footer(opened)
+        sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        if not any(sizes):
+            raise InputError("empty_archive", "the Parquet file has no rows")
+        leaf = image_leaf(footer.schema.to_arrow_schema(), image_column)
+        file = pq.ParquetFile(
+            opened, metadata=footer, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True
+        )
+        groups = list(range(len(sizes))) if shard.row_group is None else [shard.row_group]
+        number = sum(sizes[: groups[0]])
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[leaf], use_threads=False):
+            column = batch.column(0)
+            yield number, column.flatten()[0] if pa.types.is_struct(column.type) else column
+            number += len(batch)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turn what Arrow says of a damaged file into one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError("bad_parquet", " ".join(str(error).split())) from error
+
+
+def image_leaf(schema: pa.Schema, image_column: str) -> str:
+    """Path of the column that holds the encoded images: the one asked for, or else the only one that can.
+
+    Raises:
+        InputError: `bad_parquet`, naming the columns.
+    """
+    leaves = {name: leaf for name, kind in zip(schema.names, schema.types, strict=True) if (leaf := _leaf(name, kind))}
+    if image_column in leaves:
+        return leaves[image_column]
+    if image_column in schema.names or len(leaves) != 1:
+        columns = ", ".join(f"{name}: {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
+        raise InputError(
+            "bad_parquet",
+            f"no column {image_column!r} of binary or struct<bytes, path>; columns: {columns}",
+            hint="name it with --read.image-column",
+        )
+    return next(iter(leaves.values()))
+
+
+def _leaf(name: str, kind: pa.DataType) -> str | None:
+    """Where the bytes of a column are; None for a column that cannot hold images."""
+    if _is_bytes(kind):
+        return name
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type):
+        return f"{name}.bytes"
+    return None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+# ---------------------------------------------------------------- footer
+
+
+def read_footer(file: BinaryIO) -> pq.FileMetaData:
+    """Read and check the footer of a Parquet file, in one request unless it is large.
+
+    Raises:
+        InputError: `bad_parquet` when it is cut, damaged, or announces an extension type.
+    """
+    size = file.seek(0, io.SEEK_END)
+    tail = _tail(file, size, TAIL_BYTES)
+    if tail[-4:] != _MAGIC:
+        raise InputError("bad_parquet", f"{size} bytes that do not end in PAR1: cut off, or not a Parquet file")
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if not 8 < length <= min(size, MAX_FOOTER_BYTES):
+        raise InputError("bad_parquet", f"a footer of {length} bytes in a file of {size}, limit {MAX_FOOTER_BYTES}")
+    footer = tail[-length:] if length <= len(tail) else _tail(file, size, length)
+    if _EXTENSION_TYPE.search(footer):
+        raise InputError("bad_parquet", "it has columns of an Arrow extension type, which are never opened")
+    with _damage_named():
+        return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+
+
+def _tail(file: BinaryIO, size: int, length: int) -> bytes:
+    file.seek(max(0, size - length))
+    return file.read()
+
+
+def _in_base64(text: bytes) -> re.Pattern[bytes]:
+    """Match `text` inside base64, at each of the three places where it can begin in a group of three bytes."""
+    forms = []
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + text)
+        whole_groups = (before + len(text)) // 3 * 4
+        forms.append(re.escape(encoded[4 if before else 0 : whole_groups]))
+    return re.compile(b"|".join(forms))
+
+
+_EXTENSION_TYPE = _in_base64(b"ARROW:extension:name")
+"""A footer keeps the Arrow schema as base64 of its IPC form, where field metadata are plain bytes."""
