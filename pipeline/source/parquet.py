@@ -13,7 +13,6 @@ from itertools import islice
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -153,43 +152,16 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-# ---------------------------------------------------------------- footer
-
-
-def read_footer(file: BinaryIO) -> pq.FileMetaData:
-    """Read and check the footer of a Parquet file, in one request unless it is large.
+def read_footer(opened: BinaryIO) -> pq.FileMetaData:
+    """The footer of a Parquet file whose columns are all of plain types.
 
     Raises:
         InputError: `bad_parquet` when it is cut, damaged, or announces an extension type.
     """
-    size = file.seek(0, io.SEEK_END)
-    tail = _tail(file, size, TAIL_BYTES)
-    if tail[-4:] != _MAGIC:
-        raise InputError("bad_parquet", f"{size} bytes that do not end in PAR1: cut off, or not a Parquet file")
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if not 8 < length <= min(size, MAX_FOOTER_BYTES):
-        raise InputError("bad_parquet", f"a footer of {length} bytes in a file of {size}, limit {MAX_FOOTER_BYTES}")
-    footer = tail[-length:] if length <= len(tail) else _tail(file, size, length)
-    if _EXTENSION_TYPE.search(footer):
-        raise InputError("bad_parquet", "it has columns of an Arrow extension type, which are never opened")
     with _damage_named():
-        return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
-
-
-def _tail(file: BinaryIO, size: int, length: int) -> bytes:
-    file.seek(max(0, size - length))
-    return file.read()
-
-
-def _in_base64(text: bytes) -> re.Pattern[bytes]:
-    """Match `text` inside base64, at each of the three places where it can begin in a group of three bytes."""
-    forms = []
-    for before in range(3):
-        encoded = base64.b64encode(b"\0" * before + text)
-        whole_groups = (before + len(text)) // 3 * 4
-        forms.append(re.escape(encoded[4 if before else 0 : whole_groups]))
-    return re.compile(b"|".join(forms))
-
-
-_EXTENSION_TYPE = _in_base64(b"ARROW:extension:name")
-"""A footer keeps the Arrow schema as base64 of its IPC form, where field metadata are plain bytes."""
+        footer = pq.read_metadata(opened)
+        # The Arrow schema is kept as base64 of its IPC form, where field metadata are plain bytes.
+        schema = base64.b64decode((footer.metadata or {}).get(b"ARROW:schema", b""))
+    if b"ARROW:extension:name" in schema:
+        raise InputError("bad_parquet", "it has columns of an Arrow extension type, which are never opened")
+    return footer

@@ -1,17 +1,12 @@
-"""Plan a run: list the sources, cut them into shards, and read one shard.
+"""The plan: what a source holds, cut into shards, the same on every machine; and the way from a shard to its items.
 
-A SegmentConfig goes in, a Plan comes out, in the driver; a Shard goes in and its items come out, in a worker. Planning
-opens no object except the footers of at most 10,000 Parquet files, and the tars that `--limit` has to count.
+Listings go in, shards come out. Only Parquet footers are opened, and tars when `--limit` has to count their samples.
 """
 
-import heapq
-import json
-import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, field, fields, replace
-from itertools import groupby, islice
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import pyarrow as pa
 
@@ -21,72 +16,60 @@ from pipeline.errors import JobError
 from pipeline.records import Item
 from pipeline.redact import redact
 from pipeline.source import folder, parquet, webdataset
-from pipeline.source.shard import Kind, Member, Shard, deliver, object_shard, slice_shard, suffix_of, with_copies
+from pipeline.source.shard import Kind, Member, Shard, deliver, object_shard, slice_shard, suffix_of
+from pipeline.storage import FileInfo
 
-PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
-"""Suffixes of images in a folder; .bmp joins them when --decode.formats has it."""
-
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"), "folder"),
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+}
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 """Refused: they cannot be read from the middle, and a small one can hold any amount of data."""
 
-MAX_WARNINGS = 10
-MAX_SUFFIXES = 100
-"""Suffixes counted one by one; the rest share `(other)`."""
+MAX_WARNINGS = 20
 
-_WHAT = {"folder": "images", "webdataset": "tars", "parquet": "Parquet files"}
-
-SHARD_SCHEMA = pa.schema(
+PLAN_SCHEMA = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("root", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("etag", pa.string(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("root", pa.string()),
+        ("path", pa.string()),
+        ("etag", pa.string()),
+        ("size", pa.int64()),
         ("rows", pa.int64()),
-        ("row_group", pa.int32()),
-        pa.field("copy", pa.int32(), nullable=False),
+        ("row_group", pa.int64()),
+        ("copy", pa.int64()),
         ("max_rows", pa.int64()),
-        pa.field("packed", pa.large_binary(), nullable=False),
     ]
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
-    """What a run has to read."""
+    """Every shard of a source, in the order of the sources and of the paths in each."""
 
     shards: list[Shard]
-    """In the order of the sources and of the paths in each."""
-    ignored: dict[str, int] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
     """Files that are no input, by suffix; `(hidden)` counts names that begin with a dot or an underscore."""
     warnings: list[str] = field(default_factory=list)
+    """First problems that stop nothing."""
 
     @property
     def bytes(self) -> int:
-        """Bytes to read at most; an object of several row groups counts once."""
+        """Bytes to read at most; a file of several row groups counts once."""
         return sum(shard.size for shard in self.shards if not shard.row_group)
 
     @property
     def rows(self) -> int | None:
         """Items expected; None when only reading tells."""
-        rows = [shard.rows for shard in self.shards]
-        return None if None in rows else sum(one for one in rows if one is not None)
+        counts = [shard.rows for shard in self.shards]
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def to_table(self) -> pa.Table:
-        """One row per shard, of `SHARD_SCHEMA`, to store beside the run."""
-        said = json.dumps({"ignored": self.ignored, "warnings": self.warnings})
-        columns = [
-            pa.array([getattr(shard, column.name) for shard in self.shards], column.type) for column in SHARD_SCHEMA
-        ]
-        return pa.table(columns, schema=SHARD_SCHEMA.with_metadata({"plan": said}))
-
-    @classmethod
-    def from_table(cls, table: pa.Table) -> "Plan":
-        """Inverse of `to_table`."""
-        columns = (table.column(one.name).to_pylist() for one in fields(Shard))
-        said = json.loads(table.schema.metadata[b"plan"])
-        return cls([Shard(*values) for values in zip(*columns, strict=True)], said["ignored"], said["warnings"])
+        """The plan as it is stored, of `PLAN_SCHEMA`, without the members of slices."""
+        columns = {name: [getattr(shard, name) for shard in self.shards] for name in PLAN_SCHEMA.names}
+        return pa.table(columns, schema=PLAN_SCHEMA)
 
 
 def plan(cfg: SegmentConfig) -> Plan:
@@ -96,11 +79,146 @@ def plan(cfg: SegmentConfig) -> Plan:
         JobError: a source mixes kinds of input, holds compressed tars, or brings a key another source has brought.
         StorageError: a source is not there, or cannot be listed.
     """
-    surveys = [_Survey(url, cfg) for url in cfg.source]
-    roots = _number_copies([survey.shards() for survey in surveys], cfg.read)
-    shards = (shard for root in roots for shard in _in_row_groups(root, limited=cfg.limit is not None))
+    made = Plan([])
+    copies = _Copies(cfg.read) if len(cfg.source) > 1 else None
+    for url in cfg.source:
+        made.shards += _survey(url, cfg.read, made, copies)
     if cfg.limit is not None:
-        shards = _limited(shards, cfg.limit, cfg.read)
-    ignored = sum((survey.ignored for survey in surveys), Counter())
-    warnings = [warning for survey in surveys for warning in survey.warnings]
-    return Plan(list(shards), dict(sorted(ignored.items())), warnings)
+        made.shards = list(_limited(made.shards, cfg.read, cfg.limit))
+    return made
+
+
+def read(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = frozenset()) -> Iterator[Item]:
+    """Every item of a shard in order, but those whose keys are in `skip`; the last one carries `shard_rows`.
+
+    Whatever is wrong with the data becomes an item with a failure; images above `max_bytes` are not read.
+
+    Raises:
+        StorageError: the store failed through every attempt, or denied access.
+    """
+    return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip), skip)
+
+
+def _items(shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
+    if shard.kind == "folder":
+        return folder.items(shard, max_bytes=max_bytes, wanted=wanted)
+    if shard.kind == "webdataset":
+        return webdataset.items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
+    return parquet.items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
+
+
+def changed(before: pa.Table, now: Plan) -> list[str]:
+    """Paths of tars and Parquet files that are in both plans with different etags. Slices are compared row by row.
+
+    Args:
+        before: a plan as `to_table` gave it.
+        now: a plan of the same sources.
+    """
+    columns = (before[name].to_pylist() for name in ("root", "path", "etag"))
+    known = {(root, path): etag for root, path, etag in zip(*columns, strict=True)}
+    archives = {(shard.root, shard.path): shard.etag for shard in now.shards if shard.kind != "folder"}
+    return sorted(path for (root, path), etag in archives.items() if known.get((root, path), etag) != etag)
+
+
+# ---------------------------------------------------------------- one source
+
+
+def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> list[Shard]:
+    """Shards of one source; `made` collects what was ignored and the first problems."""
+    root, files = _rooted(url)
+    found: Counter[Kind] = Counter()
+    archives: list[Shard] = []
+
+    def images() -> Iterator[Member]:
+        """The image files, while tars and Parquet files are put aside."""
+        for file in files:
+            kind = _kind(file.path, cfg, made.ignored)
+            if kind is None:
+                continue
+            found[kind] += 1
+            copy = copies.number(file.path, root) if copies else 1
+            if kind == "folder":
+                yield Member(file.path, file.size, file.etag, copy)
+            else:
+                archives.append(object_shard(kind, root, file, copy=copy))
+
+    slices = []
+    for members in folder.cut(images(), cfg.slice_images):
+        slices.append(slice_shard(root, members))
+        _warn_of_twins(members, made.warnings)
+    if len(found) > 1:
+        seen = ", ".join(f"{count} {kind}" for kind, count in found.items())
+        raise JobError(f"{redact(url)} mixes kinds of input: {seen}", hint="choose one with --read.kind")
+    if found["parquet"] and len(archives) <= parquet.MAX_FOOTERS:
+        return list(parquet.row_groups(archives))
+    return slices or archives
+
+
+def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
+    """The folder to which paths are relative, and the listing; the URL of one object is a source of one file."""
+    files = iter(storage.list_files(url))
+    first = next(files, None)
+    if first is None:
+        return url, []
+    if url.endswith(first.path) and "/" not in first.path and storage.exists(url):
+        return url.removesuffix(first.path) or ".", [first]
+    return url, chain([first], files)
+
+
+def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> Kind | None:
+    """What a file is as input; None, and counted, when it is none."""
+    if path.lower().endswith(COMPRESSED_TARS):
+        raise JobError(f"{path!r} is a compressed tar, which cannot be read in part", hint="uncompress it to .tar")
+    hidden = any(part.startswith((".", "_")) for part in path.split("/"))
+    suffix = suffix_of(path)
+    kind = None if hidden else KINDS.get(suffix)
+    if kind is None or cfg.kind not in ("auto", kind):
+        ignored["(hidden)" if hidden else suffix] += 1
+        return None
+    return kind
+
+
+def _warn_of_twins(members: list[Member], warnings: list[str]) -> None:
+    for one, other in folder.twins(members):
+        if len(warnings) < MAX_WARNINGS:
+            warnings.append(f"{one!r} and {other!r} differ only in case or Unicode normalisation")
+
+
+# ---------------------------------------------------------------- several sources, and limits
+
+
+class _Copies:
+    """Counts how often a path was met in several sources. Holds every path: only used when there are several."""
+
+    def __init__(self, cfg: ReadConfig) -> None:
+        self.on_duplicate = cfg.on_duplicate
+        self.roots: dict[str, list[str]] = {}
+
+    def number(self, path: str, root: str) -> int:
+        """1 for a path that is new, 2 and up for its copies.
+
+        Raises:
+            JobError: at the second, naming both, unless duplicates are kept.
+        """
+        roots = self.roots.setdefault(path, [])
+        roots.append(root)
+        if len(roots) > 1 and self.on_duplicate == "fail":
+            both = " and ".join(redact(storage.join(one, path)) for one in roots)
+            raise JobError(f"the key {path!r} occurs twice: {both}", hint="--read.on-duplicate suffix keeps both")
+        return len(roots)
+
+
+def _limited(shards: list[Shard], cfg: ReadConfig, limit: int) -> Iterator[Shard]:
+    """The first shards, the last one cut, that hold `limit` items together."""
+    for shard in shards:
+        if limit <= 0:
+            return
+        rows = min(limit, _count(shard, cfg, limit) if shard.rows is None else shard.rows)
+        limit -= rows
+        yield replace(shard, rows=rows, max_rows=rows)
+
+
+def _count(shard: Shard, cfg: ReadConfig, limit: int) -> int:
+    """Items of a tar or unopened Parquet file, counted up to `limit` without reading an image."""
+    unread = _items(shard, cfg, 0, lambda _: False)
+    return sum(1 for _ in deliver(replace(shard, max_rows=limit), unread, frozenset()))
