@@ -42,14 +42,14 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(fields: Path, ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The rows of a run that nothing happened to."""
     output = tmp_path_factory.mktemp("undisturbed")
-    flags = ["--source", str(fields), "--output", str(output), "--checkpoint", "/tmp/ck", *SMALL_PARTS]
+    flags = ["--source", str(fields), "--output", str(output), "--checkpoint", "farmland", *SMALL_PARTS]
     outcome = segment(*flags, cluster=ray_cluster)
     assert outcome.status == 0, outcome.log
     return rows_of(outcome)
 
 
 def flags_for(source: Path | str, output: Path | str) -> list[str]:
-    return ["--source", str(source), "--output", str(output), "--checkpoint", "/tmp/ck"]
+    return ["--source", str(source), "--output", str(output), "--checkpoint", "farmland"]
 
 
 # ---------------------------------------------------------------- what a user gets

@@ -149,7 +149,7 @@ def _leaf(name: str, kind: pa.DataType) -> str | None:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def read_footer(opened: BinaryIO) -> pq.FileMetaData:
