@@ -248,8 +248,8 @@ def summarise(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int)
         total.refined += int(ok["refined"].sum())
         codes.update(frame["error_code"].dropna())
         notes.update(note.partition(":")[0] for note in ok["refine_note"].dropna())
-        seconds.update({name.removeprefix("seconds_"): float(frame[name].sum()) for name in SUMMED})
-        means.update({name: float(ok[name].sum()) for name in AVERAGED})
+        seconds.update({name.removeprefix("seconds_"): float(frame[name].astype(float).sum()) for name in SUMMED})
+        means.update({name: float(ok[name].astype(float).sum()) for name in AVERAGED})
         if len(ok):
             pixels += np.stack(ok["class_pixels"].to_list()).sum(axis=0)
     total.failed = total.rows - total.ok

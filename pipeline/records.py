@@ -141,9 +141,9 @@ class Row:
     classes_present: list[int] | None = None
     """Class ids with at least one pixel, ascending."""
     confidence: float | None = None
-    """Mean over valid pixels of the largest probability, 0 to 1."""
+    """Mean over valid pixels of the largest probability the network gave, before any refinement, 0 to 1."""
     entropy: float | None = None
-    """Mean over valid pixels of the entropy, in nats divided by log(K): 0 certain, 1 uniform."""
+    """Mean over valid pixels of the entropy of the network's probabilities over log(K): 0 certain, 1 uniform."""
     changed_share: float | None = None
     """Share of valid pixels whose class the refiner changed, 0 to 1."""
     active_classes: int | None = None

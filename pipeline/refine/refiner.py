@@ -29,7 +29,7 @@ class Refinement:
     mask_hw: UInt8
     """(H, W) class ids; `ignore_id` where the image is not valid."""
     confidence_hw: UInt8
-    """(H, W) largest probability, 0 to 255."""
+    """(H, W) largest probability the network gave, 0 to 255."""
     stats: PixelStats
     refined: bool
     note: str | None
@@ -95,9 +95,10 @@ class Refiner:
             after = self._marginals(scores, image, outer, deadline)[:, *inner] if refine and image else before
             label = ids[after.argmax(axis=0)]
             valid = None if image is None or image.valid_hw is None else image.valid_hw[here]
-            stats.add(label, after, label != ids[before.argmax(axis=0)], valid)
+            # Mean field marginals are all but 0 or 1: how sure the network was says more about where to look.
+            stats.add(label, before, label != ids[before.argmax(axis=0)], valid)
             mask[here] = label if valid is None else np.where(valid, label, self.classes.ignore_id)
-            confidence[here] = (after.max(axis=0) * 255 + 0.5).astype(np.uint8)
+            confidence[here] = (before.max(axis=0) * 255 + 0.5).astype(np.uint8)
         return Refinement(mask, confidence, stats, refine, note, len(ids))
 
     def _marginals(self, scores_khw: Float32, image: Image, window: Window, deadline: float) -> Float32:

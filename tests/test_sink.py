@@ -1,0 +1,68 @@
+import io
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import classes, sink
+from pipeline.records import ROW_SCHEMA, Row, rows_from_table, rows_to_table
+
+FARM = classes.load("farmland")
+
+
+def row(key: str, shard: str = "s", **fields) -> Row:
+    return Row(key=key, status="ok", shard=shard, source_etag="e", model_fp="m", config_fp="c", **fields)
+
+
+@given(st.lists(st.text(max_size=8), unique=True), st.randoms(use_true_random=False))
+def test_the_name_depends_on_the_keys_and_not_on_their_order(keys: list[str], rng: random.Random) -> None:
+    shuffled = rng.sample(keys, len(keys))
+    assert sink.part_name(keys) == sink.part_name(shuffled)
+    if keys:
+        assert sink.part_name(keys) != sink.part_name(keys[1:])
+
+
+def test_no_two_lists_of_keys_are_confused_by_what_stands_between_them() -> None:
+    assert len({sink.part_name(keys) for keys in (["ab"], ["a", "b"], ['a", "b'], ["a,b"], ["a\nb"])}) == 5
+
+
+def test_a_part_holds_its_rows_sorted_with_checksums_and_explains_itself() -> None:
+    data = sink.to_parquet(rows_to_table([row("b"), row("c", shard_rows=3), row("a")]), FARM)
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    assert [one.key for one in rows_from_table(file.read())] == ["a", "b", "c"]
+    assert file.schema_arrow.names == ROW_SCHEMA.names
+    metadata = file.schema_arrow.metadata
+    assert json.loads(metadata[sink.CLASSES_KEY])["name"] == "farmland"
+    assert json.loads(metadata[sink.SHARDS_KEY]) == {"s": [3, 3]}
+
+
+def test_a_flipped_byte_in_a_part_is_noticed(tmp_path) -> None:
+    name = sink.write_part(str(tmp_path), rows_to_table([row("a", mask=bytes(range(256)) * 20)]), FARM)
+    path = tmp_path / "parts" / name
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(OSError, match=r"CRC|corrupt|checksum"):
+        sink.read_columns(str(tmp_path), name, ROW_SCHEMA.names)
+
+
+def test_footers_count_rows_per_shard_without_reading_one(tmp_path) -> None:
+    table = rows_to_table([row("a", "s1"), row("b", "s1", shard_rows=9), row("c", "s2")])
+    name = sink.write_part(str(tmp_path), table, FARM)
+    part = sink.read_footer(str(tmp_path), name)
+    assert (part.name, part.rows) == (name, 3)
+    assert part.shards == {"s1": sink.ShardCount(2, 9), "s2": sink.ShardCount(1, None)}
+
+
+def test_writing_the_same_rows_again_changes_nothing(tmp_path) -> None:
+    table = rows_to_table([row("a"), row("b")])
+    names = {sink.write_part(str(tmp_path), table, FARM) for _ in range(3)}
+    assert sink.list_parts(str(tmp_path)) == sorted(names)
+    assert len(names) == 1
+
+
+def test_a_run_without_parts_lists_none(tmp_path) -> None:
+    assert sink.list_parts(str(tmp_path / "nothing")) == []
