@@ -132,7 +132,7 @@ def refuse_changed(run: Run, planned: Plan) -> None:
 def work(run: Run, planned: Plan, owed: list[Todo]) -> Progress:
     """Run the flow over what is owed; returns what was done."""
     with session.connect() as total:
-        cluster = workers.Resources(total.get("CPU", 0), total.get("GPU", 0), total.get("memory", 0) / workers.GIB)
+        cluster = workers.Resources.of(total, run.cfg.runtime)
         crew = workers.decide(run.cfg, cluster, num_classes=len(run.classes))
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()

@@ -102,6 +102,10 @@ class RuntimeConfig(_Frozen):
 
     infer_workers: int | None = Field(None, ge=1, description="Network actors; unset: one per GPU, or by CPU count.")
     refine_workers: int | None = Field(None, ge=1, description="Refiner actors at most; unset: one per CPU.")
+    expect_cpus: int | None = Field(
+        None, ge=1, description="CPUs the cluster will scale up to; unset: what it has now."
+    )
+    expect_gpus: int | None = Field(None, ge=0, description="GPUs it will scale up to; unset: what it has now.")
     decode_threads: int = Field(4, ge=1, description="Decoding threads beside each network.")
     rows_per_part: int = Field(256, ge=1, description="Rows per committed Parquet part.")
     block_mib: float = Field(2.0, gt=0, description="Size of the blocks between stages, MiB.")
@@ -141,7 +145,7 @@ class SegmentConfig(_Frozen):
             classes: the class map in use, as plain data.
         """
         said = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
-        said["read"] = {"on_duplicate": self.read.on_duplicate, "image_column": self.read.image_column}
+        said["read"].pop("slice_images")
         said["refine"].pop("deadline_s")
         said |= {"source": sorted(self.source), "model": model_sha256, "classes": classes, "code": CODE_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ is refused in words instead of waiting for ever.
 
 from dataclasses import dataclass
 
-from pipeline.config import SegmentConfig
+from pipeline.config import RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
 
 GIB = 2**30
@@ -17,6 +17,8 @@ CPU_SHARE = 0.4
 stage is behind has the core, and the reservations still leave room to read and write."""
 GPU_FEEDER_CPUS = 0.5
 """Of a core, reserved beside a GPU for decoding and launching: 2 cores and one GPU still hold every stage."""
+GIB_PER_EXPECTED_CPU = 3.0
+"""Of a machine with 4 GiB per core, as in ray_cluster.yaml, what Ray leaves after its object store."""
 INFER_GIB = 1.5
 """Process, torch, weights and the maps of a batch."""
 
@@ -28,6 +30,14 @@ class Resources:
     cpus: float
     gpus: float
     memory_gib: float
+
+    @classmethod
+    def of(cls, totals: dict[str, float], runtime: RuntimeConfig) -> "Resources":
+        """What Ray says a cluster has now, or what it is expected to scale up to."""
+        cpus, gpus, memory_gib = totals.get("CPU", 0), totals.get("GPU", 0), totals.get("memory", 0) / GIB
+        if runtime.expect_cpus is not None:
+            cpus, memory_gib = runtime.expect_cpus, max(memory_gib, runtime.expect_cpus * GIB_PER_EXPECTED_CPU)
+        return cls(cpus, gpus if runtime.expect_gpus is None else runtime.expect_gpus, memory_gib)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def test_no_port_of_ray_is_open_to_the_network():
 def test_launcher_puts_every_node_behind_a_group_without_addresses(tmp_path, monkeypatch):
     moto = pytest.importorskip("moto")
     boto3 = pytest.importorskip("boto3")
-    from ray.autoscaler._private.aws.config import bootstrap_aws  # noqa: PLC0415 - needs boto3
+    from ray.autoscaler._private.aws.config import bootstrap_aws
 
     (tmp_path / ".ssh").mkdir()
     fakes = {"HOME": str(tmp_path), "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}

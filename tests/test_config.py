@@ -39,16 +39,18 @@ CHANGES_MASKS = {
     "refine.iterations": 3,
     "refine.prune": 0.0,
     "refine.window_px": 2048,
+    "read.kind": "folder",
 }
 CHANGES_NO_MASK = {
     "output": "elsewhere",
     "checkpoint": "a/copy/of/it",  # its digest counts, not its address
     "classes": "own.yaml",  # its content counts, not its address
-    "read.kind": "folder",
     "read.slice_images": 7,
     "refine.deadline_s": 5.0,
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,
+    "runtime.expect_cpus": 64,
+    "runtime.expect_gpus": 4,
     "runtime.decode_threads": 2,
     "runtime.rows_per_part": 16,
     "runtime.block_mib": 8.0,

@@ -50,6 +50,7 @@ LAYER = {
     # What knows the cluster, and what knows the user.
     "infra": "infra",
     "jobs": "L4",
+    "jobs.baselines": "L4",
 }
 
 MAY_IMPORT = {

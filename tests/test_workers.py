@@ -44,6 +44,16 @@ def test_a_cluster_that_is_too_small_is_told_the_sum() -> None:
         decide(config(), Resources(3, 4, 64), num_classes=21)
 
 
+def test_a_cluster_that_scales_up_is_planned_for_what_it_will_have() -> None:
+    now = {"CPU": 0.0, "memory": 0.0}
+    with pytest.raises(ConfigError):
+        decide(config(), Resources.of(now, config().runtime), num_classes=7)
+    cfg = config(expect_cpus=64, expect_gpus=4)
+    crew = decide(cfg, Resources.of(now, cfg.runtime), num_classes=7)
+    assert (crew.infer, crew.infer_gpus) == (4, 1.0)
+    assert crew.refine > 32
+
+
 def test_settings_limit_the_workers() -> None:
     crew = decide(config(infer_workers=1, refine_workers=3), Resources(64, 4, 512), num_classes=21)
     assert (crew.infer, crew.refine) == (1, 3)
