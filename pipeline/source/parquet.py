@@ -5,6 +5,8 @@ types are refused before Arrow sees them: making one runs code of whoever regist
 """
 
 import base64
+import io
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +28,16 @@ MAX_FOOTERS = 10_000
 """A source of more files than this is planned file by file without opening any; else by row group."""
 
 FOOTERS_AT_ONCE = 32
+TAIL_BYTES = 64 * 2**10
+"""Read from the end of a file at first: most footers fit."""
+MAX_FOOTER_BYTES = 256 * 2**20
+
 ROWS_AT_ONCE = 16
 """Rows decoded at once: a few MB of photos."""
 READ_BUFFER = 2**20
 """With a buffer Arrow streams a column chunk; without one it would load all of it."""
+
+_MAGIC = b"PAR1"
 
 
 def row_groups(files: Iterable[Shard]) -> Iterator[Shard]:
@@ -152,16 +160,44 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+# ---------------------------------------------------------------- footer
+
+
+def _in_base64(text: bytes) -> re.Pattern[bytes]:
+    """Match `text` inside base64, wherever it begins in a group of three bytes."""
+    forms = []
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + text)
+        forms.append(re.escape(encoded[4 if before else 0 : (before + len(text)) // 3 * 4]))
+    return re.compile(b"|".join(forms))
+
+
+_EXTENSION_TYPE = _in_base64(b"ARROW:extension:name")
+"""A footer keeps the Arrow schema as base64 of its IPC form, where field metadata are plain bytes."""
+
+
 def read_footer(opened: BinaryIO) -> pq.FileMetaData:
-    """The footer of a Parquet file whose columns are all of plain types.
+    """The footer of a Parquet file whose columns are all of plain types, in one request unless it is large.
+
+    The search runs over the raw footer: `pq.read_metadata` makes the extension types before anyone can look at them.
 
     Raises:
         InputError: `bad_parquet` when it is cut, damaged, or announces an extension type.
     """
-    with _damage_named():
-        footer = pq.read_metadata(opened)
-        # The Arrow schema is kept as base64 of its IPC form, where field metadata are plain bytes.
-        schema = base64.b64decode((footer.metadata or {}).get(b"ARROW:schema", b""))
-    if b"ARROW:extension:name" in schema:
+    size = opened.seek(0, io.SEEK_END)
+    tail = _tail(opened, size, TAIL_BYTES)
+    if tail[-4:] != _MAGIC:
+        raise InputError("bad_parquet", f"{size} bytes that do not end in PAR1: cut off, or not a Parquet file")
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if not 8 < length <= min(size, MAX_FOOTER_BYTES):
+        raise InputError("bad_parquet", f"a footer of {length} bytes in a file of {size}, limit {MAX_FOOTER_BYTES}")
+    footer = tail[-length:] if length <= len(tail) else _tail(opened, size, length)
+    if _EXTENSION_TYPE.search(footer):
         raise InputError("bad_parquet", "it has columns of an Arrow extension type, which are never opened")
-    return footer
+    with _damage_named():
+        return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+
+
+def _tail(opened: BinaryIO, size: int, length: int) -> bytes:
+    opened.seek(max(0, size - length))
+    return opened.read()

@@ -81,10 +81,9 @@ def plan(cfg: SegmentConfig) -> Plan:
     """
     made = Plan([])
     copies = _Copies(cfg.read) if len(cfg.source) > 1 else None
-    for url in cfg.source:
-        made.shards += _survey(url, cfg.read, made, copies)
-    if cfg.limit is not None:
-        made.shards = list(_limited(made.shards, cfg.read, cfg.limit))
+    sources = [_survey(url, cfg.read, made, copies) for url in cfg.source]
+    shards = chain.from_iterable(sources)
+    made.shards = list(shards if cfg.limit is None else _limited(shards, cfg.read, cfg.limit))
     return made
 
 
@@ -123,8 +122,8 @@ def changed(before: pa.Table, now: Plan) -> list[str]:
 # ---------------------------------------------------------------- one source
 
 
-def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> list[Shard]:
-    """Shards of one source; `made` collects what was ignored and the first problems."""
+def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> Iterable[Shard]:
+    """Shards of one source; `made` collects what was ignored and the first problems. Footers are read when asked."""
     root, files = _rooted(url)
     found: Counter[Kind] = Counter()
     archives: list[Shard] = []
@@ -147,10 +146,10 @@ def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> 
         slices.append(slice_shard(root, members))
         _warn_of_twins(members, made.warnings)
     if len(found) > 1:
-        seen = ", ".join(f"{count} {kind}" for kind, count in found.items())
-        raise JobError(f"{redact(url)} mixes kinds of input: {seen}", hint="choose one with --read.kind")
+        seen = ", ".join(f"{count} for {kind}" for kind, count in sorted(found.items()))
+        raise JobError(f"{redact(url)} mixes kinds of files: {seen}", hint="choose one with --read.kind")
     if found["parquet"] and len(archives) <= parquet.MAX_FOOTERS:
-        return list(parquet.row_groups(archives))
+        return parquet.row_groups(archives)
     return slices or archives
 
 
@@ -167,10 +166,11 @@ def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
 
 def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> Kind | None:
     """What a file is as input; None, and counted, when it is none."""
-    if path.lower().endswith(COMPRESSED_TARS):
-        raise JobError(f"{path!r} is a compressed tar, which cannot be read in part", hint="uncompress it to .tar")
-    hidden = any(part.startswith((".", "_")) for part in path.split("/"))
+    hidden = any(part.startswith((".", "_")) and part != ".." for part in path.split("/"))
     suffix = suffix_of(path)
+    if not hidden and cfg.kind in ("auto", "webdataset") and path.lower().endswith(COMPRESSED_TARS):
+        hint = "uncompress it to .tar, or leave it out with --read.kind folder or parquet"
+        raise JobError(f"{path!r} is a compressed tar, which cannot be read in part", hint=hint)
     kind = None if hidden else KINDS.get(suffix)
     if kind is None or cfg.kind not in ("auto", kind):
         ignored["(hidden)" if hidden else suffix] += 1
@@ -192,7 +192,8 @@ class _Copies:
 
     def __init__(self, cfg: ReadConfig) -> None:
         self.on_duplicate = cfg.on_duplicate
-        self.roots: dict[str, list[str]] = {}
+        self.first: dict[str, str] = {}
+        self.more: Counter[str] = Counter()
 
     def number(self, path: str, root: str) -> int:
         """1 for a path that is new, 2 and up for its copies.
@@ -200,22 +201,24 @@ class _Copies:
         Raises:
             JobError: at the second, naming both, unless duplicates are kept.
         """
-        roots = self.roots.setdefault(path, [])
-        roots.append(root)
-        if len(roots) > 1 and self.on_duplicate == "fail":
-            both = " and ".join(redact(storage.join(one, path)) for one in roots)
+        if path not in self.first:
+            self.first[path] = root
+            return 1
+        if self.on_duplicate == "fail":
+            both = " and ".join(redact(storage.join(one, path)) for one in (self.first[path], root))
             raise JobError(f"the key {path!r} occurs twice: {both}", hint="--read.on-duplicate suffix keeps both")
-        return len(roots)
+        self.more[path] += 1
+        return 1 + self.more[path]
 
 
-def _limited(shards: list[Shard], cfg: ReadConfig, limit: int) -> Iterator[Shard]:
-    """The first shards, the last one cut, that hold `limit` items together."""
+def _limited(shards: Iterable[Shard], cfg: ReadConfig, limit: int) -> Iterator[Shard]:
+    """The first shards, the last one cut, that hold `limit` items together; no shard after them is looked at."""
     for shard in shards:
-        if limit <= 0:
-            return
         rows = min(limit, _count(shard, cfg, limit) if shard.rows is None else shard.rows)
-        limit -= rows
         yield replace(shard, rows=rows, max_rows=rows)
+        limit -= rows
+        if limit == 0:
+            return
 
 
 def _count(shard: Shard, cfg: ReadConfig, limit: int) -> int:

@@ -139,18 +139,20 @@ def failure_of(error: InputError | FileNotFoundError | StorageError) -> Failure:
 
 
 def deliver(shard: Shard, items: Iterable[Item], skip: Set[str]) -> Iterator[Item]:
-    """Leave out the items in `skip`, and let the last item of the shard say how many it has.
+    """Leave out the items in `skip`, and let the last one given say how many the shard has.
 
     An InputError or FileNotFoundError out of `items` ends the shard: it becomes one more item, `end_key`. Keys of
     `skip` that were not met still count, for their rows are committed.
     """
     rows, unmet, held = 0, set(skip), None
     for item in islice(_with_its_end(shard, items), shard.max_rows):
+        rows += 1
+        if item.key in skip:
+            unmet.discard(item.key)
+            continue
         if held is not None:
             yield held
-        held = None if item.key in skip else item
-        unmet.discard(item.key)
-        rows += 1
+        held = item
     if held is not None:
         yield replace(held, shard_rows=rows + len(unmet))
 

@@ -118,11 +118,13 @@ class _Sample:
     def _image(self, entry: "Entry", file: BinaryIO) -> tuple[bytes, Failure | None]:
         if entry.size == 0:
             return b"", Failure("empty", f"member {entry.name!r} has 0 bytes")
+        what = f"member {entry.name!r}"
+        if self.max_bytes is not None and entry.size <= self.max_bytes:
+            return _exactly(file, entry.data_at, entry.size, what), None
+        _exactly(file, entry.data_at + entry.size - 1, 1, what)  # not read, but not cut either
         if self.max_bytes is None:
             return b"", None
-        if entry.size > self.max_bytes:
-            return b"", Failure("too_many_bytes", f"{entry.size} bytes, limit {self.max_bytes}")
-        return _exactly(file, entry.data_at, entry.size, f"inside {entry.name!r}"), None
+        return b"", Failure("too_many_bytes", f"{entry.size} bytes, limit {self.max_bytes}")
 
     def outcome(self) -> Failure | None:
         """Why the sample has no usable image; None when it has one."""
