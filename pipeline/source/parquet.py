@@ -35,7 +35,7 @@ MAX_FOOTER_BYTES = 256 * 2**20
 ROWS_AT_ONCE = 16
 """Rows decoded at once: a few MB of photos."""
 READ_BUFFER = 2**20
-"""With a buffer Arrow streams a column chunk; without one it would load all of it."""
+"""With a buffer Arrow streams a column chunk page by page; without one it would load all of it."""
 
 _MAGIC = b"PAR1"
 
@@ -59,10 +59,9 @@ def _row_groups_of(shard: Shard) -> list[Shard]:
     except (InputError, FileNotFoundError):
         return [shard]
     file = FileInfo(shard.path, shard.size, shard.etag)
-    counts = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
     found = [
         object_shard("parquet", shard.root, file, copy=shard.copy, row_group=index, rows=rows)
-        for index, rows in enumerate(counts)
+        for index, rows in enumerate(row_counts(footer))
         if rows
     ]
     return found or [shard]
@@ -102,7 +101,7 @@ def _batches(shard: Shard, image_column: str) -> Iterator[tuple[int, pa.Array]]:
     """(number of the first row in its file, encoded images) of a few rows at a time."""
     with storage.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
         footer = read_footer(opened)
-        sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        sizes = row_counts(footer)
         if not any(sizes):
             raise InputError("empty_archive", "the Parquet file has no rows")
         leaf = image_leaf(footer.schema.to_arrow_schema(), image_column)
@@ -111,10 +110,13 @@ def _batches(shard: Shard, image_column: str) -> Iterator[tuple[int, pa.Array]]:
         )
         groups = list(range(len(sizes))) if shard.row_group is None else [shard.row_group]
         number = sum(sizes[: groups[0]])
+        end = sum(sizes[: groups[-1] + 1])
         for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[leaf], use_threads=False):
             column = batch.column(0)
             yield number, column.flatten()[0] if pa.types.is_struct(column.type) else column
             number += len(batch)
+        if number != end:
+            raise InputError("bad_parquet", f"the footer announces rows up to {end}, the pages end at {number}")
 
 
 @contextmanager
@@ -195,7 +197,15 @@ def read_footer(opened: BinaryIO) -> pq.FileMetaData:
     if _EXTENSION_TYPE.search(footer):
         raise InputError("bad_parquet", "it has columns of an Arrow extension type, which are never opened")
     with _damage_named():
-        return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+    if metadata.num_rows != sum(row_counts(metadata)):  # a footer has no checksum, and row numbers are keys
+        raise InputError("bad_parquet", f"{metadata.num_rows} rows in row groups of {row_counts(metadata)}")
+    return metadata
+
+
+def row_counts(footer: pq.FileMetaData) -> list[int]:
+    """Rows of each row group."""
+    return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
 
 def _tail(opened: BinaryIO, size: int, length: int) -> bytes:
