@@ -1,254 +1,208 @@
-"""Folders: slices that stay where they are when files come and go, and what one bad file does to its neighbours."""
+"""Slices are cut by content, so that a file more or less moves one or two; and reading them loses nothing."""
 
-import os
-import random
 import threading
 import time
 import uuid
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.config import ReadConfig
-from pipeline.errors import AccessDenied, StorageTimeout
-from pipeline.records import Item
+from pipeline.errors import AccessDenied, StorageError, StorageTimeout
 from pipeline.source import folder
+from pipeline.source.folder import LONGEST_SLICE, cut, ends_slice, twins
 from pipeline.source.plan import read
 from pipeline.source.shard import Member, Shard, slice_shard
 
-HARD_NAMES = [
-    "ü é 日本.jpg",
-    "x#1?y=2.jpg",
-    "a b %20.jpg",
-    "line\nbreak.jpg",
-    "n" * 200 + ".jpg",
-    "d/e/f.jpg",
-    "'\".jpg",
-]
-
-paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
+MEAN = 8
+listings = st.sets(st.integers(0, 10**6), min_size=1, max_size=300).map(
+    lambda numbers: sorted(f"{number % 7}/{number}.jpg" for number in numbers)
+)
 
 
-def members_of(names: list[str]) -> list[Member]:
-    return [Member(name, 1, "v1") for name in sorted(names)]
+def slices_of(paths: list[str]) -> list[list[str]]:
+    return [[one.path for one in members] for members in cut([Member(path, 1, "v1") for path in paths], MEAN)]
 
 
-def cut(names: list[str], mean: int) -> list[tuple[str, ...]]:
-    return [tuple(member.path for member in members) for members in folder.cut(members_of(names), mean)]
-
-
-def store(files: dict[str, bytes]) -> str:
+def put_slice(files: dict[str, bytes]) -> Shard:
     root = f"memory://folder-{uuid.uuid4().hex}"
-    for name, data in files.items():
-        storage.put(storage.join(root, name), data)
-    return root
+    for path, data in files.items():
+        storage.put(storage.join(root, path), data)
+    return slice_shard(root, [Member(one.path, one.size, one.etag) for one in storage.list_files(root)])
 
 
-def shard_of(root: str) -> Shard:
-    """All files of a folder as one slice."""
-    return slice_shard(root, [Member(file.path, file.size, file.etag) for file in storage.list_files(root)])
+# ---------------------------------------------------------------- slicing
 
 
-def read_all(shard: Shard, *, max_bytes: int = 1000, skip: frozenset[str] = frozenset()) -> list[Item]:
-    return list(read(shard, ReadConfig(), max_bytes=max_bytes, skip=skip))
+@given(listings)
+def test_slices_joined_are_the_listing(paths):
+    slices = slices_of(paths)
+    assert [path for one in slices for path in one] == paths
+    assert all(1 <= len(one) <= LONGEST_SLICE * MEAN for one in slices)
 
 
-def codes(items: list[Item]) -> dict[str, str]:
-    return {item.key: item.failure.code if item.failure else "ok" for item in items}
+@given(listings, st.data())
+@settings(max_examples=200)
+def test_a_file_more_or_less_moves_only_the_slices_up_to_the_next_boundary(paths, data):
+    assume(len(paths) > 1)
+    changed = data.draw(st.sampled_from(paths))
+    without = [path for path in paths if path != changed]
+    before, after = slices_of(without), slices_of(paths)
+    # The stretch between two hashed boundaries that holds the changed file; a boundary belongs to the stretch it ends.
+    start = max((path for path in without if path < changed and ends_slice(path, MEAN)), default="")
+    end = min((path for path in without if path > changed and ends_slice(path, MEAN)), default="~")
+    untouched = [one for one in after if one[-1] <= start or one[0] > end]
+    assert [one for one in before if one[-1] <= start or one[0] > end] == untouched
+    longest = LONGEST_SLICE * MEAN
+    stretch = sum(start < path <= end for path in paths)
+    assert len(after) - len(untouched) <= 2 + stretch // longest
 
 
-# ---------------------------------------------------------------- slices
+def test_on_average_a_new_file_changes_fewer_than_two_slices():
+    paths = [f"{number:06}.jpg" for number in range(20_000)]
+    known = {tuple(one) for one in slices_of(paths)}
+    changed = []
+    for number in range(0, 20_000, 500):
+        fresh = {tuple(one) for one in slices_of(sorted([*paths, f"{number:06}-new.jpg"]))}
+        changed.append(len(fresh - known))
+    assert 1 <= sum(changed) / len(changed) < 2
+    assert max(changed) <= 3
 
 
-@given(st.sets(paths, max_size=80), st.integers(1, 12))
-def test_slices_are_the_listing_cut_without_loss(names, mean):
-    slices = cut(list(names), mean)
-    assert [name for one in slices for name in one] == sorted(names)
-    assert all(0 < len(one) <= folder.LONGEST_SLICE * mean for one in slices)
+def test_slices_have_the_mean_length_asked_for():
+    counts = [len(one) for one in cut([Member(f"{number}.jpg", 1, "") for number in range(50_000)], 64)]
+    assert 58 < sum(counts) / len(counts) < 70
 
 
-def test_a_slice_has_the_asked_number_of_files_on_average():
-    names = [f"{number:06d}.jpg" for number in range(20_000)]
-    assert 20_000 / len(cut(names, 16)) == pytest.approx(16, rel=0.1)
+@given(listings)
+def test_a_slice_knows_its_members_and_its_id_is_its_content(paths):
+    members = [Member(path, len(path), f"etag {path}") for path in paths]
+    shard = slice_shard("s3://bucket/here", members)
+    assert shard.members() == members
+    assert (shard.rows, shard.size) == (len(paths), sum(len(path) for path in paths))
+    assert slice_shard("/elsewhere", members).id == shard.id
+    assert slice_shard("/elsewhere", [*members[:-1], Member(paths[-1], 1, "new")]).id != shard.id
+    assert slice_shard("/elsewhere", [*members, Member("more.jpg", 1, "v1")]).id != shard.id
 
 
-@given(st.sets(paths, min_size=1, max_size=80), st.integers(1, 12), st.data())
-def test_a_file_that_goes_changes_nothing_before_its_slice_nor_after_the_next_end(names, mean, data):
-    gone = data.draw(st.sampled_from(sorted(names)))
-    before, after = cut(list(names), mean), cut(list(names - {gone}), mean)
-    first_hit = next(one for one in before if gone in one)
-    next_end = next((name for name in sorted(names) if name > gone and folder.ends_slice(name, mean)), None)
-    for one in set(before) ^ set(after):
-        assert one[-1] >= first_hit[0]
-        assert next_end is None or one[0] <= next_end
+def test_twins_are_found():
+    paths = ["A.jpg", "a.jpg", "b.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"]
+    found = twins([Member(path, 1, "") for path in paths])
+    assert found == [("A.jpg", "a.jpg"), ("caf\u00e9.jpg", "cafe\u0301.jpg")]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_file_that_comes_or_goes_changes_at_most_three_slices_of_either_plan(seed):
-    rng = random.Random(seed)
-    names = [f"field/{rng.randrange(10**9):09d}.jpg" for _ in range(1500)]
-    whole = set(cut(names, 8))
-    for name in rng.sample(names, 40):
-        less = set(cut([one for one in names if one != name], 8))
-        assert len(whole - less) <= 3
-        assert len(less - whole) <= 3
-        assert len(whole & less) > 100
+# ---------------------------------------------------------------- reading
+
+HARD = ["ü é/日本.jpg", "x#1?y=2.jpg", "a+b %20.JPG", "line\nbreak.png", "..dots.jpg", "'\"<script>.jpg"]
 
 
-@given(st.sets(paths, min_size=1, max_size=30))
-def test_members_survive_packing_and_the_id_does_not_depend_on_the_root(names):
-    members = [Member(path, number, f"v{number}", 1 + number % 2) for number, path in enumerate(sorted(names))]
-    here, there = slice_shard("s3://one/folder", members), slice_shard("/mnt/two", members)
-    assert here.members() == there.members() == members
-    assert here.id == there.id
-    assert (here.rows, here.size) == (len(members), sum(range(len(members))))
+def test_keys_are_paths_and_come_in_their_order():
+    shard = put_slice({path: path.encode() for path in HARD})
+    items = list(read(shard, ReadConfig(), max_bytes=100))
+    assert [item.key for item in items] == sorted(HARD)
+    assert all(item.data == item.key.encode() and item.shard == shard.id for item in items)
+    assert [item.etag for item in items] == [member.etag for member in shard.members()]
+    assert [item.shard_rows for item in items] == [None] * (len(HARD) - 1) + [len(HARD)]
 
 
-@pytest.mark.parametrize("other", [Member("b", 1, "v1"), Member("a", 1, "v2"), Member("a", 1, "v1", 2)])
-def test_another_name_version_or_copy_is_another_slice(other):
-    assert slice_shard("r", [Member("a", 1, "v1")]).id != slice_shard("r", [other]).id
-
-
-def test_twins_are_names_that_collide_on_other_file_systems():
-    names = ["A.jpg", "a.jpg", "b.jpg", "\N{LATIN SMALL LETTER E WITH ACUTE}.jpg", "e\N{COMBINING ACUTE ACCENT}.jpg"]
-    found = {frozenset(pair) for pair in folder.twins(members_of(names))}
-    assert found == {frozenset(names[:2]), frozenset(names[3:])}
-
-
-# ---------------------------------------------------------------- items
-
-
-@pytest.mark.parametrize("where", ["local", "memory"])
-def test_items_are_the_files_in_order_whatever_their_names(where: str, tmp_path: Path):
-    files = {name: name.encode() for name in HARD_NAMES}
-    root = str(tmp_path) if where == "local" else store({})
-    for name, data in files.items():
-        storage.put(storage.join(root, name), data)
-    items = read_all(shard_of(root))
-    assert [(item.key, item.data) for item in items] == sorted(files.items())
-    assert [item.shard_rows for item in items] == [None] * (len(files) - 1) + [len(files)]
-    assert all(item.etag and item.failure is None for item in items)
-
-
-def test_each_bad_file_is_one_failure_and_its_neighbours_are_read(tmp_path: Path):
-    for name in ("a", "changed", "deleted", "empty", "large", "z"):
-        (tmp_path / f"{name}.jpg").write_bytes(b"" if name == "empty" else b"x" * (11 if name == "large" else 10))
-    shard = shard_of(str(tmp_path))
-    (tmp_path / "deleted.jpg").unlink()
-    (tmp_path / "changed.jpg").write_bytes(b"other")
-    items = read_all(shard, max_bytes=10)
-    assert codes(items) == {
-        "a.jpg": "ok",
-        "changed.jpg": "source_changed",
-        "deleted.jpg": "not_found",
-        "empty.jpg": "empty",
-        "large.jpg": "too_many_bytes",
-        "z.jpg": "ok",
+def test_every_way_a_file_can_fail_is_a_row_and_its_neighbours_are_read():
+    shard = put_slice({name: name.encode() for name in ("gone", "changed", "fine", "large" * 10, "none")})
+    root = shard.root
+    storage.delete(storage.join(root, "gone"))
+    storage.put(storage.join(root, "changed"), b"other content")
+    storage.put(storage.join(root, "none"), b"")
+    empty = storage.info(storage.join(root, "none"))
+    members = [member if member.path != "none" else Member("none", 0, empty.etag) for member in shard.members()]
+    items = list(read(slice_shard(root, members), ReadConfig(), max_bytes=20))
+    assert {item.key: item.failure.code if item.failure else "ok" for item in items} == {
+        "changed": "source_changed",
+        "fine": "ok",
+        "gone": "not_found",
+        "large" * 10: "too_many_bytes",
+        "none": "empty",
     }
-    assert "11 bytes, limit 10" in items[4].failure.detail
-    assert all(bool(item.data) == (item.failure is None) for item in items)
+    assert items[-1].shard_rows == 5
+    assert not any(item.data for item in items if item.failure)
 
 
-def test_a_file_replaced_by_one_of_the_same_size_has_changed(tmp_path: Path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"one")
-    shard = shard_of(str(tmp_path))
-    path.write_bytes(b"two")
-    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns + 1))
-    assert codes(read_all(shard)) == {"a.jpg": "source_changed"}
-
-
-def test_a_link_to_nowhere_is_a_failure(tmp_path: Path):
-    (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "b.jpg").write_bytes(b"x")
-    assert codes(read_all(shard_of(str(tmp_path)))) == {"a.jpg": "not_found", "b.jpg": "ok"}
-
-
-@given(st.sets(st.integers(0, 19)), st.integers(1, 25))
-@settings(max_examples=40)
-def test_reading_with_skip_is_reading_less_skip(skipped, max_rows):
-    root = store({f"{number:02d}.jpg": bytes([number]) for number in range(20)})
-    shard = slice_shard(root, [Member(file.path, file.size, file.etag) for file in storage.list_files(root)])
-    keys = [f"{number:02d}.jpg" for number in range(20)]
-    skip = frozenset(keys[number] for number in skipped)
-    rest = read_all(shard, skip=skip)
-    assert [item.key for item in rest] == [key for key in keys if key not in skip]
-    assert [item.shard_rows for item in rest if item.shard_rows is not None] == [20][: len(rest)]
-
-
-def test_files_that_are_not_wanted_are_not_fetched(monkeypatch: pytest.MonkeyPatch):
+@given(st.sets(st.sampled_from(HARD)))
+def test_reading_with_skip_is_reading_less_skip_and_fetches_nothing_else(skip):
+    shard = put_slice({path: path.encode() for path in HARD})
     fetched = []
-    real = storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", lambda url, **how: fetched.append(url) or real(url, **how))
-    root = store({f"{number}.jpg": b"x" for number in range(6)})
-    read_all(shard_of(root), skip=frozenset({"0.jpg", "3.jpg", "5.jpg"}))
-    assert sorted(url[-5:] for url in fetched) == ["1.jpg", "2.jpg", "4.jpg"]
+    original = storage.read_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "read_bytes", lambda url, **known: (fetched.append(url), original(url, **known))[1])
+        items = list(read(shard, ReadConfig(), max_bytes=100, skip=frozenset(skip)))
+    left = [path for path in sorted(HARD) if path not in skip]
+    assert [item.key for item in items] == left
+    assert sorted(fetched) == sorted(storage.join(shard.root, path) for path in left)
+    assert [item.shard_rows for item in items][-1:] == [len(HARD)] * bool(left)
 
 
-# ---------------------------------------------------------------- fetching ahead
+def test_one_file_that_cannot_be_fetched_is_a_row_but_missing_rights_stop_the_job(monkeypatch):
+    shard = put_slice({"a.jpg": b"x", "b.jpg": b"x"})
 
+    def failing_with(error: Exception) -> Callable[..., bytes]:
+        def fail(*_: object, **__: object) -> bytes:
+            raise error
 
-def test_files_are_fetched_at_once_and_delivered_in_order(monkeypatch: pytest.MonkeyPatch):
-    together = threading.Barrier(folder.FILES_AHEAD, timeout=20)  # broken unless so many fetches run at once
-    order = []
+        return fail
 
-    def slow(url: str, **_: object) -> bytes:
-        together.wait()
-        order.append(url)
-        return url[-6:].encode()
-
-    root = store({f"{number:02d}.jpg": b"x" for number in range(folder.FILES_AHEAD)})
-    shard = shard_of(root)
-    monkeypatch.setattr(storage, "read_bytes", slow)
-    assert [item.data for item in read_all(shard)] == [f"{n:02d}.jpg".encode() for n in range(folder.FILES_AHEAD)]
-    assert len(order) == folder.FILES_AHEAD
-
-
-def test_no_more_bytes_are_fetched_ahead_than_the_bound(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folder, "BYTES_AHEAD", 25)
-    held, most = set(), 0
-    real = storage.read_bytes
-
-    def counted(url: str, **how: object) -> bytes:
-        nonlocal most
-        held.add(url)
-        most = max(most, len(held))
-        return real(url, **how)
-
-    root = store({f"{number:02d}.jpg": b"x" * 10 for number in range(20)})
-    shard = shard_of(root)
-    monkeypatch.setattr(storage, "read_bytes", counted)
-    for item in read(shard, ReadConfig(), max_bytes=1000):
-        held.discard(storage.join(root, item.key))
-    assert most <= 4  # two within the bound, the one that goes beyond, and the item `read` holds back
-
-
-def test_reading_can_be_given_up_half_way():
-    root = store({f"{number:02d}.jpg": b"x" for number in range(30)})
-    reading = read(shard_of(root), ReadConfig(), max_bytes=10)
-    next(reading)
-    reading.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("folder")]
-
-
-def test_a_store_that_times_out_costs_one_item_but_a_refusal_stops_the_job(monkeypatch: pytest.MonkeyPatch):
-    root = store({"a.jpg": b"x", "b.jpg": b"x"})
-    shard = shard_of(root)
-    real = storage.read_bytes
-
-    def failing_with(error: Exception):
-        def broken(url: str, **how: object) -> bytes:
-            if url.endswith("a.jpg"):
-                raise error
-            return real(url, **how)
-
-        return broken
-
-    monkeypatch.setattr(storage, "read_bytes", failing_with(StorageTimeout("timed out, 6 attempts")))
-    assert codes(read_all(shard)) == {"a.jpg": "storage_timeout", "b.jpg": "ok"}
-    monkeypatch.setattr(storage, "read_bytes", failing_with(AccessDenied("403", hint="s3:GetObject")))
+    for error, code in ((StorageError("503"), "storage_error"), (StorageTimeout("slow"), "storage_timeout")):
+        monkeypatch.setattr(storage, "read_bytes", failing_with(error))
+        items = list(read(shard, ReadConfig(), max_bytes=10))
+        assert [item.failure.code for item in items] == [code, code]
+    monkeypatch.setattr(storage, "read_bytes", failing_with(AccessDenied("403")))
     with pytest.raises(AccessDenied):
-        read_all(shard)
+        list(read(shard, ReadConfig(), max_bytes=10))
+
+
+def test_files_are_fetched_ahead_but_not_far(monkeypatch):
+    """The latency of a store is hidden, and a reader that stops leaves no file behind it being fetched."""
+    shard = put_slice({f"{n:02}.jpg": b"x" for n in range(64)})
+    original, started, lock = storage.read_bytes, [], threading.Lock()
+
+    def slow(url: str, **known: object) -> bytes:
+        with lock:
+            started.append(url)
+        time.sleep(0.01)
+        return original(url, **known)
+
+    monkeypatch.setattr(storage, "read_bytes", slow)
+    began = time.monotonic()
+    reading = read(shard, ReadConfig(), max_bytes=10)
+    next(reading)
+    assert len(started) <= folder.FILES_AHEAD + 2
+    assert len(list(reading)) == 63
+    assert time.monotonic() - began < 64 * 0.01
+
+
+def test_large_files_are_not_all_held_at_once(monkeypatch):
+    shard = put_slice({f"{n:02}.jpg": bytes(1000) for n in range(20)})
+    monkeypatch.setattr(folder, "BYTES_AHEAD", 2500)
+    waiting = 0
+    original = storage.read_bytes
+
+    def counted(url: str, **known: object) -> bytes:
+        nonlocal waiting
+        waiting += 1
+        return original(url, **known)
+
+    monkeypatch.setattr(storage, "read_bytes", counted)
+    reading = folder.items(shard, max_bytes=10**6, wanted=lambda key: True)
+    for delivered, _ in enumerate(reading, start=1):
+        assert waiting - delivered <= 3
+
+
+def test_a_limit_reads_no_more_than_it_gives(monkeypatch):
+    shard = put_slice({f"{n:02}.jpg": b"x" for n in range(20)})
+    fetched = []
+    original = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda url, **known: (fetched.append(url), original(url, **known))[1])
+    items = list(read(replace(shard, max_rows=5), ReadConfig(), max_bytes=10))
+    assert [item.key for item in items] == [f"{n:02}.jpg" for n in range(5)]
+    assert items[-1].shard_rows == len(fetched) == 5

@@ -62,8 +62,10 @@ def twins(members: list[Member]) -> list[tuple[str, str]]:
 def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
     """Every item of a slice in order, without data where `wanted(key)` is false.
 
+    A file that cannot be fetched is a failure of its own; its neighbours are read.
+
     Raises:
-        StorageError: the store failed through every attempt, or denied access.
+        AccessDenied: 403, which every other file would meet too.
     """
     pool = ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="folder")
     ahead: deque[tuple[Member, Future[dict[str, Any]] | None]] = deque()

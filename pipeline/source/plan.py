@@ -93,7 +93,8 @@ def read(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = froz
     Whatever is wrong with the data becomes an item with a failure; images above `max_bytes` are not read.
 
     Raises:
-        StorageError: the store failed through every attempt, or denied access.
+        StorageError: the store failed through every attempt, or denied access. A file of a folder that cannot be read
+            is a failure of its own, unless access is denied.
     """
     return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip), skip)
 
