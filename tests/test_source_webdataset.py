@@ -4,10 +4,12 @@ import io
 import logging
 import re
 import tarfile
+import time
 import tracemalloc
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import permutations
 
 import pytest
 from hypothesis import assume, given, settings
@@ -19,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.records import Item
 from pipeline.source.plan import read
 from pipeline.source.shard import Shard, object_shard
-from pipeline.source.webdataset import BLOCK, entries
+from pipeline.source.webdataset import BLOCK, IMAGES, entries
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 END_KEY = "a.tar#"
@@ -68,6 +70,21 @@ def test_members_are_those_tarfile_finds(members, kind):
         expected = [(member.name, member.size, member.offset_data, member.isreg()) for member in reference]
     found = [(entry.name, entry.size, entry.data_at, entry.regular) for entry in entries(io.BytesIO(tar))]
     assert found == expected
+
+
+parts = st.text("ab.-é", min_size=1, max_size=60)
+
+
+@given(st.lists(parts, min_size=1, max_size=6).map("/".join), st.binary(max_size=600))
+def test_names_parted_over_two_fields_are_those_tarfile_finds(name, data):
+    try:
+        tar = tar_of([(name, data)], "ustar")
+    except ValueError:  # does not fit 155 and 100 bytes
+        assume(False)
+    (entry,) = entries(io.BytesIO(tar))
+    with tarfile.open(fileobj=io.BytesIO(tar)) as reference:
+        assert [entry.name] == reference.getnames() == [name]
+    assert tar[entry.data_at :][: entry.size] == data
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -124,6 +141,13 @@ def test_samples_are_runs_of_members_with_one_name(pairs):
         assert (item.failure is not None and item.failure.code) == (image is None and "missing_pair")
 
 
+def test_of_two_images_the_better_extension_wins_wherever_it_stands():
+    pairs = list(permutations(IMAGES, 2))
+    members = [(f"{n:02}.{extension}", extension.encode()) for n, pair in enumerate(pairs) for extension in pair]
+    best = [min(pair, key=IMAGES.index).encode() for pair in pairs]
+    assert [item.data for item in read_tar(tar_of(members))] == best
+
+
 def test_keys_are_data():
     hard = ["ü é/日本", "x#1?y=2", "line\nbreak", "a b", "~", "A", "a", "trailing ", "%2e%2e", "'\""]
     items = read_tar(tar_of([(f"{name}.JPG", b"x") for name in hard]))
@@ -140,6 +164,25 @@ def test_what_does_not_belong_is_ignored_and_counted(caplog):
         assert codes(read_tar(tar)) == {"a.tar#good": "ok"}
     expected = "{'.pkl': 1, '.pyd': 1, '(unsafe name)': 4, '.jpg': 1, '(none)': 1}"
     assert expected in caplog.text
+
+
+def test_nothing_appears_on_disk(tmp_path, monkeypatch):
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+        for name in ("link/a.jpg", "../b.jpg", f"{tmp_path}/c.jpg", "folder/d.jpg", "e.pkl"):
+            header = tarfile.TarInfo(name)
+            header.size = 1
+            tar.addfile(header, io.BytesIO(b"x"))
+    (tmp_path / "a.tar").write_bytes(out.getvalue())
+    shard = object_shard("webdataset", str(tmp_path), storage.info(str(tmp_path / "a.tar")))
+    before = sorted(tmp_path.rglob("*"))
+    assert list(codes(list(read(shard, ReadConfig(), max_bytes=10)))) == ["a.tar#link/a", "a.tar#folder/d"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_samples_without_image_are_failures_that_name_what_was_seen():
@@ -231,6 +274,40 @@ def test_a_malformed_pax_header_is_damage(payload):
     header.type, header.size = tarfile.XHDTYPE, len(payload)
     tar = header.tobuf(tarfile.USTAR_FORMAT) + payload.ljust(BLOCK, b"\0") + tar_of([("a.jpg", b"x")])
     assert codes(read_tar(tar)) == {END_KEY: "archive_truncated"}
+
+
+def pax_header(payload: bytes) -> bytes:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(payload)
+    return header.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % BLOCK)
+
+
+@pytest.mark.parametrize("size", ["", "-1", "1e3", "0x1", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 19, "9" * 5000])
+def test_a_pax_size_that_is_no_number_of_bytes_is_damage(size):
+    """Python refuses to read a number of more than 4300 digits."""
+    text = f" size={size}\n".encode()
+    length = next(n for n in range(len(text), len(text) + 9) if len(str(n)) + len(text) == n)
+    tar = pax_header(str(length).encode() + text) + tar_of([("a.jpg", b"x")])
+    assert codes(read_tar(tar)) == {END_KEY: "archive_truncated"}
+
+
+def test_reading_a_hostile_tar_takes_time_in_proportion_to_its_bytes():
+    """Half a minute, were the records cut off one by one, or the extensions of a sample kept in a list."""
+    records = pax_header(b"5 a=\n" * (2**20 // 5))
+    members = b"".join(tarfile.TarInfo(f"a.{n}.txt").tobuf(tarfile.USTAR_FORMAT) for n in range(20_000))
+    began = time.process_time()
+    items = read_tar(members + records * 8 + tar_of([("b.jpg", b"x")]))
+    assert time.process_time() - began < 6
+    assert codes(items) == {"a.tar#a": "missing_pair", "a.tar#b": "ok"}
+    assert len(items[0].failure.detail) < 300
+
+
+def test_a_long_name_makes_no_long_failure():
+    text = b" path=" + b"n" * 10_000 + b".jpg\n"
+    tar = pax_header(b"%d" % (len(text) + 5) + text) + tar_of([("a.jpg", b"x" * 100)])
+    (item,) = read_tar(tar[: -3 * BLOCK + 50])
+    assert item.failure.code == "archive_truncated"
+    assert len(item.failure.detail) < 500
 
 
 def test_an_extended_header_of_a_gigabyte_is_not_read():

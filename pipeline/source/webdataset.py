@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import BinaryIO
 
 from pipeline import storage
@@ -36,6 +37,8 @@ MAX_EXTENDED_BYTES = 2**20
 MAX_NAME = 4096
 """Characters of a member's name: PATH_MAX of Linux."""
 MAX_MEMBERS = 10_000_000
+FIRST_SEEN = 10
+"""Extensions that the failure of a sample without image names."""
 
 _SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """Base name and extension, parted at the first dot of the last path component."""
@@ -96,7 +99,8 @@ class _Sample:
     key: str
     max_bytes: int | None
     """None: the data is not wanted."""
-    extensions: list[str] = field(default_factory=list)
+    extensions: dict[str, None] = field(default_factory=dict)
+    """In order; a dict, so that a tar of a million members with one name is no trap."""
     rank: int = len(IMAGES)
     """Place of the image held in `IMAGES`."""
     data: bytes = b""
@@ -107,7 +111,7 @@ class _Sample:
 
     def add(self, extension: str, entry: "Entry", file: BinaryIO) -> None:
         """Take in one member; read it when it is a better image than the one held."""
-        self.extensions.append(extension)
+        self.extensions[extension] = None
         rank = IMAGES.index(extension) if extension in IMAGES else len(IMAGES)
         if rank < self.rank:
             began = time.monotonic()
@@ -132,7 +136,7 @@ class _Sample:
             return self.duplicate
         if self.rank < len(IMAGES):
             return self.failure
-        seen = ", ".join(f".{extension}" for extension in self.extensions)
+        seen = ", ".join(f".{extension}" for extension in islice(self.extensions, FIRST_SEEN))
         return Failure("missing_pair", f"no image among {seen}; allowed: .{', .'.join(IMAGES)} after the first dot")
 
 
@@ -221,7 +225,8 @@ def _exactly(file: BinaryIO, at: int, size: int, what: str) -> bytes:
     if len(data) < size:
         end = file.seek(0, io.SEEK_END)
         raise InputError(
-            "archive_truncated", f"the tar ends at byte {end} without end-of-archive blocks; cut in or after {what}"
+            "archive_truncated",
+            f"the tar ends at byte {end} without end-of-archive blocks; cut in or after {what:.300}",
         )
     return data
 
@@ -260,6 +265,13 @@ def _number(digits: bytes, at: int) -> int:
     return number
 
 
+def _decimal(digits: str, at: int) -> int:
+    """A size in a pax record: at most 18 digits, which is below the limit of `_number`."""
+    if not re.fullmatch("[0-9]{1,18}", digits):
+        raise _damaged(at, f"{digits[:20]!r} is not a size")
+    return int(digits)
+
+
 def _damaged(at: int, why: str) -> InputError:
     return InputError("archive_truncated", f"the header at byte {at} is damaged: {why}")
 
@@ -281,16 +293,19 @@ def _extended(file: BinaryIO, block: bytes, at: int) -> tuple[dict[str, str], in
 
 
 def _pax_records(payload: bytes, at: int) -> dict[str, str]:
-    """Records of length, keyword, value and newline; the length counts itself."""
-    records, rest = {}, payload
-    while rest:
-        digits, _, _ = rest[:20].partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
-        keyword, equals, value = rest[len(digits) + 1 : length].partition(b"=")
-        if not equals or value[-1:] != b"\n" or length > len(rest):
+    """Records of length, keyword, value and newline; the length counts itself. What no one asks for is left out."""
+    records, start = {}, 0
+    while start < len(payload):
+        digits, _, _ = payload[start : start + 20].partition(b" ")
+        end = start + (int(digits) if digits.isdigit() else 0)
+        keyword, equals, value = payload[start + len(digits) + 1 : end].partition(b"=")
+        if not equals or value[-1:] != b"\n" or end > len(payload):
             raise _damaged(at, "a pax record is malformed")
-        records[keyword.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "backslashreplace")
-        rest = rest[length:]
+        if keyword.startswith(b"GNU.sparse."):
+            records["GNU.sparse"] = ""
+        elif keyword in (b"path", b"size"):
+            records[keyword.decode()] = value[:-1].decode("utf-8", "backslashreplace")
+        start = end
     return records
 
 
@@ -299,7 +314,7 @@ def _entry(file: BinaryIO, block: bytes, at: int, extended: dict[str, str]) -> E
     name = extended.get("path") or _header_name(block)
     size = _number(block[124:136], at)
     if "size" in extended:
-        size = _number(b"%o" % int(extended["size"]) if extended["size"].isdecimal() else b"?", at)
+        size = _decimal(extended["size"], at)
     if kind == b"S":  # GNU sparse: more of its map may follow before the data
         more = block[482]
         while more:
@@ -307,8 +322,7 @@ def _entry(file: BinaryIO, block: bytes, at: int, extended: dict[str, str]) -> E
             data_at += BLOCK
     is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
     has_data = kind not in b"12346" and not is_folder
-    is_sparse = any(keyword.startswith("GNU.sparse.") for keyword in extended)
-    regular = kind in b"0\x007" and not is_folder and not is_sparse
+    regular = kind in b"0\x007" and not is_folder and "GNU.sparse" not in extended
     return Entry(name, size if has_data else 0, data_at, regular)
 
 
