@@ -1,5 +1,6 @@
 """Slices are cut by content, so that a file more or less moves one or two; and reading them loses nothing."""
 
+import os
 import threading
 import time
 import uuid
@@ -87,6 +88,7 @@ def test_a_slice_knows_its_members_and_its_id_is_its_content(paths):
     assert slice_shard("/elsewhere", members).id == shard.id
     assert slice_shard("/elsewhere", [*members[:-1], Member(paths[-1], 1, "new")]).id != shard.id
     assert slice_shard("/elsewhere", [*members, Member("more.jpg", 1, "v1")]).id != shard.id
+    assert slice_shard("/elsewhere", [replace(member, copy=2) for member in members]).id != shard.id
 
 
 def test_twins_are_found():
@@ -107,6 +109,32 @@ def test_keys_are_paths_and_come_in_their_order():
     assert all(item.data == item.key.encode() and item.shard == shard.id for item in items)
     assert [item.etag for item in items] == [member.etag for member in shard.members()]
     assert [item.shard_rows for item in items] == [None] * (len(HARD) - 1) + [len(HARD)]
+
+
+def test_names_of_files_on_disk_pass_through_as_keys(tmp_path):
+    for name in [*HARD, "n" * 200 + ".jpg"]:
+        storage.put(storage.join(str(tmp_path), name), name.encode())
+    members = [Member(one.path, one.size, one.etag) for one in storage.list_files(str(tmp_path))]
+    items = list(read(slice_shard(str(tmp_path), members), ReadConfig(), max_bytes=1000))
+    assert [(item.key, item.data) for item in items] == [
+        (name, name.encode()) for name in sorted([*HARD, "n" * 200 + ".jpg"])
+    ]
+
+
+def test_a_file_on_disk_replaced_by_one_of_its_size_or_linked_to_nowhere_fails_alone(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "b.jpg").write_bytes(b"one")
+    (tmp_path / "c.jpg").write_bytes(b"fine")
+    members = [Member(one.path, one.size, one.etag) for one in storage.list_files(str(tmp_path))]
+    before = (tmp_path / "b.jpg").stat().st_mtime_ns
+    (tmp_path / "b.jpg").write_bytes(b"two")
+    os.utime(tmp_path / "b.jpg", ns=(before, before + 1))
+    items = list(read(slice_shard(str(tmp_path), members), ReadConfig(), max_bytes=10))
+    assert [item.failure.code if item.failure else item.data for item in items] == [
+        "not_found",
+        "source_changed",
+        b"fine",
+    ]
 
 
 def test_every_way_a_file_can_fail_is_a_row_and_its_neighbours_are_read():
@@ -206,3 +234,32 @@ def test_a_limit_reads_no_more_than_it_gives(monkeypatch):
     items = list(read(replace(shard, max_rows=5), ReadConfig(), max_bytes=10))
     assert [item.key for item in items] == [f"{n:02}.jpg" for n in range(5)]
     assert items[-1].shard_rows == len(fetched) == 5
+
+
+def test_one_slow_file_costs_its_own_row_and_no_other(monkeypatch):
+    shard = put_slice({f"{n}.jpg": b"x" for n in range(5)})
+    original = storage.read_bytes
+
+    def slow(url: str, **known: object) -> bytes:
+        if url.endswith("2.jpg"):
+            raise StorageTimeout("slow")
+        return original(url, **known)
+
+    monkeypatch.setattr(storage, "read_bytes", slow)
+    items = list(read(shard, ReadConfig(), max_bytes=10))
+    assert [item.failure.code if item.failure else "ok" for item in items] == [
+        "ok",
+        "ok",
+        "storage_timeout",
+        "ok",
+        "ok",
+    ]
+    assert items[-1].shard_rows == 5
+
+
+def test_a_reader_that_is_given_up_leaves_no_thread_behind():
+    shard = put_slice({f"{n:02}.jpg": b"x" for n in range(30)})
+    reading = read(shard, ReadConfig(), max_bytes=10)
+    next(reading)
+    reading.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("folder")]
