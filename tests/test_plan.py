@@ -2,7 +2,6 @@
 
 import io
 import json
-import pickle
 import subprocess
 import sys
 import tarfile
@@ -19,7 +18,6 @@ from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import JobError, StorageError
 from pipeline.source import parquet
 from pipeline.source.plan import Plan, changed, plan, read
-from pipeline.source.shard import Shard
 
 
 def put(files: dict[str, bytes], root: str = "") -> str:
@@ -299,8 +297,3 @@ def test_a_million_tars_are_planned_in_two_minutes_and_2_gib():
     assert figures["shards"] == figures["ids"] == 1_000_000
     assert figures["peak_gib"] < 2
     assert figures["total_s"] < 120
-
-
-def test_a_shard_is_small_on_the_way_to_a_worker():
-    made = plan(cfg(put(SOURCES["webdataset"])))
-    assert all(isinstance(shard, Shard) and len(pickle.dumps(shard)) < 600 for shard in made.shards)

@@ -93,8 +93,8 @@ def read(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = froz
     Whatever is wrong with the data becomes an item with a failure; images above `max_bytes` are not read.
 
     Raises:
-        StorageError: the store failed through every attempt, or denied access. A file of a folder that cannot be read
-            is a failure of its own, unless access is denied.
+        AccessDenied: 403; no other object can be expected to be readable.
+        StorageError: a tar or Parquet file could not be read through every attempt; one image file becomes a failure.
     """
     return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip), skip)
 
