@@ -177,6 +177,35 @@ def test_a_flipped_bit_in_a_page_is_found_by_its_checksum():
     assert [item.data for item in items if not item.failure] == IMAGES[:20] + IMAGES[30:]
 
 
+@given(st.integers(0, 2**31), st.integers(0, 7))
+@settings(max_examples=300)
+def test_a_flipped_bit_in_the_footer_never_loses_a_row_quietly(position, bit):
+    """The footer has no checksum: Arrow itself reads fewer rows without a word."""
+    data = bytearray(file_of(pa.table({"image": IMAGES})))
+    length = int.from_bytes(data[-8:-4], "little") + 8
+    data[len(data) - length + position % length] ^= 1 << bit
+    shards = [list(read(shard, ReadConfig(), max_bytes=100)) for shard in shards_of(bytes(data))]
+    assert all(items and items[-1].shard_rows == len(items) for items in shards)
+    items = [item for items in shards for item in items]
+    assert len({item.key for item in items}) == len(items)
+    assert [item.data for item in items] == IMAGES or any(item.failure for item in items)
+
+
+@pytest.mark.parametrize("total", [39, 40, 41])
+def test_row_counts_that_disagree_are_one_failure(total):
+    """The 40 rows of the groups against the number the footer gives for the file."""
+    data = bytearray(file_of(pa.table({"image": IMAGES})))
+    footer_at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    field = data.index(bytes([0x16, 40 * 2, 0x19]), footer_at)  # thrift: an i64, zigzag, before the list of row groups
+    data[field + 1] = total * 2
+    items = read_all(bytes(data))
+    if total == 40:
+        assert [item.data for item in items] == IMAGES
+    else:
+        assert [(item.key, item.failure.code) for item in items] == [("a.parquet#", "bad_parquet")]
+        assert f"{total} rows" in items[0].failure.detail
+
+
 @given(st.binary(max_size=300), st.integers(0, 2**31))
 @settings(max_examples=150)
 def test_nothing_but_input_errors_comes_out_of_a_damaged_footer(noise, position):
