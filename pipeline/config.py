@@ -70,7 +70,9 @@ class TileConfig(_Frozen):
 class InferConfig(_Frozen):
     """How the network runs."""
 
-    batch: int = Field(16, ge=1, description="Tiles per forward pass; halved when the GPU runs out of memory.")
+    batch: int | None = Field(
+        None, ge=1, description="Tiles per forward pass, halved when the GPU runs out of memory; unset: 16, on a CPU 2."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the hardware has it, else fp16 on GPU and fp32 on CPU."
     )

@@ -31,6 +31,8 @@ MAX_READ_TASKS = 2000
 """Shards are dealt to at most this many read tasks: the driver keeps every task in memory."""
 TASK_RETRIES = 16
 """Deaths of its worker that a task survives beside those its own items cause: lost nodes, pre-emption."""
+INFER_ROWS = 32
+"""Images a network gets at once at least: enough to fill batches while the next images are decoded."""
 REFINE_ROWS = 4
 """Images a refiner gets at once at least: seconds of work, little to do again when it dies."""
 
@@ -123,7 +125,6 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
     Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
     """
     threads = 1 if not workers.infer_gpus else 4
-    rows = 2 * job.cfg.infer.batch
     dataset: ray.data.Dataset = (
         ray.data.read_datasource(
             ShardSource(job, owed, ledger),
@@ -135,13 +136,13 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
         .map_batches(
             InferStage,
             fn_constructor_kwargs={"job": job, "ledger": ledger, "threads": threads},
-            batch_size=rows,
+            batch_size=INFER_ROWS,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=workers.infer),
             num_cpus=workers.infer_cpus,
             num_gpus=workers.infer_gpus or None,
             memory=int(workers.infer_gib * GIB),
-            max_task_retries=rows + TASK_RETRIES,
+            max_task_retries=INFER_ROWS + TASK_RETRIES,
         )
         .map_batches(
             RefineStage,

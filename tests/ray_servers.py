@@ -53,7 +53,11 @@ def cluster(num_cpus: int = 2, **environment: str) -> Iterator[Cluster]:
     own = {name: value for name, value in access.items() if name != "RAY_ADDRESS"}
     with log.open("wb") as out:
         head = subprocess.Popen(
-            command, env={**os.environ, **own, **environment}, stdout=out, stderr=out, start_new_session=True
+            command,
+            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **own, **environment},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     try:
         _wait_for(port, dashboard, head, log)
