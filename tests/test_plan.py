@@ -82,6 +82,19 @@ def test_the_kind_is_known_by_suffix_and_one_file_is_a_source_too(files, kind, k
     assert keys_of(alone) == [key.rpartition("/")[2] for key in keys]
 
 
+def test_a_file_named_without_its_folder_is_a_source(tmp_path, monkeypatch):
+    put({"one.tar": tar_of(["a.jpg"])}, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert keys_of(plan(cfg("one.tar"))) == ["one.tar#a"]
+
+
+def test_rows_and_bytes_are_told_when_known():
+    made = plan(cfg(put(SOURCES["parquet"])))
+    assert (made.rows, made.bytes) == (15, sum(len(data) for data in SOURCES["parquet"].values()))
+    made = plan(cfg(put(SOURCES["webdataset"])))
+    assert (made.rows, made.bytes) == (None, sum(len(data) for data in SOURCES["webdataset"].values()))
+
+
 def test_a_folder_named_like_a_tar_is_a_folder(tmp_path):
     put({"x.tar": tar_of(["a.jpg"])}, str(tmp_path / "x.tar"))
     assert keys_of(plan(cfg(str(tmp_path / "x.tar")))) == ["x.tar#a"]
@@ -167,7 +180,7 @@ def test_replacing_one_file_changes_only_its_own_ids(kind):
     root = put(SOURCES[kind])
     before = {shard.id: shard for shard in plan(cfg(root, slice_images=4)).shards}
     path = sorted(SOURCES[kind])[1]
-    put({path: SOURCES[kind][path] + b"\0"}, root)
+    put({path: SOURCES[kind][path][:-1] + b"\1"}, root)
     after = {shard.id: shard for shard in plan(cfg(root, slice_images=4)).shards}
     for shard in [before[id_] for id_ in before.keys() - after.keys()]:
         assert path in ([shard.path] if kind != "folder" else [member.path for member in shard.members()])
@@ -181,6 +194,10 @@ def test_what_changed_since_a_plan_is_named():
     put({"1.tar": tar_of(["new.jpg"]), "9.tar": tar_of(["more.jpg"])}, root)
     storage.delete(storage.join(root, "2.tar"))
     assert changed(before, plan(cfg(root))) == ["1.tar"]
+    photos = put({"a.jpg": b"x"})
+    before = plan(cfg(photos)).to_table()
+    put({"a.jpg": b"longer"}, photos)
+    assert changed(before, plan(cfg(photos))) == []  # slices are compared row by row
 
 
 def test_a_plan_fits_a_parquet_file_that_anyone_can_read():
@@ -242,6 +259,11 @@ def test_a_limit_gives_the_first_keys_of_the_whole(kind, limit):
     for shard in made.shards:
         items = list(read(shard, ReadConfig(), max_bytes=100))
         assert items[-1].shard_rows == len(items) == shard.rows
+
+
+def test_a_limit_spans_sources():
+    made = plan(cfg(put(SOURCES["webdataset"]), put(SOURCES["parquet"]), limit=8))
+    assert keys_of(made) == [f"{n}.tar#{n}" for n in range(5)] + [f"0.parquet#{n}" for n in range(3)]
 
 
 def test_a_limit_counts_failures_too():

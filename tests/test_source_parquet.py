@@ -206,6 +206,22 @@ def test_row_counts_that_disagree_are_one_failure(total):
         assert f"{total} rows" in items[0].failure.detail
 
 
+def test_pages_that_hold_fewer_rows_than_the_footer_says_are_a_failure():
+    """The pages of 40 rows of 6 bytes under the footer of 50 rows of 4 bytes: both take 10 bytes a row or 8."""
+
+    def halves(rows: int, size: int) -> tuple[bytes, bytes]:
+        data = file_of(pa.table({"image": [b"x" * size] * rows}), **plain)
+        at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+        return data[:at], data[at:]
+
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False, "row_group_size": 50}
+    (pages, _), (longer, footer) = halves(40, 6), halves(50, 4)
+    assert len(pages) == len(longer)
+    *items, last = read_all(pages + footer)
+    assert all(item.data == b"x" * 6 for item in items)
+    assert last.failure.code == "bad_parquet"
+
+
 @given(st.binary(max_size=300), st.integers(0, 2**31))
 @settings(max_examples=150)
 def test_nothing_but_input_errors_comes_out_of_a_damaged_footer(noise, position):

@@ -338,6 +338,9 @@ def test_a_name_met_twice_is_kept_under_another_key_or_fails():
         ("a.tar#a~2~2", b"4"),
         ("a.tar#a~3", b"5"),
     ]
+    names = ["a~2.jpg", "b.jpg", "a.jpg", "b.jpg", "a.jpg"]
+    taken = read_tar(tar_of([(name, b"x") for name in names]), on_duplicate="suffix")
+    assert [item.key for item in taken] == ["a.tar#a~2", "a.tar#b", "a.tar#a", "a.tar#b~2", "a.tar#a~3"]
     refused = read_tar(tar, on_duplicate="fail")
     assert [item.key for item in refused] == [item.key for item in kept]
     assert [bool(item.failure) for item in refused] == [False, False, True, True, True]
