@@ -88,6 +88,20 @@ def test_a_file_named_without_its_folder_is_a_source(tmp_path, monkeypatch):
     assert keys_of(plan(cfg("one.tar"))) == ["one.tar#a"]
 
 
+@pytest.mark.parametrize("name", ["1.jpg", "1.tar", "1.parquet"])
+def test_one_file_alone_is_the_shard_it_is_in_its_folder(name, tmp_path):
+    put({name: {"1.tar": tar_of(["a.jpg"]), "1.parquet": parquet_of(3, 2)}.get(name, b"x")}, str(tmp_path))
+    among = [shard.id for shard in plan(cfg(str(tmp_path))).shards]
+    for url in (f"{tmp_path}/{name}", f"file://{tmp_path}/{name}"):
+        assert [shard.id for shard in plan(cfg(url)).shards] == among
+
+
+def test_a_part_of_a_path_that_is_two_dots_hides_nothing(monkeypatch):
+    """A legal key in S3."""
+    monkeypatch.setattr(storage, "list_files", lambda url: iter([storage.FileInfo("../a.jpg", 1, "v1")]))
+    assert [member.key for member in plan(cfg("s3://bucket/x")).shards[0].members()] == ["../a.jpg"]
+
+
 def test_rows_and_bytes_are_told_when_known():
     made = plan(cfg(put(SOURCES["parquet"])))
     assert (made.rows, made.bytes) == (15, sum(len(data) for data in SOURCES["parquet"].values()))
@@ -109,6 +123,12 @@ def test_mixed_kinds_are_refused_until_one_is_chosen():
     made = plan(cfg(root, kind="parquet"))
     assert keys_of(made) == ["2.parquet#0"]
     assert made.ignored == {".jpg": 2, ".tar": 1}
+
+
+@pytest.mark.parametrize("pair", [("a.jpg", "b.tar"), ("a.jpg", "b.parquet"), ("a.tar", "b.parquet")])
+def test_two_kinds_are_already_a_mixture(pair):
+    with pytest.raises(JobError, match="mixes kinds"):
+        plan(cfg(put(dict.fromkeys(pair, b"x"))))
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "deep/a.tar.zst"])
@@ -259,6 +279,20 @@ def test_a_limit_gives_the_first_keys_of_the_whole(kind, limit):
     for shard in made.shards:
         items = list(read(shard, ReadConfig(), max_bytes=100))
         assert items[-1].shard_rows == len(items) == shard.rows
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@given(limit=st.integers(1, 15), committed=st.sets(st.integers(0, 14)))
+@settings(max_examples=25)
+def test_resuming_within_a_limit_gives_what_is_left_of_it(kind, limit, committed):
+    made = plan(cfg(put(SOURCES[kind]), limit=limit, slice_images=4))
+    skip = {key for number, key in enumerate(keys_of(made)) if number in committed}
+    for shard in made.shards:
+        everything = list(read(shard, ReadConfig(), max_bytes=100))
+        mine = frozenset(item.key for item in everything if item.key in skip)
+        rest = list(read(shard, ReadConfig(), max_bytes=100, skip=mine))
+        assert [item.key for item in rest] == [item.key for item in everything if item.key not in skip]
+        assert [item.shard_rows for item in rest][-1:] == [shard.rows] * bool(rest)
 
 
 def test_a_limit_spans_sources():

@@ -76,6 +76,7 @@ def test_on_average_a_new_file_changes_fewer_than_two_slices():
 def test_slices_have_the_mean_length_asked_for():
     counts = [len(one) for one in cut([Member(f"{number}.jpg", 1, "") for number in range(50_000)], 64)]
     assert 58 < sum(counts) / len(counts) < 70
+    assert all(len(one) == 1 for one in cut([Member(f"{number}.jpg", 1, "") for number in range(20)], 1))
 
 
 @given(listings)
