@@ -4,37 +4,33 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
 log = logging.getLogger(__name__)
 
-WORKER_SETUP = "infra.log.configure"
-"""Called in every worker process first: a worker inherits no logging, and so no redaction, from the driver."""
 OBJECT_STORE_BYTES = 2 * 2**30
 """Of a local cluster. Only encoded images and small logits pass through it."""
 
 
 @contextmanager
-def connect(*, num_cpus: int | None = None) -> Generator[dict[str, float]]:
+def connect() -> Generator[dict[str, float]]:
     """Connect for as long as the block lasts; yields the cluster's total resources by name.
 
     `ray job submit` and RAY_ADDRESS lead to an existing cluster. Without them a local one is started, never joined:
-    a job must not land on whatever cluster happens to run on the machine. `num_cpus` limits the local one.
+    a job must not land on whatever cluster happens to run on the machine.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # What Ray's C++ core writes to stderr is for Ray's authors; its log files keep it.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options = {
-        "log_to_driver": False,
-        "logging_level": logging.WARNING,
-        "runtime_env": {"worker_process_setup_hook": WORKER_SETUP},
-    }
+    # No runtime_env: with one, every worker would be started afresh instead of taken from those Ray keeps ready.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if "RAY_ADDRESS" in os.environ:
         ray.init(**options)
     else:
         store = min(OBJECT_STORE_BYTES, int(0.2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store, **options)
+        ray.init(address="local", include_dashboard=False, object_store_memory=store, **options)
     try:
         resources = ray.cluster_resources()
         log.info("Ray %s with %s", ray.__version__, _describe(resources))

@@ -5,6 +5,7 @@
 
 import ctypes
 import sys
+from functools import partial
 
 DECODER, REFINER = b"<kills the decoder>", b"<kills the refiner>"
 
@@ -37,10 +38,11 @@ def make_deadly() -> None:
 
 def main() -> None:
     """See the top of this file."""
-    from infra import session
+    import ray
+
     from jobs import segment_dataset
 
-    session.WORKER_SETUP = "tests.poison.make_deadly"
+    ray.init = partial(ray.init, runtime_env={"worker_process_setup_hook": "tests.poison.make_deadly"})
     sys.exit(segment_dataset.main(sys.argv[1:]))
 
 

@@ -21,8 +21,8 @@ from pipeline.refine import densecrf
 from pipeline.refine.presets import resolve
 from pipeline.refine.unary import softmax, upsample
 
-CPUS = 0.4
-"""Of each actor, as in the job: one of each stage per core."""
+CPUS = 0.25
+"""Of each actor: one of each stage per core, and a whole core left for the reader, or nothing ever starts."""
 
 Batch = dict[str, np.ndarray]
 
