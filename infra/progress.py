@@ -80,7 +80,7 @@ class Reporter:
         then, before = self._before
         self._before = (now, self.latest)
         busy = {
-            stage: (self.latest.seconds.get(stage, 0) - before.seconds.get(stage, 0)) / (slots * (now - then))
+            stage: (self.latest.seconds.get(stage, 0) - before.seconds.get(stage, 0)) / (slots * max(now - then, 1e-9))
             for stage, slots in self.slots.items()
         }
         stage = max(busy, key=busy.__getitem__)

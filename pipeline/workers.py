@@ -4,6 +4,7 @@ Plain arithmetic on the cluster's totals: decided once, before anything is start
 is refused in words instead of waiting for ever.
 """
 
+import math
 from dataclasses import dataclass
 
 from pipeline.config import RuntimeConfig, SegmentConfig
@@ -13,8 +14,8 @@ GIB = 2**30
 READ_CPUS = 0.2
 WRITE_CPUS = 0.2
 CPU_SHARE = 0.4
-"""Of a core, reserved by a network and by a refiner where both live on CPUs: one of each per core, so that whichever
-stage is behind has the core, and the reservations still leave room to read and write."""
+"""Of a core, reserved by a network and by a refiner where both live on CPUs: more of them than cores, so that whichever
+stage is behind has the cores, and the reservations still leave room to read and write."""
 GPU_FEEDER_CPUS = 0.5
 """Of a core, reserved beside a GPU for decoding and launching: 2 cores and one GPU still hold every stage."""
 GIB_PER_EXPECTED_CPU = 3.0
@@ -72,11 +73,17 @@ def refiner_gib(cfg: SegmentConfig, num_classes: int) -> float:
     return 0.4 + (image_bytes + window_px * num_classes * 4 * maps) / GIB
 
 
+def _on_cpus(cfg: SegmentConfig, cluster: Resources, pair_gib: float) -> int:
+    """Networks of a cluster without GPUs: one per core; one per two beside a CRF, which takes at least as long."""
+    cores = cluster.cpus / 2 if cfg.refine.engine == "densecrf" else cluster.cpus
+    return max(1, min(math.ceil(cores), int(cluster.memory_gib / pair_gib)))
+
+
 def decide(cfg: SegmentConfig, cluster: Resources, *, num_classes: int) -> Workers:
     """Fit the stages into a cluster.
 
-    With GPUs: one network per GPU, and a refiner on every core that is left. Without: a network and a refiner share
-    each core, as far as the memory goes.
+    With GPUs: one network per GPU, and a refiner on every core that is left. Without: networks and refiners share
+    the cores, as far as the memory goes.
 
     Raises:
         ConfigError: with the sum, when the cluster cannot hold one worker of each stage.
@@ -84,8 +91,7 @@ def decide(cfg: SegmentConfig, cluster: Resources, *, num_classes: int) -> Worke
     refine_gib = refiner_gib(cfg, num_classes)
     infer_gpus = 1.0 if cluster.gpus >= 1 else 0.0
     infer_cpus, refine_cpus = (GPU_FEEDER_CPUS, 1.0) if infer_gpus else (CPU_SHARE, CPU_SHARE)
-    pairs = max(1, min(int(cluster.cpus), int(cluster.memory_gib / (INFER_GIB + refine_gib))))
-    infer = cfg.runtime.infer_workers or int(cluster.gpus) or pairs
+    infer = cfg.runtime.infer_workers or int(cluster.gpus) or _on_cpus(cfg, cluster, INFER_GIB + refine_gib)
     left_cpus = cluster.cpus - infer * infer_cpus - READ_CPUS - WRITE_CPUS
     left_gib = cluster.memory_gib - infer * INFER_GIB
     fits = min(int(left_cpus / refine_cpus + 1e-6), int(left_gib / refine_gib))
@@ -100,5 +106,5 @@ def decide(cfg: SegmentConfig, cluster: Resources, *, num_classes: int) -> Worke
         raise ConfigError(
             f"the cluster is too small: it has {has}, and one worker of each stage needs {needs}", hint=hint
         )
-    refine = min(fits, cfg.runtime.refine_workers or fits)
+    refine = min(fits, cfg.runtime.refine_workers or (fits if infer_gpus else max(1, int(cluster.cpus))))
     return Workers(infer, infer_cpus, infer_gpus, INFER_GIB, refine, refine_cpus, refine_gib)

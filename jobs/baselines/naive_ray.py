@@ -45,9 +45,8 @@ class Counter:
 
 def size_of(batch: Batch) -> int:
     """Bytes of the arrays of a batch, also of those of differing shapes."""
-    return sum(
-        sum(one.nbytes for one in column) if column.dtype == object else column.nbytes for column in batch.values()
-    )
+    arrays = (one for column in batch.values() for one in (column if column.dtype == object else [column]))
+    return sum(len(one) if isinstance(one, str) else one.nbytes for one in arrays)
 
 
 class Network:
