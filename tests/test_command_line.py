@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import command_line
+from pipeline.config import SegmentConfig
+from pipeline.errors import ConfigError, JobError
+
+REQUIRED = ["--source", "in", "--output", "out", "--checkpoint", "farmland"]
+
+
+def parse(*flags: str) -> SegmentConfig:
+    return command_line.parse(list(flags), description="test").cfg
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("source: here\noutput: there\ntile: {tile_px: 320, overlap_px: 64}\nrefine: {engine: none}\n")
+    cfg = parse("--config", str(path), "--checkpoint", "farmland", "--tile.tile-px", "640")
+    assert cfg.source == ("here",)
+    assert (cfg.tile.tile_px, cfg.tile.overlap_px, cfg.tile.bucket_px) == (640, 64, 64)
+    assert cfg.refine.engine == "none"
+
+
+def test_what_is_printed_is_a_file_that_gives_the_same_config(tmp_path: Path) -> None:
+    cfg = parse(*REQUIRED, "--infer.output-stride", "8", "--decode.formats", "png", "--limit", "9")
+    path = tmp_path / "resolved.yaml"
+    path.write_text(command_line.to_yaml(cfg))
+    assert parse("--config", str(path)) == cfg
+    assert yaml.safe_load(path.read_text())["limit"] == 9
+
+
+def test_several_sources_are_taken_in_order() -> None:
+    assert parse("--source", "b", "a", *REQUIRED[2:]).source == ("b", "a")
+
+
+def test_an_unknown_key_in_the_file_is_refused_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("tile: {tile_pixels: 320}\n")
+    with pytest.raises(ConfigError, match=r"tile\.tile_pixels"):
+        parse("--config", str(path), *REQUIRED)
+
+
+@pytest.mark.parametrize("flags", [["--tile.tile-pix", "320"], ["--tile.tile-px", "63"], ["--refine.engine", "best"]])
+def test_wrong_flags_end_the_process_and_are_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(*REQUIRED, *flags)
+    assert ended.value.code != 0
+    assert flags[0].removeprefix("--").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
+
+
+def test_what_is_required_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--source", "in")
+    said = capsys.readouterr().err
+    assert "--output" in said
+    assert "--checkpoint" in said
+
+
+def test_an_error_on_purpose_is_a_message_and_status_one(caplog: pytest.LogCaptureFixture) -> None:
+    def job() -> int:
+        raise JobError("the disk is full", hint="free 3 GiB")
+
+    assert command_line.exit_status(job) == 1
+    assert "the disk is full\n  -> free 3 GiB" in caplog.text
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--version")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("atrous ")
