@@ -17,7 +17,7 @@ import platform
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions
 
 import pyarrow.parquet as pq
 
@@ -40,6 +40,8 @@ from pipeline.stages import Job
 
 log = logging.getLogger(__name__)
 
+SHAPING_MASKS = {"ray", "torch", "pyarrow", "pillow", "pydensecrf", "pydensecrf2", "fsspec", "s3fs", "numpy"}
+"""Packages whose versions are stored with a run."""
 TYPICAL_IMAGE_BYTES = 200_000
 """To guess how many images are in a tar before it is read; only decides how many previews are kept."""
 
@@ -67,13 +69,12 @@ def identify(cfg: SegmentConfig) -> Run:
 def describe(run: Run, planned: Plan) -> None:
     """Store what explains a run beside it: config, plan, versions."""
     folder = storage.join(run.url, "_run")
-    packages = ("ray", "torch", "pyarrow", "pillow", "pydensecrf2", "fsspec", "numpy")
     environment = {
         "fingerprint": run.fingerprint,
         "model_sha256": run.model.sha256,
         "atrous": command_line.code_version(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{one.name: one.version for one in distributions() if one.name in SHAPING_MASKS},
     }
     storage.put(storage.join(folder, "config.yaml"), command_line.to_yaml(run.cfg).encode())
     storage.put(storage.join(folder, "environment.json"), json.dumps(environment, indent=1).encode())
@@ -88,13 +89,17 @@ def segment(args: Arguments) -> int:
     if args.plan:
         return summary.print_plan(run.url, planned, manifest.footers(run.url))
     log.info("%s -> %s", ", ".join(redact(url) for url in args.cfg.source), redact(run.url))
+    if planned.ignored:
+        log.info("files that are no input: %s", dict(planned.ignored))
+    for warning in planned.warnings:
+        log.warning("%s", warning)
     done = manifest.load(run.url)
     if done and not manifest.todo(run.url, planned, manifest.footers(run.url)):
         log.info("nothing to do: every row of this run is committed")
         return summary.finish(run, done, progress=Progress(), wall_s=time.monotonic() - started)
     preflight.check_authentication()
     preflight.check_output(storage.join(run.url, "_run"))
-    with Lease(run.url, lease_s=args.cfg.runtime.lease_s, command=" ".join(sys.argv)):
+    with Lease(run.url, lease_s=args.cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
         owed = resume(run, planned)
         progress = work(run, planned, owed) if owed else Progress()
         done = manifest.close(
