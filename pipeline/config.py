@@ -116,7 +116,7 @@ class RuntimeConfig(_Frozen):
     item_timeout_s: float = Field(600.0, gt=0, description="A worker stuck on a batch this long is killed, seconds.")
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
     log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or one JSON object each.")
-    previews: int = Field(200, ge=0, description="About how many images of the run are kept small for the report.")
+    previews: int = Field(48, ge=0, description="About how many images of the run are kept small for the report.")
 
 
 class SegmentConfig(_Frozen):
