@@ -2,11 +2,31 @@
 
 import logging
 import os
+from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 
 log = logging.getLogger(__name__)
+
+
+def check_apart(sources: Sequence[str], output: str) -> None:
+    """Refuse an output inside a source: the next run would take masks and reports for images.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    for source in sources:
+        if _place(output).startswith(_place(source)):
+            said = f"the output {redact(output)} lies inside the source {redact(source)}"
+            raise ConfigError(said, hint="choose an --output beside the source")
+
+
+def _place(url: str) -> str:
+    """One spelling of a folder, ending in a slash."""
+    local = url.removeprefix("file://")
+    return (local if "://" in local else os.path.abspath(local)).rstrip("/") + "/"
 
 
 def check_output(url: str) -> None:

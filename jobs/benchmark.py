@@ -80,9 +80,7 @@ def measure(side: str, source: Path, output: Path, checkpoint: str) -> Measured:
     command = [sys.executable, "-m", SIDES[side], "--source", str(source), "--output", str(output)]
     command += ["--checkpoint", checkpoint]
     started = time.monotonic()
-    with subprocess.Popen(
-        [*command, "--checkpoint", checkpoint], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         said: list[bytes] = []
         reader = threading.Thread(target=lambda: said.append(process.stdout.read() if process.stdout else b""))
         reader.start()

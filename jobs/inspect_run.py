@@ -69,8 +69,10 @@ def list_failures(run_url: str) -> int:
 def retry_failed(run_url: str) -> int:
     """Take failed rows out of their parts: the next run of the same command does them again."""
     with Lease(run_url, lease_s=LEASE_S, command="inspect_run --retry-failed"):
-        manifest.reopen(run_url)
-        removed = manifest.forget_failures(run_url)
+        removed = 0
+        if manifest.failures(run_url):
+            manifest.reopen(run_url)
+            removed = manifest.forget_failures(run_url)
     print(json.dumps({"run": redact(run_url), "to_retry": removed}))
     log.info("run the same segment_dataset command again to retry %d row(s)", removed)
     return 0

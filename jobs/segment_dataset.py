@@ -85,6 +85,7 @@ def segment(args: Arguments) -> int:
     """Do the job; returns the exit status."""
     started = time.monotonic()
     run = identify(args.cfg)
+    preflight.check_apart(args.cfg.source, args.cfg.output)
     planned = plan(args.cfg)
     if args.plan:
         return summary.print_plan(run.url, planned, manifest.footers(run.url))
@@ -107,6 +108,7 @@ def segment(args: Arguments) -> int:
         )
         wall_s = time.monotonic() - started
         summary.write_report(run, done, rows_now=progress.committed, wall_s=wall_s)
+        manifest.succeed(run.url)
     return summary.finish(run, done, progress=progress, wall_s=wall_s)
 
 

@@ -113,7 +113,7 @@ class RuntimeConfig(_Frozen):
     block_mib: float = Field(2.0, gt=0, description="Size of the blocks between stages, MiB.")
     max_failed_fraction: float = Field(0.01, ge=0, le=1, description="More failed rows than this: exit status 1.")
     lease_s: float = Field(30.0, gt=0, description="A driver silent for this long has lost the output, seconds.")
-    item_timeout_s: float = Field(600.0, gt=0, description="A worker stuck on a batch this long is killed, seconds.")
+    item_timeout_s: float = Field(600.0, gt=0, description="A worker stuck on an image this long is killed, seconds.")
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
     log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or one JSON object each.")
     previews: int = Field(48, ge=0, description="About how many images of the run are kept small for the report.")
@@ -148,8 +148,8 @@ class SegmentConfig(_Frozen):
         """
         said = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
         said["read"].pop("slice_images")
-        said["refine"].pop("deadline_s")
-        said |= {"source": sorted(self.source), "model": model_sha256, "classes": classes, "code": CODE_VERSION}
+        said["infer"].pop("batch")
+        said |= {"source": self.source, "model": model_sha256, "classes": classes, "code": CODE_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,8 +10,8 @@
         │   └── StorageTimeout    every attempt timed out
         └── OwnedElsewhere    another live driver holds this output
 
-An `InputError` carries a stable, countable `code`. The codes are listed in `ERROR_CODES`; the README's table of
-failures is written from them.
+An `InputError` carries a stable, countable `code`. The codes are listed in `ERROR_CODES`; the report
+shows their meaning from there.
 """
 
 from functools import partial

@@ -19,20 +19,19 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasink, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import sink
 from pipeline.ledger import Ledger, Progress
 from pipeline.manifest import Todo
 from pipeline.records import ROW_SCHEMA
-from pipeline.stages import InferStage, Job, RefineStage, read_shards
+from pipeline.stages import INFER_ROWS, InferStage, Job, RefineStage, read_shards
 from pipeline.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
 
 MAX_READ_TASKS = 2000
 """Shards are dealt to at most this many read tasks: the driver keeps every task in memory."""
 TASK_RETRIES = 16
 """Deaths of its worker that a task survives beside those its own items cause: lost nodes, pre-emption."""
-INFER_ROWS = 32
-"""Images a network gets at once at least: enough to fill batches while the next images are decoded."""
 REFINE_ROWS = 4
 """Images a refiner gets at once at least: seconds of work, little to do again when it dies."""
 
@@ -41,8 +40,10 @@ class RemoteLedger:
     """A ledger in its own actor, called from a worker. Waits only where the order matters."""
 
     def __init__(self) -> None:
-        # No restarts: a new ledger would know neither deaths nor counts. It reserves nothing and dies with the driver.
-        self.actor: Any = ray.remote(num_cpus=0)(Ledger).remote()
+        # No restarts: a new ledger would know neither deaths nor counts. So it lives and dies where the driver does.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        ledger: Any = ray.remote(num_cpus=0)(Ledger)
+        self.actor = ledger.options(scheduling_strategy=here).remote()
 
     def enter(self, stage: str, keys: list[str]) -> list[int]:
         """See `Ledger.enter`."""
@@ -113,7 +114,10 @@ class PartSink(Datasink[None]):
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
         """Commit one part. Called again with the same blocks when its worker dies, which changes nothing."""
         started = perf_counter()
-        table = pa.concat_tables([block.select(ROW_SCHEMA.names).cast(ROW_SCHEMA) for block in blocks if len(block)])
+        tables = [block.select(ROW_SCHEMA.names).cast(ROW_SCHEMA) for block in blocks if len(block)]
+        if not tables:
+            return
+        table = pa.concat_tables(tables)
         sink.write_part(self.job.run_url, table, self.job.classes)
         failed = Counter(code for code in table["error_code"].to_pylist() if code)
         self.ledger.commit(len(table), dict(failed), perf_counter() - started)
@@ -130,7 +134,7 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
             ShardSource(job, owed, ledger),
             num_cpus=READ_CPUS,
             compute=TaskPoolStrategy(min(len(owed), 2 * workers.infer)),
-            override_num_blocks=len(owed),
+            override_num_blocks=min(len(owed), MAX_READ_TASKS),
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
         .map_batches(

@@ -6,9 +6,9 @@ what a fenced-off driver may have written twice, checks that every planned key h
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ THREADS = 16
 SUMMED = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
 AVERAGED = ["confidence", "entropy", "changed_share"]
 SCANNED = [
-    *["key", "shard", "shard_rows", "status", "error_code", "class_pixels", "refined", "refine_note"],
+    *["status", "error_code", "class_pixels", "refined", "refine_note"],
     *SUMMED,
     *AVERAGED,
 ]
@@ -102,8 +102,15 @@ def reopen(run_url: str) -> None:
 
 
 def _each(call: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
+    """`map` in threads, in order; no more than a few results wait to be taken."""
+    waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(call, things)
+        for thing in things:
+            waiting.append(pool.submit(call, thing))
+            if len(waiting) > THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def footers(run_url: str) -> list[Part]:
@@ -139,7 +146,7 @@ def todo(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Todo]:
 
 def _skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -> frozenset[str]:
     """Keys of a shard that are committed, under its own id or under a slice that is gone."""
-    moved = [member for member in shard.members() if member.key in orphaned] if orphaned else []
+    moved = [member for member in shard.members()[: shard.max_rows] if member.key in orphaned] if orphaned else []
     for member in moved:
         if orphaned[member.key] != member.etag:
             hint = "write to another --output, or give the new content a new name"
@@ -206,7 +213,7 @@ def _rows_at(table: pa.Table, where: np.ndarray[tuple[int], np.dtype[np.bool_]])
 
 
 def close(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
-    """Check a run and finish it: manifest, then `_SUCCESS`.
+    """Check a run and write its manifest; `succeed` is what is left to do.
 
     Raises:
         JobError: when a key was met twice in the source and `on_duplicate` is `fail`, or rows are missing.
@@ -223,8 +230,12 @@ def close(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_d
     if on_duplicate == "fail":
         _refuse_duplicate_keys(run_url, manifest)
     storage.put(manifest_url(run_url), json.dumps(asdict(manifest), indent=1).encode())
-    storage.put(success_url(run_url), b"")
     return manifest
+
+
+def succeed(run_url: str) -> None:
+    """Put `_SUCCESS`, the last object of a run: whatever else belongs to it must be there before."""
+    storage.put(success_url(run_url), b"")
 
 
 def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
@@ -274,13 +285,18 @@ def failures(run_url: str) -> list[tuple[str, str, str]]:
 def previews(run_url: str, *, limit: int) -> list[Row]:
     """Up to `limit` rows that carry previews, sorted by key."""
     found: list[Row] = []
-    for name in sink.list_parts(run_url):
-        shown = sink.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
-        if pc.any(shown).as_py():
-            found += rows_from_table(sink.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
+    for rows in _each(lambda name: _previews_of(run_url, name), sink.list_parts(run_url)):
+        found += rows
         if len(found) >= limit:
             break
     return sorted(found[:limit], key=lambda row: row.key)
+
+
+def _previews_of(run_url: str, name: str) -> list[Row]:
+    shown = sink.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
+    if not pc.any(shown).as_py():
+        return []
+    return rows_from_table(sink.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
 
 
 def forget_failures(run_url: str) -> int:

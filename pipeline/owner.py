@@ -150,8 +150,9 @@ class Lease:
         """Beat until told to stop, or until a newer generation shows that the run is lost."""
         while not self._stop.wait(self.lease_s / BEATS_PER_LEASE):
             try:
-                if storage.exists(self._url(self.generation + 1)):
-                    self.lost_to = self._read(self.generation + 1)
+                latest = self._latest()
+                if latest > self.generation or self._read(latest).token != self.me.token:
+                    self.lost_to = self._read(latest)
                     os.kill(os.getpid(), signal.SIGINT)
                     return
                 self.me = self.me.model_copy(update={"beat": self.me.beat + 1})

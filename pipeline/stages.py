@@ -44,6 +44,8 @@ from pipeline.source.shard import failure_of
 if TYPE_CHECKING:
     from pipeline.infer import Prediction
 
+INFER_ROWS = 32
+"""Images a network gets at once: enough to fill batches while the next images are decoded."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3), from malloc.h."""
 
@@ -74,14 +76,19 @@ class Job:
 
 
 @contextmanager
-def killed_after(seconds: float) -> Generator[None]:
+def killed_after(seconds: float) -> Generator[Callable[[], None]]:
     """Kill this process when the block takes longer, even while native code holds the GIL.
 
-    The ledger then finds the key that hung, as it finds one that crashes.
+    The ledger then finds the key that hung, as it finds one that crashes. What is yielded starts the time anew: called
+    for every image, it makes the limit one for each of them.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+
+    def start_anew() -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+
+    start_anew()
     try:
-        yield
+        yield start_anew
     finally:
         faulthandler.cancel_dump_traceback_later()
 
@@ -117,7 +124,7 @@ def read_shards(job: Job, owed: Sequence[Todo], ledger: LedgerClient) -> Iterato
         for item in read(todo.shard, job.cfg.read, max_bytes=job.max_bytes, skip=todo.skip):
             held.append(item)
             size += len(item.data)
-            if size >= job.cfg.runtime.block_mib * 2**20:
+            if size >= job.cfg.runtime.block_mib * 2**20 or len(held) == INFER_ROWS:
                 yield _items_out(held, ledger)
                 held, size = [], 0
     if held:
@@ -146,44 +153,37 @@ class InferStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """ITEM_SCHEMA to SCORED_SCHEMA, row for row."""
-        with killed_after(self.job.cfg.runtime.item_timeout_s):
-            scored = guarded(
-                self.ledger,
-                "infer",
-                items_from_table(table),
-                key=lambda item: item.key,
-                work=self._segment,
-                seconds=lambda one: one.seconds_decode + one.seconds_infer,
-                condemn=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
-            )
+        scored = guarded(
+            self.ledger,
+            "infer",
+            items_from_table(table),
+            key=lambda item: item.key,
+            work=self._segment,
+            seconds=lambda one: one.seconds_decode + one.seconds_infer,
+            condemn=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
+        )
         return _sent(self.ledger, "infer", scored_to_table(scored))
 
     def _segment(self, items: Sequence[Item]) -> list[Scored]:
         """Decode and segment; each item comes back with logits or with its failure."""
-        decoded: list[tuple[Scored, Image | None]] = []
+        decoded: list[tuple[Scored, bool]] = []  # not the images: they would all stay in memory
 
-        def images() -> Iterator[Image]:
+        def images(progress: Callable[[], None]) -> Iterator[Image]:
             depth = self.segmenter.batch + self.job.cfg.runtime.decode_threads
             for scored, image in _ahead(self.pool, self._decode, items, depth):
-                decoded.append((scored, image))
+                progress()
+                decoded.append((scored, image is not None))
                 if image is not None:
                     yield image
 
-        predictions = iter(list(self.segmenter(images())))
-        done = []
-        for scored, image in decoded:
-            if image is None:
-                done.append(scored)
-                continue
-            prediction = next(predictions)
-            if prediction.error:
-                done.append(_fail(scored, failure_of(prediction.error)))
-                continue
-            done.append(self._scored(scored, prediction))
-        return done
+        with killed_after(self.job.cfg.runtime.item_timeout_s) as progress:
+            predictions = iter(list(self.segmenter(images(progress))))
+        return [self._scored(scored, next(predictions)) if good else scored for scored, good in decoded]
 
     def _scored(self, scored: Scored, prediction: "Prediction") -> Scored:
         """Keep the logits of the classes that can win: the others would only travel to be dropped by the refiner."""
+        if prediction.error:
+            return _fail(scored, failure_of(prediction.error))
         refine, logits = self.job.cfg.refine, prediction.logits_khw
         if logits is None:
             raise ValueError(f"{scored.item.key} has neither logits nor an error")
@@ -218,16 +218,15 @@ class RefineStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """SCORED_SCHEMA to ROW_SCHEMA, row for row."""
-        with killed_after(self.job.cfg.runtime.item_timeout_s):
-            rows = guarded(
-                self.ledger,
-                "refine",
-                scored_from_table(table),
-                key=lambda scored: scored.item.key,
-                work=lambda batch: [self._row(scored) for scored in batch],
-                seconds=lambda row: row.seconds_refine + row.seconds_encode,
-                condemn=lambda one: self.job.failed(one.item, Failure("refine_crashed", "killed its refiner twice")),
-            )
+        rows = guarded(
+            self.ledger,
+            "refine",
+            scored_from_table(table),
+            key=lambda scored: scored.item.key,
+            work=lambda batch: [self._row(scored) for scored in batch],
+            seconds=lambda row: row.seconds_refine + row.seconds_encode,
+            condemn=lambda one: self.job.failed(one.item, Failure("refine_crashed", "killed its refiner twice")),
+        )
         return _sent(self.ledger, "refine", rows_to_table(rows))
 
     def _row(self, scored: Scored) -> Row:
@@ -235,8 +234,12 @@ class RefineStage:
         if scored.item.failure:
             return job.failed(scored.item, scored.item.failure)
         started = perf_counter()
-        image = decode(scored.item.data, job.cfg.decode) if scored.item.data else None
-        refinement = self.refiner(scored, image)
+        with killed_after(job.cfg.runtime.item_timeout_s):
+            try:
+                image = decode(scored.item.data, job.cfg.decode) if scored.item.data else None
+            except InputError as error:  # it was fine a stage ago: this node is out of memory
+                return job.failed(scored.item, failure_of(error))
+            refinement = self.refiner(scored, image)
         seconds = perf_counter() - started
         shown = image if encode.is_preview(scored.item.key, job.preview_share) else None
         fingerprints = {"model_fp": job.model_fp, "config_fp": job.config_fp}

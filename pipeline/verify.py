@@ -52,7 +52,11 @@ def _row_problems(row: Row) -> Iterator[str]:
     if row.mask is None or row.class_pixels is None:
         yield "ok without a mask or counts"
         return
-    mask = encode.read_mask_png(row.mask)
+    try:
+        mask = encode.read_mask_png(row.mask)
+    except OSError as error:
+        yield f"mask is not a PNG: {error}"
+        return
     if mask.shape != (row.height, row.width):
         yield f"mask is {mask.shape}, row says {(row.height, row.width)}"
     if np.bincount(mask.ravel(), minlength=256)[: len(row.class_pixels)].tolist() != row.class_pixels:

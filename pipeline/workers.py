@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from pipeline.config import RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
+from pipeline.refine.presets import resolve
+from pipeline.refine.refiner import HALO_SIGMAS
 
 GIB = 2**30
 READ_CPUS = 0.2
@@ -67,7 +69,8 @@ def refiner_gib(cfg: SegmentConfig, num_classes: int) -> float:
 
     Measured with pydensecrf: 0.7 to 0.9 kB per pixel with 21 classes, about ten float32 maps per class.
     """
-    window_px = (cfg.refine.window_px * 1.25) ** 2
+    halo_px = HALO_SIGMAS * resolve(cfg.refine).bi_xy
+    window_px = max(cfg.refine.window_px * 1.25, cfg.refine.window_px + 2 * halo_px) ** 2
     maps = 10 if cfg.refine.engine == "densecrf" else 4
     image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
     return 0.4 + (image_bytes + window_px * num_classes * 4 * maps) / GIB

@@ -26,7 +26,6 @@ CHANGES_MASKS = {
     "tile.tile_px": 640,
     "tile.overlap_px": 64,
     "tile.bucket_px": 128,
-    "infer.batch": 8,
     "infer.precision": "fp32",
     "infer.output_stride": 8,
     "refine.engine": "none",
@@ -40,13 +39,14 @@ CHANGES_MASKS = {
     "refine.prune": 0.0,
     "refine.window_px": 2048,
     "read.kind": "folder",
+    "refine.deadline_s": 5.0,
 }
 CHANGES_NO_MASK = {
     "output": "elsewhere",
     "checkpoint": "a/copy/of/it",  # its digest counts, not its address
     "classes": "own.yaml",  # its content counts, not its address
     "read.slice_images": 7,
-    "refine.deadline_s": 5.0,
+    "infer.batch": 8,
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,
     "runtime.expect_cpus": 64,

@@ -88,8 +88,9 @@ def test_the_dry_run_says_what_would_be_done_and_writes_nothing(fields: Path, tm
 
 def test_json_logs_are_json_and_the_summary_comes_last(fields: Path, ray_cluster: Cluster, tmp_path: Path) -> None:
     outcome = segment(*flags_for(fields, tmp_path), "--limit", "3", "--runtime.log-format", "json", cluster=ray_cluster)
-    ours = [line for line in outcome.log.splitlines() if line.startswith("{")]
-    assert any("resolved config" not in json.loads(line)["message"] for line in ours)
+    said = [json.loads(line)["message"] for line in outcome.log.splitlines() if line.startswith("{")]
+    assert any(message.startswith("resolved config") for message in said)
+    assert any(message.startswith("look here first") for message in said)
     assert outcome.summary["rows"] == 3
 
 
@@ -156,7 +157,7 @@ def test_a_folder_that_grew_is_finished_by_the_same_command(ray_cluster: Cluster
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "moment", ["owner-000001.json", "plan.parquet", "parts=1", f"parts={IMAGES // 8}", "manifest.json"]
+    "moment", ["owner-000001.json", "plan.parquet", "parts=1", f"parts={IMAGES // 8}", "manifest.json", "overlays.png"]
 )
 def test_a_driver_killed_at_any_moment_is_finished_by_the_same_command(
     moment: str, fields: Path, ray_cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame

@@ -1,6 +1,9 @@
 """The bodies of the stages with a ledger of their own: no Ray."""
 
 import io
+import subprocess
+import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -82,3 +85,24 @@ def test_shards_are_read_in_blocks_of_bounded_size(tmp_path) -> None:
     assert [len(table) for table in tables] == [3, 3, 3]
     keys = [one.key for table in tables for one in items_from_table(table)]
     assert keys == [f"{index}.jpg" for index in range(10) if index != 3]
+
+
+HANG = """
+import ctypes, time
+from pipeline.stages import killed_after
+with killed_after(0.3) as progress:
+    for _ in range(4):
+        time.sleep(0.2)
+        progress()
+    print("alive", flush=True)
+    libc = ctypes.PyDLL(None)  # holds the GIL, as pydensecrf does
+    libc.sleep(30)
+"""
+
+
+def test_a_worker_that_hangs_in_native_code_is_killed_but_not_one_that_makes_progress() -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, check=False)
+    assert done.stdout == "alive\n"
+    assert done.returncode != 0
+    assert time.monotonic() - started < 20
