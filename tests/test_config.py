@@ -112,7 +112,12 @@ def test_fingerprint_is_about_values_not_about_how_they_are_written():
     again = SegmentConfig.model_validate(yaml.safe_load(yaml.safe_dump(cfg.model_dump(mode="json"))))
     assert again == cfg
     assert fingerprint(again) == fingerprint(cfg)
-    assert fingerprint(settings(source=("a", "b"), **{"decode.max_mpx": "50.0"})) == fingerprint(cfg)
+    assert fingerprint(settings(source=("b", "a"), **{"decode.max_mpx": "50.0"})) == fingerprint(cfg)
+
+
+def test_the_order_of_sources_counts():
+    """It decides which images --limit keeps, and which of two equal keys gets a suffix."""
+    assert fingerprint(settings(source=("a", "b"))) != fingerprint(settings(source=("b", "a")))
 
 
 def test_fingerprint_is_a_sha256_in_hex():
