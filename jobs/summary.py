@@ -9,7 +9,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pipeline.source.plan import Plan
 
 from jobs.command_line import code_version
 from pipeline import manifest, report, storage
@@ -17,6 +16,7 @@ from pipeline.ledger import Progress
 from pipeline.manifest import Manifest
 from pipeline.redact import redact
 from pipeline.sink import Part
+from pipeline.source.plan import Plan
 
 if TYPE_CHECKING:
     from jobs.segment_dataset import Run
