@@ -84,7 +84,7 @@ class Lease:
             command=command,
         )
         self.generation = 0
-        self.lost_to: Owner | None = None
+        self.lost_to = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -129,6 +129,16 @@ class Lease:
             return 0
         return max((int(name[6:12]) for name in names if name.startswith("owner-")), default=0)
 
+    def _successor(self) -> str:
+        """Who holds the run in our place; empty as long as we do."""
+        if storage.exists(self._url(self.generation + 1)):
+            return str(self._read(self.generation + 1))
+        try:
+            mine = self._read(self.generation)
+        except FileNotFoundError:
+            return "somebody who has cleaned up since"
+        return "" if mine.token == self.me.token else str(mine)
+
     def _wait_until_free(self, generation: int) -> None:
         """Return once the holder has released the run or has been silent for a lease; refuse when it shows life."""
         first = self._read(generation)
@@ -150,9 +160,8 @@ class Lease:
         """Beat until told to stop, or until a newer generation shows that the run is lost."""
         while not self._stop.wait(self.lease_s / BEATS_PER_LEASE):
             try:
-                latest = self._latest()
-                if latest > self.generation or self._read(latest).token != self.me.token:
-                    self.lost_to = self._read(latest)
+                if lost_to := self._successor():
+                    self.lost_to = lost_to
                     os.kill(os.getpid(), signal.SIGINT)
                     return
                 self.me = self.me.model_copy(update={"beat": self.me.beat + 1})

@@ -298,7 +298,8 @@ class _Local(_Store):
                 if entry.is_dir():
                     found.append((entry.name + "/", None))
                 elif entry.is_file():
-                    found.append((entry.name, _from_stat(entry.name, entry.stat())))
+                    with suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
+                        found.append((entry.name, _from_stat(entry.name, entry.stat())))
                 elif entry.is_symlink():  # its target is gone: listed, so that reading it says so
                     found.append((entry.name, FileInfo(entry.name, 0, "")))
         return found

@@ -42,12 +42,21 @@ def test_an_unknown_key_in_the_file_is_refused_by_its_path(tmp_path: Path) -> No
         parse("--config", str(path), *REQUIRED)
 
 
-@pytest.mark.parametrize("flags", [["--tile.tile-pix", "320"], ["--tile.tile-px", "63"], ["--refine.engine", "best"]])
-def test_wrong_flags_end_the_process_and_are_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--tile.tile-pix", "320"], "--tile.tile-pix"),
+        (["--tile.tile-px", "63"], "tile_px"),
+        (["--refine.engine", "best"], "--refine.engine"),
+    ],
+)
+def test_wrong_flags_end_the_process_and_are_named(
+    flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(*REQUIRED, *flags)
     assert ended.value.code != 0
-    assert flags[0].removeprefix("--").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
+    assert named in capsys.readouterr().err
 
 
 def test_what_is_required_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

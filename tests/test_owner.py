@@ -84,6 +84,16 @@ def test_a_driver_that_slept_through_its_lease_is_fenced_when_it_wakes(tmp_path:
         holder.kill()
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_a_driver_whose_generation_was_cleaned_away_is_fenced_too(tmp_path: Path) -> None:
+    holder = hold(str(tmp_path), 0.6)
+    try:
+        (tmp_path / "_run/owner-000001.json").unlink()
+        assert holder.wait(timeout=20) != 0
+    finally:
+        holder.kill()
+
+
 def test_of_many_drivers_at_once_exactly_one_gets_the_run(tmp_path: Path) -> None:
     taken, refused = [], []
     barrier = threading.Barrier(20)
