@@ -166,5 +166,5 @@ class Lease:
                     return
                 self.me = self.me.model_copy(update={"beat": self.me.beat + 1})
                 storage.put(self._url(self.generation), self._record())
-            except StorageError as error:
+            except (StorageError, FileNotFoundError) as error:
                 log.warning("could not renew the lease, trying again: %s", error)
