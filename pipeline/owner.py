@@ -162,7 +162,10 @@ class Lease:
             try:
                 if lost_to := self._successor():
                     self.lost_to = lost_to
-                    os.kill(os.getpid(), signal.SIGINT)
+                    log.error("this run was taken over by %s: stopping", lost_to)
+                    # A shell starts background jobs with SIGINT ignored: then only SIGTERM stops us.
+                    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                    os.kill(os.getpid(), signal.SIGTERM if deaf else signal.SIGINT)
                     return
                 self.me = self.me.model_copy(update={"beat": self.me.beat + 1})
                 storage.put(self._url(self.generation), self._record())
