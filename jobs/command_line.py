@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from pipeline.config import SegmentConfig, explain, read_yaml
 from pipeline.errors import JobError
-from pipeline.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -78,5 +77,5 @@ def exit_status(job: Callable[[], int]) -> int:
         log.error("%s", error)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(redact("interrupted; the same command goes on where this one stopped\n"))
+        sys.stderr.write("interrupted; the same command goes on where this one stopped\n")
         return 1

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from infra import log as logs
-from jobs import command_line, segment_dataset
+from jobs import segment_dataset
 from pipeline.datasets import farmland
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         farmland.write_folder(str(source), args.images, size_px=args.size_px, seed=2026)
     flags = ["--source", str(source), "--output", str(Path(args.output) / "out"), "--checkpoint", "farmland"]
     log.info("python -m jobs.segment_dataset %s", " ".join(flags))
-    return command_line.exit_status(lambda: segment_dataset.main([*flags, "--runtime.progress-s", "2"]))
+    return segment_dataset.main([*flags, "--runtime.progress-s", "2"])
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ def describe(run: Run, planned: Plan) -> None:
     }
     storage.put(storage.join(folder, "config.yaml"), command_line.to_yaml(run.cfg).encode())
     storage.put(storage.join(folder, "environment.json"), json.dumps(environment, indent=1).encode())
-    storage.put(storage.join(folder, "plan.parquet"), summary.to_bytes(pq.write_table, planned.to_table()))
+    table = io.BytesIO()
+    pq.write_table(planned.to_table(), table)
+    storage.put(storage.join(folder, "plan.parquet"), table.getvalue())
 
 
 def segment(args: Arguments) -> int:
@@ -101,8 +103,8 @@ def segment(args: Arguments) -> int:
     preflight.check_authentication()
     preflight.check_output(storage.join(run.url, "_run"))
     with Lease(run.url, lease_s=args.cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
-        owed = resume(run, planned)
-        progress = work(run, planned, owed) if owed else Progress()
+        owed, committed = resume(run, planned)
+        progress = work(run, planned, owed, already=committed) if owed else Progress()
         done = manifest.close(
             run.url, planned, run.classes, fingerprint=run.fingerprint, on_duplicate=args.cfg.read.on_duplicate
         )
@@ -112,17 +114,17 @@ def segment(args: Arguments) -> int:
     return summary.finish(run, done, progress=progress, wall_s=wall_s)
 
 
-def resume(run: Run, planned: Plan) -> list[Todo]:
-    """What is left to do, said to the user; a finished run that has work again is opened."""
+def resume(run: Run, planned: Plan) -> tuple[list[Todo], int]:
+    """What is left to do, and how many rows are committed; a finished run that has work again is opened."""
     refuse_changed(run, planned)
     describe(run, planned)
     manifest.reopen(run.url)
     parts = manifest.footers(run.url)
     owed = manifest.todo(run.url, planned, parts)
+    rows = sum(part.rows for part in parts)
     if parts:
-        rows = sum(part.rows for part in parts)
         log.info("resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", rows, len(parts), len(owed))
-    return owed
+    return owed, rows
 
 
 def refuse_changed(run: Run, planned: Plan) -> None:
@@ -136,8 +138,8 @@ def refuse_changed(run: Run, planned: Plan) -> None:
         raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
 
 
-def work(run: Run, planned: Plan, owed: list[Todo]) -> Progress:
-    """Run the flow over what is owed; returns what was done."""
+def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> Progress:
+    """Run the flow over what is owed, beside the rows `already` committed; returns what was done."""
     with session.connect() as total:
         cluster = workers.Resources.of(total, run.cfg.runtime)
         crew = workers.decide(run.cfg, cluster, num_classes=len(run.classes))
@@ -146,7 +148,7 @@ def work(run: Run, planned: Plan, owed: list[Todo]) -> Progress:
         reporter = Reporter(
             ledger.progress,
             planned=planned.rows,
-            already=sum(part.rows for part in manifest.footers(run.url)),
+            already=already,
             slots={"infer": crew.infer, "refine": crew.refine},
             every_s=run.cfg.runtime.progress_s,
         )

@@ -1,14 +1,11 @@
 """What a job says at the end: a table for people on stderr, the report, and one JSON line last on stdout."""
 
-import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from jobs.command_line import code_version
 from pipeline import manifest, report, storage
@@ -27,13 +24,6 @@ FIRST_PROBLEMS = 3
 REPORT_PREVIEWS = 400
 """Previews read back at most: the report shows the least certain and a random few of them."""
 REPORTED = [field.name for field in fields(report.RunSummary) if field.name not in ("parts", "wall_s", "images_per_s")]
-
-
-def to_bytes(write: Callable[[pa.Table, io.BytesIO], Any], table: pa.Table) -> bytes:
-    """The bytes of a table in the format that `write` writes."""
-    out = io.BytesIO()
-    write(table, out)
-    return out.getvalue()
 
 
 def print_plan(run_url: str, planned: Plan, parts: Sequence[Part]) -> int:
