@@ -9,19 +9,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import storage
 from pipeline.classes import ClassMap
 from pipeline.config import explain
 from pipeline.errors import ConfigError, InputError
 from pipeline.models import zoo
+from pipeline.models.network import Network
 
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -43,8 +44,8 @@ class Card(BaseModel):
 
     architecture: str = Field(description="Network name in `models.zoo`.")
     options: dict[str, JsonValue] = Field({}, description="Options of the network.")
-    in_channels: int = Field(3, ge=1, description="Bands of the input.")
-    output_stride: Literal[8, 16] = Field(16, description="Encoder stride it was trained at.")
+    in_channels: int = Field(3, ge=1, le=16, description="Bands of the input.")
+    output_stride: int = Field(16, ge=1, description="Encoder stride it was trained at.")
     classes: ClassMap = Field(description="What the logits' channels mean.")
     mean: tuple[Fraction, ...] = Field(description="Subtracted from each channel, after scaling pixels to 0 to 1.")
     std: tuple[Deviation, ...] = Field(description="Divides each channel after that.")
@@ -89,7 +90,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         _check_state(self.state, self.card)
 
-    def build(self, output_stride: int | None = None) -> nn.Module:
+    def build(self, output_stride: int | None = None) -> Network:
         """Build the network in eval mode, float32, on the CPU.
 
         Args:
@@ -193,7 +194,7 @@ def _parse_weights(data: bytes, *, origin: str) -> dict[str, Tensor]:
         raise ConfigError(f"{origin} is not a whole safetensors file: {error}") from error
 
 
-def _blank(card: Card, output_stride: int | None = None) -> nn.Module:
+def _blank(card: Card, output_stride: int | None = None) -> Network:
     """The card's network without memory for its weights."""
     with torch.device("meta"):
         return zoo.build(

@@ -259,7 +259,7 @@ def test_a_card_that_is_no_card_is_refused(folder: str, text: bytes, says: str) 
         ({"mean": [124, 117, 104]}, "less than or equal to 1"),
         ({"std": [0.2, 0.0, 0.2]}, "std.1"),
         ({"std": [0.2, float("nan"), 0.2]}, "std.1"),
-        ({"output_stride": 32}, "output_stride"),
+        ({"output_stride": 32}, "output stride 32"),
         ({"architecture": "resnext"}, "known: deeplab_v3plus"),
         ({"options": {"depth": 5}}, "depth"),
         ({"options": {"num_classes": 5}}, "options may not hold num_classes"),

@@ -8,20 +8,19 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.layers import ASPP, conv_bn_relu, initialise, separable_conv_bn_relu
+from pipeline.models.network import Network, Options
 
 Rate = Annotated[int, Field(ge=1, le=64)]
 
 
-class DeepLabV3PlusOptions(BaseModel):
+class DeepLabV3PlusOptions(Options):
     """What may vary; the defaults are the paper's ResNet-101 model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: Literal["mobilenet_v2", "resnet50", "resnet101"] = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="MobileNetV2: factor on its channels.")
@@ -46,14 +45,10 @@ class DeepLabV3PlusOptions(BaseModel):
         return ResNet(depth, in_channels=in_channels, output_stride=output_stride, multi_grid=self.multi_grid)
 
 
-class DeepLabV3Plus(nn.Module):
-    """The network; its logits leave at a quarter of the input's size.
+class DeepLabV3Plus(Network):
+    """The network; its logits leave at a quarter of the input's size."""
 
-    Attributes:
-        stride: input pixels per logit, per axis.
-        align_corners: how logits are to be resized to the input, in the sense of `F.interpolate`.
-    """
-
+    output_strides = (16, 8)
     stride = 4
     align_corners = False
 
@@ -76,18 +71,12 @@ class DeepLabV3Plus(nn.Module):
             conv(options.decoder_channels, options.decoder_channels, 3),
         )
         self.logits = nn.Conv2d(options.decoder_channels, num_classes, 1)
-        initialise(self, logits=self.logits)
+        self.feature_channels = options.decoder_channels
+        initialise(self, self.logits)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Score every class on a grid of stride 4.
-
-        Args:
-            x: (N, C, H, W) float, normalised; H and W at least 1.
-
-        Returns:
-            (N, K, ceil(H / 4), ceil(W / 4)) logits, before softmax.
-        """
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> the decoder's features and the logits, both at stride 4."""
         low, high = self.backbone(x)
         coarse = F.interpolate(self.aspp(high), low.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        logits: Tensor = self.logits(self.decoder(torch.cat([self.reduce(low), coarse], dim=1)))
-        return logits
+        features = self.decoder(torch.cat([self.reduce(low), coarse], dim=1))
+        return features, self.logits(features)

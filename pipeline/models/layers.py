@@ -87,17 +87,46 @@ class ASPP(nn.Module):
         return cast(Tensor, self.dropout(self.project(features)))
 
 
-def initialise(network: nn.Module, *, logits: nn.Conv2d) -> None:
+def initialise(network: nn.Module, *logits: nn.Conv2d) -> None:
     """Fill a network with its first weights, from torch's global random generator.
 
-    Convolutions: He 2015 (arXiv 1502.01852), normal, fan out. Batch norm: weight 1, bias 0. The logits layer has no
-    ReLU behind it: normal with deviation 0.01, bias 0, so that training starts from nearly equal scores.
+    Convolutions: He 2015 (arXiv 1502.01852), normal, fan out; biases 0. Batch norm: weight 1, bias 0. The layers that
+    give `logits` have no ReLU behind them: normal with deviation 0.01, so that training starts from almost equal
+    scores.
     """
-    if logits.weight.is_meta:
+    if logits[0].weight.is_meta:
         return  # nothing to fill, and trying to costs a second: torch imports its decompositions for it
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module is not logits:
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.normal_(logits.weight, std=0.01)
-    if logits.bias is not None:
-        nn.init.zeros_(logits.bias)
+        if isinstance(module, nn.Conv2d):
+            if module in logits:
+                nn.init.normal_(module.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def set_batch_norm(network: nn.Module, *, eps: float) -> None:
+    """Give every batch norm of a network another epsilon: part of what a checkpoint was trained with."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = eps
+
+
+def widen(weight: Tensor, in_channels: int) -> Tensor:
+    """A first convolution's weight for another number of bands, made from that for three.
+
+    Band i takes the filter of channel i mod 3, and all are scaled by 3 / bands, so that equal bands give the response
+    that three gave. The rule of segmentation_models.pytorch: encoders/_utils.py, `patch_first_conv`.
+
+    Args:
+        weight: (out, 3, k, k).
+        in_channels: bands, 1 to 16.
+
+    Returns:
+        (out, in_channels, k, k); as it came when it has that many.
+    """
+    if weight.size(1) == in_channels:
+        return weight
+    bands = torch.arange(in_channels) % weight.size(1)
+    return weight[:, bands] * (weight.size(1) / in_channels)

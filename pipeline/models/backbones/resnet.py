@@ -1,32 +1,59 @@
-"""ResNet-50 and ResNet-101, dilated in place of their last strides. He 2015 (arXiv 1512.03385), table 1.
+"""ResNet-18 to ResNet-101, dilated in place of their last strides. He 2015 (arXiv 1512.03385), table 1.
 
-Bottlenecks stride in their 3x3 convolution and tensors have torchvision's names, so ImageNet weights published for it
-fit by name. Unlike torchvision, every 3x3 of the last stage is dilated: its rates are those of the multi-grid.
+Tensors have torchvision's names, so ImageNet weights published for it fit by name. Public checkpoints of the same shapes
+differ in where a stage's stride and its new rate begin; the options here say which convention a checkpoint follows.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
 from pipeline.models.layers import conv_bn
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-"""Bottlenecks per stage, by depth."""
+StrideIn = Literal["3x3", "1x1"]
+"""Which convolution of a bottleneck strides: torchvision's 3x3, or the 1x1 in front of it as in the paper."""
+FirstBlock = Literal["earlier", "own"]
+"""Rate of the first block of a dilated stage: that of the stage before (torchvision), or the stage's own (Caffe)."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, dilation: int, stride_in: StrideIn = "3x3"
+    ) -> None:
+        super().__init__()
+        del stride_in  # there is no 1x1
+        self.conv1, self.bn1 = conv_bn(in_channels, channels, 3, stride=stride, dilation=dilation)
+        self.conv2, self.bn2 = conv_bn(channels, channels, 3, dilation=dilation)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, channels, ceil(h / stride), ceil(w / stride))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return cast(Tensor, self.relu(self.bn2(self.conv2(x)) + shortcut))
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions around a shortcut; the last one widens four times."""
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int, dilation: int) -> None:
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, dilation: int, stride_in: StrideIn = "3x3"
+    ) -> None:
         super().__init__()
-        out_channels = 4 * channels
-        self.conv1, self.bn1 = conv_bn(in_channels, channels)
-        self.conv2, self.bn2 = conv_bn(channels, channels, 3, stride=stride, dilation=dilation)
-        self.conv3, self.bn3 = conv_bn(channels, out_channels)
+        first, second = (1, stride) if stride_in == "3x3" else (stride, 1)
+        self.conv1, self.bn1 = conv_bn(in_channels, channels, stride=first)
+        self.conv2, self.bn2 = conv_bn(channels, channels, 3, stride=second, dilation=dilation)
+        self.conv3, self.bn3 = conv_bn(channels, 4 * channels)
         self.relu = nn.ReLU(inplace=True)
-        same = in_channels == out_channels and stride == 1
-        self.downsample = None if same else nn.Sequential(*conv_bn(in_channels, out_channels, stride=stride))
+        self.downsample = _shortcut(in_channels, 4 * channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, 4 * channels, ceil(h / stride), ceil(w / stride))."""
@@ -36,46 +63,102 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.relu(self.bn3(self.conv3(x)) + shortcut))
 
 
-def _stage(in_channels: int, channels: int, dilations: Sequence[int], *, stride: int) -> nn.Sequential:
-    """One bottleneck per dilation; the first one strides."""
-    first = Bottleneck(in_channels, channels, stride=stride, dilation=dilations[0])
-    rest = (Bottleneck(4 * channels, channels, stride=1, dilation=dilation) for dilation in dilations[1:])
-    return nn.Sequential(first, *rest)
+DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+"""Kind of block and blocks per stage, by depth."""
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """A 1x1 projection where the shapes differ."""
+    same = in_channels == out_channels and stride == 1
+    return None if same else nn.Sequential(*conv_bn(in_channels, out_channels, stride=stride))
+
+
+def stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    channels: int,
+    rates: Sequence[int],
+    *,
+    stride: int,
+    stride_in: StrideIn = "3x3",
+) -> nn.Sequential:
+    """One block per rate; the first one strides. Gives `channels * block.expansion` channels."""
+    wide = block.expansion * channels
+    first = block(in_channels, channels, stride=stride, dilation=rates[0], stride_in=stride_in)
+    return nn.Sequential(first, *(block(wide, channels, stride=1, dilation=rate) for rate in rates[1:]))
+
+
+def stage_rates(
+    blocks: int, rate: int, *, earlier: int, first_block: FirstBlock, grid: Sequence[int] | None = None
+) -> list[int]:
+    """Rates of the blocks of a stage of a rate, behind a stage of the rate `earlier`.
+
+    With a multi-grid every block has its own multiple of the stage's rate: Chen 2017 (arXiv 1706.05587), sec. 3.2.1.
+    """
+    if grid is not None:
+        return [rate * one for one in grid]
+    return [earlier if first_block == "earlier" else rate, *[rate] * (blocks - 1)]
 
 
 class ResNet(nn.Module):
     """Features at stride 4 and at the output stride.
 
     Weights trained at output stride 16 compute the same features at 8, only denser: `high` at 16 is every second row
-    and column of `high` at 8.
+    and column of `high` at 8. (With `first_block="own"` that holds but for the first block of layer3.)
     """
 
-    low_channels = 256
-    high_channels = 2048
-
-    def __init__(self, depth: int, *, in_channels: int, output_stride: int, multi_grid: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        depth: int,
+        *,
+        in_channels: int,
+        output_stride: int,
+        multi_grid: tuple[int, int, int] | None = None,
+        first_block: FirstBlock = "earlier",
+        stride_in: StrideIn = "3x3",
+        ceil_pool: bool = False,
+        width: float = 1.0,
+    ) -> None:
         """Build stages of random weights.
 
         Args:
-            depth: 50 or 101.
+            depth: 18, 34, 50 or 101.
             in_channels: bands of the input.
-            output_stride: 8 or 16, the stride of the last features.
+            output_stride: 8, 16 or 32, the stride of the last features.
             multi_grid: rates of the three blocks of the last stage, times the rate of the stage itself:
-                2 at output stride 16, 4 at 8 (Chen 2017, arXiv 1706.05587, sec. 3.2.1).
+                2 at output stride 16, 4 at 8. None gives all of them the stage's rate.
+            first_block: rate of the first block of a dilated stage without a multi-grid.
+            stride_in: which convolution of a bottleneck strides.
+            ceil_pool: round sizes up in the max pooling of the stem, as Caffe does.
+            width: factor on every number of channels.
         """
         super().__init__()
-        blocks = BLOCKS[depth]
-        self.conv1, self.bn1 = conv_bn(in_channels, 64, 7, stride=2)
+        block, blocks = DEPTHS[depth]
+        widths = [max(1, round(channels * width)) for channels in (64, 128, 256, 512)]
+        made = [block.expansion * channels for channels in widths]
+        self.low_channels, self.high_channels = made[0], made[3]
+        self.stage_channels = tuple(made)
+        self.conv1, self.bn1 = conv_bn(in_channels, widths[0], 7, stride=2)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(64, 64, [1] * blocks[0], stride=1)
-        self.layer2 = _stage(256, 128, [1] * blocks[1], stride=2)
-        # Without its stride, the first 3x3 still sees what it saw; only the blocks behind it see a grid twice as dense.
-        stride, rate = (2, 1) if output_stride == 16 else (1, 2)
-        self.layer3 = _stage(512, 256, [1] + [rate] * (blocks[2] - 1), stride=stride)
-        self.layer4 = _stage(1024, 512, [32 // output_stride * grid for grid in multi_grid], stride=1)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_pool)
+        rate3, rate4 = max(1, 16 // output_stride), max(1, 32 // output_stride)
+        rates3 = stage_rates(blocks[2], rate3, earlier=1, first_block=first_block)
+        rates4 = stage_rates(blocks[3], rate4, earlier=rate3, first_block=first_block, grid=multi_grid)
+        self.layer1 = stage(block, widths[0], widths[0], [1] * blocks[0], stride=1)
+        self.layer2 = stage(block, made[0], widths[1], [1] * blocks[1], stride=2, stride_in=stride_in)
+        self.layer3 = stage(block, made[1], widths[2], rates3, stride=2 // rate3, stride_in=stride_in)
+        self.layer4 = stage(block, made[2], widths[3], rates4, stride=max(1, 2 // rate4), stride_in=stride_in)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 64, H / 2, W / 2), in front of the max pooling."""
+        return cast(Tensor, self.relu(self.bn1(self.conv1(x))))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> low (N, 256, H / 4, W / 4) and high (N, 2048, H / OS, W / OS), sizes rounded up."""
-        low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        low = self.layer1(self.maxpool(self.stem(x)))
         return low, self.layer4(self.layer3(self.layer2(low)))
