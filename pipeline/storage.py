@@ -1,6 +1,7 @@
 """Objects in a store: list, read, put, put if absent, delete. The only module that retries.
 
-URLs go in: a local path, `file://`, `memory://`, `s3://` or `gs://`. Bytes and `FileInfo` come out.
+URLs go in: a local path, `file://`, `memory://`, `s3://`, `gs://`, or `https://` for reading. Bytes and `FileInfo` come
+out.
 
 What a caller sees when something goes wrong:
 
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -39,6 +40,9 @@ from fsspec.asyn import sync
 
 from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError, StorageTimeout
 from pipeline.redact import redact
+
+if TYPE_CHECKING:
+    from pipeline.https import Client
 
 T = TypeVar("T")
 
@@ -420,6 +424,44 @@ class _S3(_Store):
         self.fs.connect(refresh=True)
 
 
+class _Https(_Store):
+    """Single objects of allowed hosts, for reading."""
+
+    def __init__(self, client: "Client") -> None:
+        self.client = client
+
+    def info(self, path: str) -> FileInfo:
+        headers = self.client.head(path, timeout_s=RETRY.request_s)
+        if "Content-Length" not in headers:
+            raise StorageError(f"{path}: the host does not say how large it is", hint="copy the object to a bucket")
+        size = int(headers["Content-Length"])
+        version = headers.get("ETag") or f"{headers.get('Last-Modified', '')}-{size}"
+        return FileInfo(path.rpartition("/")[2], size, version)
+
+    def is_folder(self, path: str) -> bool:
+        return False
+
+    def read(
+        self, path: str, *, span: tuple[int, int] | None = None, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes:
+        found = self.info(path)
+        _admit(found, max_bytes=max_bytes, etag=etag)
+        start, end = span or (0, found.size)
+        if start == end:
+            return b""
+        return self.client.get(path, start, end, etag=found.etag, timeout_s=RETRY.deadline_s(end - start))
+
+    def put(self, path: str, data: bytes) -> None:
+        raise ConfigError(f"{path} cannot be written: https:// is for reading", hint="write to a folder or bucket")
+
+    def create(self, path: str, data: bytes, writer: str) -> bool:
+        self.put(path, data)
+        return False
+
+    def delete(self, path: str) -> None:
+        self.put(path, b"")
+
+
 class _RangeFile(io.RawIOBase):
     """One version of one object, fetched in ranges."""
 
@@ -511,7 +553,7 @@ def _sync_folder(folder: str) -> None:
 
 # ---------------------------------------------------------------- URL to store
 
-_ALLOWED = "a local path, file://, memory://, s3:// or gs://"
+_ALLOWED = "a local path, file://, memory://, s3://, gs://, or https:// for reading"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION")
 """Another value of one of these is another client."""
@@ -530,6 +572,11 @@ def _locate(url: str) -> tuple[_Store, str]:
         _check_bucket(scheme, bucket)
         path = f"{bucket}/{key}".rstrip("/")
         variables = tuple(map(os.environ.get, _S3_VARIABLES))
+    elif scheme == "https":
+        from pipeline import https  # noqa: PLC0415  # its client is slow to import
+
+        https.check(url)
+        path = url
     else:
         raise ConfigError(f"{scheme}:// is not supported", hint=f"use {_ALLOWED}")
     if scheme == "file" and not path:
@@ -553,6 +600,10 @@ def _store(scheme: str, pid: int, *variables: str | None) -> _Store:
         return _S3(_s3_filesystem())
     if scheme == "file":
         return _Local(fsspec.filesystem("file"))
+    if scheme == "https":
+        from pipeline.https import Client  # noqa: PLC0415
+
+        return _Https(Client())
     try:
         return _Store(fsspec.filesystem(scheme, use_listings_cache=False))
     except ImportError as error:
@@ -623,19 +674,22 @@ def _request(verb: str, url: str, call: Callable[[_Store, str], T]) -> T:
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """OSError, and what the S3 client raises beside it once it is loaded."""
+    """OSError, and what the clients raise beside it once they are loaded."""
     if "aiobotocore" not in sys.modules:
-        return (OSError,)
+        return (OSError, *_broken_connections())
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     return (OSError, BotoCoreError, ClientError, *_broken_connections())
 
 
 def _broken_connections() -> tuple[type[Exception], ...]:
-    """How the S3 client says that no whole answer arrived."""
-    if "aiobotocore" not in sys.modules:
+    """How the clients say that no whole answer arrived."""
+    if "aiohttp" not in sys.modules:
         return ()
     from aiohttp import ClientError as HTTPError  # noqa: PLC0415
+
+    if "aiobotocore" not in sys.modules:
+        return (HTTPError,)
     from botocore import exceptions, parsers  # noqa: PLC0415
 
     return (
@@ -654,6 +708,8 @@ def _answer(error: BaseException) -> tuple[int, str]:
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             return status, response.get("Error", {}).get("Code", "")
+        if status := getattr(one, "status", 0):  # aiohttp
+            return int(status), str(getattr(one, "message", ""))
     return 0, ""
 
 

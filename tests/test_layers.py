@@ -34,6 +34,7 @@ LAYER = {
     "pipeline.training": "L1t",
     # L2, what touches a store.
     "pipeline.storage": "L2",
+    "pipeline.https": "L2",
     "pipeline.source": "L2",
     "pipeline.sink": "L2",
     "pipeline.manifest": "L2",
@@ -77,6 +78,7 @@ ONLY_IN = {
     "ray.data": {"pipeline.flow", "jobs.baselines"},  # the baseline is the naive use of it
     "fsspec": {"L2"},
     "s3fs": {"L2"},
+    "aiohttp": {"L2"},
 }
 
 # Ways in which data becomes code, or an archive writes where it likes.

@@ -1,7 +1,8 @@
 """ResNet-18 to ResNet-101, dilated in place of their last strides. He 2015 (arXiv 1512.03385), table 1.
 
-Tensors have torchvision's names, so ImageNet weights published for it fit by name. Public checkpoints of the same shapes
-differ in where a stage's stride and its new rate begin; the options here say which convention a checkpoint follows.
+Tensors have torchvision's names, so ImageNet weights published for it fit by name. Public checkpoints of the same
+shapes differ in where a stage's stride and its new rate begin; the options here say which convention
+a checkpoint follows.
 """
 
 from collections.abc import Sequence
