@@ -311,7 +311,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["http://host/a", "ftp://a/b", "s3a://b/k", "zip://a::s3://b", ""])
 def test_other_schemes_are_refused_with_the_list_of_what_is_allowed(url: str) -> None:
-    with pytest.raises(ConfigError, match="use a local path, .*s3://, gs://"):
+    with pytest.raises(ConfigError, match=r"use a local path, .*s3://, gs://"):
         storage.read_bytes(url)
 
 
