@@ -7,10 +7,18 @@ from pydantic import ValidationError
 from pipeline.config import explain
 from pipeline.errors import ConfigError
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
+from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.network import Network, Options
+from pipeline.models.segnet import SegNet, SegNetOptions
+from pipeline.models.unet import UNet, UNetOptions, UNetResNet, UNetResNetOptions
 
 NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
+    "fcn": (FCN, FCNOptions),
+    "fcn_dilated": (FCNDilated, FCNDilatedOptions),
+    "segnet": (SegNet, SegNetOptions),
+    "unet": (UNet, UNetOptions),
+    "unet_resnet": (UNetResNet, UNetResNetOptions),
 }
 """Each network and the class that says what its options are."""
 

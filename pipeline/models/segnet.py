@@ -1,0 +1,64 @@
+"""SegNet: Badrinarayanan, Kendall, Cipolla 2015, arXiv 1511.00561.
+
+VGG-16 and its mirror image. Each max pooling remembers where its maxima were, and the unpooling that faces it puts
+values back there: edges survive for the price of an index, and no scores need interpolating.
+"""
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.models.backbones.vgg import STAGES, VGG16, scaled, stage
+from pipeline.models.layers import initialise
+from pipeline.models.network import Network, Options
+
+
+class SegNetOptions(Options):
+    """What may vary; the defaults are the paper's."""
+
+    width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
+
+
+def mirrored_stages(width: float) -> nn.ModuleList:
+    """The mirror image of each stage of VGG-16: its convolutions backwards, each with batch norm and ReLU.
+
+    Sec. 3 of the paper. The first stage lacks its last convolution, which would give the image: the scores are there.
+    """
+    stages: list[nn.Module] = []
+    below: list[int] = []
+    for channels in STAGES:
+        *inner, last = (scaled(one, width) for one in channels)
+        stages.append(stage(last, tuple([*below, *inner][::-1]), batch_norm=True))
+        below = [last]
+    return nn.ModuleList(stages)
+
+
+class SegNet(Network):
+    """The network; its logits have the size of the input, which may be any."""
+
+    output_strides = (32,)
+    stride = 1
+    align_corners = False
+
+    def __init__(self, num_classes: int, options: SegNetOptions, *, in_channels: int, output_stride: int) -> None:
+        super().__init__()
+        del output_stride  # there is only one
+        self.encoder = VGG16(in_channels=in_channels, width=options.width_multiplier, batch_norm=True)
+        self.decoder = mirrored_stages(options.width_multiplier)
+        self.feature_channels = self.encoder.channels[0]
+        self.logits = nn.Conv2d(self.feature_channels, num_classes, 3, padding=1)
+        initialise(self, self.logits)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> the decoder's features (N, 64, H, W) and the logits (N, K, H, W)."""
+        pooled = []
+        for one in self.encoder.stages:
+            x = one(x)
+            size = x.shape
+            x, indices = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
+            pooled.append((size, indices))
+        for one in reversed(self.decoder):
+            size, indices = pooled.pop()
+            # Rounding up, an odd size pools to that of the next even one: only the size itself tells them apart.
+            x = one(F.max_unpool2d(x, indices, [2, 2], output_size=size[2:]))
+        return x, self.logits(x)

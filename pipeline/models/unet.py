@@ -1,0 +1,195 @@
+"""U-Net: Ronneberger, Fischer, Brox 2015, arXiv 1505.04597, and its decoder on a ResNet as segmentation_models.pytorch.
+
+A contracting path finds what is there, an expanding one adds at every scale the features that say where. Logits have
+the size of the input, which may be any.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.models.backbones.resnet import ResNet
+from pipeline.models.backbones.vgg import scaled
+from pipeline.models.layers import BatchNorm2d, conv_bn_relu, initialise
+from pipeline.models.network import Network, Options, crop
+
+Padding = Literal["valid", "same"]
+
+LEVELS = (64, 128, 256, 512, 1024)
+"""Channels from the input's size down to a sixteenth of it: fig. 1."""
+
+MARGIN: dict[Padding, int] = {"valid": 92, "same": 0}
+"""Pixels that the 3x3 convolutions take away at each border: fig. 1 has 388 of 572 left."""
+
+REMAINDER: dict[Padding, int] = {"valid": 12, "same": 0}
+"""What a side must be modulo 16, so that every pooling meets an even size: 572 in fig. 1."""
+
+
+class UNetOptions(Options):
+    """What may vary; the defaults are the paper's."""
+
+    padding: Padding = Field("valid", description="valid: convolutions do not pad, the image is mirrored; same: zeros.")
+    batch_norm: bool = Field(False, description="Batch norm behind every 3x3 convolution.")
+    width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
+
+
+def mirrored(length: int, before: int, after: int, *, device: torch.device) -> Tensor:
+    """Indices along an axis that is mirrored at both ends, to and fro if need be; the border itself is not repeated.
+
+    `F.pad(mode="reflect")` does the same, but by less than a length only.
+    """
+    period = max(1, 2 * (length - 1))
+    index = torch.arange(-before, length + after, device=device) % period
+    return torch.minimum(index, period - index)
+
+
+def mirror(x: Tensor, padding: Padding) -> Tensor:
+    """An image continued at its borders by what the network takes away: the overlap-tile strategy, fig. 2.
+
+    Args:
+        x: (N, C, H, W).
+        padding: of the convolutions.
+
+    Returns:
+        (N, C, H', W') with the image `MARGIN` below the top and right of the left; at the other two borders there is
+        as much or a little more, up to the next size that halves four times.
+    """
+    margin = MARGIN[padding]
+    for axis in (2, 3):
+        length = x.size(axis)
+        after = margin + (REMAINDER[padding] - length - 2 * margin) % 16
+        x = x.index_select(axis, mirrored(length, margin, after, device=x.device))
+    return x
+
+
+def centre(x: Tensor, size: torch.Size) -> Tensor:
+    """The middle of a map, of the last two of `size`."""
+    top, left = (x.size(2) - size[2]) // 2, (x.size(3) - size[3]) // 2
+    return x[:, :, top : top + size[2], left : left + size[3]]
+
+
+def level(in_channels: int, channels: int, options: UNetOptions, *, dropout: bool = False) -> nn.Sequential:
+    """Two 3x3 convolutions with ReLU."""
+    layers: list[nn.Module] = []
+    for entering in (in_channels, channels):
+        layers.append(nn.Conv2d(entering, channels, 3, padding=options.padding, bias=not options.batch_norm))
+        layers += [BatchNorm2d(channels)] if options.batch_norm else []
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers, *([nn.Dropout()] if dropout else []))
+
+
+class UNet(Network):
+    """The paper's network."""
+
+    output_strides = (16,)
+    stride = 1
+    align_corners = False
+
+    def __init__(self, num_classes: int, options: UNetOptions, *, in_channels: int, output_stride: int) -> None:
+        super().__init__()
+        del output_stride  # there is only one
+        self.padding: Padding = options.padding
+        wide = [scaled(channels, options.width_multiplier) for channels in LEVELS]
+        # "At the end of the contracting path" (sec. 3.1) is the last two levels in the authors' phseg_v5.prototxt.
+        self.contracting = nn.ModuleList(
+            level(entering, channels, options, dropout=depth > 2)
+            for depth, (entering, channels) in enumerate(zip([in_channels, *wide], wide, strict=False))
+        )
+        steps = list(zip(wide[:0:-1], wide[-2::-1], strict=True))
+        self.upsamplings = nn.ModuleList(nn.ConvTranspose2d(deep, channels, 2, stride=2) for deep, channels in steps)
+        self.expanding = nn.ModuleList(level(2 * channels, channels, options) for _, channels in steps)
+        self.feature_channels = wide[0]
+        self.logits = nn.Conv2d(wide[0], num_classes, 1)
+        initialise_by_inputs(self)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> the expanding path's features (N, 64, H, W) and the logits (N, K, H, W)."""
+        features = crop(self._expand(self._contract(mirror(x, self.padding))), x, 1)
+        return features, self.logits(features)
+
+    def _contract(self, x: Tensor) -> list[Tensor]:
+        """The features of every level, the deepest last."""
+        found: list[Tensor] = []
+        for one in self.contracting:
+            x = one(F.max_pool2d(x, 2) if found else x)
+            found.append(x)
+        return found
+
+    def _expand(self, found: list[Tensor]) -> Tensor:
+        """Features at the input's size, less twice the margin."""
+        x = found.pop()
+        for upsampling, one in zip(self.upsamplings, self.expanding, strict=True):
+            x = upsampling(x)
+            x = one(torch.cat([x, centre(found.pop(), x.shape)], dim=1))
+        return x
+
+
+def initialise_by_inputs(network: nn.Module) -> None:
+    """First weights as in sec. 3: normal, of deviation sqrt(2 / N), where N values meet in each output; biases 0."""
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or module.weight.is_meta:
+            continue
+        # The windows of an up-convolution do not overlap: one tap per input channel.
+        meeting = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+        nn.init.normal_(module.weight, std=(2 / meeting) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+DECODER = (256, 128, 64, 32, 16)
+"""Channels at strides 16, 8, 4, 2 and 1: segmentation_models.pytorch, decoders/unet/model.py, `decoder_channels`."""
+
+
+class UNetResNetOptions(Options):
+    """What may vary."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = Field("resnet50", description="Encoder.")
+    width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
+
+
+class UNetResNet(Network):
+    """`Unet` of https://github.com/qubvel-org/segmentation_models.pytorch, which takes multiples of 32 only.
+
+    Other sizes are first filled up with zeros at the right and the bottom: what a convolution sees beyond a border.
+    """
+
+    output_strides = (32,)
+    stride = 1
+    align_corners = False
+
+    def __init__(self, num_classes: int, options: UNetResNetOptions, *, in_channels: int, output_stride: int) -> None:
+        super().__init__()
+        width = options.width_multiplier
+        depth = int(options.backbone.removeprefix("resnet"))
+        self.encoder = ResNet(depth, in_channels=in_channels, output_stride=output_stride, width=width)
+        wide = [scaled(channels, width) for channels in DECODER]
+        *between, deepest = self.encoder.stage_channels
+        skipped = [*reversed(between), scaled(64, width), 0]
+        self.decoder = nn.ModuleList(
+            nn.Sequential(conv_bn_relu(below + skip, channels, 3), conv_bn_relu(channels, channels, 3))
+            for below, skip, channels in zip([deepest, *wide], skipped, wide, strict=False)
+        )
+        self.feature_channels = wide[-1]
+        self.logits = nn.Conv2d(wide[-1], num_classes, 3, padding=1)
+        initialise(self, self.logits)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> the decoder's features (N, 16, H, W) and the logits (N, K, H, W)."""
+        *skipped, features = self._encode(F.pad(x, (0, -x.size(3) % 32, 0, -x.size(2) % 32)))
+        for one in self.decoder:
+            features = F.interpolate(features, scale_factor=2, mode="nearest")
+            features = one(torch.cat([features, skipped.pop()], dim=1) if skipped else features)
+        return crop(features, x, 1), crop(self.logits(features), x, 1)
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """Features at strides 2, 4, 8, 16 and 32."""
+        encoder = self.encoder
+        found = [encoder.stem(x)]
+        x = encoder.maxpool(found[0])
+        for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
+            x = stage(x)
+            found.append(x)
+        return found
