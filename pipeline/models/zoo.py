@@ -6,6 +6,8 @@ from pydantic import ValidationError
 
 from pipeline.config import explain
 from pipeline.errors import ConfigError
+from pipeline.models.deeplab_v1 import DeepLabV1, DeepLabV1Options
+from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.network import Network, Options
@@ -13,6 +15,8 @@ from pipeline.models.segnet import SegNet, SegNetOptions
 from pipeline.models.unet import UNet, UNetOptions, UNetResNet, UNetResNetOptions
 
 NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
+    "deeplab_v1": (DeepLabV1, DeepLabV1Options),
+    "deeplab_v2": (DeepLabV2, DeepLabV2Options),
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),

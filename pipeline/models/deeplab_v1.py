@@ -1,0 +1,145 @@
+"""DeepLab v1: Chen, Papandreou, Kokkinos, Murphy, Yuille 2014, arXiv 1412.7062.
+
+VGG-16 with its last two subsamplings left out and holes in the filters behind them, so that it scores every 8th pixel;
+its fully connected layers slide as convolutions. Layers follow the authors' prototxt files, kept in
+https://github.com/TheLegendAli/DeepLab-Context under config/DeepLab-LargeFOV, DeepLab-MSc and DeepLab-MSc-LargeFOV.
+"""
+
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.models.backbones.vgg import VGG16, scaled
+from pipeline.models.layers import initialise
+from pipeline.models.network import Network, Options, crop
+
+Variant = Literal["4x4", "7x7", "large_fov"]
+
+
+class FieldOfView(NamedTuple):
+    """The first fully connected layer as a convolution: what it sees of pool5."""
+
+    kernel: int
+    rate: int
+    channels: int
+    """Of fc6, and of fc7 behind it."""
+    average: bool
+    """3x3 averaging (pool5a) in front of it."""
+
+
+FIELDS_OF_VIEW: dict[Variant, FieldOfView] = {
+    "4x4": FieldOfView(4, 4, 4096, average=False),
+    "7x7": FieldOfView(7, 4, 4096, average=False),
+    "large_fov": FieldOfView(3, 12, 1024, average=True),
+}
+"""Sec. 5 of the paper, field of view. Its network of the name 4x4 is this one at rate 8; here it is the base network of
+DeepLab-MSc/train.prototxt. No prototxt of 7x7 was published: pool5a came with LargeFOV, so 7x7 has none.
+"""
+
+POOL_STRIDES = (2, 2, 2, 1, 1)
+BRANCH_STRIDES = (8, 4, 2, 1, 1)
+"""From the image and from pools 1 to 4 to stride 8. DeepLab-MSc/train.prototxt."""
+BRANCH_CHANNELS = 128
+
+
+class DeepLabV1Options(Options):
+    """What may vary; the defaults are DeepLab-LargeFOV."""
+
+    variant: Variant = Field(
+        "large_fov",
+        description="Kernel of fc6: 4x4 at rate 4 (the base network), VGG's own 7x7 at rate 4, or 3x3 at rate 12 and a "
+        "quarter of the channels.",
+    )
+    msc: bool = Field(False, description="Add scores of the image and of pools 1 to 4: multi-scale features, sec. 4.3.")
+    width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
+
+
+class Classifier(nn.Module):
+    """VGG-16's three fully connected layers as convolutions; their padding keeps height and width at stride 1."""
+
+    def __init__(
+        self, in_channels: int, channels: int, num_classes: int, *, kernel: int = 3, rate: int = 1, stride: int = 1
+    ) -> None:
+        super().__init__()
+        padding = rate * (kernel - 1) // 2
+        self.fc6 = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=padding, dilation=rate)
+        self.fc7 = nn.Conv2d(channels, channels, 1)
+        self.fc8 = nn.Conv2d(channels, num_classes, 1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, in_channels, h, w) -> fc7's features (N, channels, h / stride, w / stride) and the scores of them."""
+        x = self.dropout(F.relu(self.fc6(x), inplace=True))
+        x = self.dropout(F.relu(self.fc7(x), inplace=True))
+        return x, self.fc8(x)
+
+
+def atrous_vgg16(*, in_channels: int, width: float) -> VGG16:
+    """VGG-16 with holes in its last stage, to be run by `pools`."""
+    return VGG16(in_channels=in_channels, width=width, dilations=(1, 1, 1, 1, 2))
+
+
+def pools(backbone: VGG16, x: Tensor) -> list[Tensor]:
+    """(N, C, H, W) -> what the five 3x3 poolings give, at strides 2, 4, 8, 8, 8.
+
+    Windows are centred on every second cell and sizes rounded up as Caffe does: a side of n cells becomes n // 2 + 1,
+    for even n one cell more than half of them, centred behind the border.
+    """
+    found = []
+    for stage, stride in zip(backbone.stages, POOL_STRIDES, strict=True):
+        x = F.max_pool2d(stage(x), 3, stride=stride, padding=1, ceil_mode=True)
+        found.append(x)
+    return found
+
+
+def pool5a(*, average: bool) -> nn.Module:
+    """LargeFOV's 3x3 averaging behind pool5, or nothing. Like Caffe's it counts the zeros around the borders."""
+    return nn.AvgPool2d(3, stride=1, padding=1) if average else nn.Identity()
+
+
+def add(scores: list[Tensor]) -> Tensor:
+    """Sum of score maps of one shape."""
+    return torch.stack(scores).sum(0)
+
+
+class DeepLabV1(Network):
+    """The network; its logits leave at stride 8, each for the single pixel it is centred on.
+
+    The multi-scale branches stride to the logits' grid already, as in training. The published test network runs them at
+    the resolution of their input instead, upsamples all six score maps to the image and adds them. With sides of 8k + 1
+    pixels, which it needs, both give the same sum at every 8th pixel, for upsampling leaves a score there as it is.
+    Between those pixels this network interpolates the sum, where the published one has finer scores of the branches.
+    """
+
+    output_strides = (8,)
+    stride = 8
+    align_corners = True
+
+    def __init__(self, num_classes: int, options: DeepLabV1Options, *, in_channels: int, output_stride: int) -> None:
+        super().__init__()
+        del output_stride  # there is one
+        width = options.width_multiplier
+        fov = FIELDS_OF_VIEW[options.variant]
+        channels, branch_channels = scaled(fov.channels, width), scaled(BRANCH_CHANNELS, width)
+        self.backbone = atrous_vgg16(in_channels=in_channels, width=width)
+        self.pool5a = pool5a(average=fov.average)
+        deep = self.backbone.channels[-1]
+        self.classifier = Classifier(deep, channels, num_classes, kernel=fov.kernel, rate=fov.rate)
+        tapped = (in_channels, *self.backbone.channels[:4]) if options.msc else ()
+        self.branches = nn.ModuleList(
+            Classifier(entering, branch_channels, num_classes, stride=stride)
+            for entering, stride in zip(tapped, BRANCH_STRIDES, strict=False)
+        )
+        self.feature_channels = channels + len(self.branches) * branch_channels
+        initialise(self, self.classifier.fc8, *(cast(Classifier, branch).fc8 for branch in self.branches))
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> fc7's features, those of the branches behind them, and the logits, at stride 8."""
+        pooled = pools(self.backbone, x)
+        found = [self.classifier(self.pool5a(pooled[-1]))]
+        found += [branch(tapped) for branch, tapped in zip(self.branches, [x, *pooled], strict=False)]
+        cropped = [(crop(features, x, self.stride), crop(scores, x, self.stride)) for features, scores in found]
+        return torch.cat([features for features, _ in cropped], dim=1), add([scores for _, scores in cropped])
