@@ -12,37 +12,84 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
-from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.layers import ASPP, conv_bn_relu, initialise, separable_conv_bn_relu
-from pipeline.models.network import Network, Options
+from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
+from pipeline.models.backbones.xception import Layout, Xception
+from pipeline.models.layers import ASPP, Separable, conv3x3_bn_relu, conv_bn_relu, initialise
+from pipeline.models.network import Network, Options, crop
 
 Rate = Annotated[int, Field(ge=1, le=64)]
+Backbone = Literal[
+    "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception41", "xception65", "xception71"
+]
+
+RESNET_OPTIONS = frozenset({"multi_grid", "first_block", "stride_in", "ceil_pool"})
+XCEPTION_OPTIONS = frozenset({"xception_layout"})
+WITHOUT_EFFECT = {
+    "mobilenet_v2": RESNET_OPTIONS | XCEPTION_OPTIONS,
+    "resnet18": XCEPTION_OPTIONS | {"stride_in", "multi_grid"},  # no 1x1, and two blocks where a multi-grid has three
+    "resnet34": XCEPTION_OPTIONS | {"stride_in"},
+    "resnet50": XCEPTION_OPTIONS,
+    "resnet101": XCEPTION_OPTIONS,
+    "xception41": RESNET_OPTIONS,
+    "xception65": RESNET_OPTIONS,
+    "xception71": RESNET_OPTIONS,
+}
+"""Options that change nothing, by backbone."""
 
 
 class DeepLabV3PlusOptions(Options):
-    """What may vary; the defaults are the paper's ResNet-101 model."""
+    """What may vary; the defaults are the paper's ResNet-101 model.
 
-    backbone: Literal["mobilenet_v2", "resnet50", "resnet101"] = Field("resnet101", description="Feature extractor.")
-    width_multiplier: float = Field(1.0, gt=0, le=4, description="MobileNetV2: factor on its channels.")
-    multi_grid: tuple[Rate, Rate, Rate] = Field((1, 2, 4), description="ResNet: rates within the last stage.")
+    Public checkpoints differ from it, and from each other, in ways that no shape of a tensor tells.
+    """
+
+    backbone: Backbone = Field("resnet101", description="Feature extractor.")
+    width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on the backbone's channels.")
+    multi_grid: tuple[Rate, Rate, Rate] | None = Field((1, 2, 4), description="ResNet: rates within the last stage.")
+    first_block: FirstBlock = Field("earlier", description="ResNet: rate of a dilated stage's first block.")
+    stride_in: StrideIn = Field("3x3", description="ResNet: which convolution of a bottleneck strides.")
+    ceil_pool: bool = Field(False, description="ResNet: the stem's max pooling rounds sizes up.")
+    xception_layout: Layout = Field("tensorflow", description="Xception: whose, where ReLUs stand and features leave.")
+    rates: tuple[Rate, ...] = Field(
+        (6, 12, 18), min_length=1, description="ASPP's rates at output stride 16; twice that at 8."
+    )
     aspp_channels: int = Field(256, ge=1, le=4096, description="Channels of each ASPP branch and of their projection.")
-    decoder_channels: int = Field(256, ge=1, le=4096, description="Channels of the decoder's two 3x3 convolutions.")
+    aspp_conv: bool = Field(False, description="One more 3x3 convolution behind ASPP.")
+    decoder_channels: int = Field(256, ge=1, le=4096, description="Channels of the decoder's 3x3 convolutions.")
+    decoder_convs: Literal[1, 2] = Field(2, description="3x3 convolutions of the decoder.")
     low_level_channels: int = Field(48, ge=1, le=4096, description="Channels the stride-4 features are reduced to.")
-    separable: bool = Field(False, description="Depthwise separable 3x3 convolutions in ASPP and decoder.")
+    separable: Separable = Field(
+        False,
+        description="Depthwise separable 3x3 convolutions in ASPP and decoder; plain: without batch norm within.",
+    )
+    align_corners: bool = Field(False, description="How features and logits are resized, as in F.interpolate.")
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> "DeepLabV3PlusOptions":
-        foreign = "multi_grid" if self.backbone == "mobilenet_v2" else "width_multiplier"
-        if foreign in self.model_fields_set:
-            raise ValueError(f"{foreign} has no effect with {self.backbone}")
+        if idle := sorted(WITHOUT_EFFECT[self.backbone] & self.model_fields_set):
+            raise ValueError(f"{', '.join(idle)} has no effect with {self.backbone}")
         return self
 
-    def build_backbone(self, *, in_channels: int, output_stride: int) -> ResNet | MobileNetV2:
+    def build_backbone(self, *, in_channels: int, output_stride: int) -> ResNet | MobileNetV2 | Xception:
         """The backbone these options name, with random weights."""
+        width = self.width_multiplier
         if self.backbone == "mobilenet_v2":
-            return MobileNetV2(in_channels=in_channels, output_stride=output_stride, width=self.width_multiplier)
-        depth = {"resnet50": 50, "resnet101": 101}[self.backbone]
-        return ResNet(depth, in_channels=in_channels, output_stride=output_stride, multi_grid=self.multi_grid)
+            return MobileNetV2(in_channels=in_channels, output_stride=output_stride, width=width)
+        depth = int(self.backbone.removeprefix("resnet").removeprefix("xception"))
+        if self.backbone.startswith("xception"):
+            return Xception(
+                depth, in_channels=in_channels, output_stride=output_stride, layout=self.xception_layout, width=width
+            )
+        return ResNet(
+            depth,
+            in_channels=in_channels,
+            output_stride=output_stride,
+            multi_grid=None if self.backbone == "resnet18" else self.multi_grid,
+            first_block=self.first_block,
+            stride_in=self.stride_in,
+            ceil_pool=self.ceil_pool,
+            width=width,
+        )
 
 
 class DeepLabV3Plus(Network):
@@ -50,33 +97,34 @@ class DeepLabV3Plus(Network):
 
     output_strides = (16, 8)
     stride = 4
-    align_corners = False
 
     def __init__(
         self, num_classes: int, options: DeepLabV3PlusOptions, *, in_channels: int, output_stride: int
     ) -> None:
         super().__init__()
+        self.align_corners = options.align_corners
+        self.feature_channels = wide = options.decoder_channels
         self.backbone = options.build_backbone(in_channels=in_channels, output_stride=output_stride)
-        scale = 16 // output_stride
+        denser, aspp_channels, separable = 16 // output_stride, options.aspp_channels, options.separable
         self.aspp = ASPP(
             self.backbone.high_channels,
-            options.aspp_channels,
-            rates=(6 * scale, 12 * scale, 18 * scale),
-            separable=options.separable,
+            aspp_channels,
+            rates=tuple(rate * denser for rate in options.rates),
+            separable=separable,
+        )
+        self.aspp_conv = (
+            conv3x3_bn_relu(aspp_channels, aspp_channels, separable=separable) if options.aspp_conv else nn.Identity()
         )
         self.reduce = conv_bn_relu(self.backbone.low_channels, options.low_level_channels)
-        conv = separable_conv_bn_relu if options.separable else conv_bn_relu
-        self.decoder = nn.Sequential(
-            conv(options.low_level_channels + options.aspp_channels, options.decoder_channels, 3),
-            conv(options.decoder_channels, options.decoder_channels, 3),
-        )
-        self.logits = nn.Conv2d(options.decoder_channels, num_classes, 1)
-        self.feature_channels = options.decoder_channels
+        entering = [options.low_level_channels + aspp_channels, wide][: options.decoder_convs]
+        self.decoder = nn.Sequential(*(conv3x3_bn_relu(channels, wide, separable=separable) for channels in entering))
+        self.logits = nn.Conv2d(wide, num_classes, 1)
         initialise(self, self.logits)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the decoder's features and the logits, both at stride 4."""
         low, high = self.backbone(x)
-        coarse = F.interpolate(self.aspp(high), low.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        features = self.decoder(torch.cat([self.reduce(low), coarse], dim=1))
+        coarse = self.aspp_conv(self.aspp(high))
+        coarse = F.interpolate(coarse, low.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        features = crop(self.decoder(torch.cat([self.reduce(low), coarse], dim=1)), x, self.stride)
         return features, self.logits(features)

@@ -4,11 +4,14 @@ Tensors are (N, C, H, W) float. 3x3 convolutions pad with zeros by their dilatio
 stride 2 gives the rounded-up half.
 """
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Separable = bool | Literal["plain"]
+"""Depthwise separable 3x3 convolutions: no; yes, with batch norm and ReLU between the halves; or "plain", without."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -59,19 +62,39 @@ def separable_conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3,
     )
 
 
+def plain_separable_conv_bn_relu(in_channels: int, out_channels: int, *, dilation: int = 1) -> nn.Sequential:
+    """Atrous separable convolution with nothing between its halves: depthwise 3x3, pointwise, batch norm, ReLU.
+
+    The `SeparableConv2d` of segmentation_models.pytorch, decoders/deeplabv3/decoder.py.
+    """
+    depthwise = nn.Conv2d(
+        in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
+    )
+    return nn.Sequential(depthwise, *conv_bn(in_channels, out_channels), nn.ReLU(inplace=True))
+
+
+def conv3x3_bn_relu(
+    in_channels: int, out_channels: int, *, dilation: int = 1, separable: Separable = False
+) -> nn.Sequential:
+    """3x3 convolution of stride 1, batch norm, ReLU, in one of the three kinds of `Separable`."""
+    if separable == "plain":
+        return plain_separable_conv_bn_relu(in_channels, out_channels, dilation=dilation)
+    make = separable_conv_bn_relu if separable else conv_bn_relu
+    return make(in_channels, out_channels, 3, dilation=dilation)
+
+
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling with image-level features. Chen 2017 (arXiv 1706.05587), sec. 3.3.
 
     A 1x1 convolution, one 3x3 per rate and the mean of the whole image, side by side, then projected by a 1x1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, rates: tuple[int, ...], separable: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, rates: tuple[int, ...], separable: Separable) -> None:
         super().__init__()
-        atrous = separable_conv_bn_relu if separable else conv_bn_relu
         self.branches = nn.ModuleList(
             [
                 conv_bn_relu(in_channels, out_channels),
-                *(atrous(in_channels, out_channels, 3, dilation=rate) for rate in rates),
+                *(conv3x3_bn_relu(in_channels, out_channels, dilation=rate, separable=separable) for rate in rates),
             ]
         )
         self.image = conv_bn_relu(in_channels, out_channels)

@@ -1,0 +1,196 @@
+"""Xception-41, -65 and -71 as DeepLab uses them: modified aligned Xception, dilated in place of its last strides.
+
+Chen 2018 (arXiv 1802.02611), sec. 3.2 and fig. 4; numbers of units from tensorflow/models,
+research/deeplab/core/xception.py. There is no max pooling: separable convolutions stride. Ports of Xception-65 have the
+same tensors and compute other things with them, so a checkpoint needs to say which `Layout` it was trained as.
+"""
+
+from typing import Literal, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models.layers import conv_bn, set_batch_norm
+
+Layout = Literal["tensorflow", "timm", "jfzhang"]
+"""Whose Xception it is, among those with the same tensors.
+
+tensorflow: the authors' code, named above. Low-level features are taken in front of the ReLU.
+timm: rwightman's port, timm/models/xception_aligned.py. Low-level features are taken behind that ReLU.
+jfzhang: github.com/jfzhang95/pytorch-deeplab-xception. Another network: its ReLUs, in place, reach the shortcuts too,
+the last unit has them in front, and the low-level features are what enters the second unit, half as many channels.
+"""
+
+Triple = tuple[int, int, int]
+Shortcut = Literal["conv", "sum", "none"]
+"""What a unit adds to its convolutions: a projection of its input, the input, or nothing."""
+
+BATCH_NORM_EPS = {"tensorflow": 1e-3, "timm": 1e-3, "jfzhang": 1e-5}
+
+SHORT_ENTRY = ((128, 2), (256, 2), (728, 2))
+ENTRIES = {41: SHORT_ENTRY, 65: SHORT_ENTRY, 71: ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))}
+"""Channels and stride of each unit of the entry flow, by depth."""
+
+MIDDLE_UNITS = {41: 8, 65: 16, 71: 16}
+MIDDLE, EXIT, LAST = (728, 728, 728), (728, 1024, 1024), (1536, 1536, 2048)
+
+LOW_STRIDE = 4
+"""Where the low-level features are taken: in the unit that strides from here on."""
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels times width, at least 1."""
+    return max(1, round(channels * width))
+
+
+def flow(depth: int) -> list[tuple[Triple, int, Shortcut]]:
+    """Channels of the three convolutions, stride and shortcut of every unit, in their order."""
+    entry: list[tuple[Triple, int, Shortcut]] = [
+        ((wide, wide, wide), stride, "conv") for wide, stride in ENTRIES[depth]
+    ]
+    middle: list[tuple[Triple, int, Shortcut]] = [(MIDDLE, 1, "sum")] * MIDDLE_UNITS[depth]
+    return [*entry, *middle, (EXIT, 2, "conv"), (LAST, 1, "none")]
+
+
+class SeparableConv(nn.Module):
+    """3x3 depthwise and 1x1 pointwise convolution, each with batch norm.
+
+    `relu_inside` puts a ReLU behind each batch norm; otherwise there is one in front of the whole.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, dilation: int, relu_inside: bool) -> None:
+        super().__init__()
+        self.relu_inside = relu_inside
+        self.depthwise, self.depthwise_bn = conv_bn(
+            in_channels, in_channels, 3, stride=stride, dilation=dilation, groups=in_channels
+        )
+        self.pointwise, self.pointwise_bn = conv_bn(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, out_channels, ceil(h / stride), ceil(w / stride))."""
+        inside = self.relu_inside
+        x = self.depthwise_bn(self.depthwise(x if inside else F.relu(x)))
+        x = self.pointwise_bn(self.pointwise(F.relu(x) if inside else x))
+        return F.relu(x) if inside else x
+
+
+class Unit(nn.Module):
+    """Three separable convolutions, the last of which strides, around a shortcut: a projection, the input, or none."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Triple,
+        *,
+        shortcut: Shortcut,
+        stride: int = 1,
+        dilation: int = 1,
+        relu_inside: bool = False,
+        relu_first: bool = False,
+    ) -> None:
+        """Build convolutions of random weights.
+
+        Args:
+            in_channels: of the input.
+            channels: that each convolution gives.
+            shortcut: what is added to them.
+            stride: of the last convolution and the shortcut.
+            dilation: rate of all three.
+            relu_inside: as `SeparableConv`.
+            relu_first: the shortcut sees the input behind a ReLU too.
+        """
+        super().__init__()
+        self.sums, self.relu_first = shortcut == "sum", relu_first
+        entering = (in_channels, *channels[:2])
+        self.convs = nn.ModuleList(
+            SeparableConv(before, after, stride=one, dilation=dilation, relu_inside=relu_inside)
+            for before, after, one in zip(entering, channels, (1, 1, stride), strict=True)
+        )
+        self.shortcut = nn.Sequential(*conv_bn(in_channels, channels[2], stride=stride)) if shortcut == "conv" else None
+
+    def early(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, channels[1], h, w): what enters the convolution that strides."""
+        return cast(Tensor, self.convs[1](self.convs[0](x)))
+
+    def late(self, x: Tensor, early: Tensor) -> Tensor:
+        """The unit's output, from its input and what `early` gave for it."""
+        made: Tensor = self.convs[2](early)
+        if self.shortcut is None and not self.sums:
+            return made
+        x = F.relu(x) if self.relu_first else x
+        return made + (x if self.shortcut is None else self.shortcut(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, channels[2], ceil(h / stride), ceil(w / stride))."""
+        return self.late(x, self.early(x))
+
+
+class Xception(nn.Module):
+    """Features at stride 4 and at the output stride.
+
+    Weights trained at output stride 16 compute the same features at 8, only denser: `high` at 16 is every second row
+    and column of `high` at 8. (The source of `jfzhang` forgets the rate of one convolution at 8; this does not.)
+    """
+
+    def __init__(
+        self, depth: int, *, in_channels: int, output_stride: int, layout: Layout = "tensorflow", width: float = 1.0
+    ) -> None:
+        """Build units of random weights.
+
+        Args:
+            depth: 41, 65 or 71.
+            in_channels: bands of the input.
+            output_stride: 8, 16 or 32, the stride of the last features.
+            layout: which of the networks with these tensors.
+            width: factor on every number of channels.
+        """
+        super().__init__()
+        self.layout = layout
+        first, channels = scaled(32, width), scaled(64, width)
+        self.stem = nn.Sequential(
+            *conv_bn(in_channels, first, 3, stride=2),
+            nn.ReLU(inplace=True),
+            *conv_bn(first, channels, 3),
+            nn.ReLU(inplace=True),
+        )
+        units: list[Unit] = []
+        reached, rate = 2, 1
+        for wide, stride, shortcut in flow(depth):
+            if reached == LOW_STRIDE and stride > 1:
+                self.low_unit = len(units)
+                self.low_channels = channels if layout == "jfzhang" else scaled(wide[1], width)
+            # A unit that gives up its stride keeps its rate; only those behind it see a grid twice as dense.
+            taken = stride if reached * stride <= output_stride else 1
+            made = (scaled(wide[0], width), scaled(wide[1], width), scaled(wide[2], width))
+            unit = Unit(
+                channels,
+                made,
+                shortcut=shortcut,
+                stride=taken,
+                dilation=rate,
+                relu_inside=shortcut == "none" and layout != "jfzhang",
+                relu_first=layout == "jfzhang",
+            )
+            units.append(unit)
+            channels, reached, rate = made[2], reached * taken, rate * stride // taken
+        self.units = nn.ModuleList(units)
+        self.high_channels = channels
+        set_batch_norm(self, eps=BATCH_NORM_EPS[layout])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> low (N, 256, H / 4, W / 4) and high (N, 2048, H / OS, W / OS), sizes rounded up."""
+        x = self.stem(x)
+        for unit in self.units[: self.low_unit]:
+            x = unit(x)
+        striding = cast(Unit, self.units[self.low_unit])
+        early = striding.early(x)
+        low = self._low(x, early)
+        x = striding.late(x, early)
+        for unit in self.units[self.low_unit + 1 :]:
+            x = unit(x)
+        return low, F.relu(x)  # which is there already but for `jfzhang`
+
+    def _low(self, x: Tensor, early: Tensor) -> Tensor:
+        if self.layout == "jfzhang":
+            return F.relu(x)
+        return F.relu(early) if self.layout == "timm" else early
