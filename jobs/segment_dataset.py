@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 SHAPING_MASKS = {"ray", "torch", "pyarrow", "pillow", "pydensecrf", "pydensecrf2", "fsspec", "s3fs", "numpy"}
 """Packages whose versions are stored with a run."""
+BANDS = ("red", "green", "blue")
+"""What decoding gives."""
 TYPICAL_IMAGE_BYTES = 200_000
 """To guess how many images are in a tar before it is read; only decides how many previews are kept."""
 
@@ -62,6 +64,8 @@ def identify(cfg: SegmentConfig) -> Run:
     model = checkpoint.load(cfg.checkpoint)
     class_map = classes.load(cfg.classes) if cfg.classes else model.card.classes
     checkpoint.check_classes(model.card, class_map)
+    checkpoint.check_bands(model.card, BANDS)
+    checkpoint.blank(model.card, cfg.infer.output_stride)  # refuses a stride that its network does not have
     fingerprint = cfg.fingerprint(model_sha256=model.sha256, classes=class_map.model_dump(mode="json"))
     return Run(cfg, class_map, model, fingerprint, storage.join(cfg.output, f"run={fingerprint[:12]}"))
 

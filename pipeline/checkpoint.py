@@ -94,9 +94,9 @@ class Checkpoint:
         """Build the network in eval mode, float32, on the CPU.
 
         Args:
-            output_stride: 8 or 16; unset takes the card's.
+            output_stride: one the network has; unset takes the card's.
         """
-        network = _blank(self.card, output_stride)
+        network = blank(self.card, output_stride)
         copies = {name: tensor.to(_kept(tensor), copy=True) for name, tensor in self.state.items()}
         network.load_state_dict(copies, assign=True)
         return network.eval()
@@ -172,6 +172,16 @@ def check_classes(card: Card, classes: ClassMap) -> None:
     raise ConfigError(f"{said}; checkpoint / class map:{_listed(lines)}", hint="leave --classes unset")
 
 
+def check_bands(card: Card, bands: tuple[str, ...]) -> None:
+    """Refuse a checkpoint that wants other bands than there are.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if card.channels != bands:
+        raise ConfigError(f"the checkpoint takes {', '.join(card.channels)}; images give {', '.join(bands)}")
+
+
 def _read(ref: str, file: str, *, max_bytes: int) -> bytes:
     url = storage.join(str(SHIPPED / ref) if ref in shipped() else ref, file)
     try:
@@ -194,8 +204,12 @@ def _parse_weights(data: bytes, *, origin: str) -> dict[str, Tensor]:
         raise ConfigError(f"{origin} is not a whole safetensors file: {error}") from error
 
 
-def _blank(card: Card, output_stride: int | None = None) -> Network:
-    """The card's network without memory for its weights."""
+def blank(card: Card, output_stride: int | None = None) -> Network:
+    """The card's network without memory for its weights: enough to count it, and to refuse a card or an output stride.
+
+    Raises:
+        ConfigError: as `zoo.build`.
+    """
     with torch.device("meta"):
         return zoo.build(
             card.architecture,
@@ -208,7 +222,7 @@ def _blank(card: Card, output_stride: int | None = None) -> Network:
 
 def _check_state(state: Mapping[str, Tensor], card: Card) -> None:
     """Refuse a state dict that is not exactly the network's, tensor by tensor."""
-    wanted = _blank(card).state_dict()
+    wanted = blank(card).state_dict()
     lines = [f"missing: {name} {_shape(wanted[name])}" for name in wanted if name not in state]
     lines += [f"extra: {name} {_shape(state[name])}" for name in state if name not in wanted]
     lines += [

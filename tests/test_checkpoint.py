@@ -260,7 +260,7 @@ def test_a_card_that_is_no_card_is_refused(folder: str, text: bytes, says: str) 
         ({"std": [0.2, 0.0, 0.2]}, "std.1"),
         ({"std": [0.2, float("nan"), 0.2]}, "std.1"),
         ({"output_stride": 32}, "output stride 32"),
-        ({"architecture": "resnext"}, "known: deeplab_v3plus"),
+        ({"architecture": "resnext"}, "deeplab_v3plus"),
         ({"options": {"depth": 5}}, "depth"),
         ({"options": {"num_classes": 5}}, "options may not hold num_classes"),
     ],
@@ -301,6 +301,19 @@ def test_a_class_map_of_another_data_set_is_refused_with_counts_and_names() -> N
     assert "id 0: road / background" in said
     assert said.count("\n  id ") == checkpoint.SHOWN
     assert f"... and {21 - checkpoint.SHOWN} more" in said
+
+
+def test_a_checkpoint_for_other_bands_is_refused_with_both_named() -> None:
+    four = CARD.model_copy(update={"channels": ("red", "green", "blue", "near infrared"), "in_channels": 4})
+    checkpoint.check_bands(CARD, ("red", "green", "blue"))
+    with pytest.raises(ConfigError, match="takes red, green, blue, near infrared; images give red, green, blue"):
+        checkpoint.check_bands(four, ("red", "green", "blue"))
+
+
+def test_an_output_stride_that_the_network_lacks_is_refused_before_weights_are_read() -> None:
+    assert checkpoint.blank(CARD, 8).output_strides == (16, 8)
+    with pytest.raises(ConfigError, match=r"output stride 4 is not one of \(16, 8\)"):
+        checkpoint.blank(CARD, 4)
 
 
 def test_the_same_names_under_another_title_and_other_colours_are_accepted() -> None:
