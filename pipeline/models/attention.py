@@ -1,0 +1,138 @@
+"""Attention to scale around any network of the zoo: Chen, Yang, Wang, Xu, Yuille 2015, arXiv 1511.03339.
+
+The same network looks at several sizes of an image. A small head on its features says, cell by cell, how much each size
+counts; the scores of all sizes are averaged with those weights. Where the paper takes fc7 of VGG-16, this takes what
+`embed` of the inner network gives.
+"""
+
+from typing import Annotated, Any, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.models.layers import initialise
+from pipeline.models.network import Network, Options, grid
+
+Scale = Annotated[float, Field(gt=0, le=1)]
+
+BUILDERS_OWN = {"name", "num_classes", "in_channels", "output_stride"}
+"""What the inner network shares with this one."""
+
+
+class AttentionToScaleOptions(Options):
+    """What may vary; the defaults are the paper's three scales around DeepLab-LargeFOV."""
+
+    network: str = Field("deeplab_v1", description="Inner network: a name of the zoo.")
+    options: dict[str, Any] = Field({}, description="Options of the inner network.")
+    scales: tuple[Scale, ...] = Field(
+        (1.0, 0.75, 0.5), min_length=1, max_length=8, description="Sizes of the image, as factors; 1 is one of them."
+    )
+    attention_channels: int = Field(512, ge=1, le=4096, description="Channels between the two layers of the head.")
+    extra_supervision: bool = Field(True, description="Put a loss on the scores of every scale too.")
+    width_multiplier: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="Factor on all numbers of channels; one of the inner options' own comes first there.",
+    )
+
+    @model_validator(mode="after")
+    def _inner_network_can_be_built(self) -> "AttentionToScaleOptions":
+        if self.network == "attention_to_scale":
+            raise ValueError("attention around attention: `network` should be another one")
+        if taken := BUILDERS_OWN & self.options.keys():
+            raise ValueError(f"options of the inner network may not hold {', '.join(sorted(taken))}")
+        return self
+
+    @model_validator(mode="after")
+    def _scales_are_distinct_and_hold_1(self) -> "AttentionToScaleOptions":
+        if 1.0 not in self.scales or len(set(self.scales)) < len(self.scales):
+            raise ValueError("scales should be distinct and hold 1, whose grid the logits have")
+        return self
+
+    def inner_options(self) -> dict[str, Any]:
+        """Options to build the inner network with."""
+        return {"width_multiplier": self.width_multiplier} | self.options
+
+
+class AttentionToScale(Network):
+    """The network; strides and alignment of its logits are the inner network's.
+
+    The head has two layers, 3x3 and 1x1, as in sec. 3.2 of the paper; the loss on every scale is that of sec. 3.3.
+    Scores that the inner network has for training only take no part.
+    """
+
+    output_strides: tuple[int, ...] = (8, 16, 32)  # type: ignore[misc]  # of the inner network once there is one
+
+    def __init__(self, options: AttentionToScaleOptions, *, inner: Network) -> None:
+        super().__init__()
+        self.inner = inner
+        self.output_strides = inner.output_strides
+        self.scales = options.scales
+        self.stride, self.align_corners = inner.stride, inner.align_corners
+        self.feature_channels = inner.feature_channels
+        if options.extra_supervision:
+            self.loss_weights = dict.fromkeys(("logits", *map(scale_name, self.scales)), 1.0)
+        channels = max(1, round(options.attention_channels * options.width_multiplier))
+        weigh = nn.Conv2d(channels, len(self.scales), 1)
+        self.attend = nn.Sequential(
+            nn.Conv2d(len(self.scales) * inner.feature_channels, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            weigh,
+        )
+        initialise(self.attend, weigh)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> features and logits of the scales, averaged by attention, on the inner network's grid."""
+        return self._merge(x, self._look(x))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, S, h, w): the weight of each scale in each cell of the logits; they sum to 1."""
+        return self._weigh(self._on_one_grid(x, [features for features, _ in self._look(x)]))
+
+    def supervised(self, x: Tensor) -> dict[str, Tensor]:
+        """The logits, and with extra supervision the scores of each scale on the grid that scale has."""
+        found = self._look(x)
+        scores = {"logits": self._merge(x, found)[1]}
+        names = [name for name in map(scale_name, self.scales) if name in self.loss_weights]
+        return scores | {name: one for name, (_, one) in zip(names, found, strict=False)}
+
+    def _look(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Features and scores of each scale, on grids of their own."""
+        sizes = [
+            [shrunk(side, scale, align_corners=self.align_corners) for side in x.shape[2:]] for scale in self.scales
+        ]
+        return [self.inner.embed(self._resize(x, size)) for size in sizes]
+
+    def _merge(self, x: Tensor, found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        features = self._on_one_grid(x, [one for one, _ in found])
+        scores = self._on_one_grid(x, [one for _, one in found])
+        weights = self._weigh(features).unsqueeze(2)
+        return (weights * features).sum(1), (weights * scores).sum(1)
+
+    def _on_one_grid(self, x: Tensor, maps: list[Tensor]) -> Tensor:
+        """Maps (N, C, h, w) of each scale -> (N, S, C, h, w), all on the grid of the full image."""
+        size = [grid(side, self.stride) for side in x.shape[2:]]
+        return torch.stack([self._resize(one, size) for one in maps], dim=1)
+
+    def _weigh(self, features: Tensor) -> Tensor:
+        """(N, S, C, h, w) -> (N, S, h, w)."""
+        return cast(Tensor, self.attend(features.flatten(1, 2))).softmax(1)
+
+    def _resize(self, x: Tensor, size: list[int]) -> Tensor:
+        if list(x.shape[2:]) == size:
+            return x
+        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+
+
+def scale_name(scale: float) -> str:
+    """Name of the scores of a scale, as `scale_0.75`."""
+    return f"scale_{scale:g}"
+
+
+def shrunk(side: int, scale: float, *, align_corners: bool) -> int:
+    """Pixels of a side at a scale, rounded down; of the steps between pixels if corners are aligned."""
+    return int((side - 1) * scale) + 1 if align_corners else max(1, int(side * scale))
