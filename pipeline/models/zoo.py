@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.attention import AttentionToScale, AttentionToScaleOptions
 from pipeline.models.deeplab_v1 import DeepLabV1, DeepLabV1Options
 from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
+from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.network import Network, Options
@@ -19,6 +20,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "attention_to_scale": (AttentionToScale, AttentionToScaleOptions),
     "deeplab_v1": (DeepLabV1, DeepLabV1Options),
     "deeplab_v2": (DeepLabV2, DeepLabV2Options),
+    "deeplab_v3": (DeepLabV3, DeepLabV3Options),
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),

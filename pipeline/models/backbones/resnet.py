@@ -16,6 +16,8 @@ StrideIn = Literal["3x3", "1x1"]
 """Which convolution of a bottleneck strides: torchvision's 3x3, or the 1x1 in front of it as in the paper."""
 FirstBlock = Literal["earlier", "own"]
 """Rate of the first block of a dilated stage: that of the stage before (torchvision), or the stage's own (Caffe)."""
+Stem = Literal["plain", "deep"]
+"""One 7x7 convolution, or three 3x3 that give twice the channels: https://github.com/hszhao/semseg, model/resnet.py."""
 
 
 class BasicBlock(nn.Module):
@@ -110,7 +112,9 @@ class ResNet(nn.Module):
     """Features at stride 4 and at the output stride.
 
     Weights trained at output stride 16 compute the same features at 8, only denser: `high` at 16 is every second row
-    and column of `high` at 8. (With `first_block="own"` that holds but for the first block of layer3.)
+    and column of `high` at 8. That takes a first block whose rate fits its stride: `first_block="earlier"` where the
+    3x3 strides, "own" where the 1x1 in front of it does. Otherwise it holds but for the first block of layer3, as for
+    18 and 34, whose first blocks have a second 3x3.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class ResNet(nn.Module):
         multi_grid: tuple[int, int, int] | None = None,
         first_block: FirstBlock = "earlier",
         stride_in: StrideIn = "3x3",
+        stem: Stem = "plain",
         ceil_pool: bool = False,
         width: float = 1.0,
     ) -> None:
@@ -135,6 +140,7 @@ class ResNet(nn.Module):
                 2 at output stride 16, 4 at 8. None gives all of them the stage's rate.
             first_block: rate of the first block of a dilated stage without a multi-grid.
             stride_in: which convolution of a bottleneck strides.
+            stem: what stands in front of the max pooling.
             ceil_pool: round sizes up in the max pooling of the stem, as Caffe does.
             width: factor on every number of channels.
         """
@@ -144,22 +150,39 @@ class ResNet(nn.Module):
         made = [block.expansion * channels for channels in widths]
         self.low_channels, self.high_channels = made[0], made[3]
         self.stage_channels = tuple(made)
-        self.conv1, self.bn1 = conv_bn(in_channels, widths[0], 7, stride=2)
+        self.deep = stem == "deep"
+        self.conv1, self.bn1 = conv_bn(in_channels, widths[0], 3 if self.deep else 7, stride=2)
+        entering = widths[0]
+        if self.deep:
+            entering = 2 * widths[0]
+            self.conv2, self.bn2 = conv_bn(widths[0], widths[0], 3)
+            self.conv3, self.bn3 = conv_bn(widths[0], entering, 3)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_pool)
         rate3, rate4 = max(1, 16 // output_stride), max(1, 32 // output_stride)
         rates3 = stage_rates(blocks[2], rate3, earlier=1, first_block=first_block)
         rates4 = stage_rates(blocks[3], rate4, earlier=rate3, first_block=first_block, grid=multi_grid)
-        self.layer1 = stage(block, widths[0], widths[0], [1] * blocks[0], stride=1)
+        self.layer1 = stage(block, entering, widths[0], [1] * blocks[0], stride=1)
         self.layer2 = stage(block, made[0], widths[1], [1] * blocks[1], stride=2, stride_in=stride_in)
         self.layer3 = stage(block, made[1], widths[2], rates3, stride=2 // rate3, stride_in=stride_in)
         self.layer4 = stage(block, made[2], widths[3], rates4, stride=max(1, 2 // rate4), stride_in=stride_in)
 
     def stem(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, 64, H / 2, W / 2), in front of the max pooling."""
-        return cast(Tensor, self.relu(self.bn1(self.conv1(x))))
+        """(N, C, H, W) -> (N, 64, H / 2, W / 2), in front of the max pooling; 128 channels from a deep stem."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        if self.deep:
+            x = self.relu(self.bn2(self.conv2(x)))
+            x = self.relu(self.bn3(self.conv3(x)))
+        return x
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, C, H, W) -> what each of the four stages gives, `stage_channels` channels each."""
+        one = self.layer1(self.maxpool(self.stem(x)))
+        two = self.layer2(one)
+        three = self.layer3(two)
+        return one, two, three, self.layer4(three)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> low (N, 256, H / 4, W / 4) and high (N, 2048, H / OS, W / OS), sizes rounded up."""
-        low = self.layer1(self.maxpool(self.stem(x)))
-        return low, self.layer4(self.layer3(self.layer2(low)))
+        low, _, _, high = self.stages(x)
+        return low, high

@@ -1,0 +1,141 @@
+"""DeepLab v3: Chen, Papandreou, Schroff, Adam 2017, arXiv 1706.05587.
+
+A backbone dilated in place of its last strides, and context behind it in one of two ways: ASPP with image-level
+features, or a cascade that copies the backbone's last block with ever larger rates. Evaluating at output stride 8 takes
+the weights trained at 16 as they are.
+"""
+
+from collections import OrderedDict
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
+from pipeline.models.backbones.resnet import Bottleneck, FirstBlock, ResNet, stage, stage_rates
+from pipeline.models.fcn import head as fcn_head
+from pipeline.models.layers import ASPP, conv_bn_relu, initialise
+from pipeline.models.network import Network, Options
+
+Rate = Annotated[int, Field(ge=1, le=64)]
+
+NO_EFFECT = {
+    "aspp": ("blocks",),
+    "cascade": ("rates", "head_conv"),
+    "mobilenet_v2": ("multi_grid", "first_block", "aux"),
+}
+"""Options that a mode or a backbone does not look at."""
+
+
+class DeepLabV3Options(Options):
+    """What may vary; the defaults are the paper's ResNet-101 with ASPP.
+
+    torchvision's networks have no multi-grid, `head_conv` and, where they were trained so, `aux`, at output stride 8.
+    segmentation_models.pytorch's have `head_conv`, no multi-grid, `first_block` "own", and at output stride 16 `rates`
+    of (12, 24, 36): they are the same at both strides there.
+    """
+
+    backbone: Literal["resnet50", "resnet101", "mobilenet_v2"] = Field("resnet101", description="Feature extractor.")
+    width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
+    mode: Literal["aspp", "cascade"] = Field("aspp", description="Context by parallel or by successive convolutions.")
+    blocks: int = Field(7, ge=4, le=7, description="Cascade: number of the last block; block 4 is the backbone's last.")
+    multi_grid: tuple[Rate, Rate, Rate] | None = Field(
+        (1, 2, 4),
+        description="ResNet: rates within block 4 and its copies. (1, 2, 1) is the paper's best for the cascade.",
+    )
+    first_block: FirstBlock = Field("earlier", description="ResNet: rate of a dilated stage's first block.")
+    rates: tuple[Rate, ...] = Field(
+        (6, 12, 18), min_length=1, description="ASPP: rates at output stride 16, doubled at 8."
+    )
+    head_conv: bool = Field(False, description="A 3x3 convolution behind the ASPP, which the paper has not.")
+    aux: bool = Field(False, description="ResNet: a second head on the third stage, for training only.")
+    align_corners: bool = Field(False, description="How logits are to be resized, as in F.interpolate.")
+
+    @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> "DeepLabV3Options":
+        if (self.backbone, self.mode) == ("mobilenet_v2", "cascade"):
+            raise ValueError("a cascade copies a block of ResNet; mobilenet_v2 has none")
+        for choice in (self.mode, self.backbone):
+            for name in NO_EFFECT.get(choice, ()):
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name} has no effect with {choice}")
+        return self
+
+    def build_backbone(self, *, in_channels: int, output_stride: int) -> ResNet | MobileNetV2:
+        """The backbone these options name, with random weights."""
+        if self.backbone == "mobilenet_v2":
+            return MobileNetV2(in_channels=in_channels, output_stride=output_stride, width=self.width_multiplier)
+        return ResNet(
+            {"resnet50": 50, "resnet101": 101}[self.backbone],
+            in_channels=in_channels,
+            output_stride=output_stride,
+            multi_grid=self.multi_grid,
+            first_block=self.first_block,
+            width=self.width_multiplier,
+        )
+
+
+def cascade(channels: int, options: DeepLabV3Options, *, output_stride: int) -> "OrderedDict[str, nn.Module]":
+    """Blocks 5 to 7 by name: copies of block 4, each with twice the rate of the one before it. Sec. 3.2.
+
+    They stride nowhere and keep the number of channels, so unlike block 4 they need no projection in their shortcuts.
+    """
+    blocks = OrderedDict[str, nn.Module]()
+    rate = 32 // output_stride  # of block 4
+    for number in range(5, options.blocks + 1):
+        earlier, rate = rate, 2 * rate
+        rates = stage_rates(3, rate, earlier=earlier, first_block=options.first_block, grid=options.multi_grid)
+        blocks[f"block{number}"] = stage(Bottleneck, channels, channels // Bottleneck.expansion, rates, stride=1)
+    return blocks
+
+
+def pyramid(
+    in_channels: int, out_channels: int, options: DeepLabV3Options, *, output_stride: int
+) -> "OrderedDict[str, nn.Module]":
+    """ASPP, and the convolution behind it if there is one, by name. Sec. 3.3."""
+    scale = 16 // output_stride
+    rates = tuple(rate * scale for rate in options.rates)
+    layers = OrderedDict[str, nn.Module](aspp=ASPP(in_channels, out_channels, rates=rates, separable=False))
+    if options.head_conv:
+        layers["conv"] = conv_bn_relu(out_channels, out_channels, 3)
+    return layers
+
+
+class DeepLabV3(Network):
+    """The network; its logits leave at the output stride."""
+
+    output_strides = (16, 8)
+
+    def __init__(self, num_classes: int, options: DeepLabV3Options, *, in_channels: int, output_stride: int) -> None:
+        super().__init__()
+        self.stride, self.align_corners = output_stride, options.align_corners
+        self.backbone = options.build_backbone(in_channels=in_channels, output_stride=output_stride)
+        channels = self.backbone.high_channels
+        if options.mode == "cascade":
+            self.feature_channels = channels
+            self.context = nn.Sequential(cascade(channels, options, output_stride=output_stride))
+        else:
+            self.feature_channels = max(1, round(256 * options.width_multiplier))
+            self.context = nn.Sequential(pyramid(channels, self.feature_channels, options, output_stride=output_stride))
+        self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
+        scores = [self.logits]
+        self.aux = None
+        if options.aux and isinstance(self.backbone, ResNet):
+            third = self.backbone.stage_channels[2]
+            scores.append(nn.Conv2d(max(1, third // 4), num_classes, 1))
+            self.aux = nn.Sequential(*fcn_head(third), scores[1])
+            # torchvision's references/segmentation/train.py
+            self.loss_weights = {"logits": 1.0, "aux": 0.5}
+        initialise(self, *scores)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> what ASPP or the cascade gives, and the logits, both at the output stride."""
+        features = self.context(self.backbone(x)[1])
+        return features, self.logits(features)
+
+    def supervised(self, x: Tensor) -> dict[str, Tensor]:
+        """`logits`, and with an auxiliary head `aux` on the same grid."""
+        if self.aux is None or not isinstance(self.backbone, ResNet):
+            return super().supervised(x)
+        *_, third, last = self.backbone.stages(x)
+        return {"logits": self.logits(self.context(last)), "aux": self.aux(third)}
