@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.backbones.resnet import ResNet
 
+torch.set_num_threads(1)
+
 TORCHVISION = {"multi_grid": None, "head_conv": True}
 """What torchvision, VainF/DeepLabV3Plus-Pytorch and, but for `first_block`, segmentation_models.pytorch build."""
 TINY = {"width_multiplier": 1 / 32, "backbone": "resnet50"}

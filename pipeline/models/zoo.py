@@ -13,6 +13,7 @@ from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.network import Network, Options
+from pipeline.models.pspnet import PSPNet, PSPNetOptions, PSPNetSMP, PSPNetSMPOptions
 from pipeline.models.segnet import SegNet, SegNetOptions
 from pipeline.models.unet import UNet, UNetOptions, UNetResNet, UNetResNetOptions
 
@@ -24,6 +25,8 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),
+    "pspnet": (PSPNet, PSPNetOptions),
+    "pspnet_smp": (PSPNetSMP, PSPNetSMPOptions),
     "segnet": (SegNet, SegNetOptions),
     "unet": (UNet, UNetOptions),
     "unet_resnet": (UNetResNet, UNetResNetOptions),
