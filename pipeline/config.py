@@ -18,6 +18,7 @@ CODE_VERSION = 1
 """Raised by hand when a change of the code changes masks; part of the fingerprint."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
+Scale = Annotated[float, Field(ge=0.1, le=4)]
 
 
 class _Frozen(BaseModel):
@@ -56,7 +57,11 @@ class DecodeConfig(_Frozen):
 class TileConfig(_Frozen):
     """How an image of any size becomes inputs of the network."""
 
-    tile_px: int = Field(512, ge=64, multiple_of=32, description="Images larger than this are cut into tiles, pixels.")
+    mode: Literal["sliding", "whole"] = Field(
+        "sliding", description="Cut large images into tiles, or give the network every image whole."
+    )
+    whole_mpx: float = Field(4.0, gt=0, description="Megapixels the network takes at once with mode whole.")
+    tile_px: int = Field(512, ge=64, multiple_of=32, description="Images a quarter larger than this are cut, pixels.")
     overlap_px: int = Field(128, ge=0, multiple_of=32, description="Overlap of neighbouring tiles, pixels.")
     bucket_px: int = Field(64, ge=32, multiple_of=32, description="Smaller images are padded to multiples of this.")
 
@@ -77,6 +82,21 @@ class InferConfig(_Frozen):
         "auto", description="auto: bf16 where the hardware has it, else fp16 on GPU and fp32 on CPU."
     )
     output_stride: Literal[8, 16] | None = Field(None, description="Encoder stride; unset takes the checkpoint's.")
+    scales: tuple[Scale, ...] = Field(
+        (1.0,), min_length=1, description="Look at every image at these sizes, factors of its own."
+    )
+    flip: bool = Field(False, description="Look at every image mirrored left to right as well.")
+    fuse: Literal["mean_probability", "max_score"] = Field(
+        "mean_probability", description="What several looks become: mean of probabilities (v3), maximum of scores (v2)."
+    )
+    compile: bool = Field(False, description="Compile the network with torch.compile when a worker starts.")
+    max_logits_mib: float = Field(1024.0, gt=0, description="Size of the logits of one image in float16, MiB.")
+
+    @model_validator(mode="after")
+    def _scales_differ(self) -> "InferConfig":
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {self.scales} hold the same one twice")
+        return self
 
 
 class RefineConfig(_Frozen):

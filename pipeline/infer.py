@@ -4,6 +4,7 @@ In: decoded images of any size, as a stream, so that decoding of the next ones g
 logits or the error that stopped it. Full-size probabilities are never made here.
 """
 
+import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,16 +13,23 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Card, Checkpoint
 from pipeline.config import InferConfig, TileConfig
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
+from pipeline.models.zoo import NETWORKS
+from pipeline.pyramid import Fusion, View, look, views
 from pipeline.records import Bool, Float16, Float32, Image, UInt8
-from pipeline.stitch import Canvas
+from pipeline.stitch import Canvas, to_half
 from pipeline.tile import cut, plan_tiles
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = {"cuda": 16, "cpu": 2}
 """On a CPU the maps of more than a few tiles fall out of the caches: 16 tiles of 512x512 took twice as long each."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+WARM_UP_PX = 96, 160
+"""Two lengths that differ, or the compiler takes height and width for the same number."""
 
 
 @dataclass(slots=True)
@@ -31,38 +39,67 @@ class Prediction:
     logits_khw: Float16 | None = None
     """(K, ceil(H/stride), ceil(W/stride)), each pixel's largest shifted to 0; None when `error` is set."""
     error: InputError | None = None
-    """`non_finite_logits` or `gpu_oom`."""
+    """`too_many_pixels`, `non_finite_logits` or `gpu_oom`."""
     seconds: float = 0.0
     """This image's share of the time in the network."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """One image on its way through: its tiles come back in batches shared with other images."""
+    """One image on its way through."""
 
-    image: Image
-    canvas: Canvas
+    fusion: Fusion
     prediction: Prediction = field(default_factory=Prediction)
+
+
+@dataclass(slots=True)
+class _Look:
+    """One look at an image: its tiles go out and come back in batches shared with other looks and images."""
+
+    job: _Job
+    view: View
+    canvas: Canvas
+    pixels_hwc: UInt8 | None
+    """What there is to see; None once every tile is cut."""
+    uncut: int
+
+
+Tile = tuple[_Look, int]
 
 
 @dataclass(slots=True)
 class _Flight:
     """A batch whose results may still be on their way back from the device."""
 
-    tiles: list[tuple[_Job, int]]
-    pixels_nhwc: UInt8
+    tiles: list[Tile]
+    pixels_nhwc: torch.Tensor
     logits_nkhw: torch.Tensor
     landed: torch.cuda.Event | None
     seconds: float
 
 
 def _finished(jobs: deque[_Job]) -> Iterator[Prediction]:
-    """Take off the front of the line every image that has all its tiles back, or has failed."""
-    while jobs and (jobs[0].canvas.missing == 0 or jobs[0].prediction.error):
+    """Take off the front of the line every image that has all its looks back, or has failed."""
+    while jobs and (jobs[0].fusion.missing == 0 or jobs[0].prediction.error):
         job = jobs.popleft()
         if job.prediction.error is None:
-            job.prediction.logits_khw = job.canvas.finish()
+            job.prediction.logits_khw = to_half(job.fusion.finish())
         yield job.prediction
+
+
+def check(card: Card, infer: InferConfig) -> None:
+    """Refuse, before any worker starts, what the network of a checkpoint cannot do.
+
+    Raises:
+        ConfigError: for an output stride it does not have, naming those it has.
+    """
+    strides = NETWORKS[card.architecture][0].output_strides
+    if infer.output_stride not in (None, *strides):
+        known = " and ".join(map(str, strides))
+        raise ConfigError(
+            f"{card.architecture} has output stride {known}, not {infer.output_stride}",
+            hint="leave --infer.output-stride unset",
+        )
 
 
 def resolve_precision(asked: str, device: torch.device) -> torch.dtype:
@@ -81,8 +118,8 @@ def resolve_precision(asked: str, device: torch.device) -> torch.dtype:
 class Segmenter:
     """Holds one network on one device.
 
-    Tiles of equal shape share a batch, whichever image they come from. On a GPU the pixels travel from pinned memory
-    and the results of a batch are fetched while the next one runs.
+    Tiles of equal shape share a batch, whichever image they come from. On a GPU the pixels travel from pinned memory,
+    beside the batch that is running, and the results of a batch are fetched while the next one runs.
     """
 
     def __init__(
@@ -91,28 +128,35 @@ class Segmenter:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         network = checkpoint.build(infer.output_stride).to(self.device)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.num_classes = len(checkpoint.card.classes)
+        self.num_classes, self.num_channels = len(checkpoint.card.classes), len(checkpoint.card.mean)
         self.stride, self.align_corners = int(self.network.stride), bool(self.network.align_corners)
         self.dtype = resolve_precision(infer.precision, self.device)
-        self.batch, self.tile = infer.batch or DEFAULT_BATCH[self.device.type], tile
+        self.batch = infer.batch or DEFAULT_BATCH[self.device.type]
+        self.infer, self.tile, self.views = infer, tile, views(infer)
+        self._upload: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._upload = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._mean, self._std = (
             torch.tensor(channel, device=self.device).view(1, -1, 1, 1) * 255
             for channel in (checkpoint.card.mean, checkpoint.card.std)
         )
+        self._call = self.network
+        compiled = self._compile() if infer.compile else ""
+        self.inference = self._describe(infer.output_stride or checkpoint.card.output_stride, compiled)
 
     def __call__(self, images: Iterable[Image]) -> Iterator[Prediction]:
         """Segment a stream of images; predictions come in the order of the images."""
         jobs: deque[_Job] = deque()
-        waiting: dict[tuple[int, int], list[tuple[_Job, int]]] = defaultdict(list)
+        waiting: dict[tuple[int, int], list[Tile]] = defaultdict(list)
         flights: deque[_Flight] = deque()
         for image in images:
-            job = self._open(image)
-            jobs.append(job)
-            for index in range(len(job.canvas.grid.corners)):
-                queue = waiting[job.canvas.grid.tile_height, job.canvas.grid.tile_width]
-                queue.append((job, index))
-                if len(queue) == self.batch:
-                    self._fly(flights, queue)
+            jobs.append(self._open(image))
+            for one in self._looks(jobs[-1], image):
+                queue = waiting[one.canvas.grid.tile_height, one.canvas.grid.tile_width]
+                for index in range(one.uncut):
+                    queue.append((one, index))
+                    if len(queue) == self.batch:
+                        self._fly(flights, queue)
             yield from _finished(jobs)
         for queue in waiting.values():
             self._fly(flights, queue)
@@ -121,54 +165,100 @@ class Segmenter:
         yield from _finished(jobs)
 
     def _open(self, image: Image) -> _Job:
-        grid = plan_tiles(image.height, image.width, self.tile)
-        return _Job(image, Canvas(grid, num_classes=self.num_classes, stride=self.stride))
+        size = {"height": image.height, "width": image.width}
+        job = _Job(Fusion(self.infer, **size, stride=self.stride, align_corners=self.align_corners))
+        cells = -(-image.height // self.stride) * -(-image.width // self.stride)
+        if (mib := cells * self.num_classes * 2 / 2**20) > self.infer.max_logits_mib:
+            detail = f"{image.height}x{image.width} pixels give {mib:.0f} MiB of logits at stride {self.stride}"
+            detail += f" with {self.num_classes} classes, limit {self.infer.max_logits_mib:g} MiB"
+            job.prediction.error = InputError("too_many_pixels", detail, hint="raise --infer.max-logits-mib")
+        return job
 
-    def _fly(self, flights: deque[_Flight], queue: list[tuple[_Job, int]]) -> None:
+    def _looks(self, job: _Job, image: Image) -> Iterator[_Look]:
+        """What the network is to see of an image, one look at a time: each may be larger than the image."""
+        for view in self.views:
+            if job.prediction.error:
+                return
+            pixels = look(image.pixels_hwc, view, align_corners=self.align_corners)
+            grid = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile, align_corners=self.align_corners)
+            mpx = grid.tile_height * grid.tile_width / 1e6
+            if self.tile.mode == "whole" and mpx > self.tile.whole_mpx:
+                detail = f"{grid.tile_height}x{grid.tile_width} = {mpx:.1f} Mpx at once, limit {self.tile.whole_mpx:g}"
+                hint = "raise --tile.whole-mpx, or take --tile.mode sliding"
+                job.prediction.error = InputError("too_many_pixels", detail, hint=hint)
+                return
+            canvas = Canvas(grid, num_classes=self.num_classes, stride=self.stride)
+            yield _Look(job, view, canvas, pixels, len(grid.corners))
+
+    def _fly(self, flights: deque[_Flight], queue: list[Tile]) -> None:
         """Start the queued tiles, then fetch the batch before: its results come back while this one runs."""
-        if not queue:
-            return
-        flights.extend(self._launch(list(queue)))
+        tiles = [tile for tile in queue if tile[0].job.prediction.error is None]
         queue.clear()
+        if tiles:
+            flights.extend(self._launch(tiles, self._cut(tiles)))
         while len(flights) > 1:
             self._land(flights.popleft())
 
-    def _launch(self, tiles: list[tuple[_Job, int]]) -> list[_Flight]:
+    def _cut(self, tiles: list[Tile]) -> torch.Tensor:
+        """Pixels of tiles of one shape, (N, h, w, C) uint8; where the device is a GPU, in memory it can read itself."""
+        grid = tiles[0][0].canvas.grid
+        shape = len(tiles), grid.tile_height, grid.tile_width, self.num_channels
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._upload is not None)
+        for target, (one, index) in zip(pixels.numpy(), tiles, strict=True):
+            if one.pixels_hwc is None:
+                raise ValueError("a tile was cut twice")
+            target[:] = cut(one.pixels_hwc, one.canvas.grid, index)
+            one.uncut -= 1
+            if one.uncut == 0:
+                one.pixels_hwc = None
+        return pixels
+
+    def _launch(self, tiles: list[Tile], pixels_nhwc: torch.Tensor) -> list[_Flight]:
         """Run one batch; when the GPU is out of memory, run its halves; alone and still too large is an error."""
-        pixels = np.stack([cut(job.image.pixels_hwc, job.canvas.grid, index) for job, index in tiles])
         started = perf_counter()
         try:
-            logits, landed = self._to_host(self._forward(pixels, self.dtype))
+            logits, landed = self._to_host(self._forward(pixels_nhwc, self.dtype))
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-            return self._halve(tiles)
-        return [_Flight(tiles, pixels, logits, landed, perf_counter() - started)]
-
-    def _halve(self, tiles: list[tuple[_Job, int]]) -> list[_Flight]:
+        else:
+            return [_Flight(tiles, pixels_nhwc, logits, landed, perf_counter() - started)]
         if len(tiles) > 1:
             middle = len(tiles) // 2
-            return self._launch(tiles[:middle]) + self._launch(tiles[middle:])
-        job, _ = tiles[0]
-        height, width = job.canvas.grid.tile_height, job.canvas.grid.tile_width
-        job.prediction.error = InputError(
-            "gpu_oom", f"a single {height}x{width} tile does not fit the GPU", hint="lower --tile.tile-px"
-        )
+            first = self._launch(tiles[:middle], pixels_nhwc[:middle])
+            return first + self._launch(tiles[middle:], pixels_nhwc[middle:])
+        self._too_large(tiles[0][0])
         return []
 
+    def _too_large(self, one: _Look) -> None:
+        height, width = one.canvas.grid.tile_height, one.canvas.grid.tile_width
+        hint = "lower --tile.tile-px" if self.tile.mode == "sliding" else "take --tile.mode sliding"
+        one.job.prediction.error = InputError(
+            "gpu_oom", f"a single {height}x{width} tile does not fit the GPU", hint=hint
+        )
+
     @torch.inference_mode()
-    def _forward(self, pixels_nhwc: UInt8, dtype: torch.dtype) -> torch.Tensor:
-        """Logits on the device, (N, K, h, w) float32, of (N, H, W, 3) uint8 pixels."""
-        pixels = torch.from_numpy(pixels_nhwc)
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+    def _forward(self, pixels_nhwc: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Logits on the device, (N, K, h, w) float32, of (N, H, W, C) uint8 pixels."""
         # (N, H, W, C) in memory seen as (N, C, H, W) already is channels_last: no copy.
-        normalised = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
+        pixels = self._to_device(pixels_nhwc).permute(0, 3, 1, 2)
+        normalised = (pixels.float() - self._mean) / self._std
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
-            logits: torch.Tensor = self.network(normalised)
+            logits: torch.Tensor = self._call(normalised)
         return logits.float()
 
+    def _to_device(self, pixels_nhwc: torch.Tensor) -> torch.Tensor:
+        """Send pixels to the device beside what it is doing; the network waits for them, this thread does not."""
+        if self._upload is None:
+            return pixels_nhwc
+        with torch.cuda.stream(self._upload):
+            pixels = pixels_nhwc.to(self.device, non_blocking=True)
+        running = torch.cuda.current_stream(self.device)
+        running.wait_stream(self._upload)
+        pixels.record_stream(running)
+        return pixels
+
     def _to_host(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        if self.device.type != "cuda":
+        if self._upload is None:
             return logits, None
         host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
         host.copy_(logits, non_blocking=True)
@@ -183,19 +273,58 @@ class Segmenter:
             flight.landed.synchronize()
         logits_nkhw: Float32 = flight.logits_nkhw.numpy()
         finite: Bool = np.asarray(np.isfinite(logits_nkhw).all(axis=(1, 2, 3)))
-        if not finite.all():
-            logits_nkhw = self._again_in_float32(flight, logits_nkhw, finite)
+        for number in np.flatnonzero(~finite):
+            self._again_in_float32(flight, int(number))
+        for (one, index), logits_khw in zip(flight.tiles, logits_nkhw, strict=True):
+            if one.job.prediction.error is None:
+                one.canvas.add(index, logits_khw)
+                if one.canvas.missing == 0:
+                    one.job.fusion.add(one.view, one.canvas.finish())
         share = (flight.seconds + perf_counter() - started) / len(flight.tiles)
-        for (job, index), logits_khw, good in zip(flight.tiles, logits_nkhw, finite, strict=True):
-            job.canvas.add(index, logits_khw)
-            job.prediction.seconds += share
-            if not good and not np.isfinite(logits_khw).all():
-                detail = f"the network gave NaN or infinity for the tile at {job.canvas.grid.corners[index]}"
-                job.prediction.error = InputError("non_finite_logits", f"{detail}, also in float32")
+        for one, _ in flight.tiles:
+            one.job.prediction.seconds += share
 
-    def _again_in_float32(self, flight: _Flight, logits_nkhw: Float32, finite: Bool) -> Float32:
-        """Run the tiles with NaN or infinity once more in float32: half precision overflows where float32 does not."""
-        again = np.flatnonzero(~finite)
-        patched = logits_nkhw.copy()
-        patched[again] = self._forward(flight.pixels_nhwc[again], torch.float32).cpu().numpy()
-        return patched
+    def _again_in_float32(self, flight: _Flight, number: int) -> None:
+        """Run a tile with NaN or infinity once more in float32: half precision overflows where float32 does not."""
+        one, index = flight.tiles[number]
+        logits: torch.Tensor | None = None
+        try:
+            logits = self._forward(flight.pixels_nhwc[number : number + 1], torch.float32)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        if logits is None:
+            self._too_large(one)
+            return
+        again: Float32 = logits[0].cpu().numpy()
+        if np.isfinite(again).all():
+            flight.logits_nkhw.numpy()[number] = again
+            return
+        detail = f"the network gave NaN or infinity for the tile at {one.canvas.grid.corners[index]}"
+        one.job.prediction.error = InputError("non_finite_logits", f"{detail}, also in float32")
+
+    def _compile(self) -> str:
+        """Compile the network now and for every size at once; what the rows are to say of it.
+
+        The compiler makes one version for a single tile and one for several: both are made here.
+        """
+        started = perf_counter()
+        self._call = torch.compile(self.network, dynamic=True)
+        try:
+            for count in (2, 1):
+                size = count, WARM_UP_PX[0], WARM_UP_PX[1], self.num_channels
+                self._forward(torch.zeros(size, dtype=torch.uint8), self.dtype)
+        except Exception as error:  # noqa: BLE001  # whatever the compiler, and the compiler it starts, may raise
+            self._call = self.network
+            log.warning("torch.compile failed, the network runs as it is: %s", error)
+            return f"eager ({type(error).__name__})"
+        log.info("network compiled in %.1f s", perf_counter() - started)
+        return "compiled"
+
+    def _describe(self, output_stride: int, compiled: str) -> str:
+        """How images are looked at, in one line for their rows: what was asked for, as this device does it."""
+        said = [f"os{output_stride}", next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)]
+        said += [self.tile.mode]
+        if self.views != (View(),):
+            said += ["scales=" + ",".join(f"{scale:g}" for scale in self.infer.scales)]
+            said += ["flip"] * self.infer.flip + [self.infer.fuse] * (len(self.views) > 1)
+        return " ".join(said + [compiled] * bool(compiled))

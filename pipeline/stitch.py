@@ -9,6 +9,18 @@ import numpy as np
 from pipeline.records import Float16, Float32
 from pipeline.tile import Grid, blend_window
 
+BAND_CELLS = 64
+"""Rows that are converted at once."""
+
+
+def _weights(corners: set[int], length: int, total: int) -> dict[int, Float32]:
+    """Blend weights of the tiles along one axis by their first cell; over every cell they add up to 1."""
+    window = blend_window(length)
+    heap = np.zeros(total, np.float32)
+    for corner in corners:
+        heap[corner : corner + length] += window
+    return {corner: window / heap[corner : corner + length] for corner in corners}
+
 
 class Canvas:
     """Collects the logits of one image's tiles, in any order."""
@@ -16,26 +28,26 @@ class Canvas:
     def __init__(self, grid: Grid, *, num_classes: int, stride: int) -> None:
         self.grid, self.stride = grid, stride
         self.missing = len(grid.corners)
-        height, width = (
-            (corner + tile) // stride
-            for corner, tile in zip(grid.corners[-1], (grid.tile_height, grid.tile_width), strict=True)
-        )
-        self._sum = np.zeros((num_classes, height, width), np.float32)
-        self._weights = np.zeros((height, width), np.float32)
-        self._window = blend_window(grid.tile_height // stride)[:, None] * blend_window(grid.tile_width // stride)
+        tile = -(-grid.tile_height // stride), -(-grid.tile_width // stride)
+        corners = [(y // stride, x // stride) for y, x in grid.corners]
+        height, width = (last + cells for last, cells in zip(corners[-1], tile, strict=True))
+        # The tiles stand in rows and columns, so that the sum of all windows is the product of one sum per axis.
+        self._down = _weights({y for y, _ in corners}, tile[0], height)
+        self._along = _weights({x for _, x in corners}, tile[1], width)
+        self._scores = np.zeros((num_classes, height, width), np.float32)
 
     def add(self, index: int, logits_khw: Float32) -> None:
-        """Blend in the logits of tile `index`: (K, tile_height/stride, tile_width/stride) float32."""
-        y, x = (corner // self.stride for corner in self.grid.corners[index])
-        rows, columns = slice(y, y + self._window.shape[0]), slice(x, x + self._window.shape[1])
-        self._sum[:, rows, columns] += logits_khw * self._window
-        self._weights[rows, columns] += self._window
+        """Blend in the logits of tile `index`: (K, ceil(tile_height/stride), ceil(tile_width/stride)) float32."""
         self.missing -= 1
+        if len(self.grid.corners) == 1:
+            self._scores = logits_khw
+            return
+        y, x = (corner // self.stride for corner in self.grid.corners[index])
+        down, along = self._down[y], self._along[x]
+        self._scores[:, y : y + len(down), x : x + len(along)] += logits_khw * (down[:, None] * along)
 
-    def finish(self) -> Float16:
-        """The blended logits, (K, h, w) float16, shifted so that each pixel's largest is 0.
-
-        A shift common to all classes changes no softmax, and float16 is finest near 0, where the classes compete.
+    def finish(self) -> Float32:
+        """The blended logits, (K, ceil(H/stride), ceil(W/stride)) float32.
 
         Raises:
             ValueError: when tiles are missing.
@@ -43,7 +55,17 @@ class Canvas:
         if self.missing:
             raise ValueError(f"{self.missing} of {len(self.grid.corners)} tiles were never added")
         height, width = -(-self.grid.height // self.stride), -(-self.grid.width // self.stride)
-        blended = self._sum[:, :height, :width] / self._weights[:height, :width]
-        shifted = blended - blended.max(axis=0, keepdims=True)
-        logits: Float16 = np.maximum(shifted, np.finfo(np.float16).min).astype(np.float16)
-        return logits
+        return self._scores[:, :height, :width]
+
+
+def to_half(scores_khw: Float32) -> Float16:
+    """Logits as they travel: (K, h, w) float16, shifted so that each cell's largest is 0.
+
+    A shift common to all classes changes no softmax, and float16 is finest near 0, where the classes compete.
+    """
+    logits = np.empty(scores_khw.shape, np.float16)
+    for top in range(0, scores_khw.shape[1], BAND_CELLS):
+        band = scores_khw[:, top : top + BAND_CELLS]
+        shifted = band - band.max(axis=0, keepdims=True)
+        logits[:, top : top + BAND_CELLS] = np.maximum(shifted, np.finfo(np.float16).min)
+    return logits

@@ -15,6 +15,9 @@ from pipeline.records import UInt8
 ALIGN_PX = 32
 """Tile corners sit on multiples of this: the largest stride inside any network of the family."""
 
+LEFT_WHOLE = 1.25
+"""A side up to this many times `tile_px` is not cut: two tiles that overlap are more work than a larger one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -34,22 +37,29 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _axis(size_px: int, cfg: TileConfig) -> tuple[int, list[int]]:
+def _axis(size_px: int, cfg: TileConfig, beyond_px: int) -> tuple[int, list[int]]:
     """Tile length and first pixels along one axis; the last tile is moved back so that it ends with the image."""
-    if size_px <= cfg.tile_px:
-        return min(_round_up(size_px, cfg.bucket_px), cfg.tile_px), [0]
-    last = _round_up(size_px, ALIGN_PX) - cfg.tile_px
-    return cfg.tile_px, [*range(0, last, cfg.tile_px - cfg.overlap_px), last]
+    if cfg.mode == "whole":
+        return max(_round_up(size_px - beyond_px, ALIGN_PX), ALIGN_PX) + beyond_px, [0]
+    if size_px <= cfg.tile_px * LEFT_WHOLE:
+        return max(_round_up(size_px - beyond_px, cfg.bucket_px), cfg.bucket_px) + beyond_px, [0]
+    last = _round_up(size_px - beyond_px, ALIGN_PX) - cfg.tile_px
+    return cfg.tile_px + beyond_px, [*range(0, last, cfg.tile_px - cfg.overlap_px), last]
 
 
-def plan_tiles(height: int, width: int, cfg: TileConfig) -> Grid:
+def plan_tiles(height: int, width: int, cfg: TileConfig, *, align_corners: bool = False) -> Grid:
     """Decide the tiles of an image of `height` x `width` pixels, both at least 1.
 
-    A side of at most `tile_px` gives one tile, rounded up to a multiple of `bucket_px` so that images of nearly the
-    same size share a batch.
+    A side of at most `tile_px`, or a quarter more, gives one tile, rounded up to a multiple of `bucket_px` so that
+    images of nearly the same size share a batch; with mode `whole` every side does, rounded up to a multiple of 32.
+
+    With `align_corners` every tile has one row and one column more, 513 instead of 512: then the last cell of every
+    grid inside the network stands for the last pixel, as the first does for the first. It is why these networks were
+    trained on crops of 321 and 513 (Chen 2014, arXiv 1412.7062).
     """
-    tile_height, ys = _axis(height, cfg)
-    tile_width, xs = _axis(width, cfg)
+    beyond_px = int(align_corners)
+    tile_height, ys = _axis(height, cfg, beyond_px)
+    tile_width, xs = _axis(width, cfg, beyond_px)
     return Grid(height, width, tile_height, tile_width, tuple((y, x) for y in ys for x in xs))
 
 

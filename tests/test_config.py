@@ -23,11 +23,18 @@ CHANGES_MASKS = {
     "decode.frame": "first",
     "decode.sixteen_bit": "percentile",
     "decode.background": (255, 255, 255),
+    "tile.mode": "whole",
+    "tile.whole_mpx": 1.0,
     "tile.tile_px": 640,
     "tile.overlap_px": 64,
     "tile.bucket_px": 128,
     "infer.precision": "fp32",
     "infer.output_stride": 8,
+    "infer.scales": (0.5, 1.0),
+    "infer.flip": True,
+    "infer.fuse": "max_score",
+    "infer.compile": True,
+    "infer.max_logits_mib": 100.0,
     "refine.engine": "none",
     "refine.preset": "another",
     "refine.bi_w": 3.0,
@@ -153,6 +160,11 @@ def test_wrong_setting_is_named_by_its_dotted_path(path, value):
 def test_tiles_that_do_not_advance_are_refused():
     with pytest.raises(ValidationError, match="overlap_px 320 is more than half of tile_px 512"):
         settings(**{"tile.overlap_px": 320})
+
+
+def test_a_scale_given_twice_is_refused():
+    with pytest.raises(ValidationError, match="hold the same one twice"):
+        settings(**{"infer.scales": (1.0, 0.5, 1.0)})
 
 
 @pytest.mark.parametrize("path", sorted({path.partition(".")[0] for path in leaves(SegmentConfig)}))

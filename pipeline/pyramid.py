@@ -1,0 +1,144 @@
+"""Several looks at one image, at other sizes or mirrored, and the one map that their scores become.
+
+In: pixels, and the scores of each look at the network's stride. Out: scores on the grid the image has at its own size.
+Resizing is bilinear without antialiasing, as `F.interpolate` and TensorFlow's `resize_bilinear` do it, which the
+published multi-scale figures were made with. Everything is done in bands of rows: memory is bounded by the result.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import InferConfig
+from pipeline.records import Float32, UInt8
+from pipeline.refine.unary import softmax
+
+BAND_ROWS = 64
+"""Rows that are resized at once."""
+
+Positions = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One look at an image."""
+
+    scale: float = 1.0
+    """Its size over the image's."""
+    flip: bool = False
+    """Mirrored left to right."""
+
+
+def views(cfg: InferConfig) -> tuple[View, ...]:
+    """The looks a config asks for, the plain ones first."""
+    return tuple(View(scale, flip) for flip in ((False, True) if cfg.flip else (False,)) for scale in cfg.scales)
+
+
+def scaled(length_px: int, scale: float, *, align_corners: bool) -> int:
+    """Pixels along an axis after scaling, rounded half up, at least 1.
+
+    Where corners are aligned it is the distance between the first and the last pixel that scales, as in
+    tensorflow/models, research/deeplab/core/utils.py, `scale_dimension`: 513 becomes 257 and 769.
+    """
+    beyond_px = int(align_corners)
+    return max(1, int((length_px - beyond_px) * scale + 0.5) + beyond_px)
+
+
+def look(pixels_hwc: UInt8, view: View, *, align_corners: bool) -> UInt8:
+    """What the network sees of an image: (h, w, C) uint8, rounded to whole levels like any image file."""
+    height, width = (scaled(length, view.scale, align_corners=align_corners) for length in pixels_hwc.shape[:2])
+    seen = pixels_hwc
+    if (height, width) != pixels_hwc.shape[:2]:
+        ys, xs = (
+            _moved(np.arange(here, dtype=np.float64), here, there, align_corners=align_corners).clip(0, there - 1)
+            for here, there in zip((height, width), pixels_hwc.shape[:2], strict=True)
+        )
+        seen = np.empty((height, width, pixels_hwc.shape[2]), np.uint8)
+        for top, band in _bands(pixels_hwc.transpose(2, 0, 1), ys, xs):
+            seen[top : top + band.shape[1]] = (band + 0.5).transpose(1, 2, 0)
+    return seen[:, ::-1] if view.flip else seen
+
+
+class Fusion:
+    """Collects the scores of all looks at one image, in any order."""
+
+    def __init__(self, cfg: InferConfig, *, height: int, width: int, stride: int, align_corners: bool) -> None:
+        """Prepare for an image of `height` x `width` pixels."""
+        self.missing = self.num_views = len(views(cfg))
+        self.averages = self.num_views > 1 and cfg.fuse == "mean_probability"
+        self.size_px, self.stride, self.align_corners = (height, width), stride, align_corners
+        self._fused: Float32 | None = None
+
+    def add(self, view: View, scores_khw: Float32) -> None:
+        """Take the scores of one look, (K, h, w) float32 on the grid of what it saw."""
+        self.missing -= 1
+        if self.num_views == 1 and view == View():
+            self._fused = scores_khw
+            return
+        height, width = self.size_px
+        ys = self._cells(height, scores_khw.shape[1], View(view.scale))
+        xs = self._cells(width, scores_khw.shape[2], view)
+        if self._fused is None:
+            self._fused = self._empty(len(scores_khw), len(ys), len(xs))
+        for top, band in _bands(scores_khw, ys, xs):
+            here = self._fused[:, top : top + band.shape[1]]
+            if self.averages:
+                here += softmax(band) / self.num_views
+            else:
+                np.maximum(here, band, out=here)
+
+    def finish(self) -> Float32:
+        """Scores of the image, (K, ceil(H/stride), ceil(W/stride)) float32: maxima, or logs of mean probabilities.
+
+        Their softmax is the mean again, so that whatever refines or counts them needs to know nothing of looks.
+
+        Raises:
+            ValueError: when looks are missing.
+        """
+        if self.missing or self._fused is None:
+            raise ValueError(f"{self.missing} of {self.num_views} looks were never added")
+        if self.averages:
+            np.maximum(self._fused, np.finfo(np.float32).tiny, out=self._fused)
+            np.log(self._fused, out=self._fused)
+        return self._fused
+
+    def _empty(self, num_classes: int, height: int, width: int) -> Float32:
+        start = 0 if self.averages else -np.inf
+        return np.full((num_classes, height, width), start, np.float32)
+
+    def _cells(self, length_px: int, cells: int, view: View) -> Positions:
+        """Where the image's own cells lie among the cells of a look, along one axis of `length_px` pixels."""
+        own = np.arange(-(-length_px // self.stride), dtype=np.float64)
+        pixels = own * self.stride if self.align_corners else (own + 0.5) * self.stride - 0.5
+        seen_px = scaled(length_px, view.scale, align_corners=self.align_corners)
+        seen = _moved(pixels, length_px, seen_px, align_corners=self.align_corners)
+        if view.flip:
+            seen = seen_px - 1 - seen
+        found = seen / self.stride if self.align_corners else (seen + 0.5) / self.stride - 0.5
+        return found.clip(0, cells - 1)
+
+
+def _moved(positions: Positions, length: int, other: int, *, align_corners: bool) -> Positions:
+    """Positions along an axis of `length` pixels, as positions along the same axis with `other` pixels."""
+    if align_corners:
+        return positions * ((other - 1) / max(length - 1, 1))
+    return (positions + 0.5) * (other / length) - 0.5
+
+
+def _bands(values_khw: Float32 | UInt8, ys: Positions, xs: Positions) -> Iterator[tuple[int, Float32]]:
+    """Bilinear samples of (K, h, w) values at all pairs of positions, some rows at a time, each with its first row."""
+    left = np.floor(xs).astype(np.intp)
+    right, along = np.minimum(left + 1, values_khw.shape[2] - 1), (xs - left).astype(np.float32)
+    for top in range(0, len(ys), BAND_ROWS):
+        rows = ys[top : top + BAND_ROWS]
+        upper = np.floor(rows).astype(np.intp)
+        lower, down = np.minimum(upper + 1, values_khw.shape[1] - 1), (rows - upper).astype(np.float32)
+        first = upper[0]
+        touched = values_khw[:, first : lower[-1] + 1].astype(np.float32)
+        wide = touched[:, :, left]
+        wide += (touched[:, :, right] - wide) * along
+        tall = wide[:, upper - first]
+        tall += (wide[:, lower - first] - tall) * down[:, None]
+        yield top, tall
