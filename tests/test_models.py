@@ -4,23 +4,44 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled
 from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.layers import BatchNorm2d
+from pipeline.models.catalogue import macs, parameters
+from pipeline.models.layers import ASPP, BatchNorm2d, conv3x3_bn_relu, set_batch_norm, widen
 
-TINY = {
-    "backbone": "mobilenet_v2",
-    "width_multiplier": 0.25,
-    "aspp_channels": 8,
-    "decoder_channels": 8,
-    "low_level_channels": 4,
+CHANNELS = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4}
+TINY = {"backbone": "mobilenet_v2", "width_multiplier": 0.25} | CHANNELS
+TINY_RESNET = {"backbone": "resnet18", "width_multiplier": 0.125} | CHANNELS
+TINY_XCEPTION = {"backbone": "xception41", "width_multiplier": 1 / 32} | CHANNELS
+TINY_CAFFE = {"backbone": "resnet50", "width_multiplier": 0.0625, "ceil_pool": True, "stride_in": "1x1"} | CHANNELS
+EVERY_KIND = {"mobilenet_v2": TINY, "resnet18": TINY_RESNET, "xception41": TINY_XCEPTION, "caffe": TINY_CAFFE}
+
+KAZUTO1011 = {"stride_in": "1x1", "ceil_pool": True, "first_block": "own"}
+JFZHANG = {"first_block": "own", "align_corners": True}
+VAINF = {"decoder_convs": 1, "multi_grid": None}
+SMP = {
+    "separable": "plain",
+    "aspp_conv": True,
+    "decoder_convs": 1,
+    "rates": (12, 24, 36),
+    "align_corners": True,
+    "multi_grid": None,
+    "first_block": "own",
 }
-SECOND_3X3 = 256 * 256 * 9
-"""Weights of the decoder's second 3x3 convolution, which the paper has and the counted public port leaves out."""
+PUBLIC = {
+    "the paper": ({}, 59_344_309),
+    "kazuto1011/deeplab-pytorch": (KAZUTO1011, 59_344_309),
+    "jfzhang95/pytorch-deeplab-xception": (JFZHANG, 59_344_309),
+    "VainF/DeepLabV3Plus-Pytorch, resnet50": (VAINF | {"backbone": "resnet50"}, 39_761_845),
+    "VainF/DeepLabV3Plus-Pytorch, resnet101": (VAINF, 58_753_973),
+    "VainF/DeepLabV3Plus-Pytorch, mobilenet": ({"backbone": "mobilenet_v2", "decoder_convs": 1}, 5_225_717),
+    "segmentation_models.pytorch, resnet50": (SMP | {"backbone": "resnet50"}, 26_682_725),
+    "segmentation_models.pytorch, resnet101": (SMP, 45_674_853),
+}
+"""Options of the public networks on GitHub, and their parameters with 21 classes."""
 
 
 def tiny(num_classes: int = 5, **changes) -> nn.Module:
@@ -33,61 +54,68 @@ def on_meta(**options) -> nn.Module:
         return zoo.build("deeplab_v3plus", options.pop("num_classes", 21), **options)
 
 
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def macs(network: nn.Module, side: int) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.empty(1, 3, side, side, device="meta"))
-    return counter.get_total_flops() / 2
-
-
-def backbone(name: str, output_stride: int) -> nn.Module:
+def backbone(name: str, output_stride: int, **options) -> nn.Module:
     torch.manual_seed(0)
     if name == "mobilenet_v2":
         return MobileNetV2(in_channels=3, output_stride=output_stride, width=0.25).eval().double()
-    return ResNet(50, in_channels=3, output_stride=output_stride, multi_grid=(1, 2, 4)).eval().double()
+    return ResNet(50, in_channels=3, output_stride=output_stride, width=0.125, **options).eval().double()
+
+
+@pytest.mark.parametrize(("options", "count"), PUBLIC.values(), ids=PUBLIC)
+def test_public_networks_have_exactly_their_parameters(options: dict, count: int) -> None:
+    assert parameters(on_meta(**options)) == count
 
 
 @pytest.mark.parametrize(
-    ("name", "public_port"), [("resnet50", 39_761_845), ("resnet101", 58_753_973), ("mobilenet_v2", 5_225_717)]
+    ("options", "side", "billions", "within"),
+    [
+        (VAINF | {"backbone": "resnet50"}, 513, 62.38, 0.005),
+        (VAINF, 513, 83.01, 0.005),
+        (VAINF | {"output_stride": 8}, 513, 258.1, 0.05),
+        (KAZUTO1011, 513, 92.0, 0.05),
+        (SMP | {"backbone": "resnet50"}, 512, 36.6, 0.05),
+        (SMP, 512, 56.0, 0.05),
+    ],
 )
-def test_parameter_counts_are_those_of_the_public_port_plus_the_second_3x3(name: str, public_port: int) -> None:
-    """github.com/VainF/DeepLabV3Plus-Pytorch, counted with 21 classes; batch norm adds a weight and a bias each."""
-    assert parameters(on_meta(backbone=name)) == public_port + SECOND_3X3 + 2 * 256
+def test_public_networks_cost_what_they_do(options: dict, side: int, billions: float, within: float) -> None:
+    assert macs(on_meta(**options), side) / 1e9 == pytest.approx(billions, abs=within)
 
 
-def test_resnet101_has_exactly_the_parameters_of_the_paper() -> None:
-    assert parameters(on_meta(backbone="resnet101")) == 59_344_309
-
-
-def test_resnet101_costs_what_two_public_ports_cost() -> None:
-    network = on_meta(backbone="resnet101")
-    # VainF's decoder has one 3x3 less, at 129 x 129.
-    assert macs(network, 513) / 1e9 == pytest.approx(83.01 + SECOND_3X3 * 129**2 / 1e9, abs=0.01)
-    # kazuto1011/deeplab-pytorch strides one convolution earlier in layer2 and layer3: the 1x1 in front is cheaper.
-    earlier = 256 * 128 * (129**2 - 65**2) + 512 * 256 * (65**2 - 33**2)
-    assert (macs(network, 513) - earlier) / 1e9 == pytest.approx(92.0, abs=0.01)
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
+def test_shallow_backbones_have_exactly_the_parameters_of_torchvision_but_for_the_classifier(
+    name: str, count: int
+) -> None:
+    assert parameters(on_meta(backbone=name).backbone) == count - (512 + 1) * 1000
 
 
 def test_a_class_less_is_one_filter_and_one_bias_less() -> None:
     assert parameters(on_meta(num_classes=21)) - parameters(on_meta(num_classes=19)) == 2 * (256 + 1)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([8, 16]))
-def test_logits_leave_at_a_quarter_of_any_size_rounded_up(height: int, width: int, output_stride: int) -> None:
-    network = tiny(num_classes=3, output_stride=output_stride).eval()
+READY = [tiny(**options, output_stride=stride).eval() for options in EVERY_KIND.values() for stride in (16, 8)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(READY), st.integers(1, 70), st.integers(1, 70))
+def test_logits_leave_at_a_quarter_of_any_size_rounded_up(network: nn.Module, height: int, width: int) -> None:
     with torch.no_grad():
-        logits = network(torch.zeros(2, 3, height, width))
-    assert logits.shape == (2, 3, -(-height // network.stride), -(-width // network.stride))
+        features, logits = network.embed(torch.zeros(2, 3, height, width))
+    assert logits.shape == (2, 5, -(-height // network.stride), -(-width // network.stride))
+    assert features.shape == (2, network.feature_channels, *logits.shape[2:])
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
-def test_features_at_output_stride_16_are_every_second_one_at_8(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mobilenet_v2", {}),
+        ("resnet50", {}),
+        ("resnet50", {"multi_grid": (1, 2, 4)}),
+        ("resnet50", {"first_block": "own", "stride_in": "1x1"}),
+    ],
+)
+def test_features_at_output_stride_16_are_every_second_one_at_8(name: str, options: dict) -> None:
     """Dilating in place of striding only fills in the positions that were skipped; odd sizes and borders included."""
-    sparse, dense = backbone(name, 16), backbone(name, 8)
+    sparse, dense = backbone(name, 16, **options), backbone(name, 8, **options)
     dense.load_state_dict(sparse.state_dict())
     x = torch.rand(1, 3, 75, 102, dtype=torch.float64)
     with torch.no_grad():
@@ -98,7 +126,7 @@ def test_features_at_output_stride_16_are_every_second_one_at_8(name: str) -> No
     torch.testing.assert_close(high_16, high_8[:, :, ::2, ::2])
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "xception41", "xception71"])
 def test_the_output_stride_changes_no_name_and_no_shape(name: str) -> None:
     at_16, at_8 = (
         {key: value.shape for key, value in on_meta(backbone=name, output_stride=stride).state_dict().items()}
@@ -116,9 +144,24 @@ def test_rates_are_those_of_the_paper(output_stride: int, doubled: int) -> None:
     assert [conv.dilation[0] for conv in atrous] == [6 * doubled, 12 * doubled, 18 * doubled]
 
 
-@pytest.mark.parametrize("separable", [False, True])
-def test_every_parameter_learns(separable: bool) -> None:
-    network = tiny(separable=separable)
+@pytest.mark.parametrize(("output_stride", "expected"), [(16, [12, 24, 36]), (8, [24, 48, 72])])
+def test_other_rates_double_as_those_of_the_paper_do(output_stride: int, expected: list[int]) -> None:
+    _, *atrous = on_meta(rates=(12, 24, 36), output_stride=output_stride).aspp.branches
+    assert [branch[0].dilation[0] for branch in atrous] == expected
+
+
+def test_aligned_corners_move_the_coarse_features() -> None:
+    plain, aligned = tiny().eval(), tiny(align_corners=True).eval()
+    assert (plain.align_corners, aligned.align_corners) == (False, True)
+    x = torch.randn(1, 3, 65, 65)
+    with torch.no_grad():
+        assert not torch.allclose(plain(x), aligned(x))
+
+
+@pytest.mark.parametrize("separable", [False, True, "plain"])
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_every_parameter_learns(kind: str, separable: bool | str) -> None:
+    network = tiny(**EVERY_KIND[kind], separable=separable, aspp_conv=separable == "plain")
     logits = network(torch.randn(2, 3, 64, 64))
     F.cross_entropy(logits, torch.randint(0, 5, (2, 16, 16))).backward()
     idle = [name for name, one in network.named_parameters() if one.grad is None or not one.grad.abs().any()]
@@ -126,8 +169,9 @@ def test_every_parameter_learns(separable: bool) -> None:
 
 
 @pytest.mark.parametrize("side", [1, 33])
-def test_a_batch_of_one_trains(side: int) -> None:
-    network = tiny()
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_a_batch_of_one_trains(kind: str, side: int) -> None:
+    network = tiny(**EVERY_KIND[kind])
     network(torch.randn(1, 3, side, side)).sum().backward()
     assert all(value.isfinite().all() for value in network.state_dict().values())
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
@@ -142,8 +186,9 @@ def test_batch_norm_is_torchs_own_wherever_there_is_a_variance(count: int, heigh
     torch.testing.assert_close(ours.running_var, theirs.running_var)
 
 
-def test_half_precision_and_channels_last_agree_with_float32() -> None:
-    network, x = tiny().eval(), torch.randn(2, 3, 64, 48)
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_half_precision_and_channels_last_agree_with_float32(kind: str) -> None:
+    network, x = tiny(**EVERY_KIND[kind]).eval(), torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         expected = network(x)
         torch.testing.assert_close(
@@ -157,8 +202,9 @@ def test_half_precision_and_channels_last_agree_with_float32() -> None:
     assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_the_network_is_one_graph_for_the_compiler() -> None:
-    network, x = tiny().eval(), torch.randn(1, 3, 32, 32)
+@pytest.mark.parametrize("kind", ["xception41", "caffe"])
+def test_the_network_is_one_graph_for_the_compiler(kind: str) -> None:
+    network, x = tiny(**EVERY_KIND[kind]).eval(), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
 
@@ -177,8 +223,62 @@ def test_width_1_has_the_channels_of_the_paper() -> None:
     assert (network.low_channels, network.high_channels) == (24, 320)
 
 
-def test_bands_other_than_three_are_accepted() -> None:
-    assert tiny(in_channels=4).eval()(torch.zeros(1, 4, 8, 8)).shape == (1, 5, 2, 2)
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("bands", [1, 16])
+def test_bands_other_than_three_are_accepted(kind: str, bands: int) -> None:
+    network = tiny(**EVERY_KIND[kind], in_channels=bands).eval()
+    assert network(torch.zeros(1, bands, 8, 8)).shape == (1, 5, 2, 2)
+
+
+def test_a_separable_convolution_with_nothing_within_is_a_full_one_of_low_rank() -> None:
+    block = conv3x3_bn_relu(4, 6, dilation=2, separable="plain").eval()
+    depthwise, pointwise, batch_norm, _ = block
+    full = pointwise.weight * depthwise.weight.transpose(0, 1)
+    x = torch.randn(2, 4, 9, 7)
+    torch.testing.assert_close(block(x), batch_norm(F.conv2d(x, full, padding=2, dilation=2)).relu())
+
+
+@pytest.mark.parametrize("separable", [False, True, "plain"])
+def test_aspp_sees_each_cell_at_every_rate_and_the_mean_of_all(separable: bool | str) -> None:
+    """Cell by cell: ASPP of a cell is what its nine neighbours at each rate, itself and the mean say."""
+    torch.manual_seed(0)
+    aspp = ASPP(3, 2, rates=(1, 2), separable=separable).eval()
+    x = torch.randn(1, 3, 5, 6)
+    wide = F.pad(x, [2] * 4)
+    found = aspp(x)
+    for row in range(5):
+        for column in range(6):
+            around = wide[:, :, row : row + 5, column : column + 5]
+            seen = [branch(around)[:, :, 2:3, 2:3] for branch in aspp.branches]
+            expected = aspp.project(torch.cat([*seen, aspp.image(x.mean((2, 3), keepdim=True))], dim=1))
+            torch.testing.assert_close(found[:, :, row, column], expected[:, :, 0, 0])
+
+
+@given(st.integers(1, 16))
+def test_equal_bands_give_the_response_that_three_gave(bands: int) -> None:
+    weight, band = torch.randn(5, 3, 3, 3, dtype=torch.float64), torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    widened = widen(weight, bands)
+    assert widened.shape == (5, bands, 3, 3)
+    if bands == 1 or bands % 3 == 0:
+        torch.testing.assert_close(
+            F.conv2d(band.expand(-1, bands, -1, -1), widened), F.conv2d(band.expand(-1, 3, -1, -1), weight)
+        )
+
+
+def test_a_first_layer_for_three_bands_stays_as_it_is() -> None:
+    weight = torch.randn(5, 3, 3, 3)
+    assert widen(weight, 3) is weight
+
+
+def test_bands_take_turns_with_the_filters_of_red_green_and_blue() -> None:
+    weight = torch.randn(5, 3, 3, 3)
+    torch.testing.assert_close(widen(weight, 4), weight[:, [0, 1, 2, 0]] * 3 / 4)
+
+
+def test_batch_norm_takes_the_epsilon_it_is_given_everywhere() -> None:
+    network = tiny()
+    set_batch_norm(network, eps=0.25)
+    assert {module.eps for module in network.modules() if isinstance(module, nn.BatchNorm2d)} == {0.25}
 
 
 @pytest.mark.parametrize(
@@ -190,8 +290,12 @@ def test_bands_other_than_three_are_accepted() -> None:
         ("deeplab_v3plus", {"aspp_channels": "many"}, "aspp_channels"),
         ("deeplab_v3plus", {"output_stride": 32}, "(16, 8)"),
         ("deeplab_v3plus", {"in_channels": 17}, "1 to 16"),
-        ("deeplab_v3plus", {"backbone": "resnet50", "width_multiplier": 0.5}, "no effect with resnet50"),
+        ("deeplab_v3plus", {"backbone": "resnet50", "xception_layout": "timm"}, "no effect with resnet50"),
         ("deeplab_v3plus", {"backbone": "mobilenet_v2", "multi_grid": (1, 1, 1)}, "no effect with mobilenet_v2"),
+        ("deeplab_v3plus", {"backbone": "xception65", "ceil_pool": True}, "ceil_pool has no effect with xception65"),
+        ("deeplab_v3plus", {"backbone": "resnet18", "multi_grid": None}, "multi_grid has no effect with resnet18"),
+        ("deeplab_v3plus", {"decoder_convs": 3}, "decoder_convs"),
+        ("deeplab_v3plus", {"rates": ()}, "rates"),
     ],
 )
 def test_a_wrong_name_or_option_is_refused_and_the_known_ones_are_named(name: str, options: dict, says: str) -> None:

@@ -139,8 +139,9 @@ def set_batch_norm(network: nn.Module, *, eps: float) -> None:
 def widen(weight: Tensor, in_channels: int) -> Tensor:
     """A first convolution's weight for another number of bands, made from that for three.
 
-    Band i takes the filter of channel i mod 3, and all are scaled by 3 / bands, so that equal bands give the response
-    that three gave. The rule of segmentation_models.pytorch: encoders/_utils.py, `patch_first_conv`.
+    One band takes the sum of the three filters. Of several, band i takes the filter of channel i mod 3, and all are
+    scaled by 3 / bands; so equal bands give the response that three gave, but for a remainder of bands to three. The
+    rule of segmentation_models.pytorch: encoders/_utils.py, `patch_first_conv`.
 
     Args:
         weight: (out, 3, k, k).
@@ -151,5 +152,7 @@ def widen(weight: Tensor, in_channels: int) -> Tensor:
     """
     if weight.size(1) == in_channels:
         return weight
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
     bands = torch.arange(in_channels) % weight.size(1)
     return weight[:, bands] * (weight.size(1) / in_channels)

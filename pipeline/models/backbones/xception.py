@@ -5,7 +5,7 @@ research/deeplab/core/xception.py. There is no max pooling: separable convolutio
 same tensors and compute other things with them, so a checkpoint needs to say which `Layout` it was trained as.
 """
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,21 +108,18 @@ class Unit(nn.Module):
         )
         self.shortcut = nn.Sequential(*conv_bn(in_channels, channels[2], stride=stride)) if shortcut == "conv" else None
 
-    def early(self, x: Tensor) -> Tensor:
-        """(N, in_channels, h, w) -> (N, channels[1], h, w): what enters the convolution that strides."""
-        return cast(Tensor, self.convs[1](self.convs[0](x)))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the last convolution, and the unit's output.
 
-    def late(self, x: Tensor, early: Tensor) -> Tensor:
-        """The unit's output, from its input and what `early` gave for it."""
-        made: Tensor = self.convs[2](early)
+        (N, in_channels, h, w) -> (N, channels[1], h, w), (N, channels[2], ceil(h / stride), ceil(w / stride)).
+        """
+        first, second, last = self.convs
+        inner: Tensor = second(first(x))
+        made: Tensor = last(inner)
         if self.shortcut is None and not self.sums:
-            return made
+            return inner, made
         x = F.relu(x) if self.relu_first else x
-        return made + (x if self.shortcut is None else self.shortcut(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, h, w) -> (N, channels[2], ceil(h / stride), ceil(w / stride))."""
-        return self.late(x, self.early(x))
+        return inner, made + (x if self.shortcut is None else self.shortcut(x))
 
 
 class Xception(nn.Module):
@@ -179,18 +176,16 @@ class Xception(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> low (N, 256, H / 4, W / 4) and high (N, 2048, H / OS, W / OS), sizes rounded up."""
-        x = self.stem(x)
-        for unit in self.units[: self.low_unit]:
-            x = unit(x)
-        striding = cast(Unit, self.units[self.low_unit])
-        early = striding.early(x)
-        low = self._low(x, early)
-        x = striding.late(x, early)
-        for unit in self.units[self.low_unit + 1 :]:
-            x = unit(x)
+        x = low = self.stem(x)
+        for number, unit in enumerate(self.units):
+            inner, made = unit(x)
+            if number == self.low_unit:
+                low = self._low(x, inner)
+            x = made
         return low, F.relu(x)  # which is there already but for `jfzhang`
 
-    def _low(self, x: Tensor, early: Tensor) -> Tensor:
+    def _low(self, x: Tensor, inner: Tensor) -> Tensor:
+        """Low-level features, from the input of the unit that leaves stride 4 and what is half-way through it."""
         if self.layout == "jfzhang":
             return F.relu(x)
-        return F.relu(early) if self.layout == "timm" else early
+        return F.relu(inner) if self.layout == "timm" else inner
