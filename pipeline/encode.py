@@ -53,6 +53,7 @@ def row(
         window_y=item.window.y if item.window else 0,
         window_x=item.window.x if item.window else 0,
         orientation=scored.orientation,
+        inference=scored.inference,
         mask=png,
         refined=refinement.refined,
         refine_note=refinement.note,

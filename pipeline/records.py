@@ -104,6 +104,8 @@ class Scored:
     """Source pixels per logit, per axis."""
     align_corners: bool = False
     """How the network upsamples its own logits, and so how the refiner must."""
+    inference: str = ""
+    """How the network looked at the image; see `Row.inference`."""
     seconds_decode: float = 0.0
     seconds_infer: float = 0.0
 
@@ -130,6 +132,10 @@ class Row:
     window_x: int | None = None
     orientation: int | None = None
     """EXIF orientation of the source; the mask is in the upright frame."""
+    inference: str | None = None
+    """How the network looked at the image, as words: `os16 bf16 sliding`, and where asked for `scales=0.5,1 flip
+    mean_probability compiled`. Says what the worker's hardware did: the precision that `auto` became, `eager (...)`
+    where the compiler failed."""
     mask: bytes | None = None
     """Palette PNG: value = class id, 255 = ignore."""
     refined: bool | None = None
@@ -185,6 +191,7 @@ SCORED_SCHEMA = pa.schema(
         ("class_ids", pa.list_(pa.int32())),
         pa.field("stride", pa.int32(), nullable=False),
         pa.field("align_corners", pa.bool_(), nullable=False),
+        pa.field("inference", pa.string(), nullable=False),
         pa.field("seconds_decode", pa.float32(), nullable=False),
         pa.field("seconds_infer", pa.float32(), nullable=False),
     ]
@@ -205,6 +212,7 @@ ROW_SCHEMA = pa.schema(
         ("window_y", pa.int64()),
         ("window_x", pa.int64()),
         ("orientation", pa.int8()),
+        ("inference", pa.string()),
         ("mask", pa.binary()),
         ("refined", pa.bool_()),
         ("refine_note", pa.string()),
@@ -281,6 +289,7 @@ def scored_to_table(scored: Iterable[Scored]) -> pa.Table:
                 "class_ids": one.class_ids,
                 "stride": one.stride,
                 "align_corners": one.align_corners,
+                "inference": one.inference,
                 "seconds_decode": one.seconds_decode,
                 "seconds_infer": one.seconds_infer,
             }
@@ -304,6 +313,7 @@ def scored_from_table(table: pa.Table) -> list[Scored]:
                 class_ids=None if columns["class_ids"] is None else tuple(columns["class_ids"]),
                 stride=columns["stride"],
                 align_corners=columns["align_corners"],
+                inference=columns["inference"],
                 seconds_decode=columns["seconds_decode"],
                 seconds_infer=columns["seconds_infer"],
             )
@@ -318,5 +328,6 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
 
 
 def rows_from_table(table: pa.Table) -> list[Row]:
-    """Inverse of `rows_to_table`."""
-    return [Row(**columns) for columns in table.select(ROW_SCHEMA.names).to_pylist()]
+    """Inverse of `rows_to_table`; columns that a part of an older version does not have keep their defaults."""
+    names = [name for name in ROW_SCHEMA.names if name in table.column_names]
+    return [Row(**columns) for columns in table.select(names).to_pylist()]

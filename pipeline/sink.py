@@ -67,9 +67,10 @@ def to_parquet(table: pa.Table, classes: ClassMap) -> bytes:
     """Encode rows, sorted by key: zstd, page checksums, class map and shard counts in the schema metadata."""
     shards = {shard: [count.rows, count.shard_rows] for shard, count in count_shards(table).items()}
     metadata = {CLASSES_KEY: classes.model_dump_json(), SHARDS_KEY: json.dumps(shards)}
+    schema = pa.schema([field for field in ROW_SCHEMA if field.name in table.column_names])  # fewer in older parts
     out = io.BytesIO()
     pq.write_table(
-        table.cast(ROW_SCHEMA).sort_by("key").replace_schema_metadata(metadata),
+        table.cast(schema).sort_by("key").replace_schema_metadata(metadata),
         out,
         compression="zstd",
         compression_level=1,
@@ -100,9 +101,9 @@ def read_footer(run_url: str, name: str) -> Part:
 
 
 def read_columns(run_url: str, name: str, columns: list[str]) -> pa.Table:
-    """Read some columns of one part, with page checksums verified."""
+    """Read some columns of one part, with page checksums verified; it may be of a version that had fewer of them."""
     with storage.open_read(storage.join(parts_url(run_url), name)) as file:
-        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
 
 
 def list_parts(run_url: str) -> list[str]:

@@ -192,7 +192,12 @@ class InferStage:
 
     def _decode(self, item: Item) -> tuple[Scored, Image | None]:
         started = perf_counter()
-        scored = Scored(item, stride=self.segmenter.stride, align_corners=self.segmenter.align_corners)
+        scored = Scored(
+            item,
+            stride=self.segmenter.stride,
+            align_corners=self.segmenter.align_corners,
+            inference=self.segmenter.inference,
+        )
         if item.failure:
             return scored, None
         try:

@@ -44,13 +44,14 @@ def test_a_row_holds_its_mask_its_counts_and_small_previews() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(21, 100, 120)).astype(np.float16)
     image = Image(rng.integers(0, 256, (400, 480, 3)).astype(np.uint8), None)
-    scored = Scored(Item("a/b.jpg", "s1", "e1", shard_rows=7), 400, 480, 1, logits)
+    scored = Scored(Item("a/b.jpg", "s1", "e1", shard_rows=7), 400, 480, 1, logits, inference="os8 fp32 whole")
     refinement = Refiner(RefineConfig(engine="none"), VOC)(scored, image)
     row = encode.row(scored, refinement, image, classes=VOC, model_fp="m", config_fp="c")
     mask = encode.read_mask_png(row.mask)
     assert row.class_pixels == np.bincount(mask.ravel(), minlength=21).tolist()
     assert row.classes_present == sorted(set(mask.ravel().tolist()))
     assert (row.status, row.height, row.width, row.shard_rows) == ("ok", 400, 480, 7)
+    assert row.inference == "os8 fp32 whole"
     assert 0 < row.confidence <= 1
     for data in (row.preview_image, row.preview_confidence):
         with PIL.Image.open(io.BytesIO(data)) as small:

@@ -54,6 +54,7 @@ scored = st.builds(
     logits_khw=st.none() | logits,
     stride=st.integers(1, 32),
     align_corners=st.booleans(),
+    inference=texts,
     class_ids=st.none() | st.lists(st.integers(0, 254), unique=True).map(sorted).map(tuple),
     seconds_decode=seconds,
     seconds_infer=seconds,
@@ -160,6 +161,12 @@ def test_columns_of_others_are_left_alone():
     row = Row(key="k", status="ok", shard="s", source_etag="e", model_fp="m", config_fp="c")
     table = records.rows_to_table([row]).append_column("run", pa.array(["0123"]))
     assert records.rows_from_table(table) == [row]
+
+
+@pytest.mark.parametrize("missing", ["inference", "preview_image"])
+def test_rows_of_a_version_without_a_column_are_still_read(missing):
+    row = Row(key="k", status="ok", shard="s", source_etag="e", model_fp="m", config_fp="c", height=3)
+    assert records.rows_from_table(records.rows_to_table([row]).drop_columns([missing])) == [row]
 
 
 def test_an_image_knows_its_size():

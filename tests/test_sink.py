@@ -57,6 +57,15 @@ def test_footers_count_rows_per_shard_without_reading_one(tmp_path) -> None:
     assert part.shards == {"s1": sink.ShardCount(2, 9), "s2": sink.ShardCount(1, None)}
 
 
+def test_a_part_of_a_version_without_a_column_can_be_read_and_written_anew(tmp_path) -> None:
+    table = rows_to_table([row("a"), row("b")]).drop_columns(["inference"])
+    name = sink.write_part(str(tmp_path), table, FARM)
+    old = sink.read_columns(str(tmp_path), name, ROW_SCHEMA.names)
+    assert [one.inference for one in rows_from_table(old)] == [None, None]
+    again = sink.write_part(str(tmp_path), old.slice(0, 1), FARM)
+    assert sink.read_footer(str(tmp_path), again).rows == 1
+
+
 def test_writing_the_same_rows_again_changes_nothing(tmp_path) -> None:
     table = rows_to_table([row("a"), row("b")])
     names = {sink.write_part(str(tmp_path), table, FARM) for _ in range(3)}

@@ -53,6 +53,7 @@ def test_every_item_comes_out_as_one_row_in_order(engine: str) -> None:
     assert [row.error_code for row in rows] == [None, "truncated", "not_found", None, None]
     assert [(row.height, row.width) for row in rows if row.status == "ok"] == [(40, 60), (1, 1), (20, 700)]
     assert rows[-1].shard_rows == 5
+    assert [row.inference for row in rows] == ["os16 fp32 sliding", None, None, *["os16 fp32 sliding"] * 2]
     assert all(encode.read_mask_png(row.mask).shape == (row.height, row.width) for row in rows if row.mask)
     assert ledger.progress().done == {"infer": 5, "refine": 5}
 
