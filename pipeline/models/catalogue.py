@@ -1,0 +1,188 @@
+"""The published variants of every network: name, paper, year, and the accuracy the paper or repository reports.
+
+A variant is a network of the zoo with the options that make it the published one; its numbers are those of its source,
+on the data named, with the training named, and not ours.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.errors import ConfigError
+from pipeline.models import zoo
+from pipeline.models.network import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One published network."""
+
+    name: str
+    network: str
+    """Key of `zoo.NETWORKS`."""
+    year: int
+    """Of the first publication, usually the preprint."""
+    paper: str
+    miou: float | None
+    """Published mean IoU, percent, of a single model without a CRF unless `measured_on` says otherwise."""
+    measured_on: str
+    """Data, and what the number includes."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, num_classes: int, *, output_stride: int | None = None, in_channels: int = 3) -> Network:
+        """The network with random weights, at its published output stride unless told otherwise."""
+        return zoo.build(
+            self.network, num_classes, in_channels=in_channels, output_stride=output_stride, **self.options
+        )
+
+
+FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
+PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
+V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
+COCO_VOC = "COCO val2017, VOC classes (torchvision)"
+
+VARIANTS = (
+    Variant("fcn_32s", "fcn", 2014, FCN, 59.4, "VOC 2011 val subset", {"variant": "32s"}),
+    Variant("fcn_16s", "fcn", 2014, FCN, 62.4, "VOC 2011 val subset", {"variant": "16s"}),
+    Variant("fcn_8s", "fcn", 2014, FCN, 62.7, "VOC 2011 val subset", {"variant": "8s"}),
+    Variant("fcn_resnet50", "fcn_dilated", 2014, FCN, 60.5, COCO_VOC, {"backbone": "resnet50"}),
+    Variant("fcn_resnet101", "fcn_dilated", 2014, FCN, 63.7, COCO_VOC, {"backbone": "resnet101"}),
+    Variant("deeplab_v1_4x4", "deeplab_v1", 2014, V1, 59.80, "VOC 2012 val", {"variant": "4x4"}),
+    Variant("deeplab_v1_7x7", "deeplab_v1", 2014, V1, 64.38, "VOC 2012 val", {"variant": "7x7"}),
+    Variant("deeplab_v1_largefov", "deeplab_v1", 2014, V1, 62.25, "VOC 2012 val", {"variant": "large_fov"}),
+    Variant(
+        "deeplab_v1_msc_largefov", "deeplab_v1", 2014, V1, 64.21, "VOC 2012 val", {"variant": "large_fov", "msc": True}
+    ),
+    Variant("unet", "unet", 2015, UNET, 92.03, "PhC-U373, IoU of cells"),
+    Variant("unet_resnet50", "unet_resnet", 2015, UNET, None, "", {"backbone": "resnet50"}),
+    Variant("segnet", "segnet", 2015, SEGNET, 57.0, "Cityscapes test"),
+    Variant(
+        "attention_largefov",
+        "attention_to_scale",
+        2015,
+        ATTENTION,
+        56.39,
+        "PASCAL-Person-Part val",
+        {"network": "deeplab_v1", "options": {"variant": "large_fov"}},
+    ),
+    Variant(
+        "deeplab_v2_vgg16_largefov",
+        "deeplab_v2",
+        2016,
+        V2,
+        65.76,
+        "VOC 2012 val",
+        {"backbone": "vgg16", "head": "large_fov"},
+    ),
+    Variant(
+        "deeplab_v2_vgg16_aspp_s",
+        "deeplab_v2",
+        2016,
+        V2,
+        66.98,
+        "VOC 2012 val",
+        {"backbone": "vgg16", "head": "aspp_s"},
+    ),
+    Variant(
+        "deeplab_v2_vgg16_aspp_l",
+        "deeplab_v2",
+        2016,
+        V2,
+        68.96,
+        "VOC 2012 val",
+        {"backbone": "vgg16", "head": "aspp_l"},
+    ),
+    Variant(
+        "deeplab_v2_resnet101_largefov",
+        "deeplab_v2",
+        2016,
+        V2,
+        75.54,
+        "VOC 2012 val, COCO, MSC",
+        {"head": "large_fov"},
+    ),
+    Variant("deeplab_v2_resnet101", "deeplab_v2", 2016, V2, 76.35, "VOC 2012 val, COCO, MSC"),
+    Variant("pspnet_resnet50", "pspnet", 2016, PSPNET, 41.68, "ADE20K val", {"backbone": "resnet50"}),
+    Variant(
+        "pspnet_resnet101", "pspnet", 2016, PSPNET, 81.2, "Cityscapes test, coarse labels", {"backbone": "resnet101"}
+    ),
+    Variant("icnet", "icnet", 2017, ICNET, 70.6, "Cityscapes test"),
+    Variant(
+        "deeplab_v3_resnet50",
+        "deeplab_v3",
+        2017,
+        V3,
+        76.9,
+        "VOC 2012 val, centre crop (VainF)",
+        {"backbone": "resnet50"},
+    ),
+    Variant("deeplab_v3_resnet101", "deeplab_v3", 2017, V3, 77.21, "VOC 2012 val"),
+    Variant(
+        "deeplab_v3_cascade",
+        "deeplab_v3",
+        2017,
+        V3,
+        76.66,
+        "VOC 2012 val",
+        {"mode": "cascade", "blocks": 7, "multi_grid": (1, 2, 1)},
+    ),
+    Variant(
+        "deeplab_v3plus_mobilenet_v2",
+        "deeplab_v3plus",
+        2018,
+        V3PLUS,
+        75.32,
+        "VOC 2012 val, COCO (TensorFlow)",
+        {"backbone": "mobilenet_v2"},
+    ),
+    Variant(
+        "deeplab_v3plus_resnet50",
+        "deeplab_v3plus",
+        2018,
+        V3PLUS,
+        77.2,
+        "VOC 2012 val, centre crop (VainF)",
+        {"backbone": "resnet50"},
+    ),
+    Variant("deeplab_v3plus_resnet101", "deeplab_v3plus", 2018, V3PLUS, 78.85, "VOC 2012 val"),
+    Variant("deeplab_v3plus_xception41", "deeplab_v3plus", 2018, V3PLUS, None, "", {"backbone": "xception41"}),
+    Variant(
+        "deeplab_v3plus_xception65",
+        "deeplab_v3plus",
+        2018,
+        V3PLUS,
+        82.20,
+        "VOC 2012 val, COCO (TensorFlow)",
+        {"backbone": "xception65"},
+    ),
+    Variant("deeplab_v3plus_xception71", "deeplab_v3plus", 2018, V3PLUS, None, "", {"backbone": "xception71"}),
+)
+
+
+def find(name: str) -> Variant:
+    """A variant by name.
+
+    Raises:
+        ConfigError: naming those there are.
+    """
+    found = [variant for variant in VARIANTS if variant.name == name]
+    if not found:
+        raise ConfigError(f"no variant {name!r}", hint=f"known: {', '.join(one.name for one in VARIANTS)}")
+    return found[0]
+
+
+def parameters(network: Network) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def macs(network: Network, size_px: int, *, in_channels: int = 3) -> int:
+    """Multiply-accumulates of one image of `size_px` x `size_px`: those of convolutions and matrix products.
+
+    Counted on tensors without memory, so the network should be on the meta device; it is left in eval mode.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.empty(1, in_channels, size_px, size_px, device="meta"))
+    return int(counter.get_total_flops()) // 2

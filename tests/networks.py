@@ -1,0 +1,29 @@
+"""Every published variant made small: the same layers with few channels, so that a test can run it."""
+
+import math
+from typing import Any
+
+from pipeline.models.catalogue import Variant
+
+NARROW = {"width_multiplier": 1 / 16}
+FEW = {
+    "deeplab_v3plus": {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4},
+}
+"""Channels that options of their own decide."""
+STRIDE_1 = {"fcn", "segnet", "unet", "unet_resnet"}
+
+
+def small(variant: Variant) -> dict[str, Any]:
+    """Options of a variant with as few channels as its layers allow."""
+    return _narrowed(variant.network, variant.options)
+
+
+def _narrowed(network: str, options: dict[str, Any]) -> dict[str, Any]:
+    if network == "attention_to_scale":
+        inner = _narrowed(options["network"], options.get("options", {}))
+        return options | {"options": inner, "attention_channels": 8}
+    return options | NARROW | FEW.get(network, {})
+
+
+def cells(length: int, stride: int) -> int:
+    return math.ceil(length / stride)
