@@ -12,6 +12,7 @@ from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
 from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
+from pipeline.models.icnet import ICNet, ICNetOptions
 from pipeline.models.network import Network, Options
 from pipeline.models.pspnet import PSPNet, PSPNetOptions, PSPNetSMP, PSPNetSMPOptions
 from pipeline.models.segnet import SegNet, SegNetOptions
@@ -25,6 +26,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),
+    "icnet": (ICNet, ICNetOptions),
     "pspnet": (PSPNet, PSPNetOptions),
     "pspnet_smp": (PSPNetSMP, PSPNetSMPOptions),
     "segnet": (SegNet, SegNetOptions),
