@@ -99,7 +99,7 @@ class ICNet(Network):
         return half, net.layer4(net.layer3(net.layer2[1:](self._halve(half))))
 
     def _pooled(self, x: Tensor) -> Tensor:
-        """A map plus the means of its regions: PSPNet's pooling, added up in place of convolutions and concatenation."""
+        """A map plus the means of its regions: PSPNet's pooling, but added up, with no convolutions of its own."""
         means = [F.adaptive_avg_pool2d(x, bins) for bins in BINS]
         return x + sum(self._resize(one, x.size(2), x.size(3)) for one in means)
 
