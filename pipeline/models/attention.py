@@ -64,7 +64,7 @@ class AttentionToScale(Network):
     Scores that the inner network has for training only take no part.
     """
 
-    output_strides: tuple[int, ...] = (8, 16, 32)  # type: ignore[misc]  # of the inner network once there is one
+    output_strides: tuple[int, ...] = (8, 16, 32)  # of the inner network once there is one
 
     def __init__(self, options: AttentionToScaleOptions, *, inner: Network) -> None:
         super().__init__()

@@ -127,7 +127,7 @@ class DeepLabV2(Network):
     full image before the highest are taken; `embed` gives the features of the full image.
     """
 
-    output_strides = (8, 16)
+    output_strides: tuple[int, ...] = (8, 16)
 
     def __init__(self, num_classes: int, options: DeepLabV2Options, *, in_channels: int, output_stride: int) -> None:
         super().__init__()
@@ -141,6 +141,7 @@ class DeepLabV2(Network):
         self.head: VGGHead | ResNetHead
         if isinstance(self.backbone, VGG16):
             channels = scaled(FC_CHANNELS, options.width_multiplier)
+            self.output_strides = (8,)
             self.head = VGGHead(self.backbone.channels[-1], channels, num_classes, rates=rates)
         else:
             self.head = ResNetHead(self.backbone.high_channels, num_classes, rates=rates)

@@ -7,7 +7,6 @@ logits (`refine.unary`, a loss) needs nothing else.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ class Network(nn.Module):
         loss_weights: weight of the loss on each of the scores that `supervised` gives.
     """
 
-    output_strides: ClassVar[tuple[int, ...]]
+    output_strides: tuple[int, ...]
     stride: int
     align_corners: bool
     feature_channels: int
