@@ -15,8 +15,8 @@ OBJECT_STORE_BYTES = 2 * 2**30
 
 
 @contextmanager
-def connect() -> Generator[dict[str, float]]:
-    """Connect for as long as the block lasts; yields the cluster's total resources by name.
+def connect() -> Generator[list[dict[str, float]]]:
+    """Connect for as long as the block lasts; yields the resources of every node that is alive, by name.
 
     `ray job submit` and RAY_ADDRESS lead to an existing cluster. Without them a local one is started, never joined:
     a job must not land on whatever cluster happens to run on the machine.
@@ -32,9 +32,8 @@ def connect() -> Generator[dict[str, float]]:
         store = min(OBJECT_STORE_BYTES, int(0.2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
         ray.init(address="local", include_dashboard=False, object_store_memory=store, **options)
     try:
-        resources = ray.cluster_resources()
-        log.info("Ray %s with %s", ray.__version__, _describe(resources))
-        yield resources
+        log.info("Ray %s with %s", ray.__version__, _describe(ray.cluster_resources()))
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
 

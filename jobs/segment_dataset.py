@@ -26,7 +26,7 @@ from infra import preflight, session
 from infra.progress import Reporter
 from jobs import command_line, summary
 from jobs.command_line import Arguments
-from pipeline import checkpoint, classes, flow, manifest, storage, workers
+from pipeline import checkpoint, classes, flow, infer, manifest, storage, workers
 from pipeline.checkpoint import Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.config import SegmentConfig
@@ -144,9 +144,8 @@ def refuse_changed(run: Run, planned: Plan) -> None:
 
 def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> Progress:
     """Run the flow over what is owed, beside the rows `already` committed; returns what was done."""
-    with session.connect() as total:
-        cluster = workers.Resources.of(total, run.cfg.runtime)
-        crew = workers.decide(run.cfg, cluster, num_classes=len(run.classes))
+    with session.connect() as nodes:
+        crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), infer.footprint(run.model))
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()
         reporter = Reporter(

@@ -13,18 +13,19 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from pipeline.checkpoint import Card, Checkpoint
+from pipeline import checkpoint
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import InferConfig, TileConfig
-from pipeline.errors import ConfigError, InputError
-from pipeline.models.zoo import NETWORKS
+from pipeline.errors import InputError
 from pipeline.pyramid import Fusion, View, look, views
 from pipeline.records import Bool, Float16, Float32, Image, UInt8
 from pipeline.stitch import Canvas, to_half
 from pipeline.tile import cut, plan_tiles
+from pipeline.workers import CPU_BATCH, Model
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BATCH = {"cuda": 16, "cpu": 2}
+DEFAULT_BATCH = {"cuda": 16, "cpu": CPU_BATCH}
 """On a CPU the maps of more than a few tiles fall out of the caches: 16 tiles of 512x512 took twice as long each."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,19 +88,10 @@ def _finished(jobs: deque[_Job]) -> Iterator[Prediction]:
         yield job.prediction
 
 
-def check(card: Card, infer: InferConfig) -> None:
-    """Refuse, before any worker starts, what the network of a checkpoint cannot do.
-
-    Raises:
-        ConfigError: for an output stride it does not have, naming those it has.
-    """
-    strides = NETWORKS[card.architecture][0].output_strides
-    if infer.output_stride not in (None, *strides):
-        known = " and ".join(map(str, strides))
-        raise ConfigError(
-            f"{card.architecture} has output stride {known}, not {infer.output_stride}",
-            hint="leave --infer.output-stride unset",
-        )
+def footprint(model: Checkpoint) -> Model:
+    """What the memory of a checkpoint's network depends on."""
+    weight_bytes = sum(tensor.numel() * 4 for tensor in model.state.values())
+    return Model(weight_bytes, len(model.card.classes), checkpoint.blank(model.card).stride)
 
 
 def resolve_precision(asked: str, device: torch.device) -> torch.dtype:
@@ -122,13 +114,11 @@ class Segmenter:
     beside the batch that is running, and the results of a batch are fetched while the next one runs.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, infer: InferConfig, tile: TileConfig, *, device: str | None = None
-    ) -> None:
+    def __init__(self, model: Checkpoint, infer: InferConfig, tile: TileConfig, *, device: str | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        network = checkpoint.build(infer.output_stride).to(self.device)
+        network = model.build(infer.output_stride).to(self.device)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.num_classes, self.num_channels = len(checkpoint.card.classes), len(checkpoint.card.mean)
+        self.num_classes, self.num_channels = len(model.card.classes), len(model.card.mean)
         self.stride, self.align_corners = int(self.network.stride), bool(self.network.align_corners)
         self.dtype = resolve_precision(infer.precision, self.device)
         self.batch = infer.batch or DEFAULT_BATCH[self.device.type]
@@ -138,11 +128,11 @@ class Segmenter:
             self._upload = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._mean, self._std = (
             torch.tensor(channel, device=self.device).view(1, -1, 1, 1) * 255
-            for channel in (checkpoint.card.mean, checkpoint.card.std)
+            for channel in (model.card.mean, model.card.std)
         )
         self._call = self.network
         compiled = self._compile() if infer.compile else ""
-        self.inference = self._describe(infer.output_stride or checkpoint.card.output_stride, compiled)
+        self.inference = self._describe(infer.output_stride or model.card.output_stride, compiled)
 
     def __call__(self, images: Iterable[Image]) -> Iterator[Prediction]:
         """Segment a stream of images; predictions come in the order of the images."""

@@ -1,16 +1,18 @@
 """How many workers of each stage a cluster can hold, and what each one reserves.
 
-Plain arithmetic on the cluster's totals: decided once, before anything is started, so that a cluster that is too small
-is refused in words instead of waiting for ever.
+Plain arithmetic on what each node has: decided once, before anything is started, so that a cluster that is too small,
+or whose nodes are, is refused in words instead of waiting for ever.
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
 from pipeline.refine.presets import resolve
 from pipeline.refine.refiner import HALO_SIGMAS
+from pipeline.tile import LEFT_WHOLE
 
 GIB = 2**30
 READ_CPUS = 0.2
@@ -22,25 +24,63 @@ GPU_FEEDER_CPUS = 0.5
 """Of a core, reserved beside a GPU for decoding and launching: 2 cores and one GPU still hold every stage."""
 GIB_PER_EXPECTED_CPU = 3.0
 """Of a machine with 4 GiB per core, as in ray_cluster.yaml, what Ray leaves after its object store."""
-INFER_GIB = 1.5
-"""Process, torch, weights and the maps of a batch."""
+PROCESS_GIB = {"cpu": 0.4, "cuda": 2.5}
+"""A process that has imported torch, with its CUDA context where it has one."""
+BYTES_PER_INPUT_PIXEL = {"full": 1500, "reduced": 700}
+"""Of the maps a network holds at once, float32, at most: measured 1.2 to 1.5 kB where the logits are at full resolution
+(U-Net, SegNet), 0.4 to 0.7 kB where they are at a stride (DeepLab v3+ on ResNet-101 and MobileNetV2, output stride 8
+and 16). bf16 needs two thirds of it."""
+CPU_BATCH = 2
+"""Tiles at once on a CPU, unless set."""
+DECODED_AT_ONCE = 2
+"""Images of the largest size that a network's process holds at once: the one it cuts, the one being decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a cluster has in all."""
+    """What a node has, or a cluster in all."""
 
     cpus: float
     gpus: float
     memory_gib: float
 
-    @classmethod
-    def of(cls, totals: dict[str, float], runtime: RuntimeConfig) -> "Resources":
-        """What Ray says a cluster has now, or what it is expected to scale up to."""
-        cpus, gpus, memory_gib = totals.get("CPU", 0), totals.get("GPU", 0), totals.get("memory", 0) / GIB
-        if runtime.expect_cpus is not None:
-            cpus, memory_gib = runtime.expect_cpus, max(memory_gib, runtime.expect_cpus * GIB_PER_EXPECTED_CPU)
-        return cls(cpus, gpus if runtime.expect_gpus is None else runtime.expect_gpus, memory_gib)
+    def __add__(self, other: "Resources") -> "Resources":
+        return Resources(self.cpus + other.cpus, self.gpus + other.gpus, self.memory_gib + other.memory_gib)
+
+    def __sub__(self, other: "Resources") -> "Resources":
+        return Resources(self.cpus - other.cpus, self.gpus - other.gpus, self.memory_gib - other.memory_gib)
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU, {self.gpus:g} GPU, {self.memory_gib:.1f} GiB"
+
+    def times(self, other: "Resources") -> int:
+        """How many workers that each reserve `other` fit in."""
+        pairs = ((self.cpus, other.cpus), (self.gpus, other.gpus), (self.memory_gib, other.memory_gib))
+        return min((int(has / needs + 1e-6) for has, needs in pairs if needs), default=0)
+
+
+def nodes_of(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) -> tuple[Resources, ...]:
+    """What Ray says each node has now; or as one, since nobody knows its nodes, what the cluster is to scale up to."""
+    found = tuple(
+        Resources(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0) / GIB) for node in nodes if node
+    )
+    if runtime.expect_cpus is None and runtime.expect_gpus is None:
+        return found
+    now = sum(found, start=Resources(0, 0, 0))
+    cpus = now.cpus if runtime.expect_cpus is None else runtime.expect_cpus
+    memory_gib = max(now.memory_gib, (runtime.expect_cpus or 0) * GIB_PER_EXPECTED_CPU)
+    return (Resources(cpus, now.gpus if runtime.expect_gpus is None else runtime.expect_gpus, memory_gib),)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the memory of a network depends on."""
+
+    weight_bytes: int
+    """As float32."""
+    num_classes: int
+    stride: int
+    """Input pixels per logit, per axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +116,49 @@ def refiner_gib(cfg: SegmentConfig, num_classes: int) -> float:
     return 0.4 + (image_bytes + window_px * num_classes * 4 * maps) / GIB
 
 
-def _on_cpus(cfg: SegmentConfig, cluster: Resources, pair_gib: float) -> int:
+def network_gib(cfg: SegmentConfig, model: Model, *, device: str) -> float:
+    """Host memory of one network: its process, weights, decoded images, the logits of one, and on CPUs the maps inside.
+
+    The weights count three times, as they are while a checkpoint is loaded: the file, its tensors, the network's own.
+    """
+    largest = max(*cfg.infer.scales, 1) ** 2
+    images = cfg.decode.max_mpx * 1e6 * 3 * (DECODED_AT_ONCE + (largest if cfg.infer.scales != (1.0,) else 0))
+    half = min(cfg.decode.max_mpx * 1e6 / model.stride**2 * model.num_classes * 2, cfg.infer.max_logits_mib * 2**20)
+    looks = len(cfg.infer.scales) * (1 + cfg.infer.flip)
+    logits = half * (1 + 2 * largest + (2 if looks > 1 else 0))  # float16; a canvas and the fused map in float32
+    maps = 0.0
+    if device == "cpu":
+        tile = (cfg.tile.tile_px * LEFT_WHOLE) ** 2
+        seen = cfg.tile.whole_mpx * 1e6 if cfg.tile.mode == "whole" else tile
+        maps = (cfg.infer.batch or CPU_BATCH) * seen * BYTES_PER_INPUT_PIXEL["reduced" if model.stride > 1 else "full"]
+    return PROCESS_GIB[device] + (3 * model.weight_bytes + images + logits + maps) / GIB
+
+
+def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: float) -> int:
     """Networks of a cluster without GPUs: one per core; one per two beside a CRF, which takes at least as long."""
-    cores = cluster.cpus / 2 if cfg.refine.engine == "densecrf" else cluster.cpus
-    return max(1, min(math.ceil(cores), int(cluster.memory_gib / pair_gib)))
+    cores = sum(node.cpus for node in nodes) / (2 if cfg.refine.engine == "densecrf" else 1)
+    return max(1, min(math.ceil(cores), sum(int(node.memory_gib / pair_gib) for node in nodes)))
 
 
-def decide(cfg: SegmentConfig, cluster: Resources, *, num_classes: int) -> Workers:
-    """Fit the stages into a cluster.
+def _refiners_beside(
+    networks: int, nodes: Sequence[Resources], network: Resources, refiner: Resources, others: Resources
+) -> int | None:
+    """Refiners that fit once the networks and what reads and writes have their places; None where those do not fit.
+
+    Each goes where most is left, which is how Ray spreads workers over nodes that are half full.
+    """
+    free = list(nodes)
+    for needs in [network] * networks + [others]:
+        fitting = [index for index, node in enumerate(free) if node.times(needs)]
+        if not fitting:
+            return None
+        most = max(fitting, key=lambda index: (free[index].cpus, free[index].memory_gib))
+        free[most] -= needs
+    return sum(max(node.times(refiner), 0) for node in free)
+
+
+def decide(cfg: SegmentConfig, nodes: Sequence[Resources], model: Model) -> Workers:
+    """Fit the stages into the nodes of a cluster.
 
     With GPUs: one network per GPU, and a refiner on every core that is left. Without: networks and refiners share
     the cores, as far as the memory goes.
@@ -91,23 +166,24 @@ def decide(cfg: SegmentConfig, cluster: Resources, *, num_classes: int) -> Worke
     Raises:
         ConfigError: with the sum, when the cluster cannot hold one worker of each stage.
     """
-    refine_gib = refiner_gib(cfg, num_classes)
-    infer_gpus = 1.0 if cluster.gpus >= 1 else 0.0
-    infer_cpus, refine_cpus = (GPU_FEEDER_CPUS, 1.0) if infer_gpus else (CPU_SHARE, CPU_SHARE)
-    infer = cfg.runtime.infer_workers or int(cluster.gpus) or _on_cpus(cfg, cluster, INFER_GIB + refine_gib)
-    left_cpus = cluster.cpus - infer * infer_cpus - READ_CPUS - WRITE_CPUS
-    left_gib = cluster.memory_gib - infer * INFER_GIB
-    fits = min(int(left_cpus / refine_cpus + 1e-6), int(left_gib / refine_gib))
-    if fits < 1 or infer * infer_gpus > cluster.gpus:
+    cluster = sum(nodes, start=Resources(0, 0, 0))
+    gpus = 1.0 if cluster.gpus >= 1 else 0.0
+    gib = network_gib(cfg, model, device="cuda" if gpus else "cpu")
+    network = Resources(GPU_FEEDER_CPUS if gpus else CPU_SHARE, gpus, gib)
+    refiner = Resources(1.0 if gpus else CPU_SHARE, 0, refiner_gib(cfg, model.num_classes))
+    others = Resources(READ_CPUS + WRITE_CPUS, 0, 0)
+    pair_gib = network.memory_gib + refiner.memory_gib
+    infer = cfg.runtime.infer_workers or int(cluster.gpus) or _networks_on_cpus(cfg, nodes, pair_gib)
+    fits = _refiners_beside(infer, nodes, network, refiner, others)
+    if not fits:
         needs = (
-            f"{infer} network actor(s) x {infer_cpus:g} CPU, {infer_gpus:g} GPU, {INFER_GIB:g} GiB"
-            f" + 1 refiner x {refine_cpus:g} CPU, {refine_gib:.1f} GiB"
-            f" + reading {READ_CPUS:g} CPU + writing {WRITE_CPUS:g} CPU"
+            f"{infer} network actor(s) x {network} + 1 refiner x {refiner} + reading and writing {others.cpus:g} CPU"
         )
-        has = f"{cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {cluster.memory_gib:.1f} GiB"
-        hint = "add nodes, lower --runtime.infer-workers or --refine.window-px"
+        has = f"{cluster} in {len(nodes)} node(s), the largest of {max((node.cpus for node in nodes), default=0):g} CPU"
+        has += f" and {max((node.memory_gib for node in nodes), default=0):.1f} GiB"
         raise ConfigError(
-            f"the cluster is too small: it has {has}, and one worker of each stage needs {needs}", hint=hint
+            f"the cluster is too small: it has {has}, and one worker of each stage needs {needs}",
+            hint="add nodes, lower --runtime.infer-workers, --refine.window-px or --decode.max-mpx",
         )
-    refine = min(fits, cfg.runtime.refine_workers or (fits if infer_gpus else max(1, int(cluster.cpus))))
-    return Workers(infer, infer_cpus, infer_gpus, INFER_GIB, refine, refine_cpus, refine_gib)
+    refine = min(fits, cfg.runtime.refine_workers or (fits if gpus else max(1, int(cluster.cpus))))
+    return Workers(infer, network.cpus, gpus, network.memory_gib, refine, refiner.cpus, refiner.memory_gib)

@@ -13,8 +13,7 @@ from torch import nn
 from pipeline import classes
 from pipeline.checkpoint import Card, Checkpoint
 from pipeline.config import InferConfig, TileConfig
-from pipeline.errors import ConfigError
-from pipeline.infer import Segmenter, check, resolve_precision
+from pipeline.infer import Segmenter, footprint, resolve_precision
 from pipeline.models import zoo
 from pipeline.records import Image
 
@@ -234,17 +233,6 @@ def test_an_image_too_large_to_look_at_whole_fails_by_name_and_alone() -> None:
     assert "--tile.whole-mpx" in large.error.hint
 
 
-def test_an_output_stride_the_network_does_not_have_is_refused_with_those_it_has() -> None:
-    card = checkpoint().card
-    check(card, InferConfig(output_stride=8))
-    only_16 = SimpleNamespace(output_strides=(16,))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.NETWORKS, "deeplab_v3plus", (only_16, None))
-        with pytest.raises(ConfigError, match="deeplab_v3plus has output stride 16, not 8") as caught:
-            check(card, InferConfig(output_stride=8))
-    assert "--infer.output-stride" in caught.value.hint
-
-
 @pytest.mark.parametrize(
     ("infer", "tile", "said"),
     [
@@ -311,6 +299,12 @@ def checkpoint() -> Checkpoint:
         license="Apache-2.0",
     )
     return Checkpoint(card, network.state_dict(), "0" * 64)
+
+
+def test_the_footprint_is_that_of_the_network_as_float32() -> None:
+    model = checkpoint()
+    assert footprint(model).weight_bytes == sum(tensor.numel() for tensor in model.build().state_dict().values()) * 4
+    assert (footprint(model).num_classes, footprint(model).stride) == (21, 4)
 
 
 def test_batch_mates_do_not_change_an_images_mask() -> None:
