@@ -1,6 +1,7 @@
 """Fixtures shared by all test files."""
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,14 @@ from tests.s3_servers import FaultProxy, S3Server
 # Two shared cores: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("atrous", deadline=None)
 hypothesis.settings.load_profile("atrous")
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_networks() -> Iterator[None]:
+    """All networks share one `forward`, and torch stops compiling a function that it has met too often."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch"].compiler.reset()
 
 
 @pytest.fixture(scope="session")

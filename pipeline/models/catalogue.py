@@ -108,6 +108,7 @@ VARIANTS = (
     Variant(
         "pspnet_resnet101", "pspnet", 2016, PSPNET, 81.2, "Cityscapes test, coarse labels", {"backbone": "resnet101"}
     ),
+    Variant("pspnet_smp_resnet50", "pspnet_smp", 2016, PSPNET, None, "", {"backbone": "resnet50"}),
     Variant("icnet", "icnet", 2017, ICNET, 70.6, "Cityscapes test"),
     Variant(
         "deeplab_v3_resnet50",
@@ -116,7 +117,7 @@ VARIANTS = (
         V3,
         76.9,
         "VOC 2012 val, centre crop (VainF)",
-        {"backbone": "resnet50"},
+        {"backbone": "resnet50", "multi_grid": None, "head_conv": True},
     ),
     Variant("deeplab_v3_resnet101", "deeplab_v3", 2017, V3, 77.21, "VOC 2012 val"),
     Variant(
@@ -126,7 +127,7 @@ VARIANTS = (
         V3,
         76.66,
         "VOC 2012 val",
-        {"mode": "cascade", "blocks": 7, "multi_grid": (1, 2, 1)},
+        {"mode": "cascade", "blocks": 7, "multi_grid": [1, 2, 1]},
     ),
     Variant(
         "deeplab_v3plus_mobilenet_v2",
@@ -144,7 +145,7 @@ VARIANTS = (
         V3PLUS,
         77.2,
         "VOC 2012 val, centre crop (VainF)",
-        {"backbone": "resnet50"},
+        {"backbone": "resnet50", "multi_grid": None, "decoder_convs": 1},
     ),
     Variant("deeplab_v3plus_resnet101", "deeplab_v3plus", 2018, V3PLUS, 78.85, "VOC 2012 val"),
     Variant("deeplab_v3plus_xception41", "deeplab_v3plus", 2018, V3PLUS, None, "", {"backbone": "xception41"}),

@@ -1,0 +1,55 @@
+"""Each network of the zoo, small and untrained, through the main job on a real cluster."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import checkpoint, classes, encode
+from pipeline.checkpoint import Card
+from pipeline.datasets import farmland
+from pipeline.models import zoo
+from pipeline.models.catalogue import VARIANTS
+from tests.drivers import rows_of, segment
+from tests.networks import small
+from tests.ray_servers import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    farmland.write_folder(str(folder), 3, size_px=75, seed=3)
+    return folder
+
+
+def save_random(network: str, folder: Path) -> None:
+    """A checkpoint of random weights."""
+    options = next(small(variant) for variant in VARIANTS if variant.network == network)
+    torch.manual_seed(1)
+    built = zoo.build(network, 7, **options)
+    card = Card(
+        architecture=network,
+        options=options,
+        output_stride=built.output_strides[0],
+        classes=classes.load("farmland"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        source="a test",
+        license="Apache-2.0",
+    )
+    checkpoint.save(str(folder), built.state_dict(), card)
+
+
+@pytest.mark.parametrize("network", zoo.NETWORKS)
+def test_the_main_job_segments_with_it(network: str, fields: Path, ray_cluster: Cluster, tmp_path: Path) -> None:
+    save_random(network, tmp_path / "model")
+    flags = ["--source", str(fields), "--output", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "model")]
+    outcome = segment(*flags, cluster=ray_cluster)
+    assert outcome.status == 0, outcome.log
+    rows = rows_of(outcome)
+    assert len(rows) == 3
+    assert (rows["status"] == "ok").all()
+    assert all(encode.read_mask_png(mask).shape == (75, 75) for mask in rows["mask"])
+    assert (rows["class_pixels"].map(sum) == 75 * 75).all()
