@@ -99,6 +99,12 @@ def resnet(tensors: Tensors, prefix: str) -> Options:
     return {"backbone": f"resnet{depth}"} | width(tensors, f"{prefix}conv1.weight", 64)
 
 
+def uniform_resnet(tensors: Tensors, prefix: str) -> Options:
+    """A ResNet without multi-grid, which is an option of those with three blocks in their last stage."""
+    found = resnet(tensors, prefix)
+    return found if found["backbone"] == "resnet18" else found | {"multi_grid": None}
+
+
 def width(tensors: Tensors, name: str, full: int) -> Options:
     """`width_multiplier` by the filters of a convolution that has `full` of them in the publication."""
     filters = tensors[name].size(0)
@@ -245,7 +251,7 @@ def torchvision_v3(tensors: Tensors, output_stride: int) -> Options:
     """No multi-grid, and a 3x3 behind ASPP: models/segmentation/deeplabv3.py."""
     del output_stride  # rates double with it, as ours do
     aux = {"aux": True} if has(tensors, "aux_classifier.") else {}
-    return resnet(tensors, "backbone.") | {"multi_grid": None, "head_conv": True} | aux
+    return uniform_resnet(tensors, "backbone.") | {"head_conv": True} | aux
 
 
 def torchvision_fcn(tensors: Tensors, output_stride: int) -> Options:
@@ -257,9 +263,7 @@ def torchvision_fcn(tensors: Tensors, output_stride: int) -> Options:
 def vainf_v3plus(tensors: Tensors, output_stride: int) -> Options:
     """The ResNet of torchvision, and a decoder of one 3x3: network/_deeplab.py."""
     del output_stride
-    return (
-        resnet(tensors, "backbone.") | {"multi_grid": None, "decoder_convs": 1} | v3plus_widths(tensors, VAINF_V3PLUS)
-    )
+    return uniform_resnet(tensors, "backbone.") | {"decoder_convs": 1} | v3plus_widths(tensors, VAINF_V3PLUS)
 
 
 def smp_rates(output_stride: int) -> tuple[int, ...]:
@@ -269,8 +273,7 @@ def smp_rates(output_stride: int) -> tuple[int, ...]:
 
 def smp_v3(tensors: Tensors, output_stride: int) -> Options:
     """All blocks of a dilated stage have its rate: encoders/_utils.py, `replace_strides_with_dilation`."""
-    return resnet(tensors, "encoder.") | {
-        "multi_grid": None,
+    return uniform_resnet(tensors, "encoder.") | {
         "first_block": "own",
         "rates": smp_rates(output_stride),
         "head_conv": True,
@@ -281,9 +284,8 @@ def smp_v3(tensors: Tensors, output_stride: int) -> Options:
 def smp_v3plus(tensors: Tensors, output_stride: int) -> Options:
     """Separable 3x3s, one of them behind ASPP and one in the decoder: decoders/deeplabv3/decoder.py."""
     return (
-        resnet(tensors, "encoder.")
+        uniform_resnet(tensors, "encoder.")
         | {
-            "multi_grid": None,
             "first_block": "own",
             "rates": smp_rates(output_stride),
             "separable": "plain",

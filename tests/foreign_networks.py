@@ -1,0 +1,567 @@
+"""Other people's networks, written anew and small from what they published: names of tensors and arithmetic.
+
+They share nothing with the networks of `pipeline.models`: what an import computes is compared with what these compute.
+Each gives logits on its own grid, before any upsampling to the image. `width` is the number of filters of the first
+convolution, 64 in the originals.
+"""
+
+from collections import OrderedDict
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+def seeded(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
+    """Weights that keep signals alive, the same on every machine: numpy promises RandomState for ever."""
+    random = np.random.RandomState(seed)
+    found = {}
+    for name in sorted(shapes):
+        size = tuple(shapes[name])
+        if name.endswith("num_batches_tracked"):
+            found[name] = torch.tensor(7)
+        elif name.endswith("running_var"):
+            found[name] = torch.from_numpy(random.uniform(0.5, 1.5, size)).float()
+        elif len(size) == 1 and name.endswith("weight"):
+            found[name] = torch.from_numpy(random.uniform(0.3, 0.7, size)).float()
+        elif len(size) == 1:
+            found[name] = torch.from_numpy(random.normal(0, 0.2, size)).float()
+        else:
+            found[name] = torch.from_numpy(random.normal(0, (2 / np.prod(size[1:])) ** 0.5, size)).float()
+    return found
+
+
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def filled(network: nn.Module, seed: int = 0) -> nn.Module:
+    network.load_state_dict(seeded(shapes_of(network), seed))
+    return network.eval()
+
+
+def image(height: int, width: int, seed: int = 0) -> Tensor:
+    """Pixels from 0 to 1, red, green, blue."""
+    random = np.random.RandomState(seed)
+    return torch.from_numpy(random.uniform(0, 1, (1, 3, height, width))).float()
+
+
+def conv(entering: int, leaving: int, kernel: int = 1, *, stride: int = 1, rate: int = 1, groups: int = 1) -> nn.Conv2d:
+    padding = rate * (kernel // 2)
+    return nn.Conv2d(entering, leaving, kernel, stride, padding, rate, groups, bias=False)
+
+
+def layers(*modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*modules)
+
+
+# ---------------------------------------------------------------- torchvision's ResNet, VainF, jfzhang95
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, entering: int, inner: int, *, stride: int, rate: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(entering, inner), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = conv(inner, inner, 3, stride=stride, rate=rate), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = conv(inner, 4 * inner), nn.BatchNorm2d(4 * inner)
+        self.downsample = None
+        if stride > 1 or entering != 4 * inner:
+            self.downsample = layers(conv(entering, 4 * inner, stride=stride), nn.BatchNorm2d(4 * inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.downsample(x) if self.downsample else x
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """`strides` of the stages, and for each of them the rate of each block."""
+
+    def __init__(self, width: int, strides: tuple[int, ...], rates: list[list[int]]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(3, width, 7, stride=2), nn.BatchNorm2d(width)
+        entering = width
+        for number, (stride, of_blocks) in enumerate(zip(strides, rates, strict=True), 1):
+            inner = width * 2 ** (number - 1)
+            blocks = []
+            for index, rate in enumerate(of_blocks):
+                blocks.append(Bottleneck(entering, inner, stride=stride if index == 0 else 1, rate=rate))
+                entering = 4 * inner
+            setattr(self, f"layer{number}", layers(*blocks))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        low = self.layer1(x)
+        return low, self.layer4(self.layer3(self.layer2(low)))
+
+
+def torchvision_resnet(width: int, output_stride: int, *, depth: int = 50) -> ResNet:
+    """`replace_stride_with_dilation`: the first block of a dilated stage keeps the rate of the stage before."""
+    one, two, three, four = BLOCKS[depth]
+    if output_stride == 16:
+        return ResNet(width, (1, 2, 2, 1), [[1] * one, [1] * two, [1] * three, [1] + [2] * (four - 1)])
+    return ResNet(width, (1, 2, 1, 1), [[1] * one, [1] * two, [1] + [2] * (three - 1), [2] + [4] * (four - 1)])
+
+
+class TorchvisionASPP(nn.Module):
+    def __init__(self, entering: int, leaving: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        branches = [layers(conv(entering, leaving), nn.BatchNorm2d(leaving), nn.ReLU())]
+        branches += [
+            layers(conv(entering, leaving, 3, rate=rate), nn.BatchNorm2d(leaving), nn.ReLU()) for rate in rates
+        ]
+        branches.append(layers(nn.AdaptiveAvgPool2d(1), conv(entering, leaving), nn.BatchNorm2d(leaving), nn.ReLU()))
+        self.convs = nn.ModuleList(branches)
+        self.project = layers(conv(5 * leaving, leaving), nn.BatchNorm2d(leaving), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [F.interpolate(one(x), x.shape[2:], mode="bilinear", align_corners=False) for one in self.convs]
+        return self.project(torch.cat(found, 1))
+
+
+class Named(nn.Module):
+    """Modules by name, for nesting names that an original has for reasons of its own."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+class VainFV3(nn.Module):
+    def __init__(self, classes: int, *, width: int, output_stride: int, depth: int = 50) -> None:
+        super().__init__()
+        self.backbone = torchvision_resnet(width, output_stride, depth=depth)
+        wide, rates = 4 * width, (6, 12, 18) if output_stride == 16 else (12, 24, 36)
+        self.classifier = Named(
+            classifier=layers(
+                TorchvisionASPP(32 * width, wide, rates),
+                conv(wide, wide, 3),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(),
+                nn.Conv2d(wide, classes, 1),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier.classifier(self.backbone(x)[1])
+
+
+class VainFV3Plus(nn.Module):
+    def __init__(self, classes: int, *, width: int, output_stride: int, depth: int = 50) -> None:
+        super().__init__()
+        self.backbone = torchvision_resnet(width, output_stride, depth=depth)
+        wide, rates = 4 * width, (6, 12, 18) if output_stride == 16 else (12, 24, 36)
+        low = 3 * wide // 16
+        self.classifier = Named(
+            project=layers(conv(4 * width, low), nn.BatchNorm2d(low), nn.ReLU()),
+            aspp=TorchvisionASPP(32 * width, wide, rates),
+            classifier=layers(conv(low + wide, wide, 3), nn.BatchNorm2d(wide), nn.ReLU(), nn.Conv2d(wide, classes, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.backbone(x)
+        low, high = self.classifier.project(low), self.classifier.aspp(high)
+        high = F.interpolate(high, low.shape[2:], mode="bilinear", align_corners=False)
+        return self.classifier.classifier(torch.cat([low, high], 1))
+
+
+class Separable(nn.Module):
+    def __init__(self, entering: int, leaving: int, *, stride: int = 1, rate: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn = (
+            conv(entering, entering, 3, stride=stride, rate=rate, groups=entering),
+            nn.BatchNorm2d(entering),
+        )
+        self.pointwise = conv(entering, leaving)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.bn(self.conv1(x)))
+
+
+class XceptionBlock(nn.Module):
+    """Its ReLUs work in place, so one in front of everything changes what the shortcut sees."""
+
+    def __init__(
+        self, channels: tuple[int, ...], *, stride: int = 1, rates: tuple[int, ...] = (1, 1, 1), relu: bool = True
+    ) -> None:
+        super().__init__()
+        rep: list[nn.Module] = []
+        for index, (entering, leaving) in enumerate(pairwise(channels)):
+            step = stride if index == 2 else 1
+            rep += [nn.ReLU(), Separable(entering, leaving, stride=step, rate=rates[index]), nn.BatchNorm2d(leaving)]
+        self.relu_first = relu
+        self.rep = layers(*(rep if relu else rep[1:]))
+        self.skip = None
+        if stride > 1 or channels[0] != channels[-1]:
+            self.skip, self.skipbn = conv(channels[0], channels[-1], stride=stride), nn.BatchNorm2d(channels[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = F.relu(x) if self.relu_first else x
+        if self.skip is not None:
+            shortcut = self.skipbn(self.skip(shortcut))
+        return self.rep(x) + shortcut
+
+
+class Xception(nn.Module):
+    """Output stride 16. `width` counts as 64 does: the stem's first convolution has half as many."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        a, b, c, d = 2 * width, 4 * width, round(728 * width / 64), 16 * width
+        e, f = 24 * width, 32 * width
+        self.conv1, self.bn1 = conv(3, width // 2, 3, stride=2), nn.BatchNorm2d(width // 2)
+        self.conv2, self.bn2 = conv(width // 2, width, 3), nn.BatchNorm2d(width)
+        self.block1 = XceptionBlock((width, a, a, a), stride=2, relu=False)
+        self.block2 = XceptionBlock((a, b, b, b), stride=2, relu=False)
+        self.block3 = XceptionBlock((b, c, c, c), stride=2)
+        for number in range(4, 20):
+            setattr(self, f"block{number}", XceptionBlock((c, c, c, c)))
+        self.block20 = XceptionBlock((c, c, d, d))
+        for number, (entering, leaving) in enumerate(((d, e), (e, e), (e, f)), 3):
+            setattr(self, f"conv{number}", Separable(entering, leaving, rate=2))
+            setattr(self, f"bn{number}", nn.BatchNorm2d(leaving))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        low = x = F.relu(self.block1(x))
+        for number in range(2, 21):
+            x = getattr(self, f"block{number}")(x)
+        x = F.relu(x)
+        for number in (3, 4, 5):
+            x = F.relu(getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(x)))
+        return low, x
+
+
+class JfzhangASPP(nn.Module):
+    def __init__(self, entering: int, leaving: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        for number, rate in enumerate((1, *rates), 1):
+            branch = Named(
+                atrous_conv=conv(entering, leaving, 1 if number == 1 else 3, rate=rate), bn=nn.BatchNorm2d(leaving)
+            )
+            setattr(self, f"aspp{number}", branch)
+        self.global_avg_pool = layers(
+            nn.AdaptiveAvgPool2d(1), conv(entering, leaving), nn.BatchNorm2d(leaving), nn.ReLU()
+        )
+        self.conv1, self.bn1 = conv(5 * leaving, leaving), nn.BatchNorm2d(leaving)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = (getattr(self, f"aspp{number}") for number in (1, 2, 3, 4))
+        found = [F.relu(branch.bn(branch.atrous_conv(x))) for branch in branches]
+        found.append(self.global_avg_pool(x).expand_as(found[0]))
+        return F.relu(self.bn1(self.conv1(torch.cat(found, 1))))
+
+
+class Jfzhang(nn.Module):
+    """v3+ with corners aligned and coarse features in front of the low-level ones."""
+
+    def __init__(self, classes: int, *, width: int, output_stride: int, xception: bool = False) -> None:
+        super().__init__()
+        if xception:
+            self.backbone: nn.Module = Xception(width)
+        elif output_stride == 16:
+            self.backbone = ResNet(width, (1, 2, 2, 1), [[1] * 3, [1] * 4, [1] * 23, [2, 4, 8]])
+        else:
+            self.backbone = ResNet(width, (1, 2, 1, 1), [[1] * 3, [1] * 4, [2] * 23, [4, 8, 16]])
+        wide, rates = 4 * width, (6, 12, 18) if output_stride == 16 else (12, 24, 36)
+        low = 3 * wide // 16
+        self.aspp = JfzhangASPP(32 * width, wide, rates)
+        self.decoder = Named(
+            conv1=conv((2 if xception else 4) * width, low),
+            bn1=nn.BatchNorm2d(low),
+            last_conv=layers(
+                conv(wide + low, wide, 3),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(),
+                nn.Identity(),
+                conv(wide, wide, 3),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(),
+                nn.Identity(),
+                nn.Conv2d(wide, classes, 1),
+            ),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.backbone(x)
+        low = F.relu(self.decoder.bn1(self.decoder.conv1(low)))
+        high = F.interpolate(self.aspp(high), low.shape[2:], mode="bilinear", align_corners=True)
+        return self.decoder.last_conv(torch.cat([high, low], 1))
+
+
+# ---------------------------------------------------------------- kazuto1011
+
+
+def unit(
+    entering: int, leaving: int, kernel: int = 1, *, stride: int = 1, rate: int = 1, relu: bool = True
+) -> nn.Sequential:
+    modules = OrderedDict(conv=conv(entering, leaving, kernel, stride=stride, rate=rate), bn=nn.BatchNorm2d(leaving))
+    if relu:
+        modules["relu"] = nn.ReLU()
+    return nn.Sequential(modules)
+
+
+class KazutoBlock(nn.Module):
+    """The 1x1 in front strides; every block of a stage has its rate, the first one too."""
+
+    def __init__(self, entering: int, leaving: int, *, stride: int, rate: int, first: bool) -> None:
+        super().__init__()
+        inner = leaving // 4
+        self.reduce = unit(entering, inner, stride=stride)
+        self.conv3x3 = unit(inner, inner, 3, rate=rate)
+        self.increase = unit(inner, leaving, relu=False)
+        self.shortcut = unit(entering, leaving, stride=stride, relu=False) if first else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.increase(self.conv3x3(self.reduce(x))) + self.shortcut(x))
+
+
+def kazuto_stages(width: int, blocks: tuple[int, ...], strides: tuple[int, ...], rates: list[list[int]]) -> OrderedDict:
+    stem = OrderedDict(conv1=unit(3, width, 7, stride=2), pool=nn.MaxPool2d(3, 2, 1, ceil_mode=True))
+    found: OrderedDict = OrderedDict(layer1=nn.Sequential(stem))
+    entering = width
+    for number, (count, stride, of_blocks) in enumerate(zip(blocks, strides, rates, strict=True), 2):
+        leaving = width * 2**number
+        made = OrderedDict()
+        for index in range(count):
+            made[f"block{index + 1}"] = KazutoBlock(
+                entering, leaving, stride=stride if index == 0 else 1, rate=of_blocks[index], first=index == 0
+            )
+            entering = leaving
+        found[f"layer{number}"] = nn.Sequential(made)
+    return found
+
+
+class SumOfBranches(nn.Module):
+    def __init__(self, entering: int, classes: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        for index, rate in enumerate(rates):
+            self.add_module(f"c{index}", nn.Conv2d(entering, classes, 3, 1, rate, rate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(branch(x) for branch in self.children())
+
+
+class KazutoV2(nn.Module):
+    """Scores at three scales, resized to the finest and pooled by their maximum.
+
+    Its `F.interpolate(scale_factor=...)` was written for torch 1.0, which went by the rounded sizes.
+    """
+
+    def __init__(self, classes: int, *, width: int, blocks: tuple[int, ...] = BLOCKS[101]) -> None:
+        super().__init__()
+        rates = [[1] * blocks[0], [1] * blocks[1], [2] * blocks[2], [4] * blocks[3]]
+        self.base = nn.Sequential(kazuto_stages(width, blocks, (1, 2, 1, 1), rates))
+        self.base.add_module("aspp", SumOfBranches(32 * width, classes, (6, 12, 18, 24)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        finest = self.base(x)
+        found = [finest]
+        for scale in (0.5, 0.75):
+            smaller = F.interpolate(
+                x, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
+            )
+            found.append(F.interpolate(self.base(smaller), finest.shape[2:], mode="bilinear", align_corners=False))
+        return torch.stack(found).max(0)[0]
+
+
+def kazuto_init(classes: int, *, width: int) -> nn.Sequential:
+    """v1 on ResNet-101: the stages, and a classifier of COCO's classes."""
+    blocks = BLOCKS[101]
+    rates = [[1] * blocks[0], [1] * blocks[1], [2] * blocks[2], [4] * blocks[3]]
+    stages = kazuto_stages(width, blocks, (1, 2, 1, 1), rates)
+    stages["fc"] = nn.Conv2d(32 * width, classes, 1)
+    return nn.Sequential(stages)
+
+
+class KazutoV3Plus(nn.Module):
+    """Output stride 16; coarse features in front of the low-level ones."""
+
+    def __init__(self, classes: int, *, width: int) -> None:
+        super().__init__()
+        rates = [[1] * 3, [1] * 4, [1] * 23, [2, 4, 8]]
+        for name, stage in kazuto_stages(width, BLOCKS[101], (1, 2, 2, 1), rates).items():
+            self.add_module(name, stage)
+        wide = 4 * width
+        low = 3 * wide // 16
+        pooled = Named(conv=unit(32 * width, wide))
+        branches = {f"c{n}": unit(32 * width, wide, 3 if n else 1, rate=rate) for n, rate in enumerate((1, 6, 12, 18))}
+        self.aspp = Named(stages=Named(**branches, imagepool=pooled))
+        self.fc1 = unit(5 * wide, wide)
+        self.reduce = unit(wide, low)
+        self.fc2 = Named(conv1=unit(wide + low, wide, 3), conv2=unit(wide, wide, 3), conv3=nn.Conv2d(wide, classes, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.layer2(self.layer1(x))
+        high = self.layer5(self.layer4(self.layer3(low)))
+        found = [getattr(self.aspp.stages, f"c{n}")(high) for n in range(4)]
+        found.append(self.aspp.stages.imagepool.conv(high.mean((2, 3), keepdim=True)).expand_as(found[0]))
+        high = self.fc1(torch.cat(found, 1))
+        low = self.reduce(low)
+        high = F.interpolate(high, low.shape[2:], mode="bilinear", align_corners=False)
+        return self.fc2.conv3(self.fc2.conv2(self.fc2.conv1(torch.cat([high, low], 1))))
+
+
+# ---------------------------------------------------------------- Caffe
+
+CAFFE_MEAN = torch.tensor([104.008, 116.669, 122.675])[:, None, None]
+
+
+def for_caffe(pixels: Tensor) -> Tensor:
+    """Red, green, blue from 0 to 1 as Caffe is given them: blue, green, red from 0 to 255, less the mean."""
+    return pixels[:, [2, 1, 0]] * 255 - CAFFE_MEAN
+
+
+Blobs = dict[str, list[Tensor]]
+
+
+def _conv(blobs: Blobs, name: str, x: Tensor, *, stride: int = 1, pad: int = 0, hole: int = 1) -> Tensor:
+    return F.conv2d(x, *blobs[name], stride=stride, padding=pad, dilation=hole)
+
+
+def vgg_shapes(
+    classes: int, width: int, *, heads: tuple[str, ...], fc: int, kernel: int = 3
+) -> dict[str, list[tuple[int, ...]]]:
+    """Blobs of VGG-16 with a classifier for each of `heads`: fc6, fc7 and fc8_voc12, with `_1` behind for a branch."""
+    found, entering = {}, 3
+    for stage, count in enumerate((2, 2, 3, 3, 3), 1):
+        for number in range(1, count + 1):
+            leaving = width * min(8, 2 ** (stage - 1))
+            found[f"conv{stage}_{number}"] = [(leaving, entering, 3, 3), (leaving,)]
+            entering = leaving
+    for head in heads:
+        found[f"fc6{head}"] = [(fc, entering, kernel, kernel), (fc,)]
+        found[f"fc7{head}"] = [(fc, fc, 1, 1), (fc,)]
+        found[f"fc8_voc12{head}"] = [(classes, fc, 1, 1), (classes,)]
+    return found
+
+
+def branch_shapes(classes: int, width: int) -> dict[str, list[tuple[int, ...]]]:
+    """Blobs of the multi-scale branches of v1: from the image and the first four poolings."""
+    found, wide = {}, 2 * width
+    for name, entering in {
+        "data": 3,
+        "pool1": width,
+        "pool2": 2 * width,
+        "pool3": 4 * width,
+        "pool4": 8 * width,
+    }.items():
+        found[f"{name}_conv"] = [(wide, entering, 3, 3), (wide,)]
+        found[f"{name}_fc"] = [(wide, wide, 1, 1), (wide,)]
+        found[f"{name}_ms"] = [(classes, wide, 1, 1), (classes,)]
+    return found
+
+
+def fill(shapes: dict[str, list[tuple[int, ...]]], seed: int = 0) -> Blobs:
+    flat = {f"{name}/{i}": size for name, sizes in shapes.items() for i, size in enumerate(sizes)}
+    made = seeded(flat, seed)
+    return {name: [made[f"{name}/{i}"] for i in range(len(sizes))] for name, sizes in shapes.items()}
+
+
+def _vgg(blobs: Blobs, x: Tensor) -> dict[str, Tensor]:
+    found = {"data": x}
+    for stage, count in enumerate((2, 2, 3, 3, 3), 1):
+        hole = 2 if stage == 5 else 1
+        for number in range(1, count + 1):
+            x = F.relu(_conv(blobs, f"conv{stage}_{number}", x, pad=hole, hole=hole))
+        found[f"pool{stage}"] = x = F.max_pool2d(x, 3, 2 if stage < 4 else 1, 1, ceil_mode=True)
+    return found
+
+
+def caffe_v1(blobs: Blobs, pixels: Tensor, *, pad: int = 12, hole: int = 12, average: bool = True) -> Tensor:
+    """LargeFOV: scores at every 8th pixel, for sides of 32 k - 31. With branches, of the sum at full resolution."""
+    pools = _vgg(blobs, for_caffe(pixels))
+    x = F.avg_pool2d(pools["pool5"], 3, 1, 1) if average else pools["pool5"]
+    x = F.relu(_conv(blobs, "fc6", x, pad=pad, hole=hole))
+    scores = _conv(blobs, "fc8_voc12", F.relu(_conv(blobs, "fc7", x)))
+    if "data_ms" not in blobs:
+        return scores
+    size = pixels.shape[2:]
+    total = F.interpolate(scores, size, mode="bilinear", align_corners=True)
+    for name in ("data", "pool1", "pool2", "pool3", "pool4"):
+        x = F.relu(_conv(blobs, f"{name}_conv", pools[name], pad=1))
+        x = _conv(blobs, f"{name}_ms", F.relu(_conv(blobs, f"{name}_fc", x)))
+        total = total + F.interpolate(x, size, mode="bilinear", align_corners=True)
+    return total[:, :, ::8, ::8]
+
+
+def caffe_v2_vgg(blobs: Blobs, pixels: Tensor) -> Tensor:
+    """ASPP-L on VGG-16."""
+    x = _vgg(blobs, for_caffe(pixels))["pool5"]
+    total = 0
+    for branch, hole in enumerate((6, 12, 18, 24), 1):
+        y = F.relu(_conv(blobs, f"fc6_{branch}", x, pad=hole, hole=hole))
+        total = total + _conv(blobs, f"fc8_voc12_{branch}", F.relu(_conv(blobs, f"fc7_{branch}", y)))
+    return total
+
+
+def block_letters(count: int) -> list[str]:
+    return list("abc") if count == 3 else ["a"] + [f"b{number}" for number in range(1, count)]
+
+
+def resnet_shapes(classes: int, width: int, blocks: tuple[int, ...] = BLOCKS[101]) -> dict[str, list[tuple[int, ...]]]:
+    found: dict[str, list[tuple[int, ...]]] = {}
+
+    def add(conv: str, norm: str, *size: int) -> None:
+        found[conv] = [size]
+        found[f"bn{norm}"] = [(size[0],), (size[0],), (1,)]
+        found[f"scale{norm}"] = [(size[0],), (size[0],)]
+
+    add("conv1", "_conv1", width, 3, 7, 7)
+    entering = width
+    for stage, count in enumerate(blocks, 2):
+        inner = width * 2 ** (stage - 2)
+        for letter in block_letters(count):
+            name = f"{stage}{letter}_branch"
+            if letter == "a":
+                add(f"res{name}1", f"{name}1", 4 * inner, entering, 1, 1)
+            add(f"res{name}2a", f"{name}2a", inner, entering, 1, 1)
+            add(f"res{name}2b", f"{name}2b", inner, inner, 3, 3)
+            add(f"res{name}2c", f"{name}2c", 4 * inner, inner, 1, 1)
+            entering = 4 * inner
+    for branch in range(4):
+        found[f"fc1_voc12_c{branch}"] = [(classes, entering, 3, 3), (classes,)]
+    return found
+
+
+def fill_resnet(shapes: dict[str, list[tuple[int, ...]]], seed: int = 0) -> Blobs:
+    """As `fill`, with sums of means and of variances over a moving average's weight, as Caffe keeps them."""
+    blobs = fill(shapes, seed)
+    for name, values in blobs.items():
+        if name.startswith("bn"):
+            factor = torch.tensor([999.9823])
+            blobs[name] = [values[0] * factor, (values[1].abs() + 0.5) * factor, factor]
+        elif name.startswith("scale"):
+            blobs[name] = [values[0].abs() + 0.3, values[1]]
+    return blobs
+
+
+def _norm(blobs: Blobs, name: str, x: Tensor) -> Tensor:
+    mean, variance, factor = blobs[f"bn{name}"]
+    weight, bias = (one[:, None, None] for one in blobs[f"scale{name}"])
+    x = (x - (mean / factor)[:, None, None]) / torch.sqrt((variance / factor)[:, None, None] + 1e-5)
+    return x * weight + bias
+
+
+def caffe_v2_resnet(blobs: Blobs, pixels: Tensor, blocks: tuple[int, ...] = BLOCKS[101]) -> Tensor:
+    """Of one scale."""
+    x = F.relu(_norm(blobs, "_conv1", _conv(blobs, "conv1", for_caffe(pixels), stride=2, pad=3)))
+    x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+    for stage, count in enumerate(blocks, 2):
+        hole, first = {4: 2, 5: 4}.get(stage, 1), 2 if stage == 3 else 1
+        for letter in block_letters(count):
+            name, stride = f"{stage}{letter}_branch", first if letter == "a" else 1
+            shortcut = x
+            if letter == "a":
+                shortcut = _norm(blobs, f"{name}1", _conv(blobs, f"res{name}1", x, stride=stride))
+            x = F.relu(_norm(blobs, f"{name}2a", _conv(blobs, f"res{name}2a", x, stride=stride)))
+            x = F.relu(_norm(blobs, f"{name}2b", _conv(blobs, f"res{name}2b", x, pad=hole, hole=hole)))
+            x = F.relu(_norm(blobs, f"{name}2c", _conv(blobs, f"res{name}2c", x)) + shortcut)
+    return sum(_conv(blobs, f"fc1_voc12_c{i}", x, pad=hole, hole=hole) for i, hole in enumerate((6, 12, 18, 24)))
