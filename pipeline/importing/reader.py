@@ -145,12 +145,12 @@ def _check_archive(data: bytes, *, origin: str) -> None:
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
+    if any(entry.filename.endswith("constants.pkl") for entry in entries):
+        raise ConfigError(f"{origin} is a TorchScript program, not a file of weights")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ConfigError(f"{origin} is a compressed zip; torch.save writes none")
     if sum(entry.file_size for entry in entries) > len(data) or len(entries) > MAX_TENSORS:
         raise ConfigError(f"{origin} is a zip of {len(entries)} entries that claim more than its {len(data)} bytes")
-    if any(entry.filename.endswith("constants.pkl") for entry in entries):
-        raise ConfigError(f"{origin} is a TorchScript program, not a file of weights")
 
 
 def _pickles(data: bytes) -> Iterator[io.BytesIO]:
