@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.errors import ConfigError
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised by hand when a change of the code changes masks; part of the fingerprint."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -63,7 +63,7 @@ class TileConfig(_Frozen):
     whole_mpx: float = Field(4.0, gt=0, description="Megapixels the network takes at once with mode whole.")
     tile_px: int = Field(512, ge=64, multiple_of=32, description="Images a quarter larger than this are cut, pixels.")
     overlap_px: int = Field(128, ge=0, multiple_of=32, description="Overlap of neighbouring tiles, pixels.")
-    bucket_px: int = Field(64, ge=32, multiple_of=32, description="Smaller images are padded to multiples of this.")
+    bucket_px: int = Field(32, ge=32, multiple_of=32, description="Smaller images are padded to multiples of this.")
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> "TileConfig":

@@ -4,6 +4,7 @@ In: decoded images of any size, as a stream, so that decoding of the next ones g
 logits or the error that stopped it. Full-size probabilities are never made here.
 """
 
+import copy
 import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -12,11 +13,13 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import InferConfig, TileConfig
 from pipeline.errors import InputError
+from pipeline.models.fold import fold_batch_norm
 from pipeline.pyramid import Fusion, View, look, views
 from pipeline.records import Bool, Float16, Float32, Image, UInt8
 from pipeline.stitch import Canvas, to_half
@@ -29,6 +32,8 @@ DEFAULT_BATCH = {"cuda": 16, "cpu": CPU_BATCH}
 """On a CPU the maps of more than a few tiles fall out of the caches: 16 tiles of 512x512 took twice as long each."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+FOLD_PX = 64, 64
+"""Any input shows which batch norm follows which convolution."""
 WARM_UP_PX = 96, 160
 """Two lengths that differ, or the compiler takes height and width for the same number."""
 
@@ -107,6 +112,15 @@ def resolve_precision(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") or has.get("bf16") else torch.float32
 
 
+def _with_half_weights(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose convolutions hold their weights in the dtype that autocast would cast them to at every call."""
+    copied = copy.deepcopy(network)
+    for module in copied.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(dtype)
+    return copied
+
+
 class Segmenter:
     """Holds one network on one device.
 
@@ -116,11 +130,13 @@ class Segmenter:
 
     def __init__(self, model: Checkpoint, infer: InferConfig, tile: TileConfig, *, device: str | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        network = model.build(infer.output_stride).to(self.device)
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = model.build(infer.output_stride)
+        fold_batch_norm(network, torch.zeros(1, len(model.card.mean), *FOLD_PX))
+        self.exact = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_classes, self.num_channels = len(model.card.classes), len(model.card.mean)
-        self.stride, self.align_corners = int(self.network.stride), bool(self.network.align_corners)
+        self.stride, self.align_corners = int(network.stride), bool(network.align_corners)
         self.dtype = resolve_precision(infer.precision, self.device)
+        self.network = self.exact if self.dtype is torch.float32 else _with_half_weights(self.exact, self.dtype)
         self.batch = infer.batch or DEFAULT_BATCH[self.device.type]
         self.infer, self.tile, self.views = infer, tile, views(infer)
         self._upload: torch.cuda.Stream | None = None
@@ -130,7 +146,6 @@ class Segmenter:
             torch.tensor(channel, device=self.device).view(1, -1, 1, 1) * 255
             for channel in (model.card.mean, model.card.std)
         )
-        self._call = self.network
         compiled = self._compile() if infer.compile else ""
         self.inference = self._describe(infer.output_stride or model.card.output_stride, compiled)
 
@@ -232,8 +247,9 @@ class Segmenter:
         # (N, H, W, C) in memory seen as (N, C, H, W) already is channels_last: no copy.
         pixels = self._to_device(pixels_nhwc).permute(0, 3, 1, 2)
         normalised = (pixels.float() - self._mean) / self._std
+        network = self.network if dtype is self.dtype else self.exact
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
-            logits: torch.Tensor = self._call(normalised)
+            logits: torch.Tensor = network(normalised)
         return logits.float()
 
     def _to_device(self, pixels_nhwc: torch.Tensor) -> torch.Tensor:
@@ -295,16 +311,18 @@ class Segmenter:
     def _compile(self) -> str:
         """Compile the network now and for every size at once; what the rows are to say of it.
 
-        The compiler makes one version for a single tile and one for several: both are made here.
+        The compiler makes one version for a single tile and one for several: both are made here. On a CPU weights are
+        taken for constants, which puts them into the order that its convolutions read.
         """
-        started = perf_counter()
-        self._call = torch.compile(self.network, dynamic=True)
+        started, eager = perf_counter(), self.network
+        self.network = torch.compile(eager, dynamic=True)
         try:
-            for count in (2, 1):
-                size = count, WARM_UP_PX[0], WARM_UP_PX[1], self.num_channels
-                self._forward(torch.zeros(size, dtype=torch.uint8), self.dtype)
+            with torch._inductor.config.patch(freezing=self.device.type == "cpu"):
+                for count in (2, 1):
+                    shape = count, *WARM_UP_PX, self.num_channels
+                    self._forward(torch.zeros(shape, dtype=torch.uint8), self.dtype)
         except Exception as error:  # noqa: BLE001  # whatever the compiler, and the compiler it starts, may raise
-            self._call = self.network
+            self.network = eager
             log.warning("torch.compile failed, the network runs as it is: %s", error)
             return f"eager ({type(error).__name__})"
         log.info("network compiled in %.1f s", perf_counter() - started)

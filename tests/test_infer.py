@@ -323,6 +323,14 @@ def test_half_precision_agrees_with_float32_on_nearly_all_labels() -> None:
     assert (full.argmax(0) != half.argmax(0)).mean() < 0.05
 
 
+def test_weights_kept_in_half_precision_give_what_autocast_gives() -> None:
+    half = Segmenter(checkpoint(), InferConfig(precision="bf16"), TILE, device="cpu")
+    x = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(half.network(x), half.exact(x), rtol=0, atol=0)
+    assert all(tensor.dtype == torch.float32 for tensor in half.exact.state_dict().values() if tensor.ndim)
+
+
 def white_and_good() -> list[Image]:
     return [Image(np.full((32, 32, 3), 255, np.uint8), None), image(32, 32)]
 
