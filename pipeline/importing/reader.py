@@ -9,6 +9,7 @@ all of them are on a short list the file is refused before torch sees it.
 import hashlib
 import io
 import pickletools
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ PARALLEL = "module."
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 LEGACY_PICKLES = 5
 """A file of torch before 1.6: magic number, version, system, the object, its storages' names; then their bytes."""
+
+DAMAGE = (
+    *(zipfile.BadZipFile, EOFError, IndexError, KeyError, OverflowError),
+    *(NotImplementedError, RuntimeError, ValueError, struct.error),
+)
+"""What zipfile and pickletools raise at bytes that are no zip or pickle."""
 
 STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 NUMPY = {
@@ -125,12 +132,12 @@ def parse(data: bytes, *, origin: str) -> tuple[str, dict[str, Tensor], tuple[st
 def _load_pickle(data: bytes, *, origin: str) -> Any:
     try:
         _check_archive(data, origin=origin)
-        foreign = sorted({name for pickle in _pickles(data) for name in _named(pickle)} - KNOWN)
-    except (ValueError, zipfile.BadZipFile, KeyError, IndexError, NotImplementedError, OverflowError) as error:
-        raise ConfigError(f"{origin} is damaged: {error}") from error
-    if foreign:
-        hint = "save its state_dict() where you trust it; nothing was run"
-        raise ConfigError(f"{origin} asks for {', '.join(foreign[:5])}: more than tensors", hint=hint)
+        for name in _named(data):
+            if name not in KNOWN:
+                hint = "save its state_dict() where you trust it; nothing was run"
+                raise ConfigError(f"{origin} asks for {name}: more than tensors", hint=hint)
+    except DAMAGE as error:
+        raise ConfigError(f"{origin} is damaged: {error or type(error).__name__}") from error
     try:
         with torch.serialization.safe_globals([(_Score, name) for name in NUMPY]):
             return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
@@ -147,32 +154,33 @@ def _check_archive(data: bytes, *, origin: str) -> None:
         entries = archive.infolist()
     if any(entry.filename.endswith("constants.pkl") for entry in entries):
         raise ConfigError(f"{origin} is a TorchScript program, not a file of weights")
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise ConfigError(f"{origin} is a zip that holds two files of one name")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ConfigError(f"{origin} is a compressed zip; torch.save writes none")
     if sum(entry.file_size for entry in entries) > len(data) or len(entries) > MAX_TENSORS:
         raise ConfigError(f"{origin} is a zip of {len(entries)} entries that claim more than its {len(data)} bytes")
 
 
+def _named(data: bytes) -> Iterator[str]:
+    """What the pickles of a file want called, as `module.function`."""
+    for stream in _pickles(data):
+        for opcode, value, _ in pickletools.genops(stream):
+            if opcode.name == "GLOBAL":
+                yield str(value).replace(" ", ".", 1)
+            elif opcode.name in NAMING:
+                yield f"a function by {opcode.name}"
+
+
 def _pickles(data: bytes) -> Iterator[io.BytesIO]:
-    """Every pickle of a file, each as a stream that stands at its first byte."""
-    if data.startswith(ZIP):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for name in archive.namelist():
-                if name.endswith(".pkl"):
-                    yield io.BytesIO(archive.read(name))
+    """A stream at the beginning of each pickle of a file; reading one to its end leads to the next."""
+    if not data.startswith(ZIP):
+        yield from [io.BytesIO(data)] * LEGACY_PICKLES
         return
-    stream = io.BytesIO(data)
-    for _ in range(LEGACY_PICKLES):
-        yield stream
-
-
-def _named(stream: io.BytesIO) -> Iterator[str]:
-    """What one pickle names, as `module.function`; leaves the stream behind it."""
-    for opcode, value, _ in pickletools.genops(stream):
-        if opcode.name == "GLOBAL":
-            yield str(value).replace(" ", ".", 1)
-        elif opcode.name in NAMING:
-            yield f"a function by {opcode.name}"
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                yield io.BytesIO(archive.read(name))
 
 
 def _weights_in(loaded: Any, *, origin: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
