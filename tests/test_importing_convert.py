@@ -1,10 +1,13 @@
 """Imports of every layout, compared with the source's network: a small rewriting, or what the original package gave."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline import checkpoint, classes
@@ -348,6 +351,20 @@ def test_a_backbone_with_a_hole_is_refused(tensors: dict) -> None:
     file = seeded(CASES["resnet"]["shapes"])
     del file["layer3.2.conv2.weight"]
     assert "missing: backbone.layer3.2.conv2.weight" in refusal(file)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_tensors_of_the_right_names_and_any_shapes_are_converted_or_refused(data) -> None:
+    """And one or two of them are missing."""
+    shapes = dict(CASES[data.draw(st.sampled_from(sorted(CASES)))]["shapes"])
+    for name in data.draw(st.lists(st.sampled_from(sorted(shapes)), max_size=2)):
+        shapes.pop(name, None)
+    changed = data.draw(st.sampled_from(sorted(shapes)[:12] + sorted(shapes)[-12:]))
+    shapes[changed] = data.draw(st.lists(st.integers(0, 300), max_size=5))
+    with suppress(ConfigError):
+        made = imported(unfolded(shapes))
+        assert made.state.keys() == checkpoint.blank(made.card).state_dict().keys()
 
 
 def test_recognition_says_what_a_layout_lacks(tensors: dict) -> None:

@@ -16,8 +16,9 @@ from pipeline import checkpoint, classes
 from pipeline.checkpoint import Card
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
-from pipeline.importing.layouts import BY_NAME, LAYOUTS, REFUSED, Layout, Options
+from pipeline.importing.layouts import BY_NAME, LAYOUTS, REFUSED, Layout
 from pipeline.importing.reader import Source
+from pipeline.importing.shapes import Options, filters
 from pipeline.models import zoo
 from pipeline.models.layers import widen
 from pipeline.models.network import Network
@@ -126,10 +127,10 @@ def convert(source: Source, wishes: Wishes) -> Import:
     layout, tensors = recognise(source.tensors, wishes.layout)
     class_map, notes = _classes(layout, tensors, wishes)
     card = _card(layout, tensors, class_map, source, wishes)
-    network = _seeded(card, wishes.seed) if layout.is_backbone else checkpoint.blank(card)
-    wanted = network.state_dict()
-    used, unused = _account(layout, tensors, wanted, encoder=hasattr(network, "encoder"))
-    state, filled = _assemble(layout, tensors, wanted, used)
+    network = checkpoint.blank(card)
+    used, unused = _account(layout, tensors, network.state_dict(), encoder=hasattr(network, "encoder"))
+    network = _seeded(card, wishes.seed) if layout.is_backbone else network
+    state, filled = _assemble(layout, tensors, network.state_dict(), used)
     return Import(layout, card, state, used, unused, filled, (*notes, *layout.notes))
 
 
@@ -152,7 +153,7 @@ def _seeded(card: Card, seed: int) -> Network:
 
 def _classes(layout: Layout, tensors: Mapping[str, Tensor], wishes: Wishes) -> tuple[ClassMap, tuple[str, ...]]:
     """The class map, and what was guessed of it."""
-    count = tensors[layout.scores].size(0) if layout.scores else None
+    count = filters(tensors, layout.scores) if layout.scores else None
     if wishes.classes:
         found = classes.load(wishes.classes)
         if count is not None and len(found) != count:
@@ -178,7 +179,9 @@ def _card(layout: Layout, tensors: Mapping[str, Tensor], class_map: ClassMap, so
     network, options_class = zoo.NETWORKS[architecture]
     stride = wishes.output_stride or (layout.output_stride if architecture == layout.architecture else None)
     stride = stride or network.output_strides[0]
-    found = layout.options(tensors, stride)
+    found = layout.options(tensors)
+    if layout.rates:
+        found["rates"] = [rate * stride // 16 for rate in layout.rates]
     if layout.is_backbone:  # it may go into a network that has only one, and no option for it
         found = {name: value for name, value in found.items() if name in options_class.model_fields}
     bands = _bands(layout, tensors)
@@ -214,9 +217,7 @@ def band_names(bands: int) -> tuple[str, ...]:
 def _bands(layout: Layout, tensors: Mapping[str, Tensor]) -> int:
     """Planes of the convolution that looks at the image."""
     name = next((name for name in tensors if _target(name, layout.rules) == layout.first[0]), None)
-    if name is None or tensors[name].dim() != 4:
-        raise ConfigError(f"no tensor becomes {layout.first[0]}")
-    bands = tensors[name].size(1)
+    bands = filters(tensors, name or layout.first[0], axis=1)
     if layout.normalisation.bgr and bands != 3:
         raise ConfigError(f"{name} takes {bands} bands; blue, green and red are turned around, no others")
     return bands

@@ -7,14 +7,10 @@ source that says so. Nothing here touches a tensor.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-from torch import Tensor
-
-from pipeline.errors import ConfigError
-
-Tensors = Mapping[str, Tensor]
-Options = dict[str, Any]
+from pipeline.importing import names, shapes
+from pipeline.importing.shapes import Options, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,8 @@ class Layout:
     """Our network; of a backbone, the one it goes into unless another is asked for."""
     rules: Mapping[str, str]
     """Beginnings of names, and of ours; what our networks call `encoder` is a `backbone` here too."""
-    options: Callable[[Tensors, int], Options]
-    """Options of our network, from the tensors under their aliases and the output stride."""
+    options: Callable[[Tensors], Options]
+    """Options of our network, from the tensors under their aliases."""
     without: tuple[str, ...] = ()
     """Beginnings of names that such a file has not."""
     unused: Mapping[str, str] = field(default_factory=dict)
@@ -68,6 +64,9 @@ class Layout:
     swapped: Mapping[str, int] = field(default_factory=dict)
     """Axes of our tensors along which the source has ASPP's channels in front of the low-level ones, not behind."""
     output_stride: int = 16
+    """The source's default; most files do not say theirs."""
+    rates: tuple[int, ...] = ()
+    """ASPP's rates where the source has the same at every output stride; ours are doubled at 8."""
     normalisation: Normalisation = IMAGENET
     notes: tuple[str, ...] = ()
     """Where outputs may differ from the source's, and what only a person can know."""
@@ -81,341 +80,6 @@ class Layout:
 BACKBONE_HEAD = "the classifier of a backbone"
 SECOND_OUTPUT = "scores of whole images"
 
-
-# ---------------------------------------------------------------- what shapes say
-
-DEPTHS = {2: 18, 6: 50, 23: 101}
-"""Depth of a ResNet by the blocks of its third stage; 6 are 34 when its blocks are basic."""
-
-
-def resnet(tensors: Tensors, prefix: str) -> Options:
-    """`backbone`, and `width_multiplier` where it is not 1, of a ResNet with torchvision's names behind `prefix`."""
-    blocks = sum(name.startswith(f"{prefix}layer3.") and name.endswith(".conv1.weight") for name in tensors)
-    depth = DEPTHS.get(blocks)
-    if depth is None:
-        raise ConfigError(f"a ResNet with {blocks} blocks in {prefix}layer3", hint="there are 18, 34, 50 and 101")
-    if depth == 50 and f"{prefix}layer3.0.conv3.weight" not in tensors:
-        depth = 34
-    return {"backbone": f"resnet{depth}"} | width(tensors, f"{prefix}conv1.weight", 64)
-
-
-def uniform_resnet(tensors: Tensors, prefix: str) -> Options:
-    """A ResNet without multi-grid, which is an option of those with three blocks in their last stage."""
-    found = resnet(tensors, prefix)
-    return found if found["backbone"] == "resnet18" else found | {"multi_grid": None}
-
-
-def width(tensors: Tensors, name: str, full: int) -> Options:
-    """`width_multiplier` by the filters of a convolution that has `full` of them in the publication."""
-    filters = tensors[name].size(0)
-    return {} if filters == full else {"width_multiplier": filters / full}
-
-
-def has(tensors: Tensors, prefix: str) -> bool:
-    """Whether a name begins so."""
-    return any(name.startswith(prefix) for name in tensors)
-
-
-# ---------------------------------------------------------------- shared tables
-
-
-def numbered(count: int, source: str, target: str, *, first: int = 0) -> dict[str, str]:
-    """The rule `source -> target` for each of `count` numbers in place of `{}`; the source counts from `first`."""
-    return {source.format(index + first): target.format(index) for index in range(count)}
-
-
-def aspp(source: str, target: str) -> dict[str, str]:
-    """The ASPP of torchvision, which several others copied, with dense convolutions."""
-    return {
-        **numbered(4, source + "convs.{}.", target + "branches.{}."),
-        source + "convs.4.1.": target + "image.0.",
-        source + "convs.4.2.": target + "image.1.",
-        source + "project.": target + "project.",
-    }
-
-
-STAGES = (3, 4, 23, 3)
-"""Blocks per stage of ResNet-101, the deepest there is."""
-CONVOLUTIONS = ("reduce", "conv3x3", "increase")
-"""Of a block, in deeplab-pytorch."""
-
-
-def kazuto_resnet(source: str) -> dict[str, str]:
-    """deeplab-pytorch's ResNet: stages 2 to 5, blocks from 1, convolutions by name. libs/models/resnet.py."""
-    rules = {f"{source}layer1.conv1.conv.": "backbone.conv1.", f"{source}layer1.conv1.bn.": "backbone.bn1."}
-    for stage, blocks in enumerate(STAGES, 1):
-        for block in range(blocks):
-            theirs, ours = f"{source}layer{stage + 1}.block{block + 1}.", f"backbone.layer{stage}.{block}."
-            for number, convolution in enumerate(CONVOLUTIONS, 1):
-                rules[f"{theirs}{convolution}.conv."] = f"{ours}conv{number}."
-                rules[f"{theirs}{convolution}.bn."] = f"{ours}bn{number}."
-            rules[f"{theirs}shortcut.conv."] = f"{ours}downsample.0."
-            rules[f"{theirs}shortcut.bn."] = f"{ours}downsample.1."
-    return rules
-
-
-def caffe_blocks(blocks: int) -> list[str]:
-    """Letters of a stage's blocks: a, b, c, or from 4 blocks on a, b1, b2, ... of the authors' ResNet-101."""
-    return ["a", "b", "c"] if blocks == 3 else ["a", *(f"b{number}" for number in range(1, blocks))]
-
-
-def caffe_resnet() -> dict[str, str]:
-    """ResNet-101 of the authors' prototxt: res4b22_branch2c, with bn4b22_branch2c and scale4b22_branch2c behind it."""
-    rules = {"conv1.": "backbone.conv1.", "bn_conv1.": "backbone.bn1.", "scale_conv1.": "backbone.bn1."}
-    for stage, blocks in enumerate(STAGES, 1):
-        for block, letter in enumerate(caffe_blocks(blocks)):
-            for branch, (conv, norm) in {
-                "1": ("downsample.0.", "downsample.1."),
-                **{f"2{end}": (f"conv{number}.", f"bn{number}.") for number, end in enumerate("abc", 1)},
-            }.items():
-                theirs, ours = f"{stage + 1}{letter}_branch{branch}.", f"backbone.layer{stage}.{block}."
-                rules[f"res{theirs}"] = ours + conv
-                rules[f"bn{theirs}"] = rules[f"scale{theirs}"] = ours + norm
-    return rules
-
-
-VGG16_STAGES = (2, 2, 3, 3, 3)
-
-
-def caffe_vgg() -> dict[str, str]:
-    """conv1_1 to conv5_3; our stages alternate convolution and ReLU."""
-    return {
-        f"conv{stage}_{number}.": f"backbone.stages.{stage - 1}.{2 * (number - 1)}."
-        for stage, convolutions in enumerate(VGG16_STAGES, 1)
-        for number in range(1, convolutions + 1)
-    }
-
-
-def torchvision_vgg(*, batch_norm: bool) -> dict[str, str]:
-    """The `features` of torchvision: one list with the poolings in it, where ours has a list per stage without them."""
-    rules, index = {}, 0
-    per_convolution = 3 if batch_norm else 2
-    for stage, convolutions in enumerate(VGG16_STAGES):
-        for number in range(convolutions):
-            for layer in range(per_convolution - 1):
-                rules[f"features.{index + layer}."] = f"backbone.stages.{stage}.{number * per_convolution + layer}."
-            index += per_convolution
-        index += 1
-    return rules
-
-
-XCEPTION65_UNITS = 21
-XCEPTION71_UNITS = 23
-STEM = ((0, "conv"), (1, "bn"))
-HALVES = ("conv_dw", "bn_dw", "conv_pw", "bn_pw")
-OUR_HALVES = ("depthwise", "depthwise_bn", "pointwise", "pointwise_bn")
-
-
-def timm_xception() -> dict[str, str]:
-    """timm/models/xception_aligned.py, of any depth."""
-    rules = {f"stem.{number}.{part}.": f"backbone.stem.{3 * number + at}." for number in (0, 1) for at, part in STEM}
-    for unit in range(XCEPTION71_UNITS):
-        rules[f"blocks.{unit}.shortcut.conv."] = f"backbone.units.{unit}.shortcut.0."
-        rules[f"blocks.{unit}.shortcut.bn."] = f"backbone.units.{unit}.shortcut.1."
-        for conv in range(3):
-            for theirs, ours in zip(HALVES, OUR_HALVES, strict=True):
-                rules[f"blocks.{unit}.stack.conv{conv + 1}.{theirs}."] = f"backbone.units.{unit}.convs.{conv}.{ours}."
-    return rules
-
-
-def jfzhang_xception() -> dict[str, str]:
-    """modeling/backbone/xception.py: ReLUs and batch norms count as layers of `rep`; blocks 1 and 2 begin with none."""
-    rules = {
-        f"backbone.{part}{number + 1}.": f"backbone.stem.{3 * number + at}." for number in (0, 1) for at, part in STEM
-    }
-    for unit in range(XCEPTION65_UNITS - 1):
-        theirs, ours = f"backbone.block{unit + 1}.", f"backbone.units.{unit}."
-        rules |= {f"{theirs}skip.": f"{ours}shortcut.0.", f"{theirs}skipbn.": f"{ours}shortcut.1."}
-        for conv in range(3):
-            at = 3 * conv + (0 if unit < 2 else 1)
-            rules |= _jfzhang_separable(f"{theirs}rep.{at}.", f"{theirs}rep.{at + 1}.", f"{ours}convs.{conv}.")
-    for conv in range(3):
-        last = f"backbone.units.{XCEPTION65_UNITS - 1}.convs.{conv}."
-        rules |= _jfzhang_separable(f"backbone.conv{conv + 3}.", f"backbone.bn{conv + 3}.", last)
-    return rules
-
-
-def _jfzhang_separable(conv: str, norm: str, ours: str) -> dict[str, str]:
-    return {
-        f"{conv}conv1.": f"{ours}depthwise.",
-        f"{conv}bn.": f"{ours}depthwise_bn.",
-        f"{conv}pointwise.": f"{ours}pointwise.",
-        norm: f"{ours}pointwise_bn.",
-    }
-
-
-# ---------------------------------------------------------------- what shapes do not say
-
-
-def torchvision_v3(tensors: Tensors, output_stride: int) -> Options:
-    """No multi-grid, and a 3x3 behind ASPP: models/segmentation/deeplabv3.py."""
-    del output_stride  # rates double with it, as ours do
-    aux = {"aux": True} if has(tensors, "aux_classifier.") else {}
-    return uniform_resnet(tensors, "backbone.") | {"head_conv": True} | aux
-
-
-def torchvision_fcn(tensors: Tensors, output_stride: int) -> Options:
-    """models/segmentation/fcn.py."""
-    del output_stride
-    return resnet(tensors, "backbone.") | {"aux": has(tensors, "aux_classifier.")}
-
-
-def vainf_v3plus(tensors: Tensors, output_stride: int) -> Options:
-    """The ResNet of torchvision, and a decoder of one 3x3: network/_deeplab.py."""
-    del output_stride
-    return uniform_resnet(tensors, "backbone.") | {"decoder_convs": 1} | v3plus_widths(tensors, VAINF_V3PLUS)
-
-
-def smp_rates(output_stride: int) -> tuple[int, ...]:
-    """(12, 24, 36) at any output stride: decoders/deeplabv3/model.py. Ours are counted at 16, and doubled at 8."""
-    return tuple(rate * output_stride // 16 for rate in (12, 24, 36))
-
-
-def smp_v3(tensors: Tensors, output_stride: int) -> Options:
-    """All blocks of a dilated stage have its rate: encoders/_utils.py, `replace_strides_with_dilation`."""
-    return uniform_resnet(tensors, "encoder.") | {
-        "first_block": "own",
-        "rates": smp_rates(output_stride),
-        "head_conv": True,
-        "align_corners": True,
-    }
-
-
-def smp_v3plus(tensors: Tensors, output_stride: int) -> Options:
-    """Separable 3x3s, one of them behind ASPP and one in the decoder: decoders/deeplabv3/decoder.py."""
-    return (
-        uniform_resnet(tensors, "encoder.")
-        | {
-            "first_block": "own",
-            "rates": smp_rates(output_stride),
-            "separable": "plain",
-            "aspp_conv": True,
-            "decoder_convs": 1,
-            "align_corners": True,
-        }
-        | v3plus_widths(tensors, SMP_V3PLUS)
-    )
-
-
-def jfzhang_v3plus(tensors: Tensors, output_stride: int) -> Options:
-    """Multi-grid (1, 2, 4), corners aligned: modeling/backbone/resnet.py, modeling/decoder.py."""
-    del output_stride
-    if has(tensors, "backbone.block1."):
-        backbone = {"backbone": "xception65", "xception_layout": "jfzhang"} | width(
-            tensors, "backbone.conv1.weight", 32
-        )
-    else:
-        backbone = resnet(tensors, "backbone.") | {"multi_grid": (1, 2, 4), "first_block": "own"}
-    return backbone | {"align_corners": True} | v3plus_widths(tensors, JFZHANG_V3PLUS)
-
-
-def kazuto_v3plus(tensors: Tensors, output_stride: int) -> Options:
-    """Multi-grid (1, 2, 4), strides in the 1x1: libs/models/deeplabv3plus.py, main.py."""
-    del output_stride
-    return (
-        kazuto_depth(tensors, "")
-        | {"multi_grid": (1, 2, 4), "first_block": "own", "stride_in": "1x1", "ceil_pool": True}
-        | v3plus_widths(tensors, KAZUTO_V3PLUS)
-    )
-
-
-def kazuto_v2(tensors: Tensors, output_stride: int) -> Options:
-    """Wrapped in `base`, scores of three scales are pooled: libs/models/msc.py. The rest are our defaults."""
-    del output_stride
-    return kazuto_depth(tensors, "base.") | {"head": "aspp_l", "msc": True}
-
-
-def kazuto_init(tensors: Tensors, output_stride: int) -> Options:
-    """deeplab-pytorch's ResNet alone."""
-    del output_stride
-    return kazuto_depth(tensors, "")
-
-
-def kazuto_depth(tensors: Tensors, prefix: str) -> Options:
-    """50 or 101, by the blocks of the fourth stage."""
-    depth = 101 if has(tensors, f"{prefix}layer4.block23.") else 50
-    return {"backbone": f"resnet{depth}"} | width(tensors, f"{prefix}layer1.conv1.conv.weight", 64)
-
-
-def caffe_v1(tensors: Tensors, output_stride: int) -> Options:
-    """The variant is the size of fc6: config/*/test.prototxt."""
-    del output_stride
-    variant = {3: "large_fov", 4: "4x4", 7: "7x7"}.get(tensors["fc6.weight"].size(-1))
-    if variant is None:
-        raise ConfigError(f"fc6 is {tuple(tensors['fc6.weight'].shape)}; DeepLab's are 3x3, 4x4 or 7x7")
-    msc = {"msc": True} if "data_conv.weight" in tensors else {}
-    return {"variant": variant} | msc | width(tensors, "conv1_1.weight", 64)
-
-
-def caffe_v2_vgg(tensors: Tensors, output_stride: int) -> Options:
-    """ASPP-L; files of ASPP-S have the same shapes, `--options head=aspp_s` says so."""
-    del output_stride
-    return {"backbone": "vgg16", "head": "aspp_l", "align_corners": True} | width(tensors, "conv1_1.weight", 64)
-
-
-def caffe_v2_resnet(tensors: Tensors, output_stride: int) -> Options:
-    """The test network shares its weights with copies for two smaller scales."""
-    del output_stride
-    depth = 101 if has(tensors, "res4b22_") else 50
-    msc = {"msc": True} if has(tensors, "shared075.") else {}
-    found = {"backbone": f"resnet{depth}", "head": "aspp_l", "align_corners": True}
-    return found | msc | width(tensors, "conv1.weight", 64)
-
-
-def backbone_resnet(tensors: Tensors, output_stride: int) -> Options:
-    """A ResNet alone."""
-    del output_stride
-    return resnet(tensors, "")
-
-
-def backbone_vgg(tensors: Tensors, output_stride: int) -> Options:
-    """VGG-16 alone: its networks have no option that names it, but for DeepLab v2."""
-    del output_stride
-    return {"backbone": "vgg16"} | width(tensors, "features.0.weight", 64)
-
-
-def backbone_caffe_vgg(tensors: Tensors, output_stride: int) -> Options:
-    """VGG-16 alone."""
-    del output_stride
-    return {"backbone": "vgg16"} | width(tensors, "conv1_1.weight", 64)
-
-
-def backbone_mobilenet(tensors: Tensors, output_stride: int) -> Options:
-    """MobileNetV2 alone; the stem's filters say its width, to a multiple of 8."""
-    del output_stride
-    return {"backbone": "mobilenet_v2"} | width(tensors, "features.0.0.weight", 32)
-
-
-def backbone_xception(tensors: Tensors, output_stride: int) -> Options:
-    """An aligned Xception alone, by its units."""
-    del output_stride
-    units = sum(name.startswith("blocks.") and name.endswith(".stack.conv1.conv_dw.weight") for name in tensors)
-    depth = {13: 41, XCEPTION65_UNITS: 65, XCEPTION71_UNITS: 71}.get(units)
-    if depth is None:
-        raise ConfigError(f"an Xception of {units} units", hint="there are 13, 21 and 23: Xception-41, -65 and -71")
-    return {"backbone": f"xception{depth}", "xception_layout": "timm"} | width(tensors, "stem.0.conv.weight", 32)
-
-
-def unet_resnet(tensors: Tensors, output_stride: int) -> Options:
-    """decoders/unet/decoder.py."""
-    del output_stride
-    return resnet(tensors, "encoder.")
-
-
-V3PLUS_WIDTHS = {"aspp_channels": 256, "low_level_channels": 48, "decoder_channels": 256}
-VAINF_V3PLUS = ("classifier.aspp.project.0", "classifier.project.0", "classifier.classifier.0")
-SMP_V3PLUS = ("decoder.aspp.0.project.0", "decoder.block1.0", "decoder.block2.0.1")
-JFZHANG_V3PLUS = ("aspp.conv1", "decoder.conv1", "decoder.last_conv.0")
-KAZUTO_V3PLUS = ("fc1.conv", "reduce.conv", "fc2.conv1.conv")
-
-
-def v3plus_widths(tensors: Tensors, convolutions: tuple[str, str, str]) -> Options:
-    """Widths of DeepLab v3+'s head where they are not the paper's, by the convolutions that give them."""
-    found = {name: tensors[f"{conv}.weight"].size(0) for name, conv in zip(V3PLUS_WIDTHS, convolutions, strict=True)}
-    return {name: channels for name, channels in found.items() if channels != V3PLUS_WIDTHS[name]}
-
-
-# ---------------------------------------------------------------- the layouts
 
 TORCHVISION = "https://github.com/pytorch/vision"
 VAINF = "https://github.com/VainF/DeepLabV3Plus-Pytorch"
@@ -457,10 +121,10 @@ LAYOUTS: tuple[Layout, ...] = (
         url=TORCHVISION,
         marks=("backbone.conv1.weight", "classifier.0.convs.4.1.weight", "classifier.4.weight"),
         architecture="deeplab_v3",
-        options=torchvision_v3,
+        options=shapes.torchvision_v3,
         rules={
             "backbone.": "backbone.",
-            **aspp("classifier.0.", "context.aspp."),
+            **names.aspp("classifier.0.", "context.aspp."),
             "classifier.1.": "context.conv.0.",
             "classifier.2.": "context.conv.1.",
             "classifier.4.": "logits.",
@@ -477,7 +141,7 @@ LAYOUTS: tuple[Layout, ...] = (
         url=TORCHVISION,
         marks=("backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"),
         architecture="fcn_dilated",
-        options=torchvision_fcn,
+        options=shapes.torchvision_fcn,
         rules={
             "backbone.": "backbone.",
             "classifier.0.": "head.0.0.",
@@ -496,10 +160,10 @@ LAYOUTS: tuple[Layout, ...] = (
         url=VAINF,
         marks=("backbone.conv1.weight", "classifier.classifier.0.convs.4.1.weight", "classifier.classifier.4.weight"),
         architecture="deeplab_v3",
-        options=torchvision_v3,
+        options=shapes.torchvision_v3,
         rules={
             "backbone.": "backbone.",
-            **aspp("classifier.classifier.0.", "context.aspp."),
+            **names.aspp("classifier.classifier.0.", "context.aspp."),
             "classifier.classifier.1.": "context.conv.0.",
             "classifier.classifier.2.": "context.conv.1.",
             "classifier.classifier.4.": "logits.",
@@ -513,10 +177,10 @@ LAYOUTS: tuple[Layout, ...] = (
         url=VAINF,
         marks=("backbone.conv1.weight", "classifier.aspp.convs.4.1.weight", "classifier.classifier.3.weight"),
         architecture="deeplab_v3plus",
-        options=vainf_v3plus,
+        options=shapes.vainf_v3plus,
         rules={
             "backbone.": "backbone.",
-            **aspp("classifier.aspp.", "aspp."),
+            **names.aspp("classifier.aspp.", "aspp."),
             "classifier.project.": "reduce.",
             "classifier.classifier.0.": "decoder.0.0.",
             "classifier.classifier.1.": "decoder.0.1.",
@@ -531,7 +195,8 @@ LAYOUTS: tuple[Layout, ...] = (
         url=SMP,
         marks=("encoder.conv1.weight", "decoder.aspp.convs.4.1.weight", "decoder.conv.weight"),
         architecture="deeplab_v3",
-        options=smp_v3,
+        options=shapes.smp_v3,
+        rates=(12, 24, 36),
         aliases=(
             (r"^decoder\.0\.", "decoder.aspp."),
             (r"^decoder\.1\.", "decoder.conv."),
@@ -539,7 +204,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         rules={
             "encoder.": "backbone.",
-            **aspp("decoder.aspp.", "context.aspp."),
+            **names.aspp("decoder.aspp.", "context.aspp."),
             "decoder.conv.": "context.conv.0.",
             "decoder.bn.": "context.conv.1.",
             "segmentation_head.0.": "logits.",
@@ -555,7 +220,8 @@ LAYOUTS: tuple[Layout, ...] = (
         url=SMP,
         marks=("encoder.conv1.weight", "decoder.aspp.0.convs.4.1.weight", "decoder.block2.0.0.weight"),
         architecture="deeplab_v3plus",
-        options=smp_v3plus,
+        options=shapes.smp_v3plus,
+        rates=(12, 24, 36),
         rules={
             "encoder.": "backbone.",
             "decoder.aspp.0.convs.0.": "aspp.branches.0.",
@@ -586,11 +252,11 @@ LAYOUTS: tuple[Layout, ...] = (
         url=SMP,
         marks=("encoder.conv1.weight", "decoder.blocks.4.conv2.0.weight", "segmentation_head.0.weight"),
         architecture="unet_resnet",
-        options=unet_resnet,
+        options=partial(shapes.resnet, prefix="encoder."),
         rules={
             "encoder.": "backbone.",
-            **numbered(5, "decoder.blocks.{}.conv1.", "decoder.{}.0."),
-            **numbered(5, "decoder.blocks.{}.conv2.", "decoder.{}.1."),
+            **names.numbered(5, "decoder.blocks.{}.conv1.", "decoder.{}.0."),
+            **names.numbered(5, "decoder.blocks.{}.conv2.", "decoder.{}.1."),
             "segmentation_head.0.": "logits.",
         },
         unused={"classification_head.": SECOND_OUTPUT},
@@ -603,10 +269,10 @@ LAYOUTS: tuple[Layout, ...] = (
         url=SMP,
         marks=("encoder.conv1.weight", "decoder.psp.blocks.0.pool.1.0.weight", "decoder.conv.0.weight"),
         architecture="pspnet_smp",
-        options=unet_resnet,
+        options=partial(shapes.resnet, prefix="encoder."),
         rules={
             "encoder.": "backbone.",
-            **numbered(4, "decoder.psp.blocks.{}.pool.1.", "pooling.levels.{}."),
+            **names.numbered(4, "decoder.psp.blocks.{}.pool.1.", "pooling.levels.{}."),
             "decoder.conv.": "head.0.",
             "segmentation_head.0.": "logits.",
         },
@@ -624,8 +290,8 @@ LAYOUTS: tuple[Layout, ...] = (
         url=KAZUTO,
         marks=("base.layer1.conv1.conv.weight", "base.aspp.c0.weight", "base.aspp.c3.bias"),
         architecture="deeplab_v2",
-        options=kazuto_v2,
-        rules={**kazuto_resnet("base."), **numbered(4, "base.aspp.c{}.", "head.branches.{}.")},
+        options=shapes.kazuto_v2,
+        rules={**names.kazuto_resnet("base."), **names.numbered(4, "base.aspp.c{}.", "head.branches.{}.")},
         scores="base.aspp.c0.weight",
         output_stride=8,
         normalisation=CAFFE,
@@ -637,8 +303,8 @@ LAYOUTS: tuple[Layout, ...] = (
         marks=("layer1.conv1.conv.weight", "layer5.block1.reduce.conv.weight"),
         without=("aspp.", "reduce."),
         architecture="deeplab_v2",
-        options=kazuto_init,
-        rules=kazuto_resnet(""),
+        options=shapes.kazuto_init,
+        rules=names.kazuto_resnet(""),
         unused=RESNET_UNUSED,
         output_stride=8,
         normalisation=CAFFE,
@@ -650,17 +316,17 @@ LAYOUTS: tuple[Layout, ...] = (
         url=KAZUTO,
         marks=("layer1.conv1.conv.weight", "aspp.stages.imagepool.conv.conv.weight", "fc2.conv3.weight"),
         architecture="deeplab_v3plus",
-        options=kazuto_v3plus,
+        options=shapes.kazuto_v3plus,
         rules={
-            **kazuto_resnet(""),
-            **{f"aspp.stages.c{n}.{part}.": f"aspp.branches.{n}.{at}." for n in range(4) for at, part in STEM},
+            **names.kazuto_resnet(""),
+            **{f"aspp.stages.c{n}.{part}.": f"aspp.branches.{n}.{at}." for n in range(4) for at, part in names.STEM},
             "aspp.stages.imagepool.conv.conv.": "aspp.image.0.",
             "aspp.stages.imagepool.conv.bn.": "aspp.image.1.",
             "fc1.conv.": "aspp.project.0.",
             "fc1.bn.": "aspp.project.1.",
             "reduce.conv.": "reduce.0.",
             "reduce.bn.": "reduce.1.",
-            **{f"fc2.conv{n + 1}.{part}.": f"decoder.{n}.{at}." for n in (0, 1) for at, part in STEM},
+            **{f"fc2.conv{n + 1}.{part}.": f"decoder.{n}.{at}." for n in (0, 1) for at, part in names.STEM},
             "fc2.conv3.": "logits.",
         },
         swapped={"decoder.0.0.weight": 1},
@@ -674,7 +340,7 @@ LAYOUTS: tuple[Layout, ...] = (
         url=JFZHANG,
         marks=("backbone.layer1.0.conv1.weight", "aspp.aspp1.atrous_conv.weight", "decoder.last_conv.8.weight"),
         architecture="deeplab_v3plus",
-        options=jfzhang_v3plus,
+        options=shapes.jfzhang_v3plus,
         rules={"backbone.": "backbone.", **JFZHANG_HEAD},
         swapped={"decoder.0.0.weight": 1},
         scores="decoder.last_conv.8.weight",
@@ -686,8 +352,8 @@ LAYOUTS: tuple[Layout, ...] = (
         url=JFZHANG,
         marks=("backbone.block1.skip.weight", "aspp.aspp1.atrous_conv.weight", "decoder.last_conv.8.weight"),
         architecture="deeplab_v3plus",
-        options=jfzhang_v3plus,
-        rules={**jfzhang_xception(), **JFZHANG_HEAD},
+        options=shapes.jfzhang_v3plus,
+        rules={**names.jfzhang_xception(), **JFZHANG_HEAD},
         swapped={"decoder.0.0.weight": 1},
         first=("backbone.stem.0.weight",),
         scores="decoder.last_conv.8.weight",
@@ -699,10 +365,10 @@ LAYOUTS: tuple[Layout, ...] = (
         url=DEEPLAB,
         marks=("conv1_1.weight", "conv5_3.weight", "fc6.weight", "fc7.weight", "scores.weight"),
         architecture="deeplab_v1",
-        options=caffe_v1,
+        options=shapes.caffe_v1,
         aliases=((r"^fc8_[^.]+", "scores"),),
         rules={
-            **caffe_vgg(),
+            **names.caffe_vgg(),
             "fc6.": "classifier.fc6.",
             "fc7.": "classifier.fc7.",
             "scores.": "classifier.fc8.",
@@ -724,10 +390,10 @@ LAYOUTS: tuple[Layout, ...] = (
         url=DEEPLAB,
         marks=("conv1_1.weight", "fc6_1.weight", "fc7_4.weight", "fc8_1.weight", "fc8_4.weight"),
         architecture="deeplab_v2",
-        options=caffe_v2_vgg,
+        options=shapes.caffe_v2_vgg,
         aliases=((r"^fc8_[^.]+_([1-4])\.", r"fc8_\1."),),
         rules={
-            **caffe_vgg(),
+            **names.caffe_vgg(),
             **{f"fc{n}_{branch + 1}.": f"head.branches.{branch}.fc{n}." for n in (6, 7, 8) for branch in range(4)},
         },
         first=("backbone.stages.0.0.weight",),
@@ -742,9 +408,9 @@ LAYOUTS: tuple[Layout, ...] = (
         url=DEEPLAB,
         marks=("conv1.weight", "bn_conv1.running_mean", "scale_conv1.weight", "res5c_branch2c.weight", "fc1_c0.weight"),
         architecture="deeplab_v2",
-        options=caffe_v2_resnet,
+        options=shapes.caffe_v2_resnet,
         aliases=((r"^(?=.*res(075|05))", r"shared\1."), (r"^fc1_[^.]+_c([0-3])\.", r"fc1_c\1.")),
-        rules={**caffe_resnet(), **numbered(4, "fc1_c{}.", "head.branches.{}.")},
+        rules={**names.caffe_resnet(), **names.numbered(4, "fc1_c{}.", "head.branches.{}.")},
         unused=SHARED,
         scores="fc1_c0.weight",
         output_stride=8,
@@ -756,7 +422,7 @@ LAYOUTS: tuple[Layout, ...] = (
         url=TORCHVISION,
         marks=("conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv2.weight"),
         architecture="deeplab_v3plus",
-        options=backbone_resnet,
+        options=partial(shapes.resnet, prefix=""),
         rules={part: f"backbone.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
         unused=RESNET_UNUSED,
     ),
@@ -767,8 +433,8 @@ LAYOUTS: tuple[Layout, ...] = (
         marks=("features.0.weight", "features.28.weight"),
         without=("features.1.",),
         architecture="deeplab_v1",
-        options=backbone_vgg,
-        rules=torchvision_vgg(batch_norm=False),
+        options=shapes.backbone_vgg,
+        rules=names.torchvision_vgg(batch_norm=False),
         unused=VGG_UNUSED,
         first=("backbone.stages.0.0.weight",),
         output_stride=8,
@@ -779,8 +445,8 @@ LAYOUTS: tuple[Layout, ...] = (
         url=TORCHVISION,
         marks=("features.0.weight", "features.1.running_mean", "features.40.weight"),
         architecture="segnet",
-        options=backbone_vgg,
-        rules=torchvision_vgg(batch_norm=True),
+        options=shapes.backbone_vgg,
+        rules=names.torchvision_vgg(batch_norm=True),
         unused=VGG_UNUSED,
         first=("backbone.stages.0.0.weight",),
         output_stride=32,
@@ -792,8 +458,8 @@ LAYOUTS: tuple[Layout, ...] = (
         marks=("conv1_1.weight", "conv5_3.weight"),
         without=("fc8_", "fc6_1."),
         architecture="deeplab_v1",
-        options=backbone_caffe_vgg,
-        rules=caffe_vgg(),
+        options=shapes.backbone_caffe_vgg,
+        rules=names.caffe_vgg(),
         unused=dict.fromkeys(("fc6.", "fc7.", "fc8."), BACKBONE_HEAD),
         first=("backbone.stages.0.0.weight",),
         output_stride=8,
@@ -805,7 +471,7 @@ LAYOUTS: tuple[Layout, ...] = (
         url=TORCHVISION,
         marks=("features.0.0.weight", "features.1.conv.0.0.weight", "features.17.conv.3.weight"),
         architecture="deeplab_v3plus",
-        options=backbone_mobilenet,
+        options=shapes.backbone_mobilenet,
         rules={f"features.{number}.": f"backbone.features.{number}." for number in range(18)},
         unused={"features.18.": BACKBONE_HEAD, "classifier.": BACKBONE_HEAD},
         first=("backbone.features.0.0.weight",),
@@ -816,8 +482,8 @@ LAYOUTS: tuple[Layout, ...] = (
         url=TIMM,
         marks=("stem.0.conv.weight", "blocks.0.stack.conv1.conv_dw.weight"),
         architecture="deeplab_v3plus",
-        options=backbone_xception,
-        rules=timm_xception(),
+        options=shapes.backbone_xception,
+        rules=names.timm_xception(),
         unused={"head.": BACKBONE_HEAD},
         first=("backbone.stem.0.weight",),
         normalisation=INCEPTION,
