@@ -23,7 +23,7 @@ ERROR_CODES: dict[str, str] = {
     "unsupported_format": "a real format that is not on the allow-list",
     "truncated": "the image data ends early",
     "corrupt": "the image data contradicts itself",
-    "too_many_pixels": "the header announces more pixels than --decode.max-mpx",
+    "too_many_pixels": "more pixels than --decode.max-mpx, --tile.whole-mpx or --infer.max-logits-mib allow",
     "too_many_bytes": "the object is larger than --decode.max-mib",
     "too_small": "the image has a side of 0, or below --decode.min-px",
     "multi_frame": "more than one frame; --decode.frame first takes the first",
