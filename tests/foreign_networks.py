@@ -296,6 +296,39 @@ class Jfzhang(nn.Module):
         return self.decoder.last_conv(torch.cat([high, low], 1))
 
 
+class Semseg(nn.Module):
+    """hszhao's PSPNet: three 3x3 in front, and means over 1, 2, 3 and 6 regions per axis."""
+
+    def __init__(self, classes: int, *, width: int) -> None:
+        super().__init__()
+        stem: list[nn.Module] = []
+        for entering, leaving, stride in ((3, width, 2), (width, width, 1), (width, 2 * width, 1)):
+            stem += [conv(entering, leaving, 3, stride=stride), nn.BatchNorm2d(leaving), nn.ReLU()]
+        self.layer0 = layers(*stem, nn.MaxPool2d(3, 2, 1))
+        dilated = ResNet(width, (1, 2, 1, 1), [[1] * 3, [1] * 4, [2] * 6, [4] * 3])
+        dilated.layer1[0] = Bottleneck(2 * width, width, stride=1, rate=1)
+        for number in range(1, 5):
+            setattr(self, f"layer{number}", getattr(dilated, f"layer{number}"))
+        deep, wide = 32 * width, 8 * width
+        levels = [
+            layers(nn.AdaptiveAvgPool2d(n), conv(deep, wide), nn.BatchNorm2d(wide), nn.ReLU()) for n in (1, 2, 3, 6)
+        ]
+        self.ppm = Named(features=nn.ModuleList(levels))
+        self.cls = self._head(2 * deep, wide, classes)
+        self.aux = self._head(deep // 2, deep // 8, classes)
+
+    @staticmethod
+    def _head(entering: int, inner: int, classes: int) -> nn.Sequential:
+        return layers(
+            conv(entering, inner, 3), nn.BatchNorm2d(inner), nn.ReLU(), nn.Identity(), nn.Conv2d(inner, classes, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.layer0(x)))))
+        means = [F.interpolate(one(x), x.shape[2:], mode="bilinear", align_corners=True) for one in self.ppm.features]
+        return self.cls(torch.cat([x, *means], 1))
+
+
 # ---------------------------------------------------------------- kazuto1011
 
 
@@ -350,10 +383,7 @@ class SumOfBranches(nn.Module):
 
 
 class KazutoV2(nn.Module):
-    """Scores at three scales, resized to the finest and pooled by their maximum.
-
-    Its `F.interpolate(scale_factor=...)` was written for torch 1.0, which went by the rounded sizes.
-    """
+    """Scores at three scales, resized to the finest and pooled by their maximum."""
 
     def __init__(self, classes: int, *, width: int, blocks: tuple[int, ...] = BLOCKS[101]) -> None:
         super().__init__()
@@ -365,9 +395,8 @@ class KazutoV2(nn.Module):
         finest = self.base(x)
         found = [finest]
         for scale in (0.5, 0.75):
-            smaller = F.interpolate(
-                x, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
-            )
+            size = [int(side * scale) for side in x.shape[2:]]
+            smaller = F.interpolate(x, size, mode="bilinear", align_corners=False)
             found.append(F.interpolate(self.base(smaller), finest.shape[2:], mode="bilinear", align_corners=False))
         return torch.stack(found).max(0)[0]
 

@@ -122,6 +122,7 @@ FOREIGN = {
     ("jfzhang-deeplab-v3plus", 8): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=8),
     ("jfzhang-deeplab-v3plus", 16): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=16),
     ("jfzhang-deeplab-v3plus-xception", 16): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=16, xception=True),
+    ("semseg-pspnet", 8): lambda: foreign.Semseg(21, width=WIDTH),
     ("kazuto-deeplab-v2", 8): lambda: foreign.KazutoV2(21, width=WIDTH),
     ("kazuto-deeplab-v3plus", 16): lambda: foreign.KazutoV3Plus(21, width=WIDTH),
 }
@@ -404,6 +405,19 @@ def test_older_files_of_smp_number_their_decoder() -> None:
         new, before = next((pair for pair in pairs if name.startswith(pair[0])), ("", ""))
         old[before + name.removeprefix(new)] = tensor
     assert old.keys() != file.keys()
+    one, other = imported(old), imported(file)
+    assert all(torch.equal(one.state[name], other.state[name]) for name in other.state)
+
+
+def test_older_files_of_deeplab_pytorch_have_other_names_for_three_parts() -> None:
+    """convert.py there, as of 2018."""
+    file = filled(foreign.KazutoV2(21, width=WIDTH)).state_dict()
+    parts = (("base.aspp.", "base.aspp.stages."), (".shortcut.", ".proj."), ("base.", "scale."))
+    old = {}
+    for name, tensor in file.items():
+        for new, before in parts:
+            name = name.replace(new, before)
+        old[name] = tensor
     one, other = imported(old), imported(file)
     assert all(torch.equal(one.state[name], other.state[name]) for name in other.state)
 

@@ -84,6 +84,7 @@ SECOND_OUTPUT = "scores of whole images"
 TORCHVISION = "https://github.com/pytorch/vision"
 VAINF = "https://github.com/VainF/DeepLabV3Plus-Pytorch"
 SMP = "https://github.com/qubvel-org/segmentation_models.pytorch"
+SEMSEG = "https://github.com/hszhao/semseg"
 KAZUTO = "https://github.com/kazuto1011/deeplab-pytorch"
 JFZHANG = "https://github.com/jfzhang95/pytorch-deeplab-xception"
 TIMM = "https://github.com/huggingface/pytorch-image-models"
@@ -285,12 +286,36 @@ LAYOUTS: tuple[Layout, ...] = (
         notes=(CORNERS,),
     ),
     Layout(
+        name="semseg-pspnet",
+        title="hszhao's PSPNet",
+        url=SEMSEG,
+        marks=("layer0.0.weight", "layer0.6.weight", "ppm.features.3.1.weight", "cls.4.weight"),
+        architecture="pspnet",
+        options=shapes.semseg_pspnet,
+        rules={
+            **{f"layer0.{3 * n}.": f"backbone.conv{n + 1}." for n in range(3)},
+            **{f"layer0.{3 * n + 1}.": f"backbone.bn{n + 1}." for n in range(3)},
+            **{f"layer{n}.": f"backbone.layer{n}." for n in range(1, 5)},
+            **names.numbered(4, "ppm.features.{}.1.", "pooling.levels.{}.0."),
+            **names.numbered(4, "ppm.features.{}.2.", "pooling.levels.{}.1."),
+            "cls.0.": "head.0.0.",
+            "cls.1.": "head.0.1.",
+            "cls.4.": "logits.",
+            "aux.0.": "aux.0.0.",
+            "aux.1.": "aux.0.1.",
+            "aux.4.": "aux.2.",
+        },
+        scores="cls.4.weight",
+        output_stride=8,
+    ),
+    Layout(
         name="kazuto-deeplab-v2",
         title="kazuto1011's DeepLab v2 on ResNet",
         url=KAZUTO,
         marks=("base.layer1.conv1.conv.weight", "base.aspp.c0.weight", "base.aspp.c3.bias"),
         architecture="deeplab_v2",
         options=shapes.kazuto_v2,
+        aliases=((r"^scale\.", "base."), (r"\.proj\.", ".shortcut."), (r"^base\.aspp\.stages\.", "base.aspp.")),
         rules={**names.kazuto_resnet("base."), **names.numbered(4, "base.aspp.c{}.", "head.branches.{}.")},
         scores="base.aspp.c0.weight",
         output_stride=8,

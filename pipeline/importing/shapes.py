@@ -18,7 +18,7 @@ DEPTHS = {2: 18, 6: 50, 23: 101}
 """Depth of a ResNet by the blocks of its third stage; 6 are 34 when its blocks are basic."""
 
 
-def resnet(tensors: Tensors, prefix: str) -> Options:
+def resnet(tensors: Tensors, prefix: str, *, stem: str = "conv1.weight") -> Options:
     """`backbone`, and `width_multiplier` where it is not 1, of a ResNet with torchvision's names behind `prefix`."""
     blocks = sum(name.startswith(f"{prefix}layer3.") and name.endswith(".conv1.weight") for name in tensors)
     depth = DEPTHS.get(blocks)
@@ -26,7 +26,7 @@ def resnet(tensors: Tensors, prefix: str) -> Options:
         raise ConfigError(f"a ResNet with {blocks} blocks in {prefix}layer3", hint="there are 18, 34, 50 and 101")
     if depth == 50 and f"{prefix}layer3.0.conv3.weight" not in tensors:
         depth = 34
-    return {"backbone": f"resnet{depth}"} | width(tensors, f"{prefix}conv1.weight", 64)
+    return {"backbone": f"resnet{depth}"} | width(tensors, prefix + stem, 64)
 
 
 def uniform_resnet(tensors: Tensors, prefix: str) -> Options:
@@ -109,6 +109,11 @@ def jfzhang_v3plus(tensors: Tensors) -> Options:
     else:
         backbone = resnet(tensors, "backbone.") | {"multi_grid": (1, 2, 4), "first_block": "own"}
     return backbone | {"align_corners": True} | v3plus_widths(tensors, JFZHANG_V3PLUS)
+
+
+def semseg_pspnet(tensors: Tensors) -> Options:
+    """Our defaults: a deep stem, dilated stages with a rate of their own, corners aligned. model/pspnet.py."""
+    return resnet(tensors, "", stem="layer0.0.weight") | ({} if has(tensors, "aux.") else {"aux": False})
 
 
 def kazuto_v3plus(tensors: Tensors) -> Options:
