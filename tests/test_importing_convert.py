@@ -282,6 +282,15 @@ def test_the_coco_initialisation_of_deeplab_pytorch_becomes_a_backbone() -> None
         same(made.build().backbone(normalised(made, pixels))[1], wanted)
 
 
+def test_blue_green_red_is_turned_around_in_every_network() -> None:
+    file = filled(foreign.kazuto_init(91, width=WIDTH)).state_dict()
+    turned = file["layer1.conv1.conv.weight"].flip(1)
+    for architecture, name in (("deeplab_v2", "backbone.conv1.weight"), ("unet_resnet", "encoder.conv1.weight")):
+        made = imported(file, architecture=architecture)
+        assert torch.equal(made.state[name], turned)
+        assert convert.widened(made, 5).state[name].shape == (WIDTH, 5, 7, 7)
+
+
 def test_plain_vgg_of_caffe_becomes_a_backbone() -> None:
     shapes = foreign.vgg_shapes(21, 8, heads=(), fc=0) | {"fc6": [(64, 8 * 49 * 8)], "fc8": [(1000, 64)]}
     made = imported(blobs_as_tensors(foreign.fill(shapes)))
@@ -503,6 +512,20 @@ def test_a_file_of_four_bands_keeps_them() -> None:
     made = imported(file)
     assert made.card.in_channels == 4
     assert made.card.channels == ("red", "green", "blue", "band 4")
+
+
+@pytest.mark.parametrize("bands", [0, 17])
+def test_a_file_of_more_bands_than_a_network_can_have_is_refused(bands: int) -> None:
+    file = seeded(CASES["smp-unet"]["shapes"])
+    file["encoder.conv1.weight"] = torch.ones(4, bands, 7, 7)
+    assert f"takes {bands} bands" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"output_stride": -8}, {"options": {"num_classes": 3}}, {"options": {"aux": {1, 2}}}]
+)
+def test_wishes_that_make_no_card_are_refused(tensors: dict, wishes: dict) -> None:
+    assert "what weights.pth would be" in refusal(tensors, **wishes)
 
 
 def test_half_precision_stays_and_double_becomes_single() -> None:

@@ -260,8 +260,13 @@ def test_a_tensor_larger_than_its_storage_is_refused(zipped: bool) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.complex64), torch.ones(2, device="meta")],
-    ids=["sparse", "complex", "meta"],
+    [
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(2).to(torch.float8_e4m3fn),
+        torch.ones(2, device="meta"),
+    ],
+    ids=["sparse", "complex", "float8", "meta"],
 )
 def test_tensors_that_are_not_plain_are_refused(value: Tensor) -> None:
     said = refusal(saved({"a": value}))
@@ -323,6 +328,10 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(reader, "MAX_BYTES", 100)
     with pytest.raises(ConfigError, match="limit 100"):
         reader.read(str(tmp_path / "a.pth"))
+
+
+def test_a_name_that_is_no_name_is_refused() -> None:
+    assert "a name of 1000000 characters: xxxx" in refusal(saved({"x" * 1_000_000: torch.ones(1)}))
 
 
 def test_more_tensors_than_any_network_has_are_refused(monkeypatch) -> None:

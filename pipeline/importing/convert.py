@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline import checkpoint, classes
 from pipeline.checkpoint import Card
 from pipeline.classes import ClassMap
+from pipeline.config import explain
 from pipeline.errors import ConfigError
 from pipeline.importing.layouts import BY_NAME, LAYOUTS, REFUSED, Layout
 from pipeline.importing.reader import Source
@@ -186,22 +188,25 @@ def _card(layout: Layout, tensors: Mapping[str, Tensor], class_map: ClassMap, so
         found = {name: value for name, value in found.items() if name in options_class.model_fields}
     bands = _bands(layout, tensors)
     look = layout.normalisation
-    about = {"imported_from": source.name, "sha256": source.sha256, "layout": layout.name}
+    about: dict[str, Any] = {"imported_from": source.name, "sha256": source.sha256, "layout": layout.name}
     if layout.is_backbone:
         about["untrained"] = f"all but the backbone, filled from seed {wishes.seed}"
-    return Card(
-        architecture=architecture,
-        options=plain(found | dict(wishes.options)),
-        in_channels=bands,
-        output_stride=stride,
-        classes=class_map,
-        mean=tuple(look.mean[index % 3] for index in range(bands)),
-        std=tuple(look.std[index % 3] for index in range(bands)),
-        channels=band_names(bands),
-        training=plain(about),
-        source=wishes.source or f"{source.name}, in the layout of {layout.title} ({layout.url})",
-        license=wishes.license,
-    )
+    try:
+        return Card(
+            architecture=architecture,
+            options=plain(found | dict(wishes.options)),
+            in_channels=bands,
+            output_stride=stride,
+            classes=class_map,
+            mean=tuple(look.mean[index % 3] for index in range(bands)),
+            std=tuple(look.std[index % 3] for index in range(bands)),
+            channels=band_names(bands),
+            training=about,
+            source=wishes.source or f"{source.name}, in the layout of {layout.title} ({layout.url})",
+            license=wishes.license,
+        )
+    except ValidationError as error:
+        raise explain(error, origin=f"what {source.name} would be") from error
 
 
 def plain(options: Options) -> dict[str, Any]:
@@ -218,6 +223,8 @@ def _bands(layout: Layout, tensors: Mapping[str, Tensor]) -> int:
     """Planes of the convolution that looks at the image."""
     name = next((name for name in tensors if _target(name, layout.rules) == layout.first[0]), None)
     bands = filters(tensors, name or layout.first[0], axis=1)
+    if not 1 <= bands <= zoo.MAX_CHANNELS:
+        raise ConfigError(f"{name} takes {bands} bands; 1 to {zoo.MAX_CHANNELS} are possible")
     if layout.normalisation.bgr and bands != 3:
         raise ConfigError(f"{name} takes {bands} bands; blue, green and red are turned around, no others")
     return bands
@@ -280,13 +287,19 @@ def _assemble(
         # ASPP's channels, then the low-level ones: ours are the other way around.
         given[name] = given[name].roll(wanted["reduce.0.weight"].size(0), axis)
     if layout.normalisation.bgr:
-        given |= {name: given[name].flip(1) for name in layout.first if name in given}
+        given |= {name: given[name].flip(1) for name in _first(layout, given)}
     filled = tuple(name for name in wanted if name not in given)
     state = {
         name: given.get(name, torch.zeros((), dtype=torch.int64)) if is_counter(name) else given.get(name, one)
         for name, one in wanted.items()
     }
     return state, filled
+
+
+def _first(layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the convolutions that look at the image, of those a layout may have."""
+    placed = (name if name in state else name.replace("backbone.", "encoder.", 1) for name in layout.first)
+    return [name for name in placed if name in state]
 
 
 def _precise(tensor: Tensor) -> Tensor:
@@ -304,8 +317,7 @@ def widened(made: Import, bands: int) -> Import:
         return made
     if card.in_channels != 3 or not 1 <= bands <= zoo.MAX_CHANNELS:
         raise ConfigError(f"{card.in_channels} bands cannot become {bands}: 3 can become 1 to {zoo.MAX_CHANNELS}")
-    names = [name.replace("backbone.", "encoder.", 1) if name not in made.state else name for name in made.layout.first]
-    state = made.state | {name: widen(made.state[name], bands) for name in names if name in made.state}
+    state = made.state | {name: widen(made.state[name], bands) for name in _first(made.layout, made.state)}
     mean, std = (tuple(values[index % 3] for index in range(bands)) for values in (card.mean, card.std))
     changes = {"in_channels": bands, "mean": mean, "std": std, "channels": band_names(bands)}
     card = Card.model_validate(card.model_dump() | changes)

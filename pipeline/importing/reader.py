@@ -28,6 +28,13 @@ from pipeline.redact import redact
 MAX_BYTES = 4 * 2**30
 """Largest file, and most bytes its tensors may unfold to."""
 MAX_TENSORS = 100_000
+MAX_NAME = 300
+"""Characters of a tensor's name."""
+PLAIN = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+"""Kinds of numbers that weights and counters are made of."""
 
 WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model")
 """Names under which training programs keep the weights beside optimisers and counters."""
@@ -120,7 +127,7 @@ def parse(data: bytes, *, origin: str) -> tuple[str, dict[str, Tensor], tuple[st
         tensors, left_out = _weights_in(_load_pickle(data, origin=origin), origin=origin)
         return "torch", tensors, left_out
     if origin.endswith(".caffemodel"):
-        return "caffemodel", caffe.named(caffe.read_layers(data)), ()
+        return "caffemodel", _checked(caffe.named(caffe.read_layers(data)), origin=origin), ()
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
@@ -208,7 +215,9 @@ def _checked(tensors: dict[str, Tensor], *, origin: str) -> dict[str, Tensor]:
     if len(tensors) > MAX_TENSORS or not tensors:
         raise ConfigError(f"{origin} has {len(tensors)} tensors; 1 to {MAX_TENSORS} are possible")
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+        if len(name) > MAX_NAME:
+            raise ConfigError(f"{origin}: a name of {len(name)} characters: {name[:40]}...")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in PLAIN:
             raise ConfigError(f"{origin}: {name} is no plain tensor: {tensor.layout}, {tensor.device}, {tensor.dtype}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ConfigError(f"{origin}: {name} repeats a few numbers as {tuple(tensor.shape)}")
