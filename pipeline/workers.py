@@ -33,7 +33,8 @@ and 16). bf16 needs two thirds of it."""
 CPU_BATCH = 2
 """Tiles at once on a CPU, unless set."""
 DECODED_AT_ONCE = 2
-"""Images of the largest size that a network's process holds at once: the one it cuts, the one being decoded."""
+"""Images of the largest size that a network's process holds at once, as a rule: the one it cuts, the one being decoded.
+More of them only where several of that size follow each other."""
 
 
 @dataclass(frozen=True, slots=True)
