@@ -86,11 +86,8 @@ class _Flight:
 
 def _finished(jobs: deque[_Job]) -> Iterator[Prediction]:
     """Take off the front of the line every image that has all its looks back, or has failed."""
-    while jobs and (jobs[0].fusion.missing == 0 or jobs[0].prediction.error):
-        job = jobs.popleft()
-        if job.prediction.error is None:
-            job.prediction.logits_khw = to_half(job.fusion.finish())
-        yield job.prediction
+    while jobs and (jobs[0].prediction.logits_khw is not None or jobs[0].prediction.error):
+        yield jobs.popleft().prediction
 
 
 def footprint(model: Checkpoint) -> Model:
@@ -286,6 +283,8 @@ class Segmenter:
                 one.canvas.add(index, logits_khw)
                 if one.canvas.missing == 0:
                     one.job.fusion.add(one.view, one.canvas.finish())
+                if one.job.fusion.missing == 0:
+                    one.job.prediction.logits_khw = to_half(one.job.fusion.finish())
         share = (flight.seconds + perf_counter() - started) / len(flight.tiles)
         for one, _ in flight.tiles:
             one.job.prediction.seconds += share

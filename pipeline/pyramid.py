@@ -90,19 +90,21 @@ class Fusion:
                 np.maximum(here, band, out=here)
 
     def finish(self) -> Float32:
-        """Scores of the image, (K, ceil(H/stride), ceil(W/stride)) float32: maxima, or logs of mean probabilities.
+        """Hand over the scores of the image, (K, ceil(H/stride), ceil(W/stride)) float32.
 
-        Their softmax is the mean again, so that whatever refines or counts them needs to know nothing of looks.
+        They are maxima, or logarithms of mean probabilities: their softmax is the mean again,
+        so that whatever refines or counts them needs to know nothing of looks.
 
         Raises:
             ValueError: when looks are missing.
         """
         if self.missing or self._fused is None:
             raise ValueError(f"{self.missing} of {self.num_views} looks were never added")
+        fused, self._fused = self._fused, None
         if self.averages:
-            np.maximum(self._fused, np.finfo(np.float32).tiny, out=self._fused)
-            np.log(self._fused, out=self._fused)
-        return self._fused
+            np.maximum(fused, np.finfo(np.float32).tiny, out=fused)
+            np.log(fused, out=fused)
+        return fused
 
     def _empty(self, num_classes: int, height: int, width: int) -> Float32:
         start = 0 if self.averages else -np.inf
