@@ -23,6 +23,8 @@ LAYER = {
     "pipeline.decode": "L1",
     "pipeline.tile": "L1",
     "pipeline.stitch": "L1",
+    "pipeline.pyramid": "L1",
+    "pipeline.workers": "L1",  # arithmetic on what a cluster has
     "pipeline.refine": "L1",
     "pipeline.encode": "L1",
     "pipeline.stats": "L1",
@@ -44,7 +46,6 @@ LAYER = {
     # L3, the stages put together. Only `flow` knows Ray; what it runs, decides and counts stands beside it.
     "pipeline.flow": "L3",
     "pipeline.stages": "L3",
-    "pipeline.workers": "L3",
     "pipeline.ledger": "L3",
     "pipeline.report": "L3",
     "pipeline.verify": "L3",
