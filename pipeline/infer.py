@@ -21,7 +21,7 @@ from pipeline.config import InferConfig, TileConfig
 from pipeline.errors import InputError
 from pipeline.models.fold import fold_batch_norm
 from pipeline.pyramid import Fusion, View, look, views
-from pipeline.records import Bool, Float16, Float32, Image, UInt8
+from pipeline.records import Float16, Image, UInt8
 from pipeline.stitch import Canvas, to_half
 from pipeline.tile import cut, plan_tiles
 from pipeline.workers import CPU_BATCH, Model
@@ -79,7 +79,8 @@ class _Flight:
 
     tiles: list[Tile]
     pixels_nhwc: torch.Tensor
-    logits_nkhw: torch.Tensor
+    scored: tuple[torch.Tensor, torch.Tensor]
+    """Logits, (N, K, h, w), and of which tiles all of them are finite, (N,) bool."""
     landed: torch.cuda.Event | None
     seconds: float
 
@@ -136,6 +137,7 @@ class Segmenter:
         self.network = self.exact if self.dtype is torch.float32 else _with_half_weights(self.exact, self.dtype)
         self.batch = infer.batch or DEFAULT_BATCH[self.device.type]
         self.infer, self.tile, self.views = infer, tile, views(infer)
+        self.keeps_scores = len(self.views) > 1 and infer.fuse == "max_score"
         self._upload: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self._upload = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -219,11 +221,11 @@ class Segmenter:
         """Run one batch; when the GPU is out of memory, run its halves; alone and still too large is an error."""
         started = perf_counter()
         try:
-            logits, landed = self._to_host(self._forward(pixels_nhwc, self.dtype))
+            scored, landed = self._to_host(*self._forward(pixels_nhwc, self.dtype))
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
         else:
-            return [_Flight(tiles, pixels_nhwc, logits, landed, perf_counter() - started)]
+            return [_Flight(tiles, pixels_nhwc, scored, landed, perf_counter() - started)]
         if len(tiles) > 1:
             middle = len(tiles) // 2
             first = self._launch(tiles[:middle], pixels_nhwc[:middle])
@@ -239,15 +241,23 @@ class Segmenter:
         )
 
     @torch.inference_mode()
-    def _forward(self, pixels_nhwc: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Logits on the device, (N, K, h, w) float32, of (N, H, W, C) uint8 pixels."""
+    def _forward(self, pixels_nhwc: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of (N, H, W, C) uint8 pixels: logits, (N, K, h, w), and of which tiles they are finite, (N,); on the device.
+
+        The logits are float16 and shifted as they will be kept, which a GPU does in no time and a CPU in some; float32
+        as the network gave them only where scores of several looks are to be compared.
+        """
         # (N, H, W, C) in memory seen as (N, C, H, W) already is channels_last: no copy.
         pixels = self._to_device(pixels_nhwc).permute(0, 3, 1, 2)
         normalised = (pixels.float() - self._mean) / self._std
         network = self.network if dtype is self.dtype else self.exact
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             logits: torch.Tensor = network(normalised)
-        return logits.float()
+        finite = logits.isfinite().flatten(1).all(1)
+        if self.keeps_scores:
+            return logits.float(), finite
+        shifted = logits.float() - logits.amax(1, keepdim=True)
+        return shifted.clamp_(min=torch.finfo(torch.float16).min).half(), finite
 
     def _to_device(self, pixels_nhwc: torch.Tensor) -> torch.Tensor:
         """Send pixels to the device beside what it is doing; the network waits for them, this thread does not."""
@@ -260,25 +270,26 @@ class Segmenter:
         pixels.record_stream(running)
         return pixels
 
-    def _to_host(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    def _to_host(self, *scored: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.cuda.Event | None]:
+        logits, finite = scored
         if self._upload is None:
-            return logits, None
-        host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-        host.copy_(logits, non_blocking=True)
+            return (logits, finite), None
+        hosts = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in scored]
+        for host, one in zip(hosts, scored, strict=True):
+            host.copy_(one, non_blocking=True)
         landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
         landed.record()
-        return host, landed
+        return (hosts[0], hosts[1]), landed
 
     def _land(self, flight: _Flight) -> None:
         """Wait for a batch and hand each tile's logits to its canvas."""
         started = perf_counter()
         if flight.landed is not None:
             flight.landed.synchronize()
-        logits_nkhw: Float32 = flight.logits_nkhw.numpy()
-        finite: Bool = np.asarray(np.isfinite(logits_nkhw).all(axis=(1, 2, 3)))
-        for number in np.flatnonzero(~finite):
+        logits, finite = flight.scored
+        for number in np.flatnonzero(~finite.numpy()):
             self._again_in_float32(flight, int(number))
-        for (one, index), logits_khw in zip(flight.tiles, logits_nkhw, strict=True):
+        for (one, index), logits_khw in zip(flight.tiles, logits.numpy(), strict=True):
             if one.job.prediction.error is None:
                 one.canvas.add(index, logits_khw)
                 if one.canvas.missing == 0:
@@ -292,17 +303,17 @@ class Segmenter:
     def _again_in_float32(self, flight: _Flight, number: int) -> None:
         """Run a tile with NaN or infinity once more in float32: half precision overflows where float32 does not."""
         one, index = flight.tiles[number]
-        logits: torch.Tensor | None = None
+        again: tuple[torch.Tensor, torch.Tensor] | None = None
         try:
-            logits = self._forward(flight.pixels_nhwc[number : number + 1], torch.float32)
+            again = self._forward(flight.pixels_nhwc[number : number + 1], torch.float32)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-        if logits is None:
+        if again is None:
             self._too_large(one)
             return
-        again: Float32 = logits[0].cpu().numpy()
-        if np.isfinite(again).all():
-            flight.logits_nkhw.numpy()[number] = again
+        logits, finite = again
+        if finite.item():
+            flight.scored[0].numpy()[number] = logits[0].cpu().numpy()
             return
         detail = f"the network gave NaN or infinity for the tile at {one.canvas.grid.corners[index]}"
         one.job.prediction.error = InputError("non_finite_logits", f"{detail}, also in float32")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import InferConfig
-from pipeline.records import Float32, UInt8
+from pipeline.records import Float16, Float32, UInt8
 from pipeline.refine.unary import softmax
 
 BAND_ROWS = 64
@@ -69,10 +69,10 @@ class Fusion:
         self.missing = self.num_views = len(views(cfg))
         self.averages = self.num_views > 1 and cfg.fuse == "mean_probability"
         self.size_px, self.stride, self.align_corners = (height, width), stride, align_corners
-        self._fused: Float32 | None = None
+        self._fused: Float16 | Float32 | None = None
 
-    def add(self, view: View, scores_khw: Float32) -> None:
-        """Take the scores of one look, (K, h, w) float32 on the grid of what it saw."""
+    def add(self, view: View, scores_khw: Float16 | Float32) -> None:
+        """Take the scores of one look, (K, h, w) on the grid of what it saw."""
         self.missing -= 1
         if self.num_views == 1 and view == View():
             self._fused = scores_khw
@@ -85,15 +85,15 @@ class Fusion:
         for top, band in _bands(scores_khw, ys, xs):
             here = self._fused[:, top : top + band.shape[1]]
             if self.averages:
-                here += softmax(band) / self.num_views
+                here += softmax(band)
             else:
                 np.maximum(here, band, out=here)
 
-    def finish(self) -> Float32:
-        """Hand over the scores of the image, (K, ceil(H/stride), ceil(W/stride)) float32.
+    def finish(self) -> Float16 | Float32:
+        """Hand over the scores of the image, (K, ceil(H/stride), ceil(W/stride)).
 
-        They are maxima, or logarithms of mean probabilities: their softmax is the mean again,
-        so that whatever refines or counts them needs to know nothing of looks.
+        From a single plain look they are as they came. From several they are maxima, or logarithms of mean
+        probabilities: their softmax is the mean again, so that whatever refines them needs to know nothing of looks.
 
         Raises:
             ValueError: when looks are missing.
@@ -102,6 +102,7 @@ class Fusion:
             raise ValueError(f"{self.missing} of {self.num_views} looks were never added")
         fused, self._fused = self._fused, None
         if self.averages:
+            fused /= self.num_views
             np.maximum(fused, np.finfo(np.float32).tiny, out=fused)
             np.log(fused, out=fused)
         return fused
@@ -129,7 +130,7 @@ def _moved(positions: Positions, length: int, other: int, *, align_corners: bool
     return (positions + 0.5) * (other / length) - 0.5
 
 
-def _bands(values_khw: Float32 | UInt8, ys: Positions, xs: Positions) -> Iterator[tuple[int, Float32]]:
+def _bands(values_khw: Float16 | Float32 | UInt8, ys: Positions, xs: Positions) -> Iterator[tuple[int, Float32]]:
     """Bilinear samples of (K, h, w) values at all pairs of positions, some rows at a time, each with its first row."""
     left = np.floor(xs).astype(np.intp)
     right, along = np.minimum(left + 1, values_khw.shape[2] - 1), (xs - left).astype(np.float32)

@@ -34,10 +34,10 @@ class Canvas:
         # The tiles stand in rows and columns, so that the sum of all windows is the product of one sum per axis.
         self._down = _weights({y for y, _ in corners}, tile[0], height)
         self._along = _weights({x for _, x in corners}, tile[1], width)
-        self._scores = np.zeros((num_classes, height, width), np.float32)
+        self._scores: Float16 | Float32 = np.zeros((num_classes, height, width), np.float32)
 
-    def add(self, index: int, logits_khw: Float32) -> None:
-        """Blend in the logits of tile `index`: (K, ceil(tile_height/stride), ceil(tile_width/stride)) float32."""
+    def add(self, index: int, logits_khw: Float16 | Float32) -> None:
+        """Blend in the logits of tile `index`: (K, ceil(tile_height/stride), ceil(tile_width/stride))."""
         self.missing -= 1
         if len(self.grid.corners) == 1:
             self._scores = logits_khw
@@ -46,8 +46,8 @@ class Canvas:
         down, along = self._down[y], self._along[x]
         self._scores[:, y : y + len(down), x : x + len(along)] += logits_khw * (down[:, None] * along)
 
-    def finish(self) -> Float32:
-        """The blended logits, (K, ceil(H/stride), ceil(W/stride)) float32.
+    def finish(self) -> Float16 | Float32:
+        """The blended logits, (K, ceil(H/stride), ceil(W/stride)): float32, or as they came where there is one tile.
 
         Raises:
             ValueError: when tiles are missing.
@@ -58,11 +58,13 @@ class Canvas:
         return self._scores[:, :height, :width]
 
 
-def to_half(scores_khw: Float32) -> Float16:
-    """Logits as they travel: (K, h, w) float16, shifted so that each cell's largest is 0.
+def to_half(scores_khw: Float16 | Float32) -> Float16:
+    """Logits as they travel: (K, h, w) float16, shifted so that each cell's largest is 0; float16 has been before.
 
     A shift common to all classes changes no softmax, and float16 is finest near 0, where the classes compete.
     """
+    if scores_khw.dtype == np.float16:
+        return np.array(scores_khw, np.float16)  # a copy: they may be a part of a batch
     logits = np.empty(scores_khw.shape, np.float16)
     for top in range(0, scores_khw.shape[1], BAND_CELLS):
         band = scores_khw[:, top : top + BAND_CELLS]
