@@ -102,7 +102,7 @@ class Fusion:
             raise ValueError(f"{self.missing} of {self.num_views} looks were never added")
         fused, self._fused = self._fused, None
         if self.averages:
-            fused /= self.num_views
+            np.divide(fused, self.num_views, out=fused)
             np.maximum(fused, np.finfo(np.float32).tiny, out=fused)
             np.log(fused, out=fused)
         return fused
