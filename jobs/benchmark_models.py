@@ -6,8 +6,9 @@
 
 DeepLab v3+ with random weights, which cost what trained ones cost, on images of 513x513 and of mixed sizes. In every
 repeat all sides take their turn, so that whatever else the machine does disturbs all of them; ratios are medians over
-the repeats. On a GPU also: its rate of bf16 matrix products and which share of it the network reaches, copies beside
-the work or not, compiled or not. Ends with one JSON line.
+the repeats. On a machine that others use, `--threads 1` and the ratios of processor time say most. On a GPU also: its
+rate of bf16 matrix products and what the network reaches of it, copies beside the work or not, compiled or not. Ends
+with one JSON line.
 """
 
 import argparse
@@ -17,7 +18,8 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from dataclasses import dataclass, field
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
@@ -140,18 +142,28 @@ def whole_stream(segmenter: Segmenter, images: Sequence[Image]) -> Side:
     return lambda: list(segmenter(images))
 
 
-def interleaved(sides: dict[str, Side], repeats: int, *, device: str) -> dict[str, list[float]]:
-    """Seconds of each side in each repeat, after a warm-up; the sides take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+@dataclass(slots=True)
+class Times:
+    """What one side took in each repeat, seconds."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    """Of all threads; on a GPU, of the host."""
+
+
+def interleaved(sides: dict[str, Side], repeats: int, *, device: str) -> dict[str, Times]:
+    """Run every side in each repeat, after a warm-up; the sides take turns."""
+    times = {name: Times() for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
-            started = perf_counter()
+            started, worked = perf_counter(), process_time()
             side()
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn:
-                seconds[name].append(perf_counter() - started)
-    return seconds
+                times[name].wall.append(perf_counter() - started)
+                times[name].processor.append(process_time() - worked)
+    return times
 
 
 def matmul_tflops(*, device: str, dtype: torch.dtype) -> float:
@@ -163,7 +175,7 @@ def matmul_tflops(*, device: str, dtype: torch.dtype) -> float:
         for _ in range(8):
             a @ b
 
-    best = min(interleaved({"product": product}, 10, device=device)["product"])
+    best = min(interleaved({"product": product}, 10, device=device)["product"].wall)
     return 8 * 2 * size**3 / best / 1e12
 
 
@@ -194,14 +206,19 @@ def compare(
         sides["compiled"] = whole_stream(Segmenter(model, InferConfig(compile=True), tile, device=args.device), images)
     if args.device == "cuda":
         sides["in_step"] = whole_stream(InStep(model, InferConfig(), tile, device=args.device), images)
-    seconds = interleaved(sides, args.repeats, device=args.device)
-    rate = len(images) / statistics.median(seconds["ours"])
+    times = interleaved(sides, args.repeats, device=args.device)
+    mine = times.pop("ours")
+    rate = len(images) / statistics.median(mine.wall)
     said = {"images_per_s": rate, "tflops": rate / len(images) * 2 * gmacs(model, sizes, tile) / 1e3}
-    for name in sides.keys() - {"ours"}:
-        pairs = zip(seconds[name], seconds["ours"], strict=True)
-        said[f"{name}_over_ours"] = statistics.median(theirs / mine for theirs, mine in pairs)
-        said[f"{name}_over_ours_best"] = min(seconds[name]) / min(seconds["ours"])
-    return {name: round(value, 3) for name, value in sorted(said.items())}
+    for name, theirs in times.items():
+        said[f"{name}_over_ours"] = ratio(theirs.wall, mine.wall)
+        said[f"{name}_over_ours_processor"] = ratio(theirs.processor, mine.processor)
+    return {name: round(value, 3) for name, value in said.items()}
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Median over the repeats of one side's time over the other's."""
+    return statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
 
 
 def agreement(device: str) -> dict[str, float]:
@@ -226,10 +243,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output-strides", type=int, nargs="+", default=[16])
     parser.add_argument("--images", type=int, default=8, help="Of 513x513; of mixed sizes there are as many.")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="Also with torch.compile, which takes a minute each.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     logs.configure()
+    torch.set_num_threads(args.threads)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     rates = {str(dtype): matmul_tflops(device=args.device, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     log.info("%s, torch %s, matrix products %s TFLOP/s", machine, torch.__version__, rates)
