@@ -19,7 +19,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     path.write_text("source: here\noutput: there\ntile: {tile_px: 320, overlap_px: 64}\nrefine: {engine: none}\n")
     cfg = parse("--config", str(path), "--checkpoint", "farmland", "--tile.tile-px", "640")
     assert cfg.source == ("here",)
-    assert (cfg.tile.tile_px, cfg.tile.overlap_px, cfg.tile.bucket_px) == (640, 64, 64)
+    assert (cfg.tile.tile_px, cfg.tile.overlap_px, cfg.tile.bucket_px) == (640, 64, 32)
     assert cfg.refine.engine == "none"
 
 
