@@ -1,0 +1,60 @@
+// Blurring by [1/2 1 1/2] along one axis of a lattice, in place: along a chain of neighbours each row is read once and
+// written once, with the unblurred predecessor kept in registers. Vertices without neighbours stay as they are.
+#pragma once
+
+#include "lattice.hpp"
+
+namespace {
+
+// Columns [first, first + N) of rows of `stride` vectors.
+template <int N>
+void blur_columns(float* values, int64_t stride, const uint32_t* chain, const uint32_t* end) {
+    constexpr int AHEAD = 16;
+    const Vec half = splat(0.5f);
+    Vec before[N], here[N];
+    while (chain < end) {
+        const float* first = values + int64_t(*chain & ~CHAIN_END) * stride;
+        for (int v = 0; v < N; ++v) {
+            before[v] = splat(0.0f);
+            here[v] = load(first + v * LANES);
+        }
+        for (;; ++chain) {
+            float* row = values + int64_t(*chain & ~CHAIN_END) * stride;
+            if (*chain & CHAIN_END) {
+                for (int v = 0; v < N; ++v) store(row + v * LANES, multiply_add(half, before[v], here[v]));
+                ++chain;
+                break;
+            }
+            const float* far = values + int64_t(chain[chain + AHEAD < end ? AHEAD : 1] & ~CHAIN_END) * stride;
+            __builtin_prefetch(far, 1);
+            if (N > 1) __builtin_prefetch(far + N * LANES - 1, 1);
+            const float* after = values + int64_t(chain[1] & ~CHAIN_END) * stride;
+            for (int v = 0; v < N; ++v) {
+                const Vec next = load(after + v * LANES);
+                store(row + v * LANES, multiply_add(half, before[v] + next, here[v]));
+                before[v] = here[v];
+                here[v] = next;
+            }
+        }
+    }
+}
+
+// All axes in the order of the reference implementation: where vertices are missing, the order matters.
+inline void blur(const Lattice& lattice, float* values, int vectors) {
+    const uint32_t* chains = static_cast<const uint32_t*>(lattice.chains.data());
+    const int64_t stride = int64_t(vectors) * LANES;
+    for (int axis = 0; axis <= lattice.dimensions; ++axis) {
+        const uint32_t* begin = chains + lattice.chain_start[axis];
+        const uint32_t* end = chains + lattice.chain_start[axis + 1];
+        int v = 0;
+        for (; v + 4 <= vectors; v += 4) blur_columns<4>(values + v * LANES, stride, begin, end);
+        switch (vectors - v) {
+            case 3: blur_columns<3>(values + v * LANES, stride, begin, end); break;
+            case 2: blur_columns<2>(values + v * LANES, stride, begin, end); break;
+            case 1: blur_columns<1>(values + v * LANES, stride, begin, end); break;
+            default: break;
+        }
+    }
+}
+
+}  // namespace

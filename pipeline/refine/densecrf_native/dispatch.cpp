@@ -1,0 +1,41 @@
+// Which build of the kernels this processor runs.
+#include <cstring>
+
+#include "workspace.hpp"
+
+namespace crf {
+
+void run_baseline(Workspace&, const Request&, Outcome&);
+#if defined(CRF_X86)
+void run_avx2(Workspace&, const Request&, Outcome&);
+void run_avx512(Workspace&, const Request&, Outcome&);
+
+namespace {
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+}  // namespace
+#endif
+
+const char* best_isa() {
+#if defined(CRF_X86)
+    __builtin_cpu_init();
+    if (has_avx512()) return "avx512";
+    if (has_avx2()) return "avx2";
+#endif
+    return "baseline";
+}
+
+Run kernels(const char* isa) {
+    if (std::strcmp(isa, "baseline") == 0) return run_baseline;
+#if defined(CRF_X86)
+    __builtin_cpu_init();
+    if (std::strcmp(isa, "avx2") == 0 && has_avx2()) return run_avx2;
+    if (std::strcmp(isa, "avx512") == 0 && has_avx512()) return run_avx512;
+#endif
+    return nullptr;
+}
+
+}  // namespace crf

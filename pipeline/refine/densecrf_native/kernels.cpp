@@ -1,0 +1,12 @@
+// The kernels for one instruction set. The build compiles this file several times, with CRF_ISA set to a name and the
+// compiler told what it may use; everything it includes has internal linkage, so that the copies stay apart.
+#include "meanfield.hpp"
+
+#define CRF_JOIN(a, b) a##b
+#define CRF_NAME(isa) CRF_JOIN(run_, isa)
+
+namespace crf {
+
+void CRF_NAME(CRF_ISA)(Workspace& work, const Request& ask, Outcome& outcome) { run_mean_field(work, ask, outcome); }
+
+}  // namespace crf
