@@ -4,6 +4,7 @@
     ├── InputError        one work item is bad: becomes a failure row, the run goes on
     └── JobError          the run cannot go on: shown to the user with what to change
         ├── ConfigError       a setting, checkpoint or class map is wrong
+        ├── LabelError        a label does not fit its image or the class map
         ├── StorageError      an object store refuses or has gone away
         │   ├── AccessDenied      403: no retry will help
         │   ├── NothingThere      a listing found neither an object nor a folder
@@ -11,7 +12,7 @@
         └── OwnedElsewhere    another live driver holds this output
 
 An `InputError` carries a stable, countable `code`. The codes are listed in `ERROR_CODES`; the report
-shows their meaning from there.
+shows their meaning from there. `DeadlinePassed` stands beside the tree: it never leaves the refiner.
 """
 
 from functools import partial
@@ -47,6 +48,10 @@ ERROR_CODES: dict[str, str] = {
 
 class AtrousError(Exception):
     """Base of all errors raised on purpose."""
+
+
+class DeadlinePassed(Exception):
+    """A refinement engine did not finish in time, and has nothing to give."""
 
 
 class InputError(AtrousError):
@@ -91,6 +96,10 @@ class JobError(AtrousError):
 
 class ConfigError(JobError):
     """A setting, a checkpoint or a class map is wrong."""
+
+
+class LabelError(JobError):
+    """A label does not fit its image or the class map: no score against it would mean anything."""
 
 
 class StorageError(JobError):

@@ -7,10 +7,10 @@ from pipeline.models.catalogue import Variant
 
 NARROW = {"width_multiplier": 1 / 16}
 FEW = {
+    "attention_to_scale": {"attention_channels": 8},
     "deeplab_v3plus": {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4},
 }
 """Channels that options of their own decide."""
-STRIDE_1 = {"fcn", "segnet", "unet", "unet_resnet"}
 
 
 def small(variant: Variant) -> dict[str, Any]:
@@ -19,9 +19,9 @@ def small(variant: Variant) -> dict[str, Any]:
 
 
 def _narrowed(network: str, options: dict[str, Any]) -> dict[str, Any]:
-    if network == "attention_to_scale":
+    if network in ("attention_to_scale", "crf_rnn"):
         inner = _narrowed(options["network"], options.get("options", {}))
-        return options | {"options": inner, "attention_channels": 8}
+        return options | {"options": inner} | FEW.get(network, {})
     return options | NARROW | FEW.get(network, {})
 
 

@@ -39,6 +39,7 @@ class Variant:
 
 
 FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
+CRF_RNN = "arXiv 1502.03240"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
@@ -66,6 +67,15 @@ VARIANTS = (
         56.39,
         "PASCAL-Person-Part val",
         {"network": "deeplab_v1", "options": {"variant": "large_fov"}},
+    ),
+    Variant(
+        "crf_rnn",
+        "crf_rnn",
+        2015,
+        CRF_RNN,
+        62.5,
+        "Cityscapes test",
+        {"network": "fcn", "options": {"variant": "8s"}},
     ),
     Variant(
         "deeplab_v2_vgg16_largefov",

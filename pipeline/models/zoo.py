@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from pipeline.config import explain
 from pipeline.errors import ConfigError
 from pipeline.models.attention import AttentionToScale, AttentionToScaleOptions
+from pipeline.models.crf_rnn import CRFRNNNetwork, CRFRNNOptions
 from pipeline.models.deeplab_v1 import DeepLabV1, DeepLabV1Options
 from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
 from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
@@ -20,6 +21,7 @@ from pipeline.models.unet import UNet, UNetOptions, UNetResNet, UNetResNetOption
 
 NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "attention_to_scale": (AttentionToScale, AttentionToScaleOptions),
+    "crf_rnn": (CRFRNNNetwork, CRFRNNOptions),
     "deeplab_v1": (DeepLabV1, DeepLabV1Options),
     "deeplab_v2": (DeepLabV2, DeepLabV2Options),
     "deeplab_v3": (DeepLabV3, DeepLabV3Options),
@@ -63,10 +65,12 @@ def build(
         raise ConfigError(f"{in_channels} input channels; 1 to {MAX_CHANNELS} are possible")
     network, options_class = NETWORKS[name]
     chosen = _validated(name, options_class, options)
-    if isinstance(chosen, AttentionToScaleOptions):
-        inner = chosen.inner_options()
-        within = build(chosen.network, num_classes, in_channels=in_channels, output_stride=output_stride, **inner)
-        return AttentionToScale(chosen, inner=within)
+    if isinstance(chosen, AttentionToScaleOptions | CRFRNNOptions):
+        own = chosen.inner_options()
+        inner = build(chosen.network, num_classes, in_channels=in_channels, output_stride=output_stride, **own)
+        if isinstance(chosen, AttentionToScaleOptions):
+            return AttentionToScale(chosen, inner=inner)
+        return CRFRNNNetwork(num_classes, chosen, inner=inner, in_channels=in_channels)
     stride = output_stride or network.output_strides[0]
     if stride not in network.output_strides:
         raise ConfigError(f"{name}: output stride {stride} is not one of {network.output_strides}")

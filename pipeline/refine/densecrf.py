@@ -8,12 +8,9 @@ from time import monotonic
 import numpy as np
 import pydensecrf.densecrf as pydensecrf
 
+from pipeline.errors import DeadlinePassed
 from pipeline.records import Bool, Float32, UInt8
 from pipeline.refine.presets import CrfParams
-
-
-class DeadlinePassed(Exception):
-    """The mean field did not finish in time."""
 
 
 def refine(

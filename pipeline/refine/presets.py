@@ -1,4 +1,4 @@
-"""Published dense CRF parameters, by the paper or project that used them.
+"""Published parameters of the dense CRF, by the paper or project that used them, and of the domain transform.
 
 Names follow Krähenbühl and Koltun 2011, eq. 3: an appearance kernel with weight w1 (`bi_w`), spatial sigma theta_alpha
 (`bi_xy`, pixels) and colour sigma theta_beta (`bi_rgb`, 8-bit levels), and a smoothness kernel with weight w2 (`pos_w`)
@@ -24,6 +24,22 @@ class CrfParams:
     """Mean field iterations."""
 
 
+@dataclass(frozen=True, slots=True)
+class DomainTransformParams:
+    """Parameters of the domain transform; the defaults are DeepLab-DT's (Chen et al. 2016, arXiv 1511.03328)."""
+
+    sigma_s: float = 100.0
+    """Spatial standard deviation where there are no edges, pixels."""
+    sigma_r: float = 1.0
+    """Range standard deviation: an edge this strong is as far as `sigma_s` pixels."""
+    iterations: int = 3
+    """Passes over the rows and the columns."""
+
+    def __post_init__(self) -> None:
+        if not (self.sigma_s > 0 and self.sigma_r > 0 and self.iterations >= 1):
+            raise ValueError(f"sigmas should be above 0 and iterations at least 1: {self}")
+
+
 PRESETS: dict[str, CrfParams] = {
     # Chen et al. 2015 (DeepLab v1), cross-validated on VOC 2012 val: the values of the authors' project page.
     "deeplab-v1": CrfParams(5, 50, 10, 3, 3),
@@ -34,6 +50,8 @@ PRESETS: dict[str, CrfParams] = {
     # Chen et al. 2017 (DeepLab v2), ResNet-101 on VOC and COCO-Stuff:
     # https://github.com/kazuto1011/deeplab-pytorch configs
     "deeplab-v2": CrfParams(4, 67, 3, 3, 1),
+    # Zheng et al. 2015 (CRF-RNN), what its training starts from: https://github.com/torrvision/crfasrnn prototxt
+    "crf-rnn": CrfParams(5, 160, 3, 3, 3),
     # Third-party script for CamVid with MSc-LargeFOV.
     "camvid": CrfParams(5, 50, 3, 3, 3),
     # Krähenbühl's demo, as in pydensecrf's README.
@@ -53,3 +71,16 @@ def resolve(cfg: RefineConfig) -> CrfParams:
     names = ("bi_w", "bi_xy", "bi_rgb", "pos_w", "pos_xy", "iterations")
     given = {name: value for name in names if (value := getattr(cfg, name)) is not None}
     return replace(PRESETS[cfg.preset], **given)
+
+
+def domain_transform_params(cfg: RefineConfig) -> DomainTransformParams:
+    """What the settings of the domain transform say; its own number of iterations unless one is given."""
+    params = DomainTransformParams(cfg.sigma_s, cfg.sigma_r)
+    return params if cfg.iterations is None else replace(params, iterations=cfg.iterations)
+
+
+def reach_px(cfg: RefineConfig) -> float:
+    """Spatial sigma of the widest kernel, pixels; 0 without an engine."""
+    if cfg.engine == "none":
+        return 0
+    return cfg.sigma_s if cfg.engine == "domain_transform" else resolve(cfg).bi_xy

@@ -1,0 +1,233 @@
+"""A dense CRF as the last layer of any network of the zoo: Zheng et al. 2015, arXiv 1502.03240.
+
+The mean field of `pipeline.refine.lattice_torch`, unrolled: its gradient reaches the network below, and the weights of
+the kernels and the compatibility of the classes are learned with it. It begins as the CRF of a preset. Two things
+differ from the authors' code: kernels are normalised symmetrically, as everywhere here, where theirs divides by the sum
+of each row; and a kernel has one weight per class, where theirs has a matrix that begins as the diagonal of those.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.models.network import Network, Options
+from pipeline.refine.lattice_torch import Lattice, bilateral_lattice, spatial_lattice, upsample
+from pipeline.refine.presets import PRESETS, CrfParams
+
+Deviation = Annotated[float, Field(gt=0)]
+
+BUILDERS_OWN = {"name", "num_classes", "in_channels", "output_stride"}
+"""What the inner network shares with this one."""
+
+
+class CRFRNNOptions(Options):
+    """What may vary; the defaults are the paper's."""
+
+    network: str = Field("fcn", description="Inner network: a name of the zoo.")
+    options: dict[str, Any] = Field({}, description="Options of the inner network.")
+    preset: str = Field("crf-rnn", description="Kernels, and their weights before training; as of --refine.preset.")
+    train_iterations: int = Field(5, ge=1, le=100, description="Mean field iterations in training.")
+    iterations: int = Field(10, ge=1, le=100, description="Mean field iterations in use.")
+    std: tuple[Deviation, ...] = Field(
+        (0.229, 0.224, 0.225),
+        description="What each channel of the input was divided by: `std` of the checkpoint's card.",
+    )
+    width_multiplier: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="Factor on all numbers of channels; one of the inner options' own comes first there.",
+    )
+
+    @model_validator(mode="after")
+    def _inner_network_can_be_built(self) -> "CRFRNNOptions":
+        if self.network == "crf_rnn":
+            raise ValueError("a CRF behind a CRF: `network` should be another one")
+        if taken := BUILDERS_OWN & self.options.keys():
+            raise ValueError(f"options of the inner network may not hold {', '.join(sorted(taken))}")
+        return self
+
+    @model_validator(mode="after")
+    def _preset_is_known(self) -> "CRFRNNOptions":
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset is one of {', '.join(sorted(PRESETS))}")
+        return self
+
+    def inner_options(self) -> dict[str, Any]:
+        """Options to build the inner network with."""
+        return {"width_multiplier": self.width_multiplier} | self.options
+
+
+class CRFRNN(nn.Module):
+    """The layer: full-size scores in, scores of the same size after the mean field out."""
+
+    def __init__(self, num_classes: int, params: CrfParams, *, train_iterations: int = 5) -> None:
+        super().__init__()
+        self.sigmas = [params.pos_xy, params.bi_xy, params.bi_rgb]
+        self.train_iterations, self.iterations = train_iterations, params.iterations
+        # Sec. 4.1: each kernel has a weight for each class. Sec. 4.2: compatibilities begin as Potts' model.
+        self.kernel_weights = nn.Parameter(torch.tensor([[params.pos_w], [params.bi_w]]).float().repeat(1, num_classes))
+        self.compatibility = nn.Parameter(1 - torch.eye(num_classes))
+
+    def forward(self, scores: Tensor, colours: Tensor) -> Tensor:
+        """Scores after the last iteration, whose softmax is Q.
+
+        Args:
+            scores: (N, H, W, K) float32 or float64, before softmax.
+            colours: (N, H, W, B), 8-bit levels up to a constant; no gradient goes there.
+        """
+        iterations = self.train_iterations if self.training else self.iterations
+        kernel_weights, compatibility = self.kernel_weights.to(scores), self.compatibility.to(scores)
+        found: Tensor = mean_field(scores, colours.to(scores), kernel_weights, compatibility, self.sigmas, iterations)
+        return found
+
+
+@torch.library.custom_op("atrous::mean_field", mutates_args=())
+def mean_field(  # noqa: PLR0917  # operators take their arguments by position
+    scores: Tensor,
+    colours: Tensor,
+    kernel_weights: Tensor,
+    compatibility: Tensor,
+    sigmas: Sequence[float],
+    iterations: int,
+) -> Tensor:
+    """The unrolled mean field as one operator, since its lattices have sizes that only the image decides.
+
+    Its backward computes the iterations a second time: what they hold would be several maps per class and iteration.
+
+    Args:
+        scores: (N, H, W, K).
+        colours: (N, H, W, B), 8-bit levels up to a constant.
+        kernel_weights: (2, K), of the smoothness and the appearance kernel.
+        compatibility: (K, K), the penalty of a class in the row for one in the column.
+        sigmas: of the smoothness kernel; of the appearance kernel in space and colour.
+        iterations: at least 1.
+    """
+    unary = scores.flatten(0, 2)
+    found = unary
+    with torch.autocast(scores.device.type, enabled=False):
+        kernels = _kernels(colours, sigmas)
+        for _ in range(iterations):
+            found = unary - _weigh(_filter(found.softmax(1), kernels), kernel_weights) @ compatibility.t()
+    return found.view(scores.shape)
+
+
+@mean_field.register_fake
+def _(scores: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("atrous::mean_field_backward", mutates_args=())
+def mean_field_backward(  # noqa: PLR0917
+    grad: Tensor,
+    scores: Tensor,
+    colours: Tensor,
+    kernel_weights: Tensor,
+    compatibility: Tensor,
+    sigmas: Sequence[float],
+    iterations: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `mean_field` to scores, kernel weights and compatibility.
+
+    A filter is linear in Q, so its backward is the transposed filter: the same steps in reverse.
+    """
+    unary, above = scores.flatten(0, 2), grad.flatten(0, 2)
+    to_unary, to_weights, to_compatibility = map(torch.zeros_like, (unary, kernel_weights, compatibility))
+    with torch.autocast(scores.device.type, enabled=False):
+        kernels = _kernels(colours, sigmas)
+        states = _states(unary, kernels, kernel_weights, compatibility, iterations)
+        for marginals, filtered in reversed(states):
+            to_unary += above
+            to_compatibility -= above.t() @ _weigh(filtered, kernel_weights)
+            message = -(above @ compatibility)
+            to_weights += (filtered * message).sum(1)
+            pairs = zip(kernels, kernel_weights, strict=True)
+            to_marginals = sum(kernel.transposed() @ (message * weight) for kernel, weight in pairs)
+            above = marginals * (to_marginals - (to_marginals * marginals).sum(1, keepdim=True))
+    return (to_unary + above).view(scores.shape), to_weights, to_compatibility
+
+
+@mean_field_backward.register_fake
+def _(
+    grad: Tensor, scores: Tensor, colours: Tensor, kernel_weights: Tensor, compatibility: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    to_scores = torch.empty_like(scores, memory_format=torch.contiguous_format)
+    return to_scores, torch.empty_like(kernel_weights), torch.empty_like(compatibility)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.sigmas, ctx.iterations = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    scores, weights, compatibility = mean_field_backward(grad, *ctx.saved_tensors, ctx.sigmas, ctx.iterations)
+    return scores, None, weights, compatibility, None, None
+
+
+mean_field.register_autograd(_backward, setup_context=_remember)
+
+
+def _kernels(colours: Tensor, sigmas: Sequence[float]) -> list[Lattice]:
+    place, appearance_place, appearance_colour = sigmas
+    spatial = spatial_lattice(colours, None, place)
+    return [spatial, bilateral_lattice(colours, None, appearance_place, appearance_colour)]
+
+
+def _filter(marginals: Tensor, kernels: list[Lattice]) -> Tensor:
+    """(P, K) -> (2, P, K)."""
+    return torch.stack([kernel @ marginals for kernel in kernels])
+
+
+def _weigh(filtered: Tensor, kernel_weights: Tensor) -> Tensor:
+    """(2, P, K) and (2, K) -> (P, K)."""
+    return (filtered * kernel_weights[:, None]).sum(0)
+
+
+def _states(
+    unary: Tensor, kernels: list[Lattice], kernel_weights: Tensor, compatibility: Tensor, iterations: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Q at the start of each iteration, and what the kernels make of it."""
+    found, states = unary, []
+    for _ in range(iterations):
+        marginals = found.softmax(1)
+        states.append((marginals, _filter(marginals, kernels)))
+        found = unary - _weigh(states[-1][1], kernel_weights) @ compatibility.t()
+    return states
+
+
+class CRFRNNNetwork(Network):
+    """A network of the zoo and the layer; its logits have the size of the input, as in the paper.
+
+    The layer compares colours, and the network sees normalised pixels: the options repeat the deviations of the
+    checkpoint's card to undo that. The means do not matter to differences. The gradient goes through the scores alone.
+    """
+
+    output_strides: tuple[int, ...] = (8, 16, 32)  # of the inner network once there is one
+
+    def __init__(self, num_classes: int, options: CRFRNNOptions, *, inner: Network, in_channels: int) -> None:
+        super().__init__()
+        if len(options.std) != in_channels:
+            hint = "option `std` is that of the checkpoint's card"
+            raise ConfigError(f"crf_rnn: std of {len(options.std)} channels for {in_channels} channels", hint=hint)
+        self.inner = inner
+        self.output_strides = inner.output_strides
+        self.stride, self.align_corners = 1, False
+        self.feature_channels = inner.feature_channels
+        params = replace(PRESETS[options.preset], iterations=options.iterations)
+        self.crf = CRFRNN(num_classes, params, train_iterations=options.train_iterations)
+        self.std = options.std
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> the inner network's features, on its own grid, and (N, K, H, W) scores after the CRF."""
+        features, scores = self.inner.embed(x)
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        stride, align_corners = self.inner.stride, self.inner.align_corners
+        full = upsample(scores.to(dtype), *x.shape[2:], stride=stride, align_corners=align_corners)
+        colours = x.permute(0, 2, 3, 1).to(dtype) * torch.tensor(self.std, dtype=dtype, device=x.device) * 255
+        return features, self.crf(full, colours).permute(0, 3, 1, 2)
