@@ -4,6 +4,9 @@
 
     python -m jobs.benchmark --images 40            # a first look, two minutes
 
+    python -m jobs.benchmark models ...             # the network stage: jobs/benchmark_models.py
+    python -m jobs.benchmark crf ...                # the refinement engines: jobs/benchmark_crf.py
+
 Both others live in `jobs/baselines/`: a hand-written multiprocessing script, and Ray Data as the tutorials use it.
 Prints ratios; absolute times say more about the machine than about the code.
 """
@@ -18,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 from infra import log as logs
@@ -30,6 +34,8 @@ SIDES = {
     "multiprocessing": "jobs.baselines.multiprocessing_script",
     "naive_ray": "jobs.baselines.naive_ray",
 }
+OTHERS = ("models", "crf")
+"""Benchmarks in files of their own."""
 SAMPLE_S = 2.0
 """Between two looks at the memory: adding up the pages of twenty processes costs a core a tenth of a second."""
 MIB = 2**20
@@ -129,13 +135,16 @@ def ratios(found: dict[int, dict[str, Measured]]) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare, then print one JSON line with every figure and every ratio."""
+    """Compare, then print one JSON line with every figure and every ratio; or hand over to another benchmark."""
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in OTHERS:
+        return int(import_module(f"jobs.benchmark_{words[0]}").main(words[1:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[200, 2000])
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--checkpoint", default="farmland")
     parser.add_argument("--scratch", type=Path, default=Path("demo/benchmark"))
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     logs.configure()
     found = {
         images: compare(images, args.scratch, size_px=args.size_px, checkpoint=args.checkpoint)
