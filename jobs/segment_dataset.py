@@ -35,6 +35,7 @@ from pipeline.ledger import Progress
 from pipeline.manifest import Todo
 from pipeline.owner import Lease
 from pipeline.redact import redact
+from pipeline.refine.engine import settled
 from pipeline.source.plan import Plan, changed, plan
 from pipeline.stages import Job
 
@@ -61,6 +62,7 @@ class Run:
 
 def identify(cfg: SegmentConfig) -> Run:
     """Load the checkpoint, check it against the class map, and name the run."""
+    cfg = cfg.model_copy(update={"refine": settled(cfg.refine)})
     model = checkpoint.load(cfg.checkpoint)
     class_map = classes.load(cfg.classes) if cfg.classes else model.card.classes
     checkpoint.check_classes(model.card, class_map)

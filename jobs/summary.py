@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command_line import code_version
 from pipeline import manifest, report, storage
+from pipeline.config import RefineConfig
 from pipeline.ledger import Progress
 from pipeline.manifest import Manifest
 from pipeline.redact import redact
@@ -83,9 +84,15 @@ def facts_of(run: "Run") -> dict[str, str]:
         "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.model.sha256[:12]})",
         "classes": f"{run.classes.name}, {len(run.classes)} classes",
         "network": f"output stride {cfg.infer.output_stride or card.output_stride}, precision {cfg.infer.precision}",
-        "refinement": f"{cfg.refine.engine}, preset {cfg.refine.preset}" if cfg.refine.engine != "none" else "none",
+        "refinement": described(cfg.refine),
         "atrous": code_version(),
     }
+
+
+def described(refine: RefineConfig) -> str:
+    """How boundaries were refined, in a few words."""
+    has_preset = refine.engine not in ("none", "domain_transform")
+    return f"{refine.engine}, preset {refine.preset}" if has_preset else refine.engine
 
 
 def next_commands(run: "Run") -> list[str]:

@@ -102,7 +102,10 @@ class InferConfig(_Frozen):
 class RefineConfig(_Frozen):
     """How boundaries are refined."""
 
-    engine: Literal["densecrf", "none"] = Field("densecrf", description="densecrf, or none to keep the network's mask.")
+    engine: Literal["native", "torch", "pydensecrf", "domain_transform", "none"] = Field(
+        "native",
+        description="Dense CRF in C++, in torch or by pydensecrf; an edge-aware filter; or the network's mask.",
+    )
     preset: str = Field("deeplab-v2", description="Published parameters; `pipeline/refine/presets.py` lists them.")
     bi_w: float | None = Field(None, ge=0, description="Overrides the preset: weight of the bilateral kernel (w1).")
     bi_xy: float | None = Field(
@@ -111,7 +114,18 @@ class RefineConfig(_Frozen):
     bi_rgb: float | None = Field(None, gt=0, description="Overrides the preset: its sigma in colour (theta beta).")
     pos_w: float | None = Field(None, ge=0, description="Overrides the preset: weight of the smoothness kernel (w2).")
     pos_xy: float | None = Field(None, gt=0, description="Overrides the preset: its sigma, pixels (theta gamma).")
-    iterations: int | None = Field(None, ge=1, le=100, description="Overrides the preset: mean field iterations.")
+    iterations: int | None = Field(None, ge=1, le=100, description="Overrides the preset: iterations.")
+    spatial: Literal["auto", "lattice", "separable"] = Field(
+        "auto", description="native: smoothness kernel on a lattice as pydensecrf, or exactly, row by row."
+    )
+    freeze: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="native: pixels the network is surer of than this keep its answer; 1 freezes none.",
+    )
+    sigma_s: float = Field(100.0, gt=0, description="domain_transform: spatial sigma where there are no edges, pixels.")
+    sigma_r: float = Field(1.0, gt=0, description="domain_transform: an edge this strong is as far as sigma_s pixels.")
     prune: float = Field(
         0.05, ge=0, lt=0.5, description="Drop classes whose probability stays below this everywhere; 0 keeps all."
     )

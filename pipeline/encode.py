@@ -63,6 +63,7 @@ def row(
         entropy=stats.mean(stats.entropy_sum),
         changed_share=stats.mean(stats.changed_pixels),
         active_classes=refinement.active_classes,
+        pruned_mass=scored.pruned_mass,
         seconds_read=item.seconds_read,
         seconds_decode=scored.seconds_decode,
         seconds_infer=scored.seconds_infer,

@@ -100,6 +100,8 @@ class Scored:
     """(A, h, w) scores; cell (i, j) covers source pixels [i*stride, (i+1)*stride). None for a failure."""
     class_ids: tuple[int, ...] | None = None
     """The A classes of the logits, ascending, where those that cannot win were left out; None when all are there."""
+    pruned_mass: float = 0.0
+    """Mean over cells of the probability of the classes that were left out, 0 to 1."""
     stride: int = 4
     """Source pixels per logit, per axis."""
     align_corners: bool = False
@@ -154,6 +156,8 @@ class Row:
     """Share of valid pixels whose class the refiner changed, 0 to 1."""
     active_classes: int | None = None
     """Classes left after those that cannot win were pruned; all of them without a refiner."""
+    pruned_mass: float | None = None
+    """Mean probability of the classes that were pruned, 0 to 1."""
     seconds_read: float = 0.0
     seconds_decode: float = 0.0
     seconds_infer: float = 0.0
@@ -189,6 +193,7 @@ SCORED_SCHEMA = pa.schema(
         ("logits", pa.large_binary()),
         ("logits_shape", pa.list_(pa.int32(), 3)),
         ("class_ids", pa.list_(pa.int32())),
+        pa.field("pruned_mass", pa.float32(), nullable=False),
         pa.field("stride", pa.int32(), nullable=False),
         pa.field("align_corners", pa.bool_(), nullable=False),
         pa.field("inference", pa.string(), nullable=False),
@@ -222,6 +227,7 @@ ROW_SCHEMA = pa.schema(
         ("entropy", pa.float32()),
         ("changed_share", pa.float32()),
         ("active_classes", pa.int32()),
+        ("pruned_mass", pa.float32()),
         pa.field("seconds_read", pa.float32(), nullable=False),
         pa.field("seconds_decode", pa.float32(), nullable=False),
         pa.field("seconds_infer", pa.float32(), nullable=False),
@@ -287,6 +293,7 @@ def scored_to_table(scored: Iterable[Scored]) -> pa.Table:
                 "logits": None if logits is None else logits.astype(np.float16, copy=False).tobytes(),
                 "logits_shape": None if logits is None else list(logits.shape),
                 "class_ids": one.class_ids,
+                "pruned_mass": one.pruned_mass,
                 "stride": one.stride,
                 "align_corners": one.align_corners,
                 "inference": one.inference,
@@ -311,6 +318,7 @@ def scored_from_table(table: pa.Table) -> list[Scored]:
                 orientation=columns["orientation"],
                 logits_khw=logits,
                 class_ids=None if columns["class_ids"] is None else tuple(columns["class_ids"]),
+                pruned_mass=columns["pruned_mass"],
                 stride=columns["stride"],
                 align_corners=columns["align_corners"],
                 inference=columns["inference"],

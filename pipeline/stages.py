@@ -187,8 +187,10 @@ class InferStage:
         refine, logits = self.job.cfg.refine, prediction.logits_khw
         if logits is None:
             raise ValueError(f"{scored.item.key} has neither logits nor an error")
-        ids = active_classes(logits, prune=0 if refine.engine == "none" else refine.prune)
-        return replace(scored, logits_khw=logits[list(ids)], class_ids=ids, seconds_infer=prediction.seconds)
+        ids, lost = active_classes(logits, prune=0 if refine.engine == "none" else refine.prune)
+        return replace(
+            scored, logits_khw=logits[list(ids)], class_ids=ids, pruned_mass=lost, seconds_infer=prediction.seconds
+        )
 
     def _decode(self, item: Item) -> tuple[Scored, Image | None]:
         started = perf_counter()

@@ -25,25 +25,26 @@ class PixelStats:
     changed_pixels: int = 0
     """Pixels to which the refiner gave another class."""
 
-    def add(self, mask_hw: UInt8, probs_khw: Float32, changed_hw: Bool, valid_hw: Bool | None) -> None:
+    def add(
+        self, mask_hw: UInt8, confidence_hw: Float32, nats_hw: Float32, changed_hw: Bool, valid_hw: Bool | None
+    ) -> None:
         """Count one window; pixels that are not valid do not count.
 
-        `mask_hw` holds class ids, `probs_khw` the probabilities of all classes or of those that can win.
+        Args:
+            mask_hw: class ids.
+            confidence_hw: the largest probability the network gave.
+            nats_hw: entropy of its probabilities, of all classes or of those that can win.
+            changed_hw: where the refiner changed the class.
+            valid_hw: None when every pixel is valid.
         """
         valid = np.ones(mask_hw.shape, bool) if valid_hw is None else valid_hw
+        uniform = np.log(max(len(self.class_pixels), 2))
         self.class_pixels += np.bincount(mask_hw[valid], minlength=len(self.class_pixels))
         self.valid_pixels += int(valid.sum())
-        self.confidence_sum += float(probs_khw.max(axis=0)[valid].sum(dtype=np.float64))
-        self.entropy_sum += float(entropy(probs_khw, len(self.class_pixels))[valid].sum(dtype=np.float64))
+        self.confidence_sum += float(confidence_hw[valid].sum(dtype=np.float64))
+        self.entropy_sum += float(nats_hw[valid].sum(dtype=np.float64) / uniform)
         self.changed_pixels += int((changed_hw & valid).sum())
 
     def mean(self, total: float) -> float:
         """A sum per valid pixel; 0 when there are none."""
         return total / self.valid_pixels if self.valid_pixels else 0.0
-
-
-def entropy(probs_khw: Float32, num_classes: int) -> Float32:
-    """Shannon entropy of each pixel over log(num_classes): (H, W), 0 where one class is certain, 1 where all tie."""
-    logs = np.log(np.maximum(probs_khw, 1e-30))
-    nats: Float32 = -np.einsum("khw,khw->hw", probs_khw, logs)
-    return (nats / np.float32(np.log(num_classes))).clip(0, 1)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.config import RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
-from pipeline.refine.presets import resolve
+from pipeline.refine import native
+from pipeline.refine.presets import reach_px, resolve
 from pipeline.refine.refiner import HALO_SIGMAS
 from pipeline.tile import LEFT_WHOLE
 
@@ -30,6 +31,13 @@ BYTES_PER_INPUT_PIXEL = {"full": 1500, "reduced": 700}
 """Of the maps a network holds at once, float32, at most: measured 1.2 to 1.5 kB where the logits are at full resolution
 (U-Net, SegNet), 0.4 to 0.7 kB where they are at a stride (DeepLab v3+ on ResNet-101 and MobileNetV2, output stride 8
 and 16). bf16 needs two thirds of it."""
+REFINER_GIB = 0.4
+"""A process that has not imported torch."""
+MAPS = {"torch": 18, "pydensecrf": 10, "domain_transform": 6, "none": 4}
+"""Float32 maps of all classes at full size that an engine holds at once, measured: pydensecrf 0.7 to 0.9 kB per pixel
+with 21 classes, torch 0.7 to 1.5 kB."""
+VERTICES_PER_PIXEL = 1.5
+"""Of the appearance kernel's lattice: photographs stay below 1.3 with the narrowest published colour sigma."""
 CPU_BATCH = 2
 """Tiles at once on a CPU, unless set."""
 DECODED_AT_ONCE = 2
@@ -105,16 +113,25 @@ class Workers:
         )
 
 
-def refiner_gib(cfg: SegmentConfig, num_classes: int) -> float:
-    """Memory of one refiner: process and decoded image, and its full-size maps over one window with halo.
-
-    Measured with pydensecrf: 0.7 to 0.9 kB per pixel with 21 classes, about ten float32 maps per class.
-    """
-    halo_px = HALO_SIGMAS * resolve(cfg.refine).bi_xy
-    window_px = max(cfg.refine.window_px * 1.25, cfg.refine.window_px + 2 * halo_px) ** 2
-    maps = 10 if cfg.refine.engine == "densecrf" else 4
+def refiner_gib(cfg: SegmentConfig, model: Model) -> float:
+    """Memory of one refiner: process, decoded image, and what its engine needs for one window with halo."""
+    side_px = int(max(cfg.refine.window_px * 1.25, cfg.refine.window_px + 2 * HALO_SIGMAS * reach_px(cfg.refine)))
     image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
-    return 0.4 + (image_bytes + window_px * num_classes * 4 * maps) / GIB
+    if cfg.refine.engine == "native":
+        cells = (side_px // model.stride + 2) ** 2
+        window_bytes = native.bytes_needed(
+            side_px,
+            side_px,
+            model.num_classes,
+            resolve(cfg.refine),
+            spatial=cfg.refine.spatial,
+            freeze=cfg.refine.freeze,
+            vertices_per_pixel=VERTICES_PER_PIXEL,
+            cells=cells,
+        )
+    else:
+        window_bytes = side_px**2 * model.num_classes * 4 * MAPS[cfg.refine.engine]
+    return (PROCESS_GIB["cpu"] if cfg.refine.engine == "torch" else REFINER_GIB) + (image_bytes + window_bytes) / GIB
 
 
 def network_gib(cfg: SegmentConfig, model: Model, *, device: str) -> float:
@@ -137,7 +154,7 @@ def network_gib(cfg: SegmentConfig, model: Model, *, device: str) -> float:
 
 def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: float) -> int:
     """Networks of a cluster without GPUs: one per core; one per two beside a CRF, which takes at least as long."""
-    cores = sum(node.cpus for node in nodes) / (2 if cfg.refine.engine == "densecrf" else 1)
+    cores = sum(node.cpus for node in nodes) / (2 if cfg.refine.engine != "none" else 1)
     return max(1, min(math.ceil(cores), sum(int(node.memory_gib / pair_gib) for node in nodes)))
 
 
@@ -171,7 +188,7 @@ def decide(cfg: SegmentConfig, nodes: Sequence[Resources], model: Model) -> Work
     gpus = 1.0 if cluster.gpus >= 1 else 0.0
     gib = network_gib(cfg, model, device="cuda" if gpus else "cpu")
     network = Resources(GPU_FEEDER_CPUS if gpus else CPU_SHARE, gpus, gib)
-    refiner = Resources(1.0 if gpus else CPU_SHARE, 0, refiner_gib(cfg, model.num_classes))
+    refiner = Resources(1.0 if gpus else CPU_SHARE, 0, refiner_gib(cfg, model))
     others = Resources(READ_CPUS + WRITE_CPUS, 0, 0)
     pair_gib = network.memory_gib + refiner.memory_gib
     infer = cfg.runtime.infer_workers or int(cluster.gpus) or _networks_on_cpus(cfg, nodes, pair_gib)

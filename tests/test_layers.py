@@ -29,7 +29,9 @@ LAYER = {
     "pipeline.encode": "L1",
     "pipeline.stats": "L1",
     "pipeline.metrics": "L1",
+    "pipeline.labels": "L1",
     # L1t, the network: torch.
+    "pipeline.refine.lattice_torch": "L1t",
     "pipeline.models": "L1t",
     "pipeline.checkpoint": "L1t",
     "pipeline.infer": "L1t",
@@ -48,6 +50,8 @@ LAYER = {
     "pipeline.stages": "L3",
     "pipeline.ledger": "L3",
     "pipeline.report": "L3",
+    "pipeline.tuning": "L3",
+    "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
     "pipeline.importing": "L3",
     # What knows the cluster, and what knows the user.
@@ -68,6 +72,7 @@ MAY_IMPORT = {
 
 # Single imports beyond the rule, each with its reason.
 EXCEPTIONS = {
+    ("pipeline.refine", "pipeline.refine.lattice_torch"),  # one engine of several, imported when it is asked for
     ("pipeline.checkpoint", "pipeline.storage"),  # weights are read from where they are
     ("infra", "pipeline.storage"),  # preflight tries the output's store
     ("infra", "pipeline.ledger"),  # progress lines say what the ledger counted

@@ -74,15 +74,15 @@ def test_pruning_drops_what_cannot_win_and_never_a_winner() -> None:
     logits = np.full((4, 2, 2), -8.0, np.float16)
     logits[1] = 0
     logits[2, 0, 0] = 0.1  # wins one cell
-    assert active_classes(logits, prune=0.05) == (1, 2)
-    assert active_classes(logits, prune=0) == (0, 1, 2, 3)
+    assert active_classes(logits, prune=0.05)[0] == (1, 2)
+    assert active_classes(logits, prune=0) == ((0, 1, 2, 3), 0)
 
 
 def test_pruning_keeps_the_winners_of_a_uniform_image_of_many_classes() -> None:
     """With 150 classes the winner may itself be below the threshold."""
     logits = np.zeros((150, 3, 3), np.float16)
     logits[42] = 0.01
-    assert active_classes(logits, prune=0.05) == (42,)
+    assert active_classes(logits, prune=0.05)[0] == (42,)
 
 
 # ---------------------------------------------------------------- dense CRF
@@ -183,7 +183,8 @@ def test_refined_and_unrefined_masks_differ_by_the_share_that_is_reported() -> N
 def test_pruning_changes_no_more_labels_than_the_lattice_itself() -> None:
     image, logits = scene(120, 160)
     full = Refiner(RefineConfig(), CLASSES)(scored_of(logits, 120, 160), image)
-    ids = active_classes(logits, prune=0.05)
+    ids, lost = active_classes(logits, prune=0.05)
+    assert lost == pytest.approx(softmax(logits.astype(np.float32))[3].mean(), rel=1e-4)
     assert ids == (0, 1, 2)
     few = replace(scored_of(logits[list(ids)], 120, 160), class_ids=ids)
     pruned = Refiner(RefineConfig(), CLASSES)(few, image)
@@ -219,7 +220,11 @@ def test_a_deadline_that_passes_leaves_the_networks_mask_and_says_so() -> None:
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 20), st.integers(1, 20), st.sampled_from(["none", "densecrf"]))
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.sampled_from(["none", "native", "torch", "pydensecrf", "domain_transform"]),
+)
 def test_any_size_and_any_valid_mask_is_refined_and_counted(height: int, width: int, engine: str) -> None:
     image, logits = scene(height, width, seed=height)
     valid = np.random.default_rng(width).random((height, width)) < 0.7

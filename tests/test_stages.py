@@ -44,7 +44,7 @@ ITEMS = [
 ]
 
 
-@pytest.mark.parametrize("engine", ["none", "densecrf"])
+@pytest.mark.parametrize("engine", ["none", "native"])
 def test_every_item_comes_out_as_one_row_in_order(engine: str) -> None:
     work, ledger = job(refine={"engine": engine, "iterations": 1}), Ledger()
     scored = InferStage(work, ledger, threads=1)(items_to_table(ITEMS))
@@ -60,10 +60,10 @@ def test_every_item_comes_out_as_one_row_in_order(engine: str) -> None:
 
 def test_bytes_travel_on_only_when_the_refiner_needs_the_pixels() -> None:
     kept = {}
-    for engine in ("none", "densecrf"):
+    for engine in ("none", "native"):
         table = InferStage(job(refine={"engine": engine}), Ledger(), threads=1)(items_to_table(ITEMS))
         kept[engine] = [bool(one.item.data) for one in scored_from_table(table)]
-    assert kept == {"none": [False] * 5, "densecrf": [True, False, False, True, True]}
+    assert kept == {"none": [False] * 5, "native": [True, False, False, True, True]}
 
 
 def test_logits_travel_in_half_precision_at_the_stride_without_classes_that_cannot_win() -> None:

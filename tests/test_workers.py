@@ -19,7 +19,7 @@ def test_what_is_decided_always_fits_the_cluster(cpus: int, gpus: int, memory_gi
     try:
         crew = decide(config(), [Resources(cpus, gpus, memory_gib)], VOC)
     except ConfigError:
-        needs_gib = network_gib(config(), VOC, device=device) * max(gpus, 1) + refiner_gib(config(), 21)
+        needs_gib = network_gib(config(), VOC, device=device) * max(gpus, 1) + refiner_gib(config(), VOC)
         small = cpus < 0.5 * gpus + 1.4 or memory_gib < needs_gib
         assert small, "a cluster that could hold the stages was refused"
         return
@@ -38,7 +38,7 @@ def test_a_gpu_cluster_gives_every_gpu_a_network_and_every_other_core_a_refiner(
 
 def test_a_worker_that_fits_no_single_node_is_refused_although_all_nodes_together_could_hold_it() -> None:
     cfg = config()
-    needs = max(network_gib(cfg, VOC, device="cpu"), refiner_gib(cfg, 21))
+    needs = max(network_gib(cfg, VOC, device="cpu"), refiner_gib(cfg, VOC))
     small = [Resources(4, 0, needs - 0.1)] * 8
     assert decide(cfg, [Resources(32, 0, needs * 8)], VOC).refine >= 1
     with pytest.raises(ConfigError, match=r"in 8 node\(s\), the largest of 4 CPU"):
@@ -48,7 +48,7 @@ def test_a_worker_that_fits_no_single_node_is_refused_although_all_nodes_togethe
 def test_refiners_are_counted_node_by_node() -> None:
     """Of two nodes with room for one and a half refiners each, none can hold the third."""
     cfg = config()
-    gib = refiner_gib(cfg, 21)
+    gib = refiner_gib(cfg, VOC)
     nodes = [Resources(8, 1, 16), Resources(8, 0, gib * 1.5), Resources(8, 0, gib * 1.5)]
     crew = decide(cfg, nodes, VOC)
     on_gpu_node = int((16 - crew.infer_gib) / gib)

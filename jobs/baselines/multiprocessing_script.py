@@ -40,7 +40,7 @@ class Worker:
         rows = []
         for path, image, prediction in zip(paths, images, self.segmenter(images), strict=True):
             logits = prediction.logits_khw
-            ids = active_classes(logits, prune=self.cfg.refine.prune)
+            ids, _ = active_classes(logits, prune=self.cfg.refine.prune)
             item = Item(key=path.name, shard="all", etag="")
             scored = Scored(item, image.height, image.width, 1, logits[list(ids)], ids, self.segmenter.stride)
             refinement = self.refiner(scored, image)

@@ -1,7 +1,7 @@
 """The refiner of one CPU worker: logits at the network's stride and the pixels in, a mask and its statistics out.
 
-Images are worked on in windows with a halo, so memory is bounded by the window (about 1 kB per pixel with 21 classes),
-not by the image. A refiner that fails or runs out of time leaves the network's own mask, and says so.
+Images are worked on in windows with a halo, so memory is bounded by the window, not by the image. An engine that runs
+out of time leaves the best it has, or the network's own mask, and says so.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,9 @@ import numpy as np
 
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
-from pipeline.records import Bool, Float16, Float32, Image, Scored, UInt8, Window
-from pipeline.refine import densecrf
-from pipeline.refine.presets import resolve
-from pipeline.refine.unary import softmax, upsample
+from pipeline.records import Float16, Image, Scored, UInt8, Window
+from pipeline.refine.engine import Answer, make, of_network
+from pipeline.refine.presets import reach_px
 from pipeline.stats import PixelStats
 
 HALO_SIGMAS = 2
@@ -33,7 +32,7 @@ class Refinement:
     stats: PixelStats
     refined: bool
     note: str | None
-    """Why `refined` is False although a refiner was asked for."""
+    """Why fewer iterations were done than asked for."""
     active_classes: int
     """Classes the logits came with: all, or those that can win."""
 
@@ -61,7 +60,8 @@ class Refiner:
 
     def __init__(self, cfg: RefineConfig, classes: ClassMap) -> None:
         self.cfg, self.classes = cfg, classes
-        self.params = resolve(cfg)
+        self.engine = make(cfg)
+        self.halo_px = int(HALO_SIGMAS * reach_px(cfg))
 
     def __call__(self, scored: Scored, image: Image | None) -> Refinement:
         """Refine one image. `image` may be None when the engine is `none` and every pixel is valid.
@@ -70,44 +70,45 @@ class Refiner:
         """
         if scored.logits_khw is None:
             raise ValueError(f"{scored.item.key} has no logits")
-        if self.cfg.engine == "none" or image is None:
-            return self._paint(scored, scored.logits_khw, image, refine=False, note=None)
-        try:
-            return self._paint(scored, scored.logits_khw, image, refine=True, note=None)
-        except densecrf.DeadlinePassed as late:
-            note = f"refine_timeout: {self.cfg.deadline_s:g} s passed {late} (--refine.deadline-s)"
-            return self._paint(scored, scored.logits_khw, image, refine=False, note=note)
-
-    def _paint(
-        self, scored: Scored, logits_khw: Float16, image: Image | None, *, refine: bool, note: str | None
-    ) -> Refinement:
-        """Go over the windows of one image and put the cores together."""
         height, width = scored.height, scored.width
         ids = np.array(scored.class_ids or range(len(self.classes)), np.uint8)
         deadline = monotonic() + self.cfg.deadline_s
         mask, confidence = np.empty((2, height, width), np.uint8)
         stats = PixelStats(np.zeros(len(self.classes), np.int64))
+        done = asked = 0
         for core in windows(height, width, self.cfg.window_px):
-            outer = with_halo(core, height, width, int(HALO_SIGMAS * self.params.bi_xy) if refine else 0)
-            scores = upsample(logits_khw, scored, outer)
+            outer = with_halo(core, height, width, self.halo_px)
+            answer, of = self._answer(scored.logits_khw, scored, outer, image, deadline)
+            done, asked = done + answer.done, asked + of
             inner, here = _inside(outer, core), _inside(Window(0, 0, height, width), core)
-            before = softmax(scores)[:, *inner]
-            after = self._marginals(scores, image, outer, deadline)[:, *inner] if refine and image else before
-            label = ids[after.argmax(axis=0)]
+            label, first = ids[answer.labels_hw[inner]], ids[answer.first_hw[inner]]
             valid = None if image is None or image.valid_hw is None else image.valid_hw[here]
             # Mean field marginals are all but 0 or 1: how sure the network was says more about where to look.
-            stats.add(label, before, label != ids[before.argmax(axis=0)], valid)
+            stats.add(label, answer.confidence_hw[inner], answer.nats_hw[inner], label != first, valid)
             mask[here] = label if valid is None else np.where(valid, label, self.classes.ignore_id)
-            confidence[here] = (before.max(axis=0) * 255 + 0.5).astype(np.uint8)
-        return Refinement(mask, confidence, stats, refine, note, len(ids))
+            confidence[here] = (answer.confidence_hw[inner] * 255 + 0.5).astype(np.uint8)
+        return Refinement(mask, confidence, stats, self._refined(done, asked, image), self._note(done, asked), len(ids))
 
-    def _marginals(self, scores_khw: Float32, image: Image, window: Window, deadline: float) -> Float32:
-        """Marginals of one window; a class that is alone wins without a CRF."""
-        if len(scores_khw) == 1:
-            return np.ones_like(scores_khw)
+    def _answer(
+        self, logits_khw: Float16, scored: Scored, window: Window, image: Image | None, deadline: float
+    ) -> tuple[Answer, int]:
+        """The answer for a window, and the iterations it should have; a class that is alone wins without any."""
+        if self.engine is None or image is None or len(logits_khw) == 1:
+            return of_network(logits_khw, scored, window)[0], 0
         here = _inside(Window(0, 0, image.height, image.width), window)
-        valid: Bool | None = None if image.valid_hw is None else image.valid_hw[here]
-        return densecrf.refine(image.pixels_hwc[here], scores_khw, valid, self.params, deadline=deadline)
+        valid = None if image.valid_hw is None else image.valid_hw[here]
+        answer = self.engine(logits_khw, scored, window, image.pixels_hwc[here], valid, deadline=deadline)
+        return answer, self.engine.asked
+
+    def _refined(self, done: int, asked: int, image: Image | None) -> bool:
+        """Whether an engine had its say; one class that is alone needs none."""
+        return self.engine is not None and image is not None and (done > 0 or asked == 0)
+
+    def _note(self, done: int, asked: int) -> str | None:
+        if done == asked:
+            return None
+        limit = f"{self.cfg.deadline_s:g} s passed after {done} of {asked} iterations"
+        return f"refine_timeout: {limit} (--refine.deadline-s)"
 
 
 def _inside(outer: Window, inner: Window) -> tuple[slice, slice]:

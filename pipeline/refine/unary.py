@@ -46,14 +46,25 @@ def softmax(logits_khw: Float32) -> Float32:
     return exp
 
 
-def active_classes(logits_khw: Float16, *, prune: float) -> tuple[int, ...]:
-    """Ids of the classes that can still win somewhere, ascending; all of them when `prune` is 0.
+def entropy(probs_khw: Float32) -> Float32:
+    """Shannon entropy of each pixel's probabilities, nats: (H, W), 0 where one class is certain, log(K) in a tie."""
+    nats: Float32 = -np.einsum("khw,khw->hw", probs_khw, np.log(np.maximum(probs_khw, 1e-30)))
+    return nats
+
+
+def active_classes(logits_khw: Float16, *, prune: float) -> tuple[tuple[int, ...], float]:
+    """Classes that can still win somewhere, and what is lost with the others.
 
     A class is dropped when its probability stays below `prune` in every cell and no cell has it as the largest.
+
+    Returns:
+        Ids, ascending, of all classes when `prune` is 0; and the mean over cells of the dropped classes' probability.
     """
+    everything = tuple(range(len(logits_khw)))
     if prune == 0:
-        return tuple(range(len(logits_khw)))
+        return everything, 0.0
     probs = softmax(logits_khw.astype(np.float32)).reshape(len(logits_khw), -1)
     reached = probs.max(axis=1) >= prune
     reached[np.unique(probs.argmax(axis=0))] = True
-    return tuple(np.flatnonzero(reached).tolist())
+    lost = float(probs[~reached].sum(dtype=np.float64)) / probs.shape[1]
+    return tuple(np.flatnonzero(reached).tolist()), lost

@@ -1,0 +1,188 @@
+"""The refinement engines behind one call: the logits of one window in, its labels and what is known of them out.
+
+native            our own dense CRF in C++ (`native.py`), where it was built: the default
+torch             the same in plain torch (`lattice_torch.py`), on a GPU if there is one
+pydensecrf        the reference (`densecrf.py`)
+domain_transform  edge-aware smoothing, another filter (`domain_transform.py`)
+none              the network's own labels
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.config import RefineConfig
+from pipeline.errors import ConfigError, DeadlinePassed
+from pipeline.records import Bool, Float16, Float32, Scored, UInt8, Window
+from pipeline.refine import domain_transform, native
+from pipeline.refine.presets import CrfParams, DomainTransformParams, domain_transform_params, resolve
+from pipeline.refine.unary import entropy, softmax, upsample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One window, labels as indices into the classes of its logits."""
+
+    labels_hw: UInt8
+    first_hw: UInt8
+    """What the network alone says."""
+    confidence_hw: Float32
+    """Largest probability the network gave, 0 to 1."""
+    nats_hw: Float32
+    """Entropy of the network's probabilities."""
+    done: int = 0
+    """Iterations."""
+
+
+class Engine(Protocol):
+    """Refines one window; keeps its buffers from call to call."""
+
+    asked: int
+    """Iterations."""
+
+    def __call__(
+        self,
+        logits_khw: Float16,
+        scored: Scored,
+        window: Window,
+        pixels_hwc: UInt8,
+        valid_hw: Bool | None,
+        *,
+        deadline: float,
+    ) -> Answer:
+        """Refine `window` of the image whose logits these are; pixels and valid mask are the window's."""
+        ...
+
+
+def of_network(logits_khw: Float16, scored: Scored, window: Window) -> tuple[Answer, Float32]:
+    """What the network alone says of a window, and its full-size scores, (K, H, W)."""
+    scores = upsample(logits_khw, scored, window)
+    probs = softmax(scores)
+    first = probs.argmax(axis=0).astype(np.uint8)
+    return Answer(first, first, probs.max(axis=0), entropy(probs)), scores
+
+
+class Marginals(Protocol):
+    """Probabilities (K, H, W) of pixels, full-size scores and a valid mask; may raise DeadlinePassed."""
+
+    def __call__(self, pixels_hwc: UInt8, logits_khw: Float32, valid_hw: Bool | None, *, deadline: float) -> Float32:
+        """All of one window."""
+        ...
+
+
+class FullSize:
+    """An engine that works on full-size scores and gives probabilities, or nothing when it runs out of time."""
+
+    def __init__(self, marginals: Marginals, *, asked: int) -> None:
+        self.marginals, self.asked = marginals, asked
+
+    def __call__(
+        self,
+        logits_khw: Float16,
+        scored: Scored,
+        window: Window,
+        pixels_hwc: UInt8,
+        valid_hw: Bool | None,
+        *,
+        deadline: float,
+    ) -> Answer:
+        """As `Engine`."""
+        alone, scores = of_network(logits_khw, scored, window)
+        try:
+            after = self.marginals(pixels_hwc, scores, valid_hw, deadline=deadline)
+        except DeadlinePassed:
+            return alone
+        labels = after.argmax(axis=0).astype(np.uint8)
+        return Answer(labels, alone.first_hw, alone.confidence_hw, alone.nats_hw, self.asked)
+
+
+class Native:
+    """Our own engine: upsamples inside, and keeps the best it has when it runs out of time."""
+
+    def __init__(self, params: CrfParams, spatial: native.Spatial, *, freeze: float) -> None:
+        self.params, self.asked, self.freeze = params, params.iterations, freeze
+        self._engine = native.Engine(spatial=spatial)
+
+    def __call__(
+        self,
+        logits_khw: Float16,
+        scored: Scored,
+        window: Window,
+        pixels_hwc: UInt8,
+        valid_hw: Bool | None,
+        *,
+        deadline: float,
+    ) -> Answer:
+        """As `Engine`."""
+        grid = native.Grid(scored.stride, align_corners=scored.align_corners, y=window.y, x=window.x)
+        found = self._engine.refine(
+            pixels_hwc,
+            logits_khw,
+            valid_hw,
+            self.params,
+            grid=grid,
+            deadline=deadline,
+            freeze=self.freeze,
+            probs=False,
+            labels=True,
+            first=True,
+        )
+        maps = found.labels_hw, found.first_hw, found.confidence_hw, found.nats_hw
+        return Answer(*maps, found.iterations)  # type: ignore[arg-type]  # all of them were asked for
+
+
+def _by_torch(params: CrfParams) -> Marginals:
+    from pipeline.refine.lattice_torch import DenseCRF  # noqa: PLC0415  # refiners without it save torch's memory
+
+    return partial(DenseCRF().refine_one, params=params)
+
+
+def _by_pydensecrf(params: CrfParams) -> Marginals:
+    try:
+        from pipeline.refine import densecrf  # noqa: PLC0415  # an extra, which needs a compiler
+    except ImportError as error:
+        raise ConfigError("--refine.engine pydensecrf needs it", hint="pip install 'atrous[reference]'") from error
+    return partial(densecrf.refine, params=params)
+
+
+def _by_domain_transform(params: DomainTransformParams) -> Marginals:
+    return partial(domain_transform.refine, params=params)
+
+
+def make(cfg: RefineConfig) -> Engine | None:
+    """The engine a config asks for; None for none.
+
+    Raises:
+        ConfigError: when it is not installed here.
+    """
+    if cfg.engine == "none":
+        return None
+    if cfg.engine == "domain_transform":
+        smooth = domain_transform_params(cfg)
+        return FullSize(_by_domain_transform(smooth), asked=smooth.iterations)
+    params = resolve(cfg)
+    if cfg.engine == "native":
+        if not native.available():
+            raise ConfigError(
+                f"--refine.engine native: {native.UNAVAILABLE_BECAUSE}", hint="pip install with a C++ compiler"
+            )
+        return Native(params, cfg.spatial, freeze=cfg.freeze)
+    by = _by_torch if cfg.engine == "torch" else _by_pydensecrf
+    return FullSize(by(params), asked=params.iterations)
+
+
+def settled(cfg: RefineConfig) -> RefineConfig:
+    """The config with an engine that is there: torch in place of `native` where that was not built, with a warning."""
+    if cfg.engine != "native" or native.available():
+        return cfg
+    log.warning(
+        "the native CRF is not available (%s): torch's takes its place, several times slower on a CPU; install the "
+        "package where there is a C++ compiler",
+        native.UNAVAILABLE_BECAUSE,
+    )
+    return cfg.model_copy(update={"engine": "torch"})
