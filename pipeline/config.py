@@ -119,7 +119,7 @@ class RefineConfig(_Frozen):
         "auto", description="native: smoothness kernel on a lattice as pydensecrf, or exactly, row by row."
     )
     freeze: float = Field(
-        0.95,
+        0.99,
         ge=0,
         le=1,
         description="native: pixels the network is surer of than this keep its answer; 1 freezes none.",
