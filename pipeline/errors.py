@@ -2,6 +2,7 @@
 
     AtrousError
     ├── InputError        one work item is bad: becomes a failure row, the run goes on
+    ├── DeadlinePassed    a refinement engine ran out of time with nothing to give; never leaves the refiner
     └── JobError          the run cannot go on: shown to the user with what to change
         ├── ConfigError       a setting, checkpoint or class map is wrong
         ├── LabelError        a label does not fit its image or the class map
@@ -12,7 +13,7 @@
         └── OwnedElsewhere    another live driver holds this output
 
 An `InputError` carries a stable, countable `code`. The codes are listed in `ERROR_CODES`; the report
-shows their meaning from there. `DeadlinePassed` stands beside the tree: it never leaves the refiner.
+shows their meaning from there.
 """
 
 from functools import partial
@@ -50,7 +51,7 @@ class AtrousError(Exception):
     """Base of all errors raised on purpose."""
 
 
-class DeadlinePassed(Exception):
+class DeadlinePassed(AtrousError):
     """A refinement engine did not finish in time, and has nothing to give."""
 
 
