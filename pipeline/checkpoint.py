@@ -22,7 +22,7 @@ from pipeline.classes import ClassMap
 from pipeline.config import explain
 from pipeline.errors import ConfigError, InputError
 from pipeline.models import zoo
-from pipeline.models.network import Network
+from pipeline.models.network import BUILDERS_OWN, Network
 
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -56,7 +56,7 @@ class Card(BaseModel):
 
     @model_validator(mode="after")
     def _options_are_the_networks_own(self) -> "Card":
-        if taken := {"name", "num_classes", "in_channels", "output_stride"} & self.options.keys():
+        if taken := BUILDERS_OWN & self.options.keys():
             raise ValueError(f"options may not hold {', '.join(sorted(taken))}: other fields of the card say it")
         return self
 

@@ -5,7 +5,7 @@ counts; the scores of all sizes are averaged with those weights. Where the paper
 `embed` of the inner network gives.
 """
 
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,37 +13,25 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.models.layers import initialise
-from pipeline.models.network import Network, Options, grid
+from pipeline.models.network import AroundOptions, Network, grid
 
 Scale = Annotated[float, Field(gt=0, le=1)]
 
-BUILDERS_OWN = {"name", "num_classes", "in_channels", "output_stride"}
-"""What the inner network shares with this one."""
 
-
-class AttentionToScaleOptions(Options):
+class AttentionToScaleOptions(AroundOptions):
     """What may vary; the defaults are the paper's three scales around DeepLab-LargeFOV."""
 
     network: str = Field("deeplab_v1", description="Inner network: a name of the zoo.")
-    options: dict[str, Any] = Field({}, description="Options of the inner network.")
     scales: tuple[Scale, ...] = Field(
         (1.0, 0.75, 0.5), min_length=1, max_length=8, description="Sizes of the image, as factors; 1 is one of them."
     )
     attention_channels: int = Field(512, ge=1, le=4096, description="Channels between the two layers of the head.")
     extra_supervision: bool = Field(True, description="Put a loss on the scores of every scale too.")
-    width_multiplier: float = Field(
-        1.0,
-        gt=0,
-        le=4,
-        description="Factor on all numbers of channels; one of the inner options' own comes first there.",
-    )
 
     @model_validator(mode="after")
-    def _inner_network_can_be_built(self) -> "AttentionToScaleOptions":
+    def _inner_network_is_another(self) -> "AttentionToScaleOptions":
         if self.network == "attention_to_scale":
             raise ValueError("attention around attention: `network` should be another one")
-        if taken := BUILDERS_OWN & self.options.keys():
-            raise ValueError(f"options of the inner network may not hold {', '.join(sorted(taken))}")
         return self
 
     @model_validator(mode="after")
@@ -51,10 +39,6 @@ class AttentionToScaleOptions(Options):
         if 1.0 not in self.scales or len(set(self.scales)) < len(self.scales):
             raise ValueError("scales should be distinct and hold 1, whose grid the logits have")
         return self
-
-    def inner_options(self) -> dict[str, Any]:
-        """Options to build the inner network with."""
-        return {"width_multiplier": self.width_multiplier} | self.options
 
 
 class AttentionToScale(Network):
@@ -66,8 +50,9 @@ class AttentionToScale(Network):
 
     output_strides: tuple[int, ...] = (8, 16, 32)  # of the inner network once there is one
 
-    def __init__(self, options: AttentionToScaleOptions, *, inner: Network) -> None:
+    def __init__(self, num_classes: int, options: AttentionToScaleOptions, *, inner: Network, in_channels: int) -> None:
         super().__init__()
+        del num_classes, in_channels  # the inner network's
         self.inner = inner
         self.output_strides = inner.output_strides
         self.scales = options.scales

@@ -15,21 +15,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.network import Network, Options
+from pipeline.models.network import AroundOptions, Network
 from pipeline.refine.lattice_torch import Lattice, bilateral_lattice, spatial_lattice, upsample
 from pipeline.refine.presets import PRESETS, CrfParams
 
 Deviation = Annotated[float, Field(gt=0)]
 
-BUILDERS_OWN = {"name", "num_classes", "in_channels", "output_stride"}
-"""What the inner network shares with this one."""
 
-
-class CRFRNNOptions(Options):
+class CRFRNNOptions(AroundOptions):
     """What may vary; the defaults are the paper's."""
 
     network: str = Field("fcn", description="Inner network: a name of the zoo.")
-    options: dict[str, Any] = Field({}, description="Options of the inner network.")
     preset: str = Field("crf-rnn", description="Kernels, and their weights before training; as of --refine.preset.")
     train_iterations: int = Field(5, ge=1, le=100, description="Mean field iterations in training.")
     iterations: int = Field(10, ge=1, le=100, description="Mean field iterations in use.")
@@ -37,19 +33,11 @@ class CRFRNNOptions(Options):
         (0.229, 0.224, 0.225),
         description="What each channel of the input was divided by: `std` of the checkpoint's card.",
     )
-    width_multiplier: float = Field(
-        1.0,
-        gt=0,
-        le=4,
-        description="Factor on all numbers of channels; one of the inner options' own comes first there.",
-    )
 
     @model_validator(mode="after")
-    def _inner_network_can_be_built(self) -> "CRFRNNOptions":
+    def _inner_network_is_another(self) -> "CRFRNNOptions":
         if self.network == "crf_rnn":
             raise ValueError("a CRF behind a CRF: `network` should be another one")
-        if taken := BUILDERS_OWN & self.options.keys():
-            raise ValueError(f"options of the inner network may not hold {', '.join(sorted(taken))}")
         return self
 
     @model_validator(mode="after")
@@ -57,10 +45,6 @@ class CRFRNNOptions(Options):
         if self.preset not in PRESETS:
             raise ValueError(f"preset is one of {', '.join(sorted(PRESETS))}")
         return self
-
-    def inner_options(self) -> dict[str, Any]:
-        """Options to build the inner network with."""
-        return {"width_multiplier": self.width_multiplier} | self.options
 
 
 class CRFRNN(nn.Module):

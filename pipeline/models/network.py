@@ -7,8 +7,9 @@ logits (`refine.unary`, a loss) needs nothing else.
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 
@@ -18,8 +19,37 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+BUILDERS_OWN = {"name", "num_classes", "in_channels", "output_stride"}
+"""Arguments of `zoo.build` that are no options: whoever keeps options keeps these beside them."""
+
+
+class AroundOptions(Options):
+    """What may vary in a network around another network of the zoo."""
+
+    network: str = Field(description="Inner network: a name of the zoo.")
+    options: dict[str, Any] = Field({}, description="Options of the inner network.")
+    width_multiplier: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="Factor on all numbers of channels; one of the inner options' own comes first there.",
+    )
+
+    @model_validator(mode="after")
+    def _inner_options_are_its_own(self) -> "AroundOptions":
+        if taken := BUILDERS_OWN & self.options.keys():
+            raise ValueError(f"options of the inner network may not hold {', '.join(sorted(taken))}")
+        return self
+
+    def inner_options(self) -> dict[str, Any]:
+        """Options to build the inner network with."""
+        return {"width_multiplier": self.width_multiplier} | self.options
+
+
 class Network(nn.Module):
     """A segmentation network, made as `Class(num_classes, options, in_channels=..., output_stride=...)` by `zoo.build`.
+
+    One around another is given that one as `inner` in place of the output stride.
 
     Attributes:
         output_strides: strides its deepest features can have; the first is the one it was published with.

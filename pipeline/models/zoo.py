@@ -14,7 +14,7 @@ from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.icnet import ICNet, ICNetOptions
-from pipeline.models.network import Network, Options
+from pipeline.models.network import AroundOptions, Network, Options
 from pipeline.models.pspnet import PSPNet, PSPNetOptions, PSPNetSMP, PSPNetSMPOptions
 from pipeline.models.segnet import SegNet, SegNetOptions
 from pipeline.models.unet import UNet, UNetOptions, UNetResNet, UNetResNetOptions
@@ -65,12 +65,10 @@ def build(
         raise ConfigError(f"{in_channels} input channels; 1 to {MAX_CHANNELS} are possible")
     network, options_class = NETWORKS[name]
     chosen = _validated(name, options_class, options)
-    if isinstance(chosen, AttentionToScaleOptions | CRFRNNOptions):
+    if isinstance(chosen, AroundOptions):
         own = chosen.inner_options()
         inner = build(chosen.network, num_classes, in_channels=in_channels, output_stride=output_stride, **own)
-        if isinstance(chosen, AttentionToScaleOptions):
-            return AttentionToScale(chosen, inner=inner)
-        return CRFRNNNetwork(num_classes, chosen, inner=inner, in_channels=in_channels)
+        return network(num_classes, chosen, inner=inner, in_channels=in_channels)
     stride = output_stride or network.output_strides[0]
     if stride not in network.output_strides:
         raise ConfigError(f"{name}: output stride {stride} is not one of {network.output_strides}")
