@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.models.layers import initialise
+from pipeline.models.layers import initialise, scaled
 from pipeline.models.network import AroundOptions, Network, grid
 
 Scale = Annotated[float, Field(gt=0, le=1)]
@@ -60,7 +60,7 @@ class AttentionToScale(Network):
         self.feature_channels = inner.feature_channels
         if options.extra_supervision:
             self.loss_weights = dict.fromkeys(("logits", *map(scale_name, self.scales)), 1.0)
-        channels = max(1, round(options.attention_channels * options.width_multiplier))
+        channels = scaled(options.attention_channels, options.width_multiplier)
         weigh = nn.Conv2d(channels, len(self.scales), 1)
         self.attend = nn.Sequential(
             nn.Conv2d(len(self.scales) * inner.feature_channels, channels, 3, padding=1),

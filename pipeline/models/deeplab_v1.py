@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.backbones.vgg import VGG16, scaled
-from pipeline.models.layers import initialise
+from pipeline.models.backbones.vgg import VGG16
+from pipeline.models.layers import initialise, scaled
 from pipeline.models.network import Network, Options, crop
 
 Variant = Literal["4x4", "7x7", "large_fov"]

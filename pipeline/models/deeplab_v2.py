@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
-from pipeline.models.backbones.vgg import VGG16, scaled
+from pipeline.models.backbones.vgg import VGG16
 from pipeline.models.deeplab_v1 import Classifier, add, atrous_vgg16, pool5a, pools
-from pipeline.models.layers import initialise
+from pipeline.models.layers import initialise, scaled
 from pipeline.models.network import Network, Options, crop
 
 Head = Literal["large_fov", "aspp_s", "aspp_l"]

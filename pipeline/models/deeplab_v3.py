@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import Bottleneck, FirstBlock, ResNet, stage, stage_rates
 from pipeline.models.fcn import head as fcn_head
-from pipeline.models.layers import ASPP, conv_bn_relu, initialise
+from pipeline.models.layers import ASPP, conv_bn_relu, initialise, scaled
 from pipeline.models.network import Network, Options
 
 Rate = Annotated[int, Field(ge=1, le=64)]
@@ -115,7 +115,7 @@ class DeepLabV3(Network):
             self.feature_channels = channels
             self.context = nn.Sequential(cascade(channels, options, output_stride=output_stride))
         else:
-            self.feature_channels = max(1, round(256 * options.width_multiplier))
+            self.feature_channels = scaled(256, options.width_multiplier)
             self.context = nn.Sequential(pyramid(channels, self.feature_channels, options, output_stride=output_stride))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         scores = [self.logits]

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import FirstBlock, ResNet
-from pipeline.models.backbones.vgg import VGG16, scaled
-from pipeline.models.layers import conv_bn_relu, initialise
+from pipeline.models.backbones.vgg import VGG16
+from pipeline.models.layers import conv_bn_relu, initialise, scaled
 from pipeline.models.network import Network, Options
 
 Variant = Literal["32s", "16s", "8s"]

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.layers import conv_bn, conv_bn_relu, initialise
+from pipeline.models.layers import conv_bn, conv_bn_relu, initialise, scaled
 from pipeline.models.network import Network, Options, grid
 from pipeline.models.pspnet import BINS
 
@@ -58,10 +58,7 @@ class ICNet(Network):
         super().__init__()
         del output_stride  # there is only one
         self.align_corners = options.align_corners
-
-        def scaled(channels: int) -> int:
-            return max(1, round(channels * options.width_multiplier))
-
+        width = options.width_multiplier
         # The strides of its last two stages became rates; the image is smaller instead.
         self.backbone = ResNet(
             50,
@@ -70,11 +67,12 @@ class ICNet(Network):
             first_block="own",
             stride_in="1x1",
             stem="deep",
-            width=options.width_multiplier / 2,
+            width=width / 2,
         )
-        low, middle, fine, fused = scaled(256), self.backbone.stage_channels[1], scaled(64), scaled(128)
+        low, fine, fused, first = (scaled(channels, width) for channels in (256, 64, 128, 32))
+        middle = self.backbone.stage_channels[1]
         self.reduce = conv_bn_relu(self.backbone.high_channels, low)
-        self.full = strided(in_channels, (scaled(32), scaled(32), fine))
+        self.full = strided(in_channels, (first, first, fine))
         self.fuse_half = Fusion(low, middle, fused)
         self.fuse_full = Fusion(fused, fine, fused)
         self.feature_channels = fused

@@ -14,6 +14,11 @@ Separable = bool | Literal["plain"]
 """Depthwise separable 3x3 convolutions: no; yes, with batch norm and ReLU between the halves; or "plain", without."""
 
 
+def scaled(channels: int, width: float) -> int:
+    """Channels times width, at least 1."""
+    return max(1, round(channels * width))
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch norm that also trains on a single value per channel, as image pooling gives for a batch of one.
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.backbones.vgg import STAGES, VGG16, scaled, stage
-from pipeline.models.layers import initialise
+from pipeline.models.backbones.vgg import STAGES, VGG16, stage
+from pipeline.models.layers import initialise, scaled
 from pipeline.models.network import Network, Options
 
 

@@ -12,8 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.backbones.vgg import scaled
-from pipeline.models.layers import BatchNorm2d, conv_bn_relu, initialise
+from pipeline.models.layers import BatchNorm2d, conv_bn_relu, initialise, scaled
 from pipeline.models.network import Network, Options, crop
 
 Padding = Literal["valid", "same"]

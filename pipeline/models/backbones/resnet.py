@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
-from pipeline.models.layers import conv_bn
+from pipeline.models.layers import conv_bn, scaled
 
 StrideIn = Literal["3x3", "1x1"]
 """Which convolution of a bottleneck strides: torchvision's 3x3, or the 1x1 in front of it as in the paper."""
@@ -146,7 +146,7 @@ class ResNet(nn.Module):
         """
         super().__init__()
         block, blocks = DEPTHS[depth]
-        widths = [max(1, round(channels * width)) for channels in (64, 128, 256, 512)]
+        widths = [scaled(channels, width) for channels in (64, 128, 256, 512)]
         made = [block.expansion * channels for channels in widths]
         self.low_channels, self.high_channels = made[0], made[3]
         self.stage_channels = tuple(made)

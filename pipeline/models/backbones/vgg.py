@@ -6,15 +6,10 @@ keep height and width.
 
 from torch import Tensor, nn
 
-from pipeline.models.layers import BatchNorm2d
+from pipeline.models.layers import BatchNorm2d, scaled
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of the 3x3 convolutions of each of the five stages."""
-
-
-def scaled(channels: int, width: float) -> int:
-    """Channels times width, at least 1."""
-    return max(1, round(channels * width))
 
 
 def stage(in_channels: int, channels: tuple[int, ...], *, dilation: int = 1, batch_norm: bool = False) -> nn.Sequential:

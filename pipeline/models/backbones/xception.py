@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.layers import conv_bn, set_batch_norm
+from pipeline.models.layers import conv_bn, scaled, set_batch_norm
 
 Layout = Literal["tensorflow", "timm", "jfzhang"]
 """Whose Xception it is, among those with the same tensors.
@@ -36,11 +36,6 @@ MIDDLE, EXIT, LAST = (728, 728, 728), (728, 1024, 1024), (1536, 1536, 2048)
 
 LOW_STRIDE = 4
 """Where the low-level features are taken: in the unit that strides from here on."""
-
-
-def scaled(channels: int, width: float) -> int:
-    """Channels times width, at least 1."""
-    return max(1, round(channels * width))
 
 
 def flow(depth: int) -> list[tuple[Triple, int, Shortcut]]:
