@@ -36,7 +36,7 @@ from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.datasets import farmland
 from pipeline.infer import Segmenter
 from pipeline.records import Float16, Float32, Image, Item, Scored, UInt8, Window
-from pipeline.refine.engine import Engine, make
+from pipeline.refine.engine import Engine, Evidence, make
 from pipeline.refine.presets import CrfParams, reach_px, resolve
 from pipeline.refine.refiner import HALO_SIGMAS, Refiner, windows, with_halo
 from pipeline.refine.unary import active_classes, softmax, upsample
@@ -127,7 +127,7 @@ def made_up(pixels_hwc: UInt8, classes: int) -> Case:
 def labels(engine: Engine, case: Case, window: Window) -> UInt8:
     """One call, as the refiner makes it."""
     here = slice(window.y, window.y + window.height), slice(window.x, window.x + window.width)
-    return engine(case.logits_khw, case.scored, window, case.pixels_hwc[here], None, deadline=math.inf).labels_hw
+    return engine(Evidence(case.logits_khw, case.scored, window, case.pixels_hwc[here]), deadline=math.inf).labels_hw
 
 
 def timed(engine: Engine, case: Case) -> tuple[float, float, UInt8]:

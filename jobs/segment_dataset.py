@@ -147,7 +147,8 @@ def refuse_changed(run: Run, planned: Plan) -> None:
 def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> Progress:
     """Run the flow over what is owed, beside the rows `already` committed; returns what was done."""
     with session.connect() as nodes:
-        crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), infer.footprint(run.model))
+        network = infer.footprint(run.model, run.cfg.infer.output_stride)
+        crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()
         reporter = Reporter(

@@ -41,6 +41,7 @@ from pipeline.config import (
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
 from pipeline.refine import search
+from pipeline.refine.engine import settled
 from pipeline.refine.search import Candidate
 from pipeline.source.plan import Plan, plan
 from pipeline.tuning import Outcome
@@ -100,6 +101,7 @@ def tune(cfg: TuneConfig) -> int:
     started = time.monotonic()
     if cfg.grid not in search.GRIDS:
         raise ConfigError(f"no grid {cfg.grid!r}", hint=f"--grid is one of {', '.join(search.GRIDS)}")
+    cfg = cfg.model_copy(update={"refine": settled(cfg.refine)})  # candidates run on the engine that is there
     grid = search.grid(cfg.grid, cfg.refine)
     run = segment_dataset.identify(cfg.run(grid))
     preflight.check_apart([cfg.images, cfg.labels], cfg.output)
@@ -108,7 +110,8 @@ def tune(cfg: TuneConfig) -> int:
     preflight.check_authentication()
     preflight.check_output(cfg.output)
     with session.connect() as nodes:
-        crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), infer.footprint(run.model))
+        network = infer.footprint(run.model, run.cfg.infer.output_stride)
+        crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
         job = segment_dataset.job_of(run, planned)
         chunks, left_out = look(job, planned.shards, label_urls, crew)
         looked_s = time.monotonic() - started

@@ -91,10 +91,10 @@ def _finished(jobs: deque[_Job]) -> Iterator[Prediction]:
         yield jobs.popleft().prediction
 
 
-def footprint(model: Checkpoint) -> Model:
-    """What the memory of a checkpoint's network depends on."""
+def footprint(model: Checkpoint, output_stride: int | None = None) -> Model:
+    """What the memory of a checkpoint's network depends on; `output_stride` as in `Checkpoint.build`."""
     weight_bytes = sum(tensor.numel() * 4 for tensor in model.state.values())
-    return Model(weight_bytes, len(model.card.classes), checkpoint.blank(model.card).stride)
+    return Model(weight_bytes, len(model.card.classes), checkpoint.blank(model.card, output_stride).stride)
 
 
 def resolve_precision(asked: str, device: torch.device) -> torch.dtype:

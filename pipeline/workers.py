@@ -115,7 +115,7 @@ class Workers:
 
 def refiner_gib(cfg: SegmentConfig, model: Model) -> float:
     """Memory of one refiner: process, decoded image, and what its engine needs for one window with halo."""
-    side_px = int(max(cfg.refine.window_px * 1.25, cfg.refine.window_px + 2 * HALO_SIGMAS * reach_px(cfg.refine)))
+    side_px = int(max(cfg.refine.window_px * LEFT_WHOLE, cfg.refine.window_px + 2 * HALO_SIGMAS * reach_px(cfg.refine)))
     image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
     if cfg.refine.engine == "native":
         cells = (side_px // model.stride + 2) ** 2

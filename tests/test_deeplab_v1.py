@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
+from pipeline.models.catalogue import parameters
 from pipeline.models.deeplab_v1 import Classifier, DeepLabV1, pools
 
 VARIANTS = ["4x4", "7x7", "large_fov"]
@@ -26,10 +27,6 @@ def tiny(num_classes: int = 5, *, width: float = 1 / 16, in_channels: int = 3, *
 def on_meta(num_classes: int = 21, **options) -> DeepLabV1:
     with torch.device("meta"):
         return zoo.build("deeplab_v1", num_classes, **options)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def with_biases(network: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
+from pipeline.models.catalogue import parameters
 from pipeline.models.deeplab_v2 import DeepLabV2
 
 RATES = {"large_fov": [12], "aspp_s": [2, 4, 8, 12], "aspp_l": [6, 12, 18, 24]}
@@ -28,10 +29,6 @@ def tiny(
 def on_meta(num_classes: int = 21, **options) -> DeepLabV2:
     with torch.device("meta"):
         return zoo.build("deeplab_v2", num_classes, **options)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def trained(network: nn.Module) -> nn.Module:

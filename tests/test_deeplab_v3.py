@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.backbones.resnet import ResNet
+from pipeline.models.catalogue import parameters
 
 torch.set_num_threads(1)
 
@@ -40,10 +41,6 @@ def evaluated(way: str, output_stride: int) -> nn.Module:
 def on_meta(**options) -> nn.Module:
     with torch.device("meta"):
         return zoo.build("deeplab_v3", options.pop("num_classes", 21), **options)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def macs(network: nn.Module, side: int) -> float:

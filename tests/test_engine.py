@@ -13,7 +13,7 @@ from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Item, Scored, Window
 from pipeline.refine import native
-from pipeline.refine.engine import make, of_network, settled
+from pipeline.refine.engine import Evidence, make, of_network, settled
 
 ENGINES = ("native", "torch", "pydensecrf", "domain_transform")
 LATER = 60.0
@@ -30,7 +30,7 @@ def scene(height: int, width: int, num_classes: int, *, stride: int = 4, align_c
 def ask(engine: str, scored: Scored, pixels: np.ndarray, window: Window, *, seconds: float = LATER):
     here = pixels[window.y : window.y + window.height, window.x : window.x + window.width]
     made = make(RefineConfig(engine=engine, iterations=2))
-    return made(scored.logits_khw, scored, window, here, None, deadline=monotonic() + seconds)
+    return made(Evidence(scored.logits_khw, scored, window, here), deadline=monotonic() + seconds)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import zoo
+from pipeline.models.catalogue import parameters
 from pipeline.models.fcn import UPSAMPLING, Upsampling
 
 CONVOLUTIONS = {"32s": 134_346_581, "16s": 134_346_581 + 10_773, "8s": 134_346_581 + 10_773 + 5_397}
@@ -34,10 +35,6 @@ def scoring(name: str = "fcn", **options) -> nn.Module:
 def on_meta(name: str, **options) -> nn.Module:
     with torch.device("meta"):
         return zoo.build(name, 21, **options)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def idle(network: nn.Module) -> list[str]:
@@ -231,7 +228,6 @@ def test_half_precision_and_channels_last_agree_with_float32(name: str) -> None:
 
 @networks
 def test_the_network_is_one_graph_for_the_compiler(name: str) -> None:
-    torch.compiler.reset()  # what one process may compile of the same `forward` is limited
     network, x = scoring(name).eval(), torch.randn(1, 3, 33, 50)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
+from pipeline.models.catalogue import parameters
 
 torch.set_num_threads(1)
 
@@ -29,10 +30,6 @@ def evaluated(align_corners: bool) -> nn.Module:
 def on_meta(num_classes: int = 19, **options) -> nn.Module:
     with torch.device("meta"):
         return zoo.build("icnet", num_classes, **options)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def macs(network: nn.Module, height: int, width: int) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import classes
-from pipeline.checkpoint import Card, Checkpoint
+from pipeline.checkpoint import Card, Checkpoint, blank
 from pipeline.config import InferConfig, TileConfig
 from pipeline.infer import Segmenter, footprint, resolve_precision
 from pipeline.models import zoo
@@ -255,7 +255,6 @@ def test_a_compiled_network_is_made_before_the_first_image_and_once_for_all_size
         return graph
 
     real = torch.compile
-    torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", lambda network, *, dynamic: real(network, dynamic=dynamic, backend=backend))
     images = [image(height, width) for height, width in [(30, 30), (64, 20), (90, 130), (33, 64), (300, 200)]]
     infer = InferConfig(precision="fp32", compile=True, batch=3)
@@ -305,6 +304,12 @@ def test_the_footprint_is_that_of_the_network_as_float32() -> None:
     model = checkpoint()
     assert footprint(model).weight_bytes == sum(tensor.numel() for tensor in model.build().state_dict().values()) * 4
     assert (footprint(model).num_classes, footprint(model).stride) == (21, 4)
+
+
+def test_the_footprint_knows_a_finer_output_stride() -> None:
+    card = checkpoint().card.model_copy(update={"architecture": "deeplab_v3", "options": {"backbone": "resnet50"}})
+    model = Checkpoint(card, blank(card).state_dict(), "0" * 64)
+    assert [footprint(model, stride).stride for stride in (None, 8)] == [16, 8]
 
 
 def test_batch_mates_do_not_change_an_images_mask() -> None:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
+from pipeline.models.catalogue import parameters
 from pipeline.models.pspnet import PyramidPooling
 
 torch.set_num_threads(1)
@@ -34,10 +35,6 @@ def evaluated(name: str, output_stride: int) -> nn.Module:
 def on_meta(name: str = "pspnet", **options) -> nn.Module:
     with torch.device("meta"):
         return zoo.build(name, options.pop("num_classes", 21), **options)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def macs(network: nn.Module, side: int) -> float:

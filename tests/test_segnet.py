@@ -132,7 +132,6 @@ def test_half_precision_trains() -> None:
 
 
 def test_the_network_is_one_graph_for_the_compiler() -> None:
-    torch.compiler.reset()  # what one process may compile of the same `forward` is limited
     network, x = tiny().eval(), torch.randn(1, 3, 33, 50)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))

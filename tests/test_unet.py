@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import zoo
+from pipeline.models.catalogue import parameters
 from pipeline.models.unet import mirror, mirrored
 
 VARIANTS = {
@@ -28,10 +29,6 @@ def tiny(variant: str, num_classes: int = 3, **options) -> nn.Module:
 def on_meta(name: str, num_classes: int, **options) -> nn.Module:
     with torch.device("meta"):
         return zoo.build(name, num_classes, **options)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def counted(in_channels: int, num_classes: int, *, batch_norm: bool = False) -> int:
@@ -244,7 +241,6 @@ def test_half_precision_and_channels_last_agree_with_float32(variant: str) -> No
 
 @variants
 def test_the_network_is_one_graph_for_the_compiler(variant: str) -> None:
-    torch.compiler.reset()  # what one process may compile of the same `forward` is limited
     network, x = tiny(variant).eval(), torch.randn(1, 3, 33, 50)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))

@@ -18,7 +18,7 @@ from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError, DeadlinePassed
 from pipeline.records import Bool, Float16, Float32, Scored, UInt8, Window
 from pipeline.refine import domain_transform, native
-from pipeline.refine.presets import CrfParams, DomainTransformParams, domain_transform_params, resolve
+from pipeline.refine.presets import CrfParams, domain_transform_params, resolve
 from pipeline.refine.unary import entropy, softmax, upsample
 
 log = logging.getLogger(__name__)
@@ -39,23 +39,29 @@ class Answer:
     """Iterations."""
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What there is to know about one window of an image."""
+
+    logits_khw: Float16
+    """Of the whole image, at the network's stride."""
+    scored: Scored
+    """The image whose logits these are."""
+    window: Window
+    pixels_hwc: UInt8
+    """Of the window."""
+    valid_hw: Bool | None = None
+    """Of the window; None when every pixel is valid."""
+
+
 class Engine(Protocol):
     """Refines one window; keeps its buffers from call to call."""
 
     asked: int
     """Iterations."""
 
-    def __call__(
-        self,
-        logits_khw: Float16,
-        scored: Scored,
-        window: Window,
-        pixels_hwc: UInt8,
-        valid_hw: Bool | None,
-        *,
-        deadline: float,
-    ) -> Answer:
-        """Refine `window` of the image whose logits these are; pixels and valid mask are the window's."""
+    def __call__(self, seen: Evidence, *, deadline: float) -> Answer:
+        """Refine one window, or as much of it as can be done until `deadline`, in seconds of `time.monotonic`."""
         ...
 
 
@@ -81,20 +87,11 @@ class FullSize:
     def __init__(self, marginals: Marginals, *, asked: int) -> None:
         self.marginals, self.asked = marginals, asked
 
-    def __call__(
-        self,
-        logits_khw: Float16,
-        scored: Scored,
-        window: Window,
-        pixels_hwc: UInt8,
-        valid_hw: Bool | None,
-        *,
-        deadline: float,
-    ) -> Answer:
+    def __call__(self, seen: Evidence, *, deadline: float) -> Answer:
         """As `Engine`."""
-        alone, scores = of_network(logits_khw, scored, window)
+        alone, scores = of_network(seen.logits_khw, seen.scored, seen.window)
         try:
-            after = self.marginals(pixels_hwc, scores, valid_hw, deadline=deadline)
+            after = self.marginals(seen.pixels_hwc, scores, seen.valid_hw, deadline=deadline)
         except DeadlinePassed:
             return alone
         labels = after.argmax(axis=0).astype(np.uint8)
@@ -108,22 +105,14 @@ class Native:
         self.params, self.asked, self.freeze = params, params.iterations, freeze
         self._engine = native.Engine(spatial=spatial)
 
-    def __call__(
-        self,
-        logits_khw: Float16,
-        scored: Scored,
-        window: Window,
-        pixels_hwc: UInt8,
-        valid_hw: Bool | None,
-        *,
-        deadline: float,
-    ) -> Answer:
+    def __call__(self, seen: Evidence, *, deadline: float) -> Answer:
         """As `Engine`."""
+        scored, window = seen.scored, seen.window
         grid = native.Grid(scored.stride, align_corners=scored.align_corners, y=window.y, x=window.x)
         found = self._engine.refine(
-            pixels_hwc,
-            logits_khw,
-            valid_hw,
+            seen.pixels_hwc,
+            seen.logits_khw,
+            seen.valid_hw,
             self.params,
             grid=grid,
             deadline=deadline,
@@ -150,10 +139,6 @@ def _by_pydensecrf(params: CrfParams) -> Marginals:
     return partial(densecrf.refine, params=params)
 
 
-def _by_domain_transform(params: DomainTransformParams) -> Marginals:
-    return partial(domain_transform.refine, params=params)
-
-
 def make(cfg: RefineConfig) -> Engine | None:
     """The engine a config asks for; None for none.
 
@@ -164,7 +149,7 @@ def make(cfg: RefineConfig) -> Engine | None:
         return None
     if cfg.engine == "domain_transform":
         smooth = domain_transform_params(cfg)
-        return FullSize(_by_domain_transform(smooth), asked=smooth.iterations)
+        return FullSize(partial(domain_transform.refine, params=smooth), asked=smooth.iterations)
     params = resolve(cfg)
     if cfg.engine == "native":
         if not native.available():

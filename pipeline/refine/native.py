@@ -164,7 +164,7 @@ class Engine:
         sigmas = (params.bi_rgb,) * pixels_hwc.shape[2] if band_sigmas is None else tuple(band_sigmas)
         _check_numbers(params, sigmas, pixels_hwc.shape[2], grid)
         if not 0 <= freeze <= 1:
-            raise ValueError(f"freeze is {freeze}, allowed is 0 to {1}")
+            raise ValueError(f"freeze is {freeze}, allowed is 0 to 1")
         place = grid or Grid(stride=1)
         workspace = self._workspace()
         try:

@@ -13,9 +13,10 @@ import numpy as np
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
 from pipeline.records import Float16, Image, Scored, UInt8, Window
-from pipeline.refine.engine import Answer, make, of_network
+from pipeline.refine.engine import Answer, Evidence, make, of_network
 from pipeline.refine.presets import reach_px
 from pipeline.stats import PixelStats
+from pipeline.tile import LEFT_WHOLE
 
 HALO_SIGMAS = 2
 """A window sees this many spatial sigmas beyond its core: what lies further off weighs below exp(-2)."""
@@ -39,7 +40,7 @@ class Refinement:
 
 def windows(height: int, width: int, core_px: int) -> Iterator[Window]:
     """Cores that cover an image exactly, row by row; an image up to a quarter larger than a core is left whole."""
-    if max(height, width) <= core_px * 1.25:
+    if max(height, width) <= core_px * LEFT_WHOLE:
         yield Window(0, 0, height, width)
         return
     for y in range(0, height, core_px):
@@ -97,7 +98,8 @@ class Refiner:
             return of_network(logits_khw, scored, window)[0], 0
         here = _inside(Window(0, 0, image.height, image.width), window)
         valid = None if image.valid_hw is None else image.valid_hw[here]
-        answer = self.engine(logits_khw, scored, window, image.pixels_hwc[here], valid, deadline=deadline)
+        seen = Evidence(logits_khw, scored, window, image.pixels_hwc[here], valid)
+        answer = self.engine(seen, deadline=deadline)
         return answer, self.engine.asked
 
     def _refined(self, done: int, asked: int, image: Image | None) -> bool:
