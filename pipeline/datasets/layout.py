@@ -127,12 +127,14 @@ def fetch_listing(root: str, path: str) -> str:
     """Read a text that the set cannot be listed without.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it is not there, or not text.
     """
     try:
         return storage.read_bytes(storage.join(root, path)).decode()
     except FileNotFoundError as error:
         raise not_there(root, path) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} in {redact(root)} is not UTF-8 text: {error}") from error
 
 
 def names_in(root: str, path: str) -> list[str]:
