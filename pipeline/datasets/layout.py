@@ -261,8 +261,10 @@ def from_colours(rgb_hwc: UInt8, table: Mapping[Colour, int], *, name: str) -> U
 
 def _codes(rgb: UInt8) -> npt.NDArray[np.int32]:
     """24-bit codes of colours in the last axis."""
-    wide = rgb.astype(np.int32)
-    codes: npt.NDArray[np.int32] = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    codes = rgb[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= rgb[..., channel]
     return codes
 
 
