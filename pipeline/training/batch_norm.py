@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models import layers
@@ -45,10 +44,14 @@ class FrozenBatchNorm2d(layers.BatchNorm2d):
 class SyncBatchNorm2d(nn.SyncBatchNorm):
     """torch's, which knows only GPUs, and the same on CPUs."""
 
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W); all workers must call it, with at least one image each."""
+        """(N, C, H, W) -> (N, C, H, W); in training all workers must call it, with at least one image each."""
         if x.is_cuda or not self.training:
-            return cast(Tensor, super().forward(x))
+            return super().forward(x)
         values = x.float()
         mean, variance, count = statistics(values)
         self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
@@ -56,9 +59,10 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         return (normal + _per_channel(self.bias)).to(x.dtype)
 
     def _remember(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        momentum = cast(float, self.momentum)  # None, a plain average, is in no network of the zoo
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(unbiased_variance, self.momentum)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased_variance, momentum)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,32 +74,42 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x: (N, C, H, W) of this worker.
     """
     own = x.new_full((1,), x.numel() / x.size(1))
-    summed = AllReduce.apply(torch.cat([own, x.sum((0, 2, 3))]))
+    summed = _sum_over_workers(torch.cat([own, x.sum((0, 2, 3))]))
     count = summed[0].detach()
     mean = summed[1:] / count
     # In a second pass, since the mean of squares less the square of the mean loses digits.
-    variance = AllReduce.apply((x - _per_channel(mean)).square().sum((0, 2, 3))) / count
+    variance = _sum_over_workers((x - _per_channel(mean)).square().sum((0, 2, 3))) / count
     return mean, variance, count
 
 
-class AllReduce(torch.autograd.Function):
-    """The sum over workers; its gradient is the sum of theirs, since every worker's loss depends on it."""
+class SumOverWorkers(torch.autograd.Function):
+    """An all-reduce with a gradient, which is the sum of the workers': the loss of each depends on it.
+
+    `torch.distributed.nn` has one too, but is deprecated in favour of private modules.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """(C,) -> (C,), the same on every worker."""
+        """(C,) of this worker -> (C,), the same on every worker."""
         del ctx
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+        return _all_reduced(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """The gradient to this worker's part."""
+        """The gradient to what this worker gave."""
         del ctx
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _all_reduced(grads[0])
+
+
+def _all_reduced(x: Tensor) -> Tensor:
+    total = x.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _sum_over_workers(x: Tensor) -> Tensor:
+    total: Tensor = SumOverWorkers.apply(x)  # type: ignore[no-untyped-call]
+    return total
 
 
 def _per_channel(x: Tensor) -> Tensor:

@@ -302,10 +302,11 @@ def _raw_weights(kind: str, counts_nk: Int64, beta: float) -> Float64:
     """Weights up to a factor, of classes that all occur."""
     pixels_k, pixels_n = counts_nk.sum(0).astype(np.float64), counts_nk.sum(1)
     if kind == "inverse":
-        return np.reciprocal(pixels_k)
-    if kind == "median_frequency":
-        # The median is a factor of all.
-        of_their_images: Float64 = (counts_nk > 0).T @ pixels_n
-        return of_their_images / pixels_k
-    images_k = pixels_k / pixels_n[pixels_n > 0].mean()
-    return 1 / -np.expm1(images_k * np.log(beta))
+        weights = 1 / pixels_k
+    elif kind == "median_frequency":
+        weights = ((counts_nk > 0).T @ pixels_n) / pixels_k  # the median is a factor of all
+    else:
+        images_k = pixels_k / pixels_n[pixels_n > 0].mean()
+        weights = -1 / np.expm1(images_k * np.log(beta))
+    raw: Float64 = weights
+    return raw
