@@ -6,6 +6,7 @@ Its state dict holds plain tensors, the count of updates among them.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -23,10 +24,11 @@ def make(network: nn.Module, decay: float) -> AveragedModel:
     """
 
     def update(averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
-        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        # A tensor: to read its value would make every step wait for the GPU.
+        share = 1 - torch.as_tensor((1 + updates) / (10 + updates)).clamp(max=decay)
         for average, now in zip(averages, current, strict=True):
             if average.is_floating_point():
-                average.lerp_(now, weight)
+                average.lerp_(now, share.to(average))
             else:
                 average.copy_(now)
 

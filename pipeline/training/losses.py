@@ -186,7 +186,7 @@ def ohem(
         scores_nkhw: (N, K, H, W).
         labels_nhw: (N, H, W) int64.
         weights_nhw: (N, H, W), 0 where ignored; weights of the mean.
-        ignore_id: as above.
+        ignore_id: the label of pixels that have no part.
         keep: above 0, at most 1.
         below: 0 to 1.
     """
@@ -205,8 +205,8 @@ def focal(scores_nkhw: Tensor, labels_nhw: Tensor, weights_nhw: Tensor, *, ignor
     Lin 2017, arXiv 1708.02002, eq. 5, with softmax for their sigmoid. Without gamma it is the cross entropy.
     """
     nats = F.cross_entropy(scores_nkhw, labels_nhw, ignore_index=ignore_id, reduction="none")
-    # 1 - exp(-x); its slope is infinite at 0 for a gamma below 1.
-    wrong = -torch.expm1(-nats)
+    wrong = -torch.expm1(-nats)  # 1 - p_t, without losing the digits of a small one
+    # Above 0, where the slope is infinite for a gamma below 1.
     return (weights_nhw * wrong.clamp(min=torch.finfo(wrong.dtype).tiny) ** gamma * nats).sum()
 
 
