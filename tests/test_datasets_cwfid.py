@@ -37,7 +37,8 @@ def test_colours_become_soil_weed_and_crop(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["train: 5", "train: ['../1']", "train: [true]", "[1, 2]", "", "train: [1", "train: !!python/object:os.x {}"]
+    "text",
+    ["train: 5", "train: ['../1']", "train: [true]", "[1, 2]", "", "train: [1", "train: !!python/object:os.x {}"],
 )
 def test_a_split_file_of_another_form_is_refused(root: Path, text: str) -> None:
     put(root, "dataset-1.0/train_test_split.yaml", text)

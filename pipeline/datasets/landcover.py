@@ -48,7 +48,9 @@ class LandCover(Layout):
         """Cut the tile out of both; the image becomes a PNG. Up to 350 MB stay in memory for the scene's next tile."""
         pixels_hwc, label_hw = _image(root, one.image), _mask(root, one.label_file)
         if pixels_hwc.shape[:2] != label_hw.shape:
-            raise LabelError(f"the label {one.label_file} has {label_hw.shape} pixels, its image {pixels_hwc.shape[:2]}")
+            raise LabelError(
+                f"the label {one.label_file} has {label_hw.shape} pixels, its image {pixels_hwc.shape[:2]}"
+            )
         return Labelled(one.key, picture.encode_png(_cut(pixels_hwc, one)), _cut(label_hw, one))
 
 
@@ -69,7 +71,7 @@ def _image(root: str, path: str) -> UInt8:
 @lru_cache(maxsize=1)
 def _mask(root: str, path: str) -> UInt8:
     """(H, W) of the scene that was asked for last."""
-    return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), _IDS, name=one.label_file)
+    return from_ids(decode_ids(fetch(root, path), name=path), _IDS, name=path)
 
 
 def _cut(scene: UInt8, one: Example) -> UInt8:
