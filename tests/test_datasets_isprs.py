@@ -1,4 +1,4 @@
-"""Potsdam and Vaihingen in miniature: official tiles, labels in colours, the two tiles of Potsdam that are not exact."""
+"""Potsdam and Vaihingen in miniature: official tiles, labels in colours, the two of Potsdam that are not exact."""
 
 import io
 from pathlib import Path
