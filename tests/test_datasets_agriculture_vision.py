@@ -104,6 +104,18 @@ def test_the_image_has_the_infrared_as_its_fourth_band(tmp_path: Path) -> None:
     assert AGRICULTURE_VISION.read(str(tmp_path), one).image == image
 
 
+def test_infrared_may_be_saved_with_three_bands_but_not_in_colours(tmp_path: Path) -> None:
+    write(tmp_path, FIELD, {})
+    one = AGRICULTURE_VISION.examples(str(tmp_path), "train")[0]
+    grey = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
+    put(tmp_path, one.more[0], jpeg(np.dstack([grey] * 3)))
+    pixels_hwc = tifffile.imread(io.BytesIO(AGRICULTURE_VISION.read(str(tmp_path), one).image))
+    assert np.abs(pixels_hwc[..., 3].astype(int) - grey).max() < 30
+    put(tmp_path, one.more[0], jpeg(np.dstack([grey, 255 - grey, grey])))
+    with pytest.raises(InputError, match=f"band_mismatch: {one.more[0]}"):
+        AGRICULTURE_VISION.read(str(tmp_path), one)
+
+
 @pytest.mark.parametrize("gone", ["images/nir/{}.jpg", "boundaries/{}.png", "labels/endrow/{}.png"])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, gone: str) -> None:
     write(tmp_path, FIELD, {})

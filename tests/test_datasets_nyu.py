@@ -99,6 +99,15 @@ def test_reading_an_example_leaves_the_rest_where_it_is(tmp_path: Path, monkeypa
     assert sum(map(len, fetched)) < (tmp_path / FILE).stat().st_size / 5
 
 
+def test_the_file_may_be_in_an_object_store(root: Path) -> None:
+    for path in root.iterdir():
+        storage.put(f"memory://nyu/{path.name}", path.read_bytes())
+    one = NYU40.examples("memory://nyu", "train")[1]
+    remote, local = NYU40.read("memory://nyu", one), NYU40.read(str(root), one)
+    assert remote.image == local.image
+    np.testing.assert_array_equal(remote.label_hw, local.label_hw)
+
+
 @pytest.mark.parametrize("gone", ["splits.mat", "classMapping40.mat"])
 def test_a_list_that_is_not_there_is_asked_for(root: Path, gone: str) -> None:
     (root / gone).unlink()

@@ -9,9 +9,10 @@ Chiu et al. 2020. The root holds what the challenge's archive unpacks to, `train
         masks/....png                                 where the image has data
         labels/<class>/....png                        one map of 0 and 255 for each of nine classes
 
-The maps overlap, and the challenge counts any class of a pixel as right. Here a pixel has one class: the rarest of
-those drawn on it, after `PAINTED`. It is background where none is, and ignored outside the boundary or the mask, and
-where storm damage alone is drawn: the challenge leaves that class out, as it is on too few images.
+The maps overlap, and the challenge counts any class of a pixel as right. Here a pixel has one class, the last in the
+order of `PAINTED` that is drawn on it, so that rare classes lose nothing to common ones. It is background where none is
+drawn, and ignored outside the boundary or the mask, and where storm damage alone is drawn: the challenge leaves that
+class out, as it is on too few images.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 
 from pipeline.datasets import picture
 from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, files_below, from_ids, stem
-from pipeline.errors import LabelError
+from pipeline.errors import InputError, LabelError
 from pipeline.records import Bool, UInt8
 
 CHANNELS = ("red", "green", "blue", "nir")
@@ -36,7 +37,7 @@ PAINTED = (
     "planter_skip",
     "water",
 )
-"""Classes from the commonest to the rarest: each is painted over those before it. Storm damage comes first."""
+"""The order in which classes are painted over each other: roughly from the commonest on, after storm damage."""
 
 _FOLDER = "Agriculture-Vision-2021"
 _DRAWN = {0: 0, 1: 1, 255: 1}
@@ -65,9 +66,8 @@ class AgricultureVision(Layout):
 
     def read(self, root: str, one: Example) -> Labelled:
         """Join both images into one of four bands."""
-        infrared, label_hw = one.more[0], self.label(root, one)
         rgb_hwc = picture.decode(fetch(root, one.image), name=one.image)
-        nir_hw = picture.decode(fetch(root, infrared), name=infrared, mode="L")
+        nir_hw, label_hw = _infrared(root, one.more[0]), self.label(root, one)
         if not rgb_hwc.shape[:2] == nir_hw.shape == label_hw.shape:
             sizes = f"{rgb_hwc.shape[:2]}, {nir_hw.shape} and {label_hw.shape}"
             raise LabelError(f"{one.key}: colours, infrared and label differ in size: {sizes}")
@@ -80,6 +80,14 @@ def _example(split: str, name: str) -> Example:
     valid = f"{folder}/boundaries/{name}.png", f"{folder}/masks/{name}.png"
     drawings = [f"{folder}/labels/{drawn}/{name}.png" for drawn in PAINTED]
     return Example(f"{split}/{name}", f"{folder}/images/rgb/{name}.jpg", None, (infrared, *valid, *drawings))
+
+
+def _infrared(root: str, path: str) -> UInt8:
+    """(H, W) of a JPEG that is grey, with one band or with three alike."""
+    bands_hwc = picture.decode(fetch(root, path), name=path)
+    if (bands_hwc != bands_hwc[..., :1]).any():
+        raise InputError("band_mismatch", f"{path} has colours, expected infrared alone")
+    return bands_hwc[..., 0]
 
 
 def _drawn(root: str, path: str, *, like: Bool | None = None) -> Bool:

@@ -50,7 +50,7 @@ def read_piece(file: h5py.File, name: str, index: int) -> npt.NDArray[Any]:
 
 
 def _inside(file: h5py.File, name: str | h5py.Reference) -> h5py.Dataset:
-    """Look an array up; what is kept outside the file is refused."""
+    """Look an array up; what is kept outside the file is refused, before h5py opens that or crashes over it."""
     found = file[name]
     if not isinstance(found, h5py.Dataset):
         raise InputError("corrupt", f"{name} is no array")

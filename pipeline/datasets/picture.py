@@ -13,25 +13,24 @@ from pipeline.errors import InputError
 from pipeline.records import UInt8
 
 
-def decode(data: bytes, *, name: str, mode: str = "RGB") -> UInt8:
-    """Decode a picture: (H, W, 3) for mode "RGB", (H, W) for mode "L".
+def decode(data: bytes, *, name: str) -> UInt8:
+    """Decode a picture, RGB or grey: (H, W, 3).
 
     Args:
         data: JPEG, PNG or TIFF with 8 bits per sample.
         name: the file's, for messages.
-        mode: Pillow's; what is neither this nor grey is refused, as converting it would lose something.
 
     Raises:
-        InputError: `band_mismatch` or `corrupt`.
+        InputError: `corrupt`, or `band_mismatch` for any other kind, as converting it would lose something.
     """
     try:
         picture = PILImage.open(io.BytesIO(data), formats=["JPEG", "PNG", "TIFF"])
         picture.load()
     except Exception as error:  # Pillow raises many types on damaged data, and lists none of them
         raise InputError("corrupt", f"{name} cannot be decoded: {error}") from error
-    if picture.mode not in (mode, "L"):
-        raise InputError("band_mismatch", f"{name} has Pillow's mode {picture.mode!r}, expected {mode!r}")
-    return np.asarray(picture.convert(mode))
+    if picture.mode not in ("RGB", "L"):
+        raise InputError("band_mismatch", f"{name} has Pillow's mode {picture.mode!r}, expected RGB or L")
+    return np.asarray(picture.convert("RGB"))
 
 
 def encode_png(pixels_hwc: UInt8) -> bytes:
