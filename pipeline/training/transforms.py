@@ -19,7 +19,7 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 from torch.nn import functional
 
-from pipeline.records import Float32, UInt8
+from pipeline.records import UInt8
 from pipeline.training.config import AugmentConfig
 
 Size = tuple[int, int]
@@ -194,7 +194,8 @@ def _levels(pixels_hwc: UInt8, gain: float, offset: float) -> UInt8:
     if (gain, offset) == (1, 0):
         return pixels_hwc
     table = np.rint(np.arange(256) * gain + offset).clip(0, 255).astype(np.uint8)
-    return table.take(pixels_hwc)
+    found: UInt8 = table.take(pixels_hwc)
+    return found
 
 
 def _chroma(pixels_hwc: UInt8, saturation: float, hue: float) -> UInt8:
