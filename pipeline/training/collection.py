@@ -246,7 +246,8 @@ def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
     kind = shards[0].kind if shards else "folder"
     if kind == "folder":
         raise ConfigError(f"{redact(url)} has neither images/ and labels/, nor tars, nor Parquet files")
-    return ReadConfig(kind=kind, labels=where or {"webdataset": "png", "parquet": "label"}[kind]), shards, {}
+    asked = where or {"webdataset": "png", "parquet": "label"}[kind]
+    return ReadConfig(kind=kind, labels=asked, key_column="key"), shards, {}
 
 
 def _is_there(url: str) -> bool:
