@@ -232,8 +232,8 @@ def _refined(pixels_hwc: UInt8, scores_khw: Float16) -> UInt8:
     """(H, W) what the CRF makes of full-size scores: indices of their first axis."""
     height, width = pixels_hwc.shape[:2]
     scored = Scored(Item("", "", ""), height, width, stride=1)
-    whole = Window(0, 0, height, width)
-    return _crf()(scores_khw, scored, whole, pixels_hwc, None, deadline=np.inf).labels_hw
+    seen = engine.Evidence(scores_khw, scored, Window(0, 0, height, width), pixels_hwc)
+    return _crf()(seen, deadline=np.inf).labels_hw
 
 
 @cache
