@@ -11,7 +11,8 @@ Ray's: the source, the sink, and the ledger in an actor of its own.
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
 from typing import Any, Generic, TypeVar
@@ -169,9 +170,7 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
 
 def run(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:
     """Segment what is owed and commit it. Returns when every row is in a part."""
-    with DataContext.current(_tuned(job.cfg.runtime.block_mib)), warnings.catch_warnings():
-        # `max_task_retries` has no named parameter yet; the pin of Ray ends where this way of giving it does.
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+    with _settings(job.cfg.runtime.block_mib):
         dataset = build(job, owed, workers, ledger)
         dataset.set_name("segment")
         dataset.write_datasink(
@@ -217,13 +216,23 @@ def run_each(name: str, units: Sequence[T], work: Callable[[T], object], *, deat
         work: leaves what it makes in a store. Done again when its worker dies, so twice must give the same as once.
         deaths: deaths of its worker that the unit itself may cause.
     """
-    with DataContext.current(_tuned(block_mib=1)):
+    tasks = min(len(units), MAX_READ_TASKS)
+    with _settings(block_mib=1):
         ray.data.read_datasource(
             TaskSource(name, units, work),
             num_cpus=1,
-            override_num_blocks=min(len(units), MAX_READ_TASKS),
-            ray_remote_args={"max_retries": deaths + TASK_RETRIES},
+            override_num_blocks=tasks,
+            ray_remote_args={"max_retries": deaths * -(-len(units) // tasks) + TASK_RETRIES},
         ).materialize()
+
+
+@contextmanager
+def _settings(block_mib: float) -> Generator[None]:
+    """Ray Data as our jobs use it, while the block lasts."""
+    with DataContext.current(_tuned(block_mib)), warnings.catch_warnings():
+        # Retries have no named parameter yet; the pin of Ray ends where this way of giving them does.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        yield
 
 
 def _tuned(block_mib: float) -> DataContext:
