@@ -42,6 +42,13 @@ class Example:
     more: tuple[str, ...] = ()
     """Other paths, ids or text that the set needs to make the label or the image."""
 
+    @property
+    def label_file(self) -> str:
+        """`label`, in sets where every example has one."""
+        if self.label is None:
+            raise ValueError(f"{self.key} has no label file")
+        return self.label
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
@@ -126,6 +133,20 @@ def fetch_listing(root: str, path: str) -> str:
         return storage.read_bytes(storage.join(root, path)).decode()
     except FileNotFoundError as error:
         raise not_there(root, path) from error
+
+
+def names_in(root: str, path: str) -> list[str]:
+    """Names that a list file of a split holds: the first word of each line, without its folders and suffix.
+
+    So it reads lists of names and lists of pairs of paths alike. Sorted, none twice.
+
+    Raises:
+        ConfigError: there is no such file, or nothing is in it.
+    """
+    names = sorted({stem(line.split()[0]) for line in fetch_listing(root, path).splitlines() if line.strip()})
+    if not names:
+        raise ConfigError(f"the list {path} in {redact(root)} is empty", hint="unpack the official archive again")
+    return names
 
 
 def files_below(root: str, folder: str, suffix: str) -> list[str]:

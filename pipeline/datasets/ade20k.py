@@ -1,0 +1,42 @@
+"""ADE20K as cut for the MIT Scene Parsing Benchmark: 150 classes of scenes indoors and out.
+
+The root holds what ADEChallengeData2016.zip unpacks to:
+
+    ADEChallengeData2016/  images/{training,validation}/*.jpg  annotations/{training,validation}/*.png
+
+Labels are grey PNGs: 1 to 150 are the classes, which become 0 to 149, and 0 is everything else, which is ignored.
+"""
+
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, from_ids, stem
+from pipeline.records import UInt8
+
+_TOP = "ADEChallengeData2016"
+_FOLDERS = {"train": "training", "val": "validation"}
+
+
+class ADE20K(Layout):
+    """The 150 classes of the benchmark; 20,210 images to train on and 2,000 to validate on."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List a split."""
+        self.check_split(split)
+        folder = _FOLDERS[split]
+        labels = files_below(root, f"{_TOP}/annotations/{folder}", ".png")
+        return [
+            Example(f"{split}/{stem(label)}", f"{_TOP}/images/{folder}/{stem(label)}.jpg", label) for label in labels
+        ]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Read one grey PNG."""
+        raw_hw = decode_ids(fetch(root, one.label_file), name=one.label_file)
+        table = {0: self.classes.ignore_id} | {k + 1: k for k in range(len(self.classes))}
+        return from_ids(raw_hw, table, name=one.label_file)
+
+
+SCENE_PARSING = ADE20K(
+    name="ade20k",
+    palette="ade20k",
+    splits=("train", "val"),
+    source="http://sceneparsing.csail.mit.edu/",
+    license="annotations BSD 3-Clause; images for non-commercial research and education",
+)

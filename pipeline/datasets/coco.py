@@ -1,0 +1,208 @@
+"""COCO 2017: 80 kinds of objects, the same mapped to PASCAL VOC's classes, and COCO-Stuff.
+
+The root holds images as in the official instructions, annotations_trainval2017.zip for the objects, and for COCO-Stuff
+stuffthingmaps_trainval2017.zip unpacked into annotations/ (github.com/nightrome/cocostuff, "Setup"):
+
+    images/{train,val}2017/000000000009.jpg           or, as the archives come, {train,val}2017/000000000009.jpg
+    annotations/instances_{train,val}2017.json
+    annotations/{train,val}2017/000000000009.png
+
+Objects are outlined one by one, as polygons or run lengths, and overlap. A pixel gets the class of the objects on it.
+Where objects of different classes overlap nobody says which is in front, so it is ignored; and so is what only a crowd
+covers, whose outline holds both its members and what is between them. The rest is background. This does not depend on
+the order of the objects.
+
+For VOC's classes the objects of the other 60 are left out as if they were not annotated, and the training images are
+those with more than 1,000 pixels of annotated objects of VOC's classes (Chen et al. 2017, arXiv 1706.05587, sec. 4.3).
+
+COCO-Stuff's labels are grey PNGs of its ids - 1, 0 to 181, of which 11 are never used, and 255 for none.
+
+Listing reads the whole JSON file (450 MB for `train`, several GB as Python objects) and hands each example what
+concerns it, so reading an example needs nothing but the example.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+from pipeline import storage
+from pipeline.datasets.layout import (
+    Example,
+    Layout,
+    decode_ids,
+    fetch,
+    fetch_listing,
+    files_below,
+    from_ids,
+    stem,
+)
+from pipeline.errors import ConfigError, LabelError, NothingThere
+from pipeline.records import Bool, UInt8
+
+_NEVER_USED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+"""Categories that were planned and never annotated (github.com/nightrome/cocostuff, "Labels")."""
+_THINGS = [category for category in range(1, 92) if category not in _NEVER_USED]
+_VOC_CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
+"""COCO's categories for VOC's classes 1 to 20, in VOC's order: airplane, bicycle, bird, ..., tv."""
+
+THING_IDS: dict[int, int] = {category: k for k, category in enumerate(_THINGS, start=1)}
+"""Every category id of the JSON files, and the class it becomes; 0 is the background."""
+VOC_IDS: dict[int, int] = dict.fromkeys(_THINGS, 0) | {one: k for k, one in enumerate(_VOC_CATEGORIES, start=1)}
+STUFF_IDS: dict[int, int] = {
+    raw: k for k, raw in enumerate(one - 1 for one in range(1, 183) if one not in _NEVER_USED)
+} | {255: 255}
+"""Every value of a PNG of COCO-Stuff, and the class it becomes."""
+
+_ENOUGH_PX = 1000
+
+Annotation = dict[str, Any]
+"""One object as in the JSON file: category_id, iscrowd, area, segmentation."""
+Outlines = dict[str, Any]
+"""One image as in the JSON file, file_name, height and width, and its `annotations`."""
+
+
+@dataclass(frozen=True)
+class Objects(Layout):
+    """The annotated objects, drawn as classes."""
+
+    as_voc: bool = False
+    """VOC's 20 classes instead of all 80, and of the training images only those with enough of them."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List a split; each example carries its outlines."""
+        self.check_split(split)
+        path = f"annotations/instances_{split}2017.json"
+        text = fetch_listing(root, path)
+        folder = _image_folder(root, split)
+        try:
+            outlines = [one for one in _outlines(text) if split == "val" or self._is_enough(one)]
+            return sorted((_example(split, folder, one) for one in outlines), key=lambda one: one.key)
+        except (ValueError, KeyError, TypeError) as error:
+            hint = "unpack annotations_trainval2017.zip again"
+            raise ConfigError(f"{path} is not built as COCO's are: {error!r}", hint=hint) from error
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Paint the objects of one image; nothing is read, `root` is not looked at."""
+        outlines = json.loads(one.more[0])
+        height, width = outlines["height"], outlines["width"]
+        label_hw, crowded_hw = np.zeros((height, width), np.uint8), np.zeros((height, width), bool)
+        for annotation in outlines["annotations"]:
+            if class_id := self._class_of(annotation, one.image):
+                mask_hw = _mask(annotation, height, width, one.image)
+                if annotation["iscrowd"]:
+                    crowded_hw |= mask_hw
+                else:
+                    _draw(label_hw, mask_hw, class_id, self.classes.ignore_id)
+        label_hw[crowded_hw & (label_hw == 0)] = self.classes.ignore_id
+        return label_hw
+
+    def _class_of(self, annotation: Annotation, name: str) -> int:
+        category = annotation["category_id"]
+        if category not in THING_IDS:
+            raise LabelError(f"an object on {name} has the category {category!r}, which COCO does not use")
+        return (VOC_IDS if self.as_voc else THING_IDS)[category]
+
+    def _is_enough(self, outlines: Outlines) -> bool:
+        """Whether an image is to train on."""
+        areas = [one["area"] for one in outlines["annotations"] if VOC_IDS.get(one["category_id"])]
+        return not self.as_voc or sum(areas) > _ENOUGH_PX
+
+
+class Stuff(Layout):
+    """COCO-Stuff 164k: 80 things and 91 kinds of stuff."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List a split."""
+        self.check_split(split)
+        folder = _image_folder(root, split)
+        labels = files_below(root, f"annotations/{split}2017", ".png")
+        return [Example(f"{split}/{stem(label)}", f"{folder}/{stem(label)}.jpg", label) for label in labels]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Read one grey PNG."""
+        return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), STUFF_IDS, name=one.label_file)
+
+
+def _image_folder(root: str, split: str) -> str:
+    """Where the images are: in images/, or beside it."""
+    try:
+        beside = any(islice(storage.list_files(storage.join(root, f"{split}2017")), 1))
+    except NothingThere:
+        beside = False
+    return f"{split}2017" if beside else f"images/{split}2017"
+
+
+def _outlines(text: str) -> list[Outlines]:
+    """Sort what a JSON file says by image."""
+    parsed = json.loads(text)
+    of_image = defaultdict(list)
+    for annotation in parsed["annotations"]:
+        kept = {field: annotation[field] for field in ("category_id", "iscrowd", "area", "segmentation")}
+        of_image[annotation["image_id"]].append(kept)
+    fields = ("file_name", "height", "width")
+    return [
+        {field: image[field] for field in fields} | {"annotations": of_image[image["id"]]} for image in parsed["images"]
+    ]
+
+
+def _example(split: str, folder: str, outlines: Outlines) -> Example:
+    file_name = outlines["file_name"]
+    if PurePosixPath(file_name).name != file_name:
+        raise ValueError(f"the file name {file_name!r} leads out of its folder")
+    return Example(f"{split}/{stem(file_name)}", f"{folder}/{file_name}", None, (json.dumps(outlines),))
+
+
+def _draw(label_hw: UInt8, mask_hw: Bool, class_id: int, ignore_id: int) -> None:
+    """Give the pixels of a mask a class, and the ignore id to those that have another one already."""
+    disputed_hw = mask_hw & (label_hw != 0) & (label_hw != class_id)
+    label_hw[mask_hw] = class_id
+    label_hw[disputed_hw] = ignore_id
+
+
+def _mask(annotation: Annotation, height: int, width: int, name: str) -> Bool:
+    """(height, width) the pixels of one object, as COCO's own tools draw them."""
+    outline = annotation["segmentation"]
+    if isinstance(outline, dict):
+        _check_run_lengths(outline, height, width, name)
+        drawn = rle.frPyObjects(outline, height, width)
+    else:
+        _check_polygons(outline, height, width, name)
+        drawn = rle.merge(rle.frPyObjects(outline, height, width))
+    mask: Bool = rle.decode(drawn).astype(bool)
+    return mask
+
+
+def _check_run_lengths(outline: dict[str, Any], height: int, width: int, name: str) -> None:
+    """What pycocotools takes on trust."""
+    counts = outline["counts"]
+    if not isinstance(counts, list) or any(count < 0 for count in counts) or sum(counts) != height * width:
+        raise LabelError(f"a run-length outline on {name} does not cover its {height}x{width} pixels")
+
+
+def _check_polygons(polygons: list[list[float]], height: int, width: int, name: str) -> None:
+    """What pycocotools takes on trust: it reads four numbers as a box, and walks every pixel of a line."""
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise LabelError(f"a polygon on {name} has {len(polygon)} numbers; it takes an even number, six or more")
+        if not np.all(np.abs(polygon) <= 2 * max(height, width)):
+            raise LabelError(f"a polygon on {name} leads to {max(polygon, key=abs)}, its image is {height}x{width}")
+    if not polygons:
+        raise LabelError(f"an object on {name} has no polygon")
+
+
+_SOURCE, _LICENSE = "https://cocodataset.org/", "annotations CC BY 4.0; images under Flickr's terms of use"
+THINGS = Objects(name="coco", palette="coco", splits=("train", "val"), source=_SOURCE, license=_LICENSE)
+AS_VOC = Objects(name="coco_voc", palette="voc", splits=("train", "val"), source=_SOURCE, license=_LICENSE, as_voc=True)
+STUFF = Stuff(
+    name="coco_stuff",
+    palette="coco_stuff",
+    splits=("train", "val"),
+    source="https://github.com/nightrome/cocostuff",
+    license=_LICENSE,
+)

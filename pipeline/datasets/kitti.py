@@ -1,0 +1,38 @@
+"""KITTI semantic segmentation: 200 images of the streets of Karlsruhe, labelled as Cityscapes is.
+
+The root holds data_semantics.zip, unpacked into a folder of its name:
+
+    data_semantics/training/  image_2/000000_10.png  semantic/000000_10.png
+
+Labels are grey PNGs of Cityscapes' ids. The labels of the testing folder are withheld, and there is no official
+validation split.
+"""
+
+from pipeline.datasets.cityscapes import TRAIN_IDS
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, from_ids, stem
+from pipeline.records import UInt8
+
+_TRAINING = "data_semantics/training"
+
+
+class Kitti(Layout):
+    """The 19 classes of Cityscapes."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List the only split that has labels."""
+        self.check_split(split)
+        labels = files_below(root, f"{_TRAINING}/semantic", ".png")
+        return [Example(f"{split}/{stem(one)}", f"{_TRAINING}/image_2/{stem(one)}.png", one) for one in labels]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Read one grey PNG."""
+        return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), TRAIN_IDS, name=one.label_file)
+
+
+KITTI = Kitti(
+    name="kitti",
+    palette="cityscapes",
+    splits=("train",),
+    source="https://www.cvlibs.net/datasets/kitti/eval_semseg.php",
+    license="CC BY-NC-SA 3.0",
+)

@@ -1,0 +1,92 @@
+"""PASCAL-Person-Part: head, torso, arms and legs of the people in PASCAL VOC 2010.
+
+The root holds what VOCtrainval_03-May-2010.tar, trainval.tar.gz of PASCAL-Part (Chen et al., CVPR 2014) and the list
+files of pascal_person_part.zip (Chen et al., CVPR 2016) unpack to:
+
+    VOCdevkit/VOC2010/JPEGImages/*.jpg
+    Annotations_Part/*.mat
+    pascal_person_part/pascal_person_part_trainval_list/{train,val,trainval}.txt
+
+Each .mat file is a structure `anno` of objects, and each object has a mask and parts with masks of their own. The 24
+parts of a person become six; where two overlap, the later one in the file counts, as in the data set's own tools. What
+is of a person but of no part, such as people seen too small to be divided, is ignored: it is not background.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.datasets import matlab
+from pipeline.datasets.layout import Example, Layout, fetch, names_in
+from pipeline.errors import LabelError
+from pipeline.records import Bool, UInt8
+
+_HEAD, _TORSO, _UPPER_ARMS, _LOWER_ARMS, _UPPER_LEGS, _LOWER_LEGS = range(1, 7)
+
+PART_IDS: dict[str, int] = {
+    **dict.fromkeys(("head", "hair", "leye", "reye", "lear", "rear", "lebrow", "rebrow", "nose", "mouth"), _HEAD),
+    **dict.fromkeys(("torso", "neck"), _TORSO),
+    **dict.fromkeys(("luarm", "ruarm"), _UPPER_ARMS),
+    **dict.fromkeys(("llarm", "rlarm", "lhand", "rhand"), _LOWER_ARMS),
+    **dict.fromkeys(("luleg", "ruleg"), _UPPER_LEGS),
+    **dict.fromkeys(("llleg", "rlleg", "lfoot", "rfoot"), _LOWER_LEGS),
+}
+"""PASCAL-Part's names of the parts of a person (its part2ind.m), and the class each becomes."""
+
+Structure = npt.NDArray[Any]
+"""A MATLAB structure: an array of records."""
+
+
+class PersonPart(Layout):
+    """Six parts of people, and the background."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List a split."""
+        self.check_split(split)
+        lists = "pascal_person_part/pascal_person_part_trainval_list"
+        names = names_in(root, f"{lists}/{split}.txt")
+        return [
+            Example(f"{split}/{name}", f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg", f"Annotations_Part/{name}.mat")
+            for name in names
+        ]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Paint the parts of all people of one image."""
+        anno = matlab.variable(fetch(root, one.label_file), "anno", name=one.label_file)
+        try:
+            return self._paint(anno["objects"].item().ravel(), one.label_file)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise LabelError(f"the label {one.label_file} is not built as those of PASCAL-Part are: {error}") from error
+
+    def _paint(self, objects: Structure, name: str) -> UInt8:
+        if not objects.size:
+            raise LabelError(f"the label {name} has no object: not even the size of its image is known")
+        label_hw = np.zeros(objects[0]["mask"].shape, np.uint8)
+        people = [one for one in objects if one["class"].item() == "person"]
+        for person in people:
+            label_hw[(label_hw == 0) & _mask(person)] = self.classes.ignore_id
+        for person in people:
+            for part in person["parts"].ravel():
+                label_hw[_mask(part)] = _part_id(part["part_name"].item(), name)
+        return label_hw
+
+
+PERSON_PART = PersonPart(
+    name="person_part",
+    palette="person_part",
+    splits=("train", "val", "trainval"),
+    source="https://liangchiehchen.com/projects/DeepLab.html",
+    license="images under Flickr's terms of use, for research",
+)
+
+
+def _mask(structure: Structure) -> Bool:
+    mask: Bool = structure["mask"].astype(bool)
+    return mask
+
+
+def _part_id(part: str, name: str) -> int:
+    if part not in PART_IDS:
+        raise LabelError(f"the label {name} has a person with the part {part!r}, which PASCAL-Part does not use")
+    return PART_IDS[part]

@@ -1,0 +1,80 @@
+"""PASCAL VOC 2012 segmentation, and the training images that SBD adds to it.
+
+The root holds what VOCtrainval_11-May-2012.tar and, for `trainaug`, SBD's benchmark.tgz unpack to:
+
+    VOCdevkit/VOC2012/  JPEGImages/*.jpg  SegmentationClass/*.png  ImageSets/Segmentation/{train,val,trainval}.txt
+    benchmark_RELEASE/dataset/  img/*.jpg  cls/*.mat  train.txt  val.txt
+
+VOC's labels are palette PNGs of ids 0 to 20, with 255 along the borders of objects and on objects too hard to label.
+SBD's are MATLAB structures `GTcls` with ids 0 to 20 in the field `Segmentation`, and no borders.
+
+`trainaug` is the usual 10,582 images: VOC's training images with VOC's labels, and of both lists of SBD those that are
+in neither list of VOC, with SBD's (Hariharan et al., ICCV 2011; used so by Chen et al. 2015, sec. 4.1).
+"""
+
+import numpy as np
+
+from pipeline.datasets import matlab
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, from_ids, names_in
+from pipeline.errors import LabelError
+from pipeline.records import UInt8
+
+_VOC = "VOCdevkit/VOC2012"
+_SBD = "benchmark_RELEASE/dataset"
+
+
+class VOC(Layout):
+    """PASCAL VOC 2012; splits `train`, `val` and `trainval` as published, and `trainaug`."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List a split."""
+        self.check_split(split)
+        if split == "trainaug":
+            return sorted(_augmented(root), key=lambda one: one.key)
+        return [_of_voc(split, name) for name in _voc_names(root, split)]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Read a palette PNG of VOC or a structure of SBD."""
+        data = fetch(root, one.label_file)
+        raw_hw = (
+            _sbd_ids(data, one.label_file) if one.label_file.endswith(".mat") else decode_ids(data, name=one.label_file)
+        )
+        table = {k: k for k in (*range(len(self.classes)), self.classes.ignore_id)}
+        return from_ids(raw_hw, table, name=one.label_file)
+
+
+VOC2012 = VOC(
+    name="voc",
+    palette="voc",
+    splits=("train", "val", "trainval", "trainaug"),
+    source="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+    license="images under Flickr's terms of use, for research; SBD likewise",
+)
+
+
+def _augmented(root: str) -> list[Example]:
+    train, val = set(_voc_names(root, "train")), set(_voc_names(root, "val"))
+    added = {name for part in ("train", "val") for name in names_in(root, f"{_SBD}/{part}.txt")} - train - val
+    return [_of_voc("trainaug", name) for name in train] + [_of_sbd(name) for name in added]
+
+
+def _voc_names(root: str, split: str) -> list[str]:
+    return names_in(root, f"{_VOC}/ImageSets/Segmentation/{split}.txt")
+
+
+def _of_voc(split: str, name: str) -> Example:
+    return Example(f"{split}/{name}", f"{_VOC}/JPEGImages/{name}.jpg", f"{_VOC}/SegmentationClass/{name}.png")
+
+
+def _of_sbd(name: str) -> Example:
+    return Example(f"trainaug/{name}", f"{_SBD}/img/{name}.jpg", f"{_SBD}/cls/{name}.mat")
+
+
+def _sbd_ids(data: bytes, name: str) -> UInt8:
+    found = matlab.variable(data, "GTcls", name=name)
+    if found.dtype.names is None or "Segmentation" not in found.dtype.names or found.size != 1:
+        raise LabelError(f"the label {name} has no structure GTcls with one field Segmentation")
+    raw_hw = found["Segmentation"].item()
+    if not isinstance(raw_hw, np.ndarray) or raw_hw.dtype != np.uint8 or raw_hw.ndim != 2:
+        raise LabelError(f"the label {name} has a GTcls.Segmentation that is no matrix of uint8")
+    return raw_hw
