@@ -10,6 +10,7 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -20,13 +21,13 @@ from typing import Literal, Protocol
 from urllib.parse import quote
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
 
 from pipeline import encode, inventory, labels, sink, storage
 from pipeline.config import DecodeConfig
+from pipeline.datasets import picture
 from pipeline.datasets.layout import Example, Labelled, Layout
 from pipeline.decode import decode
 from pipeline.errors import InputError, JobError, LabelError
@@ -36,6 +37,7 @@ from pipeline.records import Failure, UInt8
 from pipeline.source.shard import failure_of
 from pipeline.stages import killed_after
 from pipeline.tile import LEFT_WHOLE
+from pipeline.training import bands
 
 Format = Literal["parquet", "tar"]
 
@@ -199,35 +201,24 @@ def failed(one: Example, failure: Failure, *, seconds: float = 0.0) -> Prepared:
 
 
 def decode_bands(data: bytes, cfg: DecodeConfig) -> UInt8:
-    """Decode an image to (H, W, C) uint8: upright RGB, or all bands of a TIFF that has others than colours.
+    """Decode an image to (H, W, C) uint8: upright RGB, or all bands of a TIFF that has more than colours and alpha.
 
     Raises:
         InputError: as `decode` does.
     """
-    try:
-        return decode(data, cfg).pixels_hwc
-    except InputError as error:
-        if error.code != "band_mismatch" or data[:2] not in (b"II", b"MM"):
-            raise
-        return _decode_stack(data, cfg)
+    count = _count_bands(data)
+    return bands.read(data, ("any",) * count).pixels_hwc if count > len(bands.RGB) else decode(data, cfg).pixels_hwc
 
 
-def _decode_stack(data: bytes, cfg: DecodeConfig) -> UInt8:
-    """All bands of the first page of a TIFF."""
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages.first
-            shape, kind = page.shape, f"{page.dtype}, planar configuration {page.planarconfig}"
-            if len(shape) != 3 or page.dtype != np.uint8 or page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
-                raise InputError("band_mismatch", f"a TIFF of shape {shape}, {kind}; expected interleaved uint8 bands")
-            if shape[0] * shape[1] > cfg.max_mpx * 1e6:
-                seen = f"{shape[1]}x{shape[0]} pixels, limit {cfg.max_mpx:g} Mpx"
-                raise InputError("too_many_pixels", seen, hint="raise --decode.max-mpx")
-            return page.asarray()
-    except InputError:
-        raise
-    except Exception as error:  # tifffile raises many types on damaged data, and lists none of them
-        raise InputError("corrupt", f"tiff cannot be decoded: {type(error).__name__}: {error}") from error
+def _count_bands(data: bytes) -> int:
+    """Bands of a TIFF, alpha left out; 0 for what is no TIFF, or too damaged to tell."""
+    if data[:2] not in (b"II", b"MM"):
+        return 0
+    with suppress(Exception), tifffile.TiffFile(io.BytesIO(data)) as file:  # damage is for `decode` to name
+        page = file.pages.first
+        alphas = [kind for kind in page.extrasamples if kind != tifffile.EXTRASAMPLE.UNSPECIFIED]
+        return 0 if page.photometric == tifffile.PHOTOMETRIC.SEPARATED else page.samplesperpixel - len(alphas)
+    return 0
 
 
 def _rows(job: Preparation, labelled: Labelled, pixels_hwc: UInt8) -> list[PreparedRow]:
@@ -266,26 +257,19 @@ def _spans(size: int, cut_px: int | None) -> list[slice]:
 
 
 def encode_bands(pixels_hwc: UInt8) -> bytes:
-    """Encode (H, W, C) uint8 without loss: PNG for RGB, else a TIFF of C bands that `decode_bands` reads."""
-    out = io.BytesIO()
-    if pixels_hwc.shape[2] == 3:
-        PIL.Image.fromarray(np.ascontiguousarray(pixels_hwc)).save(out, "PNG")
-    else:
-        contiguous = np.ascontiguousarray(pixels_hwc)
-        tifffile.imwrite(
-            out, contiguous, photometric="minisblack", planarconfig="contig", compression="zlib", metadata=None
-        )
-    return out.getvalue()
+    """Encode (H, W, C) uint8, C at least 3, without loss: PNG for RGB, else a TIFF of all bands."""
+    contiguous = np.ascontiguousarray(pixels_hwc)
+    return picture.encode_png(contiguous) if contiguous.shape[2] == 3 else picture.encode_bands(contiguous)
 
 
 def _count(rows: Sequence[PreparedRow], pixels_hwc: UInt8) -> Counts:
     """What one example adds to the statistics of its split: whole numbers, so that no order of adding matters."""
-    bands = pixels_hwc.reshape(-1, pixels_hwc.shape[2])
-    histograms = [np.bincount(band, minlength=256) for band in bands.T]
+    flat = pixels_hwc.reshape(-1, pixels_hwc.shape[2])
+    histograms = [np.bincount(band, minlength=256) for band in flat.T]
     return Counts(
         examples=1,
         rows=len(rows),
-        pixels=len(bands),
+        pixels=len(flat),
         class_pixels=np.sum([row.class_pixels or [] for row in rows], axis=0).tolist(),
         band_sums=[int(histogram @ np.arange(256)) for histogram in histograms],
         band_squares=[int(histogram @ np.arange(256) ** 2) for histogram in histograms],
