@@ -61,8 +61,8 @@ class Cityscapes(Layout):
 
     def _example(self, split: str, label: str) -> Example:
         town, file = label.split("/")[-2:]
-        name = file.removesuffix(file[file.index(f"_{self.annotation}_") :])
-        return Example(f"{split}/{town}/{name}", f"leftImg8bit/{split}/{town}/{name}_leftImg8bit.png", label)
+        name, _, _ = file.partition(f"_{self.annotation}_")
+        return Example(f"{split}/{name}", f"leftImg8bit/{split}/{town}/{name}_leftImg8bit.png", label)
 
 
 _SOURCE, _LICENSE = "https://www.cityscapes-dataset.com/", "non-commercial; not to be passed on"

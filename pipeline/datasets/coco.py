@@ -60,6 +60,8 @@ STUFF_IDS: dict[int, int] = {
 """Every value of a PNG of COCO-Stuff, and the class it becomes."""
 
 _ENOUGH_PX = 1000
+_MOST_PX = 2**26
+"""No image of COCO is larger than 640x640: more is damage, and not to be allocated."""
 
 Annotation = dict[str, Any]
 """One object as in the JSON file: category_id, iscrowd, area, segmentation."""
@@ -89,12 +91,17 @@ class Objects(Layout):
 
     def label(self, root: str, one: Example) -> UInt8:
         """Paint the objects of one image; nothing is read, `root` is not looked at."""
-        outlines = json.loads(one.more[0])
+        try:
+            return self._paint(json.loads(one.more[0]), one.image)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise LabelError(f"the objects on {one.image} are not built as COCO's are: {error!r}") from error
+
+    def _paint(self, outlines: Outlines, name: str) -> UInt8:
         height, width = outlines["height"], outlines["width"]
         label_hw, crowded_hw = np.zeros((height, width), np.uint8), np.zeros((height, width), bool)
         for annotation in outlines["annotations"]:
-            if class_id := self._class_of(annotation, one.image):
-                mask_hw = _mask(annotation, height, width, one.image)
+            if class_id := self._class_of(annotation, name):
+                mask_hw = _mask(annotation, height, width, name)
                 if annotation["iscrowd"]:
                     crowded_hw |= mask_hw
                 else:
@@ -152,9 +159,11 @@ def _outlines(text: str) -> list[Outlines]:
 
 
 def _example(split: str, folder: str, outlines: Outlines) -> Example:
-    file_name = outlines["file_name"]
+    file_name, height, width = outlines["file_name"], outlines["height"], outlines["width"]
     if PurePosixPath(file_name).name != file_name:
         raise ValueError(f"the file name {file_name!r} leads out of its folder")
+    if not 0 < height * width <= _MOST_PX:
+        raise ValueError(f"{file_name} is said to have {height}x{width} pixels")
     return Example(f"{split}/{stem(file_name)}", f"{folder}/{file_name}", None, (json.dumps(outlines),))
 
 
@@ -166,23 +175,21 @@ def _draw(label_hw: UInt8, mask_hw: Bool, class_id: int, ignore_id: int) -> None
 
 
 def _mask(annotation: Annotation, height: int, width: int, name: str) -> Bool:
-    """(height, width) the pixels of one object, as COCO's own tools draw them."""
+    """(height, width) the pixels of one object."""
     outline = annotation["segmentation"]
     if isinstance(outline, dict):
-        _check_run_lengths(outline, height, width, name)
-        drawn = rle.frPyObjects(outline, height, width)
-    else:
-        _check_polygons(outline, height, width, name)
-        drawn = rle.merge(rle.frPyObjects(outline, height, width))
-    mask: Bool = rle.decode(drawn).astype(bool)
+        return run_lengths(outline, height, width, name)
+    _check_polygons(outline, height, width, name)
+    mask: Bool = rle.decode(rle.merge(rle.frPyObjects(outline, height, width))).astype(bool)
     return mask
 
 
-def _check_run_lengths(outline: dict[str, Any], height: int, width: int, name: str) -> None:
-    """What pycocotools takes on trust."""
+def run_lengths(outline: dict[str, Any], height: int, width: int, name: str) -> Bool:
+    """(height, width) the pixels of a crowd: lengths of runs, column by column, that are off and on by turns."""
     counts = outline["counts"]
-    if not isinstance(counts, list) or any(count < 0 for count in counts) or sum(counts) != height * width:
+    if not isinstance(counts, list) or min(counts, default=-1) < 0 or sum(counts) != height * width:
         raise LabelError(f"a run-length outline on {name} does not cover its {height}x{width} pixels")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
 def _check_polygons(polygons: list[list[float]], height: int, width: int, name: str) -> None:

@@ -127,12 +127,14 @@ def fetch_listing(root: str, path: str) -> str:
     """Read a text that the set cannot be listed without.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it is not there, or not text.
     """
     try:
         return storage.read_bytes(storage.join(root, path)).decode()
     except FileNotFoundError as error:
         raise not_there(root, path) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} in {redact(root)} is not UTF-8 text: {error}") from error
 
 
 def names_in(root: str, path: str) -> list[str]:
@@ -259,8 +261,10 @@ def from_colours(rgb_hwc: UInt8, table: Mapping[Colour, int], *, name: str) -> U
 
 def _codes(rgb: UInt8) -> npt.NDArray[np.int32]:
     """24-bit codes of colours in the last axis."""
-    wide = rgb.astype(np.int32)
-    codes: npt.NDArray[np.int32] = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    codes = rgb[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= rgb[..., channel]
     return codes
 
 

@@ -1,15 +1,16 @@
 """PASCAL-Person-Part: head, torso, arms and legs of the people in PASCAL VOC 2010.
 
-The root holds what VOCtrainval_03-May-2010.tar, trainval.tar.gz of PASCAL-Part (Chen et al., CVPR 2014) and the list
-files of pascal_person_part.zip (Chen et al., CVPR 2016) unpack to:
+The root holds what VOCtrainval_03-May-2010.tar, trainval.tar.gz of PASCAL-Part (Chen et al., CVPR 2014) and, for its
+lists, pascal_person_part.zip (Chen et al., CVPR 2016; liangchiehchen.com/projects/DeepLab.html) unpack to:
 
     VOCdevkit/VOC2010/JPEGImages/*.jpg
     Annotations_Part/*.mat
     pascal_person_part/pascal_person_part_trainval_list/{train,val,trainval}.txt
 
 Each .mat file is a structure `anno` of objects, and each object has a mask and parts with masks of their own. The 24
-parts of a person become six; where two overlap, the later one in the file counts, as in the data set's own tools. What
-is of a person but of no part, such as people seen too small to be divided, is ignored: it is not background.
+parts of a person become six; where two overlap, the later one in the file counts, as in PASCAL-Part's mat2map.m. What
+is of a person but of no part, such as people too small to be divided, is ignored: mat2map.m leaves it background, and
+that it is not.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import matlab
+from pipeline.datasets import matlab5
 from pipeline.datasets.layout import Example, Layout, fetch, names_in
 from pipeline.errors import LabelError
 from pipeline.records import Bool, UInt8
@@ -53,7 +54,7 @@ class PersonPart(Layout):
 
     def label(self, root: str, one: Example) -> UInt8:
         """Paint the parts of all people of one image."""
-        anno = matlab.variable(fetch(root, one.label_file), "anno", name=one.label_file)
+        anno = matlab5.variable(fetch(root, one.label_file), "anno", name=one.label_file)
         try:
             return self._paint(anno["objects"].item().ravel(), one.label_file)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -76,7 +77,7 @@ PERSON_PART = PersonPart(
     name="person_part",
     palette="person_part",
     splits=("train", "val", "trainval"),
-    source="https://liangchiehchen.com/projects/DeepLab.html",
+    source="http://www.stat.ucla.edu/~xianjie.chen/pascal_part_dataset/pascal_part.html",
     license="images under Flickr's terms of use, for research",
 )
 

@@ -14,7 +14,7 @@ in neither list of VOC, with SBD's (Hariharan et al., ICCV 2011; used so by Chen
 
 import numpy as np
 
-from pipeline.datasets import matlab
+from pipeline.datasets import matlab5
 from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, from_ids, names_in
 from pipeline.errors import LabelError
 from pipeline.records import UInt8
@@ -71,7 +71,7 @@ def _of_sbd(name: str) -> Example:
 
 
 def _sbd_ids(data: bytes, name: str) -> UInt8:
-    found = matlab.variable(data, "GTcls", name=name)
+    found = matlab5.variable(data, "GTcls", name=name)
     if found.dtype.names is None or "Segmentation" not in found.dtype.names or found.size != 1:
         raise LabelError(f"the label {name} has no structure GTcls with one field Segmentation")
     raw_hw = found["Segmentation"].item()
