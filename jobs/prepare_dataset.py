@@ -1,11 +1,15 @@
 """Turn the official download of a public data set into sharded Parquet files or tars to train on, once.
 
-    ray job submit --working-dir . -- python jobs/prepare_dataset.py --layout voc --root s3://bucket/VOCdevkit \
+    ray job submit --working-dir . -- python jobs/prepare_dataset.py --layout voc --root s3://bucket/download \
         --output s3://bucket/voc --splits train val
+
+Two minutes on a laptop, with data made on the spot:
+
+    python -m jobs.prepare_dataset --layout farmland --root none --output fields --splits val
 
 The root is the folder into which the official archives were unpacked. The output then holds a folder for each split,
 classes.yaml, and manifest.json with checksums and statistics of the classes; `jobs/train.py --data` takes it. Examples
-that cannot be read end as rows under failures/. The same command again finishes what a crash left, and does nothing
+that cannot be used end as rows under failures/. The same command again finishes what a crash left, and does nothing
 when nothing is left; with --verify it reads everything again and compares checksums.
 """
 

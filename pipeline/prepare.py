@@ -388,7 +388,7 @@ def to_tar(rows: Sequence[PreparedRow], label_extension: str) -> bytes:
         for row in rows:
             name = quote(row.key, safe="").replace(".", "%2E")
             image, label = row.image or b"", row.label or b""
-            extension = EXTENSIONS.get(image[:2], "bin")
+            extension = EXTENSIONS[image[:2]]
             if extension == label_extension:  # a PNG under the name of another format: readers go by the bytes
                 extension = "jpg"
             _add(tar, f"{name}.{extension}", image)
