@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import zip_longest
 
 import numpy as np
 import yaml
@@ -46,6 +45,16 @@ class PartInfo(_Record):
     rows: int
 
 
+class Moments(_Record):
+    """Sums over the pixels of images with the same number of bands."""
+
+    pixels: int
+    sums: list[int]
+    """Per band, of values 0 to 255."""
+    squares: list[int]
+    """Per band, of their squares."""
+
+
 class Counts(_Record):
     """Sums over examples, all of them whole numbers: they add up to the same in any order."""
 
@@ -55,14 +64,10 @@ class Counts(_Record):
     """Images with labels; more than there are good examples where images were cut."""
     error_codes: dict[str, int] = {}
     """Failed examples."""
-    pixels: int = 0
-    """Of all images."""
     class_pixels: list[int] = []
-    """Per class id, ignored pixels left out; empty when no example is good, as are the others."""
-    band_sums: list[int] = []
-    """Per band, of values 0 to 255."""
-    band_squares: list[int] = []
-    """Per band, of their squares."""
+    """Per class id, ignored pixels left out; empty when no example is good."""
+    moments: dict[int, Moments] = {}
+    """By number of bands."""
 
 
 class Receipt(_Record):
@@ -88,7 +93,8 @@ class SplitSummary(_Record):
     class_shares: list[float]
     """Of the pixels that have a class."""
     mean: list[float]
-    """Per band, of values 0 to 1: what `network.mean` of a training run takes."""
+    """Per band, of values 0 to 1: what `network.mean` of a training run takes. Images with another number of bands than
+    most pixels of the split have are left out."""
     std: list[float]
     """The same of the standard deviation."""
     parts: list[PartInfo]
@@ -170,27 +176,30 @@ def _names(url: str) -> list[str]:
 
 
 def total(some: Sequence[Counts]) -> Counts:
-    """Add up counts.
-
-    Raises:
-        JobError: images with different numbers of bands: no mean would describe them.
-    """
-    bands = sorted({len(one.band_sums) for one in some if one.band_sums})
-    if len(bands) > 1:
-        raise JobError(f"the images of one split have {' and '.join(map(str, bands))} bands")
+    """Add up counts."""
     return Counts(
         examples=sum(one.examples for one in some),
         rows=sum(one.rows for one in some),
         error_codes=dict(sorted(sum((Counter(one.error_codes) for one in some), Counter[str]()).items())),
-        pixels=sum(one.pixels for one in some),
         class_pixels=_sums(one.class_pixels for one in some),
-        band_sums=_sums(one.band_sums for one in some),
-        band_squares=_sums(one.band_squares for one in some),
+        moments={
+            bands: _total_moments([one.moments[bands] for one in some if bands in one.moments])
+            for bands in sorted({bands for one in some for bands in one.moments})
+        },
+    )
+
+
+def _total_moments(some: Sequence[Moments]) -> Moments:
+    return Moments(
+        pixels=sum(one.pixels for one in some),
+        sums=_sums(one.sums for one in some),
+        squares=_sums(one.squares for one in some),
     )
 
 
 def _sums(columns: Iterable[list[int]]) -> list[int]:
-    return [sum(values) for values in zip_longest(*columns, fillvalue=0)]
+    """Sums per place; columns are empty or of one length."""
+    return [sum(values) for values in zip(*filter(None, columns), strict=True)]
 
 
 def _good(counts: Counts) -> int:
@@ -201,8 +210,7 @@ def summarise(held: Sequence[Receipt]) -> SplitSummary:
     """What the receipts of one split add up to. Shares and moments have six digits; empty without a good example."""
     counts = total([one.counts for one in held])
     ok, labelled = _good(counts), max(sum(counts.class_pixels), 1)
-    mean = np.array(counts.band_sums) / max(counts.pixels, 1) / 255
-    std = np.sqrt(np.maximum(np.array(counts.band_squares) / max(counts.pixels, 1) / 255**2 - mean**2, 0))
+    mean, std = _mean_and_std(counts)
     return SplitSummary(
         examples=counts.examples,
         ok=ok,
@@ -211,11 +219,21 @@ def summarise(held: Sequence[Receipt]) -> SplitSummary:
         rows=counts.rows,
         class_pixels=counts.class_pixels,
         class_shares=[round(pixels / labelled, 6) for pixels in counts.class_pixels],
-        mean=mean.round(6).tolist(),
-        std=std.round(6).tolist(),
+        mean=mean,
+        std=std,
         parts=sorted((part for one in held for part in one.parts), key=lambda part: part.path),
         failures=sorted((part for one in held for part in one.failures), key=lambda part: part.path),
     )
+
+
+def _mean_and_std(counts: Counts) -> tuple[list[float], list[float]]:
+    """Per band, of values 0 to 1, of the number of bands that most pixels have."""
+    if not counts.moments:
+        return [], []
+    most = max(counts.moments.values(), key=lambda one: one.pixels)
+    mean = np.array(most.sums) / most.pixels / 255
+    variance = np.array(most.squares) / most.pixels / 255**2 - mean**2
+    return mean.round(6).tolist(), np.sqrt(variance.clip(min=0)).round(6).tolist()
 
 
 # ---------------------------------------------------------------- the whole set

@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 from urllib.parse import quote
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
@@ -31,7 +32,7 @@ from pipeline.datasets import picture
 from pipeline.datasets.layout import Example, Labelled, Layout
 from pipeline.decode import decode
 from pipeline.errors import InputError, JobError, LabelError
-from pipeline.inventory import Counts, PartInfo, Receipt
+from pipeline.inventory import Counts, Moments, PartInfo, Receipt
 from pipeline.ledger import LedgerClient, guarded
 from pipeline.records import Failure, UInt8
 from pipeline.source.shard import failure_of
@@ -264,15 +265,18 @@ def encode_bands(pixels_hwc: UInt8) -> bytes:
 
 def _count(rows: Sequence[PreparedRow], pixels_hwc: UInt8) -> Counts:
     """What one example adds to the statistics of its split: whole numbers, so that no order of adding matters."""
-    flat = pixels_hwc.reshape(-1, pixels_hwc.shape[2])
-    histograms = [np.bincount(band, minlength=256) for band in flat.T]
+    values = np.arange(256)
+    histograms = [np.array(PIL.Image.fromarray(band_hw).histogram()) for band_hw in np.moveaxis(pixels_hwc, -1, 0)]
+    moments = Moments(
+        pixels=pixels_hwc.shape[0] * pixels_hwc.shape[1],
+        sums=[int(histogram @ values) for histogram in histograms],
+        squares=[int(histogram @ values**2) for histogram in histograms],
+    )
     return Counts(
         examples=1,
         rows=len(rows),
-        pixels=len(flat),
         class_pixels=np.sum([row.class_pixels or [] for row in rows], axis=0).tolist(),
-        band_sums=[int(histogram @ np.arange(256)) for histogram in histograms],
-        band_squares=[int(histogram @ np.arange(256) ** 2) for histogram in histograms],
+        moments={len(histograms): moments},
     )
 
 

@@ -263,10 +263,11 @@ def test_a_part_is_closed_at_its_size_and_no_row_is_lost(tiny: Preparation) -> N
     assert len(read_back(tiny)) == 6
 
 
-def test_images_of_different_bands_have_no_mean() -> None:
-    some = [inventory.Counts(band_sums=[1] * bands) for bands in (3, 4)]
-    with pytest.raises(JobError, match="3 and 4 bands"):
-        inventory.total(some)
+def test_the_mean_is_that_of_the_images_with_the_number_of_bands_most_have() -> None:
+    three, four = (inventory.Moments(pixels=size, sums=[255 * size] * size, squares=[0] * size) for size in (3, 4))
+    counts = inventory.total([inventory.Counts(moments={3: three}), inventory.Counts(moments={4: four})])
+    receipt = inventory.Receipt(shard="", split="", counts=counts, parts=[], failures=[])
+    assert inventory.summarise([receipt]).mean == [1.0] * 4
 
 
 def test_an_example_that_has_killed_two_workers_fails_alone(tiny: Preparation) -> None:
