@@ -25,10 +25,14 @@ class Reporter:
         already: int,
         slots: dict[str, float],
         every_s: float,
+        counted: str = "refine",
     ) -> None:
-        """`planned` rows in all (None when only reading tells), `already` committed, worker `slots` per stage."""
+        """`planned` rows in all (None when only reading tells), `already` committed, worker `slots` per stage.
+
+        `counted` is the stage whose images are the rate.
+        """
         self.progress, self.planned, self.already, self.slots = progress, planned, already, slots
-        self.every_s = every_s
+        self.every_s, self.counted = every_s, counted
         self.started = time.monotonic()
         self.latest = Progress()
         self._before = (self.started, Progress())
@@ -59,11 +63,12 @@ class Reporter:
 
     def line(self, now: float) -> str:
         """`committed 64/101 (refined 80), 9.3 images/s, ETA 4 s, 1 failed, bottleneck refine 97%`."""
-        done = self.latest.done.get("refine", 0)
+        done = self.latest.done.get(self.counted, 0)
         rate = done / max(now - self.started, 1e-9)
         committed = self.already + self.latest.committed
+        planned = "?" if self.planned is None else self.planned
         parts = [
-            f"committed {committed}/{'?' if self.planned is None else self.planned} (refined {self.already + done})",
+            f"committed {committed}/{planned} ({self.counted}d {self.already + done})",
             f"{rate:.1f} images/s",
         ]
         if self.planned is not None:

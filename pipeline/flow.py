@@ -2,6 +2,8 @@
 
     read -> infer -> refine -> write
 
+Beside it `run_each`, for jobs of a single stage that reads and writes by itself.
+
 Encoded bytes travel between the stages, never pixels: each stage that needs the pixels decodes them, which costs far
 less than moving them. What a stage does is in `stages.py`; here stand the resources each one reserves, and what is
 Ray's: the source, the sink, and the ledger in an actor of its own.
@@ -9,10 +11,11 @@ Ray's: the source, the sink, and the ledger in an actor of its own.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray
@@ -34,6 +37,9 @@ TASK_RETRIES = 16
 """Deaths of its worker that a task survives beside those its own items cause: lost nodes, pre-emption."""
 REFINE_ROWS = 4
 """Images a refiner gets at once at least: seconds of work, little to do again when it dies."""
+
+
+T = TypeVar("T")
 
 
 class RemoteLedger:
@@ -164,9 +170,7 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
 
 def run(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:
     """Segment what is owed and commit it. Returns when every row is in a part."""
-    with DataContext.current(_tuned(job)), warnings.catch_warnings():
-        # `max_task_retries` has no named parameter yet; the pin of Ray ends where this way of giving it does.
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+    with _settings(job.cfg.runtime.block_mib):
         dataset = build(job, owed, workers, ledger)
         dataset.set_name("segment")
         dataset.write_datasink(
@@ -174,14 +178,71 @@ def run(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) 
         )
 
 
-def _tuned(job: Job) -> DataContext:
-    """Ray Data's settings for this job.
+class TaskSource(Datasource, Generic[T]):
+    """Units of work, each done by the task that reads it: what comes out only says that it was done."""
+
+    def __init__(self, name: str, units: Sequence[T], work: Callable[[T], object]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.name, self.units, self.work = name, units, work
+
+    def get_name(self) -> str:
+        """Shown in Ray's plan and dashboard."""
+        return self.name
+
+    def estimate_inmemory_data_size(self) -> None:
+        """Nothing comes out that would need memory."""
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task per unit, or per group of units when there are very many."""
+        count = min(len(self.units), MAX_READ_TASKS)
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(partial(_do, self.work, self.units[index::count]), metadata) for index in range(count)]
+
+
+def _do(work: Callable[[T], object], units: Sequence[T]) -> Iterator[pa.Table]:
+    for unit in units:
+        work(unit)
+        yield pa.table({"done": [1]})
+
+
+def run_each(name: str, units: Sequence[T], work: Callable[[T], object], *, deaths: int) -> None:
+    """Do `work` on every unit, each on a core of its own. Returns when all are done.
+
+    Args:
+        name: of the work, for Ray's dashboard.
+        units: what there is to do; not empty.
+        work: leaves what it makes in a store. Done again when its worker dies, so twice must give the same as once.
+        deaths: deaths of its worker that the unit itself may cause.
+    """
+    tasks = min(len(units), MAX_READ_TASKS)
+    with _settings(block_mib=1):
+        ray.data.read_datasource(
+            TaskSource(name, units, work),
+            num_cpus=1,
+            override_num_blocks=tasks,
+            ray_remote_args={"max_retries": deaths * -(-len(units) // tasks) + TASK_RETRIES},
+        ).materialize()
+
+
+@contextmanager
+def _settings(block_mib: float) -> Generator[None]:
+    """Ray Data as our jobs use it, while the block lasts."""
+    with DataContext.current(_tuned(block_mib)), warnings.catch_warnings():
+        # Retries have no named parameter yet; the pin of Ray ends where this way of giving them does.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        yield
+
+
+def _tuned(block_mib: float) -> DataContext:
+    """Ray Data's settings for our jobs.
 
     Blocks are small: about 2 MiB of logits are seconds of CRF, whatever the size of the images and the number of
     classes, since both grow alike. Ray's own 128 MiB would be minutes, and all of it lost when a worker dies.
     """
     context = DataContext.get_current().copy()
-    context.target_max_block_size = int(job.cfg.runtime.block_mib * 2**20)
+    context.target_max_block_size = int(block_mib * 2**20)
     context.target_min_block_size = 1
     context.enable_progress_bars = False
     context.actor_init_retry_on_errors = True

@@ -45,6 +45,7 @@ LAYER = {
     "pipeline.owner": "L2",
     "pipeline.run": "L2",
     "pipeline.datasets": "L2",
+    "pipeline.inventory": "L2",
     # L3, the stages put together. Only `flow` knows Ray; what it runs, decides and counts stands beside it.
     "pipeline.flow": "L3",
     "pipeline.stages": "L3",
@@ -53,6 +54,7 @@ LAYER = {
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
+    "pipeline.prepare": "L3",
     "pipeline.importing": "L3",
     # What knows the cluster, and what knows the user.
     "infra": "infra",

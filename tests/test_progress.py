@@ -43,3 +43,10 @@ def test_the_bar_fills() -> None:
     assert bar(0) == "[" + "-" * 24 + "]"
     assert bar(0.5).count("#") == 12
     assert bar(2) == "[" + "#" * 24 + "]"
+
+
+def test_another_stage_can_be_the_one_that_is_counted() -> None:
+    line = at(reporter(counted="prepare", slots={"prepare": 2}), 10, done={"prepare": 40}, seconds={"prepare": 10})
+    assert "(prepared 60)" in line
+    assert "4.0 images/s" in line
+    assert "bottleneck prepare 50%" in line
