@@ -36,6 +36,9 @@ class ReadConfig(_Frozen):
     on_duplicate: Literal["fail", "suffix"] = Field(
         "fail", description="A key met twice: stop before _SUCCESS, or keep both as key and key~2."
     )
+    labels: str | None = Field(
+        None, description="Labels to deliver: URL of their folder, tar member (png, seg.png) or Parquet column."
+    )
 
 
 class DecodeConfig(_Frozen):
@@ -182,6 +185,7 @@ class SegmentConfig(_Frozen):
         """
         said = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
         said["read"].pop("slice_images")
+        said["read"].pop("labels")
         said["infer"].pop("batch")
         said |= {"source": self.source, "model": model_sha256, "classes": classes, "code": CODE_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -77,16 +77,18 @@ def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[st
         StorageError: the store failed through every attempt, or denied access.
     """
     began = time.monotonic()
-    for number, cells in _batches(shard, cfg.image_column):
-        seconds_read = (time.monotonic() - began) / len(cells)
-        for row, cell in enumerate(cells, start=number):
-            key = f"{shard.uri}#{row}"
-            data, failure = _image(cell, max_bytes) if wanted(key) else (b"", None)
-            yield shard.item(key, data, failure=failure, seconds_read=seconds_read)
+    for number, images, labels in _batches(shard, cfg):
+        seconds_read = (time.monotonic() - began) / len(images)
+        for row, cell in enumerate(images, start=number):
+            key, label = f"{shard.uri}#{row}", None
+            data, failure = _bytes(cell, max_bytes) if wanted(key) else (b"", None)
+            if labels is not None and data and labels[row - number].is_valid:
+                label, failure = _bytes(labels[row - number], max_bytes)
+            yield shard.item(key, b"" if failure else data, label=label, failure=failure, seconds_read=seconds_read)
         began = time.monotonic()
 
 
-def _image(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
+def _bytes(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
     if not cell.is_valid:
         return b"", Failure("empty", "the cell is null")
     size = cell.as_buffer().size
@@ -97,23 +99,24 @@ def _image(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
     return cell.as_py(), None
 
 
-def _batches(shard: Shard, image_column: str) -> Iterator[tuple[int, pa.Array]]:
-    """(number of the first row in its file, encoded images) of a few rows at a time."""
+def _batches(shard: Shard, cfg: ReadConfig) -> Iterator[tuple[int, pa.Array, pa.Array | None]]:
+    """(number of the first row in its file, encoded images, labels if asked for) of a few rows at a time."""
     with storage.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
         footer = read_footer(opened)
         sizes = row_counts(footer)
         if not any(sizes):
             raise InputError("empty_archive", "the Parquet file has no rows")
-        leaf = image_leaf(footer.schema.to_arrow_schema(), image_column)
+        leaves = _leaves_asked_for(footer.schema.to_arrow_schema(), cfg)
         file = pq.ParquetFile(
             opened, metadata=footer, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True
         )
         groups = list(range(len(sizes))) if shard.row_group is None else [shard.row_group]
         number = sum(sizes[: groups[0]])
         end = sum(sizes[: groups[-1] + 1])
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[leaf], use_threads=False):
-            column = batch.column(0)
-            yield number, column.flatten()[0] if pa.types.is_struct(column.type) else column
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=leaves, use_threads=False):
+            columns = {name: _flat(batch.column(name)) for name in batch.schema.names}
+            images, *labels = (columns[leaf.removesuffix(".bytes")] for leaf in leaves)
+            yield number, images, labels[0] if labels else None
             number += len(batch)
         if number != end:
             raise InputError("bad_parquet", f"the footer announces rows up to {end}, the pages end at {number}")
@@ -130,23 +133,44 @@ def _damage_named() -> Iterator[None]:
         raise InputError("bad_parquet", " ".join(str(error).split())) from error
 
 
+def _flat(column: pa.Array) -> pa.Array:
+    """The bytes of a column that was read as the struct around them."""
+    return column.flatten()[0] if pa.types.is_struct(column.type) else column
+
+
+def _leaves_asked_for(schema: pa.Schema, cfg: ReadConfig) -> list[str]:
+    """Paths of the columns of images and, where labels are asked for, of labels."""
+    if cfg.labels is None:
+        return [image_leaf(schema, cfg.image_column)]
+    if cfg.labels not in (leaves := _leaves(schema)):
+        raise _no_column(schema, cfg.labels, "--read.labels")
+    others = schema.remove(schema.get_field_index(cfg.labels))
+    return [image_leaf(others, cfg.image_column), leaves[cfg.labels]]
+
+
 def image_leaf(schema: pa.Schema, image_column: str) -> str:
     """Path of the column that holds the encoded images: the one asked for, or else the only one that can.
 
     Raises:
         InputError: `bad_parquet`, naming the columns.
     """
-    leaves = {name: leaf for name, kind in zip(schema.names, schema.types, strict=True) if (leaf := _leaf(name, kind))}
+    leaves = _leaves(schema)
     if image_column in leaves:
         return leaves[image_column]
     if image_column in schema.names or len(leaves) != 1:
-        columns = ", ".join(f"{name}: {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
-        raise InputError(
-            "bad_parquet",
-            f"no column {image_column!r} of binary or struct<bytes, path>; columns: {columns}",
-            hint="name it with --read.image-column",
-        )
+        raise _no_column(schema, image_column, "--read.image-column")
     return next(iter(leaves.values()))
+
+
+def _no_column(schema: pa.Schema, asked: str, option: str) -> InputError:
+    columns = ", ".join(f"{name}: {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
+    seen = f"no column {asked!r} of binary or struct<bytes, path>; columns: {columns}"
+    return InputError("bad_parquet", seen, hint=f"name it with {option}")
+
+
+def _leaves(schema: pa.Schema) -> dict[str, str]:
+    """The columns that can hold images or labels, and where their bytes are."""
+    return {name: leaf for name, kind in zip(schema.names, schema.types, strict=True) if (leaf := _leaf(name, kind))}
 
 
 def _leaf(name: str, kind: pa.DataType) -> str | None:
