@@ -52,7 +52,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         """(N, C, H, W) -> (N, C, H, W); in training all workers must call it, with at least one image each."""
         if x.is_cuda or not self.training:
             return super().forward(x)
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         mean, variance, count = statistics(values)
         self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
         normal = (values - _per_channel(mean)) * _per_channel((variance + self.eps).rsqrt() * self.weight)
