@@ -15,6 +15,8 @@ import logging
 import platform
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,12 +25,12 @@ import tyro
 from pydantic import JsonValue
 
 from infra import log as logs
-from infra import preflight
+from infra import preflight, session
 from jobs import command_line
 from pipeline import storage
 from pipeline.owner import Lease
 from pipeline.redact import redact
-from pipeline.training import group, loop, run
+from pipeline.training import group, loop, on_ray, run
 from pipeline.training.config import TrainConfig
 from pipeline.training.group import Group
 
@@ -51,30 +53,50 @@ class Arguments:
 
 def train(args: Arguments) -> int:
     """Do the job; returns the exit status."""
-    with group.join(group.device_of(args.cfg.runtime.device)) as ours:
-        if not ours.leads:
-            work(args.cfg, ours)
-            return 0
-        return lead(args.cfg, ours)
+    cfg = args.cfg
+    if not args.bare:
+        return lead(cfg, lambda: on_cluster(cfg))
+    with group.join(group.device_of(cfg.runtime.device)) as ours:
+        if ours.leads:
+            return lead(cfg, lambda: here(cfg, ours), agree=ours.agreed)
+        if ours.agreed(0):
+            here(cfg, ours)
+        return 0
 
 
-def lead(cfg: TrainConfig, ours: Group) -> int:
-    """Do the job as the one process that speaks for all."""
+def lead(cfg: TrainConfig, work: Callable[[], None], agree: Callable[[int], int] = int) -> int:
+    """Do the job as the one process that speaks for all.
+
+    Args:
+        cfg: what is asked.
+        work: trains.
+        agree: tells the other processes, if there are, whether there is work.
+    """
     run.refuse_changed(cfg)
-    if storage.exists(storage.join(cfg.output, "_SUCCESS")):
+    finished = storage.exists(storage.join(cfg.output, "_SUCCESS"))
+    agree(not finished)
+    if finished:
         log.info("nothing to do: this run is finished")
         return finish(cfg)
+    preflight.check_apart([cfg.data], cfg.output)
     preflight.check_output(storage.join(cfg.output, "_run"))
     with Lease(cfg.output, lease_s=LEASE_S, command=redact(shlex.join(sys.argv))):
         storage.put(storage.join(cfg.output, "_run/config.yaml"), command_line.to_yaml(cfg).encode())
-        work(cfg, ours)
+        work()
         storage.put(storage.join(cfg.output, "_SUCCESS"), b"")
     return finish(cfg)
 
 
-def work(cfg: TrainConfig, ours: Group) -> None:
-    """Train, as one process of a group."""
+def here(cfg: TrainConfig, ours: Group) -> None:
+    """Train in this process, one of a group."""
     loop.train(run.open_run(cfg, ours, about=about(), report=lambda _: None))
+
+
+def on_cluster(cfg: TrainConfig) -> None:
+    """Train in workers of Ray."""
+    preflight.check_authentication()
+    with session.connect() as nodes:
+        on_ray.train(cfg, about(), dict(sum(map(Counter, nodes), Counter())))
 
 
 def about() -> dict[str, JsonValue]:

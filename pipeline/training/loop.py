@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline import checkpoint
 from pipeline.checkpoint import Card, Checkpoint
 from pipeline.classes import ClassMap
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError
 from pipeline.metrics import Scores
 from pipeline.models import zoo
 from pipeline.models.network import Network
@@ -101,8 +101,9 @@ def train(run: Run) -> Story:
     """Train from the newest state, or from the beginning, through every phase, and leave the best weights.
 
     Raises:
-        ConfigError: the output holds a state of another beginning, or the config does not fit the group.
-        JobError: the loss is not finite; a state is damaged.
+        ConfigError: the output holds a state of another beginning, the config does not fit the group, or the loss is
+            no longer finite.
+        JobError: a state is damaged, or an image cannot be validated.
     """
     story, tensors = newest(run)
     with state.Writer() as writer:
@@ -141,7 +142,7 @@ def begin(run: Run, cfg: TrainConfig, number: int, story: Story, tensors: dict[s
     if number == story.phase:
         learner.restore(tensors)
     else:
-        story.phase, story.best_miou = number, -1.0
+        story.phase, story.best_miou, story.best_step = number, -1.0, -1
     return learner
 
 
@@ -190,12 +191,13 @@ def distributed(network: Network, cfg: TrainConfig, group: Group) -> nn.Module:
         supervised = cast(nn.Module, torch.compile(supervised))
     if group.size == 1:
         return supervised
-    # Statistics per worker drift apart; those of process 0 are the run's.
+    # A branch without a loss leaves layers without gradients.
+    all_used = losses.branch_weights(cfg.loss, network).keys() == network.loss_weights.keys()
     return DistributedDataParallel(
         supervised,
         device_ids=[group.device.index] if group.device.type == "cuda" else None,
-        broadcast_buffers=cfg.batch_norm == "train",
         gradient_as_bucket_view=True,
+        find_unused_parameters=not all_used,
     )
 
 
@@ -299,13 +301,13 @@ class Teller:
         """Say what happened since the last time.
 
         Raises:
-            JobError: the loss is not finite.
+            ConfigError: the loss is not finite.
         """
         run, cfg = self.run, self.learner.cfg
         loss = float(run.group.sum(self.loss)) / self.steps
         if not math.isfinite(loss):
             hint = "lower --optimise.lr, set --optimise.clip-norm, or take --runtime.precision fp32"
-            raise JobError(f"the loss is {loss} before step {story.step}", hint=hint)
+            raise ConfigError(f"the loss is {loss} before step {story.step}", hint=hint)
         line = self.progress.line(
             time.monotonic(),
             epoch=story.step * cfg.optimise.batch / len(run.training[cfg.sets.train]),
@@ -461,8 +463,8 @@ def judge(run: Run, learner: Learner, story: Story) -> bool:
         log.info("step %d: validation mIoU %.4f, in %.1f s", story.step, miou, time.monotonic() - started)
         run.tracker.scalars(story.step, point.values)
         run.tracker.images(story.step, found.samples)
-    better = miou > story.best_miou
-    story.best_miou = max(miou, story.best_miou)
+    if better := miou > story.best_miou:
+        story.best_miou, story.best_step = miou, story.step
     return better
 
 

@@ -49,6 +49,8 @@ class Story:
     """Number of the phase the weights are of."""
     best_miou: float = -1.0
     """Of this phase's validations, 0 to 1; -1 before the first."""
+    best_step: int = -1
+    """Steps that were done then."""
     history: list[Point] = field(default_factory=list)
     began: dict[str, str] = field(default_factory=dict)
     """What the run began with, as digests: settings, data, classes, initial weights, code."""

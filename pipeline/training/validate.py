@@ -69,8 +69,7 @@ def validate(
     Raises:
         JobError: an image that cannot be read or does not fit the device, by its key.
     """
-    infer = InferConfig.model_validate({"scales": cfg.scales, "flip": cfg.flip, "precision": precision})
-    segmenter = Segmenter(model, infer, TileConfig(), device=str(group.device))
+    segmenter = _segmenter(model, cfg, group, precision)
     classes = model.card.classes
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
     samples: list[Sample] = []
@@ -80,6 +79,20 @@ def validate(
             if group.leads and len(samples) < cfg.samples:
                 samples.append(sample)
     return Verdict(Scores(_summed(counts, group)), samples)
+
+
+def look(
+    model: Checkpoint, collection: Collection, cfg: ValidateConfig, group: Group, *, precision: str, threads: int
+) -> list[Sample]:
+    """Predictions of the first `cfg.samples` images with full labels; as `validate`, by this process alone."""
+    segmenter = _segmenter(model, cfg, group, precision)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(_answers(segmenter, _mine(collection, cfg.samples, Group()), model.card.classes, pool))
+
+
+def _segmenter(model: Checkpoint, cfg: ValidateConfig, group: Group, precision: str) -> Segmenter:
+    infer = InferConfig.model_validate({"scales": cfg.scales, "flip": cfg.flip, "precision": precision})
+    return Segmenter(model, infer, TileConfig(), device=str(group.device))
 
 
 def _mine(collection: Collection, limit: int | None, group: Group) -> Iterator[Example]:
