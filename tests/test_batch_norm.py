@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.models import zoo
 from pipeline.models.layers import BatchNorm2d
@@ -28,20 +29,19 @@ def images(step: int) -> Tensor:
     return 3 * torch.randn(sum(SPLITS[step]), 2, 6, 5, generator=generator, dtype=torch.float64) + 1000
 
 
-def trained(net: nn.Module, parts: list[Tensor], weights: list[Tensor], *, summed: bool) -> dict[str, Tensor]:
+def trained(net: nn.Module, parts: list[Tensor], weights: list[Tensor], *, workers: int) -> dict[str, Tensor]:
     """Some steps of plain gradient descent; everything that could differ, of each."""
     found = {}
+    wrapped = DistributedDataParallel(net) if workers > 1 else net
     for step, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         x = part.clone().requires_grad_()
-        answer = net(x)
+        answer = wrapped(x)
         net.zero_grad()
-        (answer * weight).sum().backward()
+        (workers * answer * weight).sum().backward()  # the wrapper takes the mean over workers
+        found |= {f"{step}/answer": answer.detach(), f"{step}/grad": x.grad / workers}
         for name, parameter in net.named_parameters():
-            if summed:
-                dist.all_reduce(parameter.grad)
             found[f"{step}/grad of {name}"] = parameter.grad.clone()
             parameter.data -= 0.01 * parameter.grad
-        found |= {f"{step}/answer": answer.detach(), f"{step}/grad": x.grad}
         found |= {f"{step}/{name}": one.clone() for name, one in net.state_dict().items()}
     return found
 
@@ -59,7 +59,7 @@ def work(rank: int, folder: str) -> None:
     batch_norm.sync(net)
     parts = [images(step).split(SPLITS[step])[rank] for step in range(STEPS)]
     weights = [weighted(step).split(SPLITS[step])[rank] for step in range(STEPS)]
-    save_file(trained(net, parts, weights, summed=True), f"{folder}/{rank}.safetensors")
+    save_file(trained(net, parts, weights, workers=2), f"{folder}/{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -73,7 +73,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Tensor]:
     """One process with the whole batches."""
-    return trained(network(), [*map(images, range(STEPS))], [*map(weighted, range(STEPS))], summed=False)
+    return trained(network(), [*map(images, range(STEPS))], [*map(weighted, range(STEPS))], workers=1)
 
 
 @pytest.mark.parametrize("rows", ["answer", "grad"])
