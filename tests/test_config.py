@@ -218,3 +218,7 @@ def test_bad_run_file_is_refused_with_its_name(tmp_path, content, said):
 def test_missing_run_file_is_refused_with_its_name():
     with pytest.raises(ConfigError, match=r"cannot read nowhere/run\.yaml: No such file"):
         read_yaml("nowhere/run.yaml")
+
+
+def test_a_setting_that_is_unset_leaves_the_fingerprint_of_older_runs():
+    assert fingerprint(settings()) == "b4f84a0adb022e988068d258e4a4c24b24721708bd513d41e2bc9f67287e51fb"
