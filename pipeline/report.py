@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ERROR_CODES
-from pipeline.records import Bool, Row, UInt8
+from pipeline.paint import HATCH, overlay, paint
+from pipeline.records import Row, UInt8
 
 PAGE_ITEMS = 24
 """Items on the page at most: half the least certain, half a random sample."""
@@ -26,10 +27,6 @@ PAGE_BYTES = 4_500_000
 """Bytes all data URIs of the page may take, so that the page can be mailed."""
 PICTURE_ITEMS = 6
 """Items in `overlays_png`."""
-TINT = 0.5
-"""Weight of the class colour in an overlay; outlines take it whole."""
-HATCH = ((206, 206, 206), (140, 140, 140))
-"""Ground and stripe of pixels that have no class; a plain grey could be a class colour, stripes cannot."""
 RAMP_ANCHORS = (
     (0, 0, 4), (29, 17, 71), (81, 18, 124), (130, 38, 129), (182, 54, 121),
     (230, 81, 100), (251, 136, 97), (254, 194, 135), (252, 253, 191),
@@ -147,26 +144,6 @@ def pick(previews: Sequence[Row], *, count: int) -> tuple[list[Row], list[Row]]:
     return by_confidence[:half], others[: count - count // 2]
 
 
-def paint(mask_hw: UInt8, classes: ClassMap) -> UInt8:
-    """Draw a mask in class colours, grey stripes where there is no class: (H, W) ids to (H, W, 3) RGB."""
-    rows, columns = np.ogrid[: mask_hw.shape[0], : mask_hw.shape[1]]
-    stripes = np.array(HATCH, np.uint8)[((rows + columns) % 6 < 2).astype(np.intp)]
-    colours = np.frombuffer(classes.png_palette(), np.uint8).reshape(256, 3)[mask_hw]
-    painted: UInt8 = np.where((mask_hw < len(classes))[..., None], colours, stripes)
-    return painted
-
-
-def overlay(image_hwc: UInt8, mask_hw: UInt8, classes: ClassMap) -> UInt8:
-    """Tint an image with `paint`ed class colours, and draw the outlines of regions in full colour.
-
-    image_hwc: (H, W, 3) RGB; mask_hw: (H, W). Returns (H, W, 3): the rounded mean weighted by `TINT`, the colour
-    alone on outlines.
-    """
-    weight = np.where(_outline(mask_hw), 1.0, TINT)[..., None]
-    tinted: UInt8 = np.rint(image_hwc * (1 - weight) + paint(mask_hw, classes) * weight).astype(np.uint8)
-    return tinted
-
-
 def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[Share]:
     """Share of each class that has a pixel at all, largest first."""
     total = sum(class_pixels) or 1
@@ -207,14 +184,6 @@ def _legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> list[ClassInf
     """Classes with a pixel in any of the counts, in the order of their ids; all of them when none has."""
     seen = {index for pixels in counts for index, number in enumerate(pixels) if number}
     return [one for index, one in enumerate(classes.classes) if index in seen or not seen]
-
-
-def _outline(mask_hw: UInt8) -> Bool:
-    """Pixels whose right or lower neighbour has another id: (H, W)."""
-    edge = np.zeros(mask_hw.shape, np.bool_)
-    edge[:, :-1] |= mask_hw[:, :-1] != mask_hw[:, 1:]
-    edge[:-1] |= mask_hw[:-1] != mask_hw[1:]
-    return edge
 
 
 def _pictures(row: Row, classes: ClassMap) -> list[Image.Image]:

@@ -16,6 +16,7 @@ CHANGES_MASKS = {
     "limit": 10,
     "read.image_column": "jpg",
     "read.on_duplicate": "suffix",
+    "read.key_column": "name",
     "decode.formats": ("jpeg",),
     "decode.max_mpx": 50.0,
     "decode.max_mib": 10.0,
@@ -57,6 +58,7 @@ CHANGES_NO_MASK = {
     "checkpoint": "a/copy/of/it",  # its digest counts, not its address
     "classes": "own.yaml",  # its content counts, not its address
     "read.slice_images": 7,
+    "read.labels": "s3://bucket/labels",
     "infer.batch": 8,
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,

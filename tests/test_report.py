@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import report
 from pipeline.classes import ClassInfo, ClassMap
+from pipeline.paint import HATCH, overlay, paint
 from pipeline.records import Row
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -138,16 +139,16 @@ def test_the_picture_of_the_mask_is_the_mask_taken_at_preview_pixels():
     shown = next(
         picture for attrs, picture in Outline(page(previews=[row])).images() if attrs["alt"].startswith("mask")
     )
-    np.testing.assert_array_equal(np.asarray(shown), report.paint(ids, CLASSES))
+    np.testing.assert_array_equal(np.asarray(shown), paint(ids, CLASSES))
 
 
 def test_paint_gives_classes_their_colour_and_other_pixels_two_greys():
     ids = np.repeat(np.array([[0, 1, 2, 3, 254, 255]], np.uint8), 12, axis=0)
-    painted = report.paint(ids, CLASSES)
+    painted = paint(ids, CLASSES)
     for index, one in enumerate(CLASSES.classes):
         assert (painted[ids == index] == one.colour).all()
     greys = {tuple(colour) for colour in painted[ids >= len(CLASSES)].tolist()}
-    assert greys == set(report.HATCH)
+    assert greys == set(HATCH)
 
 
 @settings(max_examples=50, deadline=None)
@@ -156,7 +157,7 @@ def test_an_overlay_is_the_even_blend_inside_regions_and_the_colour_on_their_out
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     ids = rng.choice(np.array([0, 1, 255], np.uint8), (height, width), p=[0.7, 0.2, 0.1])
-    painted, tinted = report.paint(ids, CLASSES), report.overlay(image, ids, CLASSES)
+    painted, tinted = paint(ids, CLASSES), overlay(image, ids, CLASSES)
     for y in range(height):
         for x in range(width):
             neighbours = {int(ids[y, min(x + 1, width - 1)]), int(ids[min(y + 1, height - 1), x])}
@@ -258,7 +259,7 @@ def test_the_sheet_shows_every_colour_of_its_masks_and_keeps_its_width():
     sheet = PIL.Image.open(io.BytesIO(report.overlays_png(rows, CLASSES)))
     assert sheet.width == 1400
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
-    assert {one.colour for one in CLASSES.classes} | set(report.HATCH) <= colours
+    assert {one.colour for one in CLASSES.classes} | set(HATCH) <= colours
     assert report.overlays_png(rows, CLASSES) == report.overlays_png(rows[::-1], CLASSES)
 
 

@@ -70,6 +70,10 @@ class AttentionToScale(Network):
         )
         initialise(self.attend, weigh)
 
+    def last_layers(self) -> list[nn.Conv2d]:
+        """Those of the inner network, and that which weighs the scales."""
+        return [*self.inner.last_layers(), cast(nn.Conv2d, self.attend[-1])]
+
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> features and logits of the scales, averaged by attention, on the inner network's grid."""
         return self._merge(x, self._look(x))

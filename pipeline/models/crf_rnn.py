@@ -207,6 +207,10 @@ class CRFRNNNetwork(Network):
         self.crf = CRFRNN(num_classes, params, train_iterations=options.train_iterations)
         self.std = options.std
 
+    def last_layers(self) -> list[nn.Conv2d]:
+        """Those of the inner network."""
+        return self.inner.last_layers()
+
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the inner network's features, on its own grid, and (N, K, H, W) scores after the CRF."""
         features, scores = self.inner.embed(x)

@@ -134,7 +134,11 @@ class DeepLabV1(Network):
             for entering, stride in zip(tapped, BRANCH_STRIDES, strict=False)
         )
         self.feature_channels = channels + len(self.branches) * branch_channels
-        initialise(self, self.classifier.fc8, *(cast(Classifier, branch).fc8 for branch in self.branches))
+        initialise(self, *self.last_layers())
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """fc8, of the branches too."""
+        return [cast(Classifier, one).fc8 for one in (self.classifier, *self.branches)]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> fc7's features, those of the branches behind them, and the logits, at stride 8."""

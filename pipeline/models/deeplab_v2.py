@@ -146,7 +146,11 @@ class DeepLabV2(Network):
         else:
             self.head = ResNetHead(self.backbone.high_channels, num_classes, rates=rates)
         self.feature_channels = self.head.feature_channels
-        initialise(self, *self.head.last_layers())
+        initialise(self, *self.last_layers())
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """One per rate."""
+        return self.head.last_layers()
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> features and logits at the output stride.

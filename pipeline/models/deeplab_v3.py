@@ -6,7 +6,7 @@ the weights trained at 16 as they are.
 """
 
 from collections import OrderedDict
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -118,15 +118,17 @@ class DeepLabV3(Network):
             self.feature_channels = scaled(256, options.width_multiplier)
             self.context = nn.Sequential(pyramid(channels, self.feature_channels, options, output_stride=output_stride))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
-        scores = [self.logits]
         self.aux = None
         if options.aux and isinstance(self.backbone, ResNet):
             third = self.backbone.stage_channels[2]
-            scores.append(nn.Conv2d(max(1, third // 4), num_classes, 1))
-            self.aux = nn.Sequential(*fcn_head(third), scores[1])
+            self.aux = nn.Sequential(*fcn_head(third), nn.Conv2d(max(1, third // 4), num_classes, 1))
             # torchvision's references/segmentation/train.py
             self.loss_weights = {"logits": 1.0, "aux": 0.5}
-        initialise(self, *scores)
+        initialise(self, *self.last_layers())
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """That of the logits, and that of the auxiliary head if there is one."""
+        return [self.logits] if self.aux is None else [self.logits, cast(nn.Conv2d, self.aux[-1])]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> what ASPP or the cascade gives, and the logits, both at the output stride."""

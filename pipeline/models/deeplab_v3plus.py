@@ -119,7 +119,7 @@ class DeepLabV3Plus(Network):
         entering = [options.low_level_channels + aspp_channels, wide][: options.decoder_convs]
         self.decoder = nn.Sequential(*(conv3x3_bn_relu(channels, wide, separable=separable) for channels in entering))
         self.logits = nn.Conv2d(wide, num_classes, 1)
-        initialise(self, self.logits)
+        initialise(self, *self.last_layers())
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the decoder's features and the logits, both at stride 4."""

@@ -4,7 +4,7 @@ The paper's network slides the classifier of VGG-16 over the image and upsamples
 adding scores of finer features on the way. The dilated one keeps the features fine instead and needs one small head.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,10 +98,13 @@ class FCN(Network):
         self.upsamplings = nn.ModuleList(Upsampling(num_classes, factor) for factor, _ in UPSAMPLING[options.variant])
         # Of pool4, then of pool3.
         skipped = self.backbone.channels[3:1:-1][: len(self.offsets) - 1]
-        skips = [nn.Conv2d(channels, num_classes, 1) for channels in skipped]
-        self.skips = nn.ModuleList(skips)
-        initialise(self, self.logits, *skips)
-        bilinear_and_zero(self, self.logits, *skips)
+        self.skips = nn.ModuleList(nn.Conv2d(channels, num_classes, 1) for channels in skipped)
+        initialise(self, *self.last_layers())
+        bilinear_and_zero(self, *self.last_layers())
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """That of the deepest features, and those of the skipped ones."""
+        return [self.logits, *(cast(nn.Conv2d, skip) for skip in self.skips)]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the classifier's features (N, 4096, h, w) at stride 32 and the logits (N, K, H, W).
@@ -160,14 +163,16 @@ class FCNDilated(Network):
         self.feature_channels = max(1, last // 4)
         self.head = head(last)
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
-        scores = [self.logits]
         self.aux = None
         if options.aux:
-            scores.append(nn.Conv2d(max(1, between // 4), num_classes, 1))
-            self.aux = nn.Sequential(*head(between), scores[1])
+            self.aux = nn.Sequential(*head(between), nn.Conv2d(max(1, between // 4), num_classes, 1))
             # torchvision's references/segmentation/train.py
             self.loss_weights = {"logits": 1.0, "aux": 0.5}
-        initialise(self, *scores)
+        initialise(self, *self.last_layers())
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """That of the logits, and that of the auxiliary head if there is one."""
+        return [self.logits] if self.aux is None else [self.logits, cast(nn.Conv2d, self.aux[-1])]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the head's features and the logits, both at the output stride."""

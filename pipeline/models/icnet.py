@@ -6,6 +6,8 @@ https://github.com/hszhao/ICNet, evaluation/prototxt/icnet_cityscapes_bnnomerge.
 of the features of the half (behind conv3_1), not of the image: the shared layers run once.
 """
 
+from typing import cast
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -82,7 +84,11 @@ class ICNet(Network):
         if options.label_guidance:
             # As trained in https://github.com/hellochick/ICNet-tensorflow, utils/config.py.
             self.loss_weights = {"logits": 1.0, "sub4": 0.16, "sub24": 0.4}
-        initialise(self, self.logits, *guides.values())
+        initialise(self, *self.last_layers())
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """That of the logits, and those of label guidance if there are any."""
+        return [self.logits, *(cast(nn.Conv2d, guide) for guide in self.guides.values())]
 
     def _resize(self, x: Tensor, height: int, width: int) -> Tensor:
         return F.interpolate(x, (height, width), mode="bilinear", align_corners=self.align_corners)

@@ -7,7 +7,7 @@ logits (`refine.unary`, a loss) needs nothing else.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -76,6 +76,10 @@ class Network(nn.Module):
             logits, before softmax.
         """
         raise NotImplementedError
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """The layers that give scores: begun anew for other classes, and in many recipes learned at a higher rate."""
+        return [cast(nn.Conv2d, self.logits)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, ceil(H / stride), ceil(W / stride)) logits, before softmax."""

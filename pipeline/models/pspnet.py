@@ -4,7 +4,7 @@ A dilated ResNet, and beside each of its features the means of the regions aroun
 ninth and a thirty-sixth of it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -76,13 +76,15 @@ class PSPNet(Network):
         self.feature_channels = scaled(512, options.width_multiplier)
         self.head = nn.Sequential(conv_bn_relu(last + pooled, self.feature_channels, 3), nn.Dropout(0.1))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
-        scores = [self.logits]
         self.aux = None
         if options.aux:
-            scores.append(nn.Conv2d(max(1, third // 4), num_classes, 1))
-            self.aux = nn.Sequential(*fcn_head(third), scores[1])
+            self.aux = nn.Sequential(*fcn_head(third), nn.Conv2d(max(1, third // 4), num_classes, 1))
             self.loss_weights = {"logits": 1.0, "aux": 0.4}  # sec. 5.2
-        initialise(self, *scores)
+        initialise(self, *self.last_layers())
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """That of the logits, and that of the auxiliary head if there is one."""
+        return [self.logits] if self.aux is None else [self.logits, cast(nn.Conv2d, self.aux[-1])]
 
     def _features(self, x: Tensor) -> Tensor:
         """What the last layer looks at, from what the backbone gives."""
@@ -135,7 +137,7 @@ class PSPNetSMP(Network):
         self.feature_channels = scaled(512, options.width_multiplier)
         self.head = nn.Sequential(conv_bn_relu(channels + len(BINS) * pooled, self.feature_channels), nn.Dropout2d(0.2))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 3, padding=1)
-        initialise(self, self.logits)
+        initialise(self, *self.last_layers())
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the head's features and the logits, both at stride 8."""

@@ -47,7 +47,7 @@ class SegNet(Network):
         self.decoder = mirrored_stages(options.width_multiplier)
         self.feature_channels = self.encoder.channels[0]
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 3, padding=1)
-        initialise(self, self.logits)
+        initialise(self, *self.last_layers())
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the decoder's features (N, 64, H, W) and the logits (N, K, H, W)."""

@@ -173,7 +173,7 @@ class UNetResNet(Network):
         )
         self.feature_channels = wide[-1]
         self.logits = nn.Conv2d(wide[-1], num_classes, 3, padding=1)
-        initialise(self, self.logits)
+        initialise(self, *self.last_layers())
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the decoder's features (N, 16, H, W) and the logits (N, K, H, W)."""

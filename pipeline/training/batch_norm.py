@@ -1,0 +1,126 @@
+"""Batch norm of a network in training: statistics over all workers, or statistics that stay as they are.
+
+In: a network, changed in place before its optimiser is made. Its parameters and buffers stay the same tensors under the
+same names. Never changes what batch norm does in use.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.models import layers
+
+
+def sync(network: nn.Module) -> None:
+    """Take statistics over the images of all workers, of which each may have another number.
+
+    Alone, or without a process group, nothing changes.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        _replace(network, SyncBatchNorm2d)
+
+
+def freeze(network: nn.Module) -> None:
+    """Normalise by the running statistics as they are, also in training; weight and bias still learn.
+
+    The second phase of DeepLab v3 (arXiv 1706.05587, sec. 4.1). The paper freezes "batch normalization parameters"; in
+    the authors' code (tensorflow/models, research/deeplab, `fine_tune_batch_norm`) those are the statistics.
+    """
+    _replace(network, FrozenBatchNorm2d)
+
+
+class FrozenBatchNorm2d(layers.BatchNorm2d):
+    """Batch norm that is always in use, never in training."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+        """Stay in evaluation mode."""
+        del mode
+        super().train(False)
+        return self
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """torch's, which knows only GPUs, and the same on CPUs."""
+
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W); in training all workers must call it, with at least one image each."""
+        if x.is_cuda or not self.training:
+            return super().forward(x)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, variance, count = statistics(values)
+        self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
+        normal = (values - _per_channel(mean)) * _per_channel((variance + self.eps).rsqrt() * self.weight)
+        return (normal + _per_channel(self.bias)).to(x.dtype)
+
+    def _remember(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        momentum = cast(float, self.momentum)  # None, a plain average, is in no network of the zoo
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased_variance, momentum)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel over all workers, (C,), and of how many values per channel, a scalar.
+
+    Differentiable: the gradient of one worker's loss reaches the images of the others.
+
+    Args:
+        x: (N, C, H, W) of this worker.
+    """
+    own = x.new_full((1,), x.numel() / x.size(1))
+    summed = _sum_over_workers(torch.cat([own, x.sum((0, 2, 3))]))
+    count = summed[0].detach()
+    mean = summed[1:] / count
+    # In a second pass, since the mean of squares less the square of the mean loses digits.
+    variance = _sum_over_workers((x - _per_channel(mean)).square().sum((0, 2, 3))) / count
+    return mean, variance, count
+
+
+class SumOverWorkers(torch.autograd.Function):
+    """An all-reduce with a gradient, which is the sum of the workers': the loss of each depends on it.
+
+    `torch.distributed.nn` has one too, but is deprecated in favour of private modules.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """(C,) of this worker -> (C,), the same on every worker."""
+        del ctx
+        return _all_reduced(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """The gradient to what this worker gave."""
+        del ctx
+        return _all_reduced(grads[0])
+
+
+def _all_reduced(x: Tensor) -> Tensor:
+    total = x.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _sum_over_workers(x: Tensor) -> Tensor:
+    total: Tensor = SumOverWorkers.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _per_channel(x: Tensor) -> Tensor:
+    return x[:, None, None]
+
+
+def _replace(network: nn.Module, kind: type[nn.BatchNorm2d] | type[nn.SyncBatchNorm]) -> None:
+    """Put layers of another kind in the place of every batch norm, around the same tensors."""
+    for parent in list(network.modules()):
+        for name, old in parent.named_children():
+            if isinstance(old, nn.BatchNorm2d):
+                new = kind(old.num_features, eps=old.eps, momentum=old.momentum)
+                new.load_state_dict(old.state_dict(keep_vars=True), assign=True)
+                setattr(parent, name, new.train(old.training))

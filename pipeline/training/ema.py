@@ -1,0 +1,33 @@
+"""A moving average of a network's weights, which often scores better than the weights themselves.
+
+In: the network after each step. Out: torch's own `AveragedModel`: a second network, `.module`, to validate and save.
+Its state dict holds plain tensors, the count of updates among them.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def make(network: nn.Module, decay: float) -> AveragedModel:
+    """The average of a network, to be fed by `.update_parameters(network)` behind every step.
+
+    Floating parameters and buffers are averaged, in their own precision: keep them in float32. Counters are copied. The
+    decay rises with the updates t to its full value as min(decay, (1 + t) / (10 + t)), so that first weights are soon
+    forgotten: `tf.train.ExponentialMovingAverage` with `num_updates`.
+
+    Args:
+        network: not wrapped by DDP or compiled.
+        decay: 0 to below 1.
+    """
+
+    def update(averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        for average, now in zip(averages, current, strict=True):
+            if average.is_floating_point():
+                average.lerp_(now, weight)
+            else:
+                average.copy_(now)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
