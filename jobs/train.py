@@ -17,7 +17,8 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -27,12 +28,12 @@ from pydantic import JsonValue
 from infra import log as logs
 from infra import preflight, session
 from jobs import command_line
-from pipeline import storage
+from pipeline import checkpoint, storage
 from pipeline.owner import Lease
 from pipeline.redact import redact
-from pipeline.training import group, loop, on_ray, run
+from pipeline.training import forecast, group, on_ray, run
 from pipeline.training.config import TrainConfig
-from pipeline.training.group import Group
+from pipeline.training.member import take_part
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +50,25 @@ class Arguments:
     """YAML file with the same names as the flags; flags win."""
     bare: bool = False
     """Train in this process, or under torchrun, without Ray."""
+    dry_run: bool = False
+    """Only a few steps of everything, then a forecast of time and memory; leaves nothing."""
 
 
 def train(args: Arguments) -> int:
     """Do the job; returns the exit status."""
-    cfg = args.cfg
+    what = rehearse if args.dry_run else lead
     if not args.bare:
-        return lead(cfg, lambda: on_cluster(cfg))
-    with group.join(group.device_of(cfg.runtime.device)) as ours:
+        return what(args.cfg, on_cluster)
+    with group.join(group.device_of(args.cfg.runtime.device)) as ours:
+        work = partial(take_part, group=ours, about=about())
         if ours.leads:
-            return lead(cfg, lambda: here(cfg, ours), agree=ours.agreed)
+            return what(args.cfg, work, agree=ours.agreed)
         if ours.agreed(0):
-            here(cfg, ours)
+            work(forecast.rehearsal(args.cfg) if args.dry_run else args.cfg)
         return 0
 
 
-def lead(cfg: TrainConfig, work: Callable[[], None], agree: Callable[[int], int] = int) -> int:
+def lead(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Callable[[int], int] = int) -> int:
     """Do the job as the one process that speaks for all.
 
     Args:
@@ -78,18 +82,26 @@ def lead(cfg: TrainConfig, work: Callable[[], None], agree: Callable[[int], int]
     if finished:
         log.info("nothing to do: this run is finished")
         return finish(cfg)
-    preflight.check_apart([cfg.data], cfg.output)
     preflight.check_output(storage.join(cfg.output, "_run"))
     with Lease(cfg.output, lease_s=LEASE_S, command=redact(shlex.join(sys.argv))):
         storage.put(storage.join(cfg.output, "_run/config.yaml"), command_line.to_yaml(cfg).encode())
-        work()
+        work(cfg)
         storage.put(storage.join(cfg.output, "_SUCCESS"), b"")
     return finish(cfg)
 
 
-def here(cfg: TrainConfig, ours: Group) -> None:
-    """Train in this process, one of a group."""
-    loop.train(run.open_run(cfg, ours, about=about(), report=lambda _: None))
+def rehearse(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Callable[[int], int] = int) -> int:
+    """Try a few steps of everything, say what the run will need, and leave nothing; arguments as `lead`."""
+    short = forecast.rehearsal(cfg)
+    agree(1)
+    try:
+        work(short)
+        told = forecast.of(cfg, short.output)
+    finally:
+        forecast.clear(short.output)
+    log.info("%s", told)
+    print(json.dumps(asdict(told)))
+    return 0
 
 
 def on_cluster(cfg: TrainConfig) -> None:
@@ -111,7 +123,10 @@ def about() -> dict[str, JsonValue]:
 
 def finish(cfg: TrainConfig) -> int:
     """Say what came out, for people on stderr and as one line of JSON on stdout."""
-    print(json.dumps({"run": redact(cfg.output)}))
+    card = checkpoint.load_card(cfg.output)
+    said = {"output": redact(cfg.output), "step": card.training["step"], "miou": card.training["miou"]}
+    log.info("%s: the best weights are of step %s, validation mIoU %s", *said.values())
+    print(json.dumps(said))
     return 0
 
 

@@ -44,11 +44,7 @@ def take_part(
 def write_report(opened: Run, story: Story) -> None:
     """Write `report/index.html`: curves, scores of classes, and predictions of the weights that are kept."""
     cfg = opened.cfg
-    model = checkpoint.load(cfg.output)
-    precision = loop.precision_name(cfg, opened.group.device)
-    samples = validate.look(
-        model, opened.validation, cfg.validation, opened.group, precision=precision, threads=loop.THREADS
-    )
+    samples = validate.look(checkpoint.load(cfg.output), opened.validation, cfg, opened.group)
     page = training_report.render(
         name=redact(cfg.output),
         history=story.history,

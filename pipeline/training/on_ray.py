@@ -23,8 +23,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipeline.errors import ConfigError, JobError, LabelError
-from pipeline.training import group, loop, run
+from pipeline.training import group
 from pipeline.training.config import TrainConfig
+from pipeline.training.member import take_part
 from pipeline.training.progress import Line
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def train(cfg: TrainConfig, about: Mapping[str, JsonValue], resources: Mapping[s
     use_gpu = wants_gpu(cfg, resources)
     with heard() as board, tempfile.TemporaryDirectory(prefix="atrous-ray-") as folder:
         trainer = TorchTrainer(
-            worker,
+            worker,  # type: ignore[arg-type]  # v2 hands on what it returns
             train_loop_config={"cfg": cfg.model_dump(mode="json"), "about": dict(about), "board": board},
             scaling_config=scaling(cfg, use_gpu=use_gpu),
             # Ray keeps nothing of value here: states are in the output.
@@ -61,8 +62,8 @@ def train(cfg: TrainConfig, about: Mapping[str, JsonValue], resources: Mapping[s
         except TrainingFailedError as error:
             hint = "the same command goes on from the newest state; --runtime.max-failures is the budget"
             raise JobError(f"workers failed too often: {error}", hint=hint) from error
-    if result.return_value:
-        raise ConfigError(result.return_value)
+    if said := result.return_value:  # type: ignore[attr-defined]  # the stubs are of Train v1
+        raise ConfigError(said)
 
 
 def wants_gpu(cfg: TrainConfig, resources: Mapping[str, float]) -> bool:
@@ -81,7 +82,7 @@ def scaling(cfg: TrainConfig, *, use_gpu: bool) -> ScalingConfig:
     """How many workers, and what each of them reserves."""
     most, least = cfg.runtime.workers, cfg.runtime.min_workers
     return ScalingConfig(
-        num_workers=most if least is None else (least, most),
+        num_workers=most if least is None else (least, most),  # type: ignore[arg-type]  # v2 is elastic
         use_gpu=use_gpu,
         resources_per_worker={"CPU": cfg.runtime.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
     )
@@ -95,7 +96,7 @@ def worker(said: dict[str, Any]) -> str:
         if ours.leads:
             logging.getLogger("pipeline").addHandler(_Sender(said["board"]))
         try:
-            loop.train(run.open_run(cfg, ours, about=said["about"], report=_report))
+            take_part(cfg, ours, about=said["about"], report=_report)
         except (ConfigError, LabelError) as error:
             return str(error)
     return ""
@@ -136,7 +137,7 @@ class _Sender(logging.Handler):
 @contextmanager
 def heard() -> Generator[Any]:
     """A board whose lines are logged by this process for as long as the block lasts, and once more at its end."""
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
     done = threading.Event()
 
     def repeat() -> None:

@@ -21,7 +21,7 @@ from pipeline import checkpoint, classes, storage
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
-from pipeline.training import tracker
+from pipeline.training import state, tracker
 from pipeline.training.collection import Collection, open_collection
 from pipeline.training.config import CODE_VERSION, UNFINGERPRINTED, TrainConfig
 from pipeline.training.group import Group
@@ -57,9 +57,7 @@ class Run:
         return ends
 
 
-def open_run(
-    cfg: TrainConfig, group: Group, *, about: dict[str, JsonValue], report: Callable[[Line], None], first_step: int = 0
-) -> Run:
+def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue], report: Callable[[Line], None]) -> Run:
     """Open what a run works on.
 
     Args:
@@ -67,7 +65,6 @@ def open_run(
         group: this process's place.
         about: what the card is to say beside what is known here.
         report: called with every line of progress.
-        first_step: where the run goes on, for the tracker.
 
     Raises:
         ConfigError: for data, classes or a checkpoint that are not there or do not fit each other.
@@ -87,6 +84,7 @@ def open_run(
         "seed": cfg.seed,
     }
     kind = cfg.runtime.tracker if group.leads else "none"
+    first_step = max(state.steps(cfg.output), default=0)
     return Run(
         cfg=cfg,
         classes=class_map,
@@ -99,7 +97,7 @@ def open_run(
             "initial weights": initial or "",
             "code": str(CODE_VERSION),
         },
-        about=about | ours,
+        about={**about, **ours},
         group=group,
         tracker=tracker.make(kind, output=cfg.output, run=fingerprint, first_step=first_step, classes=class_map),
         report=report,

@@ -25,11 +25,14 @@ from pipeline.metrics import Int64, Scores
 from pipeline.records import Image, Item, Scored, UInt8
 from pipeline.refine.refiner import Refiner
 from pipeline.training.collection import Collection, Example
-from pipeline.training.config import ValidateConfig
+from pipeline.training.config import TrainConfig
 from pipeline.training.group import Group
 from pipeline.training.tracker import Sample
 
 T = TypeVar("T")
+
+THREADS = 4
+"""For decoding and masks, on each process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,7 @@ class _Open:
     truth_hw: UInt8
 
 
-def validate(
-    model: Checkpoint, collection: Collection, cfg: ValidateConfig, group: Group, *, precision: str, threads: int
-) -> Verdict:
+def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> Verdict:
     """Segment whole images and compare them with their labels.
 
     Process r of W takes every W-th image from the r-th on, so none is left out and none counts twice.
@@ -61,38 +62,34 @@ def validate(
     Args:
         model: what is judged.
         collection: with full labels; examples of classes or boxes alone are passed over.
-        cfg: how many images, and how they are looked at.
+        cfg: says how many images, and how they are looked at.
         group: who shares the work; every process gets the same scores.
-        precision: of the convolutions, as in `InferConfig`.
-        threads: for decoding and for masks, on each process.
 
     Raises:
         JobError: an image that cannot be read or does not fit the device, by its key.
     """
-    segmenter = _segmenter(model, cfg, group, precision)
+    segmenter = _segmenter(model, cfg, group)
     classes = model.card.classes
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
     samples: list[Sample] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for sample in _answers(segmenter, _mine(collection, cfg.limit, group), classes, pool):
+    with ThreadPoolExecutor(THREADS) as pool:
+        for sample in _answers(segmenter, _mine(collection, cfg.validation.limit, group), classes, pool):
             counts += metrics.confusion(sample.truth_hw, sample.mask_hw, len(classes), ignore_id=classes.ignore_id)
-            if group.leads and len(samples) < cfg.samples:
+            if group.leads and len(samples) < cfg.validation.samples:
                 samples.append(sample)
     return Verdict(Scores(_summed(counts, group)), samples)
 
 
-def look(
-    model: Checkpoint, collection: Collection, cfg: ValidateConfig, group: Group, *, precision: str, threads: int
-) -> list[Sample]:
-    """Predictions of the first `cfg.samples` images with full labels; as `validate`, by this process alone."""
-    segmenter = _segmenter(model, cfg, group, precision)
-    with ThreadPoolExecutor(threads) as pool:
-        return list(_answers(segmenter, _mine(collection, cfg.samples, Group()), model.card.classes, pool))
+def look(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> list[Sample]:
+    """Predictions of the first images with full labels, as `validate`, by this process alone."""
+    mine = _mine(collection, cfg.validation.samples, Group())
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(_answers(_segmenter(model, cfg, group), mine, model.card.classes, pool))
 
 
-def _segmenter(model: Checkpoint, cfg: ValidateConfig, group: Group, precision: str) -> Segmenter:
-    infer = InferConfig.model_validate({"scales": cfg.scales, "flip": cfg.flip, "precision": precision})
-    return Segmenter(model, infer, TileConfig(), device=str(group.device))
+def _segmenter(model: Checkpoint, cfg: TrainConfig, group: Group) -> Segmenter:
+    said = {"scales": cfg.validation.scales, "flip": cfg.validation.flip, "precision": cfg.runtime.precision}
+    return Segmenter(model, InferConfig.model_validate(said), TileConfig(), device=str(group.device))
 
 
 def _mine(collection: Collection, limit: int | None, group: Group) -> Iterator[Example]:
