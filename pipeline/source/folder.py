@@ -64,9 +64,7 @@ def twins(members: list[Member]) -> list[tuple[str, str]]:
     return found
 
 
-def items(
-    shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: str | None = None
-) -> Iterator[Item]:
+def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: str | None = None) -> Iterator[Item]:
     """Every item of a slice in order, without data where `wanted(key)` is false.
 
     A file that cannot be fetched is a failure of its own, and so is an image whose label cannot; the neighbours are

@@ -301,6 +301,7 @@ class _Checks:
         """Pixels of each class; zeros for a weak label, which is checked as well."""
         if is_weak(label):
             from pipeline.training import weak
+
             weak.parse(label, self.classes, name=item.key)
             return [0] * len(self.classes)
         found = labels.read(label, self.classes, name=f"of {item.key}", height=height, width=width)

@@ -150,7 +150,9 @@ def _times(collection: Collection, cfg: TrainConfig, classes: ClassMap) -> Int64
 def _known(names: tuple[str, ...], classes: ClassMap) -> tuple[str, ...]:
     unknown = [name for name in names if name not in classes.names]
     if unknown:
-        raise ConfigError(f"no class {', '.join(unknown)} in the class map {classes.name!r}", hint="--sample.hard-classes")
+        raise ConfigError(
+            f"no class {', '.join(unknown)} in the class map {classes.name!r}", hint="--sample.hard-classes"
+        )
     return names
 
 
@@ -159,9 +161,14 @@ def _weak_places(collection: Collection, cfg: TrainConfig) -> int | None:
     if cfg.sample.weak_share is None:
         return None
     places = round(cfg.sample.weak_share * cfg.optimise.batch)
-    for wanted, there, kind in ((places, collection.weak_n, "weak"), (cfg.optimise.batch - places, ~collection.weak_n, "full")):
+    for wanted, there, kind in (
+        (places, collection.weak_n, "weak"),
+        (cfg.optimise.batch - places, ~collection.weak_n, "full"),
+    ):
         if wanted and not there.any():
-            raise ConfigError(f"{wanted} images with {kind} labels per step, but there are none", hint="--sample.weak-share")
+            raise ConfigError(
+                f"{wanted} images with {kind} labels per step, but there are none", hint="--sample.weak-share"
+            )
     return places
 
 

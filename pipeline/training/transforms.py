@@ -130,9 +130,7 @@ class _Crop:
         return float(wanted[label_hw[top : bottom + 1 : 4, left : right + 1 : 4]].mean())
 
 
-def _draw(
-    label_hw: UInt8, size: Size, cfg: AugmentConfig, rng: np.random.Generator, rare: Sequence[int]
-) -> _Crop:
+def _draw(label_hw: UInt8, size: Size, cfg: AugmentConfig, rng: np.random.Generator, rare: Sequence[int]) -> _Crop:
     """A window at a random place of the image at a random scale; of several tries, the first with enough rare pixels.
 
     If none has enough, the best is taken.
@@ -162,8 +160,7 @@ def _scaled(shape: tuple[int, ...], cfg: AugmentConfig, rng: np.random.Generator
 def _place(scaled: Size, size: Size, rng: np.random.Generator) -> _Crop:
     """Inside the image where it is larger than the window, around the image where it is smaller."""
     top, left = (
-        int(rng.integers(min(0, have - want), max(0, have - want) + 1))
-        for have, want in zip(scaled, size, strict=True)
+        int(rng.integers(min(0, have - want), max(0, have - want) + 1)) for have, want in zip(scaled, size, strict=True)
     )
     return _Crop(scaled, (top, left), size)
 
@@ -173,7 +170,9 @@ def _place(scaled: Size, size: Size, rng: np.random.Generator) -> _Crop:
 
 def _relight(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) -> UInt8:
     """Colours, haze, blur and compression; the draws are the same for any number of bands."""
-    brightness, contrast, saturation = (rng.uniform(1 - far, 1 + far) for far in (cfg.brightness, cfg.contrast, cfg.saturation))
+    brightness, contrast, saturation = (
+        rng.uniform(1 - far, 1 + far) for far in (cfg.brightness, cfg.contrast, cfg.saturation)
+    )
     hue, haze = rng.uniform(-cfg.hue, cfg.hue), _half(cfg.haze, rng)
     airlight, sigma = rng.uniform(*AIRLIGHT), _half(cfg.blur_px, rng)
     quality = int(rng.integers(cfg.jpeg, 101))
@@ -229,7 +228,13 @@ def _per_image(pixels_hwc: UInt8, change: Callable[[PilImage.Image], PilImage.Im
 
 
 def _warp(
-    pixels_hwc: UInt8, label_hw: UInt8, sigma_px: float, rng: np.random.Generator, *, fill: Sequence[int], ignore_id: int
+    pixels_hwc: UInt8,
+    label_hw: UInt8,
+    sigma_px: float,
+    rng: np.random.Generator,
+    *,
+    fill: Sequence[int],
+    ignore_id: int,
 ) -> tuple[UInt8, UInt8]:
     """Move every pixel by a smooth random field. Ronneberger 2015 (U-Net, arXiv 1505.04597), sec. 3.1.
 
@@ -241,7 +246,9 @@ def _warp(
     moved = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
     rows, columns = torch.arange(height)[:, None] + moved[0], torch.arange(width) + moved[1]
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=2)
-    return _sampled(pixels_hwc, grid, "bilinear", fill), _sampled(label_hw[..., None], grid, "nearest", [ignore_id])[..., 0]
+    return _sampled(pixels_hwc, grid, "bilinear", fill), _sampled(label_hw[..., None], grid, "nearest", [ignore_id])[
+        ..., 0
+    ]
 
 
 def _sampled(pixels_hwc: UInt8, grid_hw2: torch.Tensor, how: str, fill: Sequence[int]) -> UInt8:
