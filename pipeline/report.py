@@ -5,20 +5,18 @@ Nothing is read or written here, and nothing on the page refers to anything outs
 """
 
 import hashlib
-from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from pipeline import page
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ERROR_CODES
-from pipeline.paint import HATCH, overlay, paint
+from pipeline.paint import overlay, paint
 from pipeline.records import Row, UInt8
 
 PAGE_ITEMS = 24
@@ -114,7 +112,7 @@ def render(
     """
     uncertain, sample = pick(previews, count=PAGE_ITEMS)
     groups = [_cards(rows, classes, budget=PAGE_BYTES // 2) for rows in (sample, uncertain)]
-    return _TEMPLATES.get_template("report.html.j2").render(
+    return page.template("report", duration=_duration, percent=_percent, figure=_figure).render(
         summary=summary,
         groups=[
             ("Random sample", "drawn from the other previews; the same in every report of this run", groups[0]),
@@ -128,7 +126,6 @@ def render(
         facts=facts,
         next_commands=next_commands,
         ramp=RAMP_ANCHORS,
-        hatch=HATCH,
     )
 
 
@@ -203,17 +200,13 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind.lower()};base64,{b64encode(data).decode()}"
-
-
 def _card(row: Row, classes: ClassMap) -> Card:
     image, mask, tinted, confidence = _pictures(row, classes)
     uris = (
-        _uri(row.preview_image or b"", "JPEG"),
-        _uri(_encoded(mask, "PNG"), "PNG"),
-        _uri(_encoded(tinted, "JPEG"), "JPEG"),
-        _uri(_encoded(confidence, "PNG"), "PNG"),
+        page.uri(row.preview_image or b"", "JPEG"),
+        page.uri(_encoded(mask, "PNG"), "PNG"),
+        page.uri(_encoded(tinted, "JPEG"), "JPEG"),
+        page.uri(_encoded(confidence, "PNG"), "PNG"),
     )
     return Card(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
 
@@ -350,13 +343,3 @@ def _figure(number: float) -> str:
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"
     return f"{number:.3g}"
-
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters |= {"duration": _duration, "percent": _percent, "figure": _figure}

@@ -1,11 +1,7 @@
 import html
 import io
 import re
-import shutil
-import subprocess
-from base64 import b64decode
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import PIL.Image
@@ -17,8 +13,8 @@ from pipeline import report
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.paint import HATCH, overlay, paint
 from pipeline.records import Row
+from tests.pages import Outline, laid_out_width, needs_browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = ClassMap(
     name="three",
@@ -61,34 +57,6 @@ def page(summary=FULL, previews=(), failures=(), facts=None, **more):
     return report.render(
         summary=summary, previews=previews, classes=CLASSES, failures=failures, facts=facts or {}, **more
     )
-
-
-class Outline(HTMLParser):
-    """The tags of a page, those left open, and its visible text."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.stack, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def images(self):
-        for tag, attrs in self.tags:
-            if tag == "img":
-                data = b64decode(attrs["src"].partition("base64,")[2])
-                yield attrs, PIL.Image.open(io.BytesIO(data))
 
 
 def test_the_page_closes_every_tag_it_opens():
@@ -271,18 +239,9 @@ def test_the_sheet_of_no_previews_is_a_picture_too():
     assert PIL.Image.open(io.BytesIO(report.overlays_png([], CLASSES))).width == 1400
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium found to lay out the page")
+@needs_browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_is_no_wider_than_its_window(width, tmp_path):
     long = "x" * 300
     text = page(previews=[preview(long)], failures=[(long, "empty", long)], facts={long: long}, next_commands=[long])
-    measure = "document.title = f.contentDocument.documentElement.scrollWidth + ' of ' + f.contentWindow.innerWidth"
-    frame = f'<iframe id="f" width="{width}" height="900" srcdoc="{html.escape(text)}" onload="{measure}"></iframe>'
-    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    dump = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/frame.html"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert f"<title>{width} of {width}</title>" in dump.stdout
+    assert laid_out_width(text, window_px=width, folder=tmp_path) == width
