@@ -185,7 +185,7 @@ def take_step(learner: Learner, batch: Batch, group: Group, *, step: int, rate: 
         This process's share of the loss, on its device; the shares of all processes add up to it.
     """
     cfg = learner.cfg
-    torch.manualseed_of(seed_of(cfg.seed, step, group.rank))
+    torch.manual_seed(seed_of(cfg.seed, step, group.rank))
     optimiser.set_lr(learner.optimiser, cfg.optimise.lr * rate)
     passes = [on(group.device, one) for one in split(batch, cfg.optimise.accumulate)]
     units = group.sum(torch.stack([learner.loss.units(one.labels_nhw) for one in passes]).sum(0))
