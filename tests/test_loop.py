@@ -6,8 +6,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.training import loop, state
-from pipeline.training.config import TrainConfig
+from pipeline.training import state
 from tests import training_runs
 from tests.training_runs import NORMED, config, train
 

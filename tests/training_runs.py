@@ -24,7 +24,9 @@ from pipeline.training.state import Story
 ROOT = Path(__file__).parents[1]
 CLASSES = {
     "name": "three",
-    "classes": [{"name": name, "colour": [60 * index, 90, 120]} for index, name in enumerate(("field", "path", "pond"))],
+    "classes": [
+        {"name": name, "colour": [60 * index, 90, 120]} for index, name in enumerate(("field", "path", "pond"))
+    ],
 }
 TINY = {"name": "deeplab_v1", "options": {"width_multiplier": 0.02}}
 """Has dropout, and no batch norm."""
@@ -65,7 +67,9 @@ def config(data: Path, output: Path, **changed: Any) -> TrainConfig:
         "validation": {"every": 4},
         "runtime": {},
     }
-    said |= {name: (said[name] | value if isinstance(said.get(name), dict) else value) for name, value in changed.items()}
+    said |= {
+        name: (said[name] | value if isinstance(said.get(name), dict) else value) for name, value in changed.items()
+    }
     quick = {"device": "cpu", "loader_workers": 0, "tracker": "none", "log_every": 1, "cache": str(data / "cache")}
     return TrainConfig.model_validate(said | {"runtime": quick | {"checkpoint_every": 1} | said["runtime"]})
 

@@ -35,7 +35,6 @@ class SetsConfig(_Frozen):
     labels: str | None = Field(
         None, description="Folder, tar member or Parquet column of labels; unset: labels, png, label."
     )
-    in_memory_mib: float = Field(2048.0, ge=0, description="Encoded images kept in memory, per machine, MiB.")
 
 
 class NetworkConfig(_Frozen):
