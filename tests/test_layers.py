@@ -37,7 +37,6 @@ LAYER = {
     "pipeline.checkpoint": "L1t",
     "pipeline.infer": "L1t",
     "pipeline.training": "L1t",
-    "pipeline.training.tracker": "L1t",
     # L2, what touches a store.
     "pipeline.storage": "L2",
     "pipeline.https": "L2",
@@ -59,6 +58,19 @@ LAYER = {
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
     "pipeline.importing": "L3",
+    # The same for training, whose pure parts are above. Only `on_ray` knows Ray.
+    "pipeline.training.collection": "L3",
+    "pipeline.training.examples": "L3",
+    "pipeline.training.state": "L3",
+    "pipeline.training.tracker": "L3",
+    "pipeline.training.initial": "L3",
+    "pipeline.training.learner": "L3",
+    "pipeline.training.validate": "L3",
+    "pipeline.training.run": "L3",
+    "pipeline.training.loop": "L3",
+    "pipeline.training.forecast": "L3",
+    "pipeline.training.member": "L3",
+    "pipeline.training.on_ray": "L3",
     # What knows the cluster, and what knows the user.
     "infra": "infra",
     "jobs": "L4",
@@ -79,7 +91,6 @@ MAY_IMPORT = {
 EXCEPTIONS = {
     ("pipeline.refine", "pipeline.refine.lattice_torch"),  # one engine of several, imported when it is asked for
     ("pipeline.checkpoint", "pipeline.storage"),  # weights are read from where they are
-    ("pipeline.training.tracker", "pipeline.storage"),  # curves are copied to where the run is
     ("infra", "pipeline.storage"),  # preflight tries the output's store
     ("infra", "pipeline.ledger"),  # progress lines say what the ledger counted
 }
@@ -87,7 +98,7 @@ EXCEPTIONS = {
 # Libraries that only some layers or modules may import.
 ONLY_IN = {
     "torch": {"L1t", "L3", "L4"},
-    "ray": {"pipeline.flow", "infra", "L4"},
+    "ray": {"pipeline.flow", "pipeline.training.on_ray", "infra", "L4"},
     "ray.data": {"pipeline.flow", "jobs.baselines"},  # the baseline is the naive use of it
     "fsspec": {"L2"},
     "s3fs": {"L2"},
