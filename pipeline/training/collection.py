@@ -237,12 +237,24 @@ def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
     Raises:
         ConfigError: there is nothing, or images without a folder of labels.
     """
-    images = storage.join(url, "images")
-    if _is_there(images):
-        cfg = ReadConfig(kind="folder", labels=storage.join(url, where or "labels"))
-        versions = {labels.stem(file.path): file.etag for file in storage.list_files(cfg.labels or "")}
-        return cfg, _shards(images, cfg), versions
-    shards = _shards(url, ReadConfig())
+    try:
+        shards = _shards(storage.join(url, "images"), ReadConfig(kind="folder"))
+    except NothingThere:
+        return _archives(url, where)
+    folder = storage.join(url, where or "labels")
+    try:
+        versions = {labels.stem(file.path): file.etag for file in storage.list_files(folder)}
+    except NothingThere as error:
+        raise ConfigError(f"{redact(folder)} is not there", hint="name it with --sets.labels") from error
+    return ReadConfig(kind="folder", labels=folder), shards, versions
+
+
+def _archives(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
+    """The same of a part of tars or Parquet files, in which labels have no versions of their own."""
+    try:
+        shards = _shards(url, ReadConfig())
+    except NothingThere as error:
+        raise ConfigError(f"{redact(url)} is not there", hint="name the parts with --sets.train") from error
     kind = shards[0].kind if shards else "folder"
     if kind == "folder":
         raise ConfigError(f"{redact(url)} has neither images/ and labels/, nor tars, nor Parquet files")
@@ -250,18 +262,8 @@ def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
     return ReadConfig(kind=kind, labels=asked, key_column="key"), shards, {}
 
 
-def _is_there(url: str) -> bool:
-    try:
-        return next(iter(storage.list_files(url)), None) is not None
-    except NothingThere:
-        return False
-
-
 def _shards(url: str, cfg: ReadConfig) -> list[Shard]:
-    try:
-        return plan(SegmentConfig(source=(url,), output="", checkpoint="", read=cfg)).shards
-    except NothingThere as error:
-        raise ConfigError(f"{redact(url)} is not there", hint="name the parts with --sets.train") from error
+    return plan(SegmentConfig(source=(url,), output="", checkpoint="", read=cfg)).shards
 
 
 # ---------------------------------------------------------------- checking

@@ -52,7 +52,7 @@ def vary(
         fill: their colour, one value per band, 0 to 255.
         rare: class ids of which a crop should hold `cfg.rare_share`.
     """
-    margin = math.ceil(2 * cfg.elastic_px)
+    margin = math.ceil(3 * cfg.elastic_px)  # displacements seldom reach further
     turns = int(rng.integers(4)) if cfg.symmetries else 0
     mirrored = bool(rng.integers(2)) if cfg.flip or cfg.symmetries else False
     height, width = cfg.crop_px[:: -1 if turns % 2 else 1]
