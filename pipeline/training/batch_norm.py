@@ -16,10 +16,12 @@ from pipeline.models import layers
 def sync(network: nn.Module) -> None:
     """Take statistics over the images of all workers, of which each may have another number.
 
-    Alone, or without a process group, nothing changes.
+    On GPUs by torch's own layer, on CPUs by the one below: call it when the network is where it will stay, before it is
+    wrapped. Alone, or without a process group, nothing changes.
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
-        _replace(network, SyncBatchNorm2d)
+        on_gpu = next(network.parameters()).is_cuda
+        _replace(network, nn.SyncBatchNorm if on_gpu else SyncBatchNorm2d)
 
 
 def freeze(network: nn.Module) -> None:
@@ -41,18 +43,14 @@ class FrozenBatchNorm2d(layers.BatchNorm2d):
         return self
 
 
-class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """torch's, which knows only GPUs, and the same on CPUs."""
-
-    num_batches_tracked: Tensor
-    running_mean: Tensor
-    running_var: Tensor
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """What `nn.SyncBatchNorm` does, which refuses to do it on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W); in training all workers must call it, with at least one image each."""
-        if x.is_cuda or not self.training:
+        if not self.training:
             return super().forward(x)
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         mean, variance, count = statistics(values)
         self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
         normal = (values - _per_channel(mean)) * _per_channel((variance + self.eps).rsqrt() * self.weight)
@@ -60,9 +58,9 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
     def _remember(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         momentum = cast(float, self.momentum)  # None, a plain average, is in no network of the zoo
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(unbiased_variance, momentum)
+        cast(Tensor, self.num_batches_tracked).add_(1)
+        cast(Tensor, self.running_mean).lerp_(mean, momentum)
+        cast(Tensor, self.running_var).lerp_(unbiased_variance, momentum)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +118,7 @@ def _replace(network: nn.Module, kind: type[nn.BatchNorm2d] | type[nn.SyncBatchN
     """Put layers of another kind in the place of every batch norm, around the same tensors."""
     for parent in list(network.modules()):
         for name, old in parent.named_children():
-            if isinstance(old, nn.BatchNorm2d):
+            if isinstance(old, nn.BatchNorm2d | nn.SyncBatchNorm):
                 new = kind(old.num_features, eps=old.eps, momentum=old.momentum)
                 new.load_state_dict(old.state_dict(keep_vars=True), assign=True)
                 setattr(parent, name, new.train(old.training))

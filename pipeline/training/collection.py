@@ -34,7 +34,7 @@ from pipeline.records import Bool, Item
 from pipeline.redact import redact
 from pipeline.source.plan import plan, read
 from pipeline.source.shard import Shard
-from pipeline.training import bands
+from pipeline.training import bands, weak
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +147,9 @@ class Collection:
 
 
 def _place_of(key: str) -> float:
-    """0 to 1, by hash."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
+    """0 to 1, by hash of the image's name: which tar or Parquet file it is in does not matter."""
+    name = key.rpartition("#")[2]
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) / 2**64
 
 
 def _batches_of(file: Path) -> Iterator[pa.RecordBatch]:
@@ -245,7 +246,8 @@ def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
     kind = shards[0].kind if shards else "folder"
     if kind == "folder":
         raise ConfigError(f"{redact(url)} has neither images/ and labels/, nor tars, nor Parquet files")
-    return ReadConfig(kind=kind, labels=where or {"webdataset": "png", "parquet": "label"}[kind]), shards, {}
+    asked = where or {"webdataset": "png", "parquet": "label"}[kind]
+    return ReadConfig(kind=kind, labels=asked, key_column="key"), shards, {}
 
 
 def _is_there(url: str) -> bool:
@@ -292,21 +294,24 @@ class _Checks:
             image = bands.read(item.data, self.channels)
         except InputError as error:
             return out | {"code": error.code}
-        weak = is_weak(item.label)
+        counts = self._counts(item, item.label, image.height, image.width)
         digest = hashlib.sha256(hashlib.sha256(item.data).digest() + item.label).digest()
-        found = out | {"image": item.data, "label": item.label, "weak": weak, "digest": digest}
-        return found | {"counts": self._counts(item, item.label, image.height, image.width)}
+        found = {"image": item.data, "label": item.label, "weak": is_weak(item.label)}
+        return out | found | {"counts": counts, "digest": digest}
 
     def _counts(self, item: Item, label: bytes, height: int, width: int) -> list[int]:
         """Pixels of each class; zeros for a weak label, which is checked as well."""
         if is_weak(label):
-            from pipeline.training import weak
-
-            weak.parse(label, self.classes, name=item.key)
+            weak.parse(label, self.classes, name=name_of(item.key), height=height, width=width)
             return [0] * len(self.classes)
-        found = labels.read(label, self.classes, name=f"of {item.key}", height=height, width=width)
+        found = labels.read(label, self.classes, name=name_of(item.key), height=height, width=width)
         counts: list[int] = np.bincount(found.ravel(), minlength=256)[: len(self.classes)].tolist()
         return counts
+
+
+def name_of(key: str) -> str:
+    """What messages call a label: the name of its image."""
+    return f"of {key}"
 
 
 def is_weak(label: bytes) -> bool:

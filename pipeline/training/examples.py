@@ -5,8 +5,9 @@ that needs them. Everything random follows from the seed and the place in the or
 same for any number of loader processes and workers, and a run that resumes draws nothing it has drawn.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -19,12 +20,9 @@ from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.metrics import Int64
 from pipeline.records import UInt8
-from pipeline.training import bands, transforms
-from pipeline.training.collection import Collection, is_weak
+from pipeline.training import bands, transforms, weak
+from pipeline.training.collection import Collection, is_weak, name_of
 from pipeline.training.config import TrainConfig
-
-FULL, CLASSES, BOXES = 0, 1, 2
-"""Supervision: every pixel labelled; only the classes in the image known; the classes and boxes, for EM."""
 
 
 @dataclass(slots=True)
@@ -34,11 +32,11 @@ class Batch:
     images_nchw: torch.Tensor
     """uint8, bands as in the file."""
     labels_nhw: torch.Tensor
-    """uint8 class ids, and the ignore id where there is none. For CLASSES: 0 where there is image, not padding."""
+    """uint8 class ids, and the ignore id where there is none. For `weak.CLASSES` 0 on the image, not on padding."""
     present_nk: torch.Tensor
     """bool: classes the image is said to have."""
     supervision_n: torch.Tensor
-    """int8: FULL, CLASSES or BOXES."""
+    """int8: `weak.FULL`, `weak.CLASSES` or `weak.BOXES`."""
 
     def __len__(self) -> int:
         return len(self.supervision_n)
@@ -81,6 +79,7 @@ def batches(
             num_workers=workers,
             prefetch_factor=cfg.runtime.prefetch if workers else None,
             multiprocessing_context="spawn" if workers else None,
+            pin_memory=torch.cuda.is_available(),
         )
     )
 
@@ -175,11 +174,14 @@ def _weak_places(collection: Collection, cfg: TrainConfig) -> int | None:
 # ---------------------------------------------------------------- examples
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Made:
+    """One example, decoded."""
+
     pixels_hwc: UInt8
     label_hw: UInt8
-    present: list[int]
+    present: Sequence[int]
+    """Ids of classes in the image."""
     supervision: int
 
 
@@ -191,31 +193,61 @@ class _Places(Dataset[_Made]):
         self.order = Order(collection, cfg, classes)
         self.fill = [round(255 * mean) for mean in cfg.network.mean]
         self.rare = _rare(collection, cfg)
+        self.drawn: dict[int, bytes] = {}
+        """Compressed labels that a CRF drew into boxes, by example: it takes longer than all the rest."""
 
     def __getitem__(self, place: int) -> _Made:
-        made = self._read(self.order[place])
-        sizes = {"ignore_id": self.classes.ignore_id, "fill": self.fill}
+        made, ignore_id = self._read(self.order[place]), self.classes.ignore_id
         if self.cfg.overfit:
-            view = transforms.centre(made.pixels_hwc, made.label_hw, self.cfg.augment.crop_px, **sizes)
+            size = self.cfg.augment.crop_px
+            view = transforms.centre(made.pixels_hwc, made.label_hw, size, ignore_id=ignore_id, fill=self.fill)
         else:
             rng = np.random.default_rng((self.cfg.seed, place))
-            view = transforms.vary(made.pixels_hwc, made.label_hw, self.cfg.augment, rng, rare=self.rare, **sizes)
-        return _Made(*view, made.present, made.supervision)
+            view = transforms.vary(
+                made.pixels_hwc,
+                made.label_hw,
+                self.cfg.augment,
+                rng,
+                ignore_id=ignore_id,
+                fill=self.fill,
+                rare=self.rare,
+            )
+        return replace(made, pixels_hwc=view[0], label_hw=view[1])
 
     def _read(self, index: int) -> _Made:
         example = self.collection[index]
         image = bands.read(example.image, self.cfg.network.channels)
-        name, height, width = f"of {example.key}", image.height, image.width
+        name, pixels = name_of(example.key), image.pixels_hwc
         if is_weak(example.label):
-            raise NotImplementedError
-        label = labels.read(example.label, self.classes, name=name, height=height, width=width)
+            said = weak.parse(example.label, self.classes, name=name, height=image.height, width=image.width)
+            background = weak.background_id(self.cfg.weak, self.classes)
+            label, supervision = self._weak_label(index, pixels, said, background)
+            made = _Made(pixels, label, (background, *said.present), supervision)
+        else:
+            label = labels.read(example.label, self.classes, name=name, height=image.height, width=image.width)
+            made = _Made(pixels, label, np.flatnonzero(self.collection.counts_nk[index]).tolist(), weak.FULL)
         if image.valid_hw is not None:
-            label[~image.valid_hw] = self.classes.ignore_id
-        return _Made(image.pixels_hwc, label, np.flatnonzero(self.collection.counts_nk[index]).tolist(), FULL)
+            made.label_hw[~image.valid_hw] = self.classes.ignore_id
+        return made
+
+    def _weak_label(self, index: int, pixels_hwc: UInt8, said: weak.Weak, background: int) -> tuple[UInt8, int]:
+        """The label to begin with, and how much is known of it."""
+        height, width, _ = pixels_hwc.shape
+        if said.boxes is None:
+            return np.zeros((height, width), np.uint8), weak.CLASSES
+        if self.cfg.weak.boxes != "seg":
+            supervision = weak.FULL if self.cfg.weak.boxes == "rect" else weak.BOXES
+            return weak.rect(said.boxes, height, width, background=background), supervision
+        if index not in self.drawn:
+            share = self.cfg.weak.sure_share
+            drawn = weak.seg(pixels_hwc, said.boxes, sure_share=share, background=background)
+            self.drawn[index] = zlib.compress(drawn.tobytes(), 1)
+        label = np.frombuffer(zlib.decompress(self.drawn[index]), np.uint8).reshape(height, width)
+        return label.copy(), weak.FULL
 
 
 def _rare(collection: Collection, cfg: TrainConfig) -> list[int]:
-    """Ids of the classes with fewer pixels than the mean class."""
+    """Ids of the classes with less than an even share of the labelled pixels."""
     if cfg.augment.rare_share == 0:
         return []
     counts = collection.counts_nk.sum(axis=0)

@@ -178,7 +178,7 @@ def ohem(
     """Sum over images of the mean cross entropy of their hard pixels: online hard example mining, or bootstrapping.
 
     Hard is the `keep` share of an image's labelled pixels that is least sure of its label, and every pixel whose label
-    has a probability under `below`. Wu 2016, arXiv 1605.06885, sec. 3.3, with a share in place of their number of
+    has a probability under `below`. Wu 2016, arXiv 1605.06885, with a share in place of their number of
     pixels. Where they and others choose among the pixels of a whole batch, this chooses within each image: what is
     chosen must not depend on how a batch is split.
 
@@ -224,11 +224,11 @@ def dice(scores_nkhw: Tensor, labels_nhw: Tensor, *, ignore_id: int) -> Tensor:
 def lovasz_softmax(scores_nkhw: Tensor, labels_nhw: Tensor, *, ignore_id: int) -> Tensor:
     """Sum over images of the mean, over the classes in their labels, of the Lovász extension of 1 - IoU.
 
-    Berman 2018, arXiv 1705.08790, eq. 8, 9 and 11, per image. Class weights have no part.
+    Berman 2018, arXiv 1705.08790, sec. 2.2, per image. Class weights have no part.
     """
     probs, truth, present = _compared(scores_nkhw, labels_nhw, ignore_id)
     ignored = (labels_nhw == ignore_id).flatten(1)
-    total = probs.new_zeros(len(probs))
+    total = 0 * probs.sum((1, 2))  # not plain zeros: without a class there is still a gradient, of 0
     for k in present.any(0).nonzero()[:, 0].tolist():  # one class at a time: a sort takes several times its memory
         rows = present[:, k].nonzero()[:, 0]
         errors = (truth[rows, k] - probs[rows, k]).abs().masked_fill(ignored[rows], -1)  # sorted behind all others
@@ -277,7 +277,7 @@ def class_weights(kind: str, counts_nk: Int64, *, beta: float = 0.999) -> Float6
     Args:
         kind: "none": 1 for every class. "inverse": 1 / pixels. "median_frequency": Eigen and Fergus 2015, arXiv
             1411.4734, sec. 6.3.2: 1 / frequency, which is a class's pixels over those of the images it is in.
-            "effective_number": (1 - beta) / (1 - beta^n), Cui 2019, arXiv 1901.05555, eq. 2; n is how many images of
+            "effective_number": (1 - beta) / (1 - beta^n), Cui 2019, arXiv 1901.05555, sec. 4; n is how many images of
             average size the class's pixels would fill.
         counts_nk: (N, K) labelled pixels of each class in each image; all 0 for one that is not fully labelled.
         beta: of "effective_number", above 0 and below 1.

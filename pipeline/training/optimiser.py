@@ -24,7 +24,7 @@ class Treatment(NamedTuple):
 def make(network: Network, cfg: OptimiseConfig) -> torch.optim.Optimizer:
     """The optimiser of all parameters that take a gradient.
 
-    The last layers learn at rates of their own: Chen 2014 (arXiv 1412.7062), sec. 4.1, ten times that of the body, and
+    The last layers learn at rates of their own: Chen 2014 (arXiv 1412.7062), sec. 5, ten times that of the body, and
     20 times for their biases in the authors' prototxt files. Without `decay_all`, vectors are not decayed: biases, and
     what batch norm learns.
 

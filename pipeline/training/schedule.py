@@ -30,7 +30,7 @@ def _fall(step: int, cfg: ScheduleConfig) -> float:
             return math.pow(1 - done, cfg.power)
         case "cosine":  # Loshchilov and Hutter 2016, arXiv 1608.03983, eq. 5, without restarts
             return (1 + math.cos(math.pi * done)) / 2
-        case "step":  # Chen 2014, arXiv 1412.7062, sec. 4.1: a tenth every 2000
+        case "step":  # Chen 2014, arXiv 1412.7062, sec. 5: a tenth every 2000
             return math.pow(cfg.factor, step // cfg.every)
         case "constant":
             return 1.0

@@ -9,7 +9,7 @@ There is no state of random generators: everything random is derived from the se
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 TENSORS, STORY = "state.safetensors", "state.json"
 KEPT = 2
-"""Newest states that are kept beside the best: one may be damaged in its turn."""
+"""States that are kept: the newest, and the one before it in case somebody damages that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,10 @@ class Story:
     """Steps done, over all phases."""
     phase: int = 0
     """Number of the phase the weights are of."""
-    best_step: int = -1
-    """Step of the state with the best weights of this phase; -1 before the first validation."""
     best_miou: float = -1.0
+    """Of this phase's validations, 0 to 1; -1 before the first."""
+    best_step: int = -1
+    """Steps that were done then."""
     history: list[Point] = field(default_factory=list)
     began: dict[str, str] = field(default_factory=dict)
     """What the run began with, as digests: settings, data, classes, initial weights, code."""
@@ -159,12 +160,11 @@ def load(output: str, step: int) -> tuple[Story, dict[str, Tensor]]:
         raise JobError(f"the state after step {step} is damaged: {error}", hint=hint) from error
 
 
-def prune(output: str, *, best_step: int) -> None:
-    """Delete states but the newest `KEPT` and the best. The JSON goes first: half a state is none."""
+def prune(output: str) -> None:
+    """Delete all but the newest `KEPT` states. The JSON goes first: half a state is none."""
     for step in steps(output)[:-KEPT]:
-        if step != best_step:
-            for name in (STORY, TENSORS):
-                storage.delete(storage.join(url_of(output, step), name))
+        for name in (STORY, TENSORS):
+            storage.delete(storage.join(url_of(output, step), name))
 
 
 class Writer:
@@ -187,15 +187,16 @@ class Writer:
         elif self._thread is not None:
             self._thread.join()
 
-    def put(self, write: Callable[[], None]) -> None:
-        """Start a write as soon as the one before it is done.
+    def put(self, *writes: Callable[[], object]) -> None:
+        """Start writing, one after the other, as soon as what was put before is written.
 
         Raises:
             StorageError: the one before it failed.
         """
-        self.wait()
-        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint", daemon=True)
-        self._thread.start()
+        if writes:
+            self.wait()
+            self._thread = threading.Thread(target=self._run, args=(writes,), name="checkpoint", daemon=True)
+            self._thread.start()
 
     def wait(self) -> None:
         """Return when everything is written.
@@ -210,8 +211,9 @@ class Writer:
             hint = "the same command goes on from the last state that is whole"
             raise StorageError(f"a checkpoint could not be written: {error}", hint=hint) from error
 
-    def _run(self, write: Callable[[], None]) -> None:
+    def _run(self, writes: Sequence[Callable[[], object]]) -> None:
         try:
-            write()
+            for write in writes:
+                write()
         except Exception as error:  # noqa: BLE001  raised again where it can stop the run
             self._error = error

@@ -19,7 +19,7 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 from torch.nn import functional
 
-from pipeline.records import Float32, UInt8
+from pipeline.records import UInt8
 from pipeline.training.config import AugmentConfig
 
 Size = tuple[int, int]
@@ -169,45 +169,41 @@ def _place(scaled: Size, size: Size, rng: np.random.Generator) -> _Crop:
 
 
 def _relight(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) -> UInt8:
-    """Colours, haze, blur and compression; the draws are the same for any number of bands."""
+    """Brightness, contrast and haze, then chroma, blur and compression; every draw is made, whatever is used of it.
+
+    Haze is the model of atmospheric scattering with one depth for all of the image: I = J t + A (1 - t), t the
+    transmission and A the airlight (He 2009, "Single Image Haze Removal Using Dark Channel Prior", eq. 1).
+    """
     brightness, contrast, saturation = (
         rng.uniform(1 - far, 1 + far) for far in (cfg.brightness, cfg.contrast, cfg.saturation)
     )
-    hue, haze = rng.uniform(-cfg.hue, cfg.hue), _half(cfg.haze, rng)
-    airlight, sigma = rng.uniform(*AIRLIGHT), _half(cfg.blur_px, rng)
+    hue, airlight = rng.uniform(-cfg.hue, cfg.hue), rng.uniform(*AIRLIGHT)
+    haze, sigma_px = (rng.integers(2) * rng.uniform(0, most) for most in (cfg.haze, cfg.blur_px))
     quality = int(rng.integers(cfg.jpeg, 101))
-    bands = pixels_hwc.shape[2]
-    mixing = np.eye(bands) * brightness * contrast * (1 - haze)
-    if bands == 3:
-        mixing = _chroma(saturation, hue) @ mixing
-    offset = haze * airlight
-    if contrast != 1:
-        offset += (1 - haze) * (1 - contrast) * brightness * float(pixels_hwc.mean())
-    pixels = _mix(pixels_hwc, mixing, offset)
-    if sigma > 0:
-        pixels = _per_image(pixels, lambda image: image.filter(ImageFilter.GaussianBlur(sigma)))
+    flat = (1 - contrast) * brightness * float(pixels_hwc.mean())
+    pixels = _levels(pixels_hwc, contrast * brightness * (1 - haze), flat * (1 - haze) + airlight * haze)
+    if pixels.shape[2] == 3 and (saturation, hue) != (1, 0):
+        pixels = _chroma(pixels, saturation, hue)
+    if sigma_px > 0:
+        pixels = _per_image(pixels, lambda image: image.filter(ImageFilter.GaussianBlur(float(sigma_px))))
     return _per_image(pixels, lambda image: _recompressed(image, quality)) if quality < 100 else pixels
 
 
-def _half(most: float, rng: np.random.Generator) -> float:
-    """0 for half of the draws, up to `most` for the others."""
-    return float(rng.integers(2) * rng.uniform(0, most))
-
-
-def _chroma(saturation: float, hue: float) -> np.ndarray:
-    """(3, 3) on red, green and blue: chroma times `saturation`, and turned by `hue` of the circle; luma is kept."""
-    cosine, sine = saturation * math.cos(2 * math.pi * hue), saturation * math.sin(2 * math.pi * hue)
-    turned: np.ndarray = np.linalg.inv(_YIQ) @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ _YIQ
-    return turned
-
-
-def _mix(pixels_hwc: UInt8, mixing: np.ndarray, offset: float) -> UInt8:
-    """`mixing` times the bands of each pixel plus `offset`, rounded, within 0 to 255."""
-    if offset == 0 and np.array_equal(mixing, np.eye(len(mixing))):
+def _levels(pixels_hwc: UInt8, gain: float, offset: float) -> UInt8:
+    """`gain` times each value plus `offset`, rounded, within 0 to 255."""
+    if (gain, offset) == (1, 0):
         return pixels_hwc
-    flat = pixels_hwc.reshape(-1, len(mixing)).astype(np.float32) @ mixing.T.astype(np.float32)
-    flat += np.float32(offset + 0.5)
-    return flat.clip(0, 255, out=flat).astype(np.uint8).reshape(pixels_hwc.shape)
+    table = np.rint(np.arange(256) * gain + offset).clip(0, 255).astype(np.uint8)
+    found: UInt8 = table.take(pixels_hwc)
+    return found
+
+
+def _chroma(pixels_hwc: UInt8, saturation: float, hue: float) -> UInt8:
+    """Chroma times `saturation`, and turned by `hue` of the circle; luma and greys are kept, but for rounding."""
+    cosine, sine = saturation * math.cos(2 * math.pi * hue), saturation * math.sin(2 * math.pi * hue)
+    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    mixing = np.column_stack([np.linalg.inv(_YIQ) @ turn @ _YIQ, np.zeros(3)])
+    return _per_image(pixels_hwc, lambda image: image.convert("RGB", tuple(mixing.ravel().tolist())))
 
 
 def _recompressed(image: PilImage.Image, quality: int) -> PilImage.Image:
