@@ -29,6 +29,7 @@ LAYER = {
     "pipeline.encode": "L1",
     "pipeline.stats": "L1",
     "pipeline.metrics": "L1",
+    "pipeline.paint": "L1",
     "pipeline.labels": "L1",
     # L1t, the network: torch.
     "pipeline.refine.lattice_torch": "L1t",
@@ -50,12 +51,28 @@ LAYER = {
     "pipeline.flow": "L3",
     "pipeline.stages": "L3",
     "pipeline.ledger": "L3",
+    "pipeline.page": "L3",
+    "pipeline.plots": "L3",
     "pipeline.report": "L3",
+    "pipeline.training_report": "L3",
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
     "pipeline.prepare": "L3",
     "pipeline.importing": "L3",
+    # The same for training, whose pure parts are above. Only `on_ray` knows Ray.
+    "pipeline.training.collection": "L3",
+    "pipeline.training.examples": "L3",
+    "pipeline.training.state": "L3",
+    "pipeline.training.tracker": "L3",
+    "pipeline.training.initial": "L3",
+    "pipeline.training.learner": "L3",
+    "pipeline.training.validate": "L3",
+    "pipeline.training.run": "L3",
+    "pipeline.training.loop": "L3",
+    "pipeline.training.forecast": "L3",
+    "pipeline.training.member": "L3",
+    "pipeline.training.on_ray": "L3",
     # What knows the cluster, and what knows the user.
     "infra": "infra",
     "jobs": "L4",
@@ -83,7 +100,7 @@ EXCEPTIONS = {
 # Libraries that only some layers or modules may import.
 ONLY_IN = {
     "torch": {"L1t", "L3", "L4"},
-    "ray": {"pipeline.flow", "infra", "L4"},
+    "ray": {"pipeline.flow", "pipeline.training.on_ray", "infra", "L4"},
     "ray.data": {"pipeline.flow", "jobs.baselines"},  # the baseline is the naive use of it
     "fsspec": {"L2"},
     "s3fs": {"L2"},

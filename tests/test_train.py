@@ -1,0 +1,158 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from pipeline.errors import ConfigError
+from pipeline.training import run, state
+from pipeline.training.config import TrainConfig
+from tests import training_runs
+from tests.ray_servers import Cluster, free_port
+from tests.training_runs import NORMED, ROOT, config
+
+START_S = 400
+"""Two shared cores: a process may take a minute to import torch."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_runs.write_data(tmp_path_factory.mktemp("data"))
+
+
+def start(cfg: TrainConfig, *flags: str, module: tuple[str, ...] = ("jobs.train",), **env: str) -> subprocess.Popen:
+    """Start a job on a config; without Ray unless `env` leads to a cluster."""
+    path = Path(cfg.output + ".yaml")
+    path.write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    flags = flags if "RAY_ADDRESS" in env else ("--bare", *flags)
+    return subprocess.Popen(
+        [sys.executable, "-m", *module, "--config", str(path), *flags],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, dict, str]:
+    """Exit status, the line of JSON, and the log."""
+    out, log = process.communicate(timeout=START_S)
+    lines = out.strip().splitlines()
+    return process.returncode, json.loads(lines[-1]) if lines else {}, log
+
+
+def group_of(size: int, cfg: TrainConfig) -> list[tuple[int, dict, str]]:
+    """Run a job in processes as torchrun starts them."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    return [finish(one) for one in [start(cfg, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(size)]]
+
+
+def losses(output: Path) -> list[float]:
+    story, _ = state.load(str(output), state.steps(str(output))[-1])
+    return [point.values["train/loss"] for point in story.history if "train/loss" in point.values]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    step = state.steps(str(one))[-1]
+    (mine, tensors), (yours, expected) = state.load(str(one), step), state.load(str(other), step)
+    tensors |= safetensors.torch.load_file(one / "model.safetensors")
+    expected |= safetensors.torch.load_file(other / "model.safetensors")
+    assert tensors.keys() == expected.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], expected[name])] == []
+    assert (mine.best_step, mine.best_miou) == (yours.best_step, yours.best_miou)
+
+
+@pytest.mark.faults
+def test_two_workers_have_the_loss_curve_of_one(data, tmp_path):
+    changed = {
+        "network": NORMED,
+        "batch_norm": "sync",
+        "schedule": {"steps": 50},
+        "validation": {"every": 50},
+        "optimise": {"lr": 0.02, "batch": 5},  # 3 images for one worker, 2 for the other
+        "runtime": {"checkpoint_every": 50},
+    }
+    curves = []
+    for size in (1, 2):
+        output = tmp_path / f"by-{size}"
+        ended = group_of(size, config(data, output, **changed))
+        assert [status for status, _, _ in ended] == [0] * size, ended[-1][2]
+        curves.append(losses(output))
+    assert len(curves[0]) == 50
+    assert max(abs(one - two) for one, two in zip(*curves, strict=True)) < 1e-3
+    assert curves[0][-1] < 0.9 * curves[0][0], "there was something to learn"
+
+
+@pytest.mark.faults
+def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(data, tmp_path):
+    changed = {"ema": 0.9, "runtime": {"checkpoint_every": 2, "loader_workers": 1}}
+    whole = config(data, tmp_path / "whole", **changed)
+    status, said, log = finish(start(whole))
+    assert status == 0, log
+    assert said["step"] in (4, 6)
+
+    killed = config(data, tmp_path / "killed", **changed)
+    for step in (1, 3, 4):
+        process = start(killed, module=("tests.training_runs", str(step)))
+        assert finish(process)[0] == -signal.SIGKILL
+    assert finish(start(killed))[1] == said | {"output": killed.output}
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*") if path.is_file()}
+    status, again, log = finish(start(killed))
+    assert (status, again) == (0, said | {"output": killed.output})
+    assert "nothing to do: this run is finished" in log
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.faults
+def test_a_rehearsal_forecasts_and_leaves_nothing(data, tmp_path):
+    cfg = config(data, tmp_path / "run", schedule={"steps": 1000})
+    status, said, log = finish(start(cfg, "--dry-run"))
+    assert status == 0, log
+    assert said["train_s"] > 0
+    assert 0.05 < said["peak_gib"] < 20
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster: Cluster):
+    changed = {
+        "schedule": {"steps": 30},
+        "validation": {"every": 30},
+        "runtime": {"workers": 2, "cpus_per_worker": 1.0, "checkpoint_every": 5},
+    }
+    whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
+    ended = group_of(2, whole)
+    assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
+    process = start(killed, **ray_cluster.environment)
+    until = time.monotonic() + START_S
+    while not state.steps(killed.output) and time.monotonic() < until:
+        time.sleep(0.05)
+    workers = subprocess.run(["pgrep", "-f", "ray::.*TrainWorker"], capture_output=True, text=True, check=False)
+    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    status, _, log = finish(process)
+    assert status == 0, log
+    assert "going on after step" in log
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_other_settings_on_the_same_output_are_named(data, tmp_path):
+    cfg = config(data, tmp_path)
+    (tmp_path / "_run").mkdir()
+    (tmp_path / "_run" / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    run.refuse_changed(cfg)
+    run.refuse_changed(config(data, tmp_path, runtime={"workers": 9}))
+    other = config(data, tmp_path, optimise={"lr": 0.06}, network={"output_stride": 8})
+    with pytest.raises(ConfigError) as refused:
+        run.refuse_changed(other)
+    assert "network.output_stride: None, now 8\n  optimise.lr: 0.05, now 0.06" in str(refused.value)

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import classes, labels, metrics
+from pipeline.checkpoint import Card, Checkpoint
+from pipeline.config import DecodeConfig
+from pipeline.decode import decode
+from pipeline.models import zoo
+from pipeline.training import run
+from pipeline.training.group import Group
+from pipeline.training.validate import look, validate
+from tests import training_runs
+from tests.training_runs import CLASSES, NORMED, config
+
+MAP = classes.from_dict(CLASSES, origin="test")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_runs.write_data(tmp_path_factory.mktemp("data"), val=5, size_px=50)
+
+
+@pytest.fixture(scope="module")
+def model() -> Checkpoint:
+    torch.manual_seed(0)
+    network = zoo.build(NORMED["name"], 3, **NORMED["options"])
+    torch.nn.init.normal_(network.logits.weight)
+    card = Card(
+        architecture=NORMED["name"],
+        options=NORMED["options"],
+        output_stride=network.output_strides[0],
+        classes=MAP,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        source="test",
+        license="CC0-1.0",
+    )
+    return Checkpoint(card, network.state_dict(), sha256="")
+
+
+@pytest.fixture
+def cfg(data: Path, tmp_path: Path):
+    return config(data, tmp_path, network=NORMED, runtime={"precision": "fp32"})
+
+
+def by_hand(model: Checkpoint, collection) -> np.ndarray:
+    """Counts by the network alone, image by image, all at once: images of this size are one tile, padded to 32."""
+    network, total = model.build(), np.zeros((3, 4), np.int64)
+    for example in (collection[index] for index in range(len(collection))):
+        image = decode(example.image, DecodeConfig())
+        truth = labels.read(example.label, MAP, name="", height=image.height, width=image.width)
+        padded = np.pad(image.pixels_hwc, [(0, -image.height % 32), (0, -image.width % 32), (0, 0)], mode="symmetric")
+        x = (torch.from_numpy(padded).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
+        with torch.no_grad():
+            mask = network(x).argmax(1)[0].numpy().astype(np.uint8)
+        total += metrics.confusion(truth, mask[: image.height, : image.width], 3)
+    return total
+
+
+def test_counts_are_those_of_every_image_by_hand(cfg, model):
+    collection = run.validation_set(cfg, MAP)
+    found = validate(model, collection, cfg, Group()).scores.counts
+    expected = by_hand(model, collection)
+    assert found.sum() == expected.sum() == 5 * 50 * 50
+    assert np.abs(found - expected).sum() <= 4  # logits are kept in float16
+
+
+def test_any_number_of_processes_counts_every_image_once(cfg, model, monkeypatch):
+    collection = run.validation_set(cfg, MAP)
+    alone = validate(model, collection, cfg, Group()).scores.counts
+    monkeypatch.setattr(Group, "sum", lambda self, values: values)
+    for size in (2, 7):
+        shares = [validate(model, collection, cfg, Group(rank, size)).scores.counts for rank in range(size)]
+        assert np.array_equal(sum(shares), alone)
+
+
+def test_a_limit_takes_the_first_images_and_samples_are_of_the_first(cfg, model):
+    collection = run.validation_set(cfg, MAP)
+    short = cfg.model_copy(update={"validation": cfg.validation.model_copy(update={"limit": 2, "samples": 1})})
+    found = validate(model, collection, short, Group())
+    assert found.scores.counts.sum() == 2 * 50 * 50
+    assert [sample.key for sample in found.samples] == [collection[0].key]
+    shown = look(model, collection, short, Group())
+    assert [sample.key for sample in shown] == [collection[0].key]
+    assert np.array_equal(shown[0].mask_hw, found.samples[0].mask_hw)
