@@ -5,8 +5,8 @@
 
 Without Ray, in this process or under torchrun: `--bare`. Two minutes on a laptop, with data made on the spot:
 
-    python -c "from pipeline.datasets.farmland import *; write_folder('f/val', 9, size_px=96, seed=1, with_labels=True)"
-    python -c "from pipeline.datasets.farmland import *; write_folder('f/all', 40, size_px=96, seed=9, with_labels=True)"
+    python -c "from pipeline.datasets.farmland import *; write_folder('f/val', 9, size_px=96, seed=1, with_labels=1)"
+    python -c "from pipeline.datasets.farmland import *; write_folder('f/all', 40, size_px=96, seed=9, with_labels=1)"
     python -m jobs.train --bare --data f --sets.train all --output trained --config jobs/configs/train/farmland.yaml \
         --classes farmland --augment.crop-px 96 96 --schedule.steps 60 --validation.every 30
 
