@@ -5,7 +5,10 @@
 
 Without Ray, in this process or under torchrun: `--bare`. Two minutes on a laptop, with data made on the spot:
 
-    python -m jobs.train --bare --data f --output f/run --classes farmland --network.name unet
+    python -c "from pipeline.datasets.farmland import *; write_folder('f/val', 9, size_px=96, seed=1, with_labels=1)"
+    python -c "from pipeline.datasets.farmland import *; write_folder('f/all', 40, size_px=96, seed=9, with_labels=1)"
+    python -m jobs.train --bare --data f --sets.train all --output trained --config jobs/configs/train/farmland.yaml \
+        --classes farmland --augment.crop-px 96 96 --schedule.steps 60 --validation.every 30
 
 The same command again goes on where the last one stopped, and does nothing when the run is finished.
 """
@@ -33,7 +36,7 @@ from pipeline.owner import Lease
 from pipeline.redact import redact
 from pipeline.training import forecast, group, on_ray, run
 from pipeline.training.config import TrainConfig
-from pipeline.training.member import take_part
+from pipeline.training.member import find_lr, take_part
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +55,14 @@ class Arguments:
     """Train in this process, or under torchrun, without Ray."""
     dry_run: bool = False
     """Only a few steps of everything, then a forecast of time and memory; leaves nothing."""
+    find_lr: bool = False
+    """Only say what the loss does at growing learning rates, in this process; leaves nothing."""
 
 
 def train(args: Arguments) -> int:
     """Do the job; returns the exit status."""
+    if args.find_lr:
+        return search(args.cfg)
     what = rehearse if args.dry_run else lead
     if not args.bare:
         return what(args.cfg, on_cluster)
@@ -101,6 +108,17 @@ def rehearse(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Calla
         forecast.clear(short.output)
     log.info("%s", told)
     print(json.dumps(asdict(told)))
+    return 0
+
+
+def search(cfg: TrainConfig) -> int:
+    """Say which learning rate to begin with."""
+    quiet = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracker": "none"})})
+    with group.join(group.device_of(cfg.runtime.device)) as ours:
+        found = find_lr(quiet, ours)
+        if ours.leads:
+            log.info("%s", found.table())
+            print(json.dumps({"lr": found.suggested}))
     return 0
 
 

@@ -71,6 +71,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(600)
 def test_two_workers_have_the_loss_curve_of_one(data, tmp_path):
     changed = {
         "network": NORMED,
@@ -92,6 +93,7 @@ def test_two_workers_have_the_loss_curve_of_one(data, tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(600)
 def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(data, tmp_path):
     changed = {"ema": 0.9, "runtime": {"checkpoint_every": 2, "loader_workers": 1}}
     whole = config(data, tmp_path / "whole", **changed)
@@ -114,6 +116,7 @@ def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_n
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(600)
 def test_a_rehearsal_forecasts_and_leaves_nothing(data, tmp_path):
     cfg = config(data, tmp_path / "run", schedule={"steps": 1000})
     status, said, log = finish(start(cfg, "--dry-run"))
@@ -125,6 +128,7 @@ def test_a_rehearsal_forecasts_and_leaves_nothing(data, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.faults
+@pytest.mark.timeout(600)
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster: Cluster):
     changed = {
         "schedule": {"steps": 30},

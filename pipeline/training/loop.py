@@ -96,15 +96,7 @@ def learn(run: Run, made: Learner, story: Story, writer: state.Writer, *, last: 
     check_split(cfg, group)
     before = last - cfg.schedule.steps
     teller = Teller(run, made)
-    examples = batches(
-        run.training[cfg.sets.train],
-        cfg,
-        run.classes,
-        first_step=story.step,
-        last_step=last,
-        rank=group.rank,
-        world_size=group.size,
-    )
+    examples = examples_of(run, cfg, first=story.step, last=last)
     for batch, wait_s in timed(examples):
         rate = schedule.factor(story.step - before, cfg.schedule)
         loss = take_step(made, batch, group, step=story.step, rate=rate)
@@ -114,6 +106,14 @@ def learn(run: Run, made: Learner, story: Story, writer: state.Writer, *, last: 
             teller.tell(story)
         with teller.paused():
             writer.put(*kept(run, made, story, ends=story.step == last))
+
+
+def examples_of(run: Run, cfg: TrainConfig, *, first: int, last: int) -> Iterator[Batch]:
+    """This process's batches of the steps from `first` up to, not with, `last`."""
+    collection, group = run.training[cfg.sets.train], run.group
+    return batches(
+        collection, cfg, run.classes, first_step=first, last_step=last, rank=group.rank, world_size=group.size
+    )
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

@@ -9,12 +9,17 @@ from pydantic import JsonValue
 
 from pipeline import checkpoint, storage, training_report
 from pipeline.redact import redact
-from pipeline.training import loop, run, validate
+from pipeline.training import loop, lr_finder, run, validate
 from pipeline.training.config import TrainConfig
 from pipeline.training.group import Group
+from pipeline.training.learner import take_step
+from pipeline.training.lr_finder import Found
 from pipeline.training.progress import Line
 from pipeline.training.run import Run
 from pipeline.training.state import Story
+
+LR_STEPS = 200
+"""Of the search for a learning rate."""
 
 
 def take_part(
@@ -39,6 +44,19 @@ def take_part(
             write_report(opened, story)
     finally:
         opened.tracker.close()
+
+
+def find_lr(cfg: TrainConfig, group: Group) -> Found:
+    """Take steps of the first phase at growing rates, as one process of a group; nothing is kept."""
+    opened = run.open_run(cfg, group, about={}, report=lambda _: None)
+    made = loop.begin(opened, cfg, 0, Story(phase=-1), {})
+    examples = enumerate(loop.examples_of(opened, cfg, first=0, last=LR_STEPS))
+
+    def step(lr: float) -> float:
+        number, batch = next(examples)
+        return float(group.sum(take_step(made, batch, group, step=number, rate=lr / cfg.optimise.lr)))
+
+    return lr_finder.find(step, steps=LR_STEPS)
 
 
 def write_report(opened: Run, story: Story) -> None:
