@@ -234,7 +234,7 @@ class _Places(Dataset[_Made]):
             said = weak.parse(example.label, self.classes, name=name, height=image.height, width=image.width)
             background = weak.background_id(self.cfg.weak, self.classes)
             label, supervision = self._weak_label(index, pixels, said, background)
-            made = _Made(pixels, label, (background, *said.present), supervision)
+            made = _Made(pixels, label, [background, *said.present], supervision)
         else:
             label = labels.read(example.label, self.classes, name=name, height=image.height, width=image.width)
             made = _Made(pixels, label, np.flatnonzero(self.collection.counts_nk[index]).tolist(), weak.FULL)

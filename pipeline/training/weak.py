@@ -199,7 +199,7 @@ def seg(pixels_hwc: UInt8, boxes: Iterable[Box], *, sure_share: float, backgroun
     Args:
         pixels_hwc: (H, W, bands) uint8, upright.
         boxes: within the image.
-        sure_share: 0 to 1; the paper's alpha, 20 %.
+        sure_share: 0 to 1; the paper's alpha.
         background: its class id.
 
     Returns:
@@ -212,7 +212,7 @@ def seg(pixels_hwc: UInt8, boxes: Iterable[Box], *, sure_share: float, backgroun
         return np.full((height, width), background, np.uint8)
     ground_khw = np.broadcast_to((ids == background)[:, None, None], (len(ids), height, width))
     possible_khw = _possible(ground_khw, ordered, ids, sure_share)
-    scores = np.where(possible_khw, 0, UNLIKELY).astype(np.float16)
+    scores = np.where(possible_khw, np.float16(0), np.float16(UNLIKELY))
     return ids[_refined(pixels_hwc, scores)]
 
 
