@@ -29,6 +29,9 @@ LAYER = {
     "pipeline.encode": "L1",
     "pipeline.stats": "L1",
     "pipeline.metrics": "L1",
+    "pipeline.boundary": "L1",
+    "pipeline.calibration": "L1",
+    "pipeline.label_maps": "L1",
     "pipeline.labels": "L1",
     # L1t, the network: torch.
     "pipeline.refine.lattice_torch": "L1t",
