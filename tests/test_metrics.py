@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.boundary import boundary_distance, trimap
 from pipeline.metrics import Scores, bootstrap, bootstrap_each, confusion, resampled
 
 K = 4
@@ -98,37 +97,6 @@ def test_a_class_nobody_drew_but_that_was_answered_scores_0() -> None:
 def test_what_cannot_be_counted_is_named(truth: np.ndarray, answer: np.ndarray, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         confusion(truth, answer, K)
-
-
-def slow_distance(truth: np.ndarray) -> np.ndarray:
-    height, width = truth.shape
-    edges = [
-        (y, x)
-        for y in range(height)
-        for x in range(width)
-        for v, u in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
-        if 0 <= v < height and 0 <= u < width and truth[v, u] != truth[y, x]
-    ]
-    found = np.full(truth.shape, np.inf)
-    for y in range(height):
-        for x in range(width):
-            found[y, x] = min((np.hypot(y - v, x - u) for v, u in edges), default=np.inf)
-    return found
-
-
-@settings(max_examples=50)
-@given(maps)
-def test_distances_to_boundaries_are_those_of_a_search(truth: np.ndarray) -> None:
-    np.testing.assert_allclose(boundary_distance(truth), slow_distance(truth), rtol=1e-6)
-
-
-@given(maps)
-def test_a_wider_band_holds_a_narrower_one(truth: np.ndarray) -> None:
-    bands = [trimap(truth, width) for width in (0, 1, 2, 5, 100)]
-    assert not bands[0].any()
-    for narrow, wide in itertools.pairwise(bands):
-        assert (wide >= narrow).all()
-    assert bands[-1].all() == (len(np.unique(truth)) > 1)
 
 
 def test_resampling_draws_as_many_images_as_there_are() -> None:
