@@ -52,8 +52,9 @@ def joint(
     Raises:
         ValueError: for maps of different sizes, and a group that is not there.
     """
-    maps = tuple(None if one is None else np.ascontiguousarray(one) for one in (rows_hw, columns_hw, groups_hw))
-    counts: Int64 = (_native.joint if _native else _joint)(*maps, row_of, column_of, groups)
+    rows, columns = np.ascontiguousarray(rows_hw), np.ascontiguousarray(columns_hw)
+    apart = None if groups_hw is None else np.ascontiguousarray(groups_hw)
+    counts: Int64 = (_native.joint if _native else _joint)(rows, columns, apart, row_of, column_of, num_groups=groups)
     return counts
 
 
@@ -79,7 +80,7 @@ def has_neighbour(labels_hw: UInt8, reach_px: int) -> Bool:
 
 
 def _joint(
-    rows: UInt8, columns: UInt8, groups: UInt8 | None, row_of: UInt8, column_of: UInt8, num_groups: int
+    rows: UInt8, columns: UInt8, groups: UInt8 | None, row_of: UInt8, column_of: UInt8, *, num_groups: int
 ) -> Int64:
     shape = num_groups, int(row_of.max()) + 1, int(column_of.max()) + 1
     code = row_of[rows].astype(np.intp) * shape[2] + column_of[columns]
@@ -95,7 +96,8 @@ def _rings(labels: UInt8, ring_of: UInt8, cap: int) -> UInt8:
     if not edge.any():
         return np.full(labels.shape, ring_of[-1])
     squared = np.rint(distance_transform_edt(~edge) ** 2).astype(np.intp)
-    return ring_of[np.minimum(squared, cap**2)]
+    found: UInt8 = ring_of[np.minimum(squared, cap**2)]
+    return found
 
 
 def _edges(labels: UInt8) -> Bool:

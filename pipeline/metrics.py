@@ -39,8 +39,8 @@ def confusion(
         ValueError: for shapes that differ, and for a value that is neither a class nor `ignore_id`, naming it.
     """
     groups = None if where is None else (~where).view(np.uint8)
-    found = _confusions(truth_hw, mask_hw, num_classes, groups, groups=2, ignore_id=ignore_id)
-    return found[0]
+    found: Int64 = _confusions(truth_hw, mask_hw, num_classes, groups, groups=2, ignore_id=ignore_id)[0]
+    return found
 
 
 def within_bands(
@@ -156,7 +156,7 @@ class Scores:
     @cached_property
     def hits(self) -> Int64 | Float64:
         """Pixels of each class that were found, (..., K)."""
-        found: Int64 = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
+        found: Any = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
         return found
 
     @cached_property

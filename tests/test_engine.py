@@ -1,7 +1,6 @@
 """What every refinement engine has in common, and what becomes of one that is not there."""
 
 import sys
-from importlib.metadata import PackageNotFoundError
 from time import monotonic
 
 import numpy as np
