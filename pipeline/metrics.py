@@ -7,7 +7,7 @@ images, shards and runs merge by addition, so a distributed evaluation gives exa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -156,8 +156,8 @@ class Scores:
     @cached_property
     def hits(self) -> Int64 | Float64:
         """Pixels of each class that were found, (..., K)."""
-        found: Any = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
-        return found
+        hits = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
+        return cast("Int64 | Float64", hits)
 
     @cached_property
     def support(self) -> Int64 | Float64:
