@@ -6,11 +6,8 @@
 
     python -m jobs.benchmark models ...             # the network stage: jobs/benchmark_models.py
     python -m jobs.benchmark crf ...                # the refinement engines: jobs/benchmark_crf.py
-<<<<<<< HEAD
     python -m jobs.benchmark weak ...               # training on weak labels: jobs/benchmark_weak.py
-=======
     python -m jobs.benchmark counts ...             # the counts of an evaluation: jobs/benchmark_counts.py
->>>>>>> 092fbe0aeb0dfec0146b52f2327f7b51b9bc4039
 
 Both others live in `jobs/baselines/`: a hand-written multiprocessing script, and Ray Data as the tutorials use it.
 Prints ratios; absolute times say more about the machine than about the code.
@@ -39,11 +36,7 @@ SIDES = {
     "multiprocessing": "jobs.baselines.multiprocessing_script",
     "naive_ray": "jobs.baselines.naive_ray",
 }
-<<<<<<< HEAD
-OTHERS = ("models", "crf", "weak")
-=======
-OTHERS = ("models", "crf", "counts")
->>>>>>> 092fbe0aeb0dfec0146b52f2327f7b51b9bc4039
+OTHERS = ("models", "crf", "weak", "counts")
 """Benchmarks in files of their own."""
 SAMPLE_S = 2.0
 """Between two looks at the memory: adding up the pages of twenty processes costs a core a tenth of a second."""

@@ -30,13 +30,10 @@ LAYER = {
     "pipeline.encode": "L1",
     "pipeline.stats": "L1",
     "pipeline.metrics": "L1",
-<<<<<<< HEAD
     "pipeline.paint": "L1",
-=======
     "pipeline.boundary": "L1",
     "pipeline.calibration": "L1",
     "pipeline.label_maps": "L1",
->>>>>>> 092fbe0aeb0dfec0146b52f2327f7b51b9bc4039
     "pipeline.labels": "L1",
     # L1t, the network: torch.
     "pipeline.refine.lattice_torch": "L1t",
