@@ -13,6 +13,8 @@ from pipeline.refine.refiner import Refinement
 
 PREVIEW_PX = 320
 """Longest side of a preview."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue: ITU-R BT.601, sec. 2.5.1."""
 
 
 def mask_png(mask_hw: UInt8, classes: ClassMap) -> bytes:
@@ -88,6 +90,12 @@ def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -
         seconds_read=item.seconds_read,
         shard_rows=item.shard_rows,
     )
+
+
+def brightness(image: Image) -> float | None:
+    """Mean luma of the valid pixels, 0 to 255, by the weights of ITU-R BT.601; None where no pixel is valid."""
+    pixels = image.pixels_hwc.reshape(-1, 3) if image.valid_hw is None else image.pixels_hwc[image.valid_hw]
+    return float(pixels.mean(axis=0) @ LUMA) if len(pixels) else None
 
 
 def previews(image: Image, confidence_hw: UInt8) -> tuple[bytes, bytes]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pipeline.classes import ClassMap
-from pipeline.metrics import Int64, Interval, Scores
+from pipeline.metrics import Interval, Scores
+from pipeline.records import Int64
 
 
 @dataclass(frozen=True, slots=True)
