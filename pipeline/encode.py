@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 
 from pipeline.classes import ClassMap
-from pipeline.records import Failure, Image, Item, Row, Scored, UInt8
+from pipeline.records import Failure, Image, Item, Judgement, Row, Scored, UInt8
 from pipeline.refine.refiner import Refinement
 
 PREVIEW_PX = 320
@@ -73,6 +73,27 @@ def row(
         shard_rows=item.shard_rows,
         preview_image=preview_image,
         preview_confidence=preview_confidence,
+    )
+
+
+def scored_row(item: Item, mask: bytes, mask_hw: UInt8, judgement: Judgement, *, model_fp: str, config_fp: str) -> Row:
+    """The row of a mask that was only scored: what its network knew of it is not known."""
+    pixels = np.bincount(mask_hw.ravel(), minlength=256)[: len(judgement.counts)]
+    return Row(
+        key=item.key,
+        status="ok",
+        shard=item.shard,
+        source_etag=item.etag,
+        model_fp=model_fp,
+        config_fp=config_fp,
+        height=mask_hw.shape[0],
+        width=mask_hw.shape[1],
+        mask=mask,
+        class_pixels=pixels.tolist(),
+        classes_present=np.flatnonzero(pixels).tolist(),
+        judgements=[judgement],
+        seconds_read=item.seconds_read,
+        shard_rows=item.shard_rows,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import labels
 from pipeline.classes import ClassMap
 from pipeline.config import JudgeConfig
-from pipeline.errors import LabelError
+from pipeline.errors import InputError, LabelError
 from pipeline.labels import Coding
 from pipeline.metrics import judge
 from pipeline.records import Failure, Item, Judgement, UInt8
@@ -43,6 +43,21 @@ def truth_of(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, wi
     truth_hw = labels.read(item.label, classes, name=name, height=height, width=width, coding=coding_of(cfg))
     labels.check_used(truth_hw, classes, name=name)
     return truth_hw
+
+
+def read_mask(png: bytes, classes: ClassMap, *, key: str, max_mpx: float) -> UInt8:
+    """A mask that somebody else has made, (H, W) ids of the class map.
+
+    Raises:
+        InputError: `mask_unusable`, it is no PNG of such ids, or has more pixels than an image may have.
+    """
+    try:
+        height, width = labels.size_of(png, name=f"of {key}")
+        if height * width > max_mpx * 1e6:
+            raise LabelError(f"{width}x{height} pixels, limit {max_mpx:g} Mpx", hint="raise --decode.max-mpx")
+        return labels.read(png, classes, name=f"of {key}", height=height, width=width)
+    except LabelError as error:
+        raise InputError("mask_unusable", f"as a mask, {error.message}", hint=error.hint) from error
 
 
 def judgements_of(

@@ -83,7 +83,9 @@ def read(data: bytes, classes: ClassMap, *, name: str, height: int, width: int, 
             that is neither a class nor the ignore id, or a colour that is none of theirs. Kind and size are checked on
             the header, before a pixel is allocated.
     """
-    header = _checked_header(data, name, height, width, coding)
+    header = _header(data, name)
+    _check_kind(header, name, coding)
+    _check_size(header, name, height, width)
     _check_rows(data, name, header)
     try:
         with PilImage.open(io.BytesIO(data), formats=["PNG"]) as picture:
@@ -129,19 +131,26 @@ class _Header:
         return sum(rows * (1 + ceil(columns * depth / 8)) for rows, columns in sizes if rows > 0 and columns > 0)
 
 
-def _checked_header(data: bytes, name: str, height: int, width: int, coding: Coding) -> _Header:
+def size_of(data: bytes, *, name: str) -> tuple[int, int]:
+    """Height and width that a PNG announces, pixels; raises LabelError when it is none."""
+    header = _header(data, name)
+    return header.height, header.width
+
+
+def _header(data: bytes, name: str) -> _Header:
     if len(data) < _HEADER.size or not data.startswith(_SIGNATURE):
         other = next((f" but {what}" for start, what in _OTHERS.items() if data.startswith(start)), "")
         raise LabelError(f"the label {name} is no PNG{other}")
     _, chunk, columns, rows, bits, colour, interlaced = _HEADER.unpack_from(data)
     if chunk != b"IHDR":
         raise LabelError(f"the label {name} is a damaged PNG: it begins with the chunk {chunk!r}")
-    header = _Header(rows, columns, bits, colour, bool(interlaced))
-    _check_kind(header, name, coding)
-    if (rows, columns) != (height, width):
-        seen = f"the label {name} has {rows}x{columns} pixels, its image {height}x{width}"
+    return _Header(rows, columns, bits, colour, bool(interlaced))
+
+
+def _check_size(header: _Header, name: str, height: int, width: int) -> None:
+    if (header.height, header.width) != (height, width):
+        seen = f"the label {name} has {header.height}x{header.width} pixels, its image {height}x{width}"
         raise LabelError(seen, code="label_size")
-    return header
 
 
 def _check_kind(header: _Header, name: str, coding: Coding) -> None:

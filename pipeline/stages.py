@@ -24,6 +24,7 @@ from pipeline.decode import decode
 from pipeline.errors import InputError, LabelError
 from pipeline.ledger import LedgerClient, guarded
 from pipeline.manifest import Todo
+from pipeline.masks import open_masks
 from pipeline.records import (
     Failure,
     Image,
@@ -67,6 +68,8 @@ class Job:
     """Share of the rows that carry previews, 0 to 1."""
     judge: JudgeConfig | None = None
     """How answers are counted against labels; None where nobody asks how good they are."""
+    masks: str | None = None
+    """URL of the masks that are judged instead of a network's."""
 
     @property
     def max_bytes(self) -> int:
@@ -273,6 +276,45 @@ class RefineStage:
             return None
         size = {"height": scored.height, "width": scored.width}
         return judging.truth_of(scored.item, self.job.judge, self.job.classes, **size)
+
+
+class MaskStage:
+    """Encoded images and labels in, rows out, with masks that somebody has made before."""
+
+    def __init__(self, job: Job, judge: JudgeConfig, ledger: LedgerClient) -> None:
+        self.job, self.judge, self.ledger = job, judge, ledger
+        self.masks = open_masks(job.masks or "")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """ITEM_SCHEMA to ROW_SCHEMA, row for row."""
+        rows = guarded(
+            self.ledger,
+            "refine",
+            items_from_table(table),
+            key=lambda item: item.key,
+            work=lambda batch: [self._row(item) for item in batch],
+            seconds=lambda row: row.seconds_encode,
+            condemn=lambda item: self.job.failed(item, Failure("refine_crashed", "killed its refiner twice")),
+        )
+        return _sent(self.ledger, "refine", rows_to_table(rows))
+
+    def _row(self, item: Item) -> Row:
+        started = perf_counter()
+        if item.failure:
+            return self.job.failed(item, item.failure)
+        try:
+            png = self.masks(item.key)
+            mask_hw = judging.read_mask(png, self.job.classes, key=item.key, max_mpx=self.job.cfg.decode.max_mpx)
+            height, width = mask_hw.shape
+            truth_hw = judging.truth_of(item, self.judge, self.job.classes, height=height, width=width)
+        except InputError as error:
+            return self.job.failed(item, failure_of(error))
+        except LabelError as error:
+            return self.job.failed(item, judging.failure_of(error))
+        judgement = judging.judgement_of_mask(truth_hw, mask_hw, self.judge, self.job.classes)
+        fingerprints = {"model_fp": self.job.model_fp, "config_fp": self.job.config_fp}
+        row = encode.scored_row(item, png, mask_hw, judgement, **fingerprints)
+        return replace(row, seconds_encode=perf_counter() - started)
 
 
 def _fail(scored: Scored, failure: Failure, **fields: Any) -> Scored:

@@ -60,6 +60,7 @@ LAYER = {
     "pipeline.report": "L3",
     "pipeline.training_report": "L3",
     "pipeline.evaluation": "L3",
+    "pipeline.masks": "L3",
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
