@@ -33,8 +33,14 @@ class ReadConfig(_Frozen):
     )
     slice_images: int = Field(64, ge=1, description="Images per shard of a folder, on average.")
     image_column: str = Field("image", description="Parquet column: binary, or struct of bytes and path.")
+    key_column: str | None = Field(
+        None, description="Parquet column of names that keys end with; unset, or where there is none: row numbers."
+    )
     on_duplicate: Literal["fail", "suffix"] = Field(
         "fail", description="A key met twice: stop before _SUCCESS, or keep both as key and key~2."
+    )
+    labels: str | None = Field(
+        None, description="Labels to deliver: URL of their folder, tar member (png, seg.png) or Parquet column."
     )
 
 
@@ -182,6 +188,9 @@ class SegmentConfig(_Frozen):
         """
         said = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
         said["read"].pop("slice_images")
+        said["read"].pop("labels")
+        if self.read.key_column is None:  # runs from before there was this setting are continued
+            said["read"].pop("key_column")
         said["infer"].pop("batch")
         said |= {"source": self.source, "model": model_sha256, "classes": classes, "code": CODE_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -33,6 +33,7 @@ ERROR_CODES: dict[str, str] = {
     "no_valid_pixels": "every pixel is transparent, nodata or not finite",
     "duplicate_key": "a sample of this name came before; --read.on-duplicate suffix keeps both",
     "missing_pair": "a sample of a tar has no image member",
+    "missing_label": "an image to train on or to score has no label",
     "archive_truncated": "the tar ends before its end-of-archive blocks, or a header is damaged",
     "empty_archive": "the tar or Parquet file holds no sample",
     "bad_parquet": "the Parquet file cannot be read, or has no image column",

@@ -74,6 +74,8 @@ class Item:
     """Version of the source object, as the store names it."""
     data: bytes = b""
     """The encoded image; empty when `failure` is set."""
+    label: bytes | None = None
+    """The encoded label: PNG of class ids, or JSON of weak labels. None when it was not asked for, or is not there."""
     failure: Failure | None = None
     """Set when the source could not deliver this item."""
     shard_rows: int | None = None
@@ -176,6 +178,7 @@ ITEM_SCHEMA = pa.schema(
         pa.field("shard", pa.string(), nullable=False),
         pa.field("etag", pa.string(), nullable=False),
         pa.field("data", pa.large_binary(), nullable=False),
+        ("label", pa.large_binary()),
         ("error_code", pa.string()),
         ("error_detail", pa.string()),
         ("shard_rows", pa.int64()),
@@ -247,6 +250,7 @@ def _item_columns(item: Item) -> dict[str, Any]:
         "shard": item.shard,
         "etag": item.etag,
         "data": item.data,
+        "label": item.label,
         "error_code": failure.code if failure else None,
         "error_detail": failure.detail if failure else None,
         "shard_rows": item.shard_rows,
@@ -262,6 +266,7 @@ def _item_from(columns: dict[str, Any]) -> Item:
         shard=columns["shard"],
         etag=columns["etag"],
         data=columns["data"],
+        label=columns["label"],
         failure=Failure(code, columns["error_detail"] or "") if code else None,
         shard_rows=columns["shard_rows"],
         window=Window(*columns["window"]) if columns["window"] else None,

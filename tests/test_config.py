@@ -16,6 +16,7 @@ CHANGES_MASKS = {
     "limit": 10,
     "read.image_column": "jpg",
     "read.on_duplicate": "suffix",
+    "read.key_column": "name",
     "decode.formats": ("jpeg",),
     "decode.max_mpx": 50.0,
     "decode.max_mib": 10.0,
@@ -57,6 +58,7 @@ CHANGES_NO_MASK = {
     "checkpoint": "a/copy/of/it",  # its digest counts, not its address
     "classes": "own.yaml",  # its content counts, not its address
     "read.slice_images": 7,
+    "read.labels": "s3://bucket/labels",
     "infer.batch": 8,
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,
@@ -216,3 +218,7 @@ def test_bad_run_file_is_refused_with_its_name(tmp_path, content, said):
 def test_missing_run_file_is_refused_with_its_name():
     with pytest.raises(ConfigError, match=r"cannot read nowhere/run\.yaml: No such file"):
         read_yaml("nowhere/run.yaml")
+
+
+def test_a_setting_that_is_unset_leaves_the_fingerprint_of_older_runs():
+    assert fingerprint(settings()) == "b4f84a0adb022e988068d258e4a4c24b24721708bd513d41e2bc9f67287e51fb"

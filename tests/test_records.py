@@ -39,6 +39,7 @@ items = st.builds(
     shard=texts,
     etag=texts,
     data=st.binary(max_size=64),
+    label=st.none() | st.binary(max_size=64),
     failure=st.none() | failures,
     shard_rows=st.none() | counts,
     window=st.none() | windows,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.config import ReadConfig
 from pipeline.errors import AccessDenied, StorageError, StorageTimeout
+from pipeline.records import Item
 from pipeline.source import folder
 from pipeline.source.folder import LONGEST_SLICE, cut, ends_slice, twins
 from pipeline.source.plan import read
@@ -264,3 +265,41 @@ def test_a_reader_that_is_given_up_leaves_no_thread_behind():
     next(reading)
     reading.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("folder")]
+
+
+# ---------------------------------------------------------------- labels
+
+
+def labels_beside(shard: Shard, files: dict[str, bytes], *, max_bytes: int = 100) -> list[Item]:
+    folder_of_labels = f"{shard.root}-labels"
+    for path, data in files.items():
+        storage.put(storage.join(folder_of_labels, path), data)
+    return list(read(shard, ReadConfig(labels=folder_of_labels), max_bytes=max_bytes))
+
+
+def test_a_label_stands_under_the_name_of_its_image_png_before_json_and_may_be_absent():
+    shard = put_slice({"a/1.jpg": b"1", "a/2.b.jpg": b"2", "a/3.jpg": b"3", "a/4.jpg": b"4"})
+    put = {"a/1.png": b"one", "a/1.json": b"{}", "a/2.b.png": b"two", "a/3.json": b"{3}", "4.png": b"of no image"}
+    items = labels_beside(shard, put)
+    assert [(item.key, item.data, item.label) for item in items] == [
+        ("a/1.jpg", b"1", b"one"),
+        ("a/2.b.jpg", b"2", b"two"),
+        ("a/3.jpg", b"3", b"{3}"),
+        ("a/4.jpg", b"4", None),
+    ]
+
+
+def test_an_image_whose_label_cannot_be_fetched_is_a_failure_and_its_neighbours_are_read():
+    items = labels_beside(put_slice({"1.jpg": b"1", "2.jpg": b"2"}), {"1.png": b"x" * 30, "2.png": b"y"}, max_bytes=20)
+    assert [(item.failure and item.failure.code, item.data, item.label) for item in items] == [
+        ("too_many_bytes", b"", None),
+        (None, b"2", b"y"),
+    ]
+
+
+def test_no_label_is_looked_for_unless_asked(monkeypatch):
+    shard = put_slice({"1.jpg": b"1"})
+    storage.put(storage.join(shard.root, "1.png"), b"label")
+    monkeypatch.setattr(folder, "_label", None)
+    (item,) = read(shard, ReadConfig(), max_bytes=100)
+    assert item.label is None

@@ -335,3 +335,52 @@ def test_a_row_group_is_streamed():
         assert len(item.data) == 2**20
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert peak < 80 * 2**20
+
+
+# ---------------------------------------------------------------- labels and names
+
+LABELS = [None if n == 3 else f"label {n}".encode() for n in range(40)]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), STRUCT])
+@pytest.mark.parametrize("label_first", [True, False])
+def test_labels_come_with_the_images_of_their_rows(kind, label_first):
+    cells = [label and {"bytes": label, "path": "x"} for label in LABELS] if kind is STRUCT else LABELS
+    columns = {"label": pa.array(cells, kind), "image": IMAGES}
+    table = pa.table(columns if label_first else dict(reversed(columns.items())))
+    items = read_all(file_of(table), labels="label")
+    assert [(item.data, item.label) for item in items] == list(zip(IMAGES, LABELS, strict=True))
+    assert [item.label for item in read_all(file_of(table), image_column="image")] == [None] * 40
+
+
+def test_the_column_of_labels_is_never_taken_for_that_of_images():
+    table = pa.table({"photo": IMAGES, "mask": LABELS})
+    assert [item.data for item in read_all(file_of(table), labels="mask")] == IMAGES
+    code, detail = code_of(file_of(table.select(["mask"])[:9]), labels="mask")
+    assert (code, "'image'" in detail) == ("bad_parquet", True)
+
+
+def test_a_column_of_labels_that_is_not_there_is_named():
+    code, detail = code_of(file_of(pa.table({"image": IMAGES[:9]})), labels="mask")
+    assert code == "bad_parquet"
+    assert "'mask'" in detail
+    assert "--read.labels" in detail
+
+
+def test_a_label_that_cannot_be_used_fails_its_row_alone():
+    items = read_all(
+        file_of(pa.table({"image": IMAGES[:3], "label": [b"", b"x" * 99, b"fine"]})), labels="label", max_bytes=50
+    )
+    assert [item.failure and item.failure.code for item in items] == ["empty", "too_many_bytes", None]
+    assert [(item.data, item.label) for item in items] == [(b"", None), (b"", None), (IMAGES[2], b"fine")]
+
+
+def test_rows_are_named_by_a_column_where_there_is_one_and_it_says_something():
+    names = [None if n == 5 else f"field {n}" for n in range(40)]
+    table = pa.table({"image": IMAGES, "key": pa.array(names, pa.string())})
+    keys = [item.key for item in read_all(file_of(table), key_column="key")]
+    assert keys == [f"a.parquet#{n if name is None else name}" for n, name in enumerate(names)]
+    kept = read_all(file_of(table), key_column="key", skip=frozenset(keys[1:]))
+    assert [item.data for item in kept] == IMAGES[:1]
+    without = file_of(table.select(["image"]))
+    assert [item.key for item in read_all(without, key_column="key")] == [f"a.parquet#{n}" for n in range(40)]

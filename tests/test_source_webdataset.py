@@ -404,3 +404,48 @@ def test_a_tar_is_streamed():
     tracemalloc.stop()
     assert sizes == [2**20] * 100
     assert peak < 40 * 2**20
+
+
+# ---------------------------------------------------------------- labels
+
+LABELLED = [("a.jpg", b"A"), ("a.png", b"a"), ("b.json", b"{}"), ("b.jpg", b"B"), ("c.jpg", b"C"), ("c.txt", b"c")]
+
+
+def read_of(items: list[Item]) -> list[tuple[str, bytes, bytes | None]]:
+    return [(item.failure.code if item.failure else "ok", item.data, item.label) for item in items]
+
+
+def test_a_label_is_the_member_asked_for_or_json_in_its_place():
+    read = read_of(read_tar(tar_of(LABELLED), labels="png"))
+    assert read == [("ok", b"A", b"a"), ("ok", b"B", b"{}"), ("ok", b"C", None)]
+
+
+def test_a_label_is_never_taken_for_the_image():
+    only_labels = read_of(read_tar(tar_of([("a.png", b"a")]), labels="png"))
+    assert only_labels == [("missing_pair", b"", None)]
+    assert read_of(read_tar(tar_of([("a.jpg", b"label"), ("a.png", b"image")]), labels="jpg")) == [
+        ("ok", b"image", b"label")
+    ]
+
+
+@given(st.permutations(["a.jpg", "a.seg.png", "a.seg.json", "a.json"]))
+def test_a_label_with_an_extension_of_two_parts_is_found_in_any_order(names):
+    (item,) = read_tar(tar_of([(name, name.encode()) for name in names]), labels="seg.png")
+    assert (item.data, item.label) == (b"a.jpg", b"a.seg.png")
+
+
+@pytest.mark.parametrize(("label", "code"), [(b"", "empty"), (b"x" * 99, "too_many_bytes")])
+def test_a_label_that_cannot_be_read_fails_its_sample_alone(label, code):
+    members = [("a.jpg", b"A"), ("a.png", label), ("b.jpg", b"B"), ("b.png", b"b")]
+    assert read_of(read_tar(tar_of(members), labels="png", max_bytes=50)) == [(code, b"", None), ("ok", b"B", b"b")]
+
+
+@given(st.integers(0, 8 * BLOCK))
+def test_a_cut_tar_gives_no_image_without_the_label_it_had(at):
+    tar = tar_of([("a.jpg", b"A"), ("a.png", b"a"), ("b.jpg", b"B"), ("b.png", b"b")])
+    read = read_of(read_tar(tar[:at] or tar[:1], labels="png"))
+    assert all(one in (("ok", b"A", b"a"), ("ok", b"B", b"b")) for one in read if one[0] == "ok")
+
+
+def test_labels_are_not_delivered_unless_asked():
+    assert [item.label for item in read_tar(tar_of(LABELLED))] == [None] * 3

@@ -1,12 +1,14 @@
 """A folder of image files: its listing is cut into slices, and a slice is read a few files ahead.
 
-FileInfo go in, slices come out; then a shard goes in and its items come out. Never looks into a file.
+FileInfo go in, slices come out; then a shard goes in and its items come out, with the label that stands under the same
+name in another folder where one is asked for. Never looks into a file.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 from unicodedata import normalize
@@ -23,7 +25,10 @@ FILES_AHEAD = 8
 """Files fetched at once: hides the latency of an object store."""
 
 BYTES_AHEAD = 64 * 2**20
-"""Fetched and not yet delivered, at most, unless a single file is larger."""
+"""Fetched and not yet delivered, at most, unless a single file is larger. Labels are small and not counted."""
+
+LABELS = (".png", ".json")
+"""Suffixes a label can have, the first that is there is taken: class ids, or weak labels."""
 
 
 def cut(members: Iterable[Member], mean: int) -> Iterator[list[Member]]:
@@ -59,10 +64,11 @@ def twins(members: list[Member]) -> list[tuple[str, str]]:
     return found
 
 
-def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
+def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: str | None = None) -> Iterator[Item]:
     """Every item of a slice in order, without data where `wanted(key)` is false.
 
-    A file that cannot be fetched is a failure of its own; its neighbours are read.
+    A file that cannot be fetched is a failure of its own, and so is an image whose label cannot; the neighbours are
+    read. With `labels`, the URL of a folder, `a/1.jpg` has the label `a/1.png` or else `a/1.json` there.
 
     Raises:
         AccessDenied: 403, which every other file would meet too.
@@ -71,8 +77,8 @@ def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool]) -> Ite
     ahead: deque[tuple[Member, Future[dict[str, Any]] | None]] = deque()
     try:
         for member in shard.members()[: shard.max_rows]:
-            url = storage.join(shard.root, member.path)
-            ahead.append((member, pool.submit(_fetch, url, member, max_bytes) if wanted(member.key) else None))
+            fetch = pool.submit(_fetch, shard.root, member, max_bytes, labels) if wanted(member.key) else None
+            ahead.append((member, fetch))
             while len(ahead) > 1 and (len(ahead) > FILES_AHEAD or _held_bytes(ahead, max_bytes) > BYTES_AHEAD):
                 yield _item(shard, *ahead.popleft())
         while ahead:
@@ -90,13 +96,22 @@ def _item(shard: Shard, member: Member, fetch: Future[dict[str, Any]] | None) ->
     return shard.item(member.key, etag=member.etag, **(fetch.result() if fetch is not None else {}))
 
 
-def _fetch(url: str, member: Member, max_bytes: int) -> dict[str, Any]:
-    """The fields of an item that only the object itself can tell."""
+def _fetch(root: str, member: Member, max_bytes: int, labels: str | None) -> dict[str, Any]:
+    """The fields of an item that only the objects themselves can tell."""
     began = time.monotonic()
     try:
-        data = storage.read_bytes(url, max_bytes=max_bytes, etag=member.etag)
+        data = storage.read_bytes(storage.join(root, member.path), max_bytes=max_bytes, etag=member.etag)
         if not data:
             raise InputError("empty", "0 bytes")
+        label = None if labels is None else _label(labels, member.path, max_bytes)
     except (InputError, FileNotFoundError, StorageError) as error:
         return {"failure": failure_of(error), "seconds_read": time.monotonic() - began}
-    return {"data": data, "seconds_read": time.monotonic() - began}
+    return {"data": data, "label": label, "seconds_read": time.monotonic() - began}
+
+
+def _label(labels: str, path: str, max_bytes: int) -> bytes | None:
+    """Asked for by name: a listing would have to be held, and sent to every worker."""
+    for suffix in LABELS:
+        with suppress(FileNotFoundError):
+            return storage.read_bytes(storage.join(labels, path.rpartition(".")[0] + suffix), max_bytes=max_bytes)
+    return None

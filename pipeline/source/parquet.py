@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +39,9 @@ READ_BUFFER = 2**20
 """With a buffer Arrow streams a column chunk page by page; without one it would load all of it."""
 
 _MAGIC = b"PAR1"
+
+_Cells = tuple[str, pa.Scalar, pa.Scalar | None]
+"""Name of a row within its file, its encoded image, and its label where labels are asked for."""
 
 
 def row_groups(files: Iterable[Shard]) -> Iterator[Shard]:
@@ -77,16 +81,25 @@ def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[st
         StorageError: the store failed through every attempt, or denied access.
     """
     began = time.monotonic()
-    for number, cells in _batches(shard, cfg.image_column):
-        seconds_read = (time.monotonic() - began) / len(cells)
-        for row, cell in enumerate(cells, start=number):
-            key = f"{shard.uri}#{row}"
-            data, failure = _image(cell, max_bytes) if wanted(key) else (b"", None)
-            yield shard.item(key, data, failure=failure, seconds_read=seconds_read)
+    for rows in _batches(shard, cfg):
+        seconds_read = (time.monotonic() - began) / len(rows)
+        for name, image, label in rows:
+            key = f"{shard.uri}#{name}"
+            fields = _encoded(image, label, max_bytes) if wanted(key) else {}
+            yield shard.item(key, seconds_read=seconds_read, **fields)
         began = time.monotonic()
 
 
-def _image(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
+def _encoded(image: pa.Scalar, label: pa.Scalar | None, max_bytes: int) -> dict[str, Any]:
+    """The fields of an item that only its cells can tell."""
+    data, failure = _bytes(image, max_bytes)
+    if failure or label is None or not label.is_valid:
+        return {"data": data, "failure": failure}
+    encoded, failure = _bytes(label, max_bytes)
+    return {"failure": failure} if failure else {"data": data, "label": encoded}
+
+
+def _bytes(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
     if not cell.is_valid:
         return b"", Failure("empty", "the cell is null")
     size = cell.as_buffer().size
@@ -97,23 +110,22 @@ def _image(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
     return cell.as_py(), None
 
 
-def _batches(shard: Shard, image_column: str) -> Iterator[tuple[int, pa.Array]]:
-    """(number of the first row in its file, encoded images) of a few rows at a time."""
+def _batches(shard: Shard, cfg: ReadConfig) -> Iterator[list[_Cells]]:
+    """A few rows at a time."""
     with storage.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
         footer = read_footer(opened)
         sizes = row_counts(footer)
         if not any(sizes):
             raise InputError("empty_archive", "the Parquet file has no rows")
-        leaf = image_leaf(footer.schema.to_arrow_schema(), image_column)
+        columns = _Columns.of(footer.schema.to_arrow_schema(), cfg)
         file = pq.ParquetFile(
             opened, metadata=footer, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True
         )
         groups = list(range(len(sizes))) if shard.row_group is None else [shard.row_group]
         number = sum(sizes[: groups[0]])
         end = sum(sizes[: groups[-1] + 1])
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[leaf], use_threads=False):
-            column = batch.column(0)
-            yield number, column.flatten()[0] if pa.types.is_struct(column.type) else column
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns.leaves, use_threads=False):
+            yield columns.cells(batch, number)
             number += len(batch)
         if number != end:
             raise InputError("bad_parquet", f"the footer announces rows up to {end}, the pages end at {number}")
@@ -130,23 +142,67 @@ def _damage_named() -> Iterator[None]:
         raise InputError("bad_parquet", " ".join(str(error).split())) from error
 
 
-def image_leaf(schema: pa.Schema, image_column: str) -> str:
-    """Path of the column that holds the encoded images: the one asked for, or else the only one that can.
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns that are read of a file."""
+
+    image: str
+    label: str | None
+    key: str | None
+    leaves: list[str]
+    """Where their bytes are."""
+
+    @classmethod
+    def of(cls, schema: pa.Schema, cfg: ReadConfig) -> "_Columns":
+        if cfg.labels is None:
+            label = {}
+        elif cfg.labels in (leaves := _leaves(schema)):
+            label = {cfg.labels: leaves[cfg.labels]}
+            schema = schema.remove(schema.get_field_index(cfg.labels))  # never taken for the image
+        else:
+            raise _no_column(schema, cfg.labels, "--read.labels")
+        image = image_column(schema, cfg.image_column)
+        key = cfg.key_column if cfg.key_column in schema.names else None
+        return cls(image, cfg.labels, key, [_leaves(schema)[image], *label.values(), *([key] if key else [])])
+
+    def cells(self, batch: pa.RecordBatch, number: int) -> list[_Cells]:
+        """The rows of a batch; `number` is that of its first row in the file."""
+        columns = {name: _flat(batch.column(name)) for name in batch.schema.names}
+        nothing = [None] * len(batch)
+        names = columns[self.key].to_pylist() if self.key else nothing
+        labels = columns[self.label] if self.label else nothing
+        numbered = (str(row if name is None else name) for row, name in enumerate(names, start=number))
+        return list(zip(numbered, columns[self.image], labels, strict=True))
+
+
+def _flat(column: pa.Array) -> pa.Array:
+    """The bytes of a column, also of one that is a struct around them."""
+    return column.flatten()[0] if pa.types.is_struct(column.type) else column
+
+
+def image_column(schema: pa.Schema, asked: str) -> str:
+    """The column that holds the encoded images: the one asked for, or else the only one that can.
 
     Raises:
         InputError: `bad_parquet`, naming the columns.
     """
-    leaves = {name: leaf for name, kind in zip(schema.names, schema.types, strict=True) if (leaf := _leaf(name, kind))}
-    if image_column in leaves:
-        return leaves[image_column]
-    if image_column in schema.names or len(leaves) != 1:
-        columns = ", ".join(f"{name}: {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
-        raise InputError(
-            "bad_parquet",
-            f"no column {image_column!r} of binary or struct<bytes, path>; columns: {columns}",
-            hint="name it with --read.image-column",
-        )
-    return next(iter(leaves.values()))
+    leaves = _leaves(schema)
+    if asked in leaves:
+        return asked
+    if asked in schema.names or len(leaves) != 1:
+        raise _no_column(schema, asked, "--read.image-column")
+    return next(iter(leaves))
+
+
+def _no_column(schema: pa.Schema, asked: str, option: str) -> InputError:
+    columns = ", ".join(f"{name}: {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
+    seen = f"no column {asked!r} of binary or struct<bytes, path>; columns: {columns}"
+    return InputError("bad_parquet", seen, hint=f"name it with {option}")
+
+
+def _leaves(schema: pa.Schema) -> dict[str, str]:
+    """The columns that can hold images or labels, and where their bytes are."""
+    return {name: leaf for name, kind in zip(schema.names, schema.types, strict=True) if (leaf := _leaf(name, kind))}
 
 
 def _leaf(name: str, kind: pa.DataType) -> str | None:

@@ -90,7 +90,8 @@ def plan(cfg: SegmentConfig) -> Plan:
 def read(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = frozenset()) -> Iterator[Item]:
     """Every item of a shard in order, but those whose keys are in `skip`; the last one carries `shard_rows`.
 
-    Whatever is wrong with the data becomes an item with a failure; images above `max_bytes` are not read.
+    With `cfg.labels` each item that has a label carries it, still encoded. Whatever is wrong with the data becomes an
+    item with a failure; images and labels above `max_bytes` are not read.
 
     Raises:
         AccessDenied: 403; no other object can be expected to be readable.
@@ -101,7 +102,7 @@ def read(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = froz
 
 def _items(shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
     if shard.kind == "folder":
-        return folder.items(shard, max_bytes=max_bytes, wanted=wanted)
+        return folder.items(shard, max_bytes=max_bytes, wanted=wanted, labels=cfg.labels)
     if shard.kind == "webdataset":
         return webdataset.items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
     return parquet.items(shard, cfg, max_bytes=max_bytes, wanted=wanted)

@@ -57,11 +57,13 @@ def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[st
         raise InputError("empty", "0 bytes")
     ignored: Counter[str] = Counter()
     seen: dict[str, int] = {}
+    labels = _label_names(cfg.labels)
+    images = tuple(name for name in IMAGES if name not in labels)
 
     def begin(base: str) -> _Sample:
         name = _distinct(base, seen)
         key = f"{shard.uri}#{name}"
-        sample = _Sample(base, key, max_bytes if wanted(key) else None)
+        sample = _Sample(base, key, max_bytes if wanted(key) else None, _Best(images), _Best(labels))
         if name != base and cfg.on_duplicate == "fail":
             first = f"{shard.uri}#{base}"
             sample.duplicate = Failure("duplicate_key", f"{first!r} and, later in the same tar, {key!r} have one name")
@@ -71,8 +73,8 @@ def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[st
         with storage.open_read(shard.url, etag=shard.etag) as file:
             for sample in _samples(file, begin, ignored):
                 failure = sample.outcome()
-                data = b"" if failure else sample.data
-                yield shard.item(sample.key, data, failure=failure, seconds_read=sample.seconds_read)
+                data, label = (b"", None) if failure else (sample.image.data, sample.label.data or None)
+                yield shard.item(sample.key, data, label=label, failure=failure, seconds_read=sample.seconds_read)
     finally:
         if ignored:
             log.info("%r: members ignored: %s", shard.uri, dict(ignored))
@@ -88,7 +90,31 @@ def _distinct(base: str, seen: dict[str, int]) -> str:
     return name
 
 
+def _label_names(asked: str | None) -> tuple[str, ...]:
+    """Extensions a label can have: the one asked for, or in its place JSON with weak labels. None asked for, none."""
+    if asked is None:
+        return ()
+    before, dot, _ = asked.lower().rpartition(".")
+    return asked.lower(), f"{before}{dot}json"
+
+
 # ---------------------------------------------------------------- samples
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best member so far of those that can be the image, or the label, of a sample."""
+
+    names: tuple[str, ...]
+    """Extensions, best first."""
+    rank: int | None = None
+    """Place in `names` of the one held; None before there is one."""
+    data: bytes = b""
+    failure: Failure | None = None
+
+    def wants(self, extension: str) -> bool:
+        """Whether a member with this extension is better than the one held."""
+        return extension in self.names[: self.rank]
 
 
 @dataclass(slots=True)
@@ -99,27 +125,25 @@ class _Sample:
     key: str
     max_bytes: int | None
     """None: the data is not wanted."""
+    image: _Best
+    label: _Best
     extensions: dict[str, None] = field(default_factory=dict)
     """In order; a dict, so that a tar of a million members with one name is no trap."""
-    rank: int = len(IMAGES)
-    """Place of the image held in `IMAGES`."""
-    data: bytes = b""
-    failure: Failure | None = None
     duplicate: Failure | None = None
     """Set when a sample of this name came before."""
     seconds_read: float = 0.0
 
     def add(self, extension: str, entry: "Entry", file: BinaryIO) -> None:
-        """Take in one member; read it when it is a better image than the one held."""
+        """Take in one member; read it when it is a better image, or label, than the one held."""
         self.extensions[extension] = None
-        rank = IMAGES.index(extension) if extension in IMAGES else len(IMAGES)
-        if rank < self.rank:
-            began = time.monotonic()
-            self.data, self.failure = self._image(entry, file)
-            self.rank = rank
-            self.seconds_read += time.monotonic() - began
+        for best in (self.label, self.image):
+            if best.wants(extension):
+                began = time.monotonic()
+                best.data, best.failure = self._read(entry, file)
+                best.rank = best.names.index(extension)
+                self.seconds_read += time.monotonic() - began
 
-    def _image(self, entry: "Entry", file: BinaryIO) -> tuple[bytes, Failure | None]:
+    def _read(self, entry: "Entry", file: BinaryIO) -> tuple[bytes, Failure | None]:
         if entry.size == 0:
             return b"", Failure("empty", f"member {entry.name!r} has 0 bytes")
         what = f"member {entry.name!r}"
@@ -131,20 +155,25 @@ class _Sample:
         return b"", Failure("too_many_bytes", f"{entry.size} bytes, limit {self.max_bytes}")
 
     def outcome(self) -> Failure | None:
-        """Why the sample has no usable image; None when it has one."""
+        """Why the sample has no usable image or label; None when it has."""
         if self.duplicate:
             return self.duplicate
-        if self.rank < len(IMAGES):
-            return self.failure
+        if self.image.rank is not None:
+            return self.image.failure or self.label.failure
         seen = ", ".join(f".{extension}" for extension in islice(self.extensions, FIRST_SEEN))
-        return Failure("missing_pair", f"no image among {seen}; allowed: .{', .'.join(IMAGES)} after the first dot")
+        allowed = f".{', .'.join(self.image.names)} after the first dot"
+        return Failure("missing_pair", f"no image among {seen}; allowed: {allowed}")
+
+    def is_settled(self) -> bool:
+        """Whether no member that may still come could change image or label."""
+        return all(best.rank == 0 or not best.names for best in (self.image, self.label))
 
 
 def _samples(file: BinaryIO, begin: Callable[[str], _Sample], ignored: Counter[str]) -> Iterator[_Sample]:
     """Group members into samples.
 
-    A sample that damage cuts short is given only when nothing lost could have outranked its image: else a label might
-    pass for the image.
+    A sample that damage cuts short is given only when nothing lost could have outranked its image or label: else a
+    label might pass for the image.
     """
     sample: _Sample | None = None
     try:
@@ -155,7 +184,7 @@ def _samples(file: BinaryIO, begin: Callable[[str], _Sample], ignored: Counter[s
                 sample = begin(base)
             sample.add(extension, entry, file)
     except InputError:
-        if sample is not None and sample.rank == 0:
+        if sample is not None and sample.is_settled():
             yield sample
         raise
     if sample is None:

@@ -1,0 +1,349 @@
+"""A labelled collection: every image of one or more parts of the data, with its label, still encoded.
+
+In: a folder of images/ and labels/, tars, or Parquet files, in any store. Out: a `Collection`, from which any example
+can be read at random at the speed of memory. Everything is fetched, decoded and checked once; what is left out is
+named with its code, and a label that contradicts the class map stops the run. The copy is a folder of Arrow files, one
+per shard, that all processes of a machine map into memory together. Nothing is ever changed in the source.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import labels, storage
+from pipeline.classes import ClassMap
+from pipeline.config import ReadConfig, SegmentConfig
+from pipeline.errors import ConfigError, InputError, NothingThere
+from pipeline.metrics import Int64
+from pipeline.records import Bool, Item
+from pipeline.redact import redact
+from pipeline.source.plan import plan, read
+from pipeline.source.shard import Shard
+from pipeline.training import bands, weak
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised by hand when what the Arrow files hold changes."""
+
+MAX_BYTES = int(bands.LIMITS.max_mib * 2**20)
+BATCH_BYTES = 64 * 2**20
+"""Encoded bytes per record batch of an Arrow file: what a thread holds while it writes."""
+PROGRESS_S = 5.0
+THREADS = min(32, 2 * (os.cpu_count() or 1))
+"""Shards read at once: one waits for the store while another decodes."""
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("code", pa.string()),  # why it is left out; null for an example
+        ("image", pa.large_binary()),
+        ("label", pa.large_binary()),
+        ("weak", pa.bool_()),
+        ("counts", pa.list_(pa.int64())),
+        ("digest", pa.binary(32)),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image and its label, both as they were stored."""
+
+    key: str
+    image: bytes
+    """The encoded image."""
+    label: bytes
+    """PNG of class ids, or JSON of weak labels."""
+
+
+class Collection:
+    """Examples in the order of their source, at random access; a process that is given one maps the same files."""
+
+    def __init__(self, files: Sequence[Path], classes: ClassMap, rows: Int64 | None = None) -> None:
+        self._files, self._classes = tuple(files), classes
+        batches = [batch for file in files for batch in _batches_of(file)]
+        self._table = pa.Table.from_batches(batches, schema=_SCHEMA)
+        """Mapped, not read: its pages are the file's."""
+        self._all = np.flatnonzero(self._table["code"].is_null()) if rows is None else rows
+        """Rows of the table that are examples of this collection."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Not the bytes, but where they are."""
+        return type(self), (self._files, self._classes, self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, index: int) -> Example:
+        row = int(self._all[index])
+        key, image, label = (self._table[name][row].as_py() for name in ("key", "image", "label"))
+        return Example(key, image, label)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Of every example."""
+        return self._column("key")
+
+    @cached_property
+    def counts_nk(self) -> Int64:
+        """(N, K) pixels of each class in each label; zeros for weak labels."""
+        return np.array(self._column("counts"), np.int64).reshape(len(self), len(self._classes))
+
+    @cached_property
+    def weak_n(self) -> Bool:
+        """(N,) whether the label is weak."""
+        return np.array(self._column("weak"), bool)
+
+    @cached_property
+    def left_out(self) -> list[tuple[str, str]]:
+        """(key, error code) of every image of the source that is no example."""
+        out = self._table.filter(pa.compute.is_valid(self._table["code"]))
+        return list(zip(out["key"].to_pylist(), out["code"].to_pylist(), strict=True))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of keys, bytes of images and labels, their order, and the class map: 64 hex digits."""
+        facts = [[key, digest.hex()] for key, digest in zip(self.keys, self._column("digest"), strict=True)]
+        return hashlib.sha256(json.dumps([facts, self._classes.model_dump()]).encode()).hexdigest()
+
+    def subset(self, indices: Sequence[int] | Int64) -> "Collection":
+        """The examples at `indices`, in that order."""
+        return Collection(self._files, self._classes, self._all[np.asarray(indices, np.int64)])
+
+    def split(self, share: float) -> tuple["Collection", "Collection"]:
+        """(the larger, the smaller of about `share`), decided by the key alone: more images move none.
+
+        Both have an example at least.
+
+        Raises:
+            ConfigError: when there is only one example.
+        """
+        if len(self) < 2:
+            raise ConfigError("one image cannot be cut into a part to train on and one to validate on")
+        places = np.array([_place_of(key) for key in self.keys])
+        order = places.argsort(kind="stable")
+        count = min(max(1, int((places < share).sum())), len(self) - 1)
+        return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
+
+    def _column(self, name: str) -> list[Any]:
+        found: list[Any] = self._table[name].take(pa.array(self._all)).to_pylist()
+        return found
+
+
+def _place_of(key: str) -> float:
+    """0 to 1, by hash of the image's name: which tar or Parquet file it is in does not matter."""
+    name = key.rpartition("#")[2]
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) / 2**64
+
+
+def _batches_of(file: Path) -> Iterator[pa.RecordBatch]:
+    opened = pa.ipc.open_file(pa.memory_map(str(file)))
+    return (opened.get_batch(index) for index in range(opened.num_record_batches))
+
+
+# ---------------------------------------------------------------- opening
+
+
+def open_collection(
+    data: str,
+    parts: Sequence[str],
+    *,
+    classes: ClassMap,
+    cache: Path,
+    where: str | None = None,
+    channels: tuple[str, ...] = bands.RGB,
+) -> Collection:
+    """Fetch and check every labelled image of some parts, or map what is already in the cache.
+
+    A process that opens what another one of this machine is fetching waits for it.
+
+    Args:
+        data: URL of the folder that holds the parts.
+        parts: one or more, relative to `data`, whose examples follow each other.
+        classes: what the labels' values are.
+        cache: local folder of the copy.
+        where: folder in the part, tar member or Parquet column of labels; unset: `labels`, `png`, `label`.
+        channels: bands the images must have.
+
+    Raises:
+        ConfigError: a part is not there or holds no labelled image.
+        LabelError: a label contradicts its image or the class map; names the label, the value and the count.
+        StorageError: the store failed.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache):
+        files = [
+            file for part in parts for file in _fetch_part(storage.join(data, part), where, classes, channels, cache)
+        ]
+    found = Collection(files, classes)
+    _report(found, f"{redact(data)}: {', '.join(parts)}")
+    return found
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Keep other processes of this machine waiting; the lock of a process that dies is released."""
+    with (cache / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _report(found: Collection, name: str) -> None:
+    codes = Counter(code for _, code in found.left_out)
+    said = ", ".join(f"{count} {code}" for code, count in sorted(codes.items())) or "none"
+    if not len(found):
+        raise ConfigError(f"{name} has no labelled image; left out: {said}", hint="look at --sets.labels")
+    log.info("%s: %d labelled images (%d weak); left out: %s", name, len(found), found.weak_n.sum(), said)
+
+
+def _fetch_part(
+    url: str, where: str | None, classes: ClassMap, channels: tuple[str, ...], cache: Path
+) -> Iterator[Path]:
+    """The Arrow file of every shard of a part, in order."""
+    cfg, shards, versions = _layout(url, where)
+    checks = _Checks(cfg, classes, channels)
+    files = [cache / f"{shard.id}-{checks.digest(shard, versions)}.arrow" for shard in shards]
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="collection")
+    last = time.monotonic()
+    try:
+        for done, file in enumerate(pool.map(partial(_fetch_shard, checks), shards, files), start=1):
+            if time.monotonic() - last > PROGRESS_S:
+                log.info("%s: %d of %d shards fetched and checked", redact(url), done, len(shards))
+                last = time.monotonic()
+            yield file
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
+    """How the labels of a part are read, its shards, and the version of each label file by its stem.
+
+    Raises:
+        ConfigError: there is nothing, or images without a folder of labels.
+    """
+    try:
+        shards = _shards(storage.join(url, "images"), ReadConfig(kind="folder"))
+    except NothingThere:
+        return _archives(url, where)
+    folder = storage.join(url, where or "labels")
+    try:
+        versions = {labels.stem(file.path): file.etag for file in storage.list_files(folder)}
+    except NothingThere as error:
+        raise ConfigError(f"{redact(folder)} is not there", hint="name it with --sets.labels") from error
+    return ReadConfig(kind="folder", labels=folder), shards, versions
+
+
+def _archives(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
+    """The same of a part of tars or Parquet files, in which labels have no versions of their own."""
+    try:
+        shards = _shards(url, ReadConfig())
+    except NothingThere as error:
+        raise ConfigError(f"{redact(url)} is not there", hint="name the parts with --sets.train") from error
+    kind = shards[0].kind if shards else "folder"
+    if kind == "folder":
+        raise ConfigError(f"{redact(url)} has neither images/ and labels/, nor tars, nor Parquet files")
+    asked = where or {"webdataset": "png", "parquet": "label"}[kind]
+    return ReadConfig(kind=kind, labels=asked, key_column="key"), shards, {}
+
+
+def _shards(url: str, cfg: ReadConfig) -> list[Shard]:
+    return plan(SegmentConfig(source=(url,), output="", checkpoint="", read=cfg)).shards
+
+
+# ---------------------------------------------------------------- checking
+
+
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """What an image and its label are held against."""
+
+    cfg: ReadConfig
+    classes: ClassMap
+    channels: tuple[str, ...]
+
+    def digest(self, shard: Shard, versions: dict[str, str]) -> str:
+        """Of everything but the shard's id that its Arrow file depends on: 16 hex digits."""
+        members = [versions.get(labels.stem(member.path)) for member in shard.members()]
+        facts = [VERSION, self.cfg.model_dump(), self.classes.model_dump(), self.channels, members]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def row(self, item: Item) -> dict[str, Any]:
+        """One row of an Arrow file.
+
+        Raises:
+            LabelError: the label contradicts the image or the class map.
+        """
+        out = {"key": item.key, "image": b"", "label": b"", "weak": False, "counts": [], "digest": bytes(32)}
+        if item.failure or item.label is None:
+            return out | {"code": item.failure.code if item.failure else "missing_label"}
+        try:
+            image = bands.read(item.data, self.channels)
+        except InputError as error:
+            return out | {"code": error.code}
+        counts = self._counts(item, item.label, image.height, image.width)
+        digest = hashlib.sha256(hashlib.sha256(item.data).digest() + item.label).digest()
+        found = {"image": item.data, "label": item.label, "weak": is_weak(item.label)}
+        return out | found | {"counts": counts, "digest": digest}
+
+    def _counts(self, item: Item, label: bytes, height: int, width: int) -> list[int]:
+        """Pixels of each class; zeros for a weak label, which is checked as well."""
+        if is_weak(label):
+            weak.parse(label, self.classes, name=name_of(item.key), height=height, width=width)
+            return [0] * len(self.classes)
+        found = labels.read(label, self.classes, name=name_of(item.key), height=height, width=width)
+        counts: list[int] = np.bincount(found.ravel(), minlength=256)[: len(self.classes)].tolist()
+        return counts
+
+
+def name_of(key: str) -> str:
+    """What messages call a label: the name of its image."""
+    return f"of {key}"
+
+
+def is_weak(label: bytes) -> bool:
+    """Whether an encoded label is JSON of weak labels, not a PNG."""
+    return label.lstrip()[:1] == b"{"
+
+
+def _fetch_shard(checks: _Checks, shard: Shard, file: Path) -> Path:
+    """Write the Arrow file of a shard unless it is there. A reader sees a whole file or none."""
+    if file.exists():
+        return file
+    temporary = file.with_suffix(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            for batch in _batches(map(checks.row, read(shard, checks.cfg, max_bytes=MAX_BYTES))):
+                writer.write_batch(batch)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    """Rows in batches of about `BATCH_BYTES`."""
+    held: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += len(row["image"]) + len(row["label"])
+        if size > BATCH_BYTES:
+            yield pa.RecordBatch.from_pylist(held, schema=_SCHEMA)
+            held, size = [], 0
+    yield pa.RecordBatch.from_pylist(held, schema=_SCHEMA)
