@@ -30,6 +30,9 @@ LAYER = {
     "pipeline.stats": "L1",
     "pipeline.metrics": "L1",
     "pipeline.paint": "L1",
+    "pipeline.boundary": "L1",
+    "pipeline.calibration": "L1",
+    "pipeline.label_maps": "L1",
     "pipeline.labels": "L1",
     # L1t, the network: torch.
     "pipeline.refine.lattice_torch": "L1t",
