@@ -33,6 +33,8 @@ LAYER = {
     "pipeline.boundary": "L1",
     "pipeline.calibration": "L1",
     "pipeline.label_maps": "L1",
+    "pipeline.intervals": "L1",
+    "pipeline.drift": "L1",
     "pipeline.labels": "L1",
     "pipeline.judging": "L1",
     # L1t, the network: torch.
@@ -58,6 +60,9 @@ LAYER = {
     "pipeline.page": "L3",
     "pipeline.plots": "L3",
     "pipeline.report": "L3",
+    "pipeline.gate": "L3",
+    "pipeline.history": "L3",
+    "pipeline.trend": "L3",
     "pipeline.training_report": "L3",
     "pipeline.evaluation": "L3",
     "pipeline.masks": "L3",

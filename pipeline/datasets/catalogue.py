@@ -1,6 +1,22 @@
 """Every data set whose official layout can be read, by name."""
 
-from pipeline.datasets import ade20k, camvid, cityscapes, coco, kitti, person_part, voc
+from pipeline.datasets import (
+    ade20k,
+    agriculture_vision,
+    camvid,
+    cityscapes,
+    coco,
+    cwfid,
+    generated,
+    isprs,
+    kitti,
+    landcover,
+    loveda,
+    nyu,
+    person_part,
+    sun_rgbd,
+    voc,
+)
 from pipeline.datasets.layout import Layout
 
 LAYOUTS: dict[str, Layout] = {
@@ -17,5 +33,15 @@ LAYOUTS: dict[str, Layout] = {
         cityscapes.FINE,
         cityscapes.COARSE,
         kitti.KITTI,
+        sun_rgbd.SUN_RGBD,
+        nyu.NYU40,
+        nyu.NYU13,
+        agriculture_vision.AGRICULTURE_VISION,
+        loveda.LOVEDA,
+        isprs.POTSDAM,
+        isprs.VAIHINGEN,
+        landcover.LANDCOVER,
+        cwfid.CWFID,
+        generated.FARMLAND,
     )
 }

@@ -802,6 +802,11 @@ def write_parquet(url: str, count: int, *, size_px: int, seed: int, per_shard: i
         storage.put(storage.join(url, f"farm-{number:03}.parquet"), buffer.getvalue())
 
 
+def encode_jpeg(sample: Sample) -> bytes:
+    """The image as it is written everywhere: JPEG of quality 88."""
+    return _encoded(PILImage.fromarray(sample.image_hwc), "JPEG", quality=88)
+
+
 def _jpegs(count: int, *, size_px: int, seed: int, workers: int) -> Iterator[bytes]:
     """The encoded images in order, however many processes make them."""
     make, seeds = partial(_jpeg, size_px=size_px), range(seed, seed + count)
@@ -813,8 +818,7 @@ def _jpegs(count: int, *, size_px: int, seed: int, workers: int) -> Iterator[byt
 
 
 def _jpeg(seed: int, *, size_px: int) -> bytes:
-    image = generate(seed, height=size_px, width=size_px).image_hwc
-    return _encoded(PILImage.fromarray(image), "JPEG", quality=88)
+    return encode_jpeg(generate(seed, height=size_px, width=size_px))
 
 
 def _encoded(image: PILImage.Image, form: str, **options: int) -> bytes:

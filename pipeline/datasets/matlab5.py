@@ -10,6 +10,8 @@ from typing import Any
 import numpy.typing as npt
 from scipy.io import loadmat
 
+from pipeline import storage
+from pipeline.datasets.layout import not_there
 from pipeline.errors import LabelError
 
 
@@ -34,3 +36,17 @@ def variable(data: bytes, wanted: str, *, name: str) -> npt.NDArray[Any]:
     if wanted not in found:
         raise LabelError(f"the label {name} has no variable {wanted!r}")
     return found[wanted]
+
+
+def listed(root: str, path: str, wanted: str) -> npt.NDArray[Any]:
+    """Read one variable of a file that the set cannot be listed without.
+
+    Raises:
+        ConfigError: the file is not there.
+        LabelError: as `variable`.
+    """
+    try:
+        data = storage.read_bytes(storage.join(root, path))
+    except FileNotFoundError as error:
+        raise not_there(root, path) from error
+    return variable(data, wanted, name=path)

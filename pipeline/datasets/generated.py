@@ -1,0 +1,49 @@
+"""The generated farmland as one more labelled set: nothing is downloaded, each example is made when it is read.
+
+The root is not looked at, and the paths of examples name no files.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.datasets import farmland
+from pipeline.datasets.layout import Example, Labelled, Layout
+from pipeline.records import UInt8
+
+IMAGE_PX = 256
+"""Height and width of each image, pixels."""
+SEEDS = {"train": range(1_000_000, 1_008_000), "val": range(500_000, 500_400)}
+"""Seeds of each split. No demonstration or test draws from them."""
+
+
+@dataclass(frozen=True)
+class Generated(Layout):
+    """Keys are `<split>/farm_<seed>`."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List the seeds of a split."""
+        self.check_split(split)
+        names = [f"farm_{seed:07}" for seed in SEEDS[split]]
+        return [Example(f"{split}/{name}", f"{name}.jpg", None) for name in names]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Generate one scene and take its label."""
+        return _scene(one).label_hw
+
+    def read(self, root: str, one: Example) -> Labelled:
+        """Generate one scene; its image becomes a JPEG."""
+        scene = _scene(one)
+        return Labelled(one.key, farmland.encode_jpeg(scene), scene.label_hw)
+
+
+def _scene(one: Example) -> farmland.Sample:
+    seed = int(one.key.rpartition("_")[2])
+    return farmland.generate(seed, height=IMAGE_PX, width=IMAGE_PX)
+
+
+FARMLAND = Generated(
+    name="farmland",
+    palette="farmland",
+    splits=tuple(SEEDS),
+    source="pipeline/datasets/farmland.py",
+    license="Apache-2.0, as this project",
+)

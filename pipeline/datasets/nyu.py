@@ -1,0 +1,99 @@
+"""NYU Depth v2: 1449 rooms, labelled with 894 names that are read here as 40 or 13 classes (Silberman et al. 2012).
+
+The root holds the files as they are downloaded; the last is from the toolbox of Gupta et al. 2013:
+
+    nyu_depth_v2_labeled.mat    MATLAB 7.3: images (480, 640, 3, 1449) uint8, labels (480, 640, 1449) uint16, 0 for none
+    splits.mat                  trainNdxs, testNdxs: numbers from 1
+    classMapping40.mat          mapClass: the class, 1 to 40, of each of the 894 names
+
+Axes are in MATLAB's order. Depth is not read. Pixels without a name are ignored. The 40 classes include the remainders
+other structure, other furniture and other props; the 13 are those of Couprie et al. 2013, table 1.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import h5py
+import numpy as np
+
+from pipeline.datasets import matlab5, picture
+from pipeline.datasets.layout import Example, Labelled, Layout
+from pipeline.datasets.matlab73 import opened, read_piece
+from pipeline.errors import ConfigError, LabelError
+from pipeline.records import UInt8
+
+_FILE, _SPLITS, _MAPPING = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
+_NAMES, _CLASSES = 894, 40
+_NUMBERS = {"train": "trainNdxs", "test": "testNdxs"}
+_IGNORE = 255
+
+_FORTY = tuple(range(1, _CLASSES + 1))
+# fmt: off
+_THIRTEEN = (
+    12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5,
+    7, 3, 2, 6, 11, 7, 7, 7, 7, 7, 7, 6, 7, 7, 7, 7, 7, 7, 6, 7,
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Nyu(Layout):
+    """Keys are `<split>/<number>`, e.g. `train/0003`, the number being that of the official lists, from 1."""
+
+    merged: tuple[int, ...] = _FORTY
+    """The class, from 1, that each of the 40 belongs to."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List the numbers of the split; the mapping must be there too."""
+        self.check_split(split)
+        self._table(root)
+        numbers = matlab5.listed(root, _SPLITS, _NUMBERS[split]).ravel()
+        if numbers.dtype.kind not in "iuf" or numbers.min(initial=1) < 1:
+            raise ConfigError(f"{_SPLITS} has other values than numbers from 1 in {_NUMBERS[split]}")
+        return [Example(f"{split}/{number:04}", _FILE, _FILE) for number in sorted(numbers.astype(int).tolist())]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Read one label."""
+        with opened(root, _FILE) as file:
+            return self._label(root, file, one)
+
+    def read(self, root: str, one: Example) -> Labelled:
+        """Read one image, which becomes a PNG, and its label; the rest of the file stays where it is."""
+        with opened(root, _FILE) as file:
+            label_hw = self._label(root, file, one)
+            pixels_hwc = read_piece(file, "images", _index(one))
+        if pixels_hwc.shape != (*label_hw.shape, 3) or pixels_hwc.dtype != np.uint8:
+            raise LabelError(f"{one.key}: image {pixels_hwc.shape} {pixels_hwc.dtype}, label {label_hw.shape}")
+        return Labelled(one.key, picture.encode_png(pixels_hwc), label_hw)
+
+    def _label(self, root: str, file: h5py.File, one: Example) -> UInt8:
+        names_hw = read_piece(file, "labels", _index(one))
+        table = self._table(root)
+        if names_hw.dtype.kind != "u" or int(names_hw.max(initial=0)) > _NAMES:
+            raise LabelError(f"the label {one.key} has the value {names_hw.max()}, the set 0 to {_NAMES}")
+        label_hw: UInt8 = table[names_hw]
+        return label_hw
+
+    def _table(self, root: str) -> UInt8:
+        """(895,) the class of each name, from 0, and the ignore id for none."""
+        forty = matlab5.listed(root, _MAPPING, "mapClass").ravel()
+        if forty.shape != (_NAMES,) or not np.isin(forty, _FORTY).all():
+            raise ConfigError(f"{_MAPPING} does not give each of {_NAMES} names a class from 1 to {_CLASSES}")
+        classes = np.array(self.merged)[forty.astype(int) - 1]
+        return np.concatenate([[_IGNORE], classes - 1]).astype(np.uint8)
+
+
+def _index(one: Example) -> int:
+    """Position in the file."""
+    return int(one.key.rpartition("/")[2]) - 1
+
+
+_nyu = partial(
+    Nyu,
+    splits=tuple(_NUMBERS),
+    source="https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html",
+    license="not stated; research",
+)
+
+NYU40 = _nyu(name="nyu40", palette="nyu40")
+NYU13 = _nyu(name="nyu13", palette="nyu13", merged=_THIRTEEN)

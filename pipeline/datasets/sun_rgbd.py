@@ -1,0 +1,83 @@
+"""SUN RGB-D: 10335 rooms seen by four depth cameras, 37 classes (Song et al. 2015).
+
+The root holds what `SUNRGBD.zip` and `SUNRGBDtoolbox.zip` unpack to:
+
+    SUNRGBD/kv1/NYUdata/NYU0001/image/NYU0001.jpg         also below kv2, realsense and xtion, at several depths
+    SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat               MATLAB 5: folder and file name of each image
+    SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat              MATLAB 7.3: seglabel of each, in the same order
+    SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat          MATLAB 5: alltrain, alltest: folders
+
+Folders are given as on the authors' machine: what follows the last `SUNRGBD/` counts. Labels are 0 for none, which is
+ignored here, and 1 to 37. The `seg.mat` in each image's folder has free text in place of classes and is not read, nor
+is depth.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.datasets import matlab5
+from pipeline.datasets.layout import Example, Layout, from_ids
+from pipeline.datasets.matlab73 import opened, read_piece
+from pipeline.errors import ConfigError, LabelError
+from pipeline.records import UInt8
+
+_META = "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat"
+_LABELS = "SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat"
+_SPLITS = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
+_FOLDERS = {"train": "alltrain", "test": "alltest"}
+_IDS = {0: 255} | {value: value - 1 for value in range(1, 38)}
+
+
+@dataclass(frozen=True)
+class SunRgbd(Layout):
+    """Keys are `<split>/<folder>`, e.g. `train/kv1/NYUdata/NYU0001`; the position in the files is in `more`."""
+
+    def examples(self, root: str, split: str) -> list[Example]:
+        """List the folders of the split."""
+        self.check_split(split)
+        entries = _entries(root)
+        folders = sorted({_below(one) for one in _texts(matlab5.listed(root, _SPLITS, _FOLDERS[split]))})
+        if lacking := [folder for folder in folders if folder not in entries]:
+            raise ConfigError(f"{_META} has no entry for {lacking[0]!r} and {len(lacking) - 1} more of {_SPLITS}")
+        return [Example(f"{split}/{folder}", entries[folder][0], _LABELS, entries[folder][1:]) for folder in folders]
+
+    def label(self, root: str, one: Example) -> UInt8:
+        """Read one label; the rest of the file stays where it is."""
+        with opened(root, _LABELS) as file:
+            raw_hw = read_piece(file, "SUNRGBD2Dseg/seglabel", int(one.more[0]))
+        ids_hw = raw_hw.astype(np.uint8)
+        if ids_hw.ndim != 2 or not np.array_equal(ids_hw, raw_hw):
+            raise LabelError(f"the label {one.key} in {_LABELS} is no map of ids: {raw_hw.dtype} {raw_hw.shape}")
+        return from_ids(ids_hw, _IDS, name=f"{one.key} in {_LABELS}")
+
+
+def _entries(root: str) -> dict[str, tuple[str, str]]:
+    """Path of the image and position in the files, by folder."""
+    entries = matlab5.listed(root, _META, "SUNRGBDMeta")
+    if not {"rgbpath", "rgbname"} <= set(entries.dtype.names or ()):
+        raise ConfigError(f"{_META} has no entries with rgbpath and rgbname")
+    folders = [_below(path.rpartition("/image/")[0]) for path in _texts(entries["rgbpath"])]
+    named = enumerate(zip(folders, _texts(entries["rgbname"]), strict=True))
+    return {folder: (f"SUNRGBD/{folder}/image/{name}", str(index)) for index, (folder, name) in named}
+
+
+def _texts(cells: npt.NDArray[Any]) -> list[str]:
+    """The texts in an array of cells."""
+    return [str(np.squeeze(cell)) for cell in cells.ravel()]
+
+
+def _below(path: str) -> str:
+    """What follows `SUNRGBD/`: "/n/fs/sun3d/data/SUNRGBD/kv1/b3dodata/img_0063/" gives "kv1/b3dodata/img_0063"."""
+    return path.replace("//", "/").rpartition("SUNRGBD/")[2].strip("/")
+
+
+SUN_RGBD = SunRgbd(
+    name="sun_rgbd",
+    palette="sun_rgbd",
+    splits=tuple(_FOLDERS),
+    source="https://rgbd.cs.princeton.edu",
+    license="not stated; research",
+)

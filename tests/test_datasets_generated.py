@@ -1,0 +1,30 @@
+import io
+
+import numpy as np
+from PIL import Image
+
+from pipeline.datasets import farmland
+from pipeline.datasets.generated import FARMLAND, IMAGE_PX, SEEDS
+
+
+def test_splits_share_no_seed_and_no_key() -> None:
+    keys = {split: [one.key for one in FARMLAND.examples("", split)] for split in FARMLAND.splits}
+    assert not set(SEEDS["train"]) & set(SEEDS["val"])
+    for split, found in keys.items():
+        assert found == sorted(set(found))
+        assert len(found) == len(SEEDS[split])
+
+
+def test_an_example_is_the_scene_of_its_seed() -> None:
+    one = FARMLAND.examples("", "val")[7]
+    read = FARMLAND.read("", one)
+    scene = farmland.generate(SEEDS["val"][7], height=IMAGE_PX, width=IMAGE_PX)
+    np.testing.assert_array_equal(read.label_hw, scene.label_hw)
+    np.testing.assert_array_equal(FARMLAND.label("", one), scene.label_hw)
+    pixels = np.asarray(Image.open(io.BytesIO(read.image)))
+    assert np.abs(pixels.astype(int) - scene.image_hwc).mean() < 6
+
+
+def test_the_same_bytes_again() -> None:
+    one = FARMLAND.examples("", "train")[-1]
+    assert FARMLAND.read("", one).image == FARMLAND.read("", one).image
