@@ -19,10 +19,11 @@ from pipeline.datasets.layout import (
     decode_ids,
     fetch,
     files_below,
+    from_colours,
+    from_ids,
     names_in,
     stem,
 )
-from pipeline.labels import from_colours, from_ids
 from pipeline.records import UInt8
 
 _SPLITS = ("train", "val", "test")

@@ -39,10 +39,10 @@ from pipeline.datasets.layout import (
     fetch,
     fetch_listing,
     files_below,
+    from_ids,
     stem,
 )
 from pipeline.errors import ConfigError, LabelError, NothingThere
-from pipeline.labels import from_ids
 from pipeline.records import Bool, UInt8
 
 _NEVER_USED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
