@@ -24,6 +24,13 @@ MASKS = "masks"
 NO_LABEL = Failure("label_missing", "this image has no label")
 
 
+def names_of(masks: str | None, engine: str) -> list[str]:
+    """The answers of a run in their order, the one in the masks last."""
+    if masks:
+        return [MASKS]
+    return [NETWORK] if engine == "none" else [NETWORK, engine]
+
+
 def coding_of(cfg: JudgeConfig) -> Coding:
     """What the values of labels mean."""
     return Coding(cfg.labels_as, cfg.label_ids, cfg.ignored_colours)
@@ -67,8 +74,8 @@ def judgements_of(
 
     Both with the network's confidence, since what a CRF gives is all but 0 or 1.
     """
-    masks = {NETWORK: refinement.network_hw} | ({} if engine == "none" else {engine: refinement.mask_hw})
-    return [_judged(truth_hw, mask, refinement.confidence_hw, cfg, classes, name=name) for name, mask in masks.items()]
+    masks = zip(names_of(None, engine), (refinement.network_hw, refinement.mask_hw), strict=False)
+    return [_judged(truth_hw, mask, refinement.confidence_hw, cfg, classes, name=name) for name, mask in masks]
 
 
 def judgement_of_mask(truth_hw: UInt8, mask_hw: UInt8, cfg: JudgeConfig, classes: ClassMap) -> Judgement:

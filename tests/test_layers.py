@@ -65,6 +65,7 @@ LAYER = {
     "pipeline.trend": "L3",
     "pipeline.training_report": "L3",
     "pipeline.evaluation": "L3",
+    "pipeline.scoring": "L3",
     "pipeline.masks": "L3",
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",

@@ -22,8 +22,20 @@ from pipeline.records import UInt8
 from pipeline.redact import redact
 
 __all__ = [
-    *("Colour", "Example", "Labelled", "Layout", "decode_colours", "decode_ids", "fetch", "fetch_listing"),
-    *("files_below", "from_colours", "from_ids", "names_in", "not_there", "stem"),
+    "Colour",
+    "Example",
+    "Labelled",
+    "Layout",
+    "decode_colours",
+    "decode_ids",
+    "fetch",
+    "fetch_listing",
+    "files_below",
+    "from_colours",
+    "from_ids",
+    "names_in",
+    "not_there",
+    "stem",
 ]
 
 _LISTED = 1000
