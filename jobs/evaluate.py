@@ -3,7 +3,7 @@
     ray job submit --working-dir . --submission-id eval-2026-11-20 -- python jobs/evaluate.py \
         --source s3://labelled/val --checkpoint s3://bucket/model --history s3://bucket/evaluations --baseline last-good
 
-The source is a folder with images/ and labels/, or tars, or Parquet files; --read.labels says where labels are otherwise.
+The source is a folder with images/ and labels/, or tars, or Parquet files; --read.labels says where labels are else.
 Masks that a run has committed, or PNGs in a folder: `--masks s3://bucket/out/run=0123456789ab` instead of --checkpoint.
 Several settings in one go are `settings:` of a YAML file, see jobs/configs/evaluate.yaml.
 
@@ -171,7 +171,7 @@ def _of_masks(cfg: EvaluateConfig) -> Run:
 def judge(name: str, run: Run, cfg: EvaluateConfig, planned: Plan) -> Judged:
     """Segment and score what is owed of one setting, and hold it against its gates."""
     done = segment_dataset.carry_out(run, planned)
-    training = dict(run.model.card.training) if run.model else {}
+    training: dict[str, object] = dict(run.model.card.training) if run.model else {}
     found = evaluation.read(run.url, name=name, training=training, facts=summary.facts_of(run))
     sources = {shard.id: redact(shard.root) for shard in planned.shards}
     found = replace(found, slices=scoring.slices_of(found, cfg.score, sources))

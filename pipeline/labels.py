@@ -86,7 +86,7 @@ def read(data: bytes, classes: ClassMap, *, name: str, height: int, width: int, 
     header = _header(data, name)
     _check_kind(header, name, coding)
     _check_size(header, name, height, width)
-    _check_rows(data, name, header)
+    _check_data(data, name, header)
     try:
         with PilImage.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if coding.kind == "ids":
@@ -161,12 +161,12 @@ def _check_kind(header: _Header, name: str, coding: Coding) -> None:
         raise LabelError(f"the label {name} is {header.kind}, not colours", hint="save it as an 8-bit RGB PNG")
 
 
-def _check_rows(data: bytes, name: str, header: _Header) -> None:
-    """Refuse a PNG whose data stream is whole but holds fewer rows than the header says: Pillow leaves them zero."""
+def _check_data(data: bytes, name: str, header: _Header) -> None:
+    """Refuse what Pillow would take without a word: checksums that do not fit, and fewer rows than the header says."""
     wanted, found = header.data_bytes(), 0
     inflater = zlib.decompressobj()
     try:
-        for piece in _image_data(data):
+        for piece in _image_data(data, name):
             if found < wanted:
                 found += len(inflater.decompress(piece, wanted - found))
     except zlib.error as error:
@@ -175,14 +175,17 @@ def _check_rows(data: bytes, name: str, header: _Header) -> None:
         raise LabelError(f"the label {name} is a damaged PNG: its data ends after {found} of {wanted} bytes")
 
 
-def _image_data(data: bytes) -> Iterator[bytes]:
+def _image_data(data: bytes, name: str) -> Iterator[bytes]:
     """The compressed pieces of the image, in their order."""
     at = len(_SIGNATURE)
     while at + _CHUNK.size <= len(data):
         size, kind = _CHUNK.unpack_from(data, at)
+        end = at + _CHUNK.size + size
         if kind == b"IDAT":
-            yield data[at + _CHUNK.size : at + _CHUNK.size + size]
-        at += _CHUNK.size + size + 4  # and its checksum
+            if zlib.crc32(data[at + 4 : end]).to_bytes(4) != data[end : end + 4]:
+                raise LabelError(f"the label {name} is a damaged PNG: a checksum is wrong, or the file ends early")
+            yield data[at + _CHUNK.size : end]
+        at = end + 4
 
 
 def _values(picture: PilImage.Image, header: _Header) -> npt.NDArray[np.integer]:

@@ -198,7 +198,13 @@ def images_table(evaluation: Evaluation) -> pd.DataFrame:
     frames = []
     for answer in evaluation.answers.values():
         scores = Scores(answer.counts_nkk)
-        own = {"setting": evaluation.name, "answer": answer.name, "mean_iou": scores.mean_iou}
-        own |= {"pixel_accuracy": scores.pixel_accuracy, "iou": list(scores.iou)}
-        frames.append(evaluation.images.assign(**own))
+        frames.append(
+            evaluation.images.assign(
+                setting=evaluation.name,
+                answer=answer.name,
+                mean_iou=scores.mean_iou,
+                pixel_accuracy=scores.pixel_accuracy,
+                iou=list(scores.iou),
+            )
+        )
     return pd.concat(frames).sort_values("mean_iou", ignore_index=True)

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as PilImage
 
-from pipeline import classes, labels
+from pipeline import classes, judging, labels
 from pipeline.classes import ClassMap
-from pipeline.errors import ConfigError, LabelError
+from pipeline.errors import ERROR_CODES, ConfigError, LabelError
 from pipeline.labels import Coding
+from pipeline.records import Item
 from tests import bad_labels
 
 CAMVID = classes.load("camvid")
@@ -93,7 +94,11 @@ def test_a_file_that_holds_a_row_too_few_is_refused_however_it_is_packed(
     whole = bad_labels.grey_png(np.ones((height, width), int), bits=bits, interlaced=interlaced)
     np.testing.assert_array_equal(read(whole, height, width), 1)
     with pytest.raises(LabelError, match=r"ends after \d+ of \d+ bytes"):
-        read(bad_labels.grey_png(np.ones((height, width), int), bits=bits, interlaced=interlaced, missing=1), height, width)
+        read(
+            bad_labels.grey_png(np.ones((height, width), int), bits=bits, interlaced=interlaced, missing=1),
+            height,
+            width,
+        )
 
 
 blank = np.zeros((4, 6), np.uint8)
@@ -132,3 +137,19 @@ def test_labels_and_images_meet_at_the_same_place_without_suffix() -> None:
     found = labels.by_stem(["a/1.png", "a/1.json", "b/1.PNG", "2.tar.png", "readme.md"])
     assert found == {"a/1": "a/1.png", "b/1": "b/1.PNG", "2.tar": "2.tar.png"}
     assert [labels.stem(one) in found for one in ("a/1.jpg", "b/1.jpeg", "2.tar.webp", "1.jpg")] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("case", bad_labels.CASES, ids=str)
+def test_every_way_to_save_a_label_is_read_right_or_fails_by_name(case: bad_labels.Case) -> None:
+    """As far as the label alone decides; what its place in a source does is tested there."""
+    item = Item("a.jpg", "shard", "etag", label=case.make() if case.file == "{}.png" else None)
+    size = {"height": bad_labels.HEIGHT, "width": bad_labels.WIDTH}
+    try:
+        found = judging.truth_of(item, case.judge, bad_labels.CLASSES, **size)
+    except LabelError as error:
+        assert error.code == case.expected != "ok"
+        assert error.code in ERROR_CODES
+        assert "a.jpg" in error.message or error.code == "label_missing" or case.name == "only classes"
+    else:
+        assert case.expected == "ok"
+        np.testing.assert_array_equal(found, case.truth)
