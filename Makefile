@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: install demo test lint sanitize clean
 
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard pipeline/refine/densecrf_native/*)
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard pipeline/refine/densecrf_native/* pipeline/label_maps_native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
@@ -24,11 +24,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The native CRF under AddressSanitizer and UndefinedBehaviorSanitizer, then built again without them.
+# The native code under AddressSanitizer and UndefinedBehaviorSanitizer, then built again without them.
 sanitize: install
 	SANITIZE=1 $(BIN)/python setup.py -q build_ext --inplace --force
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/test_native_crf.py -s --timeout 900
+	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/test_native_crf.py tests/test_label_maps.py -s --timeout 900
 	$(BIN)/python setup.py -q build_ext --inplace --force
 
 clean:

@@ -1,17 +1,20 @@
-"""Builds the optional extension pipeline.refine._densecrf; everything else is in pyproject.toml.
+"""Builds the optional extensions of the dense CRF and of the counts; everything else is in pyproject.toml.
 
-The kernels are compiled once per instruction set and chosen when the program runs: one wheel serves AVX2 and AVX-512.
-Without a compiler the package installs all the same, and `pipeline.refine.native.available()` says so.
+The kernels of the CRF are compiled once per instruction set and chosen when the program runs: one wheel serves AVX2 and
+AVX-512. Without a compiler the package installs all the same: `pipeline.refine.native.available()` says so, and
+`pipeline.label_maps` takes numpy instead.
 """
 
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
-SOURCES = Path("pipeline/refine/densecrf_native")
+DENSECRF = Path("pipeline/refine/densecrf_native")
+LABEL_MAPS = Path("pipeline/label_maps_native")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover", "-g1"] if "SANITIZE" in os.environ else []
 FLAGS = [
     "-O1" if SANITIZERS else "-O3",
@@ -29,13 +32,13 @@ if X86:
 
 
 class BuildKernels(build_ext):
-    """build_ext that compiles kernels.cpp once per instruction set and links all copies into the one module."""
+    """build_ext that compiles the CRF's kernels.cpp once per instruction set and links all copies into its module."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         """Add the copies of the kernels, then build as usual."""
-        for name, flags in INSTRUCTION_SETS.items():
+        for name, flags in INSTRUCTION_SETS.items() if ext is densecrf else ():
             ext.extra_objects += self.compiler.compile(
-                [str(SOURCES / "kernels.cpp")],
+                [str(DENSECRF / "kernels.cpp")],
                 output_dir=str(Path(self.build_temp) / name),
                 macros=[("CRF_ISA", name)],
                 extra_postargs=["-std=c++17", *FLAGS, *flags],
@@ -43,14 +46,25 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
-extension = Pybind11Extension(
+def extension(name: str, sources: list[Path], folder: Path, **more: Any) -> Pybind11Extension:
+    """One optional module, built again when anything in its folder changes."""
+    return Pybind11Extension(
+        name,
+        [str(path) for path in sources],
+        cxx_std=17,
+        extra_compile_args=FLAGS,
+        extra_link_args=SANITIZERS,
+        depends=[str(path) for path in sorted(folder.glob("*.*pp"))],
+        optional=True,
+        **more,
+    )
+
+
+densecrf = extension(
     "pipeline.refine._densecrf",
-    [str(SOURCES / name) for name in ("bindings.cpp", "dispatch.cpp", "workspace.cpp")],
-    cxx_std=17,
-    extra_compile_args=FLAGS,
-    extra_link_args=SANITIZERS,
+    [DENSECRF / name for name in ("bindings.cpp", "dispatch.cpp", "workspace.cpp")],
+    DENSECRF,
     define_macros=[("CRF_X86", "1")] if X86 else [],
-    depends=[str(path) for path in sorted(SOURCES.glob("*.*pp"))],
-    optional=True,
 )
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildKernels})
+label_maps = extension("pipeline._label_maps", [LABEL_MAPS / "bindings.cpp"], LABEL_MAPS)
+setup(ext_modules=[densecrf, label_maps], cmdclass={"build_ext": BuildKernels})

@@ -10,7 +10,8 @@ from math import ceil, hypot
 
 import numpy as np
 
-from pipeline.label_maps import edges, has_neighbour, index_of, joint, squared_distance
+from pipeline import label_maps
+from pipeline.label_maps import has_neighbour, index_of, joint
 from pipeline.records import Bool, Float64, Int64, UInt8
 
 DIAGONAL_SHARE = 0.02
@@ -26,10 +27,9 @@ def rings(truth_hw: UInt8, widths_px: Sequence[float]) -> UInt8:
     widths = np.asarray(widths_px, float)
     if len(widths) >= 255 or (widths < 0).any() or (np.diff(widths) <= 0).any():
         raise ValueError(f"widths of bands ascend, at most 254 of them: {list(widths_px)}")
-    cap = ceil(widths.max(initial=0))
-    index = np.searchsorted(widths**2, np.arange(cap**2 + 1), side="right").astype(np.uint8)
-    found: UInt8 = index[squared_distance(edges(truth_hw), cap)]
-    return found
+    cap_px = ceil(widths.max(initial=0))
+    ring_of = np.searchsorted(widths**2, np.arange(cap_px**2 + 1), side="right").astype(np.uint8)
+    return label_maps.rings(truth_hw, ring_of)
 
 
 def trimap(truth_hw: UInt8, width_px: float) -> Bool:

@@ -44,7 +44,7 @@ def reliability(truth_hw: UInt8, mask_hw: UInt8, confidence_hw: UInt8, *, ignore
 
 
 def reliability_curve(reliability: Int64, bins: int = 15) -> Curve:
-    """Gather (256, 2) reliability counts in bins: the m-th is ((m - 1) / bins, m / bins], the first one has 0 as well."""
+    """Gather (256, 2) reliability counts in bins: the m-th is ((m - 1) / bins, m / bins], and 0 is in the first."""
     levels = np.arange(LEVELS)
     bin_of = np.maximum(-(-levels * bins // (LEVELS - 1)) - 1, 0)  # rounded up in integers: 0.2 is no float
     right, pixels = (np.bincount(bin_of, column, minlength=bins) for column in reliability.T)

@@ -7,7 +7,7 @@ images, shards and runs merge by addition, so a distributed evaluation gives exa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -39,8 +39,8 @@ def confusion(
         ValueError: for shapes that differ, and for a value that is neither a class nor `ignore_id`, naming it.
     """
     groups = None if where is None else (~where).view(np.uint8)
-    found = _confusions(truth_hw, mask_hw, num_classes, groups, groups=2, ignore_id=ignore_id)
-    return found[0]
+    found: Int64 = _confusions(truth_hw, mask_hw, num_classes, groups, groups=2, ignore_id=ignore_id)[0]
+    return found
 
 
 def within_bands(
@@ -156,8 +156,8 @@ class Scores:
     @cached_property
     def hits(self) -> Int64 | Float64:
         """Pixels of each class that were found, (..., K)."""
-        found: Int64 = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
-        return found
+        hits = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
+        return cast("Int64 | Float64", hits)
 
     @cached_property
     def support(self) -> Int64 | Float64:

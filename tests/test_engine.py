@@ -1,7 +1,6 @@
 """What every refinement engine has in common, and what becomes of one that is not there."""
 
 import sys
-from importlib.metadata import PackageNotFoundError
 from time import monotonic
 
 import numpy as np
@@ -90,34 +89,3 @@ def test_a_missing_pydensecrf_names_its_extra(monkeypatch) -> None:
     with pytest.raises(ConfigError) as caught:
         make(RefineConfig(engine="pydensecrf"))
     assert "atrous[reference]" in str(caught.value)
-
-
-def test_a_copy_of_the_package_without_the_extension_takes_the_installed_one(monkeypatch) -> None:
-    """As in the working directory of a submitted job, which comes before the installed package."""
-    beside = native._densecrf.__file__
-
-    class Installed:
-        def __init__(self) -> None:
-            self.name = beside.rpartition("/")[2]
-
-        def locate(self) -> str:
-            return beside
-
-    class Distribution:
-        files = (Installed(),)
-
-    monkeypatch.setitem(sys.modules, "pipeline.refine._densecrf", None)
-    monkeypatch.delattr("pipeline.refine._densecrf", raising=False)
-    monkeypatch.setattr(native, "distribution", lambda _: Distribution)
-    found, why = native._load()
-    assert (found.INTERFACE, why) == (native.INTERFACE, None)
-    monkeypatch.setattr(native, "INTERFACE", -1)
-    assert "install it again" in native._load()[1]
-    Distribution.files = ()
-    assert "was not built" in native._load()[1]
-
-    def gone(_: str) -> None:
-        raise PackageNotFoundError("atrous")
-
-    monkeypatch.setattr(native, "distribution", gone)
-    assert "was not built" in native._load()[1]

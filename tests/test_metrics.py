@@ -1,13 +1,28 @@
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn.metrics
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torchmetrics.functional import classification
 
-from pipeline.boundary import boundary_distance, trimap
-from pipeline.metrics import Scores, bootstrap, bootstrap_each, confusion, resampled
+from pipeline.boundary import boundary_iou, trimap
+from pipeline.calibration import expected_calibration_error
+from pipeline.metrics import (
+    Scores,
+    bootstrap,
+    bootstrap_each,
+    confusion,
+    judge,
+    resampled,
+    with_band,
+    within_bands,
+    without,
+)
+from pipeline.records import Judgement
 
 K = 4
 values = st.sampled_from([0, 1, 2, 3, 255])
@@ -100,35 +115,148 @@ def test_what_cannot_be_counted_is_named(truth: np.ndarray, answer: np.ndarray, 
         confusion(truth, answer, K)
 
 
-def slow_distance(truth: np.ndarray) -> np.ndarray:
-    height, width = truth.shape
-    edges = [
-        (y, x)
-        for y in range(height)
-        for x in range(width)
-        for v, u in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
-        if 0 <= v < height and 0 <= u < width and truth[v, u] != truth[y, x]
-    ]
-    found = np.full(truth.shape, np.inf)
-    for y in range(height):
-        for x in range(width):
-            found[y, x] = min((np.hypot(y - v, x - u) for v, u in edges), default=np.inf)
-    return found
+# ---------------------------------------------------------------- other people's libraries
 
 
-@settings(max_examples=50)
-@given(maps)
-def test_distances_to_boundaries_are_those_of_a_search(truth: np.ndarray) -> None:
-    np.testing.assert_allclose(boundary_distance(truth), slow_distance(truth), rtol=1e-6)
+def labelled(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels that have a label, where each has an answer: sklearn and torchmetrics know no missing ones."""
+    truth, answer = pair
+    answer = np.where(answer == 255, 0, answer)
+    return truth[truth != 255], answer[truth != 255]
 
 
-@given(maps)
-def test_a_wider_band_holds_a_narrower_one(truth: np.ndarray) -> None:
-    bands = [trimap(truth, width) for width in (0, 1, 2, 5, 100)]
-    assert not bands[0].any()
-    for narrow, wide in itertools.pairwise(bands):
-        assert (wide >= narrow).all()
-    assert bands[-1].all() == (len(np.unique(truth)) > 1)
+answered = pairs.map(lambda pair: (pair[0], np.where(pair[1] == 255, 0, pair[1]).astype(np.uint8)))
+
+
+@settings(max_examples=25)
+@given(answered.filter(lambda pair: (pair[0] != 255).any()))
+def test_scores_are_those_of_scikit_learn(pair) -> None:
+    truth, answer = labelled(pair)
+    counts = confusion(*pair, K)
+    np.testing.assert_array_equal(counts[:, :K], sklearn.metrics.confusion_matrix(truth, answer, labels=range(K)))
+    for absent, other in (("zero", 0), ("one", 1)):
+        scores = Scores(counts, absent=absent)
+        precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(
+            truth, answer, labels=range(K), zero_division=other
+        )
+        np.testing.assert_allclose([scores.precision, scores.recall, scores.dice], [precision, recall, f1])
+        np.testing.assert_array_equal(scores.support, support)
+        iou = sklearn.metrics.jaccard_score(truth, answer, labels=range(K), average=None, zero_division=other)
+        np.testing.assert_allclose(scores.iou, iou)
+    assert scores.pixel_accuracy == pytest.approx(sklearn.metrics.accuracy_score(truth, answer))
+    weighted = sklearn.metrics.jaccard_score(truth, answer, labels=range(K), average="weighted", zero_division=0)
+    assert scores.frequency_weighted_iou == pytest.approx(weighted)
+    assert Scores(counts, weights=scores.support / 1).mean_iou == pytest.approx(weighted)
+
+
+@settings(max_examples=25)
+@given(answered.filter(lambda pair: (pair[0] != 255).any()))
+def test_scores_are_those_of_torchmetrics(pair) -> None:
+    truth, answer = (torch.from_numpy(one.astype(np.int64)) for one in pair)
+    asked = {"num_classes": K, "ignore_index": 255}
+    scores = Scores(confusion(*pair, K), absent="zero")
+    matrix = classification.multiclass_confusion_matrix(answer, truth, **asked)
+    np.testing.assert_array_equal(scores.counts[:, :K], matrix)
+    for found, theirs in (
+        (scores.iou, classification.multiclass_jaccard_index),
+        (scores.precision, classification.multiclass_precision),
+        (scores.recall, classification.multiclass_recall),
+        (scores.dice, classification.multiclass_f1_score),
+    ):
+        np.testing.assert_allclose(found, theirs(answer, truth, average="none", **asked), rtol=1e-6)
+    micro = classification.multiclass_accuracy(answer, truth, average="micro", **asked)
+    assert scores.pixel_accuracy == pytest.approx(float(micro))
+    skipped = Scores(scores.counts)  # torchmetrics leaves classes in neither out of its macro F1
+    macro = classification.multiclass_f1_score(answer, truth, average="macro", **asked)
+    assert skipped.mean_dice == pytest.approx(float(macro))
+
+
+# ---------------------------------------------------------------- rules
+
+
+def test_each_rule_for_absent_classes_is_what_it_says() -> None:
+    """Class 0 is right, 1 is labelled and never answered, 2 is answered and not labelled, 3 is in neither."""
+    truth, answer = np.array([[0, 0, 0, 1]], np.uint8), np.array([[0, 0, 2, 0]], np.uint8)
+    counts = confusion(truth, answer, 4)
+    for absent, only_answered, neither in (
+        ("skip", 0, np.nan),
+        ("unlabelled", np.nan, np.nan),
+        ("zero", 0, 0),
+        ("one", 0, 1),
+    ):
+        scores = Scores(counts, absent=absent)
+        np.testing.assert_array_equal(scores.iou, [0.5, 0, only_answered, neither])
+        assert scores.mean_iou == np.nanmean(scores.iou)
+
+
+@given(pairs)
+def test_without_background_means_are_over_the_other_classes(pair) -> None:
+    whole = Scores(confusion(*pair, K))
+    scores = replace(whole, weights=without(K, 0))
+    for mean, each in (
+        (scores.mean_iou, whole.iou),
+        (scores.mean_accuracy, whole.recall),
+        (scores.mean_dice, whole.dice),
+    ):
+        there = each[1:][~np.isnan(each[1:])]
+        np.testing.assert_allclose(mean, there.mean() if there.size else np.nan)
+    foreground = np.isin(pair[0], [1, 2, 3])
+    expected = (pair[0] == pair[1])[foreground].mean() if foreground.any() else np.nan
+    np.testing.assert_allclose(scores.pixel_accuracy, expected)
+
+
+@given(pairs)
+def test_bands_are_the_counts_within_trimaps_and_can_be_left_out_or_weighted(pair) -> None:
+    counts, bands = within_bands(*pair, K, (1, 2, 4))
+    np.testing.assert_array_equal(counts, confusion(*pair, K))
+    for band, width in zip(bands, (1, 2, 4), strict=True):
+        np.testing.assert_array_equal(band, confusion(*pair, K, where=trimap(pair[0], width)))
+        np.testing.assert_array_equal(with_band(counts, band, 0), confusion(*pair, K, where=~trimap(pair[0], width)))
+        np.testing.assert_array_equal(with_band(counts, band, 1), counts)
+        half = Scores(with_band(counts, band, 0.5)).support
+        np.testing.assert_allclose(half, Scores(counts).support - Scores(band).support / 2)
+
+
+# ---------------------------------------------------------------- judgements
+
+
+def judged(truth: np.ndarray, mask: np.ndarray) -> Judgement:
+    return judge(truth, mask, (truth * 7 + 90).astype(np.uint8), K, name="network", widths_px=(1, 3), boundary_px=1)
+
+
+@given(pairs)
+def test_a_judgement_holds_one_image_counted_in_every_way(pair) -> None:
+    found = judged(*pair)
+    pixels = (pair[0] != 255).sum()
+    assert found.counts.sum() == found.reliability[:, 1].sum() == pixels
+    assert Scores(found.counts).hits.sum() == found.reliability[:, 0].sum()
+    assert (found.bands <= found.counts).all()
+    assert (found.boundary[:, 0] <= Scores(found.counts).support).all()
+    assert all(array.dtype == np.int64 for array in found.arrays)
+
+
+@given(pairs, pairs)
+def test_judgements_of_images_add_up(one, other) -> None:
+    both = judged(*one) + judged(*other)
+    for total, mine, theirs in zip(both.arrays, judged(*one).arrays, judged(*other).arrays, strict=True):
+        np.testing.assert_array_equal(total, mine + theirs)
+    assert both == judged(*other) + judged(*one)
+
+
+def test_judgements_of_different_answers_do_not_add_up() -> None:
+    found = judged(np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8))
+    with pytest.raises(ValueError, match="'network' and 'crf'"):
+        found + replace(found, name="crf")
+
+
+def test_a_perfect_answer_is_judged_perfect() -> None:
+    truth = np.kron(np.arange(4).reshape(2, 2), np.ones((50, 50))).astype(np.uint8)
+    found = judge(truth, truth, np.full_like(truth, 255), K, name="network", widths_px=(2,))
+    assert Scores(found.counts).mean_iou == Scores(found.bands[0]).mean_iou == boundary_iou(found.boundary).mean() == 1
+    assert expected_calibration_error(found.reliability) == 0
+
+
+# ---------------------------------------------------------------- intervals
 
 
 def test_resampling_draws_as_many_images_as_there_are() -> None:

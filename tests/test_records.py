@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import records
-from pipeline.records import ITEM_SCHEMA, ROW_SCHEMA, SCORED_SCHEMA, Failure, Image, Item, Judgement, Row, Scored, Window
+from pipeline.records import (
+    ITEM_SCHEMA,
+    ROW_SCHEMA,
+    SCORED_SCHEMA,
+    Failure,
+    Image,
+    Item,
+    Judgement,
+    Row,
+    Scored,
+    Window,
+)
 
 ODD_KEYS = [
     "",

@@ -6,16 +6,13 @@ included), several times faster, and without the GIL. The extension is optional:
 """
 
 from dataclasses import dataclass
-from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import module_from_spec, spec_from_file_location
 from math import ceil, isfinite, sqrt
 from time import monotonic
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 
+from pipeline import extension
 from pipeline.records import Bool, Float16, Float32, UInt8
 from pipeline.refine.presets import CrfParams
 
@@ -23,33 +20,7 @@ INTERFACE = 2
 """Of the extension this file was written for."""
 
 
-def _installed() -> ModuleType:
-    """The extension of the installed package: a job's working directory is a copy of this package without it."""
-    for file in distribution("atrous").files or ():
-        if file.name.startswith("_densecrf.") and file.name.endswith(tuple(EXTENSION_SUFFIXES)):
-            spec = spec_from_file_location("pipeline.refine._densecrf", str(file.locate()))
-            if spec and spec.loader:
-                module = module_from_spec(spec)
-                spec.loader.exec_module(module)
-                return module
-    raise ImportError("the installed package has none")
-
-
-def _load() -> tuple[Any, str | None]:
-    """The extension, and why there is none."""
-    try:
-        try:
-            from pipeline.refine import _densecrf  # noqa: PLC0415
-        except ImportError:
-            _densecrf = _installed()
-    except (ImportError, PackageNotFoundError) as missing:
-        return None, f"the extension was not built, or not for this Python ({missing})"
-    if (found := getattr(_densecrf, "INTERFACE", 0)) != INTERFACE:
-        return None, f"the extension has interface {found}, this package needs {INTERFACE}: install it again"
-    return _densecrf, None
-
-
-_densecrf, UNAVAILABLE_BECAUSE = _load()
+_densecrf, UNAVAILABLE_BECAUSE = extension.load("pipeline.refine._densecrf", INTERFACE)
 """The extension; and why `available()` is False, None when it is True."""
 
 Spatial = Literal["auto", "lattice", "separable"]

@@ -1,0 +1,9 @@
+from pipeline.records import Bool, Int64, UInt8
+
+INTERFACE: int
+
+def joint(
+    rows: UInt8, columns: UInt8, groups: UInt8 | None, row_of: UInt8, column_of: UInt8, num_groups: int
+) -> Int64: ...
+def rings(labels: UInt8, ring_of: UInt8, cap: int) -> UInt8: ...
+def has_neighbour(labels: UInt8, reach: int) -> Bool: ...
