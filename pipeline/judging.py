@@ -72,7 +72,8 @@ def judgements_of(
 ) -> list[Judgement]:
     """What was counted of the network's answer, and where an `engine` other than `none` refined it, of that one after.
 
-    Both with the network's confidence, since what a CRF gives is all but 0 or 1.
+    Both with the network's confidence, since what a CRF gives is all but 0 or 1; of the classes that were left where
+    others were pruned, so `--refine.prune 0` is what tells calibration to the last digit.
     """
     masks = zip(names_of(None, engine), (refinement.network_hw, refinement.mask_hw), strict=False)
     return [_judged(truth_hw, mask, refinement.confidence_hw, cfg, classes, name=name) for name, mask in masks]
