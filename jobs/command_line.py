@@ -6,18 +6,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config import SegmentConfig, explain, read_yaml
 from pipeline.errors import JobError
 
 log = logging.getLogger(__name__)
 
-REQUIRED = [name for name, field in SegmentConfig.model_fields.items() if field.is_required()]
+A = TypeVar("A")
+C = TypeVar("C", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,13 @@ class Arguments:
     """Only say what would be done: shards, bytes, keys where known, what is committed, first problems."""
 
 
-def parse(argv: Sequence[str], *, description: str) -> Arguments:
+def parse(argv: Sequence[str], arguments: type[A] = Arguments, *, description: str) -> A:  # type: ignore[assignment]
     """Parse flags over the file over the defaults.
+
+    Args:
+        argv: what follows the name of the job.
+        arguments: what the job can be asked, with its config as `cfg` and the file's name as `config`.
+        description: of the job, for --help.
 
     Raises:
         ConfigError: when the file is wrong. Wrong flags end the process with a message that names them.
@@ -40,23 +46,25 @@ def parse(argv: Sequence[str], *, description: str) -> Arguments:
     if "--version" in argv:
         print(f"atrous {code_version()}")
         raise SystemExit(0)
-    return tyro.cli(Arguments, args=list(argv), default=Arguments(_from_file(argv)), description=description)
+    default = arguments(cfg=_from_file(argv, get_type_hints(arguments)["cfg"]))
+    return tyro.cli(arguments, args=list(argv), default=default, description=description)
 
 
-def _from_file(argv: Sequence[str]) -> SegmentConfig:
+def _from_file(argv: Sequence[str], kind: type[C]) -> C:
     """The config of `--config`, or the defaults; what neither the file nor a default gives is left for flags."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(argv)[0].config
     said = read_yaml(path) if path else {}
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
     try:
-        config = SegmentConfig.model_validate(dict.fromkeys(REQUIRED, "-") | said)
+        config = kind.model_validate(dict.fromkeys(required, "-") | said)
     except ValidationError as error:
         raise explain(error, origin="the settings in --config") from error
-    return config.model_copy(update={name: tyro.MISSING for name in REQUIRED if name not in said})
+    return config.model_copy(update={name: tyro.MISSING for name in required if name not in said})
 
 
-def to_yaml(cfg: SegmentConfig) -> str:
+def to_yaml(cfg: BaseModel) -> str:
     """The resolved config as it is printed and stored; a file `--config` takes."""
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
 

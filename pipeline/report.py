@@ -5,20 +5,19 @@ Nothing is read or written here, and nothing on the page refers to anything outs
 """
 
 import hashlib
-from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from pipeline import page
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ERROR_CODES
-from pipeline.records import Bool, Row, UInt8
+from pipeline.paint import overlay, paint
+from pipeline.records import Row, UInt8
 
 PAGE_ITEMS = 24
 """Items on the page at most: half the least certain, half a random sample."""
@@ -26,10 +25,6 @@ PAGE_BYTES = 4_500_000
 """Bytes all data URIs of the page may take, so that the page can be mailed."""
 PICTURE_ITEMS = 6
 """Items in `overlays_png`."""
-TINT = 0.5
-"""Weight of the class colour in an overlay; outlines take it whole."""
-HATCH = ((206, 206, 206), (140, 140, 140))
-"""Ground and stripe of pixels that have no class; a plain grey could be a class colour, stripes cannot."""
 RAMP_ANCHORS = (
     (0, 0, 4), (29, 17, 71), (81, 18, 124), (130, 38, 129), (182, 54, 121),
     (230, 81, 100), (251, 136, 97), (254, 194, 135), (252, 253, 191),
@@ -117,7 +112,7 @@ def render(
     """
     uncertain, sample = pick(previews, count=PAGE_ITEMS)
     groups = [_cards(rows, classes, budget=PAGE_BYTES // 2) for rows in (sample, uncertain)]
-    return _TEMPLATES.get_template("report.html.j2").render(
+    return page.template("report", duration=_duration, percent=_percent, figure=_figure).render(
         summary=summary,
         groups=[
             ("Random sample", "drawn from the other previews; the same in every report of this run", groups[0]),
@@ -131,7 +126,6 @@ def render(
         facts=facts,
         next_commands=next_commands,
         ramp=RAMP_ANCHORS,
-        hatch=HATCH,
     )
 
 
@@ -145,26 +139,6 @@ def pick(previews: Sequence[Row], *, count: int) -> tuple[list[Row], list[Row]]:
     half = min(count // 2, len(by_confidence) // 2)
     others = sorted(by_confidence[half:], key=lambda row: hashlib.sha256(f"report {row.key}".encode()).digest())
     return by_confidence[:half], others[: count - count // 2]
-
-
-def paint(mask_hw: UInt8, classes: ClassMap) -> UInt8:
-    """Draw a mask in class colours, grey stripes where there is no class: (H, W) ids to (H, W, 3) RGB."""
-    rows, columns = np.ogrid[: mask_hw.shape[0], : mask_hw.shape[1]]
-    stripes = np.array(HATCH, np.uint8)[((rows + columns) % 6 < 2).astype(np.intp)]
-    colours = np.frombuffer(classes.png_palette(), np.uint8).reshape(256, 3)[mask_hw]
-    painted: UInt8 = np.where((mask_hw < len(classes))[..., None], colours, stripes)
-    return painted
-
-
-def overlay(image_hwc: UInt8, mask_hw: UInt8, classes: ClassMap) -> UInt8:
-    """Tint an image with `paint`ed class colours, and draw the outlines of regions in full colour.
-
-    image_hwc: (H, W, 3) RGB; mask_hw: (H, W). Returns (H, W, 3): the rounded mean weighted by `TINT`, the colour
-    alone on outlines.
-    """
-    weight = np.where(_outline(mask_hw), 1.0, TINT)[..., None]
-    tinted: UInt8 = np.rint(image_hwc * (1 - weight) + paint(mask_hw, classes) * weight).astype(np.uint8)
-    return tinted
 
 
 def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[Share]:
@@ -209,14 +183,6 @@ def _legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> list[ClassInf
     return [one for index, one in enumerate(classes.classes) if index in seen or not seen]
 
 
-def _outline(mask_hw: UInt8) -> Bool:
-    """Pixels whose right or lower neighbour has another id: (H, W)."""
-    edge = np.zeros(mask_hw.shape, np.bool_)
-    edge[:, :-1] |= mask_hw[:, :-1] != mask_hw[:, 1:]
-    edge[:-1] |= mask_hw[:-1] != mask_hw[1:]
-    return edge
-
-
 def _pictures(row: Row, classes: ClassMap) -> list[Image.Image]:
     """The four pictures of an item in the order of `VIEWS`, all of the preview's size."""
     image = Image.open(BytesIO(row.preview_image or b"")).convert("RGB")
@@ -234,17 +200,13 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind.lower()};base64,{b64encode(data).decode()}"
-
-
 def _card(row: Row, classes: ClassMap) -> Card:
     image, mask, tinted, confidence = _pictures(row, classes)
     uris = (
-        _uri(row.preview_image or b"", "JPEG"),
-        _uri(_encoded(mask, "PNG"), "PNG"),
-        _uri(_encoded(tinted, "JPEG"), "JPEG"),
-        _uri(_encoded(confidence, "PNG"), "PNG"),
+        page.uri(row.preview_image or b"", "JPEG"),
+        page.uri(_encoded(mask, "PNG"), "PNG"),
+        page.uri(_encoded(tinted, "JPEG"), "JPEG"),
+        page.uri(_encoded(confidence, "PNG"), "PNG"),
     )
     return Card(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
 
@@ -381,13 +343,3 @@ def _figure(number: float) -> str:
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"
     return f"{number:.3g}"
-
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters |= {"duration": _duration, "percent": _percent, "figure": _figure}

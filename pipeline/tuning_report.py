@@ -4,49 +4,21 @@ In: what a search has found; out: a string. Nothing is read or written here. Plo
 that they follow it into the dark; text in them and around them is escaped, whatever files and classes are called.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from io import StringIO
-from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from pipeline import page, plots
 from pipeline.classes import ClassMap
 from pipeline.metrics import Interval
+from pipeline.plots import ACCENT, ALARM, INK, SOFT
 from pipeline.refine.search import SEARCHED
 from pipeline.tuning import ClassGain, Contender, Outcome
 
 SHOWN = 200
 """Images left out that are named at most."""
-INK, SOFT, RULE, ACCENT, ALARM = COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505")
-"""Stand for the page's colours in a plot, and are replaced by them."""
-VARIABLES = ("--ink", "--soft", "--rule", "--accent", "--alarm")
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 AXIS_NAMES = {
     "bi_w": "bi_w, weight of the bilateral kernel (w1)",
     "bi_xy": "bi_xy, its spatial sigma, px (theta alpha)",
@@ -66,16 +38,16 @@ def render(
         facts: what to know about the search, in this order; shown as given, so without credentials.
         params: the text of params.yaml.
     """
-    with mpl.rc_context(STYLE):
-        plots = {
+    with mpl.rc_context(plots.STYLE):
+        drawn = {
             "searched": [_searched(outcome, name) for name in SEARCHED],
             "contenders": _forest([(one.name, one.gain) for one in outcome.contenders if one.gain], "contenders"),
             "classes": _forest([(one.name, one.gain) for one in _by_gain(outcome.class_gains)], "classes"),
             "bands": _bands(outcome) if outcome.widths_px else None,
         }
-    return _TEMPLATES.get_template("tuning_report.html.j2").render(
+    return page.template("tuning_report", points=_points).render(
         outcome=outcome,
-        plots=plots,
+        plots=drawn,
         colours={one.name: one.colour for one in classes.classes},
         class_gains=_by_gain(outcome.class_gains),
         unseen=[one.name for one in outcome.class_gains if np.isnan(one.gain.value)],
@@ -95,7 +67,7 @@ def _by_gain(gains: Sequence[ClassGain]) -> list[ClassGain]:
 
 def _searched(outcome: Outcome, name: str) -> Markup:
     """Mean IoU of every candidate over one parameter; of those of the grids, the best at each value as a line."""
-    figure, axes = _figure(width=3.7, height=2.9)
+    figure, axes = plots.figure(width=3.7, height=2.9)
     tried = [
         (one.candidate.stage, getattr(one.candidate.params, name), one.mean_iou * 100) for one in outcome.results[1:]
     ]
@@ -112,12 +84,12 @@ def _searched(outcome: Outcome, name: str) -> Markup:
     side = axes.get_yaxis_transform()
     axes.annotate("no CRF", (1, level), (0, 3), side, "offset points", color=ALARM, ha="right", fontsize=8)
     axes.set(xlabel=AXIS_NAMES[name], ylabel="mean IoU, %")
-    return _svg(figure, f"searched-{name}", f"mean IoU of every candidate over {name}")
+    return plots.svg(figure, f"searched-{name}", f"mean IoU of every candidate over {name}")
 
 
 def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
     """Differences to no CRF with their intervals, the first on top."""
-    figure, axes = _figure(height=0.75 + 0.24 * max(len(rows), 1))
+    figure, axes = plots.figure(height=0.75 + 0.24 * max(len(rows), 1))
     for at, (_, gain) in enumerate(rows):
         colour = ACCENT if gain.low > 0 else ALARM if gain.high < 0 else SOFT
         axes.plot([gain.low * 100, gain.high * 100], [at, at], color=colour, lw=2.2, solid_capstyle="round")
@@ -127,12 +99,12 @@ def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="points of IoU more than no CRF")
-    return _svg(figure, f"forest-{name}", f"differences to no CRF: {name}")
+    return plots.svg(figure, f"forest-{name}", f"differences to no CRF: {name}")
 
 
 def _bands(outcome: Outcome) -> Markup:
     """Mean IoU within bands around the boundaries of labels, over their width."""
-    figure, axes = _figure()
+    figure, axes = plots.figure()
     none, best, *presets = outcome.contenders
     for one in presets:
         axes.plot(outcome.widths_px, _percent(one), color=SOFT, lw=0.8, alpha=0.5)
@@ -141,7 +113,7 @@ def _bands(outcome: Outcome) -> Markup:
     axes.plot(outcome.widths_px, _percent(none), color=ALARM, lw=1.4, ls="--", marker="o", ms=3, label="no CRF")
     axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1)
-    return _svg(figure, "bands", "mean IoU within bands around boundaries")
+    return plots.svg(figure, "bands", "mean IoU within bands around boundaries")
 
 
 def _percent(one: Contender) -> list[float]:
@@ -152,40 +124,6 @@ def _short(label: str) -> str:
     return label if len(label) <= 26 else f"{label[:25]}…"
 
 
-def _figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes]:
-    """A plot of this size in inches: about what a phone shows, so that letters stay readable there."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """A plot as an element of the page, in the page's colours; ids are its own, since all share one document."""
-    for axes in figure.axes:
-        axes.set_axisbelow(True)
-    out = StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, variable in zip(COLOURS, VARIABLES, strict=True):
-        text = text.replace(colour, f"var({variable})")
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    head = Markup('<svg role="img" aria-label="{}" ').format(title)
-    # Escaped by matplotlib, which writes every text through its XML writer.
-    return head + Markup(text.removeprefix("<svg "))  # noqa: S704
-
-
 def _points(share: float) -> str:
     """Percentage points with their sign."""
     return f"{share * 100:+.2f}".replace("-", "\u2212") if abs(share) >= 5e-5 else "0.00"
-
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters["points"] = _points

@@ -29,6 +29,10 @@ LAYER = {
     "pipeline.encode": "L1",
     "pipeline.stats": "L1",
     "pipeline.metrics": "L1",
+    "pipeline.paint": "L1",
+    "pipeline.boundary": "L1",
+    "pipeline.calibration": "L1",
+    "pipeline.label_maps": "L1",
     "pipeline.labels": "L1",
     # L1t, the network: torch.
     "pipeline.refine.lattice_torch": "L1t",
@@ -36,6 +40,7 @@ LAYER = {
     "pipeline.checkpoint": "L1t",
     "pipeline.infer": "L1t",
     "pipeline.training": "L1t",
+    "pipeline.training.tracker": "L1t",
     # L2, what touches a store.
     "pipeline.storage": "L2",
     "pipeline.https": "L2",
@@ -49,7 +54,10 @@ LAYER = {
     "pipeline.flow": "L3",
     "pipeline.stages": "L3",
     "pipeline.ledger": "L3",
+    "pipeline.page": "L3",
+    "pipeline.plots": "L3",
     "pipeline.report": "L3",
+    "pipeline.training_report": "L3",
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
@@ -74,6 +82,7 @@ MAY_IMPORT = {
 EXCEPTIONS = {
     ("pipeline.refine", "pipeline.refine.lattice_torch"),  # one engine of several, imported when it is asked for
     ("pipeline.checkpoint", "pipeline.storage"),  # weights are read from where they are
+    ("pipeline.training.tracker", "pipeline.storage"),  # curves are copied to where the run is
     ("infra", "pipeline.storage"),  # preflight tries the output's store
     ("infra", "pipeline.ledger"),  # progress lines say what the ledger counted
 }

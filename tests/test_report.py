@@ -1,11 +1,7 @@
 import html
 import io
 import re
-import shutil
-import subprocess
-from base64 import b64decode
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import PIL.Image
@@ -15,9 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline import report
 from pipeline.classes import ClassInfo, ClassMap
+from pipeline.paint import HATCH, overlay, paint
 from pipeline.records import Row
+from tests.pages import Outline, laid_out_width, needs_browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = ClassMap(
     name="three",
@@ -60,34 +57,6 @@ def page(summary=FULL, previews=(), failures=(), facts=None, **more):
     return report.render(
         summary=summary, previews=previews, classes=CLASSES, failures=failures, facts=facts or {}, **more
     )
-
-
-class Outline(HTMLParser):
-    """The tags of a page, those left open, and its visible text."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.stack, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def images(self):
-        for tag, attrs in self.tags:
-            if tag == "img":
-                data = b64decode(attrs["src"].partition("base64,")[2])
-                yield attrs, PIL.Image.open(io.BytesIO(data))
 
 
 def test_the_page_closes_every_tag_it_opens():
@@ -138,16 +107,16 @@ def test_the_picture_of_the_mask_is_the_mask_taken_at_preview_pixels():
     shown = next(
         picture for attrs, picture in Outline(page(previews=[row])).images() if attrs["alt"].startswith("mask")
     )
-    np.testing.assert_array_equal(np.asarray(shown), report.paint(ids, CLASSES))
+    np.testing.assert_array_equal(np.asarray(shown), paint(ids, CLASSES))
 
 
 def test_paint_gives_classes_their_colour_and_other_pixels_two_greys():
     ids = np.repeat(np.array([[0, 1, 2, 3, 254, 255]], np.uint8), 12, axis=0)
-    painted = report.paint(ids, CLASSES)
+    painted = paint(ids, CLASSES)
     for index, one in enumerate(CLASSES.classes):
         assert (painted[ids == index] == one.colour).all()
     greys = {tuple(colour) for colour in painted[ids >= len(CLASSES)].tolist()}
-    assert greys == set(report.HATCH)
+    assert greys == set(HATCH)
 
 
 @settings(max_examples=50, deadline=None)
@@ -156,7 +125,7 @@ def test_an_overlay_is_the_even_blend_inside_regions_and_the_colour_on_their_out
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     ids = rng.choice(np.array([0, 1, 255], np.uint8), (height, width), p=[0.7, 0.2, 0.1])
-    painted, tinted = report.paint(ids, CLASSES), report.overlay(image, ids, CLASSES)
+    painted, tinted = paint(ids, CLASSES), overlay(image, ids, CLASSES)
     for y in range(height):
         for x in range(width):
             neighbours = {int(ids[y, min(x + 1, width - 1)]), int(ids[min(y + 1, height - 1), x])}
@@ -258,7 +227,7 @@ def test_the_sheet_shows_every_colour_of_its_masks_and_keeps_its_width():
     sheet = PIL.Image.open(io.BytesIO(report.overlays_png(rows, CLASSES)))
     assert sheet.width == 1400
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
-    assert {one.colour for one in CLASSES.classes} | set(report.HATCH) <= colours
+    assert {one.colour for one in CLASSES.classes} | set(HATCH) <= colours
     assert report.overlays_png(rows, CLASSES) == report.overlays_png(rows[::-1], CLASSES)
 
 
@@ -270,18 +239,9 @@ def test_the_sheet_of_no_previews_is_a_picture_too():
     assert PIL.Image.open(io.BytesIO(report.overlays_png([], CLASSES))).width == 1400
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium found to lay out the page")
+@needs_browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_is_no_wider_than_its_window(width, tmp_path):
     long = "x" * 300
     text = page(previews=[preview(long)], failures=[(long, "empty", long)], facts={long: long}, next_commands=[long])
-    measure = "document.title = f.contentDocument.documentElement.scrollWidth + ' of ' + f.contentWindow.innerWidth"
-    frame = f'<iframe id="f" width="{width}" height="900" srcdoc="{html.escape(text)}" onload="{measure}"></iframe>'
-    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    dump = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/frame.html"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert f"<title>{width} of {width}</title>" in dump.stdout
+    assert laid_out_width(text, window_px=width, folder=tmp_path) == width

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 CODE_VERSION = 1
 """Raised by hand when a change of the code changes weights; part of the fingerprint."""
 
+UNFINGERPRINTED = {"data", "output", "classes", "runtime", "license"}
+"""Left out of the fingerprint: what changes no weights, and what is there as its content instead of its name."""
+
 Factor = Annotated[float, Field(gt=0, le=10)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -226,7 +229,7 @@ class TrainConfig(_Frozen):
             initial: SHA-256 of the checkpoint it starts from.
             classes: the class map, as plain data.
         """
-        said = self.model_dump(mode="json", exclude={"data", "output", "classes", "runtime", "license"})
+        said = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
         said["network"].pop("initial")
         said |= {"data": data, "initial": initial, "classes": classes, "code": CODE_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -32,7 +32,7 @@ MAX_BYTES = 2**20
 FULL, CLASSES, BOXES = 0, 1, 2
 """What `supervision_n` says of an image: labels of every pixel, its classes, or boxes that the E-step looks into."""
 ROUNDS = 30
-"""EM-Adapt: at most so often are the biases raised in turn. A few are enough unless the shares add up to 1."""
+"""EM-Adapt: how often the biases are raised in turn, at most."""
 UNLIKELY = -50.0
 """Bbox-Seg: score of classes that cannot be; the CRF's messages are at most the sum of its weights, about 7."""
 
@@ -319,8 +319,9 @@ def least_biases(scores_km: Tensor, shares: list[float]) -> Tensor:
 
     Biases are raised in turn, each until its class wins on its share of pixels given the others: the percentile of how
     far the class is behind, as in the authors' AdaptiveBiasChannel layer. Raising one class never helps another, so the
-    biases come up to the smallest solution from below, whatever the turn; it is met to the pixel where that takes no
-    more than `ROUNDS`. Shares that add up to more than 1 are scaled down to 1. Equal scores cannot be told apart.
+    biases come up to the smallest solution from below, whatever the turn, mostly in fewer than ten rounds. A share can
+    be missed by as many pixels as there are classes, where two of them tie. Shares that add up to more than 1 are
+    scaled down to 1. Pixels whose scores are equal all go the same way.
 
     Args:
         scores_km: (K, M) float32, finite.
@@ -333,7 +334,8 @@ def least_biases(scores_km: Tensor, shares: list[float]) -> Tensor:
         before = biases.clone()
         for k, quota in enumerate(quotas):
             if quota:
-                behind = (scores_km + biases[:, None]).amax(0) - scores_km[k] - biases[k]
+                biased_km = scores_km + biases[:, None]
+                behind = biased_km.amax(0) - biased_km[k]
                 biases[k] += behind.kthvalue(min(quota + 1, pixels)).values
         if torch.equal(biases, before):
             break

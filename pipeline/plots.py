@@ -1,0 +1,63 @@
+"""Plots inside an HTML page: they take their colours from it, so that they follow it into the dark.
+
+In: a figure that matplotlib has drawn in the colours given here. Out: an SVG element whose colours are variables of the
+page. Text is escaped, whatever files and classes are called.
+"""
+
+import re
+from io import StringIO
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, SOFT, RULE, ACCENT, ALARM = COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505")
+"""Stand for the page's colours in a plot, and are replaced by them."""
+VARIABLES = ("--ink", "--soft", "--rule", "--accent", "--alarm")
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+"""For `matplotlib.rc_context`, around everything that draws."""
+
+
+def figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes]:
+    """A plot of this size in inches: about what a phone shows, so that letters stay readable there."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def svg(drawn: Figure, name: str, title: str) -> Markup:
+    """A plot as an element of the page, in the page's colours; ids are its own, since all share one document."""
+    for axes in drawn.axes:
+        axes.set_axisbelow(True)
+    out = StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        drawn.savefig(out, format="svg", transparent=True, metadata=metadata)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in zip(COLOURS, VARIABLES, strict=True):
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    head = Markup('<svg role="img" aria-label="{}" ').format(title)
+    # Escaped by matplotlib, which writes every text through its XML writer.
+    return head + Markup(text.removeprefix("<svg "))  # noqa: S704

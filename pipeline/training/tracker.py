@@ -1,0 +1,185 @@
+"""Where the curves and sample predictions of a training run go: TensorBoard, MLflow, Weights & Biases, or nowhere.
+
+In: numbers and pictures by step. Out: a tracker's own files or requests. A tracker never steers training, and only one
+process of a run has one.
+"""
+
+import importlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from pipeline import storage
+from pipeline.classes import ClassMap
+from pipeline.errors import ConfigError
+from pipeline.paint import paint
+from pipeline.records import UInt8
+
+Kind = Literal["tensorboard", "mlflow", "wandb", "none"]
+FOLDER = "tensorboard"
+"""Below the run's output."""
+GAP_PX = 8
+"""White between the pictures of a sample."""
+LIBRARIES = {
+    "tensorboard": ("torch.utils.tensorboard", "atrous[train]"),
+    "mlflow": ("mlflow", "mlflow"),
+    "wandb": ("wandb", "wandb"),
+}
+"""Module of a tracker, and what to install to have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A validation image, what it should give and what it gives."""
+
+    key: str
+    image_hwc: UInt8
+    """(H, W, 3) RGB."""
+    truth_hw: UInt8
+    """(H, W) class ids, and the ignore id."""
+    mask_hw: UInt8
+    """(H, W) class ids: the prediction."""
+
+
+class Tracker(Protocol):
+    """Takes what a run says about itself."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each curve named."""
+
+    def images(self, step: int, samples: Sequence[Sample]) -> None:
+        """Show predictions after `step` steps."""
+
+    def close(self) -> None:
+        """Send what is left. Nothing may follow."""
+
+
+def make(kind: Kind, *, output: str, run: str, first_step: int, classes: ClassMap) -> Tracker:
+    """Start a tracker, or go on with the curves of an interrupted run.
+
+    Args:
+        kind: which.
+        output: folder of the run, local or in a store; TensorBoard's files go below it.
+        run: fingerprint of the run; what the other trackers know it by.
+        first_step: where the run starts or resumes; TensorBoard hides points from there on that a killed run left.
+        classes: colours of truths and predictions.
+
+    Raises:
+        ConfigError: the tracker is not installed.
+    """
+    if kind == "tensorboard":
+        return _TensorBoard(storage.join(output, FOLDER), first_step, classes)
+    if kind == "mlflow":
+        return _MLflow(output, run, classes)
+    if kind == "wandb":
+        return _WeightsAndBiases(output, run, classes)
+    return _Nowhere()
+
+
+def draw(sample: Sample, classes: ClassMap) -> UInt8:
+    """Image, truth and prediction side by side: (H, 3 W + 2 `GAP_PX`, 3) uint8 RGB, stripes where there is no class."""
+    gap = np.full((sample.image_hwc.shape[0], GAP_PX, 3), 255, np.uint8)
+    return np.hstack([sample.image_hwc, gap, paint(sample.truth_hw, classes), gap, paint(sample.mask_hw, classes)])
+
+
+class _Nowhere:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def images(self, step: int, samples: Sequence[Sample]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _TensorBoard:
+    """Event files. For a store they are written here first, and copied whole with every set of images and at the end.
+
+    A resumed run opens a file of its own, so that what was copied before stays, also from another machine.
+    """
+
+    def __init__(self, url: str, first_step: int, classes: ClassMap) -> None:
+        self.url, self.classes = url, classes
+        self.here = tempfile.TemporaryDirectory(prefix="atrous-curves-") if "://" in url else None
+        self.folder = Path(self.here.name if self.here else url)
+        self.writer: Any = _library("tensorboard").SummaryWriter(self.folder, purge_step=first_step or None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def images(self, step: int, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            self.writer.add_image(f"samples/{sample.key}", draw(sample, self.classes), step, dataformats="HWC")
+        self.writer.flush()
+        self._send()
+
+    def close(self) -> None:
+        self.writer.close()
+        self._send()
+        if self.here:
+            self.here.cleanup()
+
+    def _send(self) -> None:
+        for file in self.folder.iterdir() if self.here else ():
+            storage.put(storage.join(self.url, file.name), file.read_bytes())
+
+
+class _MLflow:
+    """A run of the server, and of the experiment, that MLflow's own environment variables name."""
+
+    def __init__(self, output: str, run: str, classes: ClassMap) -> None:
+        self.mlflow, self.classes = _library("mlflow"), classes
+        before = self.mlflow.search_runs(filter_string=f"tags.atrous = '{run}'", output_format="list")
+        self.mlflow.start_run(
+            run_id=before[0].info.run_id if before else None, run_name=_last_name(output), tags={"atrous": run}
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.mlflow.log_metrics(dict(values), step=step)
+
+    def images(self, step: int, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            picture = Image.fromarray(draw(sample, self.classes))
+            self.mlflow.log_image(picture, key=sample.key.replace("/", "-"), step=step)
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+class _WeightsAndBiases:
+    """A run of the project that WANDB_PROJECT names. Steps it saw before a resume stay as they are."""
+
+    def __init__(self, output: str, run: str, classes: ClassMap) -> None:
+        self.wandb, self.classes = _library("wandb"), classes
+        self.run = self.wandb.init(id=run[:32], name=_last_name(output), resume="allow")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def images(self, step: int, samples: Sequence[Sample]) -> None:
+        pictures = [self.wandb.Image(draw(one, self.classes), caption=one.key) for one in samples]
+        self.run.log({"samples": pictures}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _library(kind: str) -> ModuleType:
+    module, package = LIBRARIES[kind]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        hint = f"pip install '{package}', or give --runtime.tracker none"
+        raise ConfigError(f"--runtime.tracker {kind} needs a package that is not installed", hint=hint) from error
+
+
+def _last_name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]

@@ -1,0 +1,60 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pipeline.training import loop, state
+from pipeline.training.config import TrainConfig
+from tests import training_runs
+from tests.training_runs import NORMED, config, train
+
+PHASES = [{"name": "second", "schedule": {"steps": 3}, "batch_norm": "frozen", "lr": 0.02}]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_runs.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def outcome(output: Path) -> dict[str, Tensor]:
+    """Every tensor that a run leaves."""
+    story, tensors = state.load(str(output), state.steps(str(output))[-1])
+    best = safetensors.torch.load_file(output / "model.safetensors")
+    return tensors | state.prefixed("best", best) | {"miou": torch.tensor(story.best_miou)}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"then": PHASES, "network": NORMED, "ema": 0.9},
+        {"optimise": {"kind": "adamw", "lr": 0.003, "accumulate": 2, "clip_norm": 1.0}},
+    ],
+)
+def test_a_run_that_stops_after_any_step_ends_as_the_undisturbed_one(data, tmp_path, monkeypatch, changed):
+    monkeypatch.setattr(state, "KEPT", 1000)
+    whole = config(data, tmp_path / "whole", **changed)
+    train(whole)
+    for step in state.steps(whole.output)[:-1]:
+        cut = tmp_path / f"cut-{step}"
+        shutil.copytree(whole.output, cut)
+        for later in state.steps(str(cut)):
+            if later > step:
+                shutil.rmtree(state.url_of(str(cut), later))
+        train(config(data, cut, **changed))
+        assert_same(outcome(cut), outcome(Path(whole.output)))
