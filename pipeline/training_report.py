@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from pipeline import page, plots
@@ -141,8 +141,9 @@ def _loss(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
     axes.plot(steps, _smooth(np.array(values)), color=ACCENT, lw=1.6)
     if values and min(values) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
     axes.set(xlabel="step", ylabel="loss")
     _mark(axes, phases)
     return plots.svg(figure, "loss", "training loss over the steps, and its moving mean")
