@@ -54,6 +54,7 @@ LAYER = {
     "pipeline.flow": "L3",
     "pipeline.stages": "L3",
     "pipeline.ledger": "L3",
+    "pipeline.cards": "L3",
     "pipeline.page": "L3",
     "pipeline.plots": "L3",
     "pipeline.report": "L3",
