@@ -84,5 +84,5 @@ def _shrunk(sample: Sample, longer_px: int) -> Sample:
 
 def _encoded(pixels_hwc: UInt8, kind: str) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(pixels_hwc).save(buffer, kind, quality=88, optimize=True)
+    Image.fromarray(pixels_hwc).save(buffer, kind, quality=88, optimize=kind == "JPEG")
     return buffer.getvalue()

@@ -61,6 +61,8 @@ LAYER = {
     "pipeline.page": "L3",
     "pipeline.plots": "L3",
     "pipeline.report": "L3",
+    "pipeline.evaluation_plots": "L3",
+    "pipeline.evaluation_report": "L3",
     "pipeline.gate": "L3",
     "pipeline.history": "L3",
     "pipeline.trend": "L3",
