@@ -5,12 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import history, storage
+from pipeline import history
 from pipeline.classes import ClassMap
 from pipeline.drift import measure, reference_of
 from pipeline.errors import ConfigError, StorageError
@@ -21,7 +20,7 @@ from pipeline.intervals import METRICS, estimate
 from tests.evaluations import CLASSES, evaluation
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
-GATES = Gates(samples=100, floors={"crop": 0.3})
+GATES = Gates(samples=100, floors={"crop": 0.2})
 
 
 def judged(now: Evaluation, *, day: int = 0, gates: Gates = GATES, source: str = "s3://fields/val") -> list[Entry]:
@@ -230,10 +229,6 @@ def test_five_digits_are_no_fingerprint() -> None:
 
 
 def test_the_history_tells_a_worse_network_when_the_run_of_the_baseline_is_gone() -> None:
-    worse = evaluation(recall=0.5, network=9)
-    verdict = judge(worse, GATES, baseline=found("last-good"))
-    assert [check.name for check in verdict.checks if not check.passed] == [
-        "mean_iou",
-    ]
-    assert not storage.exists("memory://runs")
-    assert np.isfinite(verdict.comparison.change.metrics["mean_iou"].high)
+    verdict = judge(evaluation(recall=0.6, network=9), GATES, baseline=found("last-good"))
+    assert [check.name for check in verdict.checks if not check.passed] == ["mean_iou"]
+    assert not verdict.comparison.paired
