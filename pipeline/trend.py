@@ -140,7 +140,16 @@ def _classes(series: Series, name: str) -> Markup:
         axes.axhline(row, color=RULE, lw=0.6)
         axes.plot(_times(series.judged), row - iou[:, index] / 125, color=ACCENT, lw=1.4, marker="o", ms=2)
         now = "–" if np.isnan(iou[-1, index]) else f"{iou[-1, index]:.1f}"
-        axes.annotate(now, (1, row), (4, 1), axes.get_yaxis_transform(), "offset points", color=INK, fontsize=8)
+        axes.annotate(
+            now,
+            (1, row - 0.25),
+            (4, 0),
+            axes.get_yaxis_transform(),
+            "offset points",
+            color=INK,
+            fontsize=8,
+            va="center",
+        )
     axes.set_yticks(np.arange(len(chosen)) - 0.25, [_short(series.newest.classes[index]) for index in chosen])
     axes.set_ylim(len(chosen) - 0.8, -1)
     axes.grid(visible=False)
