@@ -115,7 +115,7 @@ def _drift(
         return Drift(name, np.nan, np.nan, "unknown", f"{name} was not counted, here or in training")
     sizes = reference.images, len(each_nb)
     value = float(stability_index(_smooth(before, sizes[0]), _smooth(each_nb.sum(axis=0), sizes[1])))
-    chance = _chance(each_nb, sizes, rng)
+    chance = _chance(_pooled(name, before, each_nb), sizes, rng)
     verdict: Literal["stable", "moderate", "shifted"] = "stable"
     if value > max(chance, MODERATE):
         verdict = "shifted" if value > SHIFTED else "moderate"
@@ -123,16 +123,23 @@ def _drift(
     return Drift(name, value, chance, verdict, says)
 
 
-def _chance(each_nb: Float64, sizes: tuple[int, int], rng: np.random.Generator) -> float:
-    """The index that two draws of these sizes from the very same images exceed once in a thousand times.
+def _chance(all_pb: Float64, sizes: tuple[int, int], rng: np.random.Generator) -> float:
+    """The index that two draws of these sizes from the same (P, B) images exceed once in a thousand times.
 
     With few images the usual bounds say nothing: a hundred images in twenty bins exceed 0.25 by chance alone (Yurdakul
     and Naranjo 2020, "Statistical properties of the population stability index", J. Risk Model Validation 14(4)).
     """
-    each = each_nb[:: ceil(len(each_nb) / POPULATION)]
-    even = np.full(len(each), 1 / len(each))
-    drawn = [_smooth(rng.multinomial(size, even, size=DRAWS) @ each, size) for size in sizes]
+    population = all_pb[:: ceil(len(all_pb) / POPULATION)]
+    even = np.full(len(population), 1 / len(population))
+    drawn = [_smooth(rng.multinomial(size, even, size=DRAWS) @ population, size) for size in sizes]
     return float(np.quantile(stability_index(drawn[0], drawn[1]), CHANCE))
+
+
+def _pooled(name: Quantity, before: Float64, each_nb: Float64) -> Float64:
+    """All images, were there no drift: those of training are known by their bins, but not their mixtures of classes."""
+    if name == "class_shares":
+        return each_nb
+    return np.concatenate([each_nb, np.repeat(np.eye(len(before)), before.astype(np.int64), axis=0)])
 
 
 def _smooth(counts: Float64, images: int) -> Float64:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -247,6 +247,7 @@ def _from_row(row: dict[str, Any]) -> Entry:
     metrics = {name: interval(name) for name in (*METRICS, *PLAIN)}
     iou = [Interval(*values) for values in zip(row.pop("iou"), row.pop("iou_low"), row.pop("iou_high"), strict=True)]
     drift: dict[Quantity, float] = {name: row.pop(f"drift_{name}") for name in QUANTITIES}
+    row["time"] = row["time"].astimezone(UTC)
     return Entry(**{name: row[name] for name in Entry.__slots__ if name in row}, metrics=metrics, iou=iou, drift=drift)
 
 

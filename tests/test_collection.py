@@ -219,7 +219,7 @@ def test_a_split_is_exact_near_its_share_and_stable_when_images_come(tmp_path):
     image, label = example(0)
     names = [f"{n:03}" for n in range(120)]
     for part, kept in (("few", names[::2]), ("all", names)):
-        put_folder(str(tmp_path / part), dict.fromkeys(kept, (image, label)))
+        put_tar(str(tmp_path / part), dict.fromkeys(kept, (image, label)))
     few, full = (open_in(tmp_path, part) for part in ("few", "all"))
     train, validation = full.split(0.25)
     assert sorted(train.keys + validation.keys) == full.keys

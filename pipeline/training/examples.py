@@ -5,10 +5,12 @@ that needs them. Everything random follows from the seed and the place in the or
 same for any number of loader processes and workers, and a run that resumes draws nothing it has drawn.
 """
 
+import multiprocessing
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import numpy.typing as npt
@@ -78,10 +80,20 @@ def batches(
             collate_fn=partial(_collate, classes=len(classes)),
             num_workers=workers,
             prefetch_factor=cfg.runtime.prefetch if workers else None,
-            multiprocessing_context="spawn" if workers else None,
+            multiprocessing_context=_processes() if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
     )
+
+
+def _processes() -> BaseContext:
+    """How loader processes start: from a small process that has imported what they need, once for all of them.
+
+    Never as a copy of this one, whose threads (Ray's, CUDA's) a copy would not have.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +269,7 @@ def _rare(collection: Collection, cfg: TrainConfig) -> list[int]:
 def _collate(made: list[_Made], classes: int) -> Batch:
     present = torch.zeros((len(made), classes), dtype=torch.bool)
     for row, one in zip(present, made, strict=True):
-        row[one.present] = True
+        row[list(one.present)] = True
     images = np.stack([one.pixels_hwc for one in made]).transpose(0, 3, 1, 2)
     return Batch(
         images_nchw=torch.from_numpy(np.ascontiguousarray(images)),
