@@ -35,7 +35,20 @@ from infra import log as logs
 from infra import preflight
 from jobs import command_line, segment_dataset, summary
 from jobs.segment_dataset import Done, Run
-from pipeline import classes, drift, evaluation, gate, history, judging, manifest, masks, scoring, storage
+from pipeline import (
+    classes,
+    drift,
+    evaluation,
+    evaluation_report,
+    gate,
+    history,
+    judging,
+    manifest,
+    masks,
+    samples,
+    scoring,
+    storage,
+)
 from pipeline.config import EvaluateConfig
 from pipeline.drift import Drift
 from pipeline.errors import ConfigError, NothingThere
@@ -91,7 +104,7 @@ def evaluate(args: Arguments) -> int:
     if args.plan:
         return max(summary.print_plan(run.url, planned, manifest.footers(run.url)) for run in runs.values())
     judged = [judge(name, run, cfg, planned) for name, run in runs.items()]
-    return finish(cfg, judged)
+    return finish(cfg, judged, planned)
 
 
 # ---------------------------------------------------------------- what is asked
@@ -213,7 +226,7 @@ def remember(judged: Judged, cfg: EvaluateConfig, url: str) -> None:
         log.info("%s: this evaluation is in the history already", judged.evaluation.name)
 
 
-def finish(cfg: EvaluateConfig, judged: Sequence[Judged]) -> int:
+def finish(cfg: EvaluateConfig, judged: Sequence[Judged], planned: Plan) -> int:
     """Write tables, print the headline and the JSON line; returns the exit status."""
     fingerprints = " ".join(one.evaluation.fingerprint for one in judged)
     folder = storage.join(cfg.output, f"evaluation={hashlib.sha256(fingerprints.encode()).hexdigest()[:12]}")
@@ -222,11 +235,14 @@ def finish(cfg: EvaluateConfig, judged: Sequence[Judged]) -> int:
         if cfg.history:
             remember(one, cfg, cfg.history)
         show(one)
+    report_url = write_report(folder, judged, cfg, planned)
+    log.info("look here first: %s", redact(report_url))
     failed = [one.evaluation.name for one in judged if one.verdict and not one.verdict.passed]
     too_many = [one for one in judged if one.evaluation.failed_share > cfg.runtime.max_failed_fraction]
     status = 1 if too_many else GATE_FAILED if failed else 0
     said = {
         "evaluation": redact(folder),
+        "report": redact(report_url),
         "settings": {one.evaluation.name: headline(one) for one in judged},
         "gate": None if all(one.verdict is None for one in judged) else "failed" if failed else "passed",
         "exit_status": status,
@@ -285,6 +301,26 @@ def write(folder: str, judged: Sequence[Judged]) -> None:
         out = io.BytesIO()
         table.to_parquet(out, index=False)
         storage.put(storage.join(folder, f"{name}.parquet"), out.getvalue())
+
+
+def write_report(folder: str, judged: Sequence[Judged], cfg: EvaluateConfig, planned: Plan) -> str:
+    """The page of the first setting, with the others beside it; returns its URL."""
+    first, *others = (evaluation_report.Judged(one.evaluation, one.scores) for one in judged)
+    one = judged[0]
+    worst, best = evaluation_report.to_show(one.evaluation)
+    page = evaluation_report.render(
+        first,
+        cfg=cfg.score,
+        others=others,
+        verdict=one.verdict,
+        drift=one.drift,
+        history=history.read(cfg.history) if cfg.history else [],
+        samples=list(samples.of(one.evaluation, {*worst, *best}, planned, cfg)),
+        next_commands=[f"python -m jobs.inspect_run {redact(one.evaluation.run_url)} --failures"],
+    )
+    url = storage.join(folder, "report/index.html")
+    storage.put(url, page.encode())
+    return url
 
 
 def described(one: Judged) -> dict[str, object]:

@@ -71,6 +71,7 @@ LAYER = {
     "pipeline.evaluation": "L3",
     "pipeline.scoring": "L3",
     "pipeline.masks": "L3",
+    "pipeline.samples": "L3",
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
