@@ -1,4 +1,4 @@
-"""Make a small aerial farmland set and segment it on a local Ray: the whole job, with nothing to bring along.
+"""Make a small aerial farmland set, segment it on a local Ray and score labelled images: with nothing to bring along.
 
     python -m jobs.demo --output demo
 
@@ -11,27 +11,39 @@ import sys
 from pathlib import Path
 
 from infra import log as logs
-from jobs import segment_dataset
+from jobs import evaluate, segment_dataset
 from pipeline.datasets import farmland
 
 log = logging.getLogger(__name__)
+
+ALWAYS = ["--checkpoint", "farmland", "--runtime.progress-s", "2"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Generate, segment, say where to look."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="demo", help="folder that receives images/ and out/")
+    parser.add_argument("--output", default="demo", help="folder that receives images, masks and the evaluation")
     parser.add_argument("--images", type=int, default=24, help="how many images")
     parser.add_argument("--size-px", type=int, default=512, help="their side, pixels")
     args = parser.parse_args(argv)
     logs.configure()
-    source = Path(args.output) / "source"
-    if not source.exists():
-        log.info("generating %d images of farmland in %s", args.images, source)
-        farmland.write_folder(str(source), args.images, size_px=args.size_px, seed=2026)
-    flags = ["--source", str(source), "--output", str(Path(args.output) / "out"), "--checkpoint", "farmland"]
+    output = Path(args.output)
+    generate(output / "source", args.images, args.size_px, seed=2026)
+    generate(output / "labelled", max(args.images // 3, 1), args.size_px // 2, seed=4052, with_labels=True)
+    flags = ["--source", str(output / "source"), "--output", str(output / "out"), *ALWAYS]
     log.info("python -m jobs.segment_dataset %s", " ".join(flags))
-    return segment_dataset.main([*flags, "--runtime.progress-s", "2"])
+    if status := segment_dataset.main(flags):
+        return status
+    flags = ["--source", str(output / "labelled"), "--output", str(output / "evaluation"), *ALWAYS]
+    log.info("python -m jobs.evaluate %s", " ".join(flags))
+    return evaluate.main(flags)
+
+
+def generate(folder: Path, images: int, size_px: int, *, seed: int, with_labels: bool = False) -> None:
+    """Make a folder of images unless it is there."""
+    if not folder.exists():
+        log.info("generating %d images of farmland in %s", images, folder)
+        farmland.write_folder(str(folder), images, size_px=size_px, seed=seed, with_labels=with_labels)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ page. Text is escaped, whatever files and classes are called.
 """
 
 import re
+from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
@@ -12,6 +13,8 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from pipeline.metrics import Interval
 
 INK, SOFT, RULE, ACCENT, ALARM = COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505")
 """Stand for the page's colours in a plot, and are replaced by them."""
@@ -61,3 +64,26 @@ def svg(drawn: Figure, name: str, title: str) -> Markup:
     head = Markup('<svg role="img" aria-label="{}" ').format(title)
     # Escaped by matplotlib, which writes every text through its XML writer.
     return head + Markup(text.removeprefix("<svg "))  # noqa: S704
+
+
+def forest(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, than: str) -> Markup:
+    """Differences in IoU to `than` with their intervals, the first on top, coloured where they are surely not 0.
+
+    `name` and `title` as for `svg`.
+    """
+    drawn, axes = figure(height=0.75 + 0.24 * max(len(rows), 1))
+    for at, (_, gain) in enumerate(rows):
+        colour = ACCENT if gain.low > 0 else ALARM if gain.high < 0 else SOFT
+        axes.plot([gain.low * 100, gain.high * 100], [at, at], color=colour, lw=2.2, solid_capstyle="round")
+        axes.plot([gain.value * 100], [at], "o", color=colour, ms=5)
+    axes.axvline(0, color=INK, lw=1)
+    axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel=f"points of IoU more than {than}")
+    return svg(drawn, name, title)
+
+
+def short(label: str, letters: int = 26) -> str:
+    """A label cut to fit beside a plot."""
+    return label if len(label) <= letters else f"{label[: letters - 1]}…"

@@ -112,7 +112,7 @@ def render(
     """
     uncertain, sample = pick(previews, count=PAGE_ITEMS)
     groups = [_cards(rows, classes, budget=PAGE_BYTES // 2) for rows in (sample, uncertain)]
-    return page.template("report", duration=_duration, percent=_percent, figure=_figure).render(
+    return page.template("report").render(
         summary=summary,
         groups=[
             ("Random sample", "drawn from the other previews; the same in every report of this run", groups[0]),
@@ -122,7 +122,7 @@ def render(
         classes=classes,
         legend=_legend([summary.class_pixels], classes),
         shares=class_shares(summary.class_pixels, classes),
-        failures=_failures_by_code(summary.error_codes, failures),
+        failures=failures_by_code(summary.error_codes, failures),
         facts=facts,
         next_commands=next_commands,
         ramp=RAMP_ANCHORS,
@@ -223,7 +223,7 @@ def _cards(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> list[Card]
     return cards
 
 
-def _failures_by_code(
+def failures_by_code(
     counts: Mapping[str, int], failures: Sequence[tuple[str, str, str]]
 ) -> list[tuple[str, int, str, list[tuple[str, str]]]]:
     """(code, count, meaning, up to three (key, detail)) per code, most frequent first."""
@@ -316,30 +316,3 @@ def _wrapped(widths: Sequence[float]) -> tuple[list[tuple[int, int]], int]:
         places.append((left, top))
         left += step
     return places, top + 28 + MARGIN_PX // 2
-
-
-def _duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 3 h 07 min: two units at most."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s" if seconds >= 0.9995 else f"{seconds * 1000:.0f} ms"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours:,} h {minutes_left:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _percent(share: float) -> str:
-    """42 %, 4.2 %, 0.42 %: two digits that matter; never 0 for something, never 100 for less than all."""
-    for digits in (0, 1, 2):
-        shown = round(share * 100, digits)
-        if share >= 10.0 ** (-1 - digits) and (shown < 100 or share >= 1):
-            return f"{shown:.{digits}f}\u202f%"
-    if share > 0.5:
-        return ">\u202f99.99\u202f%"
-    return "<\u202f0.01\u202f%" if share > 0 else "0\u202f%"
-
-
-def _figure(number: float) -> str:
-    """Three digits that matter, thousands apart: 0.0123, 4.56, 78.9, 12,345."""
-    if number >= 100 or number == int(number):
-        return f"{number:,.0f}"
-    return f"{number:.3g}"

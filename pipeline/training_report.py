@@ -6,32 +6,22 @@ here; text is escaped, whatever files and classes are called.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
-from PIL import Image
 
-from pipeline import page, plots
+from pipeline import cards, page, plots
 from pipeline.classes import ClassMap
 from pipeline.metrics import Float64
-from pipeline.paint import paint
 from pipeline.plots import ACCENT, RULE, SOFT
-from pipeline.records import UInt8
 from pipeline.training.state import Point
 from pipeline.training.tracker import Sample
 
-VIEWS = ("image", "truth", "prediction", "wrong")
-"""What is shown of each sample, left to right."""
-PICTURE_PX = 360
-"""Longer side of each picture at most."""
 PAGE_BYTES = 4_500_000
 """Bytes all pictures of the page may take, so that the page can be mailed."""
-WRONG = (208, 52, 44)
-"""Colour of a pixel whose prediction is not its label."""
 SMOOTHED = 40
 """The loss is also drawn as its mean over one part in this many of the run: single points of it are noise."""
 
@@ -44,20 +34,6 @@ class ClassIoU:
     colour: tuple[int, int, int]
     iou: float | None
     """0 to 1; None when it occurs neither in labels nor in predictions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One sample, ready for the page."""
-
-    key: str
-    uris: tuple[str, ...]
-    """Data URIs in the order of `VIEWS`."""
-    width: int
-    """Of each picture, pixels."""
-    height: int
-    wrong: float
-    """Share of labelled pixels that are wrong, 0 to 1."""
 
 
 def render(
@@ -96,9 +72,8 @@ def render(
         data_wait=_mean(history, "speed/data_wait"),
         plots=drawn,
         per_class=_per_class(best, classes),
-        cards=_cards(samples, classes),
-        views=VIEWS,
-        wrong=WRONG,
+        cards=cards.cards(samples, classes, budget=PAGE_BYTES),
+        wrong=cards.WRONG,
         classes=classes,
         facts=facts,
         next_commands=next_commands,
@@ -184,53 +159,3 @@ def _smooth(values: Float64) -> Float64:
     low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
     smooth: Float64 = (sums[high] - sums[low]) / (high - low)
     return smooth
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def _cards(samples: Sequence[Sample], classes: ClassMap) -> list[Card]:
-    """Cards of the first samples whose data URIs fit into `PAGE_BYTES`."""
-    cards: list[Card] = []
-    left = PAGE_BYTES
-    for sample in samples:
-        card = _card(_shrunk(sample), classes)
-        left -= sum(map(len, card.uris))
-        if left < 0:
-            break
-        cards.append(card)
-    return cards
-
-
-def _card(sample: Sample, classes: ClassMap) -> Card:
-    labelled = sample.truth_hw != classes.ignore_id
-    missed = labelled & (sample.truth_hw != sample.mask_hw)
-    pictures = (
-        (sample.image_hwc, "JPEG"),
-        (paint(sample.truth_hw, classes), "PNG"),
-        (paint(sample.mask_hw, classes), "PNG"),
-        (np.where(missed[..., None], np.array(WRONG, np.uint8), sample.image_hwc // 2 + 96), "JPEG"),
-    )
-    height, width = sample.truth_hw.shape
-    uris = tuple(page.uri(_encoded(pixels, kind), kind) for pixels, kind in pictures)
-    return Card(sample.key, uris, width, height, float(missed.sum() / max(labelled.sum(), 1)))
-
-
-def _shrunk(sample: Sample) -> Sample:
-    """The sample with its longer side at `PICTURE_PX` at most; labels are never interpolated."""
-    height, width = sample.truth_hw.shape
-    scale = min(1.0, PICTURE_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    nearest = Image.Resampling.NEAREST
-    return Sample(
-        sample.key,
-        np.asarray(Image.fromarray(sample.image_hwc).resize(size, Image.Resampling.BOX)),
-        np.asarray(Image.fromarray(sample.truth_hw).resize(size, nearest)),
-        np.asarray(Image.fromarray(sample.mask_hw).resize(size, nearest)),
-    )
-
-
-def _encoded(pixels_hwc: UInt8, kind: str) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(pixels_hwc).save(buffer, kind, quality=88, optimize=True)
-    return buffer.getvalue()

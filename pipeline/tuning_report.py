@@ -13,7 +13,7 @@ from markupsafe import Markup
 from pipeline import page, plots
 from pipeline.classes import ClassMap
 from pipeline.metrics import Interval
-from pipeline.plots import ACCENT, ALARM, INK, SOFT
+from pipeline.plots import ACCENT, ALARM, SOFT
 from pipeline.refine.search import SEARCHED
 from pipeline.tuning import ClassGain, Contender, Outcome
 
@@ -45,7 +45,7 @@ def render(
             "classes": _forest([(one.name, one.gain) for one in _by_gain(outcome.class_gains)], "classes"),
             "bands": _bands(outcome) if outcome.widths_px else None,
         }
-    return page.template("tuning_report", points=_points).render(
+    return page.template("tuning_report").render(
         outcome=outcome,
         plots=drawn,
         colours={one.name: one.colour for one in classes.classes},
@@ -63,6 +63,10 @@ def _by_gain(gains: Sequence[ClassGain]) -> list[ClassGain]:
 
 
 # ---------------------------------------------------------------- plots
+
+
+def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
+    return plots.forest(rows, f"forest-{name}", title=f"differences to no CRF: {name}", than="no CRF")
 
 
 def _searched(outcome: Outcome, name: str) -> Markup:
@@ -87,21 +91,6 @@ def _searched(outcome: Outcome, name: str) -> Markup:
     return plots.svg(figure, f"searched-{name}", f"mean IoU of every candidate over {name}")
 
 
-def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
-    """Differences to no CRF with their intervals, the first on top."""
-    figure, axes = plots.figure(height=0.75 + 0.24 * max(len(rows), 1))
-    for at, (_, gain) in enumerate(rows):
-        colour = ACCENT if gain.low > 0 else ALARM if gain.high < 0 else SOFT
-        axes.plot([gain.low * 100, gain.high * 100], [at, at], color=colour, lw=2.2, solid_capstyle="round")
-        axes.plot([gain.value * 100], [at], "o", color=colour, ms=5)
-    axes.axvline(0, color=INK, lw=1)
-    axes.set_yticks(range(len(rows)), [_short(label) for label, _ in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    axes.set(xlabel="points of IoU more than no CRF")
-    return plots.svg(figure, f"forest-{name}", f"differences to no CRF: {name}")
-
-
 def _bands(outcome: Outcome) -> Markup:
     """Mean IoU within bands around the boundaries of labels, over their width."""
     figure, axes = plots.figure()
@@ -109,7 +98,7 @@ def _bands(outcome: Outcome) -> Markup:
     for one in presets:
         axes.plot(outcome.widths_px, _percent(one), color=SOFT, lw=0.8, alpha=0.5)
     axes.plot([], [], color=SOFT, lw=0.8, alpha=0.5, label="published parameters")
-    axes.plot(outcome.widths_px, _percent(best), color=ACCENT, lw=1.8, marker="o", ms=3, label=_short(best.name))
+    axes.plot(outcome.widths_px, _percent(best), color=ACCENT, lw=1.8, marker="o", ms=3, label=plots.short(best.name))
     axes.plot(outcome.widths_px, _percent(none), color=ALARM, lw=1.4, ls="--", marker="o", ms=3, label="no CRF")
     axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1)
@@ -118,12 +107,3 @@ def _bands(outcome: Outcome) -> Markup:
 
 def _percent(one: Contender) -> list[float]:
     return [iou * 100 for iou in one.band_ious]
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 26 else f"{label[:25]}…"
-
-
-def _points(share: float) -> str:
-    """Percentage points with their sign."""
-    return f"{share * 100:+.2f}".replace("-", "\u2212") if abs(share) >= 5e-5 else "0.00"

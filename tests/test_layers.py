@@ -34,7 +34,10 @@ LAYER = {
     "pipeline.boundary": "L1",
     "pipeline.calibration": "L1",
     "pipeline.label_maps": "L1",
+    "pipeline.intervals": "L1",
+    "pipeline.drift": "L1",
     "pipeline.labels": "L1",
+    "pipeline.judging": "L1",
     # L1t, the network: torch.
     "pipeline.refine.lattice_torch": "L1t",
     "pipeline.models": "L1t",
@@ -55,10 +58,20 @@ LAYER = {
     "pipeline.flow": "L3",
     "pipeline.stages": "L3",
     "pipeline.ledger": "L3",
+    "pipeline.cards": "L3",
     "pipeline.page": "L3",
     "pipeline.plots": "L3",
     "pipeline.report": "L3",
+    "pipeline.evaluation_plots": "L3",
+    "pipeline.evaluation_report": "L3",
+    "pipeline.gate": "L3",
+    "pipeline.history": "L3",
+    "pipeline.trend": "L3",
     "pipeline.training_report": "L3",
+    "pipeline.evaluation": "L3",
+    "pipeline.scoring": "L3",
+    "pipeline.masks": "L3",
+    "pipeline.samples": "L3",
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
@@ -96,6 +109,7 @@ MAY_IMPORT = {
 # Single imports beyond the rule, each with its reason.
 EXCEPTIONS = {
     ("pipeline.refine", "pipeline.refine.lattice_torch"),  # one engine of several, imported when it is asked for
+    ("pipeline.datasets", "pipeline.labels"),  # ids and colours of public sets are translated as those of any label
     ("pipeline.checkpoint", "pipeline.storage"),  # weights are read from where they are
     ("infra", "pipeline.storage"),  # preflight tries the output's store
     ("infra", "pipeline.ledger"),  # progress lines say what the ledger counted

@@ -3,8 +3,8 @@ import re
 import numpy as np
 import pytest
 
+from pipeline import cards, training_report
 from pipeline import classes as class_maps
-from pipeline import training_report
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.training.state import Point
 from pipeline.training.tracker import Sample
@@ -89,7 +89,7 @@ def test_every_sample_shows_its_image_its_truth_its_prediction_and_what_is_wrong
     assert [picture.size for _, picture in pictures] == [(64, 48)] * 4 + [(360, 270)] * 4
     assert "9.1% of labelled pixels wrong" in outline.text
     wrong = np.asarray(pictures[3][1].convert("RGB"), int)
-    red = np.abs(wrong - training_report.WRONG).sum(-1) < 60
+    red = np.abs(wrong - cards.WRONG).sum(-1) < 60
     assert red[5:7].mean() > 0.9
     assert red[10:].mean() < 0.1
     assert red[:3].mean() < 0.1, "what has no label is not wrong"

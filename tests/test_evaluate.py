@@ -1,0 +1,114 @@
+"""The evaluation job from end to end: real clusters, S3 on loopback, and real images where they are at hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import classes, encode, evaluation, sink, storage
+from pipeline.datasets import farmland
+from pipeline.records import rows_from_table
+from tests import judged_runs
+from tests.drivers import QUICK, Outcome, finish, start
+from tests.judged_runs import counted
+from tests.ray_servers import Cluster
+from tests.s3_servers import S3Server
+from tests.test_segment_dataset import SMALL_PARTS, kill_a_worker
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+CAMVID = Path(__file__).parents[2] / "shared/data/camvid/val"
+FRAMES = 6
+
+
+def evaluate(*flags: str, **how) -> Outcome:
+    return finish(start(*flags, *QUICK, module="jobs.evaluate", **how), timeout_s=500)
+
+
+def expected_counts(run_url: str, labels: Path, class_map) -> np.ndarray:
+    """(N, K, K + 1) by one process and numpy, from the labels as files and the masks as committed."""
+    tables = [sink.read_columns(run_url, name, ["key", "mask", "status"]) for name in sink.list_parts(run_url)]
+    masks = {row["key"]: row["mask"] for table in tables for row in table.to_pylist() if row["status"] == "ok"}
+    found = []
+    for key in sorted(masks):
+        truth_hw = encode.read_mask_png((labels / f"{key[:-4]}.png").read_bytes())
+        found.append(counted(truth_hw, encode.read_mask_png(masks[key]), class_map))
+    return np.stack(found)
+
+
+def run_of(outcome: Outcome) -> str:
+    return outcome.summary["settings"]["default"]["run"]
+
+
+@pytest.mark.s3
+@pytest.mark.skipif(not CAMVID.exists(), reason="the images of CamVid are not beside the project")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_scores_of_camvid_over_s3_are_those_of_one_process(
+    workers: int, ray_cluster: Cluster, s3_url: str, moto_server: S3Server, tmp_path: Path
+) -> None:
+    for path in sorted((CAMVID / "images").iterdir())[:FRAMES]:
+        storage.put(f"{s3_url}/val/images/{path.name}", path.read_bytes())
+        label = CAMVID / f"labels/{path.stem}.png"
+        storage.put(f"{s3_url}/val/labels/{label.name}", label.read_bytes())
+    network = judged_runs.save_network(tmp_path / "network", classes.load("camvid"))
+    flags = ["--source", f"{s3_url}/val", "--output", str(tmp_path / "out"), "--checkpoint", network, *SMALL_PARTS]
+    outcome = evaluate(
+        *flags, "--runtime.infer-workers", str(workers), cluster=ray_cluster, env=moto_server.environment
+    )
+    assert outcome.status == 0, outcome.log
+    found = evaluation.read(run_of(outcome))
+    assert len(found.images) == FRAMES
+    np.testing.assert_array_equal(
+        found.answer.counts_nkk, expected_counts(found.run_url, CAMVID / "labels", found.classes)
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("stage", ["InferStage", "RefineStage"])
+def test_an_actor_killed_on_the_way_changes_no_count(stage: str, ray_cluster: Cluster, tmp_path: Path) -> None:
+    farmland.write_folder(str(tmp_path / "in"), 16, size_px=64, seed=9, with_labels=True)
+    flags = ["--source", str(tmp_path / "in"), "--checkpoint", "farmland", *SMALL_PARTS, *QUICK]
+    quiet = finish(start(*flags, "--output", str(tmp_path / "quiet"), cluster=ray_cluster, module="jobs.evaluate"))
+    driver = start(*flags, "--output", str(tmp_path / "out"), cluster=ray_cluster, module="jobs.evaluate")
+    kill_a_worker(stage, when=lambda: any((tmp_path / "out").glob("run=*/parts/part-*")))
+    killed = finish(driver)
+    assert (quiet.status, killed.status) == (0, 0), killed.log
+    one, other = evaluation.read(run_of(quiet)), evaluation.read(run_of(killed))
+    assert one.keys == other.keys
+    for name, answer in one.answers.items():
+        for array in ("counts_nkk", "bands_bkk", "boundary", "reliability"):
+            np.testing.assert_array_equal(getattr(answer, array), getattr(other.answers[name], array))
+
+
+def test_several_settings_history_and_gate_in_one_go(ray_cluster: Cluster, tmp_path: Path) -> None:
+    farmland.write_folder(str(tmp_path / "in"), 4, size_px=64, seed=9, with_labels=True)
+    settings = "settings:\n  plain: {refine: {engine: none}}\n  fine: {infer: {output_stride: 8}}\n"
+    (tmp_path / "run.yaml").write_text(settings)
+    (tmp_path / "gates.yaml").write_text("min_images: 2\nfloors: {crop: 0.999}\n")
+    flags = ["--config", str(tmp_path / "run.yaml"), "--source", str(tmp_path / "in"), "--checkpoint", "farmland"]
+    flags += ["--history", str(tmp_path / "history"), "--gates", str(tmp_path / "gates.yaml")]
+    outcome = evaluate(*flags, cluster=ray_cluster)
+    assert (outcome.status, outcome.summary["gate"]) == (3, "failed"), outcome.log
+    assert "crop floor" in outcome.log
+    assert outcome.summary["settings"].keys() == {"plain", "fine"}
+    assert outcome.summary["settings"]["plain"]["mean_iou"].keys() == {"network"}
+    folder = Path(outcome.summary["evaluation"])
+    assert json.loads((folder / "evaluation.json").read_text()).keys() == {"plain", "fine"}
+    assert len(list((tmp_path / "history").glob("evaluation-*.parquet"))) == 2
+    again = evaluate(*flags, cluster=ray_cluster)
+    assert [one["rows_now"] for one in again.summary["settings"].values()] == [0, 0]
+    assert len(list((tmp_path / "history").glob("evaluation-*.parquet"))) == 2
+
+
+def test_more_failures_than_allowed_are_an_exit_status(ray_cluster: Cluster, tmp_path: Path) -> None:
+    farmland.write_folder(str(tmp_path / "in"), 3, size_px=48, seed=9, with_labels=True)
+    (tmp_path / "in/labels/farm_000001.png").unlink()
+    flags = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--checkpoint", "farmland"]
+    outcome = evaluate(*flags, cluster=ray_cluster)
+    assert outcome.status == 1, outcome.log
+    rows = rows_from_table(sink.read_columns(run_of(outcome), sink.list_parts(run_of(outcome))[0], [*ROW]))
+    assert [row.error_code for row in rows if row.error_code] == ["label_missing"]
+
+
+ROW = ("key", "status", "shard", "source_etag", "model_fp", "config_fp", "error_code")
