@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
 
 from pipeline import page, plots
 from pipeline.drift import MODERATE, QUANTITIES, SHIFTED
@@ -95,23 +96,23 @@ def _metric(series: Series, name: str) -> Markup:
         axes.plot(_times(series.judged)[failed], value[failed], "X", color=ALARM, ms=7, ls="none", label="gate failed")
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1)
     axes.set(ylabel="mean IoU, %")
-    return _over_time(axes, f"{name}-metric", "mean IoU over time with its 95 % interval")
+    return _over_time(figure, axes, f"{name}-metric", "mean IoU over time with its 95 % interval")
 
 
 def _failed(series: Series, name: str) -> Markup:
-    _, axes = plots.figure()
+    figure, axes = plots.figure()
     shares = [100 * one.failed / max(one.images + one.failed, 1) for one in series.judged]
     axes.plot(_times(series.judged), shares, color=ALARM, lw=1.6, marker="o", ms=3.5)
     axes.set(ylabel="images without a score, %", ylim=(0, max(1.0, *shares) * 1.08))
-    return _over_time(axes, f"{name}-failed", "share of images without a score over time")
+    return _over_time(figure, axes, f"{name}-failed", "share of images without a score over time")
 
 
 def _cost(series: Series, name: str) -> Markup:
-    _, axes = plots.figure()
+    figure, axes = plots.figure()
     each = [one.seconds / max(one.images + one.failed, 1) for one in series.judged]
     axes.plot(_times(series.judged), each, color=ACCENT, lw=1.6, marker="o", ms=3.5)
     axes.set(ylabel="work per image, seconds", ylim=(0, max(each) * 1.08 or 1.0))
-    return _over_time(axes, f"{name}-cost", "work of all workers per image over time")
+    return _over_time(figure, axes, f"{name}-cost", "work of all workers per image over time")
 
 
 def _drift(series: Series, name: str) -> Markup:
@@ -124,7 +125,7 @@ def _drift(series: Series, name: str) -> Markup:
         axes.axhline(bound, color=colour, lw=1, alpha=0.7)
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1)
     axes.set(ylabel="population stability index", ylim=(0, None))
-    return _over_time(axes, f"{name}-drift", "distance from the images of training over time")
+    return _over_time(figure, axes, f"{name}-drift", "distance from the images of training over time")
 
 
 def _has_drift(series: Series) -> bool:
@@ -135,7 +136,7 @@ def _classes(series: Series, name: str) -> Markup:
     """IoU of each class, one strip below the other, each from 0 to 100 %; what it is now on the right."""
     iou = np.array([[100 * one.value for one in entry.iou] for entry in series.judged])
     chosen = _most_changed(iou)
-    _, axes = plots.figure(height=0.9 + 0.34 * len(chosen))
+    figure, axes = plots.figure(height=0.9 + 0.34 * len(chosen))
     for row, index in enumerate(chosen):
         axes.axhline(row, color=RULE, lw=0.6)
         axes.plot(_times(series.judged), row - iou[:, index] / 125, color=ACCENT, lw=1.4, marker="o", ms=2)
@@ -154,7 +155,9 @@ def _classes(series: Series, name: str) -> Markup:
     axes.set_ylim(len(chosen) - 0.8, -1)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    return _over_time(axes, f"{name}-classes", "IoU of each class over time; percent of the newest on the right")
+    return _over_time(
+        figure, axes, f"{name}-classes", "IoU of each class over time; percent of the newest on the right"
+    )
 
 
 def _most_changed(iou_tk: Float64) -> list[int]:
@@ -166,12 +169,12 @@ def _most_changed(iou_tk: Float64) -> list[int]:
 _EDGES = ((np.max, -np.inf), (np.min, np.inf))
 
 
-def _over_time(axes: Axes, name: str, title: str) -> Markup:
-    locator = AutoDateLocator(minticks=2, maxticks=6)
+def _over_time(figure: Figure, axes: Axes, name: str, title: str) -> Markup:
+    locator = AutoDateLocator(minticks=2, maxticks=6)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.xaxis.get_offset_text().set_color(SOFT)
-    return plots.svg(axes.get_figure(root=True), name, title)
+    return plots.svg(figure, name, title)
 
 
 def _times(entries: Sequence[Entry]) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:
