@@ -104,7 +104,9 @@ def images(iou: Float64) -> Markup:
     if len(known):
         axes.axvline(np.median(known), color=INK, lw=1)
         side = axes.get_xaxis_transform()
-        axes.annotate("median", (np.median(known), 1), (-3, -2), side, "offset points", ha="right", va="top", fontsize=8)
+        axes.annotate(
+            "median", (np.median(known), 1), (-3, -2), side, "offset points", ha="right", va="top", fontsize=8
+        )
     axes.set(xlabel="mean IoU of an image, %", ylabel="images", xlim=(0, 100))
     return plots.svg(figure, "images", "number of images over their mean IoU")
 
