@@ -135,7 +135,7 @@ def render(
         verdict=verdict,
         change=change,
         rows=_class_rows(judged, change),
-        mixed_up=mixed_up(total, found.classes)[:MIXED_UP],
+        mixed_up=mixed_up(total, found.classes, most=MIXED_UP),
         answers=[row for one in (judged, *others) for row in _answer_rows(one, gains[one.evaluation.name])],
         several=bool(others),
         drift=drift,
@@ -157,12 +157,12 @@ def to_show(found: Evaluation) -> tuple[list[str], list[str]]:
     return worst, [key for key in found.best(BEST) if key not in set(worst)]
 
 
-def mixed_up(counts: Int64, classes: ClassMap) -> list[MixUp]:
-    """Which class is taken for which, (K, K + 1) counts, most pixels first; what is right or never happens is left out."""
+def mixed_up(counts: Int64, classes: ClassMap, *, most: int) -> list[MixUp]:
+    """Which class is taken for which in (K, K + 1) counts, by pixels: at most so many, and only what does happen."""
     support = counts.sum(axis=1)
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
+    order = np.argsort(-wrong, axis=None, kind="stable")[: min(most, np.count_nonzero(wrong))]
     infos = [*classes.classes, None]
     return [
         MixUp(classes.classes[row], infos[column], float(wrong[row, column] / support[row]), int(wrong[row, column]))
@@ -280,8 +280,8 @@ def _said(found: Evaluation, keys: Sequence[str]) -> list[str]:
     for key in keys:
         counts = found.answer.counts_nkk[at[key]]
         words = f"mean IoU {_share(float(Scores(counts).mean_iou))}"
-        if most := mixed_up(counts, found.classes)[:1]:
-            words += f"; mostly {most[0].truth.name} taken for {most[0].answer.name if most[0].answer else 'nothing'}"
+        for one in mixed_up(counts, found.classes, most=1):
+            words += f"; mostly {one.truth.name} taken for {one.answer.name if one.answer else 'nothing'}"
         said.append(words)
     return said
 
