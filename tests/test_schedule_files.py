@@ -1,4 +1,4 @@
-"""Files that run the evaluation every night, checked offline: by the schemas of Kubernetes and KubeRay, and our rules."""
+"""Files that run the evaluation every night, checked offline: by schemas of Kubernetes and KubeRay, and our rules."""
 
 import copy
 import importlib.resources

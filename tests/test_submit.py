@@ -22,6 +22,8 @@ from tests.ray_servers import Cluster
 ROOT = Path(__file__).parents[1]
 KUBERNETES_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
+WAIT_S = 90.0
+
 names = st.text("ab0-", min_size=1, max_size=40).filter(submit.NAME.fullmatch)
 
 # Stands for the evaluation: notes under --history that it ran, and fails the gate for one checkpoint.
@@ -135,7 +137,7 @@ def machine(tmp_path: Path, cluster: Cluster) -> Machine:
 
 def ended(process: subprocess.Popen) -> tuple[int, dict, str]:
     """Exit status, the line on stdout and the log."""
-    out, log = process.communicate(timeout=90)
+    out, log = process.communicate(timeout=WAIT_S)
     assert out, log
     return process.returncode, json.loads(out), log
 
@@ -181,7 +183,7 @@ def test_another_day_is_another_run_and_another_command_is_pointed_out(machine):
 def test_without_the_cluster_s_token_nothing_is_submitted(machine):
     (machine.home / ".ray/auth_token").write_text("0" * 64)
     process = machine.start(CRONTAB.command.replace("--name eval", "--name stranger"))
-    _, log = process.communicate(timeout=90)
+    _, log = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1
     assert "does not accept the token" in log
     assert "Traceback" not in log
