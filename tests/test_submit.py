@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -100,7 +101,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (package / "__init__.py").touch()
     (package / "evaluate.py").write_text(STAND_IN)
     with ray_servers.cluster(PYTHONPATH=str(package.parent)) as running:
+        wait_for_jobs(running)
         yield running
+
+
+def wait_for_jobs(running: Cluster) -> None:
+    """The head takes jobs a moment after its ports are open."""
+    deadline = time.monotonic() + ray_servers.START_S
+    while "Ray runtime started" not in (said := running.log.read_text()):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True, slots=True)
