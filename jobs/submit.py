@@ -70,12 +70,15 @@ def submit(client: JobSubmissionClient, job: str, entrypoint: str) -> bool:
     """Submit `entrypoint` under the id `job`; False when that id is taken, by this command or another.
 
     Ray's control store decides which of two calls was first.
+
+    Raises:
+        JobError: when the cluster takes no job at all, such as one that has only just started.
     """
     try:
         client.submit_job(entrypoint=entrypoint, submission_id=job)
-    except RuntimeError:
+    except RuntimeError as refusal:
         if not is_taken(client, job):
-            raise
+            raise JobError(f"{job} was not taken: {refusal}", hint="the same command tries again") from refusal
         return False
     return True
 
