@@ -53,6 +53,8 @@ LAYER = {
     "pipeline.ledger": "L3",
     "pipeline.page": "L3",
     "pipeline.plots": "L3",
+    "pipeline.comparison": "L3",
+    "pipeline.comparison_table": "L3",
     "pipeline.report": "L3",
     "pipeline.training_report": "L3",
     "pipeline.tuning": "L3",
