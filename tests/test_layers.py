@@ -61,6 +61,8 @@ LAYER = {
     "pipeline.cards": "L3",
     "pipeline.page": "L3",
     "pipeline.plots": "L3",
+    "pipeline.comparison": "L3",
+    "pipeline.comparison_table": "L3",
     "pipeline.report": "L3",
     "pipeline.evaluation_plots": "L3",
     "pipeline.evaluation_report": "L3",

@@ -1,7 +1,8 @@
 """The published variants of every network: name, paper, year, and the accuracy the paper or repository reports.
 
 A variant is a network of the zoo with the options that make it the published one; its numbers are those of its source,
-on the data named, with the training named, and not ours.
+on the data named, with the training named, and not ours. Results on test sets, some of networks that the zoo does not
+have, are a list of their own.
 """
 
 from dataclasses import dataclass, field
@@ -169,6 +170,52 @@ VARIANTS = (
         {"backbone": "xception65"},
     ),
     Variant("deeplab_v3plus_xception71", "deeplab_v3plus", 2018, V3PLUS, None, "", {"backbone": "xception71"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One result on a test set, as its source has it: another's training, code and hardware."""
+
+    name: str
+    year: int
+    """Of the first publication, usually the preprint."""
+    miou: float
+    """Percent."""
+    data: str
+    source: str
+    """The paper that reports this line; not always the network's own."""
+    images_per_s: float | None = None
+    """None where the source gives no speed."""
+    ms: float | None = None
+    """Of one image."""
+
+
+CITYSCAPES, VOC = "Cityscapes test", "VOC 2012 test"
+
+PUBLISHED = (
+    # The older lines are those of ICNet's paper, sec. 5: full images of 1024x2048 or what each network makes of them.
+    Published("DeepLab", 2014, 63.1, CITYSCAPES, ICNET, 0.25, 4000),
+    Published("FCN-8s", 2014, 65.3, CITYSCAPES, ICNET, 2, 500),
+    Published("SegNet", 2015, 57.0, CITYSCAPES, ICNET, 16.7, 60),
+    Published("CRF-RNN", 2015, 62.5, CITYSCAPES, ICNET, 1.4, 700),
+    Published("Dilation10", 2015, 67.1, CITYSCAPES, ICNET, 0.25, 4000),
+    Published("ENet", 2016, 58.3, CITYSCAPES, ICNET, 76.9, 13),
+    Published("FRRN", 2016, 71.8, CITYSCAPES, ICNET, 2.1, 469),
+    Published("PSPNet", 2016, 81.2, CITYSCAPES, ICNET, 0.78, 1288),
+    Published("ICNet", 2017, 70.6, CITYSCAPES, ICNET, 30.3, 33),
+    Published("ENet, Lovász-softmax", 2017, 63.1, CITYSCAPES, "arXiv 1705.08790", 76.9, 13),
+    Published("LEDNet", 2019, 70.6, CITYSCAPES, "arXiv 1905.02423", 71, 14),
+    Published("ESNet", 2019, 70.7, CITYSCAPES, "arXiv 1906.09826", 63, 16),
+    Published("FasterSeg", 2019, 71.5, CITYSCAPES, "arXiv 1912.10917", 163.9, 6.1),
+    Published("DeepLab LargeFOV, CRF", 2014, 70.3, VOC, V1),
+    Published("DeepLab MSc LargeFOV, CRF", 2014, 71.6, VOC, V1),
+    Published("DeepLab v2 ResNet-101, CRF", 2016, 79.7, VOC, V2),
+    Published("PSPNet", 2016, 85.4, VOC, PSPNET),
+    Published("DeepLab v3", 2017, 85.7, VOC, V3),
+    Published("DeepLab v3, JFT", 2017, 86.9, VOC, V3),
+    Published("DeepLab v3+ Xception", 2018, 87.8, VOC, V3PLUS),
+    Published("DeepLab v3+ Xception, JFT", 2018, 89.0, VOC, V3PLUS),
 )
 
 
