@@ -37,7 +37,7 @@ def test_the_classes_of_an_image_are_its_objects() -> None:
 def test_every_way_is_a_config_of_the_training_job(tmp_path) -> None:
     for way in WAYS.values():
         cfg = benchmark_weak.config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial=None)
-        assert cfg.sets.train[0] == "few-1"
+        assert cfg.sets.train[0] == "few"
         assert (cfg.sample.weak_share is None) == (not way.weak)
 
 
