@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "network": {"name": "unet", "options": {"padding": "same", "batch_norm": True, "width_multiplier": 0.125}},
     "augment": {"crop_px": (IMAGE_PX, IMAGE_PX), "scale": (1, 1), "symmetries": True},
     "optimise": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.01, "batch": 4},
-    # Objects are a seventh of the pixels: by cross entropy alone the network calls all of them land for hundreds of steps.
+    # Objects are a seventh of the pixels: by cross entropy alone a network calls everything land for hundreds of steps.
     "loss": {"terms": {"cross_entropy": 1.0, "dice": 1.0}},
     "runtime": {"device": "cpu", "loader_workers": 0, "tracker": "none"},
 }
