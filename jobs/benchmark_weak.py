@@ -163,7 +163,7 @@ def trained(cfg: TrainConfig) -> list[float]:
     """Do one run; returns its validation mIoU and the IoU of every class. No step is chosen: the last one counts."""
     loop.train(run.open_run(cfg, Group(), about={}, report=lambda _: None))
     said: dict[str, Any] = checkpoint.load(cfg.output).card.training
-    return [float(said[f"validation/{name}"]) for name in ("miou", *(f"iou/{name}" for name in NAMES))]
+    return [float(said[name]) for name in ("miou", *(f"iou/{name}" for name in NAMES))]
 
 
 def runs(scratch: Path, seed: int, *, steps: int) -> Iterator[tuple[str, list[float]]]:

@@ -41,6 +41,17 @@ def test_every_way_is_a_config_of_the_training_job(tmp_path) -> None:
         assert (cfg.sample.weak_share is None) == (not way.weak)
 
 
+def test_a_run_gives_the_scores_that_its_card_tells(tmp_path, monkeypatch) -> None:
+    for name, count in (("FEW", 4), ("MANY", 4), ("JUDGED", 40)):
+        monkeypatch.setattr(benchmark_weak, name, count)
+    benchmark_weak.write_data(str(tmp_path / "data-1"), seed=1)
+    way = WAYS["classes, EM-Fixed"]
+    cfg = benchmark_weak.config(tmp_path, 1, way, steps=1, output=str(tmp_path / "run"), initial=None)
+    miou, *iou = benchmark_weak.trained(cfg)
+    assert len(iou) == len(NAMES)
+    assert abs(miou - sum(iou) / len(iou)) < 1e-5
+
+
 def test_the_table_compares_seed_by_seed() -> None:
     found = {"the few alone": [[0.5, 0.9, 0.4, 0.2], [0.6, 0.9, 0.5, 0.4]]}
     found["all with full labels"] = [[0.7, 0.95, 0.6, 0.55], [0.7, 0.95, 0.6, 0.55]]
