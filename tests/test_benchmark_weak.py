@@ -37,8 +37,19 @@ def test_the_classes_of_an_image_are_its_objects() -> None:
 def test_every_way_is_a_config_of_the_training_job(tmp_path) -> None:
     for way in WAYS.values():
         cfg = benchmark_weak.config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial=None)
-        assert cfg.sets.train[0] == "few-1"
+        assert cfg.sets.train[0] == "few"
         assert (cfg.sample.weak_share is None) == (not way.weak)
+
+
+def test_a_run_gives_the_scores_that_its_card_tells(tmp_path, monkeypatch) -> None:
+    for name, count in (("FEW", 4), ("MANY", 4), ("JUDGED", 40)):
+        monkeypatch.setattr(benchmark_weak, name, count)
+    benchmark_weak.write_data(str(tmp_path / "data-1"), seed=1)
+    way = WAYS["classes, EM-Fixed"]
+    cfg = benchmark_weak.config(tmp_path, 1, way, steps=1, output=str(tmp_path / "run"), initial=None)
+    miou, *iou = benchmark_weak.trained(cfg)
+    assert len(iou) == len(NAMES)
+    assert abs(miou - sum(iou) / len(iou)) < 1e-5
 
 
 def test_the_table_compares_seed_by_seed() -> None:

@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.classes import ClassMap
-from pipeline.errors import ConfigError
 from pipeline.infer import PRECISIONS
 from pipeline.metrics import Int64
 from pipeline.models import zoo
@@ -122,7 +121,7 @@ def make(network: Network, cfg: TrainConfig, classes: ClassMap, counts_nk: Int64
         loss=loss.to(group.device),
         branches=losses.branch_weights(cfg.loss, network),
         dtype=precision_of(cfg, group.device),
-        background=background_of(cfg, classes),
+        background=weak.background_id(cfg.weak, classes),
     )
 
 
@@ -154,18 +153,6 @@ def precision_of(cfg: TrainConfig, device: torch.device) -> torch.dtype:
     if said == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return PRECISIONS[said]
-
-
-def background_of(cfg: TrainConfig, classes: ClassMap) -> int:
-    """The class that every weakly labelled image has.
-
-    Raises:
-        ConfigError: there is none of its name.
-    """
-    name = cfg.weak.background or classes.names[0]
-    if name not in classes.names:
-        raise ConfigError(f"--weak.background: {classes.name} has no class {name!r}", hint=", ".join(classes.names))
-    return classes.names.index(name)
 
 
 # ---------------------------------------------------------------- a step
