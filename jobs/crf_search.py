@@ -19,7 +19,7 @@ from infra.progress import bar
 from pipeline import tuning
 from pipeline.config import RefineConfig
 from pipeline.errors import AtrousError, JobError, LabelError
-from pipeline.metrics import Int64
+from pipeline.records import Int64
 from pipeline.refine import search
 from pipeline.refine.search import NO_CRF, Candidate
 from pipeline.source.shard import Shard

@@ -4,19 +4,20 @@ In: labels and masks, (H, W) uint8 class ids. Out: int64 confusion counts, and f
 images, shards and runs merge by addition, so a distributed evaluation gives exactly what a single process would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt
 
-from pipeline.records import Bool, UInt8
+from pipeline.boundary import overlap, reach_px, rings
+from pipeline.calibration import reliability
+from pipeline.label_maps import index_of, joint
+from pipeline.records import Bool, Float64, Int64, Judgement, UInt8
 
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
+Absent = Literal["skip", "unlabelled", "zero", "one"]
+"""What a class scores that leaves nothing to divide by; see `Scores`."""
 
 
 def confusion(
@@ -37,18 +38,93 @@ def confusion(
     Raises:
         ValueError: for shapes that differ, and for a value that is neither a class nor `ignore_id`, naming it.
     """
+    groups = None if where is None else (~where).view(np.uint8)
+    found = _confusions(truth_hw, mask_hw, num_classes, groups, groups=2, ignore_id=ignore_id)
+    return found[0]
+
+
+def within_bands(
+    truth_hw: UInt8, mask_hw: UInt8, num_classes: int, widths_px: Sequence[float], *, ignore_id: int = 255
+) -> tuple[Int64, Int64]:
+    """`confusion` of all pixels, (K, K + 1), and of those within each band around the boundaries, (B, K, K + 1).
+
+    `widths_px` ascend; a band is as in `boundary.trimap`. All in one pass over the pixels.
+    """
+    rings_hw = rings(truth_hw, widths_px)
+    apart = _confusions(truth_hw, mask_hw, num_classes, rings_hw, groups=len(widths_px) + 1, ignore_id=ignore_id)
+    return apart.sum(axis=0), apart[:-1].cumsum(axis=0)
+
+
+def _confusions(
+    truth_hw: UInt8, mask_hw: UInt8, num_classes: int, groups_hw: UInt8 | None, *, groups: int, ignore_id: int
+) -> Int64:
+    """(groups, K, K + 1): `confusion` of each group of pixels."""
     if truth_hw.shape != mask_hw.shape:
         raise ValueError(f"labels have the shape {truth_hw.shape}, the mask {mask_hw.shape}")
-    kept = truth_hw != ignore_id
-    if where is not None:
-        kept &= where
-    truth, answer = truth_hw[kept].astype(np.uint16), mask_hw[kept].astype(np.uint16)
-    answer[answer == ignore_id] = num_classes
-    for name, values, largest in (("labels", truth, num_classes - 1), ("masks", answer, num_classes)):
-        if values.size and values.max() > largest:
-            raise ValueError(f"{name} hold the value {values.max()}, but there are {num_classes} classes")
-    counts = np.bincount(truth * (num_classes + 1) + answer, minlength=num_classes * (num_classes + 1))
-    return counts.reshape(num_classes, num_classes + 1).astype(np.int64)
+    index = index_of(num_classes, ignore_id)
+    counts = joint(truth_hw, mask_hw, groups_hw, row_of=index, column_of=index, groups=groups)
+    labelled, unknown = counts[:, :num_classes], counts[:, num_classes + 1 :]
+    if unknown.any():
+        raise ValueError(_no_class("labels", truth_hw, index, num_classes))
+    if labelled[..., num_classes + 1 :].any():
+        raise ValueError(_no_class("masks", mask_hw[truth_hw != ignore_id], index, num_classes))
+    return labelled[..., : num_classes + 1]
+
+
+def _no_class(name: str, values: UInt8, index: UInt8, num_classes: int) -> str:
+    return f"{name} hold the value {values[index[values] > num_classes].max()}, but there are {num_classes} classes"
+
+
+def judge(
+    truth_hw: UInt8,
+    mask_hw: UInt8,
+    confidence_hw: UInt8,
+    num_classes: int,
+    *,
+    name: str,
+    ignore_id: int = 255,
+    widths_px: Sequence[float] = (),
+    boundary_px: int | None = None,
+) -> Judgement:
+    """Count everything about one answer that scores are made of.
+
+    Args:
+        truth_hw: (H, W) labels; pixels of `ignore_id` are in no count.
+        mask_hw: (H, W) the answer; `ignore_id` stands for no answer.
+        confidence_hw: (H, W) 0 to 255, how sure it is.
+        num_classes: K.
+        name: the answer's.
+        ignore_id: at least K.
+        widths_px: of the trimaps, ascending.
+        boundary_px: reach of Boundary IoU; None is 2 % of the diagonal.
+
+    Raises:
+        ValueError: as `confusion`.
+    """
+    counts, bands = within_bands(truth_hw, mask_hw, num_classes, widths_px, ignore_id=ignore_id)
+    near_px = reach_px(*truth_hw.shape) if boundary_px is None else boundary_px
+    return Judgement(
+        name,
+        counts,
+        bands,
+        boundary=overlap(truth_hw, mask_hw, num_classes, ignore_id=ignore_id, reach_px=near_px),
+        reliability=reliability(truth_hw, mask_hw, confidence_hw, ignore_id=ignore_id),
+    )
+
+
+def with_band(counts: Int64, band: Int64, weight: float) -> Float64:
+    """Counts in which the pixels of a band weigh less, or with a weight of 0 nothing: what `Scores` takes, in float64.
+
+    Left exact until here: `counts` and `band` are whole numbers that add up, and the weight is chosen when scoring.
+    """
+    return counts - (1 - weight) * band
+
+
+def without(num_classes: int, *left_out: int) -> Float64:
+    """Weights for `Scores` that leave classes out, such as the background, from every mean: (K,) of 0 and 1."""
+    weights = np.ones(num_classes)
+    weights[list(left_out)] = 0
+    return weights
 
 
 def _ratio(part: Any, whole: Any) -> Any:
@@ -61,27 +137,36 @@ def _ratio(part: Any, whole: Any) -> Any:
 class Scores:
     """Every score of confusion counts of shape (..., K, K + 1): one sum of images, or a stack of sums.
 
-    A class that occurs neither in the truth nor in the answers has no score (NaN), and no part in a mean. One that
-    occurs only in the answers has an IoU of 0: somebody was told that it is there. Everingham 2010 (the
-    VOC challenge, IJCV 88) for intersection over union; Shelhamer 2016 (arXiv 1605.06211), sec. 5, for the accuracies
-    and the weighted mean.
+    Everingham 2010 (the VOC challenge, IJCV 88) for intersection over union; Shelhamer 2016 (arXiv 1605.06211), sec. 5,
+    for the accuracies and the weighted mean.
+
+    A class that is labelled but never answered has an IoU of 0, and so has one that is answered but not labelled:
+    somebody was told that it is there. Where nothing is left to divide by (the IoU and Dice of a class in neither, the
+    recall of one that is not labelled, the precision of one that is not answered), `absent` says what the score is.
     """
 
-    counts: Int64
+    counts: Int64 | Float64
+    """(..., K, K + 1), see `confusion`; in float64 those of `with_band`."""
+    weights: Float64 | None = None
+    """(K,) of each class in every mean and in the shares of pixels, at least 0; 0 leaves one out. None is 1 each."""
+    absent: Absent = "skip"
+    """`skip`: no score (NaN), and no part in a mean. `unlabelled`: also none for a class that is answered but not
+    labelled, whatever the score. `zero`, `one`: a score of 0 or 1, which takes part."""
 
     @cached_property
-    def hits(self) -> Int64:
+    def hits(self) -> Int64 | Float64:
         """Pixels of each class that were found, (..., K)."""
-        return np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
+        found: Int64 = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
+        return found
 
     @cached_property
-    def support(self) -> Int64:
+    def support(self) -> Int64 | Float64:
         """Labelled pixels of each class, (..., K)."""
         found: Int64 = self.counts.sum(axis=-1)
         return found
 
     @cached_property
-    def answered(self) -> Int64:
+    def answered(self) -> Int64 | Float64:
         """Pixels that were said to be of each class, (..., K)."""
         found: Int64 = self.counts[..., :-1].sum(axis=-2)
         return found
@@ -89,78 +174,69 @@ class Scores:
     @cached_property
     def iou(self) -> Float64:
         """Intersection over union of each class, (..., K), 0 to 1."""
-        found: Float64 = _ratio(self.hits, self.support + self.answered - self.hits)
-        return found
+        return self._each(self.hits, self.support + self.answered - self.hits)
 
     @cached_property
     def recall(self) -> Float64:
         """Share of each class that was found, (..., K): its accuracy."""
-        found: Float64 = _ratio(self.hits, self.support)
-        return found
+        return self._each(self.hits, self.support)
 
     @cached_property
     def precision(self) -> Float64:
         """Share of the answers of each class that are right, (..., K)."""
-        found: Float64 = _ratio(self.hits, self.answered)
-        return found
+        return self._each(self.hits, self.answered)
 
     @cached_property
     def dice(self) -> Float64:
         """Dice coefficient of each class, the same as F1, (..., K)."""
-        found: Float64 = _ratio(2 * self.hits, self.support + self.answered)
-        return found
+        return self._each(2 * self.hits, self.support + self.answered)
 
     @cached_property
     def pixel_accuracy(self) -> Float64:
         """Share of labelled pixels that are right, (...)."""
-        found: Float64 = _ratio(self.hits.sum(axis=-1), self.support.sum(axis=-1))
+        found: Float64 = _ratio((self.hits * self._weights).sum(axis=-1), (self.support * self._weights).sum(axis=-1))
         return found
 
     @cached_property
     def mean_accuracy(self) -> Float64:
-        """Mean recall over the classes that are labelled, (...)."""
-        return mean_of(self.recall)
+        """Mean recall over the classes, (...)."""
+        return self.mean(self.recall)
 
     @cached_property
     def mean_iou(self) -> Float64:
-        """Mean IoU over the classes that occur, (...)."""
-        return mean_of(self.iou)
+        """Mean IoU over the classes, (...)."""
+        return self.mean(self.iou)
+
+    @cached_property
+    def mean_dice(self) -> Float64:
+        """Mean Dice coefficient over the classes, the same as macro F1, (...)."""
+        return self.mean(self.dice)
 
     @cached_property
     def frequency_weighted_iou(self) -> Float64:
         """IoU of each class weighted by its share of the labels, (...)."""
-        found: Float64 = _ratio(np.nansum(self.iou * self.support, axis=-1), self.support.sum(axis=-1))
-        return found
+        return _mean(self.iou, self.support * self._weights)
+
+    def mean(self, values: Float64) -> Float64:
+        """Mean of (..., K) scores over the classes that have one, with the weights; NaN where nothing is left."""
+        return _mean(values, self._weights)
+
+    @cached_property
+    def _weights(self) -> Float64:
+        return np.ones(self.counts.shape[-2]) if self.weights is None else self.weights
+
+    def _each(self, part: Int64 | Float64, whole: Int64 | Float64) -> Float64:
+        """Quotients of each class, by the rule for absent ones."""
+        found: Float64 = _ratio(part, whole)
+        if self.absent == "unlabelled":
+            return np.where(self.support > 0, found, np.nan)
+        return found if self.absent == "skip" else np.where(whole > 0, found, float(self.absent == "one"))
 
 
-def mean_of(values: Float64) -> Float64:
-    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
+def _mean(values: Float64, weights: Float64) -> Float64:
+    """Weighted mean over the last axis of what is not NaN; NaN where nothing is left."""
     there = ~np.isnan(values)
-    found: Float64 = _ratio(np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1))
-    return found
-
-
-def boundary_distance(truth_hw: UInt8) -> npt.NDArray[np.float32]:
-    """Distance of each pixel from the nearest boundary between labels, in pixels: (H, W) float32.
-
-    The two pixels on either side of a boundary are at 0; a change to or from the ignore id counts as one, as in VOC's
-    labels, where objects are drawn with a border of it. Without a boundary every distance is infinite.
-    """
-    edge = np.zeros(truth_hw.shape, bool)
-    down, right = truth_hw[1:] != truth_hw[:-1], truth_hw[:, 1:] != truth_hw[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= right
-    edge[:, :-1] |= right
-    if not edge.any():
-        return np.full(truth_hw.shape, np.inf, np.float32)
-    found: npt.NDArray[np.float32] = distance_transform_edt(~edge).astype(np.float32)
-    return found
-
-
-def trimap(truth_hw: UInt8, width_px: float) -> Bool:
-    """Pixels within a band around the boundaries, (H, W): Krähenbühl and Koltun 2011, arXiv 1210.5644."""
-    found: Bool = boundary_distance(truth_hw) < width_px
+    found: Float64 = _ratio(np.where(there, values * weights, 0).sum(axis=-1), (there * weights).sum(axis=-1))
     return found
 
 
@@ -183,10 +259,10 @@ def resampled(images: int, *, samples: int, seed: int) -> Int64:
 
 
 def bootstrap(
-    counts_nkk: Int64,
+    counts_nkk: Int64 | Float64,
     score: Callable[[Scores], Float64],
     *,
-    against_nkk: Int64 | None = None,
+    against_nkk: Int64 | Float64 | None = None,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -212,10 +288,10 @@ def bootstrap(
 
 
 def bootstrap_each(
-    counts_nkk: Int64,
+    counts_nkk: Int64 | Float64,
     score: Callable[[Scores], Float64],
     *,
-    against_nkk: Int64 | None = None,
+    against_nkk: Int64 | Float64 | None = None,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -238,7 +314,7 @@ def bootstrap_each(
     return intervals
 
 
-def _weighted(weights: Int64, counts_nkk: Int64) -> Int64:
+def _weighted(weights: Int64, counts_nkk: Int64 | Float64) -> Int64 | Float64:
     """Sums over images as often as they were drawn. In float64: exact below 2^53, and BLAS knows no integers."""
     summed = np.tensordot(weights.astype(np.float64), counts_nkk.astype(np.float64), axes=1)
-    return summed.astype(np.int64)
+    return summed.astype(np.int64) if counts_nkk.dtype == np.int64 else summed

@@ -18,6 +18,8 @@ UInt8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,40 @@ class Scored:
     seconds_infer: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgement:
+    """What was counted of one answer against a label: whole numbers of pixels, of one image or of any sum of images."""
+
+    name: str
+    """Which answer: `network`, or the engine that refined it."""
+    counts: Int64
+    """(K, K + 1) rows are the truth, columns the answer, the last column no answer; see `metrics.confusion`."""
+    bands: Int64
+    """(B, K, K + 1) the same within each trimap width, narrow to wide; see `boundary.bands`."""
+    boundary: Int64
+    """(K, 3) pixels on the boundary of the truth, of the answer, of both; see `boundary.overlap`."""
+    reliability: Int64
+    """(256, 2) pixels of each confidence that are right, and all of them; see `calibration.reliability`."""
+
+    def __add__(self, other: "Judgement") -> "Judgement":
+        """Both together: images, shards and runs merge by addition, exactly. Raises ValueError for another name."""
+        if self.name != other.name:
+            raise ValueError(f"judgements of {self.name!r} and {other.name!r} do not add up to anything")
+        return Judgement(self.name, *(mine + theirs for mine, theirs in zip(self.arrays, other.arrays, strict=True)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Judgement):
+            return NotImplemented
+        return self.name == other.name and all(map(np.array_equal, self.arrays, other.arrays))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def arrays(self) -> tuple[Int64, Int64, Int64, Int64]:
+        """Everything that was counted, in the order of the fields."""
+        return self.counts, self.bands, self.boundary, self.reliability
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One committed row: everything known about one work item."""
@@ -160,6 +196,10 @@ class Row:
     """Classes left after those that cannot win were pruned; all of them without a refiner."""
     pruned_mass: float | None = None
     """Mean probability of the classes that were pruned, 0 to 1."""
+    brightness: float | None = None
+    """Mean luma of the valid pixels, 0 to 255."""
+    judgements: list[Judgement] | None = None
+    """Each answer against the label of the image; None where labels were not asked for, or there is no answer."""
     seconds_read: float = 0.0
     seconds_decode: float = 0.0
     seconds_infer: float = 0.0
@@ -171,6 +211,9 @@ class Row:
     preview_confidence: bytes | None = None
     """On the same rows: grey PNG of the largest probability, 0 to 255."""
 
+
+_COUNTED = ("counts", "bands", "boundary", "reliability")
+"""The arrays of a `Judgement`, flat in C order on the wire; their shapes follow from K, which `boundary` gives."""
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -205,6 +248,13 @@ SCORED_SCHEMA = pa.schema(
     ]
 )
 
+JUDGEMENT = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        *(pa.field(name, pa.list_(pa.int64()), nullable=False) for name in _COUNTED),
+    ]
+)
+
 ROW_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -231,6 +281,8 @@ ROW_SCHEMA = pa.schema(
         ("changed_share", pa.float32()),
         ("active_classes", pa.int32()),
         ("pruned_mass", pa.float32()),
+        ("brightness", pa.float32()),
+        ("judgements", pa.list_(JUDGEMENT)),
         pa.field("seconds_read", pa.float32(), nullable=False),
         pa.field("seconds_decode", pa.float32(), nullable=False),
         pa.field("seconds_infer", pa.float32(), nullable=False),
@@ -334,13 +386,44 @@ def scored_from_table(table: pa.Table) -> list[Scored]:
     return scored
 
 
+def _judgement_columns(one: Judgement) -> dict[str, Any]:
+    return {"name": one.name} | {name: getattr(one, name).ravel() for name in _COUNTED}
+
+
+def _judgement_from(scalar: pa.StructScalar) -> Judgement:
+    counts, bands, boundary, reliability = (np.array(scalar[name].values, np.int64) for name in _COUNTED)
+    k = len(boundary) // 3
+    return Judgement(
+        scalar["name"].as_py(),
+        counts.reshape(k, k + 1),
+        bands.reshape(-1, k, k + 1),
+        boundary.reshape(k, 3),
+        reliability.reshape(-1, 2),
+    )
+
+
+def judgements_from(column: pa.ChunkedArray) -> list[list[Judgement] | None]:
+    """The column `judgements` of stored rows, without a Python integer for every count."""
+    return [[_judgement_from(one) for one in each.values] if each.is_valid else None for each in column]
+
+
+def _row_columns(row: Row) -> dict[str, Any]:
+    columns = {column.name: getattr(row, column.name) for column in fields(Row)}
+    if row.judgements is not None:
+        columns["judgements"] = [_judgement_columns(one) for one in row.judgements]
+    return columns
+
+
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:
     """Pack rows into a table of `ROW_SCHEMA`."""
-    names = [column.name for column in fields(Row)]
-    return pa.Table.from_pylist([{name: getattr(row, name) for name in names} for row in rows], schema=ROW_SCHEMA)
+    return pa.Table.from_pylist([_row_columns(row) for row in rows], schema=ROW_SCHEMA)
 
 
 def rows_from_table(table: pa.Table) -> list[Row]:
     """Inverse of `rows_to_table`; columns that a part of an older version does not have keep their defaults."""
-    names = [name for name in ROW_SCHEMA.names if name in table.column_names]
-    return [Row(**columns) for columns in table.select(names).to_pylist()]
+    names = [name for name in ROW_SCHEMA.names if name in table.column_names and name != "judgements"]
+    rows = table.select(names).to_pylist()
+    if "judgements" in table.column_names:
+        for columns, judgements in zip(rows, judgements_from(table["judgements"]), strict=True):
+            columns["judgements"] = judgements
+    return [Row(**columns) for columns in rows]

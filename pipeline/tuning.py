@@ -24,8 +24,8 @@ from pipeline.config import DecodeConfig, RefineConfig
 from pipeline.decode import decode
 from pipeline.errors import InputError, LabelError
 from pipeline.ledger import Ledger
-from pipeline.metrics import Int64, Interval, Scores, bootstrap, bootstrap_each
-from pipeline.records import Item, items_to_table, scored_from_table
+from pipeline.metrics import Interval, Scores, bootstrap, bootstrap_each
+from pipeline.records import Int64, Item, items_to_table, scored_from_table
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.search import (
     FIXED,

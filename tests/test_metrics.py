@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.metrics import Scores, bootstrap, bootstrap_each, boundary_distance, confusion, resampled, trimap
+from pipeline.boundary import boundary_distance, trimap
+from pipeline.metrics import Scores, bootstrap, bootstrap_each, confusion, resampled
 
 K = 4
 values = st.sampled_from([0, 1, 2, 3, 255])

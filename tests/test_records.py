@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import records
-from pipeline.records import ITEM_SCHEMA, ROW_SCHEMA, SCORED_SCHEMA, Failure, Image, Item, Row, Scored, Window
+from pipeline.records import ITEM_SCHEMA, ROW_SCHEMA, SCORED_SCHEMA, Failure, Image, Item, Judgement, Row, Scored, Window
 
 ODD_KEYS = [
     "",
@@ -60,7 +60,18 @@ scored = st.builds(
     seconds_decode=seconds,
     seconds_infer=seconds,
 )
+
+
+@st.composite
+def judgements(draw: st.DrawFn) -> Judgement:
+    """Of 1 to 4 classes and up to 3 widths."""
+    k, widths = draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    shapes = (k, k + 1), (widths, k, k + 1), (k, 3), (256, 2)
+    return Judgement(draw(texts), *(draw(hnp.arrays(np.int64, shape, elements=counts)) for shape in shapes))
+
+
 COLUMN_VALUES = {
+    pa.list_(records.JUDGEMENT): st.lists(judgements(), max_size=2),
     pa.string(): texts,
     pa.binary(): st.binary(max_size=64),
     pa.bool_(): st.booleans(),

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
-from pipeline.metrics import Int64, Interval, Scores, bootstrap, boundary_distance, confusion
-from pipeline.records import Image, Scored, UInt8
+from pipeline.metrics import Interval, Scores, bootstrap, within_bands
+from pipeline.records import Image, Int64, Scored, UInt8
 from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.refiner import Refiner
 
@@ -136,13 +136,7 @@ def judge(
     """Refine one image and count how its mask agrees with its label, in all and within bands of these widths."""
     refinement = refiner(scored, image)
     num_classes, ignore_id = len(refiner.classes), refiner.classes.ignore_id
-    counts = confusion(truth_hw, refinement.mask_hw, num_classes, ignore_id=ignore_id)
-    bands = np.zeros((len(widths_px), *counts.shape), np.int64)
-    if len(widths_px):
-        distance = boundary_distance(truth_hw)
-        for band, width_px in zip(bands, widths_px, strict=True):
-            near = distance < width_px
-            band[:] = confusion(truth_hw, refinement.mask_hw, num_classes, ignore_id=ignore_id, where=near)
+    counts, bands = within_bands(truth_hw, refinement.mask_hw, num_classes, widths_px, ignore_id=ignore_id)
     return Judged(counts, bands, refinement.note)
 
 

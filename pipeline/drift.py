@@ -1,0 +1,172 @@
+"""Whether images still look to a network as they did when it was trained, asked without any label.
+
+In: the rows of segmented images, and the `reference` that training left in the card of the checkpoint. Out: for each of
+four quantities how far it has moved, and whether that is more than chance. Never looks at a pixel: everything it
+compares was counted when the images were segmented.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.records import Float64, Int64
+
+Quantity = Literal["class_shares", "confidence", "entropy", "brightness"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+
+RANGES: dict[Quantity, tuple[int, float]] = {"confidence": (20, 1.0), "entropy": (20, 1.0), "brightness": (32, 256.0)}
+"""Bins of equal width, and where the last one ends; all begin at 0."""
+MODERATE, SHIFTED = 0.1, 0.25
+"""The usual bounds of the population stability index: Siddiqi 2006, "Credit risk scorecards" (Wiley), ch. 10."""
+CHANCE = 0.999
+"""Share of the draws without any drift that a value must exceed to be called one: a false alarm in a thousand."""
+DRAWS, POPULATION = 1000, 2000
+"""Draws made for that, and images that stand for all of them."""
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Reference(BaseModel):
+    """What images look like when all is well, as it stands in a card under `training.reference`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    images: int = Field(ge=1, description="Images it was counted on.")
+    class_shares: tuple[Share, ...] = Field(description="Share of each class in all predicted pixels.")
+    confidence: tuple[Count, ...] = Field(
+        min_length=20, max_length=20, description="Images by mean confidence, 0 to 1."
+    )
+    entropy: tuple[Count, ...] = Field(min_length=20, max_length=20, description="Images by mean entropy, 0 to 1.")
+    brightness: tuple[Count, ...] = Field(min_length=32, max_length=32, description="Images by mean luma, 0 to 256.")
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far one quantity has moved."""
+
+    quantity: Quantity
+    value: float
+    """Population stability index, 0 for no change; NaN when it is not known."""
+    chance: float
+    """What as many images of one kind reach once in a thousand times; NaN when it is not known."""
+    verdict: Literal["stable", "moderate", "shifted", "unknown"]
+    says: str
+    """For a person: what it was and is, or why it is not known."""
+
+
+def reference_of(images: pd.DataFrame) -> dict[str, object]:
+    """Count what `measure` will compare with: plain JSON for a card's `training.reference`.
+
+    Args:
+        images: one row each, at least one, with the columns `class_pixels`, `confidence`, `entropy`, `brightness` of a
+            committed row, in its units.
+    """
+    pixels = _class_pixels(images).sum(axis=0)
+    histograms: dict[str, object] = {name: _binned(images, name).sum(axis=0).astype(int).tolist() for name in RANGES}
+    return {"images": len(images), "class_shares": (pixels / max(pixels.sum(), 1)).tolist(), **histograms}
+
+
+def measure(
+    images: pd.DataFrame, training: Mapping[str, object], classes: Sequence[str], *, seed: int = 0
+) -> list[Drift]:
+    """Compare images with what the card says about those of training, quantity by quantity.
+
+    Args:
+        images: as for `reference_of`.
+        training: `training` of the checkpoint's card; without a usable `reference` every verdict is `unknown`.
+        classes: names by id.
+        seed: of the draws that say what chance does.
+    """
+    if (said := training.get("reference")) is None:
+        return _unknown("the checkpoint's card has no reference: it was trained before there was one, or elsewhere")
+    try:
+        reference = Reference.model_validate(said)
+    except ValidationError as error:
+        return _unknown(f"the reference in the checkpoint's card is damaged: {error.error_count()} fields are wrong")
+    if images.empty:
+        return _unknown("no image was scored")
+    if len(reference.class_shares) != len(classes):
+        return _unknown(f"the card's reference has {len(reference.class_shares)} classes, this run {len(classes)}")
+    rng = np.random.default_rng(seed)
+    return [_drift(name, images, reference, classes, rng) for name in QUANTITIES]
+
+
+def stability_index(expected: Float64, actual: Float64) -> Float64:
+    """Population stability index of shares of shape (..., B), all above 0: sum of (a - e) ln(a / e), (...).
+
+    The Kullback-Leibler divergence of both directions added: Kullback and Leibler 1951, eq. 2.6.
+    """
+    found: Float64 = ((actual - expected) * np.log(actual / expected)).sum(axis=-1)
+    return found
+
+
+def _drift(
+    name: Quantity, images: pd.DataFrame, reference: Reference, classes: Sequence[str], rng: np.random.Generator
+) -> Drift:
+    each_nb = _class_pixels(images) if name == "class_shares" else _binned(images, name)
+    before = np.array(getattr(reference, name), np.float64)
+    if not each_nb.any() or not before.any():
+        return Drift(name, np.nan, np.nan, "unknown", f"{name} was not counted, here or in training")
+    sizes = reference.images, len(each_nb)
+    value = float(stability_index(_smooth(before, sizes[0]), _smooth(each_nb.sum(axis=0), sizes[1])))
+    chance = _chance(each_nb, sizes, rng)
+    verdict: Literal["stable", "moderate", "shifted"] = "stable"
+    if value > max(chance, MODERATE):
+        verdict = "shifted" if value > SHIFTED else "moderate"
+    says = _shares(before, each_nb, classes) if name == "class_shares" else _means(name, before, each_nb)
+    return Drift(name, value, chance, verdict, says)
+
+
+def _chance(each_nb: Float64, sizes: tuple[int, int], rng: np.random.Generator) -> float:
+    """The index that two draws of these sizes from the very same images exceed once in a thousand times.
+
+    With few images the usual bounds say nothing: a hundred images in twenty bins exceed 0.25 by chance alone (Yurdakul
+    and Naranjo 2020, "Statistical properties of the population stability index", J. Risk Model Validation 14(4)).
+    """
+    each = each_nb[:: ceil(len(each_nb) / POPULATION)]
+    even = np.full(len(each), 1 / len(each))
+    drawn = [_smooth(rng.multinomial(size, even, size=DRAWS) @ each, size) for size in sizes]
+    return float(np.quantile(stability_index(drawn[0], drawn[1]), CHANCE))
+
+
+def _smooth(counts: Float64, images: int) -> Float64:
+    """Shares of (..., B) counts in so many images, none of them 0: half an image more in each bin (Jeffreys 1946)."""
+    shares = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
+    found: Float64 = (shares * images + 0.5) / (images + 0.5 * counts.shape[-1])
+    return found
+
+
+def _class_pixels(images: pd.DataFrame) -> Float64:
+    """(N, K) pixels of each class."""
+    return np.stack(images["class_pixels"].to_list()).astype(np.float64)
+
+
+def _binned(images: pd.DataFrame, name: Quantity) -> Float64:
+    """(N, B): 1 in the bin that an image lies in; images without the value are left out."""
+    bins, end = RANGES[name]
+    values = images[name].dropna().to_numpy(np.float64)
+    bin_of: Int64 = np.clip(values / end * bins, 0, bins - 1).astype(np.int64)
+    return np.eye(bins)[bin_of]
+
+
+def _means(name: Quantity, before: Float64, each_nb: Float64) -> str:
+    bins, end = RANGES[name]
+    centres = (np.arange(bins) + 0.5) * end / bins
+    was, now = np.average(centres, weights=before), np.average(centres, weights=each_nb.sum(axis=0))
+    return f"mean {was:.3g} in training, {now:.3g} here"
+
+
+def _shares(before: Float64, each_nb: Float64, classes: Sequence[str]) -> str:
+    was, now = before / before.sum(), each_nb.sum(axis=0) / each_nb.sum()
+    most = int(np.abs(now - was).argmax())
+    return f"{classes[most]} {was[most]:.1%} of all pixels in training, {now[most]:.1%} here"
+
+
+def _unknown(why: str) -> list[Drift]:
+    return [Drift(name, np.nan, np.nan, "unknown", why) for name in QUANTITIES]
