@@ -18,7 +18,6 @@ import logging
 import platform
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -126,7 +125,7 @@ def on_cluster(cfg: TrainConfig) -> None:
     """Train in workers of Ray."""
     preflight.check_authentication()
     with session.connect() as nodes:
-        on_ray.train(cfg, about(), dict(sum(map(Counter, nodes), Counter())))
+        on_ray.train(cfg, about(), nodes)
 
 
 def about() -> dict[str, JsonValue]:

@@ -93,6 +93,8 @@ CHANGES_NO_WEIGHTS = {
     "runtime.min_workers": 1,
     "runtime.device": "cpu",
     "runtime.cpus_per_worker": 0.5,
+    "runtime.expect_cpus": 64,
+    "runtime.expect_gpus": 8,
     "runtime.precision": "fp32",
     "runtime.channels_last": False,
     "runtime.compile": True,

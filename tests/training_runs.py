@@ -76,7 +76,7 @@ def config(data: Path, output: Path, **changed: Any) -> TrainConfig:
 
 def train(cfg: TrainConfig, group: Group | None = None) -> Story:
     """Run the loop in this process, to its end."""
-    return loop.train(run.open_run(cfg, group or Group(), about={}, report=lambda _: None))
+    return loop.train(run.open_run(cfg, group or Group(), about={}))
 
 
 def _die_in(step: int) -> None:

@@ -175,6 +175,8 @@ class RuntimeConfig(_Frozen):
     min_workers: int | None = Field(None, ge=1, description="Elastic: go on with as few as this; unset: never fewer.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where the cluster has them.")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs reserved per training process.")
+    expect_cpus: int | None = Field(None, ge=1, description="CPUs an autoscaling cluster will reach.")
+    expect_gpus: int | None = Field(None, ge=0, description="GPUs an autoscaling cluster will reach.")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs.")
     channels_last: bool = Field(True, description="Memory format of images and weights.")
     compile: bool = Field(False, description="torch.compile the network.")

@@ -139,7 +139,7 @@ def check_split(cfg: TrainConfig, group: Group) -> None:
 
 
 class Teller:
-    """Says every so often how far a run is: to the log, the tracker and Ray."""
+    """Says every so often how far a run is: to the log and the tracker."""
 
     def __init__(self, run: Run, made: Learner) -> None:
         self.run, self.made = run, made
@@ -186,7 +186,6 @@ class Teller:
         if run.group.leads:
             run.tracker.scalars(story.step, values)
             log.info("%s", line.human() if run.cfg.runtime.log_format == "human" else line.json())
-        run.report(line)
 
 
 def peak_gib(device: torch.device) -> float:
