@@ -29,10 +29,10 @@ from jobs.command_line import Arguments
 from pipeline import checkpoint, classes, flow, infer, manifest, storage, workers
 from pipeline.checkpoint import Checkpoint
 from pipeline.classes import ClassMap
-from pipeline.config import SegmentConfig
+from pipeline.config import JudgeConfig, SegmentConfig
 from pipeline.errors import JobError
 from pipeline.ledger import Progress
-from pipeline.manifest import Todo
+from pipeline.manifest import Manifest, Todo
 from pipeline.owner import Lease
 from pipeline.redact import redact
 from pipeline.refine.engine import settled
@@ -45,6 +45,8 @@ SHAPING_MASKS = {"ray", "torch", "pyarrow", "pillow", "pydensecrf", "pydensecrf2
 """Packages whose versions are stored with a run."""
 BANDS = ("red", "green", "blue")
 """What decoding gives."""
+NO_NETWORK = workers.Model(weight_bytes=0, num_classes=1, stride=1)
+"""What masks need that exist already."""
 TYPICAL_IMAGE_BYTES = 200_000
 """To guess how many images are in a tar before it is read; only decides how many previews are kept."""
 
@@ -55,9 +57,26 @@ class Run:
 
     cfg: SegmentConfig
     classes: ClassMap
-    model: Checkpoint
+    model: Checkpoint | None
+    """None where masks are only scored."""
+    sha256: str
+    """Of what answers: the checkpoint, or the masks."""
     fingerprint: str
     url: str
+    judge: JudgeConfig | None = None
+    """How answers are judged, where they are."""
+    masks: str | None = None
+    """URL of the masks that are scored instead of a network's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a run ended."""
+
+    manifest: Manifest
+    progress: Progress
+    """What this driver itself has done: nothing when the run was finished before."""
+    wall_s: float
 
 
 def identify(cfg: SegmentConfig) -> Run:
@@ -69,7 +88,8 @@ def identify(cfg: SegmentConfig) -> Run:
     checkpoint.check_bands(model.card, BANDS)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # refuses a stride that its network does not have
     fingerprint = cfg.fingerprint(model_sha256=model.sha256, classes=class_map.model_dump(mode="json"))
-    return Run(cfg, class_map, model, fingerprint, storage.join(cfg.output, f"run={fingerprint[:12]}"))
+    url = storage.join(cfg.output, f"run={fingerprint[:12]}")
+    return Run(cfg, class_map, model, model.sha256, fingerprint, url)
 
 
 def describe(run: Run, planned: Plan) -> None:
@@ -77,7 +97,7 @@ def describe(run: Run, planned: Plan) -> None:
     folder = storage.join(run.url, "_run")
     environment = {
         "fingerprint": run.fingerprint,
-        "model_sha256": run.model.sha256,
+        "model_sha256": run.sha256,
         "atrous": command_line.code_version(),
         "python": platform.python_version(),
         **{one.name: one.version for one in distributions() if one.name in SHAPING_MASKS},
@@ -91,33 +111,39 @@ def describe(run: Run, planned: Plan) -> None:
 
 def segment(args: Arguments) -> int:
     """Do the job; returns the exit status."""
-    started = time.monotonic()
     run = identify(args.cfg)
     preflight.check_apart(args.cfg.source, args.cfg.output)
     planned = plan(args.cfg)
     if args.plan:
         return summary.print_plan(run.url, planned, manifest.footers(run.url))
-    log.info("%s -> %s", ", ".join(redact(url) for url in args.cfg.source), redact(run.url))
+    return summary.finish(run, carry_out(run, planned))
+
+
+def carry_out(run: Run, planned: Plan) -> Done:
+    """Do what is owed, close the run and leave its report; nothing when it is finished."""
+    started, cfg = time.monotonic(), run.cfg
+    log.info("%s -> %s", ", ".join(redact(url) for url in cfg.source), redact(run.url))
     if planned.ignored:
         log.info("files that are no input: %s", dict(planned.ignored))
     for warning in planned.warnings:
         log.warning("%s", warning)
-    done = manifest.load(run.url)
-    if done and not manifest.todo(run.url, planned, manifest.footers(run.url)):
+    finished = manifest.load(run.url)
+    if finished and not manifest.todo(run.url, planned, manifest.footers(run.url)):
         log.info("nothing to do: every row of this run is committed")
-        return summary.finish(run, done, progress=Progress(), wall_s=time.monotonic() - started)
+        return Done(finished, Progress(), time.monotonic() - started)
     preflight.check_authentication()
     preflight.check_output(storage.join(run.url, "_run"))
-    with Lease(run.url, lease_s=args.cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
+    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
         owed, committed = resume(run, planned)
         progress = work(run, planned, owed, already=committed) if owed else Progress()
-        done = manifest.close(
-            run.url, planned, run.classes, fingerprint=run.fingerprint, on_duplicate=args.cfg.read.on_duplicate
+        closed = manifest.close(
+            run.url, planned, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
         )
-        wall_s = time.monotonic() - started
-        summary.write_report(run, done, rows_now=progress.committed, wall_s=wall_s)
+        done = Done(closed, progress, time.monotonic() - started)
+        if run.model:
+            summary.write_report(run, done)
         manifest.succeed(run.url)
-    return summary.finish(run, done, progress=progress, wall_s=wall_s)
+    return done
 
 
 def resume(run: Run, planned: Plan) -> tuple[list[Todo], int]:
@@ -147,7 +173,7 @@ def refuse_changed(run: Run, planned: Plan) -> None:
 def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> Progress:
     """Run the flow over what is owed, beside the rows `already` committed; returns what was done."""
     with session.connect() as nodes:
-        network = infer.footprint(run.model, run.cfg.infer.output_stride)
+        network = infer.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
         crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()
@@ -171,9 +197,11 @@ def job_of(run: Run, planned: Plan) -> Job:
         cfg=run.cfg,
         classes=run.classes,
         run_url=run.url,
-        model_fp=run.model.sha256[:12],
+        model_fp=run.sha256[:12],
         config_fp=run.fingerprint[:12],
         preview_share=min(1.0, run.cfg.runtime.previews / max(images, 1)),
+        judge=run.judge,
+        masks=run.masks,
     )
 
 

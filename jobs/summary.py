@@ -11,13 +11,12 @@ from jobs.command_line import code_version
 from pipeline import manifest, report, storage
 from pipeline.config import RefineConfig
 from pipeline.ledger import Progress
-from pipeline.manifest import Manifest
 from pipeline.redact import redact
 from pipeline.sink import Part
 from pipeline.source.plan import Plan
 
 if TYPE_CHECKING:
-    from jobs.segment_dataset import Run
+    from jobs.segment_dataset import Done, Run
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +56,12 @@ def print_stages(progress: Progress) -> None:
         )
 
 
-def write_report(run: "Run", done: Manifest, *, rows_now: int, wall_s: float) -> None:
+def write_report(run: "Run", done: "Done") -> None:
     """Write `report/index.html` and `report/overlays.png`."""
     kept = manifest.previews(run.url, limit=REPORT_PREVIEWS)
-    counts = {field: getattr(done, field) for field in REPORTED}
-    told = report.RunSummary(**counts, parts=len(done.parts), wall_s=wall_s, images_per_s=rows_now / wall_s)
+    counts = {field: getattr(done.manifest, field) for field in REPORTED}
+    rate = done.progress.committed / done.wall_s
+    told = report.RunSummary(**counts, parts=len(done.manifest.parts), wall_s=done.wall_s, images_per_s=rate)
     page = report.render(
         summary=told,
         previews=kept,
@@ -77,15 +77,24 @@ def write_report(run: "Run", done: Manifest, *, rows_now: int, wall_s: float) ->
 
 def facts_of(run: "Run") -> dict[str, str]:
     """What explains the run, for the report."""
-    cfg, card = run.cfg, run.model.card
     return {
         "run": redact(run.url),
-        "source": redact(", ".join(cfg.source)),
-        "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.model.sha256[:12]})",
+        "source": redact(", ".join(run.cfg.source)),
+        **_answering(run),
         "classes": f"{run.classes.name}, {len(run.classes)} classes",
+        "atrous": code_version(),
+    }
+
+
+def _answering(run: "Run") -> dict[str, str]:
+    """Where the masks come from."""
+    if run.model is None:
+        return {"masks": redact(run.masks or "")}
+    cfg, card = run.cfg, run.model.card
+    return {
+        "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.sha256[:12]})",
         "network": f"output stride {cfg.infer.output_stride or card.output_stride}, precision {cfg.infer.precision}",
         "refinement": described(cfg.refine),
-        "atrous": code_version(),
     }
 
 
@@ -105,11 +114,9 @@ def next_commands(run: "Run") -> list[str]:
     ]
 
 
-def finish(run: "Run", done: Manifest, *, progress: Progress, wall_s: float) -> int:
-    """Print the table and the JSON line; the exit status says whether too many rows failed.
-
-    `progress` is what this driver itself has done: nothing when the run was finished before.
-    """
+def finish(run: "Run", ended: "Done") -> int:
+    """Print the table and the JSON line; the exit status says whether too many rows failed."""
+    done, rows_now, wall_s = ended.manifest, ended.progress.committed, ended.wall_s
     limit = run.cfg.runtime.max_failed_fraction
     log.info("%-18s %9s", "status", "rows")
     for name, count in {"ok": done.ok, **done.error_codes}.items():
@@ -129,10 +136,10 @@ def finish(run: "Run", done: Manifest, *, progress: Progress, wall_s: float) -> 
         "failed": done.failed,
         "error_codes": done.error_codes,
         "parts": len(done.parts),
-        "rows_now": progress.committed,
+        "rows_now": rows_now,
         "wall_s": round(wall_s, 2),
-        "images_per_s": round(progress.committed / wall_s, 2),
-        "bytes_between_stages": sum(progress.bytes_out.values()),
+        "images_per_s": round(rows_now / wall_s, 2),
+        "bytes_between_stages": sum(ended.progress.bytes_out.values()),
         "report": redact(report_url),
         "exit_status": status,
     }

@@ -6,6 +6,7 @@ fingerprint; what cannot (worker counts, log format, where to report) sits in `R
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,9 @@ CODE_VERSION = 2
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Scale = Annotated[float, Field(ge=0.1, le=4)]
+LabelValue = Annotated[int, Field(ge=0, le=65535)]
+Width = Annotated[float, Field(gt=0, le=1000)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class _Frozen(BaseModel):
@@ -193,6 +197,111 @@ class SegmentConfig(_Frozen):
             said["read"].pop("key_column")
         said["infer"].pop("batch")
         said |= {"source": self.source, "model": model_sha256, "classes": classes, "code": CODE_VERSION}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class JudgeConfig(_Frozen):
+    """What is counted of every answer, and how its label is read: part of the fingerprint of an evaluation."""
+
+    labels_as: Literal["ids", "colours"] = Field("ids", description="What pixels of labels are: class ids, or colours.")
+    label_ids: dict[LabelValue, Channel] = Field(
+        {}, description="Class id of each value that labels may have; empty leaves values as they are."
+    )
+    ignored_colours: tuple[tuple[Channel, Channel, Channel], ...] = Field(
+        ((0, 0, 0), (224, 224, 192)),
+        description="labels_as colours: those of pixels without a class, unless a class has them.",
+    )
+    trimap_px: tuple[Width, ...] = Field(
+        (1, 2, 4, 8, 16, 32), max_length=32, description="Half widths of the bands around boundaries, pixels."
+    )
+    boundary_share: float = Field(
+        0.02, gt=0, le=0.5, description="Boundary IoU: reach over the diagonal of the image (Cheng 2021)."
+    )
+
+    @field_validator("trimap_px", mode="after")
+    @classmethod
+    def _widths_ascend(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("widths of bands ascend")
+        return value
+
+
+class ScoreConfig(_Frozen):
+    """How counts become scores: changes no count, so a finished run is scored anew without running again."""
+
+    absent: Literal["skip", "unlabelled", "zero", "one"] = Field(
+        "skip",
+        description="A class in neither labels nor answers has no score; unlabelled: nor has one that is only in "
+        "answers; or it scores 0 or 1.",
+    )
+    class_weights: dict[str, Weight] = Field(
+        {}, description="Weights of classes in every mean, by name; others weigh 1."
+    )
+    background: str | None = Field("background", description="Class left out of the means without background.")
+    band_px: float | None = Field(
+        None, gt=0, description="Pixels this near a boundary weigh `band_weight`; a trimap_px."
+    )
+    band_weight: float = Field(0.0, ge=0, le=1, description="What they weigh; 0 leaves them out.")
+    samples: int = Field(1000, ge=100, description="Draws of the bootstrap.")
+    level: float = Field(0.95, gt=0, lt=1, description="Share of the draws inside an interval.")
+    seed: int = Field(0, ge=0, description="Of the draws.")
+    slice_columns: tuple[str, ...] = Field(
+        ("source",),
+        description="A table of scores for every value of these columns, of the rows or `source` or `size`.",
+    )
+    slice_pattern: str | None = Field(
+        None, description="Regular expression searched in keys: a table for every named group, such as (?P<place>..)."
+    )
+
+    @field_validator("slice_pattern", mode="after")
+    @classmethod
+    def _groups_have_names(cls, value: str | None) -> str | None:
+        if value is not None and not re.compile(value).groupindex:
+            raise ValueError(f"{value!r} has no named group such as (?P<place>[^/]+)")
+        return value
+
+
+class Setting(_Frozen):
+    """What one setting of an evaluation does otherwise than the others; unset is as they have it."""
+
+    checkpoint: str | None = Field(None, description="Another checkpoint.")
+    tile: TileConfig | None = Field(None, description="Tiling; what is not said stays.")
+    infer: InferConfig | None = Field(None, description="Network; what is not said stays.")
+    refine: RefineConfig | None = Field(None, description="Refinement; what is not said stays.")
+
+
+class EvaluateConfig(SegmentConfig):
+    """Score every image under SOURCE against its label: with and without refinement, in as many settings as asked."""
+
+    output: str = Field("", description="Folder that receives the runs and the report; unset: beside --history.")
+    checkpoint: str = Field("", description="Folder with model.safetensors and card.json, or a shipped name: farmland.")
+    masks: str | None = Field(None, description="Score these masks instead: URL of a run, or of a folder of PNGs.")
+    judge: JudgeConfig = Field(JudgeConfig(), description="Labels, and what is counted.")
+    score: ScoreConfig = Field(ScoreConfig(), description="Scores, intervals, slices.")
+    settings: dict[str, Setting] = Field({}, description="Several in one go, by name; in the YAML file only.")
+    history: str | None = Field(None, description="Folder of evaluations to which this one is added.")
+    baseline: str | None = Field(None, description="Compared with: last-good, the URL of a run, or a checkpoint.")
+    gates: str | None = Field(None, description="YAML file of tolerances and floors; unset: none but the intervals.")
+
+    def named(self) -> "dict[str, EvaluateConfig]":
+        """Each setting as a config of its own, by its name; `default` is the only one where none are given."""
+        if not self.settings:
+            return {"default": self}
+        return {name: self._with(setting) for name, setting in self.settings.items()}
+
+    def _with(self, setting: Setting) -> "EvaluateConfig":
+        said = self.model_dump()
+        for name, stage in setting:
+            if isinstance(stage, BaseModel):
+                said[name] |= stage.model_dump(include=stage.model_fields_set)
+            elif stage is not None:
+                said[name] = stage
+        return EvaluateConfig.model_validate(said | {"settings": {}})
+
+    def fingerprint(self, *, model_sha256: str, classes: Any) -> str:
+        """As that of the segmentation, and of all that changes a count; see `SegmentConfig.fingerprint`."""
+        masks = super().fingerprint(model_sha256=model_sha256, classes=classes)
+        said = [masks, self.judge.model_dump(mode="json"), self.masks]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import PIL.Image
 
 from pipeline.classes import ClassMap
-from pipeline.records import Failure, Image, Item, Row, Scored, UInt8
+from pipeline.records import Failure, Image, Item, Judgement, Row, Scored, UInt8
 from pipeline.refine.refiner import Refinement
 
 PREVIEW_PX = 320
 """Longest side of a preview."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue: ITU-R BT.601, sec. 2.5.1."""
 
 
 def mask_png(mask_hw: UInt8, classes: ClassMap) -> bytes:
@@ -74,6 +76,27 @@ def row(
     )
 
 
+def scored_row(item: Item, mask: bytes, mask_hw: UInt8, judgement: Judgement, *, model_fp: str, config_fp: str) -> Row:
+    """The row of a mask that was only scored: what its network knew of it is not known."""
+    pixels = np.bincount(mask_hw.ravel(), minlength=256)[: len(judgement.counts)]
+    return Row(
+        key=item.key,
+        status="ok",
+        shard=item.shard,
+        source_etag=item.etag,
+        model_fp=model_fp,
+        config_fp=config_fp,
+        height=mask_hw.shape[0],
+        width=mask_hw.shape[1],
+        mask=mask,
+        class_pixels=pixels.tolist(),
+        classes_present=np.flatnonzero(pixels).tolist(),
+        judgements=[judgement],
+        seconds_read=item.seconds_read,
+        shard_rows=item.shard_rows,
+    )
+
+
 def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -> Row:
     """The row of a work item that has no mask."""
     return Row(
@@ -88,6 +111,12 @@ def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -
         seconds_read=item.seconds_read,
         shard_rows=item.shard_rows,
     )
+
+
+def brightness(image: Image) -> float | None:
+    """Mean luma of the valid pixels, 0 to 255, by the weights of ITU-R BT.601; None where no pixel is valid."""
+    pixels = image.pixels_hwc.reshape(-1, 3) if image.valid_hw is None else image.pixels_hwc[image.valid_hw]
+    return float(pixels.mean(axis=0) @ LUMA) if len(pixels) else None
 
 
 def previews(image: Image, confidence_hw: UInt8) -> tuple[bytes, bytes]:

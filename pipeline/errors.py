@@ -34,7 +34,6 @@ ERROR_CODES: dict[str, str] = {
     "no_valid_pixels": "every pixel is transparent, nodata or not finite",
     "duplicate_key": "a sample of this name came before; --read.on-duplicate suffix keeps both",
     "missing_pair": "a sample of a tar has no image member",
-    "missing_label": "an image to train on or to score has no label",
     "archive_truncated": "the tar ends before its end-of-archive blocks, or a header is damaged",
     "empty_archive": "the tar or Parquet file holds no sample",
     "bad_parquet": "the Parquet file cannot be read, or has no image column",
@@ -42,11 +41,13 @@ ERROR_CODES: dict[str, str] = {
     "not_found": "the object is gone",
     "storage_timeout": "the object store kept timing out",
     "storage_error": "the object store kept failing",
-    "label_missing": "the image has no label, and labels were asked for",
-    "label_format": "the label is no PNG of class ids: another format, 16 bits, RGB, or damaged",
+    "label_missing": "an image to train on or to score has no label",
+    "label_format": "the label is no PNG, is damaged, or is no class ids (or colours, where they were asked for)",
     "label_size": "the label has another size than its image",
     "label_value": "the label holds a value that is neither a class nor the ignore id",
     "label_empty": "every pixel of the label is ignored",
+    "mask_missing": "there is no mask to score for this image",
+    "mask_unusable": "the mask to score is damaged, or does not fit its label or the class map",
     "non_finite_logits": "the network gave NaN or infinity, also in float32",
     "gpu_oom": "the image does not fit the GPU, even alone",
     "crashed": "this item killed its worker twice",
@@ -107,7 +108,18 @@ class ConfigError(JobError):
 
 
 class LabelError(JobError):
-    """A label does not fit its image or the class map: no score against it would mean anything."""
+    """A label does not fit its image or the class map: no score against it would mean anything.
+
+    Attributes:
+        code: that of the failure row of its image, where there are rows; one of `ERROR_CODES`.
+    """
+
+    def __init__(self, message: str, *, code: str = "label_format", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), code=self.code, hint=self.hint), (self.message,)
 
 
 class StorageError(JobError):

@@ -1,6 +1,7 @@
 """The pipeline as one expression of Ray Data. The only module that imports `ray.data`.
 
     read -> infer -> refine -> write
+    read ->  score masks   -> write
 
 Beside it `run_each`, for jobs of a single stage that reads and writes by itself.
 
@@ -28,7 +29,7 @@ from pipeline import sink
 from pipeline.ledger import Ledger, Progress
 from pipeline.manifest import Todo
 from pipeline.records import ROW_SCHEMA
-from pipeline.stages import INFER_ROWS, InferStage, Job, RefineStage, read_shards
+from pipeline.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
 from pipeline.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
 
 MAX_READ_TASKS = 2000
@@ -134,38 +135,55 @@ def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger
 
     Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
     """
-    threads = 1 if not workers.infer_gpus else 4
-    dataset: ray.data.Dataset = (
-        ray.data.read_datasource(
-            ShardSource(job, owed, ledger),
-            num_cpus=READ_CPUS,
-            compute=TaskPoolStrategy(min(len(owed), 2 * workers.infer)),
-            override_num_blocks=min(len(owed), MAX_READ_TASKS),
-            ray_remote_args={"max_retries": TASK_RETRIES},
-        )
-        .map_batches(
-            InferStage,
-            fn_constructor_kwargs={"job": job, "ledger": ledger, "threads": threads},
-            batch_size=INFER_ROWS,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers.infer),
-            num_cpus=workers.infer_cpus,
-            num_gpus=workers.infer_gpus or None,
-            memory=int(workers.infer_gib * GIB),
-            max_task_retries=INFER_ROWS + TASK_RETRIES,
-        )
-        .map_batches(
-            RefineStage,
-            fn_constructor_kwargs={"job": job, "ledger": ledger},
-            batch_size=REFINE_ROWS,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers.refine),
-            num_cpus=workers.refine_cpus,
-            memory=int(workers.refine_gib * GIB),
-            max_task_retries=REFINE_ROWS + TASK_RETRIES,
-        )
+    items: ray.data.Dataset = ray.data.read_datasource(
+        ShardSource(job, owed, ledger),
+        num_cpus=READ_CPUS,
+        compute=TaskPoolStrategy(min(len(owed), 2 * workers.infer)),
+        override_num_blocks=min(len(owed), MAX_READ_TASKS),
+        ray_remote_args={"max_retries": TASK_RETRIES},
     )
-    return dataset
+    return _scored(items, job, workers, ledger) if job.masks else _segmented(items, job, workers, ledger)
+
+
+def _segmented(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+    """Rows with new masks."""
+    threads = 1 if not workers.infer_gpus else 4
+    rows: ray.data.Dataset = items.map_batches(
+        InferStage,
+        fn_constructor_kwargs={"job": job, "ledger": ledger, "threads": threads},
+        batch_size=INFER_ROWS,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=workers.infer),
+        num_cpus=workers.infer_cpus,
+        num_gpus=workers.infer_gpus or None,
+        memory=int(workers.infer_gib * GIB),
+        max_task_retries=INFER_ROWS + TASK_RETRIES,
+    ).map_batches(
+        RefineStage,
+        fn_constructor_kwargs={"job": job, "ledger": ledger},
+        batch_size=REFINE_ROWS,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=workers.refine),
+        num_cpus=workers.refine_cpus,
+        memory=int(workers.refine_gib * GIB),
+        max_task_retries=REFINE_ROWS + TASK_RETRIES,
+    )
+    return rows
+
+
+def _scored(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+    """Rows with masks that are there already."""
+    rows: ray.data.Dataset = items.map_batches(
+        MaskStage,
+        fn_constructor_kwargs={"job": job, "judge": job.judge, "ledger": ledger},
+        batch_size=INFER_ROWS,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=workers.refine),
+        num_cpus=workers.refine_cpus,
+        memory=int(workers.refine_gib * GIB),
+        max_task_retries=INFER_ROWS + TASK_RETRIES,
+    )
+    return rows
 
 
 def run(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:

@@ -1,79 +1,278 @@
 """Labels people drew: the class of every pixel of an image, as a PNG.
 
-In: the bytes of one PNG, palette or grey with 8 bits, whose values are class ids. Out: (H, W) uint8, class ids and the
-ignore id. A label that does not fit its image or class map is an error that names the file and the value: a wrong label
-would give a wrong score, which nobody would see.
+In: the bytes of one PNG: class ids as palette or grey of up to 16 bits, or the colours of the classes. Out: (H, W)
+uint8, class ids and the ignore id. A label that does not fit its image or class map is an error that names the file and
+the value: a wrong label would give a wrong score, which nobody would see.
 """
 
 import io
 import struct
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import ceil
 from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as PilImage
 
 from pipeline.classes import ClassMap
-from pipeline.errors import LabelError
+from pipeline.errors import ConfigError, LabelError
 from pipeline.records import UInt8
 
+Colour = tuple[int, int, int]
+"""Red, green, blue, 0 to 255."""
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER = struct.Struct(">8s4x4sIIBB")
-"""Signature, type of the first chunk, width, height, bits per sample, colour type: PNG specification, sec. 11.2.2."""
-_GREY, _PALETTE = 0, 3
-_KINDS = {_GREY: "grey", 2: "RGB", _PALETTE: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_HEADER = struct.Struct(">8s4x4sIIBBxxB")
+"""Signature, type of the first chunk, width, height, bits per sample, colour type, interlacing: PNG, sec. 11.2.2."""
+_CHUNK = struct.Struct(">I4s")
+_GREY, _RGB, _PALETTE = 0, 2, 3
+_KINDS = {_GREY: "grey", _RGB: "RGB", _PALETTE: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""First row and column, and steps between rows and columns, of each pass: PNG specification, sec. 8.2."""
+_OTHERS = {b"\xff\xd8\xff": "a JPEG", b"RIFF": "a WebP", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"GIF8": "a GIF"}
+"""How other images begin."""
 SUFFIX = ".png"
 
 
-def read(data: bytes, classes: ClassMap, *, name: str, height: int, width: int) -> UInt8:
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """What the values of label files mean."""
+
+    kind: Literal["ids", "colours"] = "ids"
+    ids: Mapping[int, int] = field(default_factory=dict)
+    """With `ids`: what becomes of each value of a file, 0 to 65535; empty leaves them as they are."""
+    ignored: tuple[Colour, ...] = ()
+    """With `colours`: those that stand for no class, unless a class has them."""
+
+    def check(self, classes: ClassMap) -> None:
+        """Refuse a coding that cannot give the ids of a class map.
+
+        Raises:
+            ConfigError: two classes of one colour; an id that is neither a class nor the ignore id.
+        """
+        colours = [one.colour for one in classes.classes]
+        if self.kind == "colours" and len(set(colours)) < len(colours):
+            twice = next(colour for colour in colours if colours.count(colour) > 1)
+            raise ConfigError(f"classes of {classes.name!r} share the colour {twice}: labels in colours are ambiguous")
+        strange = set(self.ids.values()) - {*range(len(classes)), classes.ignore_id}
+        if strange:
+            raise ConfigError(f"label ids become {min(strange)}, which the class map {classes.name!r} does not have")
+
+
+IDS = Coding()
+"""Values are class ids."""
+
+
+def read(data: bytes, classes: ClassMap, *, name: str, height: int, width: int, coding: Coding = IDS) -> UInt8:
     """Decode and check one label: (height, width) class ids, `classes.ignore_id` where there is none.
 
     Args:
-        data: the file.
+        data: the file. Grey of fewer than 8 bits counts from 0 as a palette does, and so does grey of 16 bits.
         classes: what its values may be.
         name: the file's, for messages.
         height: of its image, upright, pixels. The label must be upright too.
         width: of its image, pixels.
+        coding: what its values mean.
 
     Raises:
-        LabelError: no PNG; values that are no ids (RGB, 16 bits); another size than the image; a value that is neither
-            a class nor the ignore id. Kind and size are checked on the header, before a pixel is allocated.
+        LabelError: no PNG, or a damaged one, or of another kind than the coding's; another size than the image; a value
+            that is neither a class nor the ignore id, or a colour that is none of theirs. Kind and size are checked on
+            the header, before a pixel is allocated.
     """
-    _check_header(data, name, height, width)
+    header = _header(data, name)
+    _check_kind(header, name, coding)
+    _check_size(header, name, height, width)
+    _check_rows(data, name, header)
     try:
         with PilImage.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            label: UInt8 = np.array(picture, np.uint8)
+            if coding.kind == "ids":
+                values_hw = _values(picture, header)
+            else:
+                rgb_hwc: UInt8 = np.array(picture.convert("RGB"), np.uint8)
     except Exception as error:  # Pillow raises many types on damaged data, and lists none of them
         raise LabelError(f"the label {name} is a damaged PNG: {error}") from error
-    _check_values(label, classes, name)
-    return label
+    if coding.kind == "ids":
+        return _as_ids(values_hw, classes, coding, name)
+    return from_colours(rgb_hwc, _colours(classes, coding), name=name)
 
 
-def _check_header(data: bytes, name: str, height: int, width: int) -> None:
+def check_used(label_hw: UInt8, classes: ClassMap, *, name: str) -> None:
+    """Refuse a label without a single class: raises LabelError, `label_empty`."""
+    if (label_hw == classes.ignore_id).all():
+        raise LabelError(f"every pixel of the label {name} is ignored", code="label_empty")
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a PNG says of itself."""
+
+    height: int
+    width: int
+    bits: int
+    """Per sample."""
+    colour: int
+    """Colour type."""
+    interlaced: bool
+
+    @property
+    def kind(self) -> str:
+        """In words."""
+        return f"{_KINDS.get(self.colour, f'of colour type {self.colour}')} with {self.bits} bits per sample"
+
+    def data_bytes(self) -> int:
+        """Size of the image data before compression: a byte for the filter, then the samples, for each row and pass."""
+        depth = self.bits * (3 if self.colour == _RGB else 1)
+        passes = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
+        sizes = ((ceil((self.height - y) / down), ceil((self.width - x) / right)) for y, x, down, right in passes)
+        return sum(rows * (1 + ceil(columns * depth / 8)) for rows, columns in sizes if rows > 0 and columns > 0)
+
+
+def size_of(data: bytes, *, name: str) -> tuple[int, int]:
+    """Height and width that a PNG announces, pixels; raises LabelError when it is none."""
+    header = _header(data, name)
+    return header.height, header.width
+
+
+def _header(data: bytes, name: str) -> _Header:
     if len(data) < _HEADER.size or not data.startswith(_SIGNATURE):
-        raise LabelError(f"the label {name} is no PNG")
-    _, chunk, columns, rows, bits, colour = _HEADER.unpack_from(data)
+        other = next((f" but {what}" for start, what in _OTHERS.items() if data.startswith(start)), "")
+        raise LabelError(f"the label {name} is no PNG{other}")
+    _, chunk, columns, rows, bits, colour, interlaced = _HEADER.unpack_from(data)
     if chunk != b"IHDR":
         raise LabelError(f"the label {name} is a damaged PNG: it begins with the chunk {chunk!r}")
-    if (colour, bits) != (_GREY, 8) and (colour != _PALETTE or bits > 8):
-        kind = _KINDS.get(colour, f"of colour type {colour}")
-        hint = "save class ids as a palette or 8-bit grey PNG"
-        raise LabelError(f"the label {name} is {kind} with {bits} bits per sample, not class ids", hint=hint)
-    if (rows, columns) != (height, width):
-        raise LabelError(f"the label {name} has {rows}x{columns} pixels, its image {height}x{width}")
+    return _Header(rows, columns, bits, colour, bool(interlaced))
 
 
-def _check_values(label_hw: UInt8, classes: ClassMap, name: str) -> None:
-    counts = np.bincount(label_hw.ravel(), minlength=256)
-    counts[: len(classes)] = 0
-    counts[classes.ignore_id] = 0
-    if counts.any():
-        value, pixels = int(counts.argmax()), int(counts.max())
-        allowed = f"0 to {len(classes) - 1} or {classes.ignore_id}"
-        raise LabelError(
-            f"the label {name} has the value {value} on {pixels} pixel(s), the class map {classes.name!r} {allowed}",
-            hint="give the class map of the labels with --classes, or map their values to it",
-        )
+def _check_size(header: _Header, name: str, height: int, width: int) -> None:
+    if (header.height, header.width) != (height, width):
+        seen = f"the label {name} has {header.height}x{header.width} pixels, its image {height}x{width}"
+        raise LabelError(seen, code="label_size")
+
+
+def _check_kind(header: _Header, name: str, coding: Coding) -> None:
+    if coding.kind == "ids" and header.colour not in (_GREY, _PALETTE):
+        hint = "save class ids as a palette or grey PNG, or say that labels are colours"
+        raise LabelError(f"the label {name} is {header.kind}, not class ids", hint=hint)
+    if coding.kind == "colours" and (header.colour not in (_RGB, _PALETTE) or header.bits > 8):
+        raise LabelError(f"the label {name} is {header.kind}, not colours", hint="save it as an 8-bit RGB PNG")
+
+
+def _check_rows(data: bytes, name: str, header: _Header) -> None:
+    """Refuse a PNG whose data stream is whole but holds fewer rows than the header says: Pillow leaves them zero."""
+    wanted, found = header.data_bytes(), 0
+    inflater = zlib.decompressobj()
+    try:
+        for piece in _image_data(data):
+            if found < wanted:
+                found += len(inflater.decompress(piece, wanted - found))
+    except zlib.error as error:
+        raise LabelError(f"the label {name} is a damaged PNG: {error}") from error
+    if found < wanted:
+        raise LabelError(f"the label {name} is a damaged PNG: its data ends after {found} of {wanted} bytes")
+
+
+def _image_data(data: bytes) -> Iterator[bytes]:
+    """The compressed pieces of the image, in their order."""
+    at = len(_SIGNATURE)
+    while at + _CHUNK.size <= len(data):
+        size, kind = _CHUNK.unpack_from(data, at)
+        if kind == b"IDAT":
+            yield data[at + _CHUNK.size : at + _CHUNK.size + size]
+        at += _CHUNK.size + size + 4  # and its checksum
+
+
+def _values(picture: PilImage.Image, header: _Header) -> npt.NDArray[np.integer]:
+    """Samples as they are in the file: Pillow spreads grey of fewer than 8 bits over 0 to 255."""
+    if header.colour == _GREY and header.bits < 8:
+        spread: UInt8 = np.array(picture.convert("L"), np.uint8)
+        return spread // np.uint8(255 // (2**header.bits - 1))
+    return np.array(picture, np.uint16 if header.bits == 16 else np.uint8)
+
+
+def _as_ids(values_hw: npt.NDArray[np.integer], classes: ClassMap, coding: Coding, name: str) -> UInt8:
+    if coding.ids:
+        return from_ids(values_hw, coding.ids, name=name)
+    strange = np.bincount(values_hw.ravel(), minlength=256)
+    strange[: len(classes)] = 0
+    strange[classes.ignore_id] = 0
+    if strange.any():
+        allowed = f"the class map {classes.name!r} 0 to {len(classes) - 1} or {classes.ignore_id}"
+        hint = "give the class map of the labels with --classes, or map their values to it"
+        raise LabelError(f"{_most(strange, name)}, {allowed}", code="label_value", hint=hint)
+    return values_hw.astype(np.uint8)
+
+
+def _colours(classes: ClassMap, coding: Coding) -> dict[Colour, int]:
+    """What each colour of a label becomes."""
+    table = dict.fromkeys(coding.ignored, classes.ignore_id)
+    return table | {one.colour: index for index, one in enumerate(classes.classes)}
+
+
+def from_ids(values_hw: npt.NDArray[np.integer], table: Mapping[int, int], *, name: str) -> UInt8:
+    """Translate the values of a label file into ids of the class map.
+
+    Args:
+        values_hw: (H, W) uint8 or uint16.
+        table: every value that may occur, and what becomes of it.
+        name: the file's, for messages.
+
+    Raises:
+        LabelError: a value that is not in the table; names it and on how many pixels it is.
+    """
+    known = list(table)
+    strange = np.bincount(values_hw.ravel(), minlength=max(256, *known) + 1)
+    strange[known] = 0
+    if strange.any():
+        raise LabelError(f"{_most(strange, name)}, which the set does not use", code="label_value")
+    lookup = np.zeros(len(strange), np.uint8)
+    lookup[known] = list(table.values())
+    found: UInt8 = lookup[values_hw]
+    return found
+
+
+def _most(counts: npt.NDArray[np.integer], name: str) -> str:
+    return f"the label {name} has the value {int(counts.argmax())} on {int(counts.max())} pixel(s)"
+
+
+def from_colours(rgb_hwc: UInt8, table: Mapping[Colour, int], *, name: str) -> UInt8:
+    """Translate a label drawn in colours into (H, W) ids of the class map, exactly.
+
+    Args:
+        rgb_hwc: (H, W, 3).
+        table: every colour that may occur, and the id it becomes.
+        name: the file's, for messages.
+
+    Raises:
+        LabelError: a colour that is not in the table; names the most frequent such one and on how many pixels it is.
+    """
+    lookup = np.zeros(1 << 24, np.uint16)  # id + 1, 0 for none; the system gives memory only to pages written to
+    lookup[_codes(np.array(list(table), np.uint8))] = np.array(list(table.values())) + 1
+    codes_hw = _codes(rgb_hwc)
+    found_hw = lookup[codes_hw]
+    if not found_hw.all():
+        raise _unknown_colour(codes_hw[found_hw == 0], name)
+    return (found_hw - 1).astype(np.uint8)
+
+
+def _codes(rgb: UInt8) -> npt.NDArray[np.int32]:
+    """24-bit codes of colours in the last axis."""
+    codes = rgb[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= rgb[..., channel]
+    return codes
+
+
+def _unknown_colour(codes: npt.NDArray[np.int32], name: str) -> LabelError:
+    values, counts = np.unique(codes, return_counts=True)
+    code, pixels = int(values[counts.argmax()]), int(counts.max())
+    colour = (code >> 16, code >> 8 & 255, code & 255)
+    seen = f"the label {name} has the colour {colour} on {pixels} pixel(s), which the set does not use"
+    return LabelError(seen, code="label_value")
 
 
 def stem(path: str) -> str:

@@ -271,6 +271,11 @@ def summarise(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int)
     return total
 
 
+def read_parts(run_url: str, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
+    """Some columns of some parts, in their order, a few parts ahead."""
+    return _each(lambda name: sink.read_columns(run_url, name, columns), names)
+
+
 def failures(run_url: str) -> list[tuple[str, str, str]]:
     """(key, error code, detail) of every failed row, sorted by key."""
     columns = ["key", "status", "error_code", "error_detail"]

@@ -100,6 +100,12 @@ def read_footer(run_url: str, name: str) -> Part:
     return Part(name, metadata.num_rows, {shard: ShardCount(*count) for shard, count in shards.items()})
 
 
+def read_classes(run_url: str, name: str) -> ClassMap:
+    """The class map that the rows of one part were made with."""
+    with storage.open_read(storage.join(parts_url(run_url), name)) as file:
+        return ClassMap.model_validate_json(pq.read_metadata(file).metadata[CLASSES_KEY])
+
+
 def read_columns(run_url: str, name: str, columns: list[str]) -> pa.Table:
     """Read some columns of one part, with page checksums verified; it may be of a version that had fewer of them."""
     with storage.open_read(storage.join(parts_url(run_url), name)) as file:

@@ -17,19 +17,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from pipeline import encode
+from pipeline import encode, judging
 from pipeline.classes import ClassMap
-from pipeline.config import SegmentConfig
+from pipeline.config import JudgeConfig, SegmentConfig
 from pipeline.decode import decode
-from pipeline.errors import InputError
+from pipeline.errors import InputError, LabelError
 from pipeline.ledger import LedgerClient, guarded
 from pipeline.manifest import Todo
+from pipeline.masks import open_masks
 from pipeline.records import (
     Failure,
     Image,
     Item,
     Row,
     Scored,
+    UInt8,
     items_from_table,
     items_to_table,
     rows_to_table,
@@ -64,6 +66,10 @@ class Job:
     config_fp: str
     preview_share: float
     """Share of the rows that carry previews, 0 to 1."""
+    judge: JudgeConfig | None = None
+    """How answers are counted against labels; None where nobody asks how good they are."""
+    masks: str | None = None
+    """URL of the masks that are judged instead of a network's."""
 
     @property
     def max_bytes(self) -> int:
@@ -202,6 +208,10 @@ class InferStage:
         )
         if item.failure:
             return scored, None
+        if self.job.judge and item.label is None:  # before the network: its answer would be thrown away
+            return _fail(
+                scored, Failure("label_missing", f"no label {self.job.cfg.read.labels!r} for this image")
+            ), None
         try:
             image = decode(item.data, self.job.cfg.decode)
         except InputError as error:
@@ -212,7 +222,8 @@ class InferStage:
 
     def _needs_pixels_later(self, item: Item, image: Image) -> bool:
         preview = encode.is_preview(item.key, self.job.preview_share)
-        return self.job.cfg.refine.engine != "none" or image.valid_hw is not None or preview
+        judged = self.job.judge is not None
+        return self.job.cfg.refine.engine != "none" or image.valid_hw is not None or preview or judged
 
 
 class RefineStage:
@@ -244,19 +255,71 @@ class RefineStage:
         with killed_after(job.cfg.runtime.item_timeout_s):
             try:
                 image = decode(scored.item.data, job.cfg.decode) if scored.item.data else None
-            except InputError as error:  # it was fine a stage ago: this node is out of memory
+                truth = self._truth(scored)
+            except InputError as error:  # the image was fine a stage ago: this node is out of memory
                 return job.failed(scored.item, failure_of(error))
+            except LabelError as error:
+                return job.failed(scored.item, judging.failure_of(error))
             refinement = self.refiner(scored, image)
         seconds = perf_counter() - started
         shown = image if encode.is_preview(scored.item.key, job.preview_share) else None
         fingerprints = {"model_fp": job.model_fp, "config_fp": job.config_fp}
         row = encode.row(scored, refinement, shown, classes=job.classes, **fingerprints)
+        if job.judge and truth is not None and image:
+            judgements = judging.judgements_of(truth, refinement, job.judge, job.classes, engine=job.cfg.refine.engine)
+            row = replace(row, judgements=judgements, brightness=encode.brightness(image))
         return replace(row, seconds_refine=seconds)
+
+    def _truth(self, scored: Scored) -> UInt8 | None:
+        """The label, where answers are judged; raises LabelError."""
+        if self.job.judge is None:
+            return None
+        size = {"height": scored.height, "width": scored.width}
+        return judging.truth_of(scored.item, self.job.judge, self.job.classes, **size)
+
+
+class MaskStage:
+    """Encoded images and labels in, rows out, with masks that somebody has made before."""
+
+    def __init__(self, job: Job, judge: JudgeConfig, ledger: LedgerClient) -> None:
+        self.job, self.judge, self.ledger = job, judge, ledger
+        self.masks = open_masks(job.masks or "")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """ITEM_SCHEMA to ROW_SCHEMA, row for row."""
+        rows = guarded(
+            self.ledger,
+            "refine",
+            items_from_table(table),
+            key=lambda item: item.key,
+            work=lambda batch: [self._row(item) for item in batch],
+            seconds=lambda row: row.seconds_encode,
+            condemn=lambda item: self.job.failed(item, Failure("refine_crashed", "killed its refiner twice")),
+        )
+        return _sent(self.ledger, "refine", rows_to_table(rows))
+
+    def _row(self, item: Item) -> Row:
+        started = perf_counter()
+        if item.failure:
+            return self.job.failed(item, item.failure)
+        try:
+            png = self.masks(item.key)
+            mask_hw = judging.read_mask(png, self.job.classes, key=item.key, max_mpx=self.job.cfg.decode.max_mpx)
+            height, width = mask_hw.shape
+            truth_hw = judging.truth_of(item, self.judge, self.job.classes, height=height, width=width)
+        except InputError as error:
+            return self.job.failed(item, failure_of(error))
+        except LabelError as error:
+            return self.job.failed(item, judging.failure_of(error))
+        judgement = judging.judgement_of_mask(truth_hw, mask_hw, self.judge, self.job.classes)
+        fingerprints = {"model_fp": self.job.model_fp, "config_fp": self.job.config_fp}
+        row = encode.scored_row(item, png, mask_hw, judgement, **fingerprints)
+        return replace(row, seconds_encode=perf_counter() - started)
 
 
 def _fail(scored: Scored, failure: Failure, **fields: Any) -> Scored:
     """A scored item without logits, and without the bytes nobody needs any more."""
-    return replace(scored, item=replace(scored.item, data=b"", failure=failure), logits_khw=None, **fields)
+    return replace(scored, item=replace(scored.item, data=b"", label=None, failure=failure), logits_khw=None, **fields)
 
 
 def _sent(ledger: LedgerClient, stage: str, table: pa.Table) -> pa.Table:

@@ -91,7 +91,7 @@ def test_what_is_left_out_is_named_with_its_code(tmp_path):
     )
     found = open_in(tmp_path)
     assert found.keys == ["fine.png"]
-    assert dict(found.left_out) == {"bare.png": "missing_label", "cut.png": "truncated", "text.png": "not_an_image"}
+    assert dict(found.left_out) == {"bare.png": "label_missing", "cut.png": "truncated", "text.png": "not_an_image"}
 
 
 def test_weak_labels_stand_beside_full_ones(tmp_path):
@@ -124,7 +124,7 @@ def test_a_label_that_contradicts_image_or_class_map_stops_the_run_and_leaves_no
     [
         ({}, "part is not there"),
         ({"images/1.png": example(0)[0]}, "labels is not there"),
-        ({"images/1.png": example(0)[0], "labels/2.png": example(0)[1]}, "1 missing_label"),
+        ({"images/1.png": example(0)[0], "labels/2.png": example(0)[1]}, "1 label_missing"),
         ({"images/1.png": b"text", "labels/1.png": example(0)[1]}, "1 not_an_image"),
     ],
 )

@@ -8,9 +8,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image as PilImage
 
 from pipeline import classes, labels
-from pipeline.errors import LabelError
+from pipeline.classes import ClassMap
+from pipeline.errors import ConfigError, LabelError
+from pipeline.labels import Coding
+from tests import bad_labels
 
 CAMVID = classes.load("camvid")
+VOID = (0, 0, 0)
 values = st.sampled_from([*range(11), 255])
 maps = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=values)
 
@@ -45,6 +49,53 @@ def test_a_palette_of_few_bits_keeps_its_ids(bits: int) -> None:
     np.testing.assert_array_equal(read(data), label)
 
 
+@given(maps)
+def test_grey_of_sixteen_bits_gives_the_ids_that_were_saved(label: np.ndarray) -> None:
+    np.testing.assert_array_equal(read(png(PilImage.fromarray(label.astype(np.uint16))), *label.shape), label)
+
+
+@given(maps, st.booleans())
+def test_colours_give_the_ids_of_their_classes(label: np.ndarray, palettes: bool) -> None:
+    coding = Coding("colours", ignored=(VOID,))
+    table = np.array([one.colour for one in CAMVID.classes] + [VOID] * 245, np.uint8)
+    picture = PilImage.fromarray(table[label])
+    data = png(picture.convert("P", palette=PilImage.Palette.ADAPTIVE) if palettes else picture)
+    found = labels.read(data, CAMVID, name="1.png", height=label.shape[0], width=label.shape[1], coding=coding)
+    np.testing.assert_array_equal(found, label)
+
+
+@given(maps, st.sampled_from([np.uint8, np.uint16]))
+def test_a_table_of_ids_undoes_the_one_a_label_was_drawn_with(label: np.ndarray, dtype: type) -> None:
+    raw_of = {**{index: 7 * index + 100 for index in range(11)}, 255: 3}
+    raw = np.vectorize(raw_of.get)(label).astype(dtype)
+    coding = Coding(ids={raw: index for index, raw in raw_of.items()})
+    height, width = label.shape
+    data = png(PilImage.fromarray(raw))
+    found = labels.read(data, CAMVID, name="1.png", height=height, width=width, coding=coding)
+    np.testing.assert_array_equal(found, label)
+
+
+def test_codings_that_cannot_be_right_are_refused() -> None:
+    grey = {"colour": (9, 9, 9)}
+    twins = ClassMap(name="twins", classes=({"name": "a", **grey}, {"name": "b", **grey}))
+    with pytest.raises(ConfigError, match=r"share the colour \(9, 9, 9\)"):
+        Coding("colours").check(twins)
+    with pytest.raises(ConfigError, match="become 11, which the class map 'camvid' does not have"):
+        Coding(ids={1: 11}).check(CAMVID)
+    Coding("colours", ignored=(VOID,)).check(CAMVID)
+    Coding(ids={1: 10, 0: 255}).check(CAMVID)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 4, 8, 16]), st.booleans())
+def test_a_file_that_holds_a_row_too_few_is_refused_however_it_is_packed(
+    height: int, width: int, bits: int, interlaced: bool
+) -> None:
+    whole = bad_labels.grey_png(np.ones((height, width), int), bits=bits, interlaced=interlaced)
+    np.testing.assert_array_equal(read(whole, height, width), 1)
+    with pytest.raises(LabelError, match=r"ends after \d+ of \d+ bytes"):
+        read(bad_labels.grey_png(np.ones((height, width), int), bits=bits, interlaced=interlaced, missing=1), height, width)
+
+
 blank = np.zeros((4, 6), np.uint8)
 
 
@@ -56,8 +107,8 @@ blank = np.zeros((4, 6), np.uint8)
         (png(PilImage.fromarray(blank), bits=8)[:44], "damaged PNG"),
         (png(PilImage.fromarray(np.zeros((4, 6, 3), np.uint8))), "is RGB with 8 bits per sample, not class ids"),
         (png(PilImage.fromarray(np.zeros((4, 6, 4), np.uint8))), "is RGB with alpha"),
-        (png(PilImage.fromarray(np.zeros((4, 6), np.uint16))), "is grey with 16 bits per sample"),
-        (png(PilImage.fromarray(np.zeros((4, 6), bool))), "is grey with 1 bits per sample"),
+        (png(PilImage.fromarray(np.full((4, 6), 4000, np.uint16))), "has the value 4000 on 24 pixel"),
+        (b"GIF89a and then enough to be taken for a whole file", "is no PNG but a GIF"),
         (png(PilImage.new("LA", (6, 4))), "is grey with alpha"),
         (png(PilImage.fromarray(np.zeros((6, 4), np.uint8))), "has 6x4 pixels, its image 4x6"),
         (palette(blank + 11), "has the value 11 on 24 pixel.*'camvid' 0 to 10 or 255"),

@@ -36,6 +36,7 @@ LAYER = {
     "pipeline.intervals": "L1",
     "pipeline.drift": "L1",
     "pipeline.labels": "L1",
+    "pipeline.judging": "L1",
     # L1t, the network: torch.
     "pipeline.refine.lattice_torch": "L1t",
     "pipeline.models": "L1t",
@@ -63,6 +64,9 @@ LAYER = {
     "pipeline.history": "L3",
     "pipeline.trend": "L3",
     "pipeline.training_report": "L3",
+    "pipeline.evaluation": "L3",
+    "pipeline.scoring": "L3",
+    "pipeline.masks": "L3",
     "pipeline.tuning": "L3",
     "pipeline.tuning_report": "L3",
     "pipeline.verify": "L3",
@@ -100,6 +104,7 @@ MAY_IMPORT = {
 # Single imports beyond the rule, each with its reason.
 EXCEPTIONS = {
     ("pipeline.refine", "pipeline.refine.lattice_torch"),  # one engine of several, imported when it is asked for
+    ("pipeline.datasets", "pipeline.labels"),  # ids and colours of public sets are translated as those of any label
     ("pipeline.checkpoint", "pipeline.storage"),  # weights are read from where they are
     ("infra", "pipeline.storage"),  # preflight tries the output's store
     ("infra", "pipeline.ledger"),  # progress lines say what the ledger counted

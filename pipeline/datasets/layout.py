@@ -7,23 +7,36 @@ caller's business. Files are read through `pipeline.storage`, so a root may be l
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image as PILImage
 
 from pipeline import classes, storage
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, InputError, LabelError, NothingThere, StorageError
+from pipeline.labels import Colour, from_colours, from_ids
 from pipeline.records import UInt8
 from pipeline.redact import redact
 
-Colour = tuple[int, int, int]
-"""Red, green, blue, 0 to 255."""
+__all__ = [
+    "Colour",
+    "Example",
+    "Labelled",
+    "Layout",
+    "decode_colours",
+    "decode_ids",
+    "fetch",
+    "fetch_listing",
+    "files_below",
+    "from_colours",
+    "from_ids",
+    "names_in",
+    "not_there",
+    "stem",
+]
 
 _LISTED = 1000
 """Files looked at to say what a folder holds instead of what was expected."""
@@ -216,60 +229,3 @@ def _decode(data: bytes, name: str) -> PILImage.Image:
     except Exception as error:  # Pillow raises many types on damaged data, and lists none of them
         raise LabelError(f"the label {name} cannot be decoded: {error}") from error
     return picture
-
-
-def from_ids(raw_hw: UInt8, table: Mapping[int, int], *, name: str) -> UInt8:
-    """Translate the ids of a label file into ids of the class map.
-
-    Args:
-        raw_hw: (H, W) values of the file.
-        table: every value that may occur, and what becomes of it.
-        name: the file's, for messages.
-
-    Raises:
-        LabelError: a value that is not in the table; names it and on how many pixels it is.
-    """
-    strange = np.bincount(raw_hw.ravel(), minlength=256)
-    strange[list(table)] = 0
-    if strange.any():
-        value, pixels = int(strange.argmax()), int(strange.max())
-        raise LabelError(f"the label {name} has the value {value} on {pixels} pixel(s), which the set does not use")
-    lookup = np.zeros(256, np.uint8)
-    lookup[list(table)] = list(table.values())
-    return lookup[raw_hw]
-
-
-def from_colours(rgb_hwc: UInt8, table: Mapping[Colour, int], *, name: str) -> UInt8:
-    """Translate a label drawn in colours into (H, W) ids of the class map, exactly.
-
-    Args:
-        rgb_hwc: (H, W, 3).
-        table: every colour that may occur, and the id it becomes.
-        name: the file's, for messages.
-
-    Raises:
-        LabelError: a colour that is not in the table; names the most frequent such one and on how many pixels it is.
-    """
-    lookup = np.zeros(1 << 24, np.uint16)  # id + 1, 0 for none; the system gives memory only to pages written to
-    lookup[_codes(np.array(list(table), np.uint8))] = np.array(list(table.values())) + 1
-    codes_hw = _codes(rgb_hwc)
-    found_hw = lookup[codes_hw]
-    if not found_hw.all():
-        raise _unknown_colour(codes_hw[found_hw == 0], name)
-    return (found_hw - 1).astype(np.uint8)
-
-
-def _codes(rgb: UInt8) -> npt.NDArray[np.int32]:
-    """24-bit codes of colours in the last axis."""
-    codes = rgb[..., 0].astype(np.int32)
-    for channel in (1, 2):
-        codes <<= 8
-        codes |= rgb[..., channel]
-    return codes
-
-
-def _unknown_colour(codes: npt.NDArray[np.int32], name: str) -> LabelError:
-    values, counts = np.unique(codes, return_counts=True)
-    code, pixels = int(values[counts.argmax()]), int(counts.max())
-    colour = (code >> 16, code >> 8 & 255, code & 255)
-    return LabelError(f"the label {name} has the colour {colour} on {pixels} pixel(s), which the set does not use")

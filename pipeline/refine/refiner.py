@@ -28,6 +28,8 @@ class Refinement:
 
     mask_hw: UInt8
     """(H, W) class ids; `ignore_id` where the image is not valid."""
+    network_hw: UInt8
+    """(H, W) the same before any refinement."""
     confidence_hw: UInt8
     """(H, W) largest probability the network gave, 0 to 255."""
     stats: PixelStats
@@ -74,7 +76,7 @@ class Refiner:
         height, width = scored.height, scored.width
         ids = np.array(scored.class_ids or range(len(self.classes)), np.uint8)
         deadline = monotonic() + self.cfg.deadline_s
-        mask, confidence = np.empty((2, height, width), np.uint8)
+        mask, network, confidence = np.empty((3, height, width), np.uint8)
         stats = PixelStats(np.zeros(len(self.classes), np.int64))
         done = asked = 0
         for core in windows(height, width, self.cfg.window_px):
@@ -86,9 +88,11 @@ class Refiner:
             valid = None if image is None or image.valid_hw is None else image.valid_hw[here]
             # Mean field marginals are all but 0 or 1: how sure the network was says more about where to look.
             stats.add(label, answer.confidence_hw[inner], answer.nats_hw[inner], label != first, valid)
-            mask[here] = label if valid is None else np.where(valid, label, self.classes.ignore_id)
+            for whole, ids_hw in ((mask, label), (network, first)):
+                whole[here] = ids_hw if valid is None else np.where(valid, ids_hw, self.classes.ignore_id)
             confidence[here] = (answer.confidence_hw[inner] * 255 + 0.5).astype(np.uint8)
-        return Refinement(mask, confidence, stats, self._refined(done, asked, image), self._note(done, asked), len(ids))
+        refined, note = self._refined(done, asked, image), self._note(done, asked)
+        return Refinement(mask, network, confidence, stats, refined, note, len(ids))
 
     def _answer(
         self, logits_khw: Float16, scored: Scored, window: Window, image: Image | None, deadline: float

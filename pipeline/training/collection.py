@@ -291,7 +291,7 @@ class _Checks:
         """
         out = {"key": item.key, "image": b"", "label": b"", "weak": False, "counts": [], "digest": bytes(32)}
         if item.failure or item.label is None:
-            return out | {"code": item.failure.code if item.failure else "missing_label"}
+            return out | {"code": item.failure.code if item.failure else "label_missing"}
         try:
             image = bands.read(item.data, self.channels)
         except InputError as error:
