@@ -16,9 +16,10 @@ The same command again goes on where the last one stopped, and does nothing when
 import json
 import logging
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated
@@ -131,11 +132,17 @@ def on_cluster(cfg: TrainConfig) -> None:
 def about() -> dict[str, JsonValue]:
     """What explains the weights beside their data and figures."""
     return {
-        "command": redact(shlex.join(sys.argv)),
+        "command": command(sys.argv[1:]),
         "atrous": command_line.code_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def command(flags: Sequence[str]) -> str:
+    """How to start such a run again, without what only this machine knows: credentials, and folders above a file."""
+    plain = [re.sub(r"(^|=)(/[^/]+)*/(?=[^/])", r"\1", flag) for flag in flags]
+    return redact(shlex.join(["python", "-m", "jobs.train", *plain]))
 
 
 def finish(cfg: TrainConfig) -> int:

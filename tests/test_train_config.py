@@ -13,6 +13,7 @@ CHANGES_WEIGHTS = {
     "overfit": 3,
     "batch_norm": "frozen",
     "ema": 0.99,
+    "half": False,
     "then": ({"name": "second", "schedule": {"steps": 10}},),
     "sets.train": ("train", "more"),
     "sets.validation": "",

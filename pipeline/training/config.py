@@ -211,6 +211,7 @@ class TrainConfig(_Frozen):
         "train", description="Statistics per worker, over all workers, or the initial weights' kept."
     )
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of weights that is kept; 0: none.")
+    half: bool = Field(True, description="Keep the best weights in float16; they are judged as they are kept.")
     then: tuple[Phase, ...] = Field((), description="Later phases; from a file only.")
     validation: ValidateConfig = Field(ValidateConfig(), description="Validation.")
     runtime: RuntimeConfig = Field(RuntimeConfig(), description="Workers, checkpoints, trackers.")
