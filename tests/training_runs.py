@@ -32,6 +32,8 @@ TINY = {"name": "deeplab_v1", "options": {"width_multiplier": 0.02}}
 """Has dropout, and no batch norm."""
 NORMED = {"name": "segnet", "options": {"width_multiplier": 0.03}}
 """Has batch norm, and no dropout."""
+UNET = {"name": "unet", "options": {"width_multiplier": 0.06, "batch_norm": True, "padding": "same"}}
+"""Learns fast."""
 
 
 def write_data(folder: Path, *, train: int = 7, val: int = 3, size_px: int = 40) -> Path:
