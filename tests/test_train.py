@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -174,28 +177,53 @@ def test_the_card_says_how_to_train_again_and_not_on_which_machine():
     assert train.command(["--data", "../field", "--optimise.lr", "0.1"]).endswith("--data ../field --optimise.lr 0.1")
 
 
+def workers_of(cluster: Cluster) -> list[psutil.Process]:
+    """Processes in which a cluster trains."""
+
+    def ours(process: psutil.Process) -> bool:
+        return any(str(cluster.log.parent) in " ".join(parent.cmdline()) for parent in process.parents())
+
+    named = [one for one in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])]
+    return [one for one in named if ours(one)]
+
+
+def first_within(seconds: float, found: Callable[[], Any]) -> Any:
+    """What `found` returns as soon as that is something."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if something := found():
+            return something
+        time.sleep(0.02)
+    raise TimeoutError(f"nothing found within {seconds} s")
+
+
 @pytest.mark.ray
 @pytest.mark.faults
-@pytest.mark.timeout(600)
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster: Cluster):
+@pytest.mark.timeout(900)
+def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster, capsys):
     changed = {
-        "schedule": {"steps": 30},
-        "validation": {"every": 30},
-        "runtime": {"workers": 2, "cpus_per_worker": 1.0, "checkpoint_every": 5},
+        "schedule": {"steps": 400},
+        "validation": {"every": 400},
+        "runtime": {"workers": 2, "checkpoint_every": 10, "max_failures": 1},
     }
     whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
     ended = group_of(2, whole)
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
-    process = start(killed, **ray_cluster.environment)
-    until = time.monotonic() + START_S
-    while not state.steps(killed.output) and time.monotonic() < until:
-        time.sleep(0.05)
-    workers = subprocess.run(["pgrep", "-f", "ray::.*TrainWorker"], capture_output=True, text=True, check=False)
-    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
-    status, _, log = finish(process)
+
+    driver = start(killed, **ray_cluster.environment)
+    worker = first_within(START_S, lambda: workers_of(ray_cluster))[0]
+    first_within(START_S, lambda: state.steps(killed.output))
+    worker.kill()
+    assert any("going on after step" in line for line in driver.stderr), "the run began anew"
+    driver.kill()
+    assert finish(driver)[0] == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "_SUCCESS").exists()
+
+    status, said, log = finish(start(killed, **ray_cluster.environment))
     assert status == 0, log
     assert "going on after step" in log
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    assert here(killed, capsys) == said
 
 
 def test_other_settings_on_the_same_output_are_named(data, tmp_path):
