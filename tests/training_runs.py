@@ -32,6 +32,8 @@ TINY = {"name": "deeplab_v1", "options": {"width_multiplier": 0.02}}
 """Has dropout, and no batch norm."""
 NORMED = {"name": "segnet", "options": {"width_multiplier": 0.03}}
 """Has batch norm, and no dropout."""
+WIDER = {"name": "unet_resnet", "options": {"backbone": "resnet18", "width_multiplier": 0.25}}
+"""Has batch norm, no dropout, and channels enough for rounding errors to stay small over many steps."""
 UNET = {"name": "unet", "options": {"width_multiplier": 0.06, "batch_norm": True, "padding": "same"}}
 """Learns fast."""
 
