@@ -8,6 +8,7 @@
     python -m jobs.benchmark crf ...                # the refinement engines: jobs/benchmark_crf.py
     python -m jobs.benchmark weak ...               # training on weak labels: jobs/benchmark_weak.py
     python -m jobs.benchmark counts ...             # the counts of an evaluation: jobs/benchmark_counts.py
+    python -m jobs.benchmark train ...              # the training loop: jobs/benchmark_train.py
 
 Both others live in `jobs/baselines/`: a hand-written multiprocessing script, and Ray Data as the tutorials use it.
 Prints ratios; absolute times say more about the machine than about the code.
@@ -36,7 +37,7 @@ SIDES = {
     "multiprocessing": "jobs.baselines.multiprocessing_script",
     "naive_ray": "jobs.baselines.naive_ray",
 }
-OTHERS = ("models", "crf", "weak", "counts")
+OTHERS = ("models", "crf", "train", "weak", "counts")
 """Benchmarks in files of their own."""
 SAMPLE_S = 2.0
 """Between two looks at the memory: adding up the pages of twenty processes costs a core a tenth of a second."""

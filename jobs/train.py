@@ -16,10 +16,10 @@ The same command again goes on where the last one stopped, and does nothing when
 import json
 import logging
 import platform
+import re
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated
@@ -126,17 +126,23 @@ def on_cluster(cfg: TrainConfig) -> None:
     """Train in workers of Ray."""
     preflight.check_authentication()
     with session.connect() as nodes:
-        on_ray.train(cfg, about(), dict(sum(map(Counter, nodes), Counter())))
+        on_ray.train(cfg, about(), nodes)
 
 
 def about() -> dict[str, JsonValue]:
     """What explains the weights beside their data and figures."""
     return {
-        "command": redact(shlex.join(sys.argv)),
+        "command": command(sys.argv[1:]),
         "atrous": command_line.code_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def command(flags: Sequence[str]) -> str:
+    """How to start such a run again, without what only this machine knows: credentials, and folders above a file."""
+    plain = [re.sub(r"(^|=)(/[^/]+)*/(?=[^/])", r"\1", flag) for flag in flags]
+    return redact(shlex.join(["python", "-m", "jobs.train", *plain]))
 
 
 def finish(cfg: TrainConfig) -> int:

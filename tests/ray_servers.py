@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-START_S = 60.0
+START_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.training import state
+from pipeline import checkpoint, classes
+from pipeline.training import run, state
+from pipeline.training.group import Group
+from pipeline.training.learner import halved
+from pipeline.training.validate import validate
 from tests import training_runs
-from tests.training_runs import NORMED, config, train
+from tests.training_runs import CLASSES, NORMED, config, train
 
-PHASES = [{"name": "second", "schedule": {"steps": 3}, "batch_norm": "frozen", "lr": 0.02}]
+PHASES = [{"name": "second", "schedule": {"steps": 2}, "batch_norm": "frozen", "lr": 0.02}]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +45,8 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"then": PHASES, "network": NORMED, "ema": 0.9},
-        {"optimise": {"kind": "adamw", "lr": 0.003, "accumulate": 2, "clip_norm": 1.0}},
+        {"schedule": {"steps": 3}, "then": PHASES, "network": NORMED, "ema": 0.9},
+        {"schedule": {"steps": 4}, "optimise": {"kind": "adamw", "lr": 0.003, "accumulate": 2, "clip_norm": 1.0}},
     ],
 )
 def test_a_run_that_stops_after_any_step_ends_as_the_undisturbed_one(data, tmp_path, monkeypatch, changed):
@@ -57,3 +61,22 @@ def test_a_run_that_stops_after_any_step_ends_as_the_undisturbed_one(data, tmp_p
                 shutil.rmtree(state.url_of(str(cut), later))
         train(config(data, cut, **changed))
         assert_same(outcome(cut), outcome(Path(whole.output)))
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_the_figures_of_the_card_are_those_of_the_weights_as_they_are_kept(data, tmp_path, half):
+    cfg = config(data, tmp_path, network=NORMED, schedule={"steps": 2}, half=half)
+    train(cfg)
+    kept = checkpoint.load(cfg.output)
+    found = validate(kept, run.validation_set(cfg, classes.from_dict(CLASSES, origin="test")), cfg, Group())
+    assert {tensor.dtype for tensor in kept.state.values()} == {torch.float16 if half else torch.float32, torch.int64}
+    assert kept.card.training["miou"] == round(float(found.scores.mean_iou), 6)
+    assert kept.card.training["reference"] == found.reference
+    assert found.reference["images"] == 3
+
+
+def test_what_float16_cannot_hold_is_kept_as_it_is():
+    within, beyond, count = torch.tensor([1.0, 65504.0]), torch.tensor([1.0, 65520.0]), torch.tensor(70_000)
+    assert halved(within).dtype == torch.float16
+    assert halved(beyond) is beyond
+    assert halved(count) is count

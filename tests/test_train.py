@@ -1,22 +1,28 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
 import yaml
 
+from jobs import train
+from pipeline import checkpoint, storage
 from pipeline.errors import ConfigError
 from pipeline.training import run, state
 from pipeline.training.config import TrainConfig
 from tests import training_runs
 from tests.ray_servers import Cluster, free_port
-from tests.training_runs import NORMED, ROOT, config
+from tests.training_runs import ROOT, UNET, WIDER, config
 
 START_S = 400
 """Two shared cores: a process may take a minute to import torch."""
@@ -27,13 +33,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training_runs.write_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def file_of(cfg: TrainConfig) -> str:
+    path = Path(cfg.data) / "run.yaml"
+    path.write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    return str(path)
+
+
 def start(cfg: TrainConfig, *flags: str, module: tuple[str, ...] = ("jobs.train",), **env: str) -> subprocess.Popen:
     """Start a job on a config; without Ray unless `env` leads to a cluster."""
-    path = Path(cfg.output + ".yaml")
-    path.write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
     flags = flags if "RAY_ADDRESS" in env else ("--bare", *flags)
     return subprocess.Popen(
-        [sys.executable, "-m", *module, "--config", str(path), *flags],
+        [sys.executable, "-m", *module, "--config", file_of(cfg), *flags],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
         stdout=subprocess.PIPE,
@@ -47,6 +65,12 @@ def finish(process: subprocess.Popen) -> tuple[int, dict, str]:
     out, log = process.communicate(timeout=START_S)
     lines = out.strip().splitlines()
     return process.returncode, json.loads(lines[-1]) if lines else {}, log
+
+
+def here(cfg: TrainConfig, capsys: pytest.CaptureFixture[str], *flags: str) -> dict:
+    """Run a job in this process, without Ray, to its good end; returns its line of JSON."""
+    assert train.main(["--bare", "--config", file_of(cfg), *flags]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def group_of(size: int, cfg: TrainConfig) -> list[tuple[int, dict, str]]:
@@ -72,82 +96,137 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_two_workers_have_the_loss_curve_of_one(data, tmp_path):
+def test_two_workers_have_the_loss_curve_of_one(tmp_path, capsys):
+    larger = training_runs.write_data(tmp_path / "data", size_px=65)
     changed = {
-        "network": NORMED,
+        "network": WIDER,
         "batch_norm": "sync",
+        "augment": {"crop_px": (64, 64), "scale": (1.0, 1.0)},
         "schedule": {"steps": 50},
         "validation": {"every": 50},
-        "optimise": {"lr": 0.02, "batch": 5},  # 3 images for one worker, 2 for the other
+        "optimise": {"lr": 0.002, "batch": 9},  # 5 images for one worker, 4 for the other
         "runtime": {"checkpoint_every": 50},
     }
-    curves = []
-    for size in (1, 2):
-        output = tmp_path / f"by-{size}"
-        ended = group_of(size, config(data, output, **changed))
-        assert [status for status, _, _ in ended] == [0] * size, ended[-1][2]
-        curves.append(losses(output))
-    assert len(curves[0]) == 50
-    assert max(abs(one - two) for one, two in zip(*curves, strict=True)) < 1e-3
-    assert curves[0][-1] < 0.9 * curves[0][0], "there was something to learn"
+    alone, shared = (config(larger, tmp_path / name, **changed) for name in ("alone", "shared"))
+    here(alone, capsys)
+    ended = group_of(2, shared)
+    assert [status for status, _, _ in ended] == [0, 0], ended[1][2]
+    curve, other = losses(tmp_path / "alone"), losses(tmp_path / "shared")
+    apart = max(abs(one - two) for one, two in zip(curve, other, strict=True))
+    print(f"over {len(curve)} steps from {curve[0]:.3f} to {curve[-1]:.3f}, apart by {apart:.1e} at most")
+    assert len(curve) == 50
+    assert curve[-1] < 0.9 * curve[0], "there was something to learn"
+    assert apart < 1e-3
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(data, tmp_path):
+def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(data, tmp_path, capsys):
     changed = {"ema": 0.9, "runtime": {"checkpoint_every": 2, "loader_workers": 1}}
-    whole = config(data, tmp_path / "whole", **changed)
-    status, said, log = finish(start(whole))
-    assert status == 0, log
+    whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
+    said = here(whole, capsys)
     assert said["step"] in (4, 6)
-
-    killed = config(data, tmp_path / "killed", **changed)
-    for step in (1, 3, 4):
-        process = start(killed, module=("tests.training_runs", str(step)))
-        assert finish(process)[0] == -signal.SIGKILL
-    assert finish(start(killed))[1] == said | {"output": killed.output}
+    for step in (3, 4):
+        assert finish(start(killed, module=("tests.training_runs", str(step))))[0] == -signal.SIGKILL
+    assert here(killed, capsys) == said | {"output": killed.output}
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*") if path.is_file()}
-    status, again, log = finish(start(killed))
-    assert (status, again) == (0, said | {"output": killed.output})
-    assert "nothing to do: this run is finished" in log
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*") if path.is_file()} == before
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
+
+    before = written()
+    assert here(killed, capsys) == said | {"output": killed.output}
+    assert written() == before
 
 
-@pytest.mark.faults
-@pytest.mark.timeout(600)
-def test_a_rehearsal_forecasts_and_leaves_nothing(data, tmp_path):
-    cfg = config(data, tmp_path / "run", schedule={"steps": 1000})
-    status, said, log = finish(start(cfg, "--dry-run"))
-    assert status == 0, log
+def test_a_rehearsal_forecasts_and_leaves_nothing(data, tmp_path, capsys):
+    said = here(config(data, tmp_path / "run", schedule={"steps": 1000}), capsys, "--dry-run")
     assert said["train_s"] > 0
     assert 0.05 < said["peak_gib"] < 20
     assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []
 
 
+def test_a_search_finds_a_rate_between_its_ends_and_leaves_nothing(data, tmp_path, capsys):
+    said = here(config(data, tmp_path / "run", augment={"crop_px": (16, 16)}), capsys, "--find-lr")
+    assert 1e-6 <= said["lr"] <= 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_few_images_can_be_learned_by_heart(data, tmp_path, capsys):
+    steep = {"schedule": {"steps": 40}, "optimise": {"lr": 0.1, "batch": 2}, "validation": {"every": 40}}
+    runtime = {"checkpoint_every": 40, "log_every": 40}
+    said = here(config(data, tmp_path, overfit=2, network=UNET, runtime=runtime, **steep), capsys)
+    assert said["miou"] > 0.9
+    assert checkpoint.load_card(said["output"]).training["training_images"] == 2
+
+
+@pytest.mark.s3
+def test_a_run_leaves_in_a_store_what_it_leaves_in_a_folder(data, tmp_path, s3_url, capsys):
+    local = config(data, tmp_path / "run", runtime={"checkpoint_every": 2, "tracker": "tensorboard"})
+    remote = local.model_copy(update={"output": f"{s3_url}/run"})
+    assert here(remote, capsys) == here(local, capsys) | {"output": remote.output}
+    files, stored = (
+        {re.sub(r"events.*", "events", one.path) for one in storage.list_files(output)}
+        for output in (local.output, remote.output)
+    )
+    assert stored == files
+    assert {"model.safetensors", "card.json", "report/index.html", "_SUCCESS", "tensorboard/events"} <= files
+    assert storage.read_bytes(f"{remote.output}/model.safetensors") == (tmp_path / "run/model.safetensors").read_bytes()
+
+
+def test_the_card_says_how_to_train_again_and_not_on_which_machine():
+    said = train.command(["--config", "/home/me/field.yaml", "--data=/mnt/disk/field", "--output", "s3://bucket/run"])
+    assert said == "python -m jobs.train --config field.yaml --data=field --output s3://bucket/run"
+    assert train.command(["--data", "../field", "--optimise.lr", "0.1"]).endswith("--data ../field --optimise.lr 0.1")
+
+
+def workers_of(cluster: Cluster) -> list[psutil.Process]:
+    """Processes in which a cluster trains."""
+
+    def ours(process: psutil.Process) -> bool:
+        return any(str(cluster.log.parent) in " ".join(parent.cmdline()) for parent in process.parents())
+
+    named = [one for one in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])]
+    return [one for one in named if ours(one)]
+
+
+def first_within(seconds: float, found: Callable[[], Any]) -> Any:
+    """What `found` returns as soon as that is something."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if something := found():
+            return something
+        time.sleep(0.02)
+    raise TimeoutError(f"nothing found within {seconds} s")
+
+
 @pytest.mark.ray
 @pytest.mark.faults
-@pytest.mark.timeout(600)
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster: Cluster):
+@pytest.mark.timeout(900)
+def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster, capsys):
     changed = {
-        "schedule": {"steps": 30},
-        "validation": {"every": 30},
-        "runtime": {"workers": 2, "cpus_per_worker": 1.0, "checkpoint_every": 5},
+        "schedule": {"steps": 400},
+        "validation": {"every": 400},
+        "runtime": {"workers": 2, "checkpoint_every": 10, "max_failures": 1},
     }
     whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
     ended = group_of(2, whole)
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
-    process = start(killed, **ray_cluster.environment)
-    until = time.monotonic() + START_S
-    while not state.steps(killed.output) and time.monotonic() < until:
-        time.sleep(0.05)
-    workers = subprocess.run(["pgrep", "-f", "ray::.*TrainWorker"], capture_output=True, text=True, check=False)
-    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
-    status, _, log = finish(process)
+
+    driver = start(killed, **ray_cluster.environment)
+    worker = first_within(START_S, lambda: workers_of(ray_cluster))[0]
+    first_within(START_S, lambda: state.steps(killed.output))
+    worker.kill()
+    assert any("going on after step" in line for line in driver.stderr), "the run began anew"
+    driver.kill()
+    assert driver.wait(START_S) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "_SUCCESS").exists()
+
+    status, said, log = finish(start(killed, **ray_cluster.environment))
     assert status == 0, log
     assert "going on after step" in log
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    assert here(killed, capsys) == said
 
 
 def test_other_settings_on_the_same_output_are_named(data, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import classes, labels, metrics
+from pipeline import classes, drift, labels, metrics
 from pipeline.checkpoint import Card, Checkpoint
 from pipeline.config import DecodeConfig
 from pipeline.decode import decode
@@ -75,6 +75,17 @@ def test_any_number_of_processes_counts_every_image_once(cfg, model, monkeypatch
     for size in (2, 7):
         shares = [validate(model, collection, cfg, Group(rank, size)).scores.counts for rank in range(size)]
         assert np.array_equal(sum(shares), alone)
+
+
+def test_the_reference_is_of_every_image_as_the_network_and_the_camera_gave_it(cfg, model):
+    collection = run.validation_set(cfg, MAP)
+    found = drift.Reference.model_validate(validate(model, collection, cfg, Group()).reference)
+    lumas = [decode(one.image, DecodeConfig()).pixels_hwc.mean((0, 1)) @ (0.299, 0.587, 0.114) for one in collection]
+    assert found.images == len(lumas) == 5
+    assert found.brightness == tuple(np.histogram(lumas, 32, (0, 256))[0])
+    assert sum(found.confidence) == sum(found.entropy) == 5
+    predicted = validate(model, collection, cfg, Group()).scores.counts.sum(0)[:3]
+    assert np.allclose(found.class_shares, predicted / predicted.sum())
 
 
 def test_a_limit_takes_the_first_images_and_samples_are_of_the_first(cfg, model):

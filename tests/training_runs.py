@@ -32,6 +32,10 @@ TINY = {"name": "deeplab_v1", "options": {"width_multiplier": 0.02}}
 """Has dropout, and no batch norm."""
 NORMED = {"name": "segnet", "options": {"width_multiplier": 0.03}}
 """Has batch norm, and no dropout."""
+WIDER = {"name": "unet_resnet", "options": {"backbone": "resnet18", "width_multiplier": 0.25}}
+"""Has batch norm, no dropout, and channels enough for rounding errors to stay small over many steps."""
+UNET = {"name": "unet", "options": {"width_multiplier": 0.06, "batch_norm": True, "padding": "same"}}
+"""Learns fast."""
 
 
 def write_data(folder: Path, *, train: int = 7, val: int = 3, size_px: int = 40) -> Path:
@@ -76,7 +80,7 @@ def config(data: Path, output: Path, **changed: Any) -> TrainConfig:
 
 def train(cfg: TrainConfig, group: Group | None = None) -> Story:
     """Run the loop in this process, to its end."""
-    return loop.train(run.open_run(cfg, group or Group(), about={}, report=lambda _: None))
+    return loop.train(run.open_run(cfg, group or Group(), about={}))
 
 
 def _die_in(step: int) -> None:

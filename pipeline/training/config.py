@@ -175,6 +175,8 @@ class RuntimeConfig(_Frozen):
     min_workers: int | None = Field(None, ge=1, description="Elastic: go on with as few as this; unset: never fewer.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where the cluster has them.")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs reserved per training process.")
+    expect_cpus: int | None = Field(None, ge=1, description="CPUs an autoscaling cluster will reach.")
+    expect_gpus: int | None = Field(None, ge=0, description="GPUs an autoscaling cluster will reach.")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs.")
     channels_last: bool = Field(True, description="Memory format of images and weights.")
     compile: bool = Field(False, description="torch.compile the network.")
@@ -209,6 +211,7 @@ class TrainConfig(_Frozen):
         "train", description="Statistics per worker, over all workers, or the initial weights' kept."
     )
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of weights that is kept; 0: none.")
+    half: bool = Field(True, description="Keep the best weights in float16; they are judged as they are kept.")
     then: tuple[Phase, ...] = Field((), description="Later phases; from a file only.")
     validation: ValidateConfig = Field(ValidateConfig(), description="Validation.")
     runtime: RuntimeConfig = Field(RuntimeConfig(), description="Workers, checkpoints, trackers.")

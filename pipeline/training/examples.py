@@ -6,6 +6,8 @@ same for any number of loader processes and workers, and a run that resumes draw
 """
 
 import multiprocessing
+import os
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -81,6 +83,7 @@ def batches(
             num_workers=workers,
             prefetch_factor=cfg.runtime.prefetch if workers else None,
             multiprocessing_context=_processes() if workers else None,
+            worker_init_fn=_end_with_parent,
             pin_memory=torch.cuda.is_available(),
         )
     )
@@ -94,6 +97,20 @@ def _processes() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _end_with_parent(_: int) -> None:
+    """End this loader process with the one it loads for, even if that was killed.
+
+    torch only watches the process that forked this one, which lives for as long as its children do.
+    """
+
+    def watch() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
 
 
 @dataclass(frozen=True, slots=True)

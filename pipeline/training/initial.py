@@ -26,7 +26,7 @@ def load(network: Network, cfg: NetworkConfig, classes: ClassMap) -> None:
 
     Tensors are taken by name and shape. Where their shape follows the number of classes, each class of ours takes the
     values of the class of the same name, or of the one that `cfg.initial_classes` gives, and keeps its own without one.
-
+    A network around another one also takes the checkpoint of that other one.
 
     Raises:
         ConfigError: for a class that does not exist, and when nothing fits.
@@ -35,9 +35,10 @@ def load(network: Network, cfg: NetworkConfig, classes: ClassMap) -> None:
         return
     model = checkpoint.load(cfg.initial)
     pairs = class_pairs(cfg, classes, model.card.classes)
-    own, found = network.state_dict(), dict(model.state)
-    for name in per_class(model.card) & own.keys():
-        found[name] = with_classes(own[name], found[name], pairs)
+    own, found, heads = network.state_dict(), {}, per_class(model.card)
+    for theirs, tensor in model.state.items():
+        name = theirs if theirs in own else f"inner.{theirs}"
+        found[name] = with_classes(own[name], tensor, pairs) if theirs in heads and name in own else tensor
     kept = state.carry(network, found)
     if len(kept) == len(own):
         raise ConfigError(f"nothing of {cfg.initial} ({model.card.architecture}) fits the network {cfg.name}")

@@ -70,9 +70,18 @@ class Learner:
             self.average.load_state_dict(state.part("average", tensors))
 
     def weights(self) -> dict[str, Tensor]:
-        """What is judged and kept: the moving average where there is one."""
+        """What is judged and kept: the moving average where there is one, in half precision where that is asked for."""
         judged = self.average.module if self.average else self.network
-        return judged.state_dict()
+        own: dict[str, Tensor] = judged.state_dict()
+        return {name: halved(tensor) for name, tensor in own.items()} if self.cfg.half else own
+
+
+def halved(tensor: Tensor) -> Tensor:
+    """Fractions in float16; as they are where one is beyond its range, as a variance may be."""
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    return half if bool(half.isfinite().all()) else tensor
 
 
 # ---------------------------------------------------------------- making it

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from pipeline.training.learner import Learner, take_step
 from pipeline.training.progress import Progress
 from pipeline.training.run import Run
 from pipeline.training.state import Point, Story
-from pipeline.training.validate import validate
+from pipeline.training.validate import Verdict, validate
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def check_split(cfg: TrainConfig, group: Group) -> None:
 
 
 class Teller:
-    """Says every so often how far a run is: to the log, the tracker and Ray."""
+    """Says every so often how far a run is: to the log and the tracker."""
 
     def __init__(self, run: Run, made: Learner) -> None:
         self.run, self.made = run, made
@@ -186,7 +187,6 @@ class Teller:
         if run.group.leads:
             run.tracker.scalars(story.step, values)
             log.info("%s", line.human() if run.cfg.runtime.log_format == "human" else line.json())
-        run.report(line)
 
 
 def peak_gib(device: torch.device) -> float:
@@ -204,16 +204,16 @@ def kept(run: Run, made: Learner, story: Story, *, ends: bool) -> list[Callable[
 
     The weights are written first: a run killed in between judges them once more, and writes them again.
     """
-    writes = []
-    if (ends or story.step % run.cfg.validation.every == 0) and judge(run, made, story):
-        writes.append(best_weights)
+    writes: list[Callable[[Run, Learner, Story], Callable[[], object]]] = []
+    if (ends or story.step % run.cfg.validation.every == 0) and (found := judge(run, made, story)):
+        writes.append(partial(best_weights, reference=found.reference))
     if ends or story.step % run.cfg.runtime.checkpoint_every == 0:
         writes.append(whole_state)
     return [write(run, made, story) for write in writes] if run.group.leads else []
 
 
-def judge(run: Run, made: Learner, story: Story) -> bool:
-    """Validate; True when no earlier weights of this phase were as good."""
+def judge(run: Run, made: Learner, story: Story) -> Verdict | None:
+    """Validate; returns what was found when no earlier weights of this phase were as good."""
     if made.cfg.batch_norm == "train":
         run.group.share(list(made.network.buffers()))
     model = Checkpoint(card_of(run, made, story), state.snapshot(made.weights()), sha256="")
@@ -227,9 +227,10 @@ def judge(run: Run, made: Learner, story: Story) -> bool:
         log.info("step %d: validation mIoU %.4f, in %.1f s", story.step, miou, seconds)
         run.tracker.scalars(story.step, point.values)
         run.tracker.images(story.step, found.samples)
-    if better := miou > story.best_miou:
-        story.best_miou, story.best_step = miou, story.step
-    return better
+    if miou <= story.best_miou:
+        return None
+    story.best_miou, story.best_step = miou, story.step
+    return found
 
 
 def figures(scores: Scores, classes: ClassMap) -> dict[str, float]:
@@ -239,9 +240,9 @@ def figures(scores: Scores, classes: ClassMap) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if not np.isnan(value)}
 
 
-def best_weights(run: Run, made: Learner, story: Story) -> Callable[[], object]:
+def best_weights(run: Run, made: Learner, story: Story, *, reference: dict[str, JsonValue]) -> Callable[[], object]:
     """What writes the weights that were just judged, as they are now, as the checkpoint of the run."""
-    card = card_of(run, made, story)
+    card = card_of(run, made, story, reference=reference)
     weights = state.snapshot(made.weights())
     return partial(checkpoint.save, run.cfg.output, weights, card)
 
@@ -267,8 +268,8 @@ def measured(story: Story) -> dict[str, JsonValue]:
     }
 
 
-def card_of(run: Run, made: Learner, story: Story) -> Card:
-    """What a later job needs to know of the weights, and where they come from."""
+def card_of(run: Run, made: Learner, story: Story, **found: JsonValue) -> Card:
+    """What a later job needs to know of the weights, and where they come from; `found` is kept beside their figures."""
     said = made.cfg.network
     return Card(
         architecture=said.name,
@@ -279,7 +280,7 @@ def card_of(run: Run, made: Learner, story: Story) -> Card:
         mean=said.mean,
         std=said.std,
         channels=said.channels,
-        training={**run.about, "step": story.step, **measured(story)},
-        source=f"trained by atrous on {run.cfg.data}",
+        training={**run.about, "step": story.step, **measured(story), **found},
+        source=f"trained by atrous on {PurePosixPath(run.cfg.data).name}",
         license=run.cfg.license,
     )

@@ -3,7 +3,7 @@
 In: a config and this process's place. Out: the run's output, but for the mark that it is finished.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from pydantic import JsonValue
 
@@ -14,7 +14,6 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.group import Group
 from pipeline.training.learner import take_step
 from pipeline.training.lr_finder import Found
-from pipeline.training.progress import Line
 from pipeline.training.run import Run
 from pipeline.training.state import Story
 
@@ -22,22 +21,19 @@ LR_STEPS = 200
 """Of the search for a learning rate."""
 
 
-def take_part(
-    cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue], report: Callable[[Line], None] = lambda _: None
-) -> None:
+def take_part(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) -> None:
     """Train as one process of a group.
 
     Args:
         cfg: what is asked.
         group: this process's place.
         about: what the card is to say of the training: command, versions.
-        report: is called with every line of progress, on every process.
 
     Raises:
         ConfigError, LabelError: on every process, for what no repetition changes.
         JobError: on one of them, for what went wrong there.
     """
-    opened = run.open_run(cfg, group, about=about, report=report)
+    opened = run.open_run(cfg, group, about=about)
     try:
         story = loop.train(opened)
         if group.leads:
@@ -48,7 +44,7 @@ def take_part(
 
 def find_lr(cfg: TrainConfig, group: Group) -> Found:
     """Take steps of the first phase at growing rates, as one process of a group; nothing is kept."""
-    opened = run.open_run(cfg, group, about={}, report=lambda _: None)
+    opened = run.open_run(cfg, group, about={})
     made = loop.begin(opened, cfg, 0, Story(phase=-1), {})
     examples = enumerate(loop.examples_of(opened, cfg, first=0, last=LR_STEPS))
 

@@ -1,16 +1,17 @@
 """The loop in workers of Ray Train v2: the only part of training that knows Ray.
 
-In: a config and the resources of a cluster. Out: the run's output, finished. Workers that die are started again, as
-often as the config allows, and go on from the newest state in the output; Ray's own checkpoints are not used, so a run
-can go on with Ray or without.
+In: a config and the resources of a cluster's nodes. Out: the run's output, finished. Workers that die are started
+again, as often as the config allows, and go on from the newest state in the output; Ray's own checkpoints are not used,
+so a run can go on with Ray or without. Nor are its reports: each is a barrier that waits for Ray's controller, which
+looks every two seconds.
 """
 
 import logging
+import os
 import tempfile
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -22,11 +23,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError, JobError, LabelError
 from pipeline.training import group
 from pipeline.training.config import TrainConfig
 from pipeline.training.member import take_part
-from pipeline.training.progress import Line
+from pipeline.workers import Resources, nodes_of
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +36,21 @@ LISTEN_S = 0.5
 """Between two looks at what the workers say."""
 
 
-def train(cfg: TrainConfig, about: Mapping[str, JsonValue], resources: Mapping[str, float]) -> None:
+def train(cfg: TrainConfig, about: Mapping[str, JsonValue], nodes: Sequence[Mapping[str, float]]) -> None:
     """Train on the cluster that is connected, and say here what the first worker says there.
 
     Args:
         cfg: what is asked.
         about: what the card is to say.
-        resources: of the cluster, by Ray's names.
+        nodes: resources of each node of the cluster, by Ray's names.
 
     Raises:
-        JobError: the run cannot go on, or workers failed more often than `runtime.max_failures`.
+        ConfigError: the workers do not fit into the cluster, or what they all meet and no repetition changes.
+        JobError: workers failed more often than `runtime.max_failures`.
     """
-    use_gpu = wants_gpu(cfg, resources)
+    use_gpu = check_fits(cfg, nodes)
+    # Relative paths mean what they mean to the driver of a local cluster.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     with heard() as board, tempfile.TemporaryDirectory(prefix="atrous-ray-") as folder:
         trainer = TorchTrainer(
             worker,  # type: ignore[arg-type]  # v2 hands on what it returns
@@ -66,16 +71,25 @@ def train(cfg: TrainConfig, about: Mapping[str, JsonValue], resources: Mapping[s
         raise ConfigError(said)
 
 
-def wants_gpu(cfg: TrainConfig, resources: Mapping[str, float]) -> bool:
-    """Whether workers get a GPU each.
+def check_fits(cfg: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Refuse what Ray would wait for without an end; returns whether workers get a GPU each.
 
     Raises:
-        ConfigError: they are to, and the cluster has none.
+        ConfigError: with the numbers.
     """
-    there = resources.get("GPU", 0) > 0
-    if cfg.runtime.device == "cuda" and not there:
-        raise ConfigError("this cluster has no GPU", hint="leave --runtime.device auto, or take cpu")
-    return there and cfg.runtime.device != "cpu"
+    asked = cfg.runtime
+    there = nodes_of(nodes, RuntimeConfig(expect_cpus=asked.expect_cpus, expect_gpus=asked.expect_gpus))
+    use_gpu = asked.device == "cuda" or (asked.device == "auto" and any(node.gpus for node in there))
+    one = Resources(asked.cpus_per_worker, float(use_gpu), 0)
+    least = asked.min_workers or asked.workers
+    fit = sum(node.times(one) for node in there)
+    if fit < least:
+        has = sum(there, start=Resources(0, 0, 0))
+        hint = "lower --runtime.workers or --runtime.cpus-per-worker, or say with --runtime.expect-cpus and"
+        hint += " --runtime.expect-gpus what the cluster will scale up to"
+        needs = f"{least} worker(s) of {one.cpus:g} CPU, {one.gpus:g} GPU"
+        raise ConfigError(f"the cluster has {has.cpus:g} CPU, {has.gpus:g} GPU, too few for {needs}", hint=hint)
+    return use_gpu
 
 
 def scaling(cfg: TrainConfig, *, use_gpu: bool) -> ScalingConfig:
@@ -96,14 +110,10 @@ def worker(said: dict[str, Any]) -> str:
         if ours.leads:
             logging.getLogger("pipeline").addHandler(_Sender(said["board"]))
         try:
-            take_part(cfg, ours, about=said["about"], report=_report)
+            take_part(cfg, ours, about=said["about"])
         except (ConfigError, LabelError) as error:
             return str(error)
     return ""
-
-
-def _report(line: Line) -> None:
-    ray.train.report(asdict(line))
 
 
 # ---------------------------------------------------------------- log lines, from the first worker to the driver

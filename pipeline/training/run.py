@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from pipeline.training import state, tracker
 from pipeline.training.collection import Collection, open_collection
 from pipeline.training.config import CODE_VERSION, UNFINGERPRINTED, TrainConfig
 from pipeline.training.group import Group
-from pipeline.training.progress import Line
 from pipeline.training.tracker import Tracker
 
 CLASSES_FILE = "classes.yaml"
@@ -47,8 +46,6 @@ class Run:
     """What the card is to say of the training beside its figures: command, versions, data."""
     group: Group
     tracker: Tracker
-    report: Callable[[Line], None]
-    """Called on every process, equally often."""
 
     @property
     def ends(self) -> list[int]:
@@ -57,14 +54,13 @@ class Run:
         return ends
 
 
-def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue], report: Callable[[Line], None]) -> Run:
+def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) -> Run:
     """Open what a run works on.
 
     Args:
         cfg: what is asked.
         group: this process's place.
         about: what the card is to say beside what is known here.
-        report: called with every line of progress.
 
     Raises:
         ConfigError: for data, classes or a checkpoint that are not there or do not fit each other.
@@ -100,7 +96,6 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue], 
         about={**about, **ours},
         group=group,
         tracker=tracker.make(kind, output=cfg.output, run=fingerprint, first_step=first_step, classes=class_map),
-        report=report,
     )
 
 

@@ -1,7 +1,7 @@
 """How good weights are on labelled images: the same counts, by the same path, as evaluation of a finished checkpoint.
 
-In: a checkpoint, in memory, and labelled examples. Out: int64 confusion counts of whole images, exactly what one
-process would count, however many share the work. No dense CRF.
+In: a checkpoint, in memory, and labelled examples. Out: int64 confusion counts of whole images and what later drift is
+measured against, exactly as one process would count, however many share the work. No dense CRF.
 """
 
 from collections import deque
@@ -9,20 +9,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
+import pandas as pd
 import torch
+from pydantic import JsonValue
 
-from pipeline import labels, metrics
+from pipeline import drift, labels, metrics
 from pipeline.checkpoint import Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
 from pipeline.decode import decode
+from pipeline.encode import brightness
 from pipeline.errors import InputError, JobError
 from pipeline.infer import Prediction, Segmenter
-from pipeline.metrics import Int64, Scores
-from pipeline.records import Image, Item, Scored, UInt8
+from pipeline.metrics import Scores
+from pipeline.records import Float64, Image, Int64, Item, Scored, UInt8
 from pipeline.refine.refiner import Refiner
 from pipeline.training.collection import Collection, Example
 from pipeline.training.config import TrainConfig
@@ -30,9 +33,12 @@ from pipeline.training.group import Group
 from pipeline.training.tracker import Sample
 
 T = TypeVar("T")
+A = TypeVar("A", Int64, Float64)
 
 THREADS = 4
 """For decoding and masks, on each process."""
+MEANS = ("confidence", "entropy", "brightness")
+"""Columns of the reference beside the pixels of each class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,17 @@ class Verdict:
     """Of all images and processes."""
     samples: list[Sample]
     """The first few images of process 0; empty on others."""
+    reference: dict[str, JsonValue]
+    """What the images look like to these weights: `drift.Reference` as plain JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One example with its mask."""
+
+    sample: Sample
+    row_d: Float64
+    """Of the reference: pixels of each class, then confidence, entropy and brightness, in a committed row's units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +87,27 @@ def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group:
     """
     segmenter = _segmenter(model, cfg, group)
     classes = model.card.classes
+    chosen = _labelled(collection, cfg.validation.limit)
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
+    rows_nd = np.zeros((len(chosen), len(classes) + len(MEANS)))
     samples: list[Sample] = []
+    mine = range(group.rank, len(chosen), group.size)
+    examples = (collection[chosen[place]] for place in mine)
     with ThreadPoolExecutor(THREADS) as pool:
-        for sample in _answers(segmenter, _mine(collection, cfg.validation.limit, group), classes, pool):
+        for place, answer in zip(mine, _answers(segmenter, examples, classes, pool), strict=True):
+            sample, rows_nd[place] = answer.sample, answer.row_d
             counts += metrics.confusion(sample.truth_hw, sample.mask_hw, len(classes), ignore_id=classes.ignore_id)
             if group.leads and len(samples) < cfg.validation.samples:
                 samples.append(sample)
-    return Verdict(Scores(_summed(counts, group)), samples)
+    return Verdict(Scores(_summed(counts, group)), samples, _reference(_summed(rows_nd, group)))
 
 
 def look(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> list[Sample]:
     """Predictions of the first images with full labels, as `validate`, by this process alone."""
-    mine = _mine(collection, cfg.validation.samples, Group())
+    examples = (collection[index] for index in _labelled(collection, cfg.validation.samples))
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(_answers(_segmenter(model, cfg, group), mine, model.card.classes, pool))
+        answers = _answers(_segmenter(model, cfg, group), examples, model.card.classes, pool)
+        return [answer.sample for answer in answers]
 
 
 def _segmenter(model: Checkpoint, cfg: TrainConfig, group: Group) -> Segmenter:
@@ -92,20 +115,28 @@ def _segmenter(model: Checkpoint, cfg: TrainConfig, group: Group) -> Segmenter:
     return Segmenter(model, InferConfig.model_validate(said), TileConfig(), device=str(group.device))
 
 
-def _mine(collection: Collection, limit: int | None, group: Group) -> Iterator[Example]:
-    """This process's share of the first `limit` examples with full labels."""
-    strong = np.flatnonzero(~collection.weak_n)[:limit]
-    return (collection[int(index)] for index in strong[group.rank :: group.size])
+def _labelled(collection: Collection, limit: int | None) -> list[int]:
+    """Numbers of the first `limit` examples with full labels."""
+    found: list[int] = np.flatnonzero(~collection.weak_n)[:limit].tolist()
+    return found
 
 
-def _summed(counts: Int64, group: Group) -> Int64:
-    total: Int64 = group.sum(torch.from_numpy(counts).to(group.device)).cpu().numpy()
+def _summed(values: A, group: Group) -> A:
+    total: A = group.sum(torch.from_numpy(values).to(group.device)).cpu().numpy()
     return total
+
+
+def _reference(rows_nd: Float64) -> dict[str, JsonValue]:
+    """Of (N, K + 3) rows of answers."""
+    classes = rows_nd.shape[1] - len(MEANS)
+    images = pd.DataFrame(rows_nd[:, classes:], columns=list(MEANS))
+    images["class_pixels"] = list(rows_nd[:, :classes])
+    return cast("dict[str, JsonValue]", drift.reference_of(images))
 
 
 def _answers(
     segmenter: Segmenter, examples: Iterator[Example], classes: ClassMap, pool: ThreadPoolExecutor
-) -> Iterator[Sample]:
+) -> Iterator[_Answer]:
     """Every example with its mask, in order. Decoding and masks are made in threads, beside the network."""
     seen: deque[_Open] = deque()
     refiner = Refiner(RefineConfig(engine="none"), classes)
@@ -116,9 +147,9 @@ def _answers(
             seen.append(one)
             yield one.image
 
-    def masks() -> Iterator[Callable[[], Sample]]:
+    def masks() -> Iterator[Callable[[], _Answer]]:
         for prediction in segmenter(images()):
-            yield partial(_sample, seen.popleft(), prediction, segmenter, refiner)
+            yield partial(_answer, seen.popleft(), prediction, segmenter, refiner)
 
     return _in_threads(pool, masks(), ahead)
 
@@ -143,7 +174,7 @@ def _open(example: Example, classes: ClassMap) -> _Open:
     return _Open(example.key, image, truth)
 
 
-def _sample(one: _Open, prediction: Prediction, segmenter: Segmenter, refiner: Refiner) -> Sample:
+def _answer(one: _Open, prediction: Prediction, segmenter: Segmenter, refiner: Refiner) -> _Answer:
     if prediction.error:
         raise JobError(f"validation image {one.key}: {prediction.error}")
     scored = Scored(
@@ -154,5 +185,8 @@ def _sample(one: _Open, prediction: Prediction, segmenter: Segmenter, refiner: R
         stride=segmenter.stride,
         align_corners=segmenter.align_corners,
     )
-    mask = refiner(scored, one.image).mask_hw
-    return Sample(one.key, one.image.pixels_hwc, one.truth_hw, mask)
+    refined = refiner(scored, one.image)
+    stats = refined.stats
+    means = stats.mean(stats.confidence_sum), stats.mean(stats.entropy_sum), brightness(one.image) or 0.0
+    sample = Sample(one.key, one.image.pixels_hwc, one.truth_hw, refined.mask_hw)
+    return _Answer(sample, np.array([*stats.class_pixels, *means], np.float64))
