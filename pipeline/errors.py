@@ -30,7 +30,6 @@ ERROR_CODES: dict[str, str] = {
     "too_small": "the image has a side of 0, or below --decode.min-px",
     "multi_frame": "more than one frame; --decode.frame first takes the first",
     "band_mismatch": "the number or type of bands is not the expected one",
-    "bad_label": "the label is damaged, or does not fit its image or the class map",
     "no_valid_pixels": "every pixel is transparent, nodata or not finite",
     "duplicate_key": "a sample of this name came before; --read.on-duplicate suffix keeps both",
     "missing_pair": "a sample of a tar has no image member",

@@ -189,7 +189,7 @@ def prepare(job: Preparation, one: Example) -> Prepared:
         pixels_hwc = decode_bands(labelled.image, job.decode)
         rows = _rows(job, labelled, pixels_hwc)
     except LabelError as error:
-        return failed(one, Failure("bad_label", error.message), seconds=perf_counter() - started)
+        return failed(one, Failure(error.code, error.message), seconds=perf_counter() - started)
     except InputError as error:
         return failed(one, failure_of(error), seconds=perf_counter() - started)
     return Prepared(rows, _count(rows, pixels_hwc), perf_counter() - started)

@@ -229,7 +229,7 @@ class Upright(Tiny):
 def test_a_label_must_fit_the_upright_image(tiny: Preparation) -> None:
     layout = Upright("tiny", "farmland", ("train",), "", "")
     counts = inventory.total([one.counts for one in prepared(replace(tiny, layout=layout))])
-    assert counts.error_codes == {"bad_label": 6}
+    assert counts.error_codes == {"label_size": 6}
 
 
 # ---------------------------------------------------------------- statistics and determinism

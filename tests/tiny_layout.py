@@ -86,10 +86,10 @@ def write_broken(root: str) -> dict[str, str]:
         "html": ("not_an_image", b"<html>no</html>", label),
         "short": ("truncated", image[:-200], label),
         "nothing": ("empty", b"", label),
-        "size": ("bad_label", image, other_size),
-        "value": ("bad_label", image, encoded(np.full((24, 32), 77, np.uint8), "PNG")),
-        "outside": ("bad_label", image, encoded(strange, "PNG")),
-        "notpng": ("bad_label", image, b"no label"),
+        "size": ("label_size", image, other_size),
+        "value": ("label_value", image, encoded(np.full((24, 32), 77, np.uint8), "PNG")),
+        "outside": ("label_value", image, encoded(strange, "PNG")),
+        "notpng": ("label_format", image, b"no label"),
         "gone": ("not_found", image, label),
     }
     for name, (_, data, drawn) in cases.items():

@@ -29,8 +29,7 @@ from pipeline import labels, storage
 from pipeline.classes import ClassMap
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import ConfigError, InputError, NothingThere
-from pipeline.metrics import Int64
-from pipeline.records import Bool, Item
+from pipeline.records import Bool, Int64, Item
 from pipeline.redact import redact
 from pipeline.source.plan import plan, read
 from pipeline.source.shard import Shard

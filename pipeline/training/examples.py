@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline import labels
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
-from pipeline.metrics import Int64
-from pipeline.records import UInt8
+from pipeline.records import Int64, UInt8
 from pipeline.training import bands, transforms, weak
 from pipeline.training.collection import Collection, is_weak, name_of
 from pipeline.training.config import TrainConfig

@@ -16,9 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline.classes import ClassMap
 from pipeline.infer import PRECISIONS
-from pipeline.metrics import Int64
 from pipeline.models import zoo
 from pipeline.models.network import Network
+from pipeline.records import Int64
 from pipeline.training import batch_norm, ema, losses, optimiser, state, weak
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Batch

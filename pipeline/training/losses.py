@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.metrics import Float64, Int64
 from pipeline.models.network import Network, grid
+from pipeline.records import Float64, Int64
 from pipeline.training.config import LossConfig, Term
 
 PER_IMAGE: frozenset[Term] = frozenset({"ohem", "dice", "lovasz"})
