@@ -33,7 +33,7 @@ from pipeline.config import InferConfig, TileConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.importing.layouts import IMAGENET
 from pipeline.infer import Segmenter
-from pipeline.models import catalogue
+from pipeline.models import catalogue, zoo
 from pipeline.models.catalogue import Variant
 from pipeline.records import Image
 from pipeline.training.collection import open_collection
@@ -131,7 +131,7 @@ class Row:
 def with_random_weights(card: Card) -> Checkpoint:
     """A checkpoint of the card's network as it is before training; always the same one."""
     torch.manual_seed(0)
-    network = catalogue.zoo.build(
+    network = zoo.build(
         card.architecture,
         len(card.classes),
         in_channels=card.in_channels,

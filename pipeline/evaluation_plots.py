@@ -4,6 +4,7 @@ In: counts and scores. Out: SVG elements in the page's colours. Everything is dr
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -101,7 +102,7 @@ def images(iou: Float64) -> Markup:
     """How many images have which mean IoU of their own."""
     figure, axes = plots.figure()
     known = iou[~np.isnan(iou)] * 100
-    axes.hist(known, bins=np.linspace(0, 100, 21), color=ACCENT, alpha=0.6)
+    axes.hist(known, bins=np.linspace(0, 100, 21).tolist(), color=ACCENT, alpha=0.6)
     if len(known):
         axes.axvline(np.median(known), color=INK, lw=1)
         side = axes.get_xaxis_transform()
@@ -122,7 +123,7 @@ def gains(iou: Sequence[Interval], classes: ClassMap, engine: str) -> Markup:
     return plots.forest(rows, "gains", title=title, than="the network alone")
 
 
-def _styles(answers: Mapping[str, object]) -> list[dict[str, object]]:
+def _styles(answers: Mapping[str, object]) -> list[dict[str, Any]]:
     """Lines of the answers: the last one, which is in the masks, stands out."""
     return [{"color": SOFT, "lw": 1.4, "ls": "--"}] * (len(answers) - 1) + [{"color": ACCENT, "lw": 1.8}]
 
