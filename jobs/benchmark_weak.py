@@ -161,7 +161,7 @@ def config(scratch: Path, seed: int, way: Way, *, steps: int, output: str, initi
 
 def trained(cfg: TrainConfig) -> list[float]:
     """Do one run; returns its validation mIoU and the IoU of every class. No step is chosen: the last one counts."""
-    loop.train(run.open_run(cfg, Group(), about={}, report=lambda _: None))
+    loop.train(run.open_run(cfg, Group(), about={}))
     said: dict[str, Any] = checkpoint.load(cfg.output).card.training
     return [float(said[name]) for name in ("miou", *(f"iou/{name}" for name in NAMES))]
 

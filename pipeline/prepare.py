@@ -226,7 +226,9 @@ def _rows(job: Preparation, labelled: Labelled, pixels_hwc: UInt8) -> list[Prepa
     height, width = pixels_hwc.shape[:2]
     if labelled.label_hw.shape != (height, width):
         seen = "x".join(map(str, labelled.label_hw.shape))
-        raise LabelError(f"the label of {labelled.key} has {seen} pixels, its image {height}x{width}")
+        raise LabelError(
+            f"the label of {labelled.key} has {seen} pixels, its image {height}x{width}", code="label_size"
+        )
     windows = windows_of(height, width, job.cut_px)
     if len(windows) == 1:
         return [_row(job, labelled.key, labelled.image, labelled.label_hw)]
