@@ -26,6 +26,8 @@ DARKEST = 0.75
 """Opacity of a share of 1: numbers must be read on it, in the light and in the dark."""
 FAINTEST = 0.005
 """Shares of a row below this are not drawn."""
+CELLS = 4000
+"""Of the confusion matrix that are drawn at most, the darkest: a square takes a hundred bytes."""
 NUMBERED, LABELLED = 20, 40
 """Classes up to which cells have numbers, and rows and columns have names."""
 FORESTED = 24
@@ -59,7 +61,8 @@ def matrix(counts: Int64, classes: ClassMap) -> Markup:
 def _shade(axes: Axes, shares: Float64) -> None:
     """Squares as dark as the square root of their share; all of one shade are one path, so that many stay small."""
     shades = np.ceil(np.sqrt(shares) * SHADES).astype(int)
-    shades[shares < FAINTEST] = 0
+    faintest = np.sort(shares, axis=None)[-CELLS:][0]
+    shades[shares < max(FAINTEST, faintest)] = 0
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
     square = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
     for shade in np.unique(shades[shades > 0]):

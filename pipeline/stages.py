@@ -209,9 +209,7 @@ class InferStage:
         if item.failure:
             return scored, None
         if self.job.judge and item.label is None:  # before the network: its answer would be thrown away
-            return _fail(
-                scored, Failure("label_missing", f"no label {self.job.cfg.read.labels!r} for this image")
-            ), None
+            return _fail(scored, judging.NO_LABEL), None
         try:
             image = decode(item.data, self.job.cfg.decode)
         except InputError as error:

@@ -215,7 +215,7 @@ def test_a_page_of_noise_150_classes_and_500_slices_stays_below_five_megabytes()
     one = replace(one, evaluation=replace(one.evaluation, answers=answers, slices={"place": cut}))
     text = full(one, verdict=None, history=[], samples=samples(one, height=240, width=240))
     assert len(text.encode()) < 5_000_000
-    assert text.count("<figure") == 32
+    assert 0 < text.count("<figure") <= 32  # noise does not compress: what does not fit is left out
     assert text.count("place ") == 500
 
 

@@ -72,10 +72,10 @@ def test_every_wrong_label_is_a_fault_with_its_file_and_value(fields: Path) -> N
 
     spoil(0, np.full((64, 64), K, np.uint8))
     spoil(2, np.zeros((64, 63), np.uint8))
-    spoil(5, np.zeros((64, 64), np.uint16))
+    spoil(5, np.full((64, 64), 300, np.uint16))
     _, found = prepared(fields)
     assert len(found.faults) == 3
-    for fault, index, says in zip(found.faults, (0, 2, 5), ("the value 7", "64x63", "16 bits"), strict=True):
+    for fault, index, says in zip(found.faults, (0, 2, 5), ("the value 7", "64x63", "300"), strict=True):
         assert f"farm_{index:06d}.png" in fault
         assert says in fault
 
