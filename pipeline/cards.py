@@ -65,7 +65,8 @@ def _card(sample: Sample, classes: ClassMap, longer_px: int) -> Card:
 
 def _missed(sample: Sample, classes: ClassMap) -> Bool:
     """(H, W): labelled pixels whose prediction is something else, or nothing."""
-    return (sample.truth_hw != classes.ignore_id) & (sample.truth_hw != sample.mask_hw)
+    missed: Bool = (sample.truth_hw != classes.ignore_id) & (sample.truth_hw != sample.mask_hw)
+    return missed
 
 
 def _shrunk(sample: Sample, longer_px: int) -> Sample:

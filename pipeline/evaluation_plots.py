@@ -4,6 +4,7 @@ In: counts and scores. Out: SVG elements in the page's colours. Everything is dr
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -25,6 +26,8 @@ DARKEST = 0.75
 """Opacity of a share of 1: numbers must be read on it, in the light and in the dark."""
 FAINTEST = 0.005
 """Shares of a row below this are not drawn."""
+CELLS = 4000
+"""Of the confusion matrix that are drawn at most, the darkest: a square takes a hundred bytes."""
 NUMBERED, LABELLED = 20, 40
 """Classes up to which cells have numbers, and rows and columns have names."""
 FORESTED = 24
@@ -58,7 +61,8 @@ def matrix(counts: Int64, classes: ClassMap) -> Markup:
 def _shade(axes: Axes, shares: Float64) -> None:
     """Squares as dark as the square root of their share; all of one shade are one path, so that many stay small."""
     shades = np.ceil(np.sqrt(shares) * SHADES).astype(int)
-    shades[shares < FAINTEST] = 0
+    faintest = np.sort(shares, axis=None)[-CELLS:][0]
+    shades[shares < max(FAINTEST, faintest)] = 0
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
     square = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
     for shade in np.unique(shades[shades > 0]):
@@ -101,7 +105,7 @@ def images(iou: Float64) -> Markup:
     """How many images have which mean IoU of their own."""
     figure, axes = plots.figure()
     known = iou[~np.isnan(iou)] * 100
-    axes.hist(known, bins=np.linspace(0, 100, 21), color=ACCENT, alpha=0.6)
+    axes.hist(known, bins=list(range(0, 101, 5)), color=ACCENT, alpha=0.6)
     if len(known):
         axes.axvline(np.median(known), color=INK, lw=1)
         side = axes.get_xaxis_transform()
@@ -122,7 +126,7 @@ def gains(iou: Sequence[Interval], classes: ClassMap, engine: str) -> Markup:
     return plots.forest(rows, "gains", title=title, than="the network alone")
 
 
-def _styles(answers: Mapping[str, object]) -> list[dict[str, object]]:
+def _styles(answers: Mapping[str, object]) -> list[dict[str, Any]]:
     """Lines of the answers: the last one, which is in the masks, stands out."""
     return [{"color": SOFT, "lw": 1.4, "ls": "--"}] * (len(answers) - 1) + [{"color": ACCENT, "lw": 1.8}]
 

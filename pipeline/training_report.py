@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator
 
 from pipeline import cards, page, plots
 from pipeline.classes import ClassMap
-from pipeline.metrics import Float64
 from pipeline.plots import ACCENT, RULE, SOFT
+from pipeline.records import Float64
 from pipeline.training.state import Point
 from pipeline.training.tracker import Sample
 
