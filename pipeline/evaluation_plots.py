@@ -105,7 +105,7 @@ def images(iou: Float64) -> Markup:
     """How many images have which mean IoU of their own."""
     figure, axes = plots.figure()
     known = iou[~np.isnan(iou)] * 100
-    axes.hist(known, bins=np.linspace(0, 100, 21).tolist(), color=ACCENT, alpha=0.6)
+    axes.hist(known, bins=list(range(0, 101, 5)), color=ACCENT, alpha=0.6)
     if len(known):
         axes.axvline(np.median(known), color=INK, lw=1)
         side = axes.get_xaxis_transform()
