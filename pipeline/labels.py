@@ -227,7 +227,7 @@ def from_ids(values_hw: npt.NDArray[np.integer], table: Mapping[int, int], *, na
         LabelError: a value that is not in the table; names it and on how many pixels it is.
     """
     known = list(table)
-    strange = np.bincount(values_hw.ravel(), minlength=max(256, *known) + 1)
+    strange = np.bincount(values_hw.ravel(), minlength=max([256, *known]) + 1)
     strange[known] = 0
     if strange.any():
         raise LabelError(f"{_most(strange, name)}, which the set does not use", code="label_value")
