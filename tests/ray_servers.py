@@ -36,8 +36,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def cluster(num_cpus: int = 2, **environment: str) -> Iterator[Cluster]:
-    """A head node in a process group of its own, ended with it. `environment` is what its workers see."""
+def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -> Iterator[Cluster]:
+    """A head node in a process group of its own, ended with it. `environment` and `cwd` are what its workers see."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: socket paths have a limit of 107 characters
     port, dashboard = free_port(), free_port()
     access = {
@@ -54,6 +54,7 @@ def cluster(num_cpus: int = 2, **environment: str) -> Iterator[Cluster]:
     with log.open("wb") as out:
         head = subprocess.Popen(
             command,
+            cwd=cwd,
             env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **own, **environment},
             stdout=out,
             stderr=out,

@@ -100,7 +100,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "evaluate.py").write_text(STAND_IN)
-    with ray_servers.cluster(PYTHONPATH=str(package.parent)) as running:
+    # `python -m` looks in the working directory first, where the real one would be.
+    with ray_servers.cluster(cwd=package.parent, PYTHONPATH=str(package.parent)) as running:
         wait_for_jobs(running)
         yield running
 
