@@ -6,9 +6,9 @@ what a fenced-off driver may have written twice, checks that every planned key h
 """
 
 import json
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import sink, storage
+from pipeline.ahead import ahead
 from pipeline.classes import ClassMap
 from pipeline.errors import JobError
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
@@ -103,14 +104,8 @@ def reopen(run_url: str) -> None:
 
 def _each(call: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
     """`map` in threads, in order; no more than a few results wait to be taken."""
-    waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
-        for thing in things:
-            waiting.append(pool.submit(call, thing))
-            if len(waiting) > THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from ahead(pool, call, things, THREADS + 1)
 
 
 def footers(run_url: str) -> list[Part]:

@@ -7,17 +7,17 @@ given a ledger, through which a work item that kills its worker is found and fai
 import ctypes
 import faulthandler
 import sys
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline import encode, judging
+from pipeline.ahead import ahead
 from pipeline.classes import ClassMap
 from pipeline.config import JudgeConfig, SegmentConfig
 from pipeline.decode import decode
@@ -50,9 +50,6 @@ INFER_ROWS = 32
 """Images a network gets at once: enough to fill batches while the next images are decoded."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3), from malloc.h."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +108,6 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)
 
 
-def _ahead(pool: ThreadPoolExecutor, call: Callable[[T], R], things: Iterable[T], depth: int) -> Iterator[R]:
-    """`map` in threads, in order, with at most `depth` results waiting: bounds the decoded pixels in memory."""
-    waiting: deque[Future[R]] = deque()
-    for thing in things:
-        waiting.append(pool.submit(call, thing))
-        if len(waiting) >= depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def read_shards(job: Job, owed: Sequence[Todo], ledger: LedgerClient) -> Iterator[pa.Table]:
     """Tables of `ITEM_SCHEMA`, each about one block."""
     held: list[Item] = []
@@ -176,7 +162,7 @@ class InferStage:
 
         def images(progress: Callable[[], None]) -> Iterator[Image]:
             depth = self.segmenter.batch + self.job.cfg.runtime.decode_threads
-            for scored, image in _ahead(self.pool, self._decode, items, depth):
+            for scored, image in ahead(self.pool, self._decode, items, depth):
                 progress()
                 decoded.append((scored, image is not None))
                 if image is not None:

@@ -19,6 +19,7 @@ LAYER = {
     "pipeline.classes": "L0",
     "pipeline.config": "L0",
     "pipeline.redact": "L0",
+    "pipeline.ahead": "L0",
     "pipeline.extension": "L0",
     # L1, what happens to pixels: no I/O, no torch, no Ray.
     "pipeline.decode": "L1",

@@ -6,7 +6,7 @@ measured against, exactly as one process would count, however many share the wor
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
@@ -17,6 +17,7 @@ import torch
 from pydantic import JsonValue
 
 from pipeline import drift, labels, metrics
+from pipeline.ahead import ahead
 from pipeline.checkpoint import Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
@@ -32,7 +33,6 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.group import Group
 from pipeline.training.tracker import Sample
 
-T = TypeVar("T")
 A = TypeVar("A", Int64, Float64)
 
 THREADS = 4
@@ -140,10 +140,10 @@ def _answers(
     """Every example with its mask, in order. Decoding and masks are made in threads, beside the network."""
     seen: deque[_Open] = deque()
     refiner = Refiner(RefineConfig(engine="none"), classes)
-    ahead = 2 * segmenter.batch
+    depth = 2 * segmenter.batch + 1
 
     def images() -> Iterator[Image]:
-        for one in _in_threads(pool, (partial(_open, example, classes) for example in examples), ahead):
+        for one in ahead(pool, partial(_open, classes=classes), examples, depth):
             seen.append(one)
             yield one.image
 
@@ -151,18 +151,7 @@ def _answers(
         for prediction in segmenter(images()):
             yield partial(_answer, seen.popleft(), prediction, segmenter, refiner)
 
-    return _in_threads(pool, masks(), ahead)
-
-
-def _in_threads(pool: ThreadPoolExecutor, calls: Iterator[Callable[[], T]], depth: int) -> Iterator[T]:
-    """What the calls return, in order, with at most `depth` of them under way: bounds the pixels in memory."""
-    waiting: deque[Future[T]] = deque()
-    for call in calls:
-        waiting.append(pool.submit(call))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    return ahead(pool, lambda make: make(), masks(), depth)
 
 
 def _open(example: Example, classes: ClassMap) -> _Open:
