@@ -29,10 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from infra import log as logs
 from pipeline import checkpoint, classes
 from pipeline.checkpoint import Card, Checkpoint
+from pipeline.comparison import with_random_weights
 from pipeline.config import InferConfig, TileConfig
 from pipeline.datasets import farmland
 from pipeline.infer import Segmenter
-from pipeline.models import zoo
 from pipeline.records import Image
 from pipeline.tile import cut, plan_tiles
 
@@ -63,12 +63,9 @@ class InStep(Segmenter):
 
 def random_checkpoint(backbone: str, output_stride: int) -> Checkpoint:
     """DeepLab v3+ for the 21 classes of VOC, with random weights."""
-    torch.manual_seed(0)
-    options = {"backbone": backbone}
-    network = zoo.build("deeplab_v3plus", 21, output_stride=output_stride, **options)
     card = Card(
         architecture="deeplab_v3plus",
-        options=options,
+        options={"backbone": backbone},
         output_stride=output_stride,
         classes=classes.load("voc"),
         mean=MEAN,
@@ -76,7 +73,7 @@ def random_checkpoint(backbone: str, output_stride: int) -> Checkpoint:
         source="random",
         license="Apache-2.0",
     )
-    return Checkpoint(card, network.state_dict(), "0" * 64)
+    return with_random_weights(card)
 
 
 def noise(sizes: Sequence[tuple[int, int]]) -> list[Image]:

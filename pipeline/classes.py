@@ -84,6 +84,18 @@ def from_dict(data: Any, *, origin: str) -> ClassMap:
         raise ConfigError(f"{origin} is not a class map: {error}") from error
 
 
+def from_yaml(data: bytes, *, origin: str) -> ClassMap:
+    """Validate a class map as its file holds it.
+
+    Raises:
+        ConfigError: naming `origin`: it is not YAML, or as `from_dict`.
+    """
+    try:
+        return from_dict(yaml.safe_load(data), origin=origin)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not YAML: {error}") from error
+
+
 @lru_cache
 def load(name_or_path: str) -> ClassMap:
     """Load a shipped class map by name, or one's own from a YAML file.
@@ -93,10 +105,8 @@ def load(name_or_path: str) -> ClassMap:
     """
     path = PALETTES / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
     try:
-        data = yaml.safe_load(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         hint = f"shipped class maps: {', '.join(shipped())}; or give the path of a YAML file"
         raise ConfigError(f"no class map {name_or_path!r}", hint=hint) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    return from_dict(data, origin=str(path))
+    return from_yaml(data, origin=str(path))

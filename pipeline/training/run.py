@@ -112,14 +112,12 @@ def classes_of(cfg: TrainConfig) -> ClassMap:
         return classes.load(cfg.classes)
     url = storage.join(cfg.data, CLASSES_FILE)
     try:
-        said = yaml.safe_load(storage.read_bytes(url, max_bytes=1 << 20))
+        data = storage.read_bytes(url, max_bytes=1 << 20)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{redact(cfg.data)} has no {CLASSES_FILE}", hint="name a class map with --classes"
         ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{redact(url)} is not YAML: {error}") from error
-    return classes.from_dict(said, origin=redact(url))
+    return classes.from_yaml(data, origin=redact(url))
 
 
 def training_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
