@@ -22,7 +22,8 @@ import PIL.Image
 
 from pipeline import storage
 from pipeline.datasets.catalogue import LAYOUTS
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, fetch_listing, from_ids
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, fetch_listing
+from pipeline.labels import from_ids
 
 DEADLY = "deadly"
 """An example of this name kills the process that reads it."""

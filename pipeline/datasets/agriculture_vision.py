@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.datasets import picture
-from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, files_below, from_ids, stem
+from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, files_below, stem
 from pipeline.errors import InputError, LabelError
+from pipeline.labels import from_ids
 from pipeline.records import Bool, UInt8
 
 CHANNELS = ("red", "green", "blue", "nir")

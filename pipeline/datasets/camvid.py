@@ -12,18 +12,8 @@ being drawn in the colours of label_colors.txt, which are those of our class map
 The original has no splits. Ours are SegNet's for the same frames: 367, 101 and 233 of them.
 """
 
-from pipeline.datasets.layout import (
-    Example,
-    Layout,
-    decode_colours,
-    decode_ids,
-    fetch,
-    files_below,
-    from_colours,
-    from_ids,
-    names_in,
-    stem,
-)
+from pipeline.datasets.layout import Example, Layout, decode_colours, decode_ids, fetch, files_below, names_in, stem
+from pipeline.labels import from_colours, from_ids
 from pipeline.records import UInt8
 
 _SPLITS = ("train", "val", "test")

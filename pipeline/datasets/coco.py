@@ -32,17 +32,9 @@ import numpy as np
 from pycocotools import mask as rle
 
 from pipeline import storage
-from pipeline.datasets.layout import (
-    Example,
-    Layout,
-    decode_ids,
-    fetch,
-    fetch_listing,
-    files_below,
-    from_ids,
-    stem,
-)
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, fetch_listing, files_below, stem
 from pipeline.errors import ConfigError, LabelError, NothingThere
+from pipeline.labels import from_ids
 from pipeline.records import Bool, UInt8
 
 _NEVER_USED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from pipeline.datasets.layout import Colour, Example, Layout, decode_colours, fetch, fetch_listing, from_colours
+from pipeline.datasets.layout import Example, Layout, decode_colours, fetch, fetch_listing
 from pipeline.errors import ConfigError
+from pipeline.labels import Colour, from_colours
 from pipeline.records import UInt8
 
 _FOLDER = "dataset-1.0"

@@ -30,16 +30,9 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from pipeline import storage
-from pipeline.datasets.layout import (
-    Colour,
-    Example,
-    Layout,
-    decode_colours,
-    fetch,
-    from_colours,
-    not_there,
-)
+from pipeline.datasets.layout import Example, Layout, decode_colours, fetch, not_there
 from pipeline.errors import NothingThere
+from pipeline.labels import Colour, from_colours
 from pipeline.records import UInt8
 
 _SUFFIXES = {"train": ".tif", "test": ".tif", "test_eroded": "_noBoundary.tif"}

@@ -9,7 +9,8 @@ validation split.
 """
 
 from pipeline.datasets.cityscapes import TRAIN_IDS
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, from_ids, stem
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, stem
+from pipeline.labels import from_ids
 from pipeline.records import UInt8
 
 _TRAINING = "data_semantics/training"

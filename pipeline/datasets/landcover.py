@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pipeline.datasets import picture
-from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, fetch_listing, from_ids
+from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, fetch_listing
 from pipeline.errors import ConfigError, LabelError
+from pipeline.labels import from_ids
 from pipeline.records import UInt8
 
 _TILE_PX = 512

@@ -17,26 +17,8 @@ from PIL import Image as PILImage
 from pipeline import classes, storage
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, InputError, LabelError, NothingThere, StorageError
-from pipeline.labels import Colour, from_colours, from_ids
 from pipeline.records import UInt8
 from pipeline.redact import redact
-
-__all__ = [
-    "Colour",
-    "Example",
-    "Labelled",
-    "Layout",
-    "decode_colours",
-    "decode_ids",
-    "fetch",
-    "fetch_listing",
-    "files_below",
-    "from_colours",
-    "from_ids",
-    "names_in",
-    "not_there",
-    "stem",
-]
 
 _LISTED = 1000
 """Files looked at to say what a folder holds instead of what was expected."""

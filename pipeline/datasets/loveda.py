@@ -12,7 +12,8 @@ Masks are grey: 0 is no data and is ignored here, 1 to 7 become 0 to 6.
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, from_ids
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below
+from pipeline.labels import from_ids
 from pipeline.records import UInt8
 
 _FOLDERS = {"train": "Train", "val": "Val"}

@@ -15,8 +15,9 @@ in neither list of VOC, with SBD's (Hariharan et al., ICCV 2011; used so by Chen
 import numpy as np
 
 from pipeline.datasets import matlab5
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, from_ids, names_in
+from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, names_in
 from pipeline.errors import LabelError
+from pipeline.labels import from_ids
 from pipeline.records import UInt8
 
 _VOC = "VOCdevkit/VOC2012"
