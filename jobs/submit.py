@@ -31,6 +31,10 @@ from pipeline.redact import redact
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
+START_S = 90.0
+"""How long a head that has only just started is given until it takes jobs."""
+NOT_YET = "No available agent"
+"""What Ray's dashboard answers until then."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 """Also good as the name of a Kubernetes object."""
 LOG_LINES = 30
@@ -72,15 +76,20 @@ def submit(client: JobSubmissionClient, job: str, entrypoint: str) -> bool:
     Ray's control store decides which of two calls was first.
 
     Raises:
-        JobError: when the cluster takes no job at all, such as one that has only just started.
+        JobError: when the cluster takes no job at all.
     """
-    try:
-        client.submit_job(entrypoint=entrypoint, submission_id=job)
-    except RuntimeError as refusal:
-        if not is_taken(client, job):
-            raise JobError(f"{job} was not taken: {refusal}", hint="the same command tries again") from refusal
-        return False
-    return True
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=job)
+        except RuntimeError as refusal:
+            if is_taken(client, job):
+                return False
+            if NOT_YET not in str(refusal) or time.monotonic() > until:
+                raise JobError(f"{job} was not taken: {refusal}", hint="the same command tries again") from refusal
+            time.sleep(POLL_S)
+        else:
+            return True
 
 
 def is_taken(client: JobSubmissionClient, job: str) -> bool:

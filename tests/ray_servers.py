@@ -39,7 +39,7 @@ def free_port() -> int:
 def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -> Iterator[Cluster]:
     """A head node in a process group of its own, ended with it. `environment` and `cwd` are what its workers see."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: socket paths have a limit of 107 characters
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     access = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -48,6 +48,8 @@ def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -
     }
     command = [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    # Its default is one fixed port, and without the agent a head takes no jobs: two clusters would share it.
+    command += [f"--dashboard-agent-listen-port={agent}"]
     command += [f"--num-cpus={num_cpus}", "--object-store-memory=500000000", f"--temp-dir={folder / 't'}"]
     log = folder / "head.log"
     own = {name: value for name, value in access.items() if name != "RAY_ADDRESS"}

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import submit
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, JobError
 from tests import ray_servers
 from tests.ray_servers import Cluster
 
@@ -87,6 +86,38 @@ def test_everything_after_the_dashes_is_the_command():
     assert not args.wait
 
 
+class Head:
+    """Answers like a head that is starting: so often that it has no agent yet, then with one more refusal or none."""
+
+    def __init__(self, *, not_yet: int, then: str = "") -> None:
+        self.refusals = not_yet * [submit.NOT_YET] + ([then] if then else [])
+        self.taken: list[str] = []
+
+    def submit_job(self, *, entrypoint: str, submission_id: str) -> None:
+        if self.refusals:
+            raise RuntimeError(f"Request failed with status code 500: {self.refusals.pop(0)}")
+        self.taken.append(submission_id)
+
+    def list_jobs(self) -> list:
+        return []
+
+
+def test_a_head_that_is_only_starting_is_waited_for(monkeypatch):
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    head = Head(not_yet=3)
+    assert submit.submit(head, "eval-2026-11-20", "true")
+    assert head.taken == ["eval-2026-11-20"]
+
+
+@pytest.mark.parametrize(("head", "patience_s"), [(Head(not_yet=0, then="no disk"), 60.0), (Head(not_yet=9), -1.0)])
+def test_another_refusal_and_a_head_that_never_starts_are_errors(monkeypatch, head, patience_s):
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    monkeypatch.setattr(submit, "START_S", patience_s)
+    with pytest.raises(JobError, match="was not taken"):
+        submit.submit(head, "eval-2026-11-20", "true")
+    assert head.taken == []
+
+
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch, caplog):
     monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{ray_servers.free_port()}")
     assert submit.main(["--name", "eval", "--", "true"]) == 1
@@ -102,16 +133,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (package / "evaluate.py").write_text(STAND_IN)
     # `python -m` looks in the working directory first, where the real one would be.
     with ray_servers.cluster(cwd=package.parent, PYTHONPATH=str(package.parent)) as running:
-        wait_for_jobs(running)
         yield running
-
-
-def wait_for_jobs(running: Cluster) -> None:
-    """The head takes jobs a moment after its ports are open."""
-    deadline = time.monotonic() + ray_servers.START_S
-    while "Ray runtime started" not in (said := running.log.read_text()):
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)
 
 
 @dataclass(frozen=True, slots=True)
