@@ -83,3 +83,18 @@ def test_nothing_but_input_errors_comes_out_of_damaged_files(at, patch):
     for damaged in (data[:at], data[:at] + patch + data[at + len(patch) :]):
         with suppress(InputError):
             assert bands.read(damaged, FIVE).pixels_hwc.shape[2] == 5
+
+
+@pytest.mark.parametrize(
+    ("channels", "places"),
+    [
+        (bands.RGB, [0, 1, 2]),
+        (("nir", "blue", "green", "red"), [3, 2, 1]),
+        (("a", "b", "c", "d"), [0, 1, 2]),
+        (("height",), [0, 0, 0]),
+        (("a", "b"), [0, 0, 0]),
+    ],
+)
+def test_what_is_shown_has_three_channels(channels, places):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, len(channels)), np.uint8)
+    assert np.array_equal(bands.shown(pixels, channels), pixels[..., places])

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PilImage
 
 from pipeline import classes, drift, labels, metrics
 from pipeline.checkpoint import Card, Checkpoint
@@ -97,3 +98,24 @@ def test_a_limit_takes_the_first_images_and_samples_are_of_the_first(cfg, model)
     shown = look(model, collection, short, Group())
     assert [sample.key for sample in shown] == [collection[0].key]
     assert np.array_equal(shown[0].mask_hw, found.samples[0].mask_hw)
+
+
+def test_a_band_without_weight_changes_no_count_and_pictures_show_red_green_and_blue(cfg, model, tmp_path):
+    data = training_runs.write_data(tmp_path / "four", val=5, size_px=50)
+    noise = np.random.default_rng(1).integers(0, 256, (50, 50, 1), np.uint8)
+    for path in data.glob("*/images/*.png"):
+        with PilImage.open(path) as file:
+            PilImage.fromarray(np.concatenate([noise, np.asarray(file)], 2)).save(path)
+    channels = ("nir", "red", "green", "blue")
+    network = NORMED | {"channels": channels, "mean": 4 * (0.5,), "std": 4 * (0.25,)}
+    four = config(data, tmp_path, network=network, runtime={"precision": "fp32"})
+    card = model.card.model_copy(
+        update={"in_channels": 4} | {name: network[name] for name in ("channels", "mean", "std")}
+    )
+    wider, first = dict(model.state), next(iter(model.state))
+    wider[first] = torch.nn.functional.pad(wider[first], (0, 0, 0, 0, 1, 0))
+    found = validate(Checkpoint(card, wider, sha256=""), run.validation_set(four, MAP), four, Group())
+    expected = validate(model, run.validation_set(cfg, MAP), cfg, Group())
+    assert np.array_equal(found.scores.counts, expected.scores.counts)
+    assert found.reference["brightness"] == expected.reference["brightness"]
+    assert np.array_equal(found.samples[0].image_hwc, expected.samples[0].image_hwc)

@@ -41,6 +41,13 @@ def read(data: bytes, channels: tuple[str, ...]) -> Image:
     return Image(_eight_bits(pixels), None)
 
 
+def shown(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
+    """(H, W, 3) for the eye: red, green and blue where they are there, else the first three, or one as grey."""
+    fallback = [0, 1, 2] if len(channels) >= len(RGB) else [0, 0, 0]
+    chosen = [channels.index(name) for name in RGB] if set(RGB) <= set(channels) else fallback
+    return pixels_hwc if channels == RGB else np.ascontiguousarray(pixels_hwc[..., chosen])
+
+
 def _tiff(data: bytes) -> np.ndarray:
     """(H, W, C) of the first page, whichever way the bands lie in it."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:

@@ -18,16 +18,16 @@ from pydantic import JsonValue
 
 from pipeline import drift, labels, metrics
 from pipeline.ahead import ahead
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Card, Checkpoint
 from pipeline.classes import ClassMap
-from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
-from pipeline.decode import decode
+from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.encode import brightness
 from pipeline.errors import InputError, JobError
 from pipeline.infer import Prediction, Segmenter
 from pipeline.metrics import Scores
 from pipeline.records import Float64, Image, Int64, Item, Scored, UInt8
 from pipeline.refine.refiner import Refiner
+from pipeline.training import bands
 from pipeline.training.collection import Collection, Example
 from pipeline.training.config import TrainConfig
 from pipeline.training.group import Group
@@ -94,7 +94,7 @@ def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group:
     mine = range(group.rank, len(chosen), group.size)
     examples = (collection[chosen[place]] for place in mine)
     with ThreadPoolExecutor(THREADS) as pool:
-        for place, answer in zip(mine, _answers(segmenter, examples, classes, pool), strict=True):
+        for place, answer in zip(mine, _answers(segmenter, examples, model.card, pool), strict=True):
             sample, rows_nd[place] = answer.sample, answer.row_d
             counts += metrics.confusion(sample.truth_hw, sample.mask_hw, len(classes), ignore_id=classes.ignore_id)
             if group.leads and len(samples) < cfg.validation.samples:
@@ -106,7 +106,7 @@ def look(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Gro
     """Predictions of the first images with full labels, as `validate`, by this process alone."""
     examples = (collection[index] for index in _labelled(collection, cfg.validation.samples))
     with ThreadPoolExecutor(THREADS) as pool:
-        answers = _answers(_segmenter(model, cfg, group), examples, model.card.classes, pool)
+        answers = _answers(_segmenter(model, cfg, group), examples, model.card, pool)
         return [answer.sample for answer in answers]
 
 
@@ -135,35 +135,38 @@ def _reference(rows_nd: Float64) -> dict[str, JsonValue]:
 
 
 def _answers(
-    segmenter: Segmenter, examples: Iterator[Example], classes: ClassMap, pool: ThreadPoolExecutor
+    segmenter: Segmenter, examples: Iterator[Example], card: Card, pool: ThreadPoolExecutor
 ) -> Iterator[_Answer]:
     """Every example with its mask, in order. Decoding and masks are made in threads, beside the network."""
     seen: deque[_Open] = deque()
-    refiner = Refiner(RefineConfig(engine="none"), classes)
+    refiner = Refiner(RefineConfig(engine="none"), card.classes)
+    read = partial(_open, classes=card.classes, channels=card.channels)
     depth = 2 * segmenter.batch + 1
 
     def images() -> Iterator[Image]:
-        for one in ahead(pool, partial(_open, classes=classes), examples, depth):
+        for one in ahead(pool, read, examples, depth):
             seen.append(one)
             yield one.image
 
     def masks() -> Iterator[Callable[[], _Answer]]:
         for prediction in segmenter(images()):
-            yield partial(_answer, seen.popleft(), prediction, segmenter, refiner)
+            yield partial(_answer, seen.popleft(), prediction, segmenter, refiner, card.channels)
 
     return ahead(pool, lambda make: make(), masks(), depth)
 
 
-def _open(example: Example, classes: ClassMap) -> _Open:
+def _open(example: Example, classes: ClassMap, channels: tuple[str, ...]) -> _Open:
     try:
-        image = decode(example.image, DecodeConfig())
+        image = bands.read(example.image, channels)
     except InputError as error:
         raise JobError(f"validation image {example.key}: {error}", hint="take it out of the part") from error
     truth = labels.read(example.label, classes, name=example.key, height=image.height, width=image.width)
     return _Open(example.key, image, truth)
 
 
-def _answer(one: _Open, prediction: Prediction, segmenter: Segmenter, refiner: Refiner) -> _Answer:
+def _answer(
+    one: _Open, prediction: Prediction, segmenter: Segmenter, refiner: Refiner, channels: tuple[str, ...]
+) -> _Answer:
     if prediction.error:
         raise JobError(f"validation image {one.key}: {prediction.error}")
     scored = Scored(
@@ -176,6 +179,7 @@ def _answer(one: _Open, prediction: Prediction, segmenter: Segmenter, refiner: R
     )
     refined = refiner(scored, one.image)
     stats = refined.stats
-    means = stats.mean(stats.confidence_sum), stats.mean(stats.entropy_sum), brightness(one.image) or 0.0
-    sample = Sample(one.key, one.image.pixels_hwc, one.truth_hw, refined.mask_hw)
+    picture = Image(bands.shown(one.image.pixels_hwc, channels), one.image.valid_hw)
+    means = stats.mean(stats.confidence_sum), stats.mean(stats.entropy_sum), brightness(picture) or 0.0
+    sample = Sample(one.key, picture.pixels_hwc, one.truth_hw, refined.mask_hw)
     return _Answer(sample, np.array([*stats.class_pixels, *means], np.float64))
