@@ -12,6 +12,7 @@ as the project's fault table does:
 import gzip
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from functools import partial
 
 import numpy as np
 from PIL import Image, ImageCms
+
+EPOCH = time.gmtime(0)
+"""Instead of the time of writing, which a PDF holds."""
 
 
 @dataclass(frozen=True)
@@ -486,7 +490,7 @@ CASES = [
         "unsupported_format",
         16,
     ),
-    Case("pdf", "pdf", lambda: save(scene(), "PDF"), "unsupported_format", 16),
+    Case("pdf", "pdf", lambda: save(scene(), "PDF", creationDate=EPOCH, modDate=EPOCH), "unsupported_format", 16),
     Case(
         "eps", "jpg", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "unsupported_format", 16
     ),
