@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 BIN = Path(sys.executable).parent
 START_S = 180.0
 
@@ -27,6 +29,16 @@ class Cluster:
     environment: dict[str, str]
     """Variables a driver needs to reach it."""
     log: Path
+
+    def workers(self, name: str) -> list[psutil.Process]:
+        """Its processes whose titles have `name`, and no other cluster's."""
+
+        def is_ours(process: psutil.Process) -> bool:
+            return any(str(self.log.parent) in " ".join(parent.cmdline()) for parent in process.parents())
+
+        running = psutil.process_iter(["cmdline"])
+        named = [one for one in running if name in " ".join(one.info["cmdline"] or [])]
+        return [one for one in named if is_ours(one)]
 
 
 def free_port() -> int:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import SegmentConfig, explain, read_yaml
+from pipeline.config import EvaluateConfig, SegmentConfig, explain, read_yaml
 from pipeline.errors import ConfigError
 
 REQUIRED = {"source": ("s3://bucket/images",), "output": "out", "checkpoint": "farmland"}
@@ -75,6 +75,32 @@ CHANGES_NO_MASK = {
     "runtime.previews": 0,
 }
 
+# The same of what an evaluation has beside them.
+CHANGES_COUNTS = {
+    "masks": "s3://bucket/masks",
+    "judge.labels_as": "colours",
+    "judge.label_ids": {7: 0},
+    "judge.ignored_colours": ((1, 2, 3),),
+    "judge.trimap_px": (1, 3),
+    "judge.boundary_share": 0.01,
+}
+CHANGES_NO_COUNT = {
+    "score.absent": "zero",
+    "score.class_weights": {"a": 2.0},
+    "score.background": None,
+    "score.band_px": 4.0,
+    "score.band_weight": 0.5,
+    "score.samples": 200,
+    "score.level": 0.9,
+    "score.seed": 1,
+    "score.slice_columns": ("size",),
+    "score.slice_pattern": "(?P<place>[a-z]+)/",
+    "settings": {"plain": {"refine": {"engine": "none"}}},  # each is run as a config of its own, with its own print
+    "history": "s3://bucket/evaluations",
+    "baseline": "last-good",
+    "gates": "gates.yaml",
+}
+
 
 def leaves(model: type[BaseModel], prefix: str = "") -> set[str]:
     found = set()
@@ -85,13 +111,13 @@ def leaves(model: type[BaseModel], prefix: str = "") -> set[str]:
     return found
 
 
-def settings(**changed) -> SegmentConfig:
+def settings(kind=SegmentConfig, /, **changed) -> SegmentConfig:
     """Defaults, but for settings given by dotted path."""
     data = dict(REQUIRED)
     for path, value in changed.items():
         group, _, name = path.rpartition(".")
         data |= {group: {name: value}} if group else {name: value}
-    return SegmentConfig.model_validate(data)
+    return kind.model_validate(data)
 
 
 def fingerprint(cfg: SegmentConfig, model_sha256="ab" * 32, classes=("a", "b")) -> str:
@@ -113,6 +139,24 @@ def test_fingerprint_keeps_with_what_changes_no_mask(path):
     changed = settings(**{path: CHANGES_NO_MASK[path]})
     assert changed != settings()
     assert fingerprint(changed) == fingerprint(settings())
+
+
+def test_every_setting_of_an_evaluation_is_known_to_change_counts_or_not():
+    assert not CHANGES_COUNTS.keys() & CHANGES_NO_COUNT.keys()
+    assert CHANGES_COUNTS.keys() | CHANGES_NO_COUNT.keys() == leaves(EvaluateConfig) - leaves(SegmentConfig)
+
+
+@pytest.mark.parametrize("path", CHANGES_COUNTS | CHANGES_MASKS)
+def test_the_fingerprint_of_an_evaluation_changes_with_what_changes_counts(path):
+    changed = settings(EvaluateConfig, **{path: (CHANGES_COUNTS | CHANGES_MASKS)[path]})
+    assert fingerprint(changed) != fingerprint(settings(EvaluateConfig))
+
+
+@pytest.mark.parametrize("path", CHANGES_NO_COUNT)
+def test_the_fingerprint_of_an_evaluation_keeps_with_what_changes_no_count(path):
+    changed = settings(EvaluateConfig, **{path: CHANGES_NO_COUNT[path]})
+    assert changed != settings(EvaluateConfig)
+    assert fingerprint(changed) == fingerprint(settings(EvaluateConfig))
 
 
 def test_fingerprint_changes_with_model_and_class_map():

@@ -67,7 +67,7 @@ def test_an_actor_killed_on_the_way_changes_no_count(stage: str, ray_cluster: Cl
     flags = ["--source", str(tmp_path / "in"), "--checkpoint", "farmland", *SMALL_PARTS, *QUICK]
     quiet = finish(start(*flags, "--output", str(tmp_path / "quiet"), cluster=ray_cluster, module="jobs.evaluate"))
     driver = start(*flags, "--output", str(tmp_path / "out"), cluster=ray_cluster, module="jobs.evaluate")
-    kill_a_worker(stage, when=lambda: any((tmp_path / "out").glob("run=*/parts/part-*")))
+    kill_a_worker(ray_cluster, stage, when=lambda: any((tmp_path / "out").glob("run=*/parts/part-*")))
     killed = finish(driver)
     assert (quiet.status, killed.status) == (0, 0), killed.log
     one, other = evaluation.read(run_of(quiet)), evaluation.read(run_of(killed))

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -193,23 +193,19 @@ def test_an_actor_killed_in_the_middle_of_a_task_costs_nothing(
     stage: str, fields: Path, ray_cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     driver = start(*flags_for(fields, tmp_path), *SMALL_PARTS, *QUICK, cluster=ray_cluster)
-    kill_a_worker(stage, when=lambda: any(tmp_path.glob("run=*/parts/part-*")))
+    kill_a_worker(ray_cluster, stage, when=lambda: any(tmp_path.glob("run=*/parts/part-*")))
     outcome = finish(driver)
     assert outcome.status == 0, outcome.log
     pd.testing.assert_frame_equal(rows_of(outcome), undisturbed)
 
 
-def kill_a_worker(stage: str, *, when) -> None:
+def kill_a_worker(cluster: Cluster, stage: str, *, when: Callable[[], bool]) -> None:
     """Kill the actor of a stage with SIGKILL once `when` says so."""
     deadline = time.monotonic() + 60
     while not when():
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.01)
-    for process in psutil.process_iter(["cmdline"]):
-        if any(stage in part for part in process.info["cmdline"] or []):
-            process.kill()
-            return
-    raise AssertionError(f"no worker of {stage} is alive")
+    cluster.workers(stage)[0].kill()
 
 
 @pytest.mark.faults

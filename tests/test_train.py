@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -21,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.training import run, state
 from pipeline.training.config import TrainConfig
 from tests import training_runs
-from tests.ray_servers import Cluster, free_port
+from tests.ray_servers import free_port
 from tests.training_runs import ROOT, UNET, WIDER, config
 
 START_S = 400
@@ -180,16 +179,6 @@ def test_the_card_says_how_to_train_again_and_not_on_which_machine():
     assert train.command(["--data", "../field", "--optimise.lr", "0.1"]).endswith("--data ../field --optimise.lr 0.1")
 
 
-def workers_of(cluster: Cluster) -> list[psutil.Process]:
-    """Processes in which a cluster trains."""
-
-    def ours(process: psutil.Process) -> bool:
-        return any(str(cluster.log.parent) in " ".join(parent.cmdline()) for parent in process.parents())
-
-    named = [one for one in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])]
-    return [one for one in named if ours(one)]
-
-
 def first_within(seconds: float, found: Callable[[], Any]) -> Any:
     """What `found` returns as soon as that is something."""
     until = time.monotonic() + seconds
@@ -214,7 +203,7 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_o
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
 
     driver = start(killed, **ray_cluster.environment)
-    worker = first_within(START_S, lambda: workers_of(ray_cluster))[0]
+    worker = first_within(START_S, lambda: ray_cluster.workers("RayTrainWorker"))[0]
     first_within(START_S, lambda: state.steps(killed.output))
     worker.kill()
     assert any("going on after step" in line for line in driver.stderr), "the run began anew"
