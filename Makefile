@@ -15,9 +15,9 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/python -m jobs.demo --output demo
 
-# One thread: on the small tensors of tests, waking more of them costs more than they give.
+# Two processes of one thread each: on the small tensors of tests, waking more threads costs more than they give.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

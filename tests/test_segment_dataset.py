@@ -380,8 +380,8 @@ CAMVID = ROOT.parent / "shared/data/camvid/val/images"
 
 @pytest.mark.s3
 @pytest.mark.skipif(not CAMVID.exists(), reason="the labelled images are not on this machine")
-def test_a_hundred_photos_give_the_same_masks_as_folder_tar_and_parquet(rclone_server: S3Server) -> None:
-    photos = {path.name: path.read_bytes() for path in sorted(CAMVID.glob("*.jpg"))}
+def test_photos_give_the_same_masks_as_folder_tar_and_parquet(rclone_server: S3Server) -> None:
+    photos = {path.name: path.read_bytes() for path in sorted(CAMVID.glob("*.jpg"))[::4]}
     names = sorted(photos)
     client = rclone_server.client()
     client.create_bucket(Bucket="camvid")
@@ -392,7 +392,7 @@ def test_a_hundred_photos_give_the_same_masks_as_folder_tar_and_parquet(rclone_s
         client.put_object(Bucket="camvid", Key=f"tar/{shard}.tar", Body=tar_of(some))
     table = pa.table({"image": [{"bytes": photos[name], "path": name} for name in names]})
     out = io.BytesIO()
-    pq.write_table(table, out, row_group_size=40)
+    pq.write_table(table, out, row_group_size=10)
     client.put_object(Bucket="camvid", Key="parquet/all.parquet", Body=out.getvalue())
     masks = {}
     for form in ("folder", "tar", "parquet"):
@@ -400,7 +400,7 @@ def test_a_hundred_photos_give_the_same_masks_as_folder_tar_and_parquet(rclone_s
         outcome = finish(start(*flags, "--refine.iterations", "2", env=dict(rclone_server.environment)))
         assert outcome.status == 0, outcome.log
         rows = read_s3(client, outcome.summary["run"])
-        assert len(rows) == 101
+        assert len(rows) == len(photos)
         rows["name"] = [name_of(key, names) for key in rows["key"]]
         masks[form] = {
             name: hashlib.sha256(mask).hexdigest() for name, mask in zip(rows["name"], rows["mask"], strict=True)

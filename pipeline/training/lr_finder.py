@@ -7,9 +7,6 @@ fell fastest. Nothing is kept of the steps here: whoever gives `step` throws the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-
-from matplotlib.figure import Figure
 
 SMOOTHING = 0.95
 """Weight of the past in the mean of losses, which is corrected for its start as in Kingma and Ba 2014, sec. 3."""
@@ -86,14 +83,3 @@ def _steepest(tried: list[Tried], lowest: float) -> float:
     ]
     slope, lr = min(falls, default=(0.0, lowest))
     return lr if slope < 0 else lowest
-
-
-def plot(found: Found, path: Path) -> None:
-    """Write the losses over the rates as a picture; the format is that of the suffix."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([one.lr for one in found.tried], [one.loss for one in found.tried])
-    axes.axvline(found.suggested, ls="--", label=f"suggested: {found.suggested:.2e}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="loss, moving mean")
-    axes.legend()
-    figure.savefig(path)
