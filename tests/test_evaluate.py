@@ -1,6 +1,7 @@
 """The evaluation job from end to end: real clusters, S3 on loopback, and real images where they are at hand."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,17 @@ import pytest
 from pipeline import classes, encode, evaluation, sink, storage
 from pipeline.datasets import farmland
 from pipeline.records import rows_from_table
-from tests import judged_runs
-from tests.drivers import QUICK, Outcome, finish, start
+from tests import judged_runs, ray_servers
+from tests.drivers import QUICK, ROOT, Outcome, finish, start
 from tests.judged_runs import counted
 from tests.ray_servers import Cluster
+from tests.s3_servers import S3Server
 from tests.test_segment_dataset import SMALL_PARTS, kill_a_worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 CAMVID = Path(__file__).parents[2] / "shared/data/camvid/val"
-FRAMES = 6
+FRAMES = 16
 
 
 def evaluate(*flags: str, **how) -> Outcome:
@@ -40,24 +42,37 @@ def run_of(outcome: Outcome) -> str:
     return outcome.summary["settings"]["default"]["run"]
 
 
+@pytest.fixture(scope="module")
+def wide_cluster(moto_server: S3Server) -> Iterator[Cluster]:
+    """Room for four networks, on however few cores; its workers know the store."""
+    with ray_servers.cluster(num_cpus=8, PYTHONPATH=str(ROOT), **moto_server.environment) as running:
+        yield running
+
+
 @pytest.mark.s3
 @pytest.mark.skipif(not CAMVID.exists(), reason="the images of CamVid are not beside the project")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_scores_of_camvid_over_s3_are_those_of_one_process(workers: int, s3_url: str, tmp_path: Path) -> None:
-    """On a Ray of the driver's own: workers of the shared one do not know this bucket's credentials."""
+def test_scores_of_camvid_over_s3_are_those_of_one_process_with_any_number_of_workers_and_one_killed(
+    s3_url: str, wide_cluster: Cluster, tmp_path: Path
+) -> None:
     for path in sorted((CAMVID / "images").iterdir())[:FRAMES]:
         storage.put(f"{s3_url}/val/images/{path.name}", path.read_bytes())
         label = CAMVID / f"labels/{path.stem}.png"
         storage.put(f"{s3_url}/val/labels/{label.name}", label.read_bytes())
     network = judged_runs.save_network(tmp_path / "network", classes.load("camvid"))
-    flags = ["--source", f"{s3_url}/val", "--output", str(tmp_path / "out"), "--checkpoint", network, *SMALL_PARTS]
-    outcome = evaluate(*flags, "--runtime.infer-workers", str(workers))
-    assert outcome.status == 0, outcome.log
-    found = evaluation.read(run_of(outcome))
-    assert len(found.images) == FRAMES
-    np.testing.assert_array_equal(
-        found.answer.counts_nkk, expected_counts(found.run_url, CAMVID / "labels", found.classes)
-    )
+    flags = ["--source", f"{s3_url}/val", "--checkpoint", network, *QUICK, *SMALL_PARTS]
+    for workers, killed in ((1, ""), (2, "InferStage"), (4, ""), (4, "RefineStage")):
+        output = tmp_path / f"{workers}-{killed}"
+        how = ["--output", str(output), "--runtime.infer-workers", str(workers)]
+        driver = start(*flags, *how, module="jobs.evaluate", cluster=wide_cluster)
+        if killed:
+            kill_a_worker(wide_cluster, killed, when=lambda at=output: any(at.glob("run=*/parts/part-*")))
+        outcome = finish(driver)
+        assert outcome.status == 0, outcome.log
+        found = evaluation.read(run_of(outcome))
+        assert len(found.images) == FRAMES
+        np.testing.assert_array_equal(
+            found.answer.counts_nkk, expected_counts(found.run_url, CAMVID / "labels", found.classes)
+        )
 
 
 @pytest.mark.faults

@@ -127,7 +127,7 @@ def test_ray_job_submit_runs_it_with_token_authentication(fields: Path, ray_clus
 
 def submitted(command: list, environment: dict[str, str]) -> subprocess.CompletedProcess:
     """Submit a job, again for a while where the cluster's agent for jobs is not up: a busy machine starts it late."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while True:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if "No available agent" not in done.stdout + done.stderr or time.monotonic() > until:
@@ -201,7 +201,7 @@ def test_an_actor_killed_in_the_middle_of_a_task_costs_nothing(
 
 def kill_a_worker(cluster: Cluster, stage: str, *, when: Callable[[], bool]) -> None:
     """Kill the actor of a stage with SIGKILL once `when` says so."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not when():
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.01)
