@@ -41,13 +41,17 @@ def parse(argv: Sequence[str], arguments: type[A] = Arguments, *, description: s
         description: of the job, for --help.
 
     Raises:
-        ConfigError: when the file is wrong. Wrong flags end the process with a message that names them.
+        ConfigError: when the file is wrong, or a flag outside all groups is. Other wrong flags end the process with a
+            message that names them.
     """
     if "--version" in argv:
         print(f"atrous {code_version()}")
         raise SystemExit(0)
     default = arguments(cfg=_from_file(argv, get_type_hints(arguments)["cfg"]))
-    return tyro.cli(arguments, args=list(argv), default=default, description=description)
+    try:
+        return tyro.cli(arguments, args=list(argv), default=default, description=description)
+    except ValidationError as error:  # tyro catches those of groups, and says so itself
+        raise explain(error, origin="the flags") from error
 
 
 def _from_file(argv: Sequence[str], kind: type[C]) -> C:

@@ -14,7 +14,7 @@ from PIL import Image as PilImage
 
 from pipeline import storage
 from pipeline.classes import ClassMap
-from pipeline.errors import ConfigError, LabelError
+from pipeline.errors import ConfigError, LabelError, StorageError
 from pipeline.training import collection
 from pipeline.training.collection import Collection, open_collection
 
@@ -163,6 +163,22 @@ def test_what_is_in_the_cache_is_not_read_again(tmp_path, monkeypatch):
     again = open_in(tmp_path)
     assert again.fingerprint == first.fingerprint
     assert again[2] == first[2]
+
+
+def test_a_damaged_copy_is_named(tmp_path):
+    put_folder(str(tmp_path / "part"))
+    open_in(tmp_path)
+    for file in (tmp_path / "cache").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(StorageError, match=r"cache/.*\.arrow is damaged.*\n.*delete it"):
+        open_in(tmp_path)
+
+
+def test_a_copy_that_cannot_be_written_is_an_error_with_a_way_out(tmp_path):
+    put_folder(str(tmp_path / "part"))
+    (tmp_path / "cache").write_bytes(b"a file")
+    with pytest.raises(StorageError, match=r"--runtime\.cache"):
+        open_in(tmp_path)
 
 
 def test_a_changed_label_is_read_again_though_its_image_is_the_same(tmp_path):

@@ -67,6 +67,11 @@ def test_what_is_required_is_asked_for(capsys: pytest.CaptureFixture[str]) -> No
     assert "--checkpoint" in said
 
 
+def test_a_wrong_flag_outside_all_groups_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"the flags:\n  limit: .* greater than"):
+        parse(*REQUIRED, "--limit", "0")
+
+
 def test_an_error_on_purpose_is_a_message_and_status_one(caplog: pytest.LogCaptureFixture) -> None:
     def job() -> int:
         raise JobError("the disk is full", hint="free 3 GiB")

@@ -55,3 +55,7 @@ def test_nothing_of_a_rehearsal_is_left(cfg):
     state.save(url, Story().to_json(), {"a": torch.zeros(1)}, step=1)
     forecast.clear(url)
     assert list(storage.list_files(url)) == []
+
+
+def test_a_rehearsal_that_left_nothing_is_cleared_without_an_error(tmp_path):
+    forecast.clear(str(tmp_path / "_rehearsal"))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, classes
-from pipeline.training import run, state
+from pipeline.errors import ConfigError
+from pipeline.training import loop, run, state
 from pipeline.training.group import Group
 from pipeline.training.learner import halved
 from pipeline.training.validate import validate
@@ -61,6 +62,36 @@ def test_a_run_that_stops_after_any_step_ends_as_the_undisturbed_one(data, tmp_p
                 shutil.rmtree(state.url_of(str(cut), later))
         train(config(data, cut, **changed))
         assert_same(outcome(cut), outcome(Path(whole.output)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"options": {"breadth": 2}}, "breadth"),
+        ({"options": {"output_stride": 8}}, "output_stride"),
+        ({"output_stride": 7}, "output stride 7"),
+        ({"batch": 1}, "--optimise.batch 1 is too small"),
+    ],
+)
+def test_a_later_phase_that_cannot_be_is_refused_before_the_first_step(data, tmp_path, wrong, said):
+    later = [{"name": "second", "schedule": {"steps": 2}, **wrong}]
+    with pytest.raises(ConfigError, match=said):
+        train(config(data, tmp_path, then=later, optimise={"batch": 4, "accumulate": 2}))
+    assert state.steps(str(tmp_path)) == []
+
+
+def test_weights_that_are_not_finite_are_in_no_state(data, tmp_path, monkeypatch):
+    take = loop.take_step
+
+    def overflowing(made, batch, group, *, step, rate):
+        if step == 3:
+            next(made.network.parameters()).data.fill_(torch.nan)
+        return take(made, batch, group, step=step, rate=rate)
+
+    monkeypatch.setattr(loop, "take_step", overflowing)
+    with pytest.raises(ConfigError, match="the loss is nan before step 4"):
+        train(config(data, tmp_path, runtime={"log_every": 6, "checkpoint_every": 2}))
+    assert state.steps(str(tmp_path)) == [2]
 
 
 @pytest.mark.parametrize("half", [True, False])

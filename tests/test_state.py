@@ -70,6 +70,13 @@ def test_a_state_is_whole_only_with_its_json(output):
     assert state.steps(output) == [5, 10]
 
 
+def test_folders_of_other_names_are_no_states(output):
+    state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
+    for name in ("step-00000005.bak", "step-9", "old"):
+        storage.put(storage.join(output, state.FOLDER, name, state.STORY), STORY.to_json())
+    assert state.steps(output) == [5]
+
+
 def test_only_the_newest_states_are_kept(output):
     for step in (5, 10, 15, 20):
         state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)

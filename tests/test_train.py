@@ -9,16 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from PIL import Image
 
 from jobs import train
 from pipeline import checkpoint, storage
 from pipeline.errors import ConfigError
 from pipeline.training import run, state
 from pipeline.training.config import TrainConfig
+from pipeline.training.group import Group
 from tests import training_runs
 from tests.ray_servers import free_port
 from tests.training_runs import ROOT, UNET, WIDER, config
@@ -149,6 +152,21 @@ def test_a_search_finds_a_rate_between_its_ends_and_leaves_nothing(data, tmp_pat
     said = here(config(data, tmp_path / "run", augment={"crop_px": (16, 16)}), capsys, "--find-lr")
     assert 1e-6 <= said["lr"] <= 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_search_refuses_passes_without_an_image(data, tmp_path, caplog):
+    cfg = config(data, tmp_path, optimise={"batch": 2, "accumulate": 3})
+    assert train.main(["--bare", "--config", file_of(cfg), "--find-lr"]) == 1
+    assert "--optimise.batch 2 is too small" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_labels_that_are_all_ignored_are_refused(tmp_path, part):
+    data = training_runs.write_data(tmp_path / "data")
+    for path in (data / part / "labels").iterdir():
+        Image.fromarray(np.full((40, 40), 255, np.uint8)).save(path)
+    with pytest.raises(ConfigError, match="is ignored"):
+        run.open_run(config(data, tmp_path / "run"), Group(), about={})
 
 
 def test_a_few_images_can_be_learned_by_heart(data, tmp_path, capsys):

@@ -176,7 +176,20 @@ def test_later_phases_change_what_they_name_and_keep_the_rest():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"network.mean": (0.5,)}, {"loss.terms": {}}, {"loss.terms": {"l1": 1.0}}, {"ema": 1.0}, {"sets.train": ()}],
+    [
+        {"network.mean": (0.5,)},
+        {"network.mean": (123.7, 116.8, 103.9)},
+        {"network.std": (0.2, 0.0, 0.2)},
+        {"network.std": (0.2, float("inf"), 0.2)},
+        {"augment.crop_px": (0, 64)},
+        {"augment.scale": (2.0, 0.5)},
+        {"validation.scales": (0.05,)},
+        {"validation.scales": (1.0, 1.0)},
+        {"loss.terms": {}},
+        {"loss.terms": {"l1": 1.0}},
+        {"ema": 1.0},
+        {"sets.train": ()},
+    ],
 )
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ValidationError):

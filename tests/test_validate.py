@@ -100,6 +100,14 @@ def test_a_limit_takes_the_first_images_and_samples_are_of_the_first(cfg, model)
     assert np.array_equal(shown[0].mask_hw, found.samples[0].mask_hw)
 
 
+def test_images_without_a_labelled_pixel_are_passed_over(cfg, model, tmp_path):
+    data = training_runs.write_data(tmp_path / "ignored", val=3, size_px=50)
+    PilImage.fromarray(np.full((50, 50), 255, np.uint8)).save(data / "val/labels/0.png")
+    collection = run.validation_set(cfg.model_copy(update={"data": str(data)}), MAP)
+    first = cfg.model_copy(update={"validation": cfg.validation.model_copy(update={"limit": 1})})
+    assert validate(model, collection, first, Group()).samples[0].key == collection[1].key
+
+
 def test_a_band_without_weight_changes_no_count_and_pictures_show_red_green_and_blue(cfg, model, tmp_path):
     data = training_runs.write_data(tmp_path / "four", val=5, size_px=50)
     noise = np.random.default_rng(1).integers(0, 256, (50, 50, 1), np.uint8)

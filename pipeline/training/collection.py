@@ -28,7 +28,7 @@ import pyarrow as pa
 from pipeline import labels, storage
 from pipeline.classes import ClassMap
 from pipeline.config import ReadConfig, SegmentConfig
-from pipeline.errors import ConfigError, InputError, NothingThere
+from pipeline.errors import ConfigError, InputError, NothingThere, StorageError
 from pipeline.records import Bool, Int64, Item
 from pipeline.redact import redact
 from pipeline.source.plan import plan, read
@@ -152,7 +152,12 @@ def _place_of(key: str) -> float:
 
 
 def _batches_of(file: Path) -> Iterator[pa.RecordBatch]:
-    opened = pa.ipc.open_file(pa.memory_map(str(file)))
+    try:
+        opened = pa.ipc.open_file(pa.memory_map(str(file)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(
+            f"the copy {file} is damaged: {error}", hint="delete it; it is then fetched again"
+        ) from error
     return (opened.get_batch(index) for index in range(opened.num_record_batches))
 
 
@@ -183,13 +188,16 @@ def open_collection(
     Raises:
         ConfigError: a part is not there or holds no labelled image.
         LabelError: a label contradicts its image or the class map; names the label, the value and the count.
-        StorageError: the store failed.
+        StorageError: the store failed, or the copy cannot be written.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache):
-        files = [
-            file for part in parts for file in _fetch_part(storage.join(data, part), where, classes, channels, cache)
-        ]
+    urls = [storage.join(data, part) for part in parts]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _alone(cache):
+            files = [file for url in urls for file in _fetch_part(url, where, classes, channels, cache)]
+    except OSError as error:
+        hint = "name a folder with room for it with --runtime.cache"
+        raise StorageError(f"the data cannot be copied to {cache}: {error}", hint=hint) from error
     found = Collection(files, classes)
     _report(found, f"{redact(data)}: {', '.join(parts)}")
     return found

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.config import Scale
+
 CODE_VERSION = 1
 """Raised by hand when a change of the code changes weights; part of the fingerprint."""
 
@@ -17,13 +19,15 @@ UNFINGERPRINTED = {"data", "output", "classes", "runtime", "license"}
 """Left out of the fingerprint: what changes no weights, and what is there as its content instead of its name."""
 
 Factor = Annotated[float, Field(gt=0, le=10)]
+Side = Annotated[int, Field(ge=1)]
+Deviation = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Term = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SetsConfig(_Frozen):
@@ -44,8 +48,8 @@ class NetworkConfig(_Frozen):
     options: dict[str, Any] = Field({}, description="Options of the network.")
     output_stride: int | None = Field(None, ge=1, description="Encoder stride; unset takes the published one.")
     channels: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1, description="Bands, in their order.")
-    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="Subtracted from each band, of 0 to 1.")
-    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="Divides each band after that.")
+    mean: tuple[Share, ...] = Field((0.485, 0.456, 0.406), description="Subtracted from each band, of 0 to 1.")
+    std: tuple[Deviation, ...] = Field((0.229, 0.224, 0.225), description="Divides each band after that.")
     initial: str | None = Field(None, description="Checkpoint to start from: folder or shipped name; unset: scratch.")
     initial_classes: dict[str, str] = Field(
         {}, description="Class of ours to the checkpoint's that starts it, where the names differ."
@@ -62,7 +66,7 @@ class NetworkConfig(_Frozen):
 class AugmentConfig(_Frozen):
     """How a training example is varied. Labels are never interpolated."""
 
-    crop_px: tuple[int, int] = Field((513, 513), description="Height and width the network sees, pixels.")
+    crop_px: tuple[Side, Side] = Field((513, 513), description="Height and width the network sees, pixels.")
     scale: tuple[Factor, Factor] = Field((0.5, 2.0), description="Random scale, from and to.")
     aspect: float = Field(1.0, ge=1, le=4, description="Random stretch of width over height, up to this factor.")
     rare_share: Share = Field(0.0, description="Crops are drawn again until this share of pixels is of a rare class.")
@@ -77,6 +81,12 @@ class AugmentConfig(_Frozen):
     haze: Share = Field(0.0, description="Blend towards the colour of haze, up to this share; half the images.")
     elastic_px: float = Field(0.0, ge=0, description="Deviation of an elastic deformation, pixels (U-Net: 10).")
     jpeg: int = Field(100, ge=10, le=100, description="Lowest JPEG quality of a round trip; 100 makes none.")
+
+    @model_validator(mode="after")
+    def _from_small_to_large(self) -> "AugmentConfig":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale goes from {self.scale[0]:g} down to {self.scale[1]:g}")
+        return self
 
 
 class SampleConfig(_Frozen):
@@ -163,9 +173,15 @@ class ValidateConfig(_Frozen):
 
     every: int = Field(1000, ge=1, description="Steps between validations; there is one at the end.")
     limit: int | None = Field(None, ge=1, description="Only the first N images; unset takes all.")
-    scales: tuple[Factor, ...] = Field((1.0,), min_length=1, description="Mean of probabilities over these scales.")
+    scales: tuple[Scale, ...] = Field((1.0,), min_length=1, description="Mean of probabilities over these scales.")
     flip: bool = Field(False, description="And over the mirrored image.")
     samples: int = Field(8, ge=0, description="Predictions shown to the tracker and in the report.")
+
+    @model_validator(mode="after")
+    def _scales_differ(self) -> "ValidateConfig":
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {self.scales} hold the same one twice")
+        return self
 
 
 class RuntimeConfig(_Frozen):

@@ -4,11 +4,13 @@ In: the config of a run. Out: the config of its rehearsal, and from what that le
 """
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline import checkpoint, storage
+from pipeline.errors import NothingThere
 from pipeline.training import state
 from pipeline.training.config import TrainConfig
 from pipeline.training.progress import duration
@@ -78,8 +80,9 @@ def of(cfg: TrainConfig, rehearsed: str) -> Forecast:
 
 def clear(rehearsed: str) -> None:
     """Delete what a rehearsal left."""
-    for file in list(storage.list_files(rehearsed)):
-        storage.delete(storage.join(rehearsed, file.path))
+    with suppress(NothingThere):  # a rehearsal that failed early left none
+        for file in list(storage.list_files(rehearsed)):
+            storage.delete(storage.join(rehearsed, file.path))
 
 
 def _values(story: Story, name: str) -> list[float]:

@@ -15,9 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.classes import ClassMap
+from pipeline.errors import ConfigError
 from pipeline.infer import PRECISIONS
 from pipeline.models import zoo
-from pipeline.models.network import Network
+from pipeline.models.network import BUILDERS_OWN, Network
 from pipeline.records import Int64
 from pipeline.training import batch_norm, ema, losses, optimiser, state, weak
 from pipeline.training.config import TrainConfig
@@ -88,8 +89,14 @@ def halved(tensor: Tensor) -> Tensor:
 
 
 def build(cfg: TrainConfig, classes: ClassMap) -> Network:
-    """The network of a phase with first weights from torch's generator."""
+    """The network of a phase with first weights from torch's generator.
+
+    Raises:
+        ConfigError: options or an output stride that the network has not.
+    """
     said = cfg.network
+    if taken := BUILDERS_OWN & said.options.keys():
+        raise ConfigError(f"--network.options may not hold {', '.join(sorted(taken))}: other settings say it")
     return zoo.build(
         said.name, len(classes), in_channels=len(said.channels), output_stride=said.output_stride, **said.options
     )

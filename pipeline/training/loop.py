@@ -24,7 +24,7 @@ from pipeline.checkpoint import Card, Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.metrics import Scores
-from pipeline.training import initial, learner, schedule, state
+from pipeline.training import initial, learner, losses, schedule, state
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Batch, batches
 from pipeline.training.group import Group
@@ -47,6 +47,7 @@ def train(run: Run) -> Story:
             no longer finite.
         JobError: a state is damaged, or an image cannot be validated.
     """
+    check(run)
     story, tensors = newest(run)
     with state.Writer() as writer:
         for number, cfg in enumerate(run.cfg.phases()):
@@ -55,6 +56,19 @@ def train(run: Run) -> Story:
                 learn(run, made, story, writer, last=run.ends[number])
                 tensors = state.prefixed("network", made.network.state_dict())
     return story
+
+
+def check(run: Run) -> None:
+    """Build every phase once without weights: what is wrong in a later one must not show after days.
+
+    Raises:
+        ConfigError: as `train`.
+    """
+    for cfg in run.cfg.phases():
+        check_split(cfg, run.group)
+        with torch.device("meta"):
+            network = learner.build(cfg, run.classes)
+        losses.branch_weights(cfg.loss, network)
 
 
 def newest(run: Run) -> tuple[Story, dict[str, Tensor]]:
@@ -94,16 +108,17 @@ def begin(run: Run, cfg: TrainConfig, number: int, story: Story, tensors: dict[s
 def learn(run: Run, made: Learner, story: Story, writer: state.Writer, *, last: int) -> None:
     """Take the steps of a phase that are left, up to step `last` of the run; judge, keep and say how it goes."""
     cfg, group = made.cfg, run.group
-    check_split(cfg, group)
     before = last - cfg.schedule.steps
     teller = Teller(run, made)
+    told_every = cfg.runtime.log_every, cfg.runtime.checkpoint_every
     examples = examples_of(run, cfg, first=story.step, last=last)
     for batch, wait_s in timed(examples):
         rate = schedule.factor(story.step - before, cfg.schedule)
         loss = take_step(made, batch, group, step=story.step, rate=rate)
         story.step += 1
         teller.count(loss, wait_s)
-        if story.step % cfg.runtime.log_every == 0 or story.step == last:
+        # Always before a state is written, which would keep weights that are not finite for good.
+        if story.step == last or 0 in (story.step % every for every in told_every):
             teller.tell(story)
         with teller.paused():
             writer.put(*kept(run, made, story, ends=story.step == last))

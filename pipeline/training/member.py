@@ -44,6 +44,7 @@ def take_part(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue])
 
 def find_lr(cfg: TrainConfig, group: Group) -> Found:
     """Take steps of the first phase at growing rates, as one process of a group; nothing is kept."""
+    loop.check_split(cfg, group)
     opened = run.open_run(cfg, group, about={})
     made = loop.begin(opened, cfg, 0, Story(phase=-1), {})
     examples = enumerate(loop.examples_of(opened, cfg, first=0, last=LR_STEPS))

@@ -121,18 +121,26 @@ def classes_of(cfg: TrainConfig) -> ClassMap:
 
 
 def training_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
-    """What a phase trains on: its parts, without what is cut from them to validate on."""
-    parts = _open(cfg, cfg.sets.train, classes)
+    """What a phase trains on: its parts, without what is cut from them to validate on.
+
+    Raises:
+        ConfigError: its labels name no class.
+    """
+    found = _open(cfg, cfg.sets.train, classes)
     if cfg.overfit:
-        return parts.subset(range(min(cfg.overfit, len(parts))))
-    return parts if cfg.sets.validation else parts.split(cfg.sets.validation_share)[0]
+        found = found.subset(range(min(cfg.overfit, len(found))))
+    elif not cfg.sets.validation:
+        found = found.split(cfg.sets.validation_share)[0]
+    if not found.weak_n.any() and not found.counts_nk.any():
+        raise ConfigError("every pixel of the labels to train on is ignored", hint="look at ignore_id of the class map")
+    return found
 
 
 def validation_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
     """What weights are chosen on: a part of its own, or cut from those the run begins with.
 
     Raises:
-        ConfigError: none of its images has full labels.
+        ConfigError: none of its images has full labels, or all their pixels are ignored.
     """
     if cfg.overfit:
         found = training_set(cfg, classes)
@@ -142,6 +150,9 @@ def validation_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
         found = _open(cfg, cfg.sets.train, classes).split(cfg.sets.validation_share)[1]
     if found.weak_n.all():
         raise ConfigError("no image to validate on has full labels", hint="name another part with --sets.validation")
+    if not found.counts_nk.any():
+        said = "every pixel of the labels to validate on is ignored"
+        raise ConfigError(said, hint="name another part with --sets.validation")
     return found
 
 

@@ -8,6 +8,7 @@ There is no state of random generators: everything random is derived from the se
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -137,12 +138,13 @@ def save(output: str, story: bytes, tensors: Mapping[str, Tensor], *, step: int)
 
 
 def steps(output: str) -> list[int]:
-    """Steps of the whole states of a run, ascending."""
+    """Steps of the whole states of a run, ascending; folders of other names, such as copies, are none."""
     try:
         paths = [one.path for one in storage.list_files(storage.join(output, FOLDER))]
     except NothingThere:
         return []
-    return sorted(int(path[len("step-") :].partition("/")[0]) for path in paths if path.endswith(f"/{STORY}"))
+    found = (re.fullmatch(rf"step-(\d{{8,}})/{re.escape(STORY)}", path) for path in paths)
+    return sorted(int(one[1]) for one in found if one)
 
 
 def load(output: str, step: int) -> tuple[Story, dict[str, Tensor]]:

@@ -78,7 +78,7 @@ def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group:
 
     Args:
         model: what is judged.
-        collection: with full labels; examples of classes or boxes alone are passed over.
+        collection: with full labels; examples without a labelled pixel are passed over, as those of boxes alone.
         cfg: says how many images, and how they are looked at.
         group: who shares the work; every process gets the same scores.
 
@@ -116,8 +116,8 @@ def _segmenter(model: Checkpoint, cfg: TrainConfig, group: Group) -> Segmenter:
 
 
 def _labelled(collection: Collection, limit: int | None) -> list[int]:
-    """Numbers of the first `limit` examples with full labels."""
-    found: list[int] = np.flatnonzero(~collection.weak_n)[:limit].tolist()
+    """Numbers of the first `limit` examples with full labels that are not ignored from edge to edge."""
+    found: list[int] = np.flatnonzero(collection.counts_nk.any(axis=1))[:limit].tolist()
     return found
 
 
