@@ -169,6 +169,21 @@ def test_labels_that_are_all_ignored_are_refused(tmp_path, part):
         run.open_run(config(data, tmp_path / "run"), Group(), about={})
 
 
+def test_no_phase_trains_on_an_image_that_is_validated(tmp_path):
+    data = training_runs.write_data(tmp_path / "data", train=3)
+    for kind in ("images", "labels"):
+        for path in sorted((data / "train" / kind).iterdir()):
+            for copy in range(8):
+                copied = data / "more" / kind / f"{copy}-{path.name}"
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                copied.write_bytes(path.read_bytes())
+    later = [{"name": "second", "schedule": {"steps": 1}, "train": ["train", "more"]}]
+    cut = {"validation": "", "validation_share": 1e-6}
+    opened = run.open_run(config(data, tmp_path / "run", sets=cut, then=later), Group(), about={})
+    judged = set(opened.validation.keys)
+    assert [len(judged & set(one.keys)) for one in opened.training.values()] == [0, 0]
+
+
 def test_a_few_images_can_be_learned_by_heart(data, tmp_path, capsys):
     steep = {"schedule": {"steps": 40}, "optimise": {"lr": 0.1, "batch": 2}, "validation": {"every": 40}}
     runtime = {"checkpoint_every": 40, "log_every": 40}

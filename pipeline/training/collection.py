@@ -125,6 +125,11 @@ class Collection:
         """The examples at `indices`, in that order."""
         return Collection(self._files, self._classes, self._all[np.asarray(indices, np.int64)])
 
+    def without(self, keys: Iterable[str]) -> "Collection":
+        """All examples but those of `keys`."""
+        left_out = set(keys)
+        return self.subset([index for index, key in enumerate(self.keys) if key not in left_out])
+
     def split(self, share: float) -> tuple["Collection", "Collection"]:
         """(the larger, the smaller of about `share`), decided by the key alone: more images move none.
 

@@ -67,8 +67,10 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         LabelError: for a label that does not fit its image or the class map.
     """
     class_map = classes_of(cfg)
-    training = {phase.sets.train: training_set(phase, class_map) for phase in cfg.phases()}
     validation = validation_set(cfg, class_map)
+    training = {phase.sets.train: training_set(phase, class_map) for phase in cfg.phases()}
+    if not (cfg.sets.validation or cfg.overfit):  # of other parts another image may be the one that is cut at least
+        training = {parts: one.without(validation.keys) for parts, one in training.items()}
     initial = checkpoint.load(cfg.network.initial).sha256 if cfg.network.initial else None
     data = _digest([one.fingerprint for one in (*training.values(), validation)])
     fingerprint = cfg.fingerprint(data=data, initial=initial, classes=class_map.model_dump(mode="json"))
