@@ -256,7 +256,11 @@ class ScoreConfig(_Frozen):
     @field_validator("slice_pattern", mode="after")
     @classmethod
     def _groups_have_names(cls, value: str | None) -> str | None:
-        if value is not None and not re.compile(value).groupindex:
+        try:
+            named = re.compile(value or "").groupindex
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        if value is not None and not named:
             raise ValueError(f"{value!r} has no named group such as (?P<place>[^/]+)")
         return value
 
