@@ -262,13 +262,13 @@ def _floor(name: str, value: float, floor: float) -> Check:
 
 
 def _kept(name: Metric, tolerance: float, comparison: Comparison) -> Check:
-    """Fails when the whole interval of the difference lies below minus the tolerance."""
+    """Fails when the whole interval of the difference lies below minus the tolerance, or nothing could be compared."""
     change = comparison.change.metrics[name]
     says = (
         f"{change.value:+.4f}, interval {change.low:+.4f} to {change.high:+.4f}, may surely fall by {tolerance:.4f}; "
         f"against {comparison.checkpoint or comparison.run_url}, {comparison.note}"
     )
-    return Check(name, not change.high < -tolerance, says)
+    return Check(name, bool(change.high >= -tolerance), says)
 
 
 def _drifted(one: Drift, limit: float) -> Check:
