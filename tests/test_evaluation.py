@@ -12,7 +12,7 @@ from PIL import Image
 
 from jobs import evaluate
 from jobs.segment_dataset import Run
-from pipeline import encode, evaluation, manifest, records, scoring, sink
+from pipeline import encode, evaluation, manifest, masks, records, scoring, sink
 from pipeline.config import EvaluateConfig, JudgeConfig, ScoreConfig
 from pipeline.datasets import farmland
 from pipeline.errors import ERROR_CODES, ConfigError
@@ -82,14 +82,14 @@ def test_the_network_alone_counts_the_same_with_a_crf_behind_it_as_without(
 
 @pytest.mark.parametrize("kind", ["parts", "folder"])
 def test_masks_that_are_there_already_count_the_same(kind: str, fields: Path, run: Run, tmp_path: Path) -> None:
-    masks = run.url
+    there = run.url
     if kind == "folder":
-        masks = str(tmp_path / "masks")
-        Path(masks).mkdir()
+        there = str(tmp_path / "masks")
+        Path(there).mkdir()
         for key, row in rows_of(run).items():
             if row.mask:
-                (Path(masks) / f"{key[:-4]}.png").write_bytes(row.mask)
-    cfg = config(source=str(fields), output=str(tmp_path / "out"), masks=masks, classes="farmland")
+                (Path(there) / f"{key[:-4]}.png").write_bytes(row.mask)
+    cfg = config(source=str(fields), output=str(tmp_path / "out"), masks=there, classes="farmland")
     again, before = evaluation.read(carry_out(cfg).url), evaluation.read(run.url)
     assert again.codes == ({"label_missing": 1} if kind == "parts" else {"mask_missing": 1})
     assert (again.data_fp, list(again.answers)) == (before.data_fp, ["masks"])
@@ -214,6 +214,16 @@ def test_what_cannot_be_evaluated_is_refused(said: dict, message: str, tmp_path:
     (tmp_path / "a.jpg").write_bytes(b"an image")
     with pytest.raises(ConfigError, match=message):
         config(**{"source": str(tmp_path), "output": "out"} | said)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("a#1.jpg", "a#1.png"), ("in.tar#a", "in.tar/a.png"), ("x#/in.PARQUET#7", "x#/in.PARQUET/7.png")],
+)
+def test_masks_in_a_folder_have_the_names_of_their_images(key: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"a mask")
+    assert masks.FolderMasks(str(tmp_path))(key) == b"a mask"
 
 
 def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:
