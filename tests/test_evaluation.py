@@ -1,6 +1,7 @@
 """Evaluations from the first byte to the last score, in this process; on clusters in test_evaluate.py."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -214,6 +215,17 @@ def test_what_cannot_be_evaluated_is_refused(said: dict, message: str, tmp_path:
     (tmp_path / "a.jpg").write_bytes(b"an image")
     with pytest.raises(ConfigError, match=message):
         config(**{"source": str(tmp_path), "output": "out"} | said)
+
+
+def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.url, tmp_path / "run=0123456789ab")
+    described = tmp_path / "run=0123456789ab/_run/config.yaml"
+    described.write_text("source: in\noutput: out\ncheckpoint: farmland\n")
+    with pytest.raises(ConfigError, match="is no run of an evaluation"):
+        evaluation.read(str(tmp_path / "run=0123456789ab"))
+    described.unlink()
+    with pytest.raises(ConfigError, match="is no run of an evaluation"):
+        evaluation.read(str(tmp_path / "run=0123456789ab"))
 
 
 @pytest.mark.parametrize(
