@@ -162,7 +162,8 @@ def identify(cfg: EvaluateConfig, data: str) -> Run:
     """Check one setting and name its run."""
     run = _of_masks(cfg) if cfg.masks else segment_dataset.identify(cfg)
     judging.coding_of(cfg.judge).check(run.classes)
-    scoring.Rules.of(cfg.score, run.classes)
+    scoring.check(cfg.score, run.classes, cfg.judge.trimap_px)
+    gate.check(gates_of(cfg), run.classes)
     fingerprint = hashlib.sha256(f"{run.fingerprint} {data}".encode()).hexdigest()
     url = storage.join(cfg.output, f"run={fingerprint[:12]}")
     return replace(run, fingerprint=fingerprint, url=url, judge=cfg.judge)

@@ -217,6 +217,27 @@ def test_what_cannot_be_evaluated_is_refused(said: dict, message: str, tmp_path:
         config(**{"source": str(tmp_path), "output": "out"} | said)
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"gates": "metrics: {iou: {}}"}, "metrics.iou"),
+        ({"gates": "floors: {snow: 0.5}"}, "a floor for 'snow'"),
+        ({"score": {"class_weights": {"snow": 1.0}}}, "'snow', which is no class"),
+        ({"score": {"band_px": 5}}, "band-px 5 is none of"),
+        ({"score": {"slice_columns": ["colour"]}}, "'colour', which rows do not have"),
+    ],
+)
+def test_rules_and_gates_that_do_not_fit_are_refused_before_anything_is_done(
+    said: dict, message: str, fields: Path, tmp_path: Path
+) -> None:
+    if "gates" in said:
+        (tmp_path / "gates.yaml").write_text(said["gates"])
+        said = {"gates": str(tmp_path / "gates.yaml")}
+    cfg = config(source=str(fields), output=str(tmp_path / "out"), checkpoint="farmland", **said)
+    with pytest.raises(ConfigError, match=message):
+        evaluate.identify(cfg, "data")
+
+
 def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.url, tmp_path / "run=0123456789ab")
     described = tmp_path / "run=0123456789ab/_run/config.yaml"
