@@ -172,7 +172,10 @@ def identify(cfg: EvaluateConfig, data: str) -> Run:
 def _of_masks(cfg: EvaluateConfig) -> Run:
     url = cfg.masks or ""
     sha256 = masks.digest(url)
-    class_map = classes.load(cfg.classes) if cfg.classes else masks.classes_of(url)
+    made_with = masks.classes_of(url)
+    class_map = classes.load(cfg.classes) if cfg.classes else made_with
+    if made_with and class_map and (lines := made_with.differences(class_map)):
+        raise ConfigError(f"the masks have other classes: {'; '.join(lines[:3])}", hint="leave --classes unset")
     if class_map is None:
         raise ConfigError("nothing says which classes a folder of PNGs has", hint="give --classes")
     fingerprint = cfg.fingerprint(model_sha256=sha256, classes=class_map.model_dump(mode="json"))

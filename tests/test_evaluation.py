@@ -249,6 +249,12 @@ def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
         evaluation.read(str(tmp_path / "run=0123456789ab"))
 
 
+def test_masks_of_other_classes_are_refused(run: Run, fields: Path, tmp_path: Path) -> None:
+    cfg = config(source=str(fields), output=str(tmp_path), masks=run.url, classes="camvid")
+    with pytest.raises(ConfigError, match="the masks have other classes: id 0"):
+        evaluate.identify(cfg, "data")
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [("a#1.jpg", "a#1.png"), ("in.tar#a", "in.tar/a.png"), ("x#/in.PARQUET#7", "x#/in.PARQUET/7.png")],
