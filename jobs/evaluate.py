@@ -265,8 +265,14 @@ def headline(one: Judged) -> dict[str, object]:
         "failed": found.codes,
         "rows_now": one.done.progress.committed,
         "wall_s": round(one.done.wall_s, 2),
-        "mean_iou": {name: float(answer.scores.mean_iou) for name, answer in found.answers.items()},
+        "mean_iou": {name: mean_iou_of(scores) for name, scores in one.scores.items()},
     }
+
+
+def mean_iou_of(scores: Sequence[scoring.Score]) -> float | None:
+    """By the rules of the config; None where no image has a score."""
+    found = [one.interval.value for one in scores if (one.name, one.class_name) == ("mean_iou", "")]
+    return found[0] if found and not math.isnan(found[0]) else None
 
 
 def show(one: Judged) -> None:

@@ -1,6 +1,7 @@
 """Evaluations from the first byte to the last score, in this process; on clusters in test_evaluate.py."""
 
 import io
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from jobs import evaluate
 from jobs.segment_dataset import Run
-from pipeline import encode, evaluation, manifest, masks, records, scoring, sink
+from pipeline import classes, encode, evaluation, manifest, masks, records, scoring, sink
 from pipeline.config import EvaluateConfig, JudgeConfig, ScoreConfig
 from pipeline.datasets import farmland
 from pipeline.errors import ERROR_CODES, ConfigError
@@ -236,6 +237,31 @@ def test_rules_and_gates_that_do_not_fit_are_refused_before_anything_is_done(
     cfg = config(source=str(fields), output=str(tmp_path / "out"), checkpoint="farmland", **said)
     with pytest.raises(ConfigError, match=message):
         evaluate.identify(cfg, "data")
+
+
+def test_the_line_at_the_end_is_json_where_no_image_has_a_score(
+    fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/other.png").write_bytes(b"of no image")
+    said = {"source": str(fields / "images"), "output": str(tmp_path / "out"), "checkpoint": "farmland"}
+    cfg = config(**said, read={"labels": str(tmp_path / "labels")})
+    carry_out(cfg)
+    assert evaluate.evaluate(evaluate.Arguments(cfg)) == 1
+    line = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert line["settings"]["default"]["mean_iou"] == {"network": None, "native": None}
+
+
+def test_the_line_at_the_end_scores_by_the_rules_that_were_asked_for(
+    fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"source": str(fields), "output": str(tmp_path), "checkpoint": "farmland", "limit": 2}
+    names = classes.load("farmland").names
+    cfg = config(**said, score={"samples": 100, "class_weights": {name: 0.0 for name in names if name != "crop"}})
+    found = evaluation.read(carry_out(cfg).url)
+    assert evaluate.evaluate(evaluate.Arguments(cfg)) == 0
+    line = json.loads(capsys.readouterr().out)["settings"]["default"]
+    assert line["mean_iou"]["native"] == pytest.approx(float(found.answer.scores.iou[names.index("crop")]))
 
 
 def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
