@@ -114,13 +114,15 @@ def completed(cfg: EvaluateConfig) -> EvaluateConfig:
     """The config with everything said that it left open: where labels are, and where runs go.
 
     Raises:
-        ConfigError: neither checkpoint nor masks, or both; nowhere to write; no labels.
+        ConfigError: neither checkpoint nor masks, or both; nowhere to write, or to find a baseline; no labels.
     """
     asked = {one.checkpoint or one.masks for one in cfg.named().values()}
     if None in asked or "" in asked or (cfg.masks and (cfg.checkpoint or cfg.settings)):
         raise ConfigError("an evaluation needs --checkpoint, or --masks alone")
     if not (cfg.output or cfg.history):
         raise ConfigError("nowhere to write", hint="give --output, or --history to write beside it")
+    if cfg.baseline == history.LAST_GOOD and not cfg.history:
+        raise ConfigError(f"--baseline {history.LAST_GOOD} without a history finds none", hint="give --history")
     output = cfg.output or storage.join(cfg.history or "", "_runs")
     return labelled(cfg.model_copy(update={"output": output}))
 
@@ -206,6 +208,8 @@ def gated(found: Evaluation, cfg: EvaluateConfig, moved: list[Drift]) -> Verdict
     entries = history.read(cfg.history) if cfg.history else []
     source = ", ".join(cfg.source)
     baseline = history.find_baseline(cfg.baseline, entries, found, source=source) if cfg.baseline else None
+    if cfg.baseline and not baseline:
+        log.warning("%s: no other evaluation of this source has passed, so there is no baseline yet", found.name)
     before = evaluation.read(baseline.run_url) if baseline and manifest.load(baseline.run_url) else None
     return gate.judge(found, gates_of(cfg), baseline=baseline, before=before, drift=moved)
 
@@ -326,7 +330,7 @@ def write_report(folder: str, judged: Sequence[Judged], cfg: EvaluateConfig, pla
         drift=one.drift,
         history=history.read(cfg.history) if cfg.history else [],
         samples=list(samples.of(one.evaluation, {*worst, *best}, planned, cfg)),
-        next_commands=[f"python -m jobs.inspect_run {redact(one.evaluation.run_url)} --failures"],
+        next_commands=[f"python -m jobs.inspect_run {shlex.quote(redact(one.evaluation.run_url))} --failures"],
     )
     url = storage.join(folder, "report/index.html")
     storage.put(url, page.encode())

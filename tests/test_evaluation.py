@@ -210,6 +210,7 @@ def test_settings_change_what_they_say_and_nothing_else() -> None:
         ({"checkpoint": "farmland", "masks": "m"}, "needs --checkpoint, or --masks alone"),
         ({"checkpoint": "farmland", "output": ""}, "nowhere to write"),
         ({"checkpoint": "farmland"}, "has no labels/ beside images/"),
+        ({"checkpoint": "farmland", "baseline": "last-good"}, "last-good without a history"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(said: dict, message: str, tmp_path: Path) -> None:
