@@ -4,9 +4,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import tyro
 import yaml
@@ -17,7 +17,21 @@ from pipeline.errors import JobError
 
 log = logging.getLogger(__name__)
 
-A = TypeVar("A")
+FILE_ONLY = ("settings",)
+"""Fields of a config that are no flags: tyro would fill what they leave open with defaults."""
+
+
+class Asked(Protocol):
+    """What a job was asked to do: a dataclass with its config."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def cfg(self) -> Any:
+        """The config of the job."""
+
+
+A = TypeVar("A", bound=Asked)
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -47,11 +61,14 @@ def parse(argv: Sequence[str], arguments: type[A] = Arguments, *, description: s
     if "--version" in argv:
         print(f"atrous {code_version()}")
         raise SystemExit(0)
-    default = arguments(cfg=_from_file(argv, get_type_hints(arguments)["cfg"]))
+    cfg = _from_file(argv, get_type_hints(arguments)["cfg"])
+    kept = {name: getattr(cfg, name) for name in FILE_ONLY if hasattr(cfg, name)}
+    default = arguments(cfg=cfg.model_copy(update={name: {} for name in kept}))  # type: ignore[call-arg]
     try:
-        return tyro.cli(arguments, args=list(argv), default=default, description=description)
+        parsed = tyro.cli(arguments, args=list(argv), default=default, description=description)
     except ValidationError as error:  # tyro catches those of groups, and says so itself
         raise explain(error, origin="the flags") from error
+    return replace(parsed, cfg=parsed.cfg.model_copy(update=kept))
 
 
 def _from_file(argv: Sequence[str], kind: type[C]) -> C:

@@ -114,13 +114,15 @@ def completed(cfg: EvaluateConfig) -> EvaluateConfig:
     """The config with everything said that it left open: where labels are, and where runs go.
 
     Raises:
-        ConfigError: neither checkpoint nor masks, or both; nowhere to write; no labels.
+        ConfigError: neither checkpoint nor masks, or both; nowhere to write, or to find a baseline; no labels.
     """
     asked = {one.checkpoint or one.masks for one in cfg.named().values()}
     if None in asked or "" in asked or (cfg.masks and (cfg.checkpoint or cfg.settings)):
         raise ConfigError("an evaluation needs --checkpoint, or --masks alone")
     if not (cfg.output or cfg.history):
         raise ConfigError("nowhere to write", hint="give --output, or --history to write beside it")
+    if cfg.baseline == history.LAST_GOOD and not cfg.history:
+        raise ConfigError(f"--baseline {history.LAST_GOOD} without a history finds none", hint="give --history")
     output = cfg.output or storage.join(cfg.history or "", "_runs")
     return labelled(cfg.model_copy(update={"output": output}))
 
@@ -162,7 +164,8 @@ def identify(cfg: EvaluateConfig, data: str) -> Run:
     """Check one setting and name its run."""
     run = _of_masks(cfg) if cfg.masks else segment_dataset.identify(cfg)
     judging.coding_of(cfg.judge).check(run.classes)
-    scoring.Rules.of(cfg.score, run.classes)
+    scoring.check(cfg.score, run.classes, cfg.judge.trimap_px)
+    gate.check(gates_of(cfg), run.classes)
     fingerprint = hashlib.sha256(f"{run.fingerprint} {data}".encode()).hexdigest()
     url = storage.join(cfg.output, f"run={fingerprint[:12]}")
     return replace(run, fingerprint=fingerprint, url=url, judge=cfg.judge)
@@ -171,7 +174,10 @@ def identify(cfg: EvaluateConfig, data: str) -> Run:
 def _of_masks(cfg: EvaluateConfig) -> Run:
     url = cfg.masks or ""
     sha256 = masks.digest(url)
-    class_map = classes.load(cfg.classes) if cfg.classes else masks.classes_of(url)
+    made_with = masks.classes_of(url)
+    class_map = classes.load(cfg.classes) if cfg.classes else made_with
+    if made_with and class_map and (lines := made_with.differences(class_map)):
+        raise ConfigError(f"the masks have other classes: {'; '.join(lines[:3])}", hint="leave --classes unset")
     if class_map is None:
         raise ConfigError("nothing says which classes a folder of PNGs has", hint="give --classes")
     fingerprint = cfg.fingerprint(model_sha256=sha256, classes=class_map.model_dump(mode="json"))
@@ -202,6 +208,8 @@ def gated(found: Evaluation, cfg: EvaluateConfig, moved: list[Drift]) -> Verdict
     entries = history.read(cfg.history) if cfg.history else []
     source = ", ".join(cfg.source)
     baseline = history.find_baseline(cfg.baseline, entries, found, source=source) if cfg.baseline else None
+    if cfg.baseline and not baseline:
+        log.warning("%s: no other evaluation of this source has passed, so there is no baseline yet", found.name)
     before = evaluation.read(baseline.run_url) if baseline and manifest.load(baseline.run_url) else None
     return gate.judge(found, gates_of(cfg), baseline=baseline, before=before, drift=moved)
 
@@ -261,8 +269,14 @@ def headline(one: Judged) -> dict[str, object]:
         "failed": found.codes,
         "rows_now": one.done.progress.committed,
         "wall_s": round(one.done.wall_s, 2),
-        "mean_iou": {name: float(answer.scores.mean_iou) for name, answer in found.answers.items()},
+        "mean_iou": {name: mean_iou_of(scores) for name, scores in one.scores.items()},
     }
+
+
+def mean_iou_of(scores: Sequence[scoring.Score]) -> float | None:
+    """By the rules of the config; None where no image has a score."""
+    found = [one.interval.value for one in scores if (one.name, one.class_name) == ("mean_iou", "")]
+    return found[0] if found and not math.isnan(found[0]) else None
 
 
 def show(one: Judged) -> None:
@@ -316,7 +330,7 @@ def write_report(folder: str, judged: Sequence[Judged], cfg: EvaluateConfig, pla
         drift=one.drift,
         history=history.read(cfg.history) if cfg.history else [],
         samples=list(samples.of(one.evaluation, {*worst, *best}, planned, cfg)),
-        next_commands=[f"python -m jobs.inspect_run {redact(one.evaluation.run_url)} --failures"],
+        next_commands=[f"python -m jobs.inspect_run {shlex.quote(redact(one.evaluation.run_url))} --failures"],
     )
     url = storage.join(folder, "report/index.html")
     storage.put(url, page.encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -256,7 +256,11 @@ class ScoreConfig(_Frozen):
     @field_validator("slice_pattern", mode="after")
     @classmethod
     def _groups_have_names(cls, value: str | None) -> str | None:
-        if value is not None and not re.compile(value).groupindex:
+        try:
+            named = re.compile(value or "").groupindex
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        if value is not None and not named:
             raise ValueError(f"{value!r} has no named group such as (?P<place>[^/]+)")
         return value
 
@@ -287,16 +291,24 @@ class EvaluateConfig(SegmentConfig):
         """Each setting as a config of its own, by its name; `default` is the only one where none are given."""
         if not self.settings:
             return {"default": self}
-        return {name: self._with(setting) for name, setting in self.settings.items()}
+        return {name: self._with(name, setting) for name, setting in self.settings.items()}
 
-    def _with(self, setting: Setting) -> "EvaluateConfig":
+    @field_serializer("settings")
+    def _as_said(self, value: dict[str, Setting]) -> dict[str, Any]:
+        """Without what is not said: a default that was written out would change what stays."""
+        return {name: setting.model_dump(mode="json", exclude_unset=True) for name, setting in value.items()}
+
+    def _with(self, title: str, setting: Setting) -> "EvaluateConfig":
         said = self.model_dump()
         for name, stage in setting:
             if isinstance(stage, BaseModel):
                 said[name] |= stage.model_dump(include=stage.model_fields_set)
             elif stage is not None:
                 said[name] = stage
-        return EvaluateConfig.model_validate(said | {"settings": {}})
+        try:
+            return EvaluateConfig.model_validate(said | {"settings": {}})
+        except ValidationError as error:
+            raise explain(error, origin=f"the setting {title!r}") from error
 
     def fingerprint(self, *, model_sha256: str, classes: Any) -> str:
         """As that of the segmentation, and of all that changes a count; see `SegmentConfig.fingerprint`."""

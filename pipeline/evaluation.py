@@ -207,11 +207,12 @@ class _Sums:
 def _described(run_url: str) -> tuple[EvaluateConfig, str]:
     """Config of a run, and the digest of what answered."""
     folder = storage.join(run_url, "_run")
-    said = yaml.safe_load(storage.read_bytes(storage.join(folder, "config.yaml")))
-    environment = json.loads(storage.read_bytes(storage.join(folder, "environment.json")))
     try:
+        said = yaml.safe_load(storage.read_bytes(storage.join(folder, "config.yaml")))
+        environment = json.loads(storage.read_bytes(storage.join(folder, "environment.json")))
+        said["judge"]  # a segmentation has none, and all else of its config would fit
         return EvaluateConfig.model_validate(said), environment["model_sha256"]
-    except ValidationError as error:
+    except (FileNotFoundError, KeyError, ValidationError) as error:
         raise ConfigError(f"{redact(run_url)} is no run of an evaluation", hint="submit jobs/evaluate.py") from error
 
 

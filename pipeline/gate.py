@@ -17,6 +17,7 @@ from typing import Annotated, TypedDict
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.classes import ClassMap
 from pipeline.config import explain, read_yaml
 from pipeline.drift import Drift, Quantity
 from pipeline.errors import ConfigError
@@ -139,6 +140,16 @@ def load(path: str) -> Gates:
         raise explain(error, origin=path) from error
 
 
+def check(gates: Gates, classes: ClassMap) -> None:
+    """Refuse gates that no evaluation of these classes can be held against.
+
+    Raises:
+        ConfigError: a floor of a class that there is not.
+    """
+    if strange := sorted(gates.floors.keys() - set(classes.names)):
+        raise ConfigError(f"the gates have a floor for {strange[0]!r}", hint=f"classes: {', '.join(classes.names)}")
+
+
 def judge(
     now: Evaluation,
     gates: Gates,
@@ -159,8 +170,7 @@ def judge(
     Raises:
         ConfigError: a floor of a class that there is not; a baseline of other classes, or gone without a trace.
     """
-    if strange := sorted(gates.floors.keys() - set(now.classes.names)):
-        raise ConfigError(f"the gates have a floor for {strange[0]!r}", hint=f"classes: {', '.join(now.classes.names)}")
+    check(gates, now.classes)
     comparison = compare(now, baseline, before, gates) if baseline else None
     checks = [_images(now, gates), _failed(now, gates), *_floors(now, gates)]
     if comparison:
@@ -262,13 +272,13 @@ def _floor(name: str, value: float, floor: float) -> Check:
 
 
 def _kept(name: Metric, tolerance: float, comparison: Comparison) -> Check:
-    """Fails when the whole interval of the difference lies below minus the tolerance."""
+    """Fails when the whole interval of the difference lies below minus the tolerance, or nothing could be compared."""
     change = comparison.change.metrics[name]
     says = (
         f"{change.value:+.4f}, interval {change.low:+.4f} to {change.high:+.4f}, may surely fall by {tolerance:.4f}; "
         f"against {comparison.checkpoint or comparison.run_url}, {comparison.note}"
     )
-    return Check(name, not change.high < -tolerance, says)
+    return Check(name, bool(change.high >= -tolerance), says)
 
 
 def _drifted(one: Drift, limit: float) -> Check:

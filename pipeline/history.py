@@ -217,7 +217,7 @@ def _read_object(url: str) -> list[Entry]:
     data = storage.read_bytes(url, max_bytes=MAX_BYTES)
     try:
         return from_table(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # any column may be missing or null
         hint = "delete it, and the evaluation can be appended again"
         raise StorageError(f"{redact(url)} is no entry of a history: {error}", hint=hint) from error
 

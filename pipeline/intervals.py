@@ -88,12 +88,13 @@ def by_group(counts_nkk: Int64, keys: Sequence[str], pattern: str | None) -> Int
         counts_nkk: (N, K, K + 1) of each image.
         keys: (N,) of the images.
         pattern: images whose keys agree in its first group, or in what it matches if it has no group, are one. A key
-            without a match stands alone; None leaves every image alone.
+            without a match, or whose match leaves that group out, stands alone; None leaves every image alone.
     """
     if pattern is None:
         return counts_nkk
     matches = [(key, re.search(pattern, key)) for key in keys]
-    names = [match[bool(match.re.groups)] if match else key for key, match in matches]
+    found = [match[bool(match.re.groups)] if match else None for _, match in matches]
+    names = [key if name is None else name for (key, _), name in zip(matches, found, strict=True)]
     codes, groups = pd.factorize(pd.Series(names, dtype=object))
     summed = np.zeros((len(groups), *counts_nkk.shape[1:]), np.int64)
     np.add.at(summed, codes, counts_nkk)

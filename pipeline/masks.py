@@ -4,6 +4,7 @@ In: the URL of either, and a key. Out: an encoded mask, or the failure that stan
 """
 
 import hashlib
+import re
 from functools import lru_cache
 from itertools import chain
 from pathlib import PurePosixPath
@@ -16,6 +17,9 @@ from pipeline.redact import redact
 
 PARTS_HELD = 4
 """Parts whose masks a worker keeps: keys are sorted in a part and in a shard, so neighbours stand together."""
+
+IN_ARCHIVE = re.compile(r"(.*\.(?:tar|parquet))#(.*)", re.IGNORECASE | re.DOTALL)
+"""Key of a sample or a row; the name of a file may hold a # too."""
 
 
 class Masks(Protocol):
@@ -52,8 +56,8 @@ class FolderMasks:
 
     def __call__(self, key: str) -> bytes:
         """The PNG at the key without its suffix; a sample `a.tar#x` has `a.tar/x.png`."""
-        path = PurePosixPath(key.replace("#", "/"))
-        name = f"{path if '#' in key else path.with_suffix('')}.png"
+        inside = IN_ARCHIVE.fullmatch(key)
+        name = f"{inside[1]}/{inside[2]}.png" if inside else f"{PurePosixPath(key).with_suffix('')}.png"
         try:
             return storage.read_bytes(storage.join(self.url, name))
         except FileNotFoundError as error:

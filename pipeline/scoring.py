@@ -29,6 +29,25 @@ MAX_VALUES = 20
 """Different numbers in a column that images are cut by one by one."""
 
 
+def check(cfg: ScoreConfig, classes: ClassMap, widths_px: Sequence[float]) -> None:
+    """Refuse rules that do not fit what is counted.
+
+    Raises:
+        ConfigError: the config names a class, a band or a column that there is not.
+    """
+    Rules.of(cfg, classes)
+    if cfg.band_px is not None and cfg.band_px not in widths_px:
+        raise ConfigError(f"--score.band-px {cfg.band_px:g} is none of --judge.trimap-px {[*widths_px]}")
+    _check_columns(cfg)
+
+
+def _check_columns(cfg: ScoreConfig) -> None:
+    known = [*IMAGE_COLUMNS, *DERIVED]
+    if strange := [name for name in cfg.slice_columns if name not in known]:
+        hint = f"columns: {', '.join(known)}"
+        raise ConfigError(f"--score.slice-columns names {strange[0]!r}, which rows do not have", hint=hint)
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One score of one answer."""
@@ -46,6 +65,7 @@ def scores_of(answer: Answer, classes: ClassMap, widths_px: Sequence[float], cfg
     Raises:
         ConfigError: the config names a class or a band that there is not.
     """
+    check(cfg, classes, widths_px)
     rules = Rules.of(cfg, classes)
     found: list[tuple[str, str, Interval]] = []
     if len(answer.counts_nkk):
@@ -109,8 +129,6 @@ def _of_sums(
     bands = Scores(answer.bands_bkk, rules.weights_k, cfg.absent).mean_iou
     found += [(f"mean_iou_within_{width:g}_px", float(value)) for width, value in zip(widths_px, bands, strict=True)]
     if cfg.band_px is not None:
-        if cfg.band_px not in widths_px:
-            raise ConfigError(f"--score.band-px {cfg.band_px:g} is none of --judge.trimap-px {[*widths_px]}")
         band = answer.bands_bkk[list(widths_px).index(cfg.band_px)]
         weighted = with_band(answer.counts_nkk.sum(axis=0), band, cfg.band_weight)
         value = float(Scores(weighted, rules.weights_k, cfg.absent).mean_iou)
@@ -140,11 +158,9 @@ def slices_of(evaluation: Evaluation, cfg: ScoreConfig, sources: dict[str, str])
             for width, height in zip(*(evaluation.images[c] for c in ("width", "height")), strict=True)
         ],
     )
+    _check_columns(cfg)
     found: dict[str, pd.Series] = {}
     for name in cfg.slice_columns:
-        if name not in frame.columns:
-            hint = f"columns: {', '.join([*IMAGE_COLUMNS, *DERIVED])}"
-            raise ConfigError(f"--score.slice-columns names {name!r}, which rows do not have", hint=hint)
         found[name] = _binned(frame[name])
     if cfg.slice_pattern:
         groups = frame["key"].str.extract(cfg.slice_pattern)

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import command_line
-from pipeline.config import SegmentConfig
+from jobs import command_line, evaluate
+from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import ConfigError, JobError
 
 REQUIRED = ["--source", "in", "--output", "out", "--checkpoint", "farmland"]
@@ -29,6 +29,36 @@ def test_what_is_printed_is_a_file_that_gives_the_same_config(tmp_path: Path) ->
     path.write_text(command_line.to_yaml(cfg))
     assert parse("--config", str(path)) == cfg
     assert yaml.safe_load(path.read_text())["limit"] == 9
+
+
+SETTINGS = """checkpoint: farmland
+infer: {flip: true}
+refine: {engine: torch, iterations: 3}
+settings: {fine: {infer: {output_stride: 8}}, short: {refine: {iterations: 2, engine: native}}}
+"""
+
+
+def parse_evaluation(path: Path, *flags: str) -> EvaluateConfig:
+    given = ["--config", str(path), "--source", "in", "--output", "out", *flags]
+    return command_line.parse(given, evaluate.Arguments, description="test").cfg
+
+
+def test_what_a_setting_does_not_say_stays_as_the_file_and_the_flags_have_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(SETTINGS)
+    fine, short = parse_evaluation(path, "--infer.scales", "0.5").named().values()
+    assert (fine.infer.output_stride, fine.infer.flip, fine.infer.scales) == (8, True, (0.5,))
+    assert (fine.refine.engine, fine.refine.iterations) == ("torch", 3)
+    assert (short.refine.engine, short.refine.iterations, short.infer.flip) == ("native", 2, True)
+
+
+def test_printed_settings_say_no_more_than_was_said(tmp_path: Path) -> None:
+    path, resolved = tmp_path / "run.yaml", tmp_path / "resolved.yaml"
+    path.write_text(SETTINGS)
+    cfg = parse_evaluation(path)
+    resolved.write_text(command_line.to_yaml(cfg))
+    assert yaml.safe_load(resolved.read_text())["settings"]["fine"] == {"infer": {"output_stride": 8}}
+    assert parse_evaluation(resolved).named() == cfg.named()
 
 
 def test_several_sources_are_taken_in_order() -> None:

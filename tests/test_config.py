@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import EvaluateConfig, SegmentConfig, explain, read_yaml
+from pipeline.config import EvaluateConfig, ScoreConfig, SegmentConfig, explain, read_yaml
 from pipeline.errors import ConfigError
 
 REQUIRED = {"source": ("s3://bucket/images",), "output": "out", "checkpoint": "farmland"}
@@ -266,3 +266,14 @@ def test_missing_run_file_is_refused_with_its_name():
 
 def test_a_setting_that_is_unset_leaves_the_fingerprint_of_older_runs():
     assert fingerprint(settings()) == "b4f84a0adb022e988068d258e4a4c24b24721708bd513d41e2bc9f67287e51fb"
+
+
+def test_a_setting_that_does_not_fit_the_others_is_named():
+    said = {"tile": {"overlap_px": 256}, "settings": {"small": {"tile": {"tile_px": 320}}}}
+    with pytest.raises(ConfigError, match=r"the setting 'small':\n  tile: .*overlap_px 256 is more than half"):
+        EvaluateConfig.model_validate(REQUIRED | said).named()
+
+
+def test_a_pattern_of_slices_that_is_no_regular_expression_is_refused():
+    with pytest.raises(ValidationError, match="no regular expression: missing"):
+        ScoreConfig(slice_pattern="(?P<place>")

@@ -1,6 +1,8 @@
 """Evaluations from the first byte to the last score, in this process; on clusters in test_evaluate.py."""
 
 import io
+import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from jobs import evaluate
 from jobs.segment_dataset import Run
-from pipeline import encode, evaluation, manifest, records, scoring, sink
+from pipeline import classes, encode, evaluation, manifest, masks, records, scoring, sink
 from pipeline.config import EvaluateConfig, JudgeConfig, ScoreConfig
 from pipeline.datasets import farmland
 from pipeline.errors import ERROR_CODES, ConfigError
@@ -82,14 +84,14 @@ def test_the_network_alone_counts_the_same_with_a_crf_behind_it_as_without(
 
 @pytest.mark.parametrize("kind", ["parts", "folder"])
 def test_masks_that_are_there_already_count_the_same(kind: str, fields: Path, run: Run, tmp_path: Path) -> None:
-    masks = run.url
+    there = run.url
     if kind == "folder":
-        masks = str(tmp_path / "masks")
-        Path(masks).mkdir()
+        there = str(tmp_path / "masks")
+        Path(there).mkdir()
         for key, row in rows_of(run).items():
             if row.mask:
-                (Path(masks) / f"{key[:-4]}.png").write_bytes(row.mask)
-    cfg = config(source=str(fields), output=str(tmp_path / "out"), masks=masks, classes="farmland")
+                (Path(there) / f"{key[:-4]}.png").write_bytes(row.mask)
+    cfg = config(source=str(fields), output=str(tmp_path / "out"), masks=there, classes="farmland")
     again, before = evaluation.read(carry_out(cfg).url), evaluation.read(run.url)
     assert again.codes == ({"label_missing": 1} if kind == "parts" else {"mask_missing": 1})
     assert (again.data_fp, list(again.answers)) == (before.data_fp, ["masks"])
@@ -208,12 +210,86 @@ def test_settings_change_what_they_say_and_nothing_else() -> None:
         ({"checkpoint": "farmland", "masks": "m"}, "needs --checkpoint, or --masks alone"),
         ({"checkpoint": "farmland", "output": ""}, "nowhere to write"),
         ({"checkpoint": "farmland"}, "has no labels/ beside images/"),
+        ({"checkpoint": "farmland", "baseline": "last-good"}, "last-good without a history"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(said: dict, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"an image")
     with pytest.raises(ConfigError, match=message):
         config(**{"source": str(tmp_path), "output": "out"} | said)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"gates": "metrics: {iou: {}}"}, "metrics.iou"),
+        ({"gates": "floors: {snow: 0.5}"}, "a floor for 'snow'"),
+        ({"score": {"class_weights": {"snow": 1.0}}}, "'snow', which is no class"),
+        ({"score": {"band_px": 5}}, "band-px 5 is none of"),
+        ({"score": {"slice_columns": ["colour"]}}, "'colour', which rows do not have"),
+    ],
+)
+def test_rules_and_gates_that_do_not_fit_are_refused_before_anything_is_done(
+    said: dict, message: str, fields: Path, tmp_path: Path
+) -> None:
+    if "gates" in said:
+        (tmp_path / "gates.yaml").write_text(said["gates"])
+        said = {"gates": str(tmp_path / "gates.yaml")}
+    cfg = config(source=str(fields), output=str(tmp_path / "out"), checkpoint="farmland", **said)
+    with pytest.raises(ConfigError, match=message):
+        evaluate.identify(cfg, "data")
+
+
+def test_the_line_at_the_end_is_json_where_no_image_has_a_score(
+    fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/other.png").write_bytes(b"of no image")
+    said = {"source": str(fields / "images"), "output": str(tmp_path / "out"), "checkpoint": "farmland"}
+    cfg = config(**said, read={"labels": str(tmp_path / "labels")})
+    carry_out(cfg)
+    assert evaluate.evaluate(evaluate.Arguments(cfg)) == 1
+    line = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert line["settings"]["default"]["mean_iou"] == {"network": None, "native": None}
+
+
+def test_the_line_at_the_end_scores_by_the_rules_that_were_asked_for(
+    fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"source": str(fields), "output": str(tmp_path), "checkpoint": "farmland", "limit": 2}
+    names = classes.load("farmland").names
+    cfg = config(**said, score={"samples": 100, "class_weights": {name: 0.0 for name in names if name != "crop"}})
+    found = evaluation.read(carry_out(cfg).url)
+    assert evaluate.evaluate(evaluate.Arguments(cfg)) == 0
+    line = json.loads(capsys.readouterr().out)["settings"]["default"]
+    assert line["mean_iou"]["native"] == pytest.approx(float(found.answer.scores.iou[names.index("crop")]))
+
+
+def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.url, tmp_path / "run=0123456789ab")
+    described = tmp_path / "run=0123456789ab/_run/config.yaml"
+    described.write_text("source: in\noutput: out\ncheckpoint: farmland\n")
+    with pytest.raises(ConfigError, match="is no run of an evaluation"):
+        evaluation.read(str(tmp_path / "run=0123456789ab"))
+    described.unlink()
+    with pytest.raises(ConfigError, match="is no run of an evaluation"):
+        evaluation.read(str(tmp_path / "run=0123456789ab"))
+
+
+def test_masks_of_other_classes_are_refused(run: Run, fields: Path, tmp_path: Path) -> None:
+    cfg = config(source=str(fields), output=str(tmp_path), masks=run.url, classes="camvid")
+    with pytest.raises(ConfigError, match="the masks have other classes: id 0"):
+        evaluate.identify(cfg, "data")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("a#1.jpg", "a#1.png"), ("in.tar#a", "in.tar/a.png"), ("x#/in.PARQUET#7", "x#/in.PARQUET/7.png")],
+)
+def test_masks_in_a_folder_have_the_names_of_their_images(key: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"a mask")
+    assert masks.FolderMasks(str(tmp_path))(key) == b"a mask"
 
 
 def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:

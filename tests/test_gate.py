@@ -171,6 +171,12 @@ def test_too_few_images_fail_and_none_is_no_accident():
     assert "images" in failed(against(evaluation(0), evaluation()))
 
 
+def test_a_baseline_without_a_scored_image_is_nothing_to_keep_up_with():
+    verdict = against(evaluation(), evaluation(0))
+    assert failed(verdict) == ["mean_iou"]
+    assert "since only 0 images are the same" in verdict.reasons[0]
+
+
 def test_drift_beyond_its_limit_fails_and_unknown_drift_does_not():
     before, now = evaluation(100, seed=1).images, evaluation(100, brightness=60)
     limits = gates(drift={"brightness": 0.25})

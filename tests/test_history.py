@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -148,6 +149,20 @@ def test_other_files_are_left_alone_and_a_damaged_entry_is_named(tmp_path: Path)
     pq.write_table(history.to_table(judged(evaluation())), whole)
     name = "evaluation-0123456789abcdef0123.parquet"
     (tmp_path / name).write_bytes(whole.getvalue()[:-20])
+    with pytest.raises(StorageError, match=name):
+        history.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [("judged", "missing"), ("classes", "missing"), ("mean_iou", "missing"), ("time", "empty"), ("iou", "empty")],
+)
+def test_an_entry_of_other_columns_is_named(column: str, change: str, tmp_path: Path) -> None:
+    table = history.to_table(judged(evaluation()))
+    at = table.column_names.index(column)
+    empty = table.set_column(at, column, pa.nulls(len(table), table.schema.field(at).type))
+    name = "evaluation-0123456789abcdef0123.parquet"
+    pq.write_table(empty if change == "empty" else table.drop_columns([column]), tmp_path / name)
     with pytest.raises(StorageError, match=name):
         history.read(str(tmp_path))
 

@@ -36,6 +36,13 @@ def test_images_outside_every_group_stand_alone():
     assert by_group(TABLES, KEYS, None) is TABLES
 
 
+@pytest.mark.parametrize(("pattern", "groups"), [("(nothing)?", 12), ("^(drive_0)?", 8)])
+def test_images_whose_match_leaves_the_group_out_stand_alone(pattern, groups):
+    summed = by_group(TABLES, KEYS, pattern)
+    assert len(summed) == groups
+    assert np.array_equal(summed[-1], TABLES[-1])
+
+
 def test_frames_that_repeat_each_other_do_not_make_a_score_surer():
     repeated, keys = np.repeat(TABLES, 20, axis=0), [f"{index // 20}-{index}" for index in range(240)]
     alone, grouped = (estimate(by_group(repeated, keys, group)).metrics["mean_iou"] for group in (None, r"^(\d+)-"))
