@@ -803,8 +803,13 @@ def write_parquet(url: str, count: int, *, size_px: int, seed: int, per_shard: i
 
 
 def encode_jpeg(sample: Sample) -> bytes:
-    """The image as it is written everywhere: JPEG of quality 88."""
+    """The image as cameras leave it: JPEG of quality 88."""
     return _encoded(PILImage.fromarray(sample.image_hwc), "JPEG", quality=88)
+
+
+def encode_png(sample: Sample) -> bytes:
+    """The image without loss."""
+    return _encoded(PILImage.fromarray(sample.image_hwc), "PNG")
 
 
 def _jpegs(count: int, *, size_px: int, seed: int, workers: int) -> Iterator[bytes]:

@@ -23,16 +23,16 @@ class Generated(Layout):
         """List the seeds of a split."""
         self.check_split(split)
         names = [f"farm_{seed:07}" for seed in SEEDS[split]]
-        return [Example(f"{split}/{name}", f"{name}.jpg", None) for name in names]
+        return [Example(f"{split}/{name}", f"{name}.png", None) for name in names]
 
     def label(self, root: str, one: Example) -> UInt8:
         """Generate one scene and take its label."""
         return _scene(one).label_hw
 
     def read(self, root: str, one: Example) -> Labelled:
-        """Generate one scene; its image becomes a JPEG."""
+        """Generate one scene; its image is kept without loss, to be varied in training."""
         scene = _scene(one)
-        return Labelled(one.key, farmland.encode_jpeg(scene), scene.label_hw)
+        return Labelled(one.key, farmland.encode_png(scene), scene.label_hw)
 
 
 def _scene(one: Example) -> farmland.Sample:

@@ -179,7 +179,7 @@ def _relight(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) ->
     )
     hue, airlight = rng.uniform(-cfg.hue, cfg.hue), rng.uniform(*AIRLIGHT)
     haze, sigma_px = (rng.integers(2) * rng.uniform(0, most) for most in (cfg.haze, cfg.blur_px))
-    quality = int(rng.integers(cfg.jpeg, 101))
+    quality = max(int(rng.integers(cfg.jpeg, 101)), 100 * int(rng.integers(2)))
     flat = (1 - contrast) * brightness * float(pixels_hwc.mean())
     pixels = _levels(pixels_hwc, contrast * brightness * (1 - haze), flat * (1 - haze) + airlight * haze)
     if pixels.shape[2] == 3 and (saturation, hue) != (1, 0):
