@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 IMAGE_PX = 64
 FEW, MANY, JUDGED = 12, 300, 150
+GOING_ON = 0.3
+"""Factor on the learning rate after the start: what it knows must last until the first E-steps have used it."""
 FIRST_JUDGED_SEED = 900_000
 LEAST_PX = 12
 """Objects with fewer pixels get no box: nobody would draw one."""
@@ -144,12 +146,14 @@ def write_data(data: str, seed: int) -> None:
 def config(scratch: Path, seed: int, way: Way, *, steps: int, output: str, initial: str | None) -> TrainConfig:
     """The settings of one run."""
     many = (way.part,) if way.part else ()
+    optimise = SETTINGS["optimise"]
     said = SETTINGS | {
         "data": str(scratch / f"data-{seed}"),
         "output": output,
         "seed": seed,
         "sets": {"train": ("few", *many)},
         "network": SETTINGS["network"] | {"initial": initial},
+        "optimise": optimise | {"lr": optimise["lr"] * (GOING_ON if initial else 1)},
         "runtime": SETTINGS["runtime"] | {"cache": str(scratch / "cache")},
         "sample": {"weak_share": 0.5 if way.weak else None},
         "schedule": {"steps": steps, "warmup": 10},

@@ -65,8 +65,12 @@ def segment(*flags: str, **how: Any) -> Outcome:
 
 
 def rows_of(outcome: Outcome) -> pd.DataFrame:
-    """All committed rows, by key, without what a clock decides."""
+    """All committed rows, by key, without what a clock decides.
+
+    The number of rows of a shard stands in the row that was read last: after a resume that may be another one, or two.
+    """
     frame = pd.read_parquet(outcome.run / "parts").drop(columns=CLOCKS)
+    frame["shard_rows"] = frame.groupby("shard")["shard_rows"].transform("max")
     return frame.sort_values("key").reset_index(drop=True)
 
 

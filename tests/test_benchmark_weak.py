@@ -39,6 +39,8 @@ def test_every_way_is_a_config_of_the_training_job(tmp_path) -> None:
         cfg = benchmark_weak.config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial=None)
         assert cfg.sets.train[0] == "few"
         assert (cfg.sample.weak_share is None) == (not way.weak)
+        later = benchmark_weak.config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial="start")
+        assert later.optimise.lr < cfg.optimise.lr
 
 
 def test_a_run_gives_the_scores_that_its_card_tells(tmp_path, monkeypatch) -> None:

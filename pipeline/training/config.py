@@ -80,7 +80,9 @@ class AugmentConfig(_Frozen):
     blur_px: float = Field(0.0, ge=0, description="Sigma of a Gaussian blur, up to this, pixels; half the images.")
     haze: Share = Field(0.0, description="Blend towards the colour of haze, up to this share; half the images.")
     elastic_px: float = Field(0.0, ge=0, description="Deviation of an elastic deformation, pixels (U-Net: 10).")
-    jpeg: int = Field(100, ge=10, le=100, description="Lowest JPEG quality of a round trip; half the images; 100: none.")
+    jpeg: int = Field(
+        100, ge=10, le=100, description="Lowest JPEG quality of a round trip; half the images; 100: none."
+    )
 
     @model_validator(mode="after")
     def _from_small_to_large(self) -> "AugmentConfig":
