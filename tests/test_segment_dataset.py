@@ -166,9 +166,7 @@ def test_a_folder_that_grew_is_finished_by_the_same_command(ray_cluster: Cluster
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    "moment", ["owner-000001.json", "plan.parquet", "parts=1", f"parts={IMAGES // 8}", "manifest.json", "overlays.png"]
-)
+@pytest.mark.parametrize("moment", ["owner-000001.json", f"parts={IMAGES // 8}", "manifest.json", "overlays.png"])
 def test_a_driver_killed_at_any_moment_is_finished_by_the_same_command(
     moment: str, fields: Path, ray_cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
@@ -202,10 +200,10 @@ def test_an_actor_killed_in_the_middle_of_a_task_costs_nothing(
 def kill_a_worker(cluster: Cluster, stage: str, *, when: Callable[[], bool]) -> None:
     """Kill the actor of a stage with SIGKILL once `when` says so."""
     deadline = time.monotonic() + 150
-    while not when():
+    while not (when() and (found := cluster.workers(stage))):
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.01)
-    cluster.workers(stage)[0].kill()
+    found[0].kill()
 
 
 @pytest.mark.faults
@@ -381,7 +379,7 @@ CAMVID = ROOT.parent / "shared/data/camvid/val/images"
 @pytest.mark.s3
 @pytest.mark.skipif(not CAMVID.exists(), reason="the labelled images are not on this machine")
 def test_photos_give_the_same_masks_as_folder_tar_and_parquet(rclone_server: S3Server) -> None:
-    photos = {path.name: path.read_bytes() for path in sorted(CAMVID.glob("*.jpg"))[::4]}
+    photos = {path.name: path.read_bytes() for path in sorted(CAMVID.glob("*.jpg"))[::12]}
     names = sorted(photos)
     client = rclone_server.client()
     client.create_bucket(Bucket="camvid")
@@ -392,7 +390,7 @@ def test_photos_give_the_same_masks_as_folder_tar_and_parquet(rclone_server: S3S
         client.put_object(Bucket="camvid", Key=f"tar/{shard}.tar", Body=tar_of(some))
     table = pa.table({"image": [{"bytes": photos[name], "path": name} for name in names]})
     out = io.BytesIO()
-    pq.write_table(table, out, row_group_size=10)
+    pq.write_table(table, out, row_group_size=4)
     client.put_object(Bucket="camvid", Key="parquet/all.parquet", Body=out.getvalue())
     masks = {}
     for form in ("folder", "tar", "parquet"):
