@@ -275,8 +275,8 @@ def headline(one: Judged) -> dict[str, object]:
 
 def mean_iou_of(scores: Sequence[scoring.Score]) -> float | None:
     """By the rules of the config; None where no image has a score."""
-    found = [one.interval.value for one in scores if (one.name, one.class_name) == ("mean_iou", "")]
-    return found[0] if found and not math.isnan(found[0]) else None
+    found = scoring.of_all(scores).get("mean_iou")
+    return found.value if found and not math.isnan(found.value) else None
 
 
 def show(one: Judged) -> None:
@@ -286,7 +286,7 @@ def show(one: Judged) -> None:
         "%s: %d image(s) scored, %d without a score %s", found.name, len(found.images), len(found.failures), found.codes
     )
     for name, scores in one.scores.items():
-        by_name = {score.name: score.interval for score in scores if not score.class_name}
+        by_name = scoring.of_all(scores)
         said = (f"{wanted} {told(by_name[wanted])}" for wanted in SHOWN if wanted in by_name)
         log.info("  %-16s %s", name, ", ".join(said))
     for check in one.verdict.checks if one.verdict else []:

@@ -23,7 +23,7 @@ from pipeline.intervals import Estimates, estimate
 from pipeline.metrics import Interval, Scores
 from pipeline.records import Int64
 from pipeline.report import failures_by_code
-from pipeline.scoring import Score
+from pipeline.scoring import Score, of_all
 from pipeline.training.tracker import Sample
 from pipeline.trend import Series, series_of
 
@@ -130,8 +130,8 @@ def render(
     return page.template("evaluation_report", share=_share).render(
         found=found,
         level=f"{cfg.level:.0%}",
-        named=[(name, title) for name, title in NAMED if name in _of_all(judged.scores[found.answer.name])],
-        scores=_of_all(judged.scores[found.answer.name]),
+        named=[(name, title) for name, title in NAMED if name in of_all(judged.scores[found.answer.name])],
+        scores=of_all(judged.scores[found.answer.name]),
         verdict=verdict,
         change=change,
         rows=_class_rows(judged, change),
@@ -173,11 +173,6 @@ def mixed_up(counts: Int64, classes: ClassMap, *, most: int) -> list[MixUp]:
 # ---------------------------------------------------------------- scores
 
 
-def _of_all(scores: Iterable[Score]) -> dict[str, Interval]:
-    """Scores of all classes by name."""
-    return {one.name: one.interval for one in scores if not one.class_name}
-
-
 def _of_each(scores: Iterable[Score], name: str) -> dict[str, Interval]:
     """One score of each class by its name."""
     return {one.class_name: one.interval for one in scores if one.name == name and one.class_name}
@@ -213,7 +208,7 @@ def _answer_rows(judged: Judged, gain: Estimates | None) -> list[AnswerRow]:
         AnswerRow(
             found.name,
             name,
-            _of_all(judged.scores[name]),
+            of_all(judged.scores[name]),
             gain.metrics["mean_iou"] if gain and answer is found.answer else None,
         )
         for name, answer in found.answers.items()

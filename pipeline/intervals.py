@@ -92,10 +92,13 @@ def by_group(counts_nkk: Int64, keys: Sequence[str], pattern: str | None) -> Int
     """
     if pattern is None:
         return counts_nkk
-    matches = [(key, re.search(pattern, key)) for key in keys]
-    found = [match[bool(match.re.groups)] if match else None for _, match in matches]
-    names = [key if name is None else name for (key, _), name in zip(matches, found, strict=True)]
-    codes, groups = pd.factorize(pd.Series(names, dtype=object))
+    codes, groups = pd.factorize(pd.Series([_group_of(key, pattern) for key in keys], dtype=object))
     summed = np.zeros((len(groups), *counts_nkk.shape[1:]), np.int64)
     np.add.at(summed, codes, counts_nkk)
     return summed
+
+
+def _group_of(key: str, pattern: str) -> str:
+    match = re.search(pattern, key)
+    name = match[bool(match.re.groups)] if match else None
+    return key if name is None else name

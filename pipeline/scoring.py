@@ -5,7 +5,7 @@ be scored by other rules at any time.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -57,6 +57,11 @@ class Score:
     """Empty for a score of all classes."""
     interval: Interval
     """Low and high are NaN for what is only known of all images together."""
+
+
+def of_all(scores: Iterable[Score]) -> dict[str, Interval]:
+    """Scores of all classes together, by name."""
+    return {one.name: one.interval for one in scores if not one.class_name}
 
 
 def scores_of(answer: Answer, classes: ClassMap, widths_px: Sequence[float], cfg: ScoreConfig) -> list[Score]:

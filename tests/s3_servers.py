@@ -24,6 +24,8 @@ from urllib.parse import unquote, urlsplit
 import boto3
 from botocore.config import Config
 
+from tests.ray_servers import free_port
+
 KEY_ID, SECRET = "atrous-test-key-id", "atrous-test-secret-canary"
 
 Fault = int | Literal["reset", "lost", "cut", "slow"]
@@ -68,7 +70,7 @@ class S3Server:
 @contextmanager
 def moto() -> Iterator[S3Server]:
     """moto's S3: in memory, answers 412 to a second conditional write. Lists 100 names a page, S3 itself 1000."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     yield from _serve(command, port, page=100)
 
@@ -76,7 +78,7 @@ def moto() -> Iterator[S3Server]:
 @contextmanager
 def rclone(folder: Path) -> Iterator[S3Server]:
     """`rclone serve s3`: every folder below `folder` is a bucket. Ignores If-None-Match."""
-    port = _free_port()
+    port = free_port()
     command = ["serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull]
     yield from _serve([rclone_program(), *command, str(folder)], port, page=1000)
 
@@ -96,12 +98,6 @@ def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(command: list[str], port: int, *, page: int) -> Iterator[S3Server]:

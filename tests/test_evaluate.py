@@ -55,6 +55,7 @@ def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_
 ) -> None:
     farmland.write_folder(f"{s3_url}/val", FIELDS, size_px=96, seed=9, with_labels=True)
     flags = ["--source", f"{s3_url}/val", "--checkpoint", "farmland", *QUICK, *SMALL_PARTS]
+    quiet = None
     for workers, killed in ((1, ""), (2, "InferStage"), (4, "RefineStage")):
         output = tmp_path / f"{workers}-{killed}"
         how = ["--output", str(output), "--runtime.infer-workers", str(workers)]
@@ -68,6 +69,11 @@ def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_
         np.testing.assert_array_equal(
             found.answer.counts_nkk, expected_counts(found.run_url, f"{s3_url}/val/labels", found.classes)
         )
+        quiet = quiet or found
+        assert found.keys == quiet.keys
+        for name, answer in quiet.answers.items():
+            for array in ("counts_nkk", "bands_bkk", "boundary", "reliability"):
+                np.testing.assert_array_equal(getattr(answer, array), getattr(found.answers[name], array))
 
 
 def test_several_settings_history_and_gate_in_one_go(ray_cluster: Cluster, tmp_path: Path) -> None:
