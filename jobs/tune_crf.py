@@ -61,7 +61,9 @@ class TuneConfig(BaseModel):
 
     images: str = Field(description="Folder of images: local or s3://.")
     labels: str = Field(description="Folder of their labels, PNG of class ids, under the same relative names.")
-    checkpoint: str = Field(description="Folder with model.safetensors and card.json, or a shipped name: farmland.")
+    checkpoint: str = Field(
+        description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
+    )
     output: str = Field(description="Folder that receives params.yaml, results.parquet and report/; overwritten.")
     classes: str | None = Field(None, description="Class map of the labels; unset takes the checkpoint's.")
     limit: int | None = Field(None, ge=1, description="Only the first N images; the papers use 100.")

@@ -168,7 +168,9 @@ class SegmentConfig(_Frozen):
 
     source: tuple[str, ...] = Field(min_length=1, description="Folder, tar or Parquet URLs: local, s3://, memory://.")
     output: str = Field(description="Folder that receives run=<fingerprint>/.")
-    checkpoint: str = Field(description="Folder with model.safetensors and card.json, or a shipped name: farmland.")
+    checkpoint: str = Field(
+        description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
+    )
     classes: str | None = Field(None, description="Class map name or YAML file; unset takes the checkpoint's.")
     limit: int | None = Field(None, ge=1, description="Segment only the first N images, into a run of their own.")
     read: ReadConfig = Field(ReadConfig(), description="Listing and sharding.")
@@ -278,7 +280,9 @@ class EvaluateConfig(SegmentConfig):
     """Score every image under SOURCE against its label: with and without refinement, in as many settings as asked."""
 
     output: str = Field("", description="Folder that receives the runs and the report; unset: beside --history.")
-    checkpoint: str = Field("", description="Folder with model.safetensors and card.json, or a shipped name: farmland.")
+    checkpoint: str = Field(
+        "", description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
+    )
     masks: str | None = Field(None, description="Score these masks instead: URL of a run, or of a folder of PNGs.")
     judge: JudgeConfig = Field(JudgeConfig(), description="Labels, and what is counted.")
     score: ScoreConfig = Field(ScoreConfig(), description="Scores, intervals, slices.")

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,36 @@ def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -
             os.killpg(head.pid, signal.SIGKILL)
             head.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def node(of: Cluster, num_cpus: int = 1) -> Iterator[subprocess.Popen]:
+    """One more node of a cluster, once it is there; its process group is its own, so to kill that is a machine lost."""
+    command = [BIN / "ray", "start", "--block", f"--address={of.address}", "--node-ip-address=127.0.0.1"]
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--num-cpus={num_cpus}"]
+    command += ["--object-store-memory=200000000"]
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **of.environment}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    with (of.log.parent / "node.log").open("wb") as out:
+        started = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        _wait_for_nodes(2, environment)
+        yield started
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+def _wait_for_nodes(count: int, environment: dict[str, str]) -> None:
+    deadline = time.monotonic() + START_S
+    command = [sys.executable, "-c", "import ray; ray.init(); print(sum(one['Alive'] for one in ray.nodes()))"]
+    while True:
+        asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if asked.stdout.strip().endswith(str(count)):
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no {count} nodes:\n{asked.stdout}\n{asked.stderr}")
 
 
 def _wait_for(port: int, dashboard: int, head: subprocess.Popen, log: Path) -> None:

@@ -17,7 +17,14 @@ TINY = {"backbone": "mobilenet_v2", "width_multiplier": 0.25} | CHANNELS
 TINY_RESNET = {"backbone": "resnet18", "width_multiplier": 0.125} | CHANNELS
 TINY_XCEPTION = {"backbone": "xception41", "width_multiplier": 1 / 32} | CHANNELS
 TINY_CAFFE = {"backbone": "resnet50", "width_multiplier": 0.0625, "ceil_pool": True, "stride_in": "1x1"} | CHANNELS
-EVERY_KIND = {"mobilenet_v2": TINY, "resnet18": TINY_RESNET, "xception41": TINY_XCEPTION, "caffe": TINY_CAFFE}
+TINY_FINE = TINY_RESNET | {"fine_channels": 6}
+EVERY_KIND = {
+    "mobilenet_v2": TINY,
+    "resnet18": TINY_RESNET,
+    "xception41": TINY_XCEPTION,
+    "caffe": TINY_CAFFE,
+    "fine": TINY_FINE,
+}
 
 KAZUTO1011 = {"stride_in": "1x1", "ceil_pool": True, "first_block": "own"}
 JFZHANG = {"first_block": "own", "align_corners": True}
@@ -97,11 +104,26 @@ READY = [tiny(**options, output_stride=stride).eval() for options in EVERY_KIND.
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(READY), st.integers(1, 70), st.integers(1, 70))
-def test_logits_leave_at_a_quarter_of_any_size_rounded_up(network: nn.Module, height: int, width: int) -> None:
+def test_logits_leave_at_the_stride_of_any_size_rounded_up(network: nn.Module, height: int, width: int) -> None:
     with torch.no_grad():
         features, logits = network.embed(torch.zeros(2, 3, height, width))
     assert logits.shape == (2, 5, -(-height // network.stride), -(-width // network.stride))
     assert features.shape == (2, network.feature_channels, *logits.shape[2:])
+
+
+def test_a_second_decoder_step_halves_the_stride_and_leaves_all_before_it_as_it_was() -> None:
+    coarse, fine = tiny(**TINY_RESNET).eval(), tiny(**TINY_FINE).eval()
+    missing, unexpected = fine.load_state_dict(
+        {name: value for name, value in coarse.state_dict().items() if not name.startswith("logits")}, strict=False
+    )
+    assert all(name.startswith(("fine.", "logits.")) for name in missing)
+    assert (unexpected, coarse.stride, fine.stride) == ([], 4, 2)
+    x = torch.rand(2, 3, 41, 57)
+    with torch.no_grad():
+        stem = fine.backbone.stem(x)
+        low, _, _, high = fine.backbone.behind(stem)
+        torch.testing.assert_close(fine.decode(low, high), coarse.embed(x)[0])
+        torch.testing.assert_close(fine.fine(coarse.embed(x)[0], stem), fine.embed(x)[0])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +185,7 @@ def test_aligned_corners_move_the_coarse_features() -> None:
 def test_every_parameter_learns(kind: str, separable: bool | str) -> None:
     network = tiny(**EVERY_KIND[kind], separable=separable, aspp_conv=separable == "plain")
     logits = network(torch.randn(2, 3, 64, 64))
-    F.cross_entropy(logits, torch.randint(0, 5, (2, 16, 16))).backward()
+    F.cross_entropy(logits, torch.randint(0, 5, (2, *logits.shape[2:]))).backward()
     idle = [name for name, one in network.named_parameters() if one.grad is None or not one.grad.abs().any()]
     assert idle == []
 
@@ -227,7 +249,7 @@ def test_width_1_has_the_channels_of_the_paper() -> None:
 @pytest.mark.parametrize("bands", [1, 16])
 def test_bands_other_than_three_are_accepted(kind: str, bands: int) -> None:
     network = tiny(**EVERY_KIND[kind], in_channels=bands).eval()
-    assert network(torch.zeros(1, bands, 8, 8)).shape == (1, 5, 2, 2)
+    assert network(torch.zeros(1, bands, 8, 8)).shape == (1, 5, 8 // network.stride, 8 // network.stride)
 
 
 def test_a_separable_convolution_with_nothing_within_is_a_full_one_of_low_rank() -> None:
@@ -295,6 +317,7 @@ def test_batch_norm_takes_the_epsilon_it_is_given_everywhere() -> None:
         ("deeplab_v3plus", {"backbone": "xception65", "ceil_pool": True}, "ceil_pool has no effect with xception65"),
         ("deeplab_v3plus", {"backbone": "resnet18", "multi_grid": None}, "multi_grid has no effect with resnet18"),
         ("deeplab_v3plus", {"decoder_convs": 3}, "decoder_convs"),
+        ("deeplab_v3plus", {"backbone": "xception65", "fine_channels": 8}, "no effect with xception65"),
         ("deeplab_v3plus", {"rates": ()}, "rates"),
     ],
 )

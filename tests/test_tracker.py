@@ -1,10 +1,19 @@
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import classes as class_maps
 from pipeline import storage
@@ -12,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.paint import paint
 from pipeline.training import tracker
 from pipeline.training.tracker import GAP_PX, Sample
+from tests.ray_servers import free_port
 
 CLASSES = class_maps.load("farmland")
 
@@ -96,31 +106,90 @@ def test_no_tracker_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("before", [[], [SimpleNamespace(info=SimpleNamespace(run_id="old"))]])
-def test_mlflow_goes_on_with_the_run_of_the_same_fingerprint(monkeypatch, tmp_path, before):
-    library = MagicMock()
-    library.search_runs.return_value = before
-    monkeypatch.setitem(sys.modules, "mlflow", library)
-    one = made("mlflow", tmp_path / "camvid/")
-    one.scalars(5, {"train/loss": 0.5})
-    one.images(5, [sample("a/b")])
-    one.close()
-    asked = library.start_run.call_args.kwargs
-    assert (asked["run_id"], asked["run_name"]) == ("old" if before else None, "camvid")
-    library.log_metrics.assert_called_once_with({"train/loss": 0.5}, step=5)
-    assert library.log_image.call_args.kwargs == {"key": "a-b", "step": 5}
-    library.end_run.assert_called_once_with()
+@contextmanager
+def mlflow_server(folder: Path) -> Generator[str]:
+    """A server of MLflow's own on a free port."""
+    port = str(free_port())
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/runs.db", "--artifacts-destination", f"{folder}/artifacts"]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1", *stores]
+    with open(folder / "server.log", "wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+                break
+            assert server.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
-def test_weights_and_biases_is_given_points_and_pictures_by_step(monkeypatch, tmp_path):
-    library = MagicMock()
-    monkeypatch.setitem(sys.modules, "wandb", library)
+def test_a_server_of_mlflow_has_the_points_and_pictures_of_both_halves_of_a_resumed_run(monkeypatch, tmp_path):
+    with mlflow_server(tmp_path) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        import mlflow
+
+        killed = made("mlflow", tmp_path / "camvid/")
+        killed.scalars(5, {"train/loss": 0.5, "train/lr": 0.007})
+        killed.images(5, [sample("a/b"), sample("c d", seed=1)])
+        killed.close()
+        resumed = made("mlflow", tmp_path / "camvid/", first_step=5)
+        resumed.scalars(10, {"train/loss": 0.25})
+        resumed.close()
+
+        (run,) = mlflow.search_runs(output_format="list")
+        client = mlflow.MlflowClient()
+        points = client.get_metric_history(run.info.run_id, "train/loss")
+        pictures = [one.path for one in client.list_artifacts(run.info.run_id, "images") if one.path.endswith("png")]
+        shown = mlflow.artifacts.load_image(f"runs:/{run.info.run_id}/{min(pictures)}")
+    assert (run.info.run_name, run.info.status) == ("camvid", "FINISHED")
+    assert [(point.step, point.value) for point in points] == [(5, 0.5), (10, 0.25)]
+    assert [re.match(r"images/(.*?)\+step\+5", one).group(1) for one in sorted(pictures)] == ["a-b", "c d"]
+    np.testing.assert_array_equal(np.asarray(shown), tracker.draw(sample("a/b"), CLASSES))
+
+
+def wandb_records(file: Path) -> Iterator:
+    """What Weights & Biases keeps of a run: a log in LevelDB's format behind a header of seven bytes.
+
+    https://github.com/google/leveldb/blob/main/doc/log_format.md
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := -at % 32768) < 7:  # padding up to the next block
+            at += left
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield wandb_internal_pb2.Record.FromString(whole)
+            whole = b""
+
+
+def test_weights_and_biases_keeps_points_and_pictures_by_step(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
     one = made("wandb", tmp_path / "camvid")
     one.scalars(5, {"train/loss": 0.5})
-    one.images(5, [sample("a")])
+    one.images(5, [sample("a"), sample("b", seed=1)])
+    one.scalars(10, {"train/loss": 0.25})
     one.close()
-    assert library.init.call_args.kwargs == {"id": "ab" * 16, "name": "camvid", "resume": "allow"}
-    (points, picture) = library.init.return_value.log.call_args_list
-    assert points.args == ({"train/loss": 0.5},)
-    assert picture.kwargs == {"step": 5}
-    library.init.return_value.finish.assert_called_once_with()
+
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    records = list(wandb_records(file))
+    (run,) = (record.run for record in records if record.HasField("run"))
+    assert (run.run_id, run.display_name) == ("ab" * 16, "camvid")
+    rows = [
+        {"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    assert [(row["_step"], row["train/loss"]) for row in rows] == [(5, 0.5), (10, 0.25)]
+    assert rows[0]["samples/captions"] == ["a", "b"]
+    for name, said in zip(rows[0]["samples/filenames"], [sample("a"), sample("b", seed=1)], strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file.parent / "files" / name)), tracker.draw(said, CLASSES))

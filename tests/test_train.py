@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.training import run, state
 from pipeline.training.config import TrainConfig
 from pipeline.training.group import Group
-from tests import training_runs
+from tests import ray_servers, training_runs
 from tests.ray_servers import free_port
 from tests.training_runs import ROOT, UNET, WIDER, config
 
@@ -249,6 +249,38 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_o
     assert "going on after step" in log
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
     assert here(killed, capsys) == said
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_same_loss_curve(tmp_path, capsys):
+    larger = training_runs.write_data(tmp_path / "data", size_px=65)
+    changed = {
+        "network": WIDER,
+        "batch_norm": "sync",
+        "augment": {"crop_px": (64, 64), "scale": (1.0, 1.0)},
+        "schedule": {"steps": 40},
+        "validation": {"every": 40},
+        "optimise": {"lr": 0.002, "batch": 9},
+    }
+    elastic = {"workers": 2, "min_workers": 1, "checkpoint_every": 1, "max_failures": 1}
+    whole, shrunk = (
+        config(larger, tmp_path / name, **changed, runtime=runtime)
+        for name, runtime in (("whole", {"checkpoint_every": 40}), ("shrunk", elastic))
+    )
+    here(whole, capsys)
+    with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster) as lost:
+        driver = start(shrunk, **cluster.environment)
+        first_within(START_S, lambda: len(state.steps(shrunk.output)) > 1)
+        os.killpg(lost.pid, signal.SIGKILL)
+        status, _, log = finish(driver)
+    assert status == 0, log
+    assert re.findall(r"training in (\d)", log) == ["2", "1"], log
+    assert "going on after step" in log
+    curve, other = losses(tmp_path / "whole"), losses(tmp_path / "shrunk")
+    np.testing.assert_allclose(other, curve, atol=1e-3)
+    assert curve[-1] < 0.9 * curve[0], "there was something to learn"
 
 
 def test_other_settings_on_the_same_output_are_named(data, tmp_path):

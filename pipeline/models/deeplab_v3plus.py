@@ -1,10 +1,11 @@
 """DeepLab v3+: Chen, Zhu, Papandreou, Schroff, Adam 2018, arXiv 1802.02611.
 
 A dilated backbone and ASPP find what is there at a coarse stride; the decoder adds where it ends, from features at
-stride 4. Evaluating at output stride 8 takes the weights trained at 16 as they are.
+stride 4. Evaluating at output stride 8 takes the weights trained at 16 as they are. What the paper has not: a second
+step of the decoder at stride 2, for things of a few pixels in small images.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ Backbone = Literal[
     "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception41", "xception65", "xception71"
 ]
 
-RESNET_OPTIONS = frozenset({"multi_grid", "first_block", "stride_in", "ceil_pool"})
+RESNET_OPTIONS = frozenset({"multi_grid", "first_block", "stride_in", "ceil_pool", "fine_channels"})
 XCEPTION_OPTIONS = frozenset({"xception_layout"})
 WITHOUT_EFFECT = {
     "mobilenet_v2": RESNET_OPTIONS | XCEPTION_OPTIONS,
@@ -62,6 +63,12 @@ class DeepLabV3PlusOptions(Options):
         False,
         description="Depthwise separable 3x3 convolutions in ASPP and decoder; plain: without batch norm within.",
     )
+    fine_channels: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="ResNet: channels of a second decoder step, on the stem's features at stride 2; unset: none.",
+    )
     align_corners: bool = Field(False, description="How features and logits are resized, as in F.interpolate.")
 
     @model_validator(mode="after")
@@ -92,18 +99,37 @@ class DeepLabV3PlusOptions(Options):
         )
 
 
+class Fine(nn.Module):
+    """A decoder step like the paper's, from stride 4 to 2: features reduced, upsampled, joined with the stem's."""
+
+    def __init__(self, coarse_channels: int, stem_channels: int, channels: int, options: DeepLabV3PlusOptions) -> None:
+        super().__init__()
+        self.align_corners = options.align_corners
+        self.reduce = conv_bn_relu(coarse_channels, channels)
+        self.convs = nn.Sequential(
+            *(
+                conv3x3_bn_relu(entering, channels, separable=options.separable)
+                for entering in (channels + stem_channels, channels)
+            )
+        )
+
+    def forward(self, coarse: Tensor, stem: Tensor) -> Tensor:
+        """(N, coarse_channels, h, w) and (N, stem_channels, 2h, 2w) -> (N, channels, 2h, 2w)."""
+        coarse = F.interpolate(self.reduce(coarse), stem.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        return cast(Tensor, self.convs(torch.cat([stem, coarse], dim=1)))
+
+
 class DeepLabV3Plus(Network):
-    """The network; its logits leave at a quarter of the input's size."""
+    """The network; its logits leave at a quarter of the input's size, at half of it behind a `Fine`."""
 
     output_strides = (16, 8)
-    stride = 4
 
     def __init__(
         self, num_classes: int, options: DeepLabV3PlusOptions, *, in_channels: int, output_stride: int
     ) -> None:
         super().__init__()
         self.align_corners = options.align_corners
-        self.feature_channels = wide = options.decoder_channels
+        wide = options.decoder_channels
         self.backbone = options.build_backbone(in_channels=in_channels, output_stride=output_stride)
         denser, aspp_channels, separable = 16 // output_stride, options.aspp_channels, options.separable
         self.aspp = ASPP(
@@ -118,13 +144,29 @@ class DeepLabV3Plus(Network):
         self.reduce = conv_bn_relu(self.backbone.low_channels, options.low_level_channels)
         entering = [options.low_level_channels + aspp_channels, wide][: options.decoder_convs]
         self.decoder = nn.Sequential(*(conv3x3_bn_relu(channels, wide, separable=separable) for channels in entering))
-        self.logits = nn.Conv2d(wide, num_classes, 1)
+        self.fine = (
+            Fine(wide, self.backbone.stem_channels, options.fine_channels, options)
+            if options.fine_channels and isinstance(self.backbone, ResNet)
+            else None
+        )
+        self.stride = 2 if self.fine else 4
+        self.feature_channels = options.fine_channels or wide
+        self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         initialise(self, *self.last_layers())
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> the decoder's features and the logits, both at stride 4."""
-        low, high = self.backbone(x)
+        """(N, C, H, W) -> the decoder's features and the logits, both at `stride`."""
+        if self.fine is None:
+            features = self.decode(*self.backbone(x))
+        else:
+            stem = cast(ResNet, self.backbone).stem(x)
+            low, _, _, high = cast(ResNet, self.backbone).behind(stem)
+            features = self.fine(self.decode(low, high), stem)
+        features = crop(features, x, self.stride)
+        return features, self.logits(features)
+
+    def decode(self, low: Tensor, high: Tensor) -> Tensor:
+        """The backbone's features -> the paper's decoder's, (N, decoder_channels, h, w) at stride 4."""
         coarse = self.aspp_conv(self.aspp(high))
         coarse = F.interpolate(coarse, low.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        features = crop(self.decoder(torch.cat([self.reduce(low), coarse], dim=1)), x, self.stride)
-        return features, self.logits(features)
+        return cast(Tensor, self.decoder(torch.cat([self.reduce(low), coarse], dim=1)))

@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError, JobError, LabelError
@@ -109,6 +110,7 @@ def worker(said: dict[str, Any]) -> str:
     with group.join(ray.train.torch.get_device()) as ours:
         if ours.leads:
             logging.getLogger("pipeline").addHandler(_Sender(said["board"]))
+            log.info("training in %d worker(s) on %s", ours.size, ours.device.type)
         try:
             take_part(cfg, ours, about=said["about"])
         except (ConfigError, LabelError) as error:
@@ -147,7 +149,9 @@ class _Sender(logging.Handler):
 @contextmanager
 def heard() -> Generator[Any]:
     """A board whose lines are logged by this process for as long as the block lasts, and once more at its end."""
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    # On any other node it would die with that node, and an elastic run that goes on without it would have no voice.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     done = threading.Event()
 
     def repeat() -> None:

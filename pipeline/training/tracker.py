@@ -27,9 +27,9 @@ FOLDER = "tensorboard"
 GAP_PX = 8
 """White between the pictures of a sample."""
 LIBRARIES = {
-    "tensorboard": ("torch.utils.tensorboard", "atrous[train]"),
-    "mlflow": ("mlflow", "mlflow"),
-    "wandb": ("wandb", "wandb"),
+    "tensorboard": ("torch.utils.tensorboard", "tensorboard"),
+    "mlflow": ("mlflow", "atrous[mlflow]"),
+    "wandb": ("wandb", "atrous[wandb]"),
 }
 """Module of a tracker, and what to install to have it."""
 

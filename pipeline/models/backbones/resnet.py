@@ -157,6 +157,7 @@ class ResNet(nn.Module):
             entering = 2 * widths[0]
             self.conv2, self.bn2 = conv_bn(widths[0], widths[0], 3)
             self.conv3, self.bn3 = conv_bn(widths[0], entering, 3)
+        self.stem_channels = entering
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_pool)
         rate3, rate4 = max(1, 16 // output_stride), max(1, 32 // output_stride)
@@ -177,7 +178,11 @@ class ResNet(nn.Module):
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, C, H, W) -> what each of the four stages gives, `stage_channels` channels each."""
-        one = self.layer1(self.maxpool(self.stem(x)))
+        return self.behind(self.stem(x))
+
+    def behind(self, stem: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the four stages give, as `stages`, from what `stem` gave."""
+        one = self.layer1(self.maxpool(stem))
         two = self.layer2(one)
         three = self.layer3(two)
         return one, two, three, self.layer4(three)
