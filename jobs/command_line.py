@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +69,9 @@ def parse(argv: Sequence[str], arguments: type[A] = Arguments, *, description: s
         parsed = tyro.cli(arguments, args=list(argv), default=default, description=description)
     except ValidationError as error:  # tyro catches those of groups, and says so itself
         raise explain(error, origin="the flags") from error
+    except BrokenPipeError:  # `--help | head`: nobody reads on, and Python is not to flush to nobody either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     return replace(parsed, cfg=parsed.cfg.model_copy(update=kept))
 
 

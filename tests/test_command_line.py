@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,11 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         parse("--version")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("atrous ")
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.segment_dataset", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    job.stdout.close()
+    assert (job.stderr.read(), job.wait()) == (b"", 0)

@@ -278,14 +278,16 @@ def labels_beside(shard: Shard, files: dict[str, bytes], *, max_bytes: int = 100
 
 
 def test_a_label_stands_under_the_name_of_its_image_png_before_json_and_may_be_absent():
-    shard = put_slice({"a/1.jpg": b"1", "a/2.b.jpg": b"2", "a/3.jpg": b"3", "a/4.jpg": b"4"})
+    shard = put_slice({"a/1.jpg": b"1", "a/2.b.jpg": b"2", "a/3.jpg": b"3", "a/4.jpg": b"4", "a/5.JPG": b"5"})
     put = {"a/1.png": b"one", "a/1.json": b"{}", "a/2.b.png": b"two", "a/3.json": b"{3}", "4.png": b"of no image"}
+    put["a/5.PNG"] = b"five"
     items = labels_beside(shard, put)
     assert [(item.key, item.data, item.label) for item in items] == [
         ("a/1.jpg", b"1", b"one"),
         ("a/2.b.jpg", b"2", b"two"),
         ("a/3.jpg", b"3", b"{3}"),
         ("a/4.jpg", b"4", None),
+        ("a/5.JPG", b"5", b"five"),
     ]
 
 

@@ -27,7 +27,7 @@ FILES_AHEAD = 8
 BYTES_AHEAD = 64 * 2**20
 """Fetched and not yet delivered, at most, unless a single file is larger. Labels are small and not counted."""
 
-LABELS = (".png", ".json")
+LABELS = (".png", ".json", ".PNG")
 """Suffixes a label can have, the first that is there is taken: class ids, or weak labels."""
 
 
@@ -68,7 +68,7 @@ def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels
     """Every item of a slice in order, without data where `wanted(key)` is false.
 
     A file that cannot be fetched is a failure of its own, and so is an image whose label cannot; the neighbours are
-    read. With `labels`, the URL of a folder, `a/1.jpg` has the label `a/1.png` or else `a/1.json` there.
+    read. With `labels`, the URL of a folder, `a/1.jpg` has the label `a/1.png` or else one of the other `LABELS` there.
 
     Raises:
         AccessDenied: 403, which every other file would meet too.
