@@ -107,8 +107,8 @@ def test_no_tracker_leaves_nothing(tmp_path):
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Generator[str]:
-    """A server of MLflow's own on a free port."""
+def mlflow_server(folder: Path) -> Generator[tuple[str, subprocess.Popen]]:
+    """A server of MLflow's own on a free port: its address, and the first process of its group."""
     port = str(free_port())
     stores = ["--backend-store-uri", f"sqlite:///{folder}/runs.db", "--artifacts-destination", f"{folder}/artifacts"]
     command = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1", *stores]
@@ -121,14 +121,15 @@ def mlflow_server(folder: Path) -> Generator[str]:
                 break
             assert server.poll() is None, (folder / "server.log").read_text()
             time.sleep(0.5)
-        yield url
+        yield url, server
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
-def test_a_server_of_mlflow_has_the_points_and_pictures_of_both_halves_of_a_resumed_run(monkeypatch, tmp_path):
-    with mlflow_server(tmp_path) as url:
+def test_a_server_of_mlflow_has_the_points_and_pictures_of_both_halves_of_a_resumed_run(monkeypatch, tmp_path, caplog):
+    with mlflow_server(tmp_path) as (url, server):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         import mlflow
 
@@ -145,6 +146,14 @@ def test_a_server_of_mlflow_has_the_points_and_pictures_of_both_halves_of_a_resu
         points = client.get_metric_history(run.info.run_id, "train/loss")
         pictures = [one.path for one in client.list_artifacts(run.info.run_id, "images") if one.path.endswith("png")]
         shown = mlflow.artifacts.load_image(f"runs:/{run.info.run_id}/{min(pictures)}")
+
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        orphan = made("mlflow", tmp_path / "camvid/", first_step=10)
+        os.killpg(server.pid, signal.SIGKILL)
+        orphan.scalars(15, {"train/loss": 0.125})
+        orphan.images(15, [sample("a/b")])
+        orphan.close()
+    assert caplog.text.count("the run goes on without it") == 1
     assert (run.info.run_name, run.info.status) == ("camvid", "FINISHED")
     assert [(point.step, point.value) for point in points] == [(5, 0.5), (10, 0.25)]
     assert [re.match(r"images/(.*?)\+step\+5", one).group(1) for one in sorted(pictures)] == ["a-b", "c d"]
@@ -181,7 +190,11 @@ def test_weights_and_biases_keeps_points_and_pictures_by_step(monkeypatch, tmp_p
     one.close()
 
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    records = list(wandb_records(file))
+    until = time.monotonic() + 60  # its service writes on for a moment after the run is closed
+    records = []
+    while not any(record.HasField("exit") for record in records):
+        assert time.monotonic() < until
+        records = list(wandb_records(file))
     (run,) = (record.run for record in records if record.HasField("run"))
     assert (run.run_id, run.display_name) == ("ab" * 16, "camvid")
     rows = [

@@ -151,7 +151,8 @@ def heard() -> Generator[Any]:
     """A board whose lines are logged by this process for as long as the block lasts, and once more at its end."""
     # On any other node it would die with that node, and an elastic run that goes on without it would have no voice.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+    actor: Any = ray.remote(num_cpus=0)(_Board)
+    board = actor.options(scheduling_strategy=here).remote()
     done = threading.Event()
 
     def repeat() -> None:

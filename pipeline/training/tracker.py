@@ -5,8 +5,9 @@ process of a run has one.
 """
 
 import importlib
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,9 @@ from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.paint import paint
 from pipeline.records import UInt8
+from pipeline.redact import redact
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["tensorboard", "mlflow", "wandb", "none"]
 FOLDER = "tensorboard"
@@ -74,11 +78,11 @@ def make(kind: Kind, *, output: str, run: str, first_step: int, classes: ClassMa
         ConfigError: the tracker is not installed.
     """
     if kind == "tensorboard":
-        return _TensorBoard(storage.join(output, FOLDER), first_step, classes)
+        return _Expendable(_TensorBoard(storage.join(output, FOLDER), first_step, classes))
     if kind == "mlflow":
-        return _MLflow(output, run, classes)
+        return _Expendable(_MLflow(output, run, classes))
     if kind == "wandb":
-        return _WeightsAndBiases(output, run, classes)
+        return _Expendable(_WeightsAndBiases(output, run, classes))
     return _Nowhere()
 
 
@@ -97,6 +101,29 @@ class _Nowhere:
 
     def close(self) -> None:
         pass
+
+
+class _Expendable:
+    """A tracker that is left out from its first failure on: no run ends for its curves, which its state has as well."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._try(lambda: self.tracker.scalars(step, values))
+
+    def images(self, step: int, samples: Sequence[Sample]) -> None:
+        self._try(lambda: self.tracker.images(step, samples))
+
+    def close(self) -> None:
+        self._try(self.tracker.close)
+
+    def _try(self, say: Callable[[], None]) -> None:
+        try:
+            say()
+        except Exception as error:  # noqa: BLE001  # whatever a server, its client or a disk may raise
+            log.warning("the tracker failed; the run goes on without it: %s", redact(str(error)))
+            self.tracker = _Nowhere()
 
 
 class _TensorBoard:
