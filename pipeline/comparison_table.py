@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from pipeline.comparison import Row
 from pipeline.models.catalogue import CITYSCAPES, PUBLISHED, Published
@@ -76,14 +77,17 @@ def scatter(rows: Sequence[Row]) -> bytes:
     figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=110)
     here, theirs = figure.subplots(1, 2)
     measured = [(one.name, one.images_per_s, one.miou) for one in rows if one.images_per_s and one.miou is not None]
-    if measured:
-        _panel(here, measured, "Measured here", filled=True)
-    else:
-        _panel(here, _with_published_quality(rows), f"Speed here, quality as published on {SAME_DATA}", filled=False)
+    shown = measured or _with_published_quality(rows)
+    title = "Measured here" if measured else f"Speed here, quality as published on {SAME_DATA}"
+    _panel(here, shown, title, filled=bool(measured))
     tested = [
         (one.name, one.images_per_s, one.miou) for one in PUBLISHED if one.data == CITYSCAPES and one.images_per_s
     ]
     _panel(theirs, tested, f"Published on {CITYSCAPES}, each on its own hardware", filled=False)
+    figure.draw_without_rendering()
+    for axes, points in ((here, shown), (theirs, tested)):
+        if points:
+            _names(axes, points)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
@@ -106,11 +110,36 @@ def _with_published_quality(rows: Sequence[Row]) -> list[Point]:
 
 
 def _panel(axes: Axes, points: Sequence[Point], title: str, *, filled: bool) -> None:
-    """Names stand beside their points, left and right in turn from the top down, so that neighbours stay readable."""
     axes.set(title=title, xlabel="images a second", ylabel="mean IoU, %", xscale="log")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.margins(0.25, 0.12)
-    for number, (name, rate, miou) in enumerate(sorted(points, key=lambda point: -point[2])):
+    for _, rate, miou in points:
         axes.scatter(rate, miou, s=36, c="tab:blue" if filled else "none", edgecolors="tab:blue")
-        side, where = (6, "left") if number % 2 else (-6, "right")
-        axes.annotate(name, (rate, miou), (side, 0), textcoords="offset points", ha=where, va="center", fontsize=7.5)
+
+
+SIDES = (
+    ((6, 0), "left", "center"),
+    ((-6, 0), "right", "center"),
+    ((0, 6), "center", "bottom"),
+    ((0, -6), "center", "top"),
+)
+"""Where a name may stand beside its point, best first: offset in points, and which side of the name is there."""
+
+
+def _names(axes: Axes, points: Sequence[Point]) -> None:
+    """Write each name beside its point, on the first side where it covers no point and no other name, if there is one.
+
+    The figure must be laid out by now: what covers what is a matter of pixels.
+    """
+    at = axes.transData.transform([(rate, miou) for _, rate, miou in points])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
+    for name, rate, miou in points:
+        tried = [
+            axes.annotate(name, (rate, miou), offset, textcoords="offset points", ha=ha, va=va, fontsize=7.5)
+            for offset, ha, va in SIDES
+        ]
+        kept = next((one for one in tried if not one.get_window_extent().count_overlaps(taken)), tried[0])
+        taken.append(kept.get_window_extent())
+        for one in tried:
+            if one is not kept:
+                one.remove()

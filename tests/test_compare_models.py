@@ -8,6 +8,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image as PILImage
 
 from jobs import compare_models
@@ -184,6 +185,20 @@ def test_the_plot_shows_published_quality_only_where_nothing_was_measured(monkey
     comparison_table.scatter([quoted, a_row("two", miou=55.5)])
     assert shown[0] == ([("one", 2.0, 70)], False)
     assert shown[2] == ([("two", 2.0, 55.5)], True)
+
+
+def test_no_name_in_the_plot_covers_another_name_or_a_point() -> None:
+    points = [("left", 10.0, 50.0), ("right", 11.0, 50.0), ("above", 10.5, 51.0), ("far", 100.0, 70.0)]
+    figure = Figure(figsize=(5, 4), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    comparison_table._panel(axes, points, "", filled=True)
+    figure.draw_without_rendering()
+    comparison_table._names(axes, points)
+    names = [text.get_window_extent() for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == [name for name, _, _ in points]
+    assert all(one.count_overlaps([*names[:at], *names[at + 1 :]]) == 0 for at, one in enumerate(names))
+    inside = axes.transData.transform([point[1:] for point in points])
+    assert not any(one.contains(x, y) for one in names for x, y in inside)
 
 
 # ---------------------------------------------------------------- the job
