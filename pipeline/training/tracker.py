@@ -175,7 +175,8 @@ class _MLflow:
     def images(self, step: int, samples: Sequence[Sample]) -> None:
         for sample in samples:
             picture = Image.fromarray(draw(sample, self.classes))
-            self.mlflow.log_image(picture, key=sample.key.replace("/", "-"), step=step)
+            # Not in MLflow's own thread, which a worker that Ray ends would not wait for.
+            self.mlflow.log_image(picture, key=sample.key.replace("/", "-"), step=step, synchronous=True)
 
     def close(self) -> None:
         self.mlflow.end_run()
