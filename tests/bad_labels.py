@@ -276,6 +276,6 @@ CASES = [
     Case("missing", lambda: None, "label_missing"),
     Case("under another stem", grey, "label_missing", file="{}_gt.png"),
     Case("under another suffix", lambda: saved(Image.fromarray(TRUTH), "BMP"), "label_missing", file="{}.bmp"),
-    Case("under a suffix in capitals", grey, "label_missing", file="{}.PNG"),
+    Case("under a suffix in capitals", grey, file="{}.PNG"),
     Case("in a folder of its own", grey, "label_missing", file="labels/{}.png"),
 ]
