@@ -189,6 +189,7 @@ def test_later_phases_change_what_they_name_and_keep_the_rest():
         {"loss.terms": {"l1": 1.0}},
         {"ema": 1.0},
         {"sets.train": ()},
+        {"runtime.min_workers": 2},
     ],
 )
 def test_what_cannot_be_is_refused(wrong):

@@ -207,6 +207,12 @@ class RuntimeConfig(_Frozen):
     cache: str | None = Field(None, description="Local folder for a copy of the data; unset: a temporary one.")
     log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or JSON.")
 
+    @model_validator(mode="after")
+    def _fewest_are_no_more_than_most(self) -> "RuntimeConfig":
+        if self.min_workers and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        return self
+
 
 class TrainConfig(_Frozen):
     """Train a network on labelled images and leave a checkpoint that segment_dataset takes."""
