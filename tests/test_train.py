@@ -271,7 +271,8 @@ def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_sam
     )
     here(whole, capsys)
     with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster) as lost:
-        driver = start(shrunk, **cluster.environment)
+        # Before it takes fewer, Ray waits this long (unset: 60 s) for the place of a worker that is gone.
+        driver = start(shrunk, **cluster.environment, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
         first_within(START_S, lambda: len(state.steps(shrunk.output)) > 1)
         os.killpg(lost.pid, signal.SIGKILL)
         status, _, log = finish(driver)
