@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from tests.ports import free_port, wait_for
 
 BIN = Path(sys.executable).parent
 START_S = 180.0
@@ -39,12 +40,6 @@ class Cluster:
         running = psutil.process_iter(["cmdline"])
         named = [one for one in running if name in " ".join(one.info["cmdline"] or [])]
         return [one for one in named if is_ours(one)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -75,7 +70,8 @@ def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -
             start_new_session=True,
         )
     try:
-        _wait_for(port, dashboard, head, log)
+        for wanted in (port, dashboard):
+            wait_for(wanted, head, timeout_s=START_S, log=log)
         yield Cluster(access["RAY_ADDRESS"], f"http://127.0.0.1:{dashboard}", access, log)
     finally:
         os.killpg(head.pid, signal.SIGTERM)
@@ -88,10 +84,10 @@ def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -
 
 
 @contextmanager
-def node(of: Cluster, num_cpus: int = 1) -> Iterator[subprocess.Popen]:
-    """One more node of a cluster, once it is there; its process group is its own, so to kill that is a machine lost."""
+def node(of: Cluster) -> Iterator[subprocess.Popen]:
+    """One more node, of one CPU, once it is there; its process group is its own, so to kill that is a machine lost."""
     command = [BIN / "ray", "start", "--block", f"--address={of.address}", "--node-ip-address=127.0.0.1"]
-    command += [f"--dashboard-agent-listen-port={free_port()}", f"--num-cpus={num_cpus}"]
+    command += [f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=1"]
     command += ["--object-store-memory=200000000"]
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **of.environment}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
@@ -115,15 +111,3 @@ def _wait_for_nodes(count: int, environment: dict[str, str]) -> None:
             return
         if time.monotonic() > deadline:
             raise RuntimeError(f"no {count} nodes:\n{asked.stdout}\n{asked.stderr}")
-
-
-def _wait_for(port: int, dashboard: int, head: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    for wanted in (port, dashboard):
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", wanted)) == 0:
-                    break
-            if head.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"Ray did not start:\n{log.read_text()}")
-            time.sleep(0.1)

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 import boto3
 from botocore.config import Config
 
-from tests.ray_servers import free_port
+from tests.ports import free_port, wait_for
 
 KEY_ID, SECRET = "atrous-test-key-id", "atrous-test-secret-canary"
 
@@ -104,7 +104,7 @@ def _serve(command: list[str], port: int, *, page: int) -> Iterator[S3Server]:
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(page)}, **quiet)
     try:
-        _wait_for(port, process)
+        wait_for(port, process, timeout_s=60)
         yield S3Server(f"http://127.0.0.1:{port}", process.pid, page)
     finally:
         process.terminate()
@@ -113,20 +113,6 @@ def _serve(command: list[str], port: int, *, page: int) -> Iterator[S3Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended with status {process.returncode}")
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise TimeoutError(f"{process.args!r} does not listen on port {port}")
 
 
 @dataclass(frozen=True, slots=True)

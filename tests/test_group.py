@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.training.group import Group, device_of, join
-from tests.ray_servers import free_port
+from tests.ports import free_port
 
 MEMBER = """
 import json, os, sys, torch

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jobs import submit
 from pipeline.errors import ConfigError, JobError
-from tests import ray_servers
+from tests import ports, ray_servers
 from tests.ray_servers import Cluster
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def test_another_refusal_and_a_head_that_never_starts_are_errors(monkeypatch, he
 
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch, caplog):
-    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{ray_servers.free_port()}")
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{ports.free_port()}")
     assert submit.main(["--name", "eval", "--", "true"]) == 1
     assert os.environ["RAY_ADDRESS"] in caplog.text
 

@@ -7,9 +7,8 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.paint import paint
 from pipeline.training import tracker
 from pipeline.training.tracker import GAP_PX, Sample
-from tests.ray_servers import free_port
+from tests.ports import free_port, wait_for
 
 CLASSES = class_maps.load("farmland")
 
@@ -110,19 +109,15 @@ def test_no_tracker_leaves_nothing(tmp_path):
 @contextmanager
 def mlflow_server(folder: Path) -> Generator[str]:
     """A server of MLflow's own on a free port."""
-    port = str(free_port())
+    port = free_port()
     stores = ["--backend-store-uri", f"sqlite:///{folder}/runs.db", "--artifacts-destination", f"{folder}/artifacts"]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1", *stores]
-    with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *stores]
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        for _ in range(240):
-            with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
-                break
-            assert server.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.5)
-        yield url
+        wait_for(port, server, timeout_s=120, log=log)
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

@@ -159,8 +159,9 @@ class DeepLabV3Plus(Network):
         if self.fine is None:
             features = self.decode(*self.backbone(x))
         else:
-            stem = cast(ResNet, self.backbone).stem(x)
-            low, _, _, high = cast(ResNet, self.backbone).behind(stem)
+            resnet = cast(ResNet, self.backbone)
+            stem = resnet.stem(x)
+            low, _, _, high = resnet.behind(stem)
             features = self.fine(self.decode(low, high), stem)
         features = crop(features, x, self.stride)
         return features, self.logits(features)

@@ -77,13 +77,16 @@ def make(kind: Kind, *, output: str, run: str, first_step: int, classes: ClassMa
     Raises:
         ConfigError: the tracker is not installed.
     """
-    if kind == "tensorboard":
-        return _Expendable(_TensorBoard(storage.join(output, FOLDER), first_step, classes))
-    if kind == "mlflow":
-        return _Expendable(_MLflow(output, run, classes))
-    if kind == "wandb":
-        return _Expendable(_WeightsAndBiases(output, run, classes))
-    return _Nowhere()
+    match kind:
+        case "tensorboard":
+            made: Tracker = _TensorBoard(storage.join(output, FOLDER), first_step, classes)
+        case "mlflow":
+            made = _MLflow(output, run, classes)
+        case "wandb":
+            made = _WeightsAndBiases(output, run, classes)
+        case "none":
+            made = _Nowhere()
+    return _Expendable(made)
 
 
 def draw(sample: Sample, classes: ClassMap) -> UInt8:
