@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: install demo test lint sanitize clean
 
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard pipeline/refine/densecrf_native/* pipeline/label_maps_native/*)
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard pipeline/refine/densecrf_native/* pipeline/score/label_maps_native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
@@ -28,7 +28,7 @@ lint: install
 sanitize: install
 	SANITIZE=1 $(BIN)/python setup.py -q build_ext --inplace --force
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/test_native_crf.py tests/test_label_maps.py -s --timeout 900
+	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/pipeline/refine/test_native.py tests/pipeline/score/test_label_maps.py -s --timeout 900
 	$(BIN)/python setup.py -q build_ext --inplace --force
 
 clean:

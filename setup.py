@@ -2,7 +2,7 @@
 
 The kernels of the CRF are compiled once per instruction set and chosen when the program runs: one wheel serves AVX2 and
 AVX-512. Without a compiler the package installs all the same: `pipeline.refine.native.available()` says so, and
-`pipeline.label_maps` takes numpy instead.
+`pipeline.score.label_maps` takes numpy instead.
 """
 
 import os
@@ -14,7 +14,7 @@ from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
 DENSECRF = Path("pipeline/refine/densecrf_native")
-LABEL_MAPS = Path("pipeline/label_maps_native")
+LABEL_MAPS = Path("pipeline/score/label_maps_native")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover", "-g1"] if "SANITIZE" in os.environ else []
 FLAGS = [
     "-O1" if SANITIZERS else "-O3",
@@ -66,5 +66,5 @@ densecrf = extension(
     DENSECRF,
     define_macros=[("CRF_X86", "1")] if X86 else [],
 )
-label_maps = extension("pipeline._label_maps", [LABEL_MAPS / "bindings.cpp"], LABEL_MAPS)
+label_maps = extension("pipeline.score._label_maps", [LABEL_MAPS / "bindings.cpp"], LABEL_MAPS)
 setup(ext_modules=[densecrf, label_maps], cmdclass={"build_ext": BuildKernels})

@@ -46,8 +46,8 @@ class _JsonLines(logging.Formatter):
 def configure(log_format: Literal["human", "json"] = "human") -> None:
     """Write this process's log to stderr and redact every record, for whatever handler. Again: replace the format.
 
-    A job calls it once, after `pipeline.flow` is imported. Workers keep Python's own logging, in files on their nodes:
-    what the pipeline raises and logs about a store is redacted where it is made.
+    A job calls it once, after `pipeline.run.flow` is imported. Workers keep Python's own logging, in files on their
+    nodes: what the pipeline raises and logs about a store is redacted where it is made.
     """
     _redact_records()
     sys.excepthook = _log_uncaught

@@ -4,9 +4,9 @@ import logging
 import os
 from collections.abc import Sequence
 
-from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
+from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def check_output(url: str) -> None:
     Raises:
         StorageError: when the output cannot be written.
     """
-    if not storage.supports_put_if_absent(url):
+    if not objects.supports_put_if_absent(url):
         log.warning("this store ignores If-None-Match: make sure that only one driver works on %s", url)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from pipeline.ledger import Progress
+from pipeline.run.ledger import Progress
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,12 @@ import torch
 
 from infra import log as logs
 from jobs import command_line
-from pipeline import classes, comparison, comparison_table, storage
-from pipeline.comparison import Measure, Row, Subject
+from pipeline import classes
 from pipeline.errors import ConfigError
+from pipeline.evaluate import comparison, comparison_table
+from pipeline.evaluate.comparison import Measure, Row, Subject
 from pipeline.models import catalogue
+from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +81,9 @@ def write(rows: Sequence[Row], args: argparse.Namespace) -> str:
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(one) for one in rows]), parquet)
     markdown = comparison_table.markdown(rows, size_px=args.size, machine=machine(args))
-    storage.put(storage.join(args.output, "comparison.parquet"), parquet.getvalue())
-    storage.put(storage.join(args.output, "comparison.md"), markdown.encode())
-    storage.put(storage.join(args.output, "comparison.png"), comparison_table.scatter(rows))
+    objects.put(objects.join(args.output, "comparison.parquet"), parquet.getvalue())
+    objects.put(objects.join(args.output, "comparison.md"), markdown.encode())
+    objects.put(objects.join(args.output, "comparison.png"), comparison_table.scatter(rows))
     return markdown
 
 

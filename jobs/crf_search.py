@@ -1,4 +1,4 @@
-"""A parameter search on a cluster: what `pipeline.tuning` does to one chunk, done to all of them as tasks of Ray.
+"""A parameter search on a cluster: what `pipeline.tune.chunks` does to one chunk, done to all of them as tasks of Ray.
 
 Images and labels are read and checked by tasks, the network lives in actors for one pass, and then every candidate is
 judged on every chunk by a task of its own. Encoded images, labels and logits stay in the object store, which spills to
@@ -16,16 +16,16 @@ import numpy as np
 import ray
 
 from infra.progress import bar
-from pipeline import tuning
 from pipeline.config import RefineConfig
 from pipeline.errors import AtrousError, JobError, LabelError
 from pipeline.records import Int64
-from pipeline.refine import search
-from pipeline.refine.search import NO_CRF, Candidate
+from pipeline.run.stages import Job
+from pipeline.run.workers import GIB, READ_CPUS, Workers
 from pipeline.source.shard import Shard
-from pipeline.stages import Job
-from pipeline.tuning import Findings, Result
-from pipeline.workers import GIB, READ_CPUS, Workers
+from pipeline.tune import chunks as tuning
+from pipeline.tune import search
+from pipeline.tune.chunks import Findings, Result
+from pipeline.tune.search import NO_CRF, Candidate
 
 log = logging.getLogger(__name__)
 

@@ -35,28 +35,19 @@ from infra import log as logs
 from infra import preflight
 from jobs import command_line, segment_dataset, summary
 from jobs.segment_dataset import Done, Run
-from pipeline import (
-    classes,
-    drift,
-    evaluation,
-    evaluation_report,
-    gate,
-    history,
-    judging,
-    manifest,
-    masks,
-    samples,
-    scoring,
-    storage,
-)
+from pipeline import classes
 from pipeline.config import EvaluateConfig
-from pipeline.drift import Drift
 from pipeline.errors import ConfigError, NothingThere
-from pipeline.evaluation import Evaluation
-from pipeline.gate import Check, Gates, Verdict
-from pipeline.metrics import Interval
+from pipeline.evaluate import evaluation, gate, history, report, samples, scoring
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.gate import Check, Gates, Verdict
 from pipeline.redact import redact
+from pipeline.run import manifest, masks
+from pipeline.score import answers, drift
+from pipeline.score.drift import Drift
+from pipeline.score.metrics import Interval
 from pipeline.source.plan import Plan, plan
+from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +114,7 @@ def completed(cfg: EvaluateConfig) -> EvaluateConfig:
         raise ConfigError("nowhere to write", hint="give --output, or --history to write beside it")
     if cfg.baseline == history.LAST_GOOD and not cfg.history:
         raise ConfigError(f"--baseline {history.LAST_GOOD} without a history finds none", hint="give --history")
-    output = cfg.output or storage.join(cfg.history or "", "_runs")
+    output = cfg.output or objects.join(cfg.history or "", "_runs")
     return labelled(cfg.model_copy(update={"output": output}))
 
 
@@ -132,9 +123,9 @@ def labelled(cfg: EvaluateConfig) -> EvaluateConfig:
     if cfg.read.labels:
         return cfg
     first = cfg.source[0]
-    if len(cfg.source) == 1 and _holds(storage.join(first, LABELS)) and _holds(storage.join(first, IMAGES)):
-        read = cfg.read.model_copy(update={"labels": storage.join(first, LABELS)})
-        return cfg.model_copy(update={"read": read, "source": (storage.join(first, IMAGES),)})
+    if len(cfg.source) == 1 and _holds(objects.join(first, LABELS)) and _holds(objects.join(first, IMAGES)):
+        read = cfg.read.model_copy(update={"labels": objects.join(first, LABELS)})
+        return cfg.model_copy(update={"read": read, "source": (objects.join(first, IMAGES),)})
     kinds = {shard.kind for shard in plan(cfg).shards}
     if len(kinds) != 1 or not kinds <= LABELS_IN.keys():
         raise ConfigError(f"{redact(first)} has no labels/ beside images/", hint="say where with --read.labels")
@@ -143,7 +134,7 @@ def labelled(cfg: EvaluateConfig) -> EvaluateConfig:
 
 def _holds(url: str) -> bool:
     try:
-        return any(True for _ in storage.list_files(url))
+        return any(True for _ in objects.list_files(url))
     except NothingThere:
         return False
 
@@ -156,18 +147,18 @@ def digest_of(planned: Plan, cfg: EvaluateConfig) -> str:
     said: list[object] = [[shard.uri, shard.etag, shard.row_group, shard.max_rows] for shard in planned.shards]
     said += [[one.key, one.etag] for shard in planned.shards for one in shard.members()]
     if planned.shards and planned.shards[0].kind == "folder":
-        said += [[file.path, file.etag] for file in storage.list_files(cfg.read.labels or "")]
+        said += [[file.path, file.etag] for file in objects.list_files(cfg.read.labels or "")]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def identify(cfg: EvaluateConfig, data: str) -> Run:
     """Check one setting and name its run."""
     run = _of_masks(cfg) if cfg.masks else segment_dataset.identify(cfg)
-    judging.coding_of(cfg.judge).check(run.classes)
+    answers.coding_of(cfg.judge).check(run.classes)
     scoring.check(cfg.score, run.classes, cfg.judge.trimap_px)
     gate.check(gates_of(cfg), run.classes)
     fingerprint = hashlib.sha256(f"{run.fingerprint} {data}".encode()).hexdigest()
-    url = storage.join(cfg.output, f"run={fingerprint[:12]}")
+    url = objects.join(cfg.output, f"run={fingerprint[:12]}")
     return replace(run, fingerprint=fingerprint, url=url, judge=cfg.judge)
 
 
@@ -237,7 +228,7 @@ def remember(judged: Judged, cfg: EvaluateConfig, url: str) -> None:
 def finish(cfg: EvaluateConfig, judged: Sequence[Judged], planned: Plan) -> int:
     """Write tables, print the headline and the JSON line; returns the exit status."""
     fingerprints = " ".join(one.evaluation.fingerprint for one in judged)
-    folder = storage.join(cfg.output, f"evaluation={hashlib.sha256(fingerprints.encode()).hexdigest()[:12]}")
+    folder = objects.join(cfg.output, f"evaluation={hashlib.sha256(fingerprints.encode()).hexdigest()[:12]}")
     write(folder, judged)
     for one in judged:
         if cfg.history:
@@ -306,7 +297,7 @@ def told(interval: Interval) -> str:
 def write(folder: str, judged: Sequence[Judged]) -> None:
     """`evaluation.json`, and tables of scores and of images."""
     said = to_json({one.evaluation.name: described(one) for one in judged}, inf_nan_mode="null", indent=1)
-    storage.put(storage.join(folder, "evaluation.json"), said)
+    objects.put(objects.join(folder, "evaluation.json"), said)
     tables = {
         "scores": pd.concat(scoring.scores_table(one.evaluation, one.scores) for one in judged),
         "images": pd.concat(scoring.images_table(one.evaluation) for one in judged),
@@ -314,15 +305,15 @@ def write(folder: str, judged: Sequence[Judged]) -> None:
     for name, table in tables.items():
         out = io.BytesIO()
         table.to_parquet(out, index=False)
-        storage.put(storage.join(folder, f"{name}.parquet"), out.getvalue())
+        objects.put(objects.join(folder, f"{name}.parquet"), out.getvalue())
 
 
 def write_report(folder: str, judged: Sequence[Judged], cfg: EvaluateConfig, planned: Plan) -> str:
     """The page of the first setting, with the others beside it; returns its URL."""
-    first, *others = (evaluation_report.Judged(one.evaluation, one.scores) for one in judged)
+    first, *others = (report.Judged(one.evaluation, one.scores) for one in judged)
     one = judged[0]
-    worst, best = evaluation_report.to_show(one.evaluation)
-    page = evaluation_report.render(
+    worst, best = report.to_show(one.evaluation)
+    page = report.render(
         first,
         cfg=cfg.score,
         others=others,
@@ -332,8 +323,8 @@ def write_report(folder: str, judged: Sequence[Judged], cfg: EvaluateConfig, pla
         samples=list(samples.of(one.evaluation, {*worst, *best}, planned, cfg)),
         next_commands=[f"python -m jobs.inspect_run {shlex.quote(redact(one.evaluation.run_url))} --failures"],
     )
-    url = storage.join(folder, "report/index.html")
-    storage.put(url, page.encode())
+    url = objects.join(folder, "report/index.html")
+    objects.put(url, page.encode())
     return url
 
 

@@ -18,13 +18,14 @@ import yaml
 
 from infra import log as logs
 from jobs import command_line
-from pipeline import checkpoint, storage
 from pipeline.errors import ConfigError
 from pipeline.importing import convert, reader, verify
 from pipeline.importing.convert import Import, Wishes
 from pipeline.importing.layouts import BY_NAME
 from pipeline.importing.reader import Source
+from pipeline.models import checkpoint
 from pipeline.redact import redact
+from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Read, convert, try, write, report."""
-    if storage.exists(storage.join(args.dst, checkpoint.CARD_FILE)):
+    if objects.exists(objects.join(args.dst, checkpoint.CARD_FILE)):
         raise ConfigError(f"{redact(args.dst)} is a checkpoint already", hint="give a new folder")
     source = reader.read(args.src)
     wishes = Wishes(

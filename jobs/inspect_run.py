@@ -13,10 +13,11 @@ import sys
 
 from infra import log as logs
 from jobs import command_line
-from pipeline import manifest, storage, verify
 from pipeline.errors import ConfigError
-from pipeline.owner import Lease
 from pipeline.redact import redact
+from pipeline.run import manifest, verify
+from pipeline.store import objects
+from pipeline.store.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,10 @@ def runs_of(output: str) -> list[str]:
     """
     if "run=" in output.rstrip("/").rpartition("/")[2]:
         return [output.rstrip("/")]
-    names = {match[0] for found in storage.list_files(output) if (match := re.match(r"run=[0-9a-f]+", found.path))}
+    names = {match[0] for found in objects.list_files(output) if (match := re.match(r"run=[0-9a-f]+", found.path))}
     if not names:
         raise ConfigError(f"no run in {redact(output)}", hint="give the --output of a segment_dataset job")
-    return [storage.join(output, name) for name in sorted(names)]
+    return [objects.join(output, name) for name in sorted(names)]
 
 
 def show(run_url: str) -> int:
@@ -81,11 +82,11 @@ def retry_failed(run_url: str) -> int:
 def clean(run_url: str) -> int:
     """Remove what dead processes left: temporary and probe objects, and all but the latest owner."""
     with Lease(run_url, lease_s=LEASE_S, command="inspect_run --clean"):
-        names = [found.path for found in storage.list_files(run_url)]
+        names = [found.path for found in objects.list_files(run_url)]
         owners = sorted(name for name in names if name.startswith("_run/owner-"))
         litter = [name for name in names if name.rpartition("/")[2].startswith((".tmp-", ".probe-"))]
         for name in [*litter, *owners[:-1]]:
-            storage.delete(storage.join(run_url, name))
+            objects.delete(objects.join(run_url, name))
     print(json.dumps({"run": redact(run_url), "removed": len(litter) + len(owners) - 1}))
     return 0
 

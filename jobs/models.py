@@ -21,7 +21,7 @@ import torch
 from infra import log as logs
 from jobs import command_line
 from pipeline.errors import ConfigError
-from pipeline.infer import resolve_precision
+from pipeline.infer.segmenter import resolve_precision
 from pipeline.models import catalogue
 from pipeline.models.catalogue import Variant
 from pipeline.models.network import Network

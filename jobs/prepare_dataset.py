@@ -29,17 +29,19 @@ from infra import log as logs
 from infra import preflight, session
 from infra.progress import Reporter
 from jobs import command_line
-from pipeline import flow, inventory, storage
-from pipeline import prepare as preparing
 from pipeline.config import DecodeConfig
+from pipeline.datasets import prepare as preparing
+from pipeline.datasets import receipts
 from pipeline.datasets.catalogue import LAYOUTS
 from pipeline.datasets.layout import Layout
+from pipeline.datasets.prepare import Preparation, Shard
+from pipeline.datasets.receipts import Manifest, Origin
 from pipeline.errors import ConfigError, JobError
-from pipeline.inventory import Manifest, Origin
-from pipeline.ledger import CONDEMNED_AFTER, Progress
-from pipeline.owner import Lease
-from pipeline.prepare import Preparation, Shard
 from pipeline.redact import redact
+from pipeline.run import flow
+from pipeline.run.ledger import CONDEMNED_AFTER, Progress
+from pipeline.store import objects
+from pipeline.store.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ def prepare(cfg: PrepareConfig) -> int:
     """Do the job; returns the exit status."""
     layout = find_layout(cfg.layout)
     preflight.check_apart([cfg.root], cfg.output)
-    done = inventory.load(cfg.output)
+    done = receipts.load(cfg.output)
     if done or cfg.verify:
         refuse_other(cfg)
     if cfg.verify:
@@ -87,12 +89,12 @@ def prepare(cfg: PrepareConfig) -> int:
         return finish(cfg, done, examples_now=0)
     shards = preparing.plan(layout, cfg.root, cfg.splits, shard_examples=cfg.shard_examples)
     preflight.check_authentication()
-    preflight.check_output(storage.join(cfg.output, "_run"))
+    preflight.check_output(objects.join(cfg.output, "_run"))
     with Lease(cfg.output, lease_s=cfg.lease_s, command=redact(" ".join(sys.argv))):
         owed = resume(cfg, shards)
         member = preparing.label_member(shards, cfg.cut_px) if cfg.format == "tar" else "label"
         progress = work(cfg, layout, member, shards, owed) if owed else Progress()
-        done = inventory.close(cfg.output, ids_of(shards), layout.classes, origin_of(cfg, layout, member))
+        done = receipts.close(cfg.output, ids_of(shards), layout.classes, origin_of(cfg, layout, member))
     return finish(cfg, done, examples_now=progress.committed)
 
 
@@ -129,10 +131,10 @@ def refuse_other(cfg: PrepareConfig) -> None:
     Raises:
         ConfigError: naming the settings.
     """
-    url = storage.join(cfg.output, "_run/config.yaml")
-    if not storage.exists(url):
+    url = objects.join(cfg.output, "_run/config.yaml")
+    if not objects.exists(url):
         return
-    before = yaml.safe_load(storage.read_bytes(url))
+    before = yaml.safe_load(objects.read_bytes(url))
     asked = cfg.model_dump(mode="json", include=SHAPING)
     other = [
         f"{name}: {before.get(name)} there, {asked[name]} asked" for name in asked if before.get(name) != asked[name]
@@ -150,17 +152,17 @@ def resume(cfg: PrepareConfig, shards: Sequence[Shard]) -> list[Shard]:
         JobError: the download has changed since.
     """
     refuse_other(cfg)
-    folder = storage.join(cfg.output, "_run")
+    folder = objects.join(cfg.output, "_run")
     settings = cfg.model_dump(mode="json", include=SHAPING)
-    storage.put(storage.join(folder, "config.yaml"), yaml.safe_dump(settings, sort_keys=False).encode())
-    plan_url, planned = storage.join(folder, "plan.json"), ids_of(shards)
-    if storage.exists(plan_url) and json.loads(storage.read_bytes(plan_url)) != planned:
+    objects.put(objects.join(folder, "config.yaml"), yaml.safe_dump(settings, sort_keys=False).encode())
+    plan_url, planned = objects.join(folder, "plan.json"), ids_of(shards)
+    if objects.exists(plan_url) and json.loads(objects.read_bytes(plan_url)) != planned:
         hint = "write to another --output: what is there is of the download as it was"
         raise JobError(f"{redact(cfg.root)} lists other examples than when this output was begun", hint=hint)
-    storage.put(plan_url, json.dumps(planned, indent=1).encode())
+    objects.put(plan_url, json.dumps(planned, indent=1).encode())
     if cfg.retry_failed:
-        log.info("%d failed example(s) are tried again", inventory.forget_failures(cfg.output))
-    done = inventory.done(cfg.output)
+        log.info("%d failed example(s) are tried again", receipts.forget_failures(cfg.output))
+    done = receipts.done(cfg.output)
     return [shard for shard in shards if shard.id not in done]
 
 
@@ -215,7 +217,7 @@ def verify(output: str, done: Manifest | None) -> int:
     """Read every part again; the exit status says whether all are as the manifest says."""
     if done is None:
         raise JobError(f"{redact(output)} is not finished", hint="run the command without --verify first")
-    found = list(inventory.problems(output, done))
+    found = list(receipts.problems(output, done))
     for problem in found[:PROBLEMS_NAMED]:
         log.error("%s", problem)
     print(json.dumps({"output": redact(output), "problems": len(found)}), flush=True)

@@ -26,18 +26,22 @@ from infra import preflight, session
 from infra.progress import Reporter
 from jobs import command_line, summary
 from jobs.command_line import Arguments
-from pipeline import checkpoint, classes, flow, infer, manifest, storage, workers
-from pipeline.checkpoint import Checkpoint
+from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import JudgeConfig, SegmentConfig
 from pipeline.errors import JobError
-from pipeline.ledger import Progress
-from pipeline.manifest import Manifest, Todo
-from pipeline.owner import Lease
+from pipeline.infer import segmenter
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.redact import redact
 from pipeline.refine.engine import settled
+from pipeline.run import flow, manifest, workers
+from pipeline.run.ledger import Progress
+from pipeline.run.manifest import Manifest, Todo
+from pipeline.run.stages import Job
 from pipeline.source.plan import Plan, changed, plan
-from pipeline.stages import Job
+from pipeline.store import objects
+from pipeline.store.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +92,13 @@ def identify(cfg: SegmentConfig) -> Run:
     checkpoint.check_bands(model.card, BANDS)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # refuses a stride that its network does not have
     fingerprint = cfg.fingerprint(model_sha256=model.sha256, classes=class_map.model_dump(mode="json"))
-    url = storage.join(cfg.output, f"run={fingerprint[:12]}")
+    url = objects.join(cfg.output, f"run={fingerprint[:12]}")
     return Run(cfg, class_map, model, model.sha256, fingerprint, url)
 
 
 def describe(run: Run, planned: Plan) -> None:
     """Store what explains a run beside it: config, plan, versions."""
-    folder = storage.join(run.url, "_run")
+    folder = objects.join(run.url, "_run")
     environment = {
         "fingerprint": run.fingerprint,
         "model_sha256": run.sha256,
@@ -102,11 +106,11 @@ def describe(run: Run, planned: Plan) -> None:
         "python": platform.python_version(),
         **{one.name: one.version for one in distributions() if one.name in SHAPING_MASKS},
     }
-    storage.put(storage.join(folder, "config.yaml"), command_line.to_yaml(run.cfg).encode())
-    storage.put(storage.join(folder, "environment.json"), json.dumps(environment, indent=1).encode())
+    objects.put(objects.join(folder, "config.yaml"), command_line.to_yaml(run.cfg).encode())
+    objects.put(objects.join(folder, "environment.json"), json.dumps(environment, indent=1).encode())
     table = io.BytesIO()
     pq.write_table(planned.to_table(), table)
-    storage.put(storage.join(folder, "plan.parquet"), table.getvalue())
+    objects.put(objects.join(folder, "plan.parquet"), table.getvalue())
 
 
 def segment(args: Arguments) -> int:
@@ -132,7 +136,7 @@ def carry_out(run: Run, planned: Plan) -> Done:
         log.info("nothing to do: every row of this run is committed")
         return Done(finished, Progress(), time.monotonic() - started)
     preflight.check_authentication()
-    preflight.check_output(storage.join(run.url, "_run"))
+    preflight.check_output(objects.join(run.url, "_run"))
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
         owed, committed = resume(run, planned)
         progress = work(run, planned, owed, already=committed) if owed else Progress()
@@ -161,10 +165,10 @@ def resume(run: Run, planned: Plan) -> tuple[list[Todo], int]:
 
 def refuse_changed(run: Run, planned: Plan) -> None:
     """Stop when an archive was replaced since this run was planned: its rows would be of two contents."""
-    url = storage.join(run.url, "_run/plan.parquet")
-    if not storage.exists(url):
+    url = objects.join(run.url, "_run/plan.parquet")
+    if not objects.exists(url):
         return
-    before = pq.read_table(io.BytesIO(storage.read_bytes(url)))
+    before = pq.read_table(io.BytesIO(objects.read_bytes(url)))
     if names := changed(before, planned):
         hint = "write to another --output, or give the new content a new name"
         raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
@@ -173,7 +177,7 @@ def refuse_changed(run: Run, planned: Plan) -> None:
 def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> Progress:
     """Run the flow over what is owed, beside the rows `already` committed; returns what was done."""
     with session.connect() as nodes:
-        network = infer.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
+        network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
         crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()

@@ -8,12 +8,13 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from jobs.command_line import code_version
-from pipeline import manifest, report, storage
 from pipeline.config import RefineConfig
-from pipeline.ledger import Progress
 from pipeline.redact import redact
-from pipeline.sink import Part
+from pipeline.run import manifest, report
+from pipeline.run.ledger import Progress
+from pipeline.run.parts import Part
 from pipeline.source.plan import Plan
+from pipeline.store import objects
 
 if TYPE_CHECKING:
     from jobs.segment_dataset import Done, Run
@@ -70,9 +71,9 @@ def write_report(run: "Run", done: "Done") -> None:
         facts=facts_of(run),
         next_commands=next_commands(run),
     )
-    folder = storage.join(run.url, "report")
-    storage.put(storage.join(folder, "index.html"), page.encode())
-    storage.put(storage.join(folder, "overlays.png"), report.overlays_png(kept, run.classes))
+    folder = objects.join(run.url, "report")
+    objects.put(objects.join(folder, "index.html"), page.encode())
+    objects.put(objects.join(folder, "overlays.png"), report.overlays_png(kept, run.classes))
 
 
 def facts_of(run: "Run") -> dict[str, str]:
@@ -121,7 +122,7 @@ def finish(run: "Run", ended: "Done") -> int:
     log.info("%-18s %9s", "status", "rows")
     for name, count in {"ok": done.ok, **done.error_codes}.items():
         log.info("%-18s %9d", name, count)
-    report_url = storage.join(run.url, "report/index.html")
+    report_url = objects.join(run.url, "report/index.html")
     log.info("look here first: %s", redact(report_url))
     status = int(done.failed_fraction > limit)
     if status:

@@ -31,12 +31,13 @@ from pydantic import JsonValue
 from infra import log as logs
 from infra import preflight, session
 from jobs import command_line
-from pipeline import checkpoint, storage
-from pipeline.owner import Lease
+from pipeline.models import checkpoint
 from pipeline.redact import redact
-from pipeline.training import forecast, group, on_ray, run
+from pipeline.store import objects
+from pipeline.store.lease import Lease
+from pipeline.training import forecast, on_ray, ranks, run
 from pipeline.training.config import TrainConfig
-from pipeline.training.member import find_lr, take_part
+from pipeline.training.worker import find_lr, take_part
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def train(args: Arguments) -> int:
     what = rehearse if args.dry_run else lead
     if not args.bare:
         return what(args.cfg, on_cluster)
-    with group.join(group.device_of(args.cfg.runtime.device)) as ours:
+    with ranks.join(ranks.device_of(args.cfg.runtime.device)) as ours:
         work = partial(take_part, group=ours, about=about())
         if ours.leads:
             return what(args.cfg, work, agree=ours.agreed)
@@ -84,16 +85,16 @@ def lead(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Callable[
         agree: tells the other processes, if there are, whether there is work.
     """
     run.refuse_changed(cfg)
-    finished = storage.exists(storage.join(cfg.output, "_SUCCESS"))
+    finished = objects.exists(objects.join(cfg.output, "_SUCCESS"))
     agree(not finished)
     if finished:
         log.info("nothing to do: this run is finished")
         return finish(cfg)
-    preflight.check_output(storage.join(cfg.output, "_run"))
+    preflight.check_output(objects.join(cfg.output, "_run"))
     with Lease(cfg.output, lease_s=LEASE_S, command=redact(shlex.join(sys.argv))):
-        storage.put(storage.join(cfg.output, "_run/config.yaml"), command_line.to_yaml(cfg).encode())
+        objects.put(objects.join(cfg.output, "_run/config.yaml"), command_line.to_yaml(cfg).encode())
         work(cfg)
-        storage.put(storage.join(cfg.output, "_SUCCESS"), b"")
+        objects.put(objects.join(cfg.output, "_SUCCESS"), b"")
     return finish(cfg)
 
 
@@ -114,7 +115,7 @@ def rehearse(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Calla
 def search(cfg: TrainConfig) -> int:
     """Say which learning rate to begin with."""
     quiet = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracker": "none"})})
-    with group.join(group.device_of(cfg.runtime.device)) as ours:
+    with ranks.join(ranks.device_of(cfg.runtime.device)) as ours:
         found = find_lr(quiet, ours)
         if ours.leads:
             log.info("%s", found.table())

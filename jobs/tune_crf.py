@@ -28,7 +28,6 @@ from infra import preflight, session
 from jobs import command_line, segment_dataset
 from jobs.crf_search import Search, look
 from jobs.segment_dataset import Run
-from pipeline import infer, labels, storage, tuning, tuning_report, workers
 from pipeline.config import (
     DecodeConfig,
     InferConfig,
@@ -39,12 +38,17 @@ from pipeline.config import (
     TileConfig,
 )
 from pipeline.errors import ConfigError
+from pipeline.image import labels
+from pipeline.infer import segmenter
 from pipeline.redact import redact
-from pipeline.refine import search
 from pipeline.refine.engine import settled
-from pipeline.refine.search import Candidate
+from pipeline.run import workers
 from pipeline.source.plan import Plan, plan
-from pipeline.tuning import Outcome
+from pipeline.store import objects
+from pipeline.tune import chunks as tuning
+from pipeline.tune import report, search
+from pipeline.tune.chunks import Outcome
+from pipeline.tune.search import Candidate
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ class TuneConfig(BaseModel):
     chunk_images: int = Field(4, ge=1, description="Images that are worked on together, on average.")
     decode: DecodeConfig = Field(DecodeConfig(), description="Decoding.")
     tile: TileConfig = Field(TileConfig(), description="Tiling.")
-    infer: InferConfig = Field(InferConfig(), description="Network.")
+    segmenter: InferConfig = Field(InferConfig(), description="Network.")
     refine: RefineConfig = Field(
         RefineConfig(), description="What all candidates share; pos_w 3, pos_xy 3 and 10 iterations unless given."
     )
@@ -112,7 +116,7 @@ def tune(cfg: TuneConfig) -> int:
     preflight.check_authentication()
     preflight.check_output(cfg.output)
     with session.connect() as nodes:
-        network = infer.footprint(run.model, run.cfg.infer.output_stride)
+        network = segmenter.footprint(run.model, run.cfg.infer.output_stride)
         crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
         job = segment_dataset.job_of(run, planned)
         chunks, left_out = look(job, planned.shards, label_urls, crew)
@@ -126,9 +130,9 @@ def tune(cfg: TuneConfig) -> int:
 
 def find(cfg: TuneConfig, planned: Plan) -> dict[str, str]:
     """Where the label of each image is; images without one are not in there."""
-    at = labels.by_stem(file.path for file in storage.list_files(cfg.labels))
+    at = labels.by_stem(file.path for file in objects.list_files(cfg.labels))
     keys = [member.key for shard in planned.shards for member in shard.members()[: shard.max_rows]]
-    urls = {key: storage.join(cfg.labels, at[labels.stem(key)]) for key in keys if labels.stem(key) in at}
+    urls = {key: objects.join(cfg.labels, at[labels.stem(key)]) for key in keys if labels.stem(key) in at}
     log.info("%d image(s), %d label file(s), %d image(s) with a label", len(keys), len(at), len(urls))
     if len(urls) < search.FOLDS:
         hint = "labels stand under the same names as images: images/a/1.jpg and labels/a/1.png"
@@ -174,18 +178,18 @@ def finish(
     """Write everything, and say it as a line of JSON."""
     facts = facts_of(cfg, run, outcome)
     params = tuning.params_yaml(outcome, cfg.refine, facts=facts)
-    page = tuning_report.render(outcome, classes=run.classes, left_out=left_out, facts=facts, params=params)
+    page = report.render(outcome, classes=run.classes, left_out=left_out, facts=facts, params=params)
     table = io.BytesIO()
     pq.write_table(tuning.results_table(outcome), table)
-    storage.put(storage.join(cfg.output, "results.parquet"), table.getvalue())
-    storage.put(storage.join(cfg.output, "report/index.html"), page.encode())
-    storage.put(storage.join(cfg.output, "params.yaml"), params.encode())
+    objects.put(objects.join(cfg.output, "results.parquet"), table.getvalue())
+    objects.put(objects.join(cfg.output, "report/index.html"), page.encode())
+    objects.put(objects.join(cfg.output, "params.yaml"), params.encode())
     for one in outcome.contenders:
         gain = "" if one.gain is None else f"{one.gain.value:+.4f} [{one.gain.low:+.4f}, {one.gain.high:+.4f}]"
         log.info("%-32s mean IoU %.4f %s", one.name, one.result.mean_iou, gain)
     if late := sum(one.notes.total() for one in outcome.results):
         log.warning("%d mask(s) were judged as the network made them: refining took too long or failed", late)
-    log.info("look here first: %s", redact(storage.join(cfg.output, "report/index.html")))
+    log.info("look here first: %s", redact(objects.join(cfg.output, "report/index.html")))
     sys.stderr.flush()
     print(
         json.dumps(said(cfg, outcome, left_out) | {"before_search_s": round(looked_s, 1), "wall_s": round(wall_s, 1)})
@@ -223,8 +227,8 @@ def said(cfg: TuneConfig, outcome: Outcome, left_out: list[tuple[str, str]]) -> 
         ],
         "best": {name: getattr(params, name) for name in (*search.SEARCHED, *search.FIXED)},
         "seconds_per_image": round(outcome.best.seconds / outcome.best.images, 4),
-        "params": redact(storage.join(cfg.output, "params.yaml")),
-        "report": redact(storage.join(cfg.output, "report/index.html")),
+        "params": redact(objects.join(cfg.output, "params.yaml")),
+        "report": redact(objects.join(cfg.output, "report/index.html")),
     }
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import ray_servers, s3_servers
-from tests.ray_servers import Cluster
-from tests.s3_servers import FaultProxy, S3Server
+from tests import ROOT
+from tests.support import ray_servers, s3_servers
+from tests.support.ray_servers import Cluster
+from tests.support.s3_servers import FaultProxy, S3Server
 
 # Two shared cores: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("atrous", deadline=None)
@@ -62,5 +63,5 @@ def s3_proxy(s3_url: str, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
     """A Ray cluster of two CPUs with token authentication, shared by the session."""
-    with ray_servers.cluster(PYTHONPATH=f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}") as running:
+    with ray_servers.cluster(PYTHONPATH=f"{ROOT}:{os.environ.get('PYTHONPATH', '')}") as running:
         yield running

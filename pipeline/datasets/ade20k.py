@@ -8,7 +8,7 @@ Labels are grey PNGs: 1 to 150 are the classes, which become 0 to 149, and 0 is 
 """
 
 from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, stem
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _TOP = "ADEChallengeData2016"

@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.datasets import picture
 from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, files_below, stem
 from pipeline.errors import InputError, LabelError
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
 
 CHANNELS = ("red", "green", "blue", "nir")

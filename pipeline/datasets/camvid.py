@@ -13,7 +13,7 @@ The original has no splits. Ours are SegNet's for the same frames: 367, 101 and 
 """
 
 from pipeline.datasets.layout import Example, Layout, decode_colours, decode_ids, fetch, files_below, names_in, stem
-from pipeline.labels import from_colours, from_ids
+from pipeline.image.labels import from_colours, from_ids
 from pipeline.records import UInt8
 
 _SPLITS = ("train", "val", "test")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below
 from pipeline.errors import ConfigError
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)

@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from pipeline import storage
 from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, fetch_listing, files_below, stem
 from pipeline.errors import ConfigError, LabelError, NothingThere
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
+from pipeline.store import objects
 
 _NEVER_USED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
 """Categories that were planned and never annotated (github.com/nightrome/cocostuff, "Labels")."""
@@ -131,7 +131,7 @@ class Stuff(Layout):
 def _image_folder(root: str, split: str) -> str:
     """Where the images are: in images/, or beside it."""
     try:
-        beside = any(islice(storage.list_files(storage.join(root, f"{split}2017")), 1))
+        beside = any(islice(objects.list_files(objects.join(root, f"{split}2017")), 1))
     except NothingThere:
         beside = False
     return f"{split}2017" if beside else f"images/{split}2017"

@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.datasets.layout import Example, Layout, decode_colours, fetch, fetch_listing
 from pipeline.errors import ConfigError
-from pipeline.labels import Colour, from_colours
+from pipeline.image.labels import Colour, from_colours
 from pipeline.records import UInt8
 
 _FOLDER = "dataset-1.0"

@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFilter
 
-from pipeline import storage
 from pipeline.records import Bool, Float32, UInt8
+from pipeline.store import objects
 
 SOIL, CROP, MEADOW, WATER, ROAD, TREE, BUILDING = range(7)
 
@@ -769,10 +769,10 @@ def write_folder(url: str, count: int, *, size_px: int, seed: int, with_labels: 
         workers: processes that generate images.
     """
     for index, jpeg in enumerate(_jpegs(count, size_px=size_px, seed=seed, workers=workers)):
-        storage.put(storage.join(url, "images", _name(index, "jpg")), jpeg)
+        objects.put(objects.join(url, "images", _name(index, "jpg")), jpeg)
         if with_labels:
             label = PILImage.fromarray(generate(seed + index, height=size_px, width=size_px).label_hw)
-            storage.put(storage.join(url, "labels", _name(index, "png")), _encoded(label, "PNG"))
+            objects.put(objects.join(url, "labels", _name(index, "png")), _encoded(label, "PNG"))
 
 
 def write_tar(url: str, count: int, *, size_px: int, seed: int, per_shard: int = 256, workers: int = 1) -> None:
@@ -785,7 +785,7 @@ def write_tar(url: str, count: int, *, size_px: int, seed: int, per_shard: int =
                 member = tarfile.TarInfo(name)
                 member.size = len(jpeg)
                 tar.addfile(member, io.BytesIO(jpeg))
-        storage.put(storage.join(url, f"farm-{number:03}.tar"), buffer.getvalue())
+        objects.put(objects.join(url, f"farm-{number:03}.tar"), buffer.getvalue())
 
 
 def write_parquet(url: str, count: int, *, size_px: int, seed: int, per_shard: int = 256, workers: int = 1) -> None:
@@ -799,7 +799,7 @@ def write_parquet(url: str, count: int, *, size_px: int, seed: int, per_shard: i
         column = pa.array([{"bytes": jpeg, "path": name} for name, jpeg in rows], image)
         buffer = io.BytesIO()
         pq.write_table(pa.table({"image": column}), buffer)
-        storage.put(storage.join(url, f"farm-{number:03}.parquet"), buffer.getvalue())
+        objects.put(objects.join(url, f"farm-{number:03}.parquet"), buffer.getvalue())
 
 
 def encode_jpeg(sample: Sample) -> bytes:

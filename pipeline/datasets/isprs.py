@@ -29,11 +29,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from pipeline import storage
 from pipeline.datasets.layout import Example, Layout, decode_colours, fetch, not_there
 from pipeline.errors import NothingThere
-from pipeline.labels import Colour, from_colours
+from pipeline.image.labels import Colour, from_colours
 from pipeline.records import UInt8
+from pipeline.store import objects
 
 _SUFFIXES = {"train": ".tif", "test": ".tif", "test_eroded": "_noBoundary.tif"}
 _COLOURS: dict[Colour, int] = {
@@ -77,7 +77,7 @@ class Isprs(Layout):
     def _by_name(self, root: str) -> tuple[dict[str, str], dict[str, str]]:
         """Paths of the images and of all other files."""
         try:
-            paths = [PurePosixPath(one.path) for one in storage.list_files(root)]
+            paths = [PurePosixPath(one.path) for one in objects.list_files(root)]
         except NothingThere as error:
             raise not_there(root, f"{self.folder}/") from error
         images = {path.name: str(path) for path in paths if path.parent.name == self.folder}

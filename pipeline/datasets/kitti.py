@@ -10,7 +10,7 @@ validation split.
 
 from pipeline.datasets.cityscapes import TRAIN_IDS
 from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, stem
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _TRAINING = "data_semantics/training"

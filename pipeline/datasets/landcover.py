@@ -19,7 +19,7 @@ from functools import lru_cache
 from pipeline.datasets import picture
 from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, fetch_listing
 from pipeline.errors import ConfigError, LabelError
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _TILE_PX = 512

@@ -2,7 +2,7 @@
 
 In: the URL of the folder into which the official archives were unpacked. Out: the examples of a split, and for each the
 image's own bytes and a map of class ids. Nothing is written here and no image is decoded: what becomes of them is the
-caller's business. Files are read through `pipeline.storage`, so a root may be local or in an object store.
+caller's business. Files are read through `pipeline.store.objects`, so a root may be local or in an object store.
 """
 
 import io
@@ -14,11 +14,12 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image as PILImage
 
-from pipeline import classes, storage
+from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, InputError, LabelError, NothingThere, StorageError
 from pipeline.records import UInt8
 from pipeline.redact import redact
+from pipeline.store import objects
 
 _LISTED = 1000
 """Files looked at to say what a folder holds instead of what was expected."""
@@ -111,11 +112,11 @@ def fetch(root: str, path: str) -> bytes:
         InputError: it is not there, or the store keeps failing: the failure of this one example.
     """
     try:
-        return storage.read_bytes(storage.join(root, path))
+        return objects.read_bytes(objects.join(root, path))
     except FileNotFoundError as error:
         raise InputError("not_found", f"{path} is not in {redact(root)}") from error
     except StorageError as error:
-        raise storage.as_input_error(error) from error
+        raise objects.as_input_error(error) from error
 
 
 def fetch_listing(root: str, path: str) -> str:
@@ -125,7 +126,7 @@ def fetch_listing(root: str, path: str) -> str:
         ConfigError: it is not there, or not text.
     """
     try:
-        return storage.read_bytes(storage.join(root, path)).decode()
+        return objects.read_bytes(objects.join(root, path)).decode()
     except FileNotFoundError as error:
         raise not_there(root, path) from error
     except UnicodeDecodeError as error:
@@ -153,7 +154,7 @@ def files_below(root: str, folder: str, suffix: str) -> list[str]:
         ConfigError: there is none.
     """
     try:
-        listed = [f"{folder}/{one.path}" for one in storage.list_files(storage.join(root, folder))]
+        listed = [f"{folder}/{one.path}" for one in objects.list_files(objects.join(root, folder))]
     except NothingThere as error:
         raise not_there(root, f"{folder}/") from error
     found = sorted(path for path in listed if path.endswith(suffix))
@@ -165,7 +166,7 @@ def files_below(root: str, folder: str, suffix: str) -> list[str]:
 def not_there(root: str, expected: str) -> ConfigError:
     """The error that says what was expected and what the root holds."""
     try:
-        below = [one.path.split("/")[0] for one in islice(storage.list_files(root), _LISTED)]
+        below = [one.path.split("/")[0] for one in islice(objects.list_files(root), _LISTED)]
     except NothingThere:
         return ConfigError(f"{redact(root)} is not there", hint=f"a folder that holds {expected}")
     held = ", ".join(list(dict.fromkeys(below))[:10]) or "nothing"

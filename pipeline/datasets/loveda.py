@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _FOLDERS = {"train": "Train", "val": "Val"}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy.typing as npt
 from scipy.io import loadmat
 
-from pipeline import storage
 from pipeline.datasets.layout import not_there
 from pipeline.errors import LabelError
+from pipeline.store import objects
 
 
 def variable(data: bytes, wanted: str, *, name: str) -> npt.NDArray[Any]:
@@ -46,7 +46,7 @@ def listed(root: str, path: str, wanted: str) -> npt.NDArray[Any]:
         LabelError: as `variable`.
     """
     try:
-        data = storage.read_bytes(storage.join(root, path))
+        data = objects.read_bytes(objects.join(root, path))
     except FileNotFoundError as error:
         raise not_there(root, path) from error
     return variable(data, wanted, name=path)

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import storage
 from pipeline.errors import InputError, StorageError
 from pipeline.redact import redact
+from pipeline.store import objects
 
 _MAX_MIB = 256
 """Decoded size of one image or label, at most: a damaged or hostile file can announce any."""
@@ -28,12 +28,12 @@ def opened(root: str, path: str) -> Iterator[h5py.File]:
         InputError: it is not there, is no such file, or what is read inside is not there or damaged.
     """
     try:
-        with storage.open_read(storage.join(root, path)) as stream, h5py.File(stream, "r") as file:
+        with objects.open_read(objects.join(root, path)) as stream, h5py.File(stream, "r") as file:
             yield file
     except FileNotFoundError as error:
         raise InputError("not_found", f"{path} is not in {redact(root)}") from error
     except StorageError as error:
-        raise storage.as_input_error(error) from error
+        raise objects.as_input_error(error) from error
     except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:  # what h5py makes of damage
         raise InputError("corrupt", f"{path} cannot be read as MATLAB 7.3: {error}") from error
 

@@ -22,7 +22,7 @@ from pipeline.datasets import matlab5
 from pipeline.datasets.layout import Example, Layout
 from pipeline.datasets.matlab73 import opened, read_piece
 from pipeline.errors import ConfigError, LabelError
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _META = "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat"

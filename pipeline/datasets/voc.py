@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.datasets import matlab5
 from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, names_in
 from pipeline.errors import LabelError
-from pipeline.labels import from_ids
+from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _VOC = "VOCdevkit/VOC2012"

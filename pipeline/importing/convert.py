@@ -13,15 +13,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline import checkpoint, classes
-from pipeline.checkpoint import Card
+from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import explain
 from pipeline.errors import ConfigError
 from pipeline.importing.layouts import BY_NAME, LAYOUTS, REFUSED, Layout
 from pipeline.importing.reader import Source
 from pipeline.importing.shapes import Options, filters
-from pipeline.models import zoo
+from pipeline.models import checkpoint, zoo
+from pipeline.models.checkpoint import Card
 from pipeline.models.layers import widen
 from pipeline.models.network import Network
 

@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline import storage
 from pipeline.errors import ConfigError, InputError
 from pipeline.importing import caffe
 from pipeline.redact import redact
+from pipeline.store import objects
 
 MAX_BYTES = 4 * 2**30
 """Largest file, and most bytes its tensors may unfold to."""
@@ -107,7 +107,7 @@ def read(url: str) -> Source:
         ConfigError: when it is missing, too large, damaged, no file of weights, or asks for more than tensors.
     """
     try:
-        data = storage.read_bytes(url, max_bytes=MAX_BYTES)
+        data = objects.read_bytes(url, max_bytes=MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"no file {redact(url)}") from error
     except InputError as error:

@@ -12,11 +12,11 @@ import numpy as np
 
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
+from pipeline.infer.tile import LEFT_WHOLE
 from pipeline.records import Float16, Image, Scored, UInt8, Window
 from pipeline.refine.engine import Answer, Evidence, make, of_network
 from pipeline.refine.presets import reach_px
-from pipeline.stats import PixelStats
-from pipeline.tile import LEFT_WHOLE
+from pipeline.refine.stats import PixelStats
 
 HALO_SIGMAS = 2
 """A window sees this many spatial sigmas beyond its core: what lies further off weighs below exp(-2)."""

@@ -13,10 +13,10 @@ from hashlib import blake2b
 from typing import Any
 from unicodedata import normalize
 
-from pipeline import storage
 from pipeline.errors import InputError, StorageError
 from pipeline.records import Item
 from pipeline.source.shard import Member, Shard, failure_of
+from pipeline.store import objects
 
 LONGEST_SLICE = 4
 """Files of a slice at most, as a multiple of the mean."""
@@ -100,7 +100,7 @@ def _fetch(root: str, member: Member, max_bytes: int, labels: str | None) -> dic
     """The fields of an item that only the objects themselves can tell."""
     began = time.monotonic()
     try:
-        data = storage.read_bytes(storage.join(root, member.path), max_bytes=max_bytes, etag=member.etag)
+        data = objects.read_bytes(objects.join(root, member.path), max_bytes=max_bytes, etag=member.etag)
         if not data:
             raise InputError("empty", "0 bytes")
         label = None if labels is None else _label(labels, member.path, max_bytes)
@@ -113,5 +113,5 @@ def _label(labels: str, path: str, max_bytes: int) -> bytes | None:
     """Asked for by name: a listing would have to be held, and sent to every worker."""
     for suffix in LABELS:
         with suppress(FileNotFoundError):
-            return storage.read_bytes(storage.join(labels, path.rpartition(".")[0] + suffix), max_bytes=max_bytes)
+            return objects.read_bytes(objects.join(labels, path.rpartition(".")[0] + suffix), max_bytes=max_bytes)
     return None

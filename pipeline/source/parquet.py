@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.config import ReadConfig
 from pipeline.errors import InputError
 from pipeline.records import Failure, Item
 from pipeline.source.shard import Shard, object_shard
-from pipeline.storage import FileInfo
+from pipeline.store import objects
+from pipeline.store.objects import FileInfo
 
 MAX_FOOTERS = 10_000
 """A source of more files than this is planned file by file without opening any; else by row group."""
@@ -58,7 +58,7 @@ def row_groups(files: Iterable[Shard]) -> Iterator[Shard]:
 
 def _row_groups_of(shard: Shard) -> list[Shard]:
     try:
-        with storage.open_read(shard.url, etag=shard.etag) as opened:
+        with objects.open_read(shard.url, etag=shard.etag) as opened:
             footer = read_footer(opened)
     except (InputError, FileNotFoundError):
         return [shard]
@@ -112,7 +112,7 @@ def _bytes(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
 
 def _batches(shard: Shard, cfg: ReadConfig) -> Iterator[list[_Cells]]:
     """A few rows at a time."""
-    with storage.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
+    with objects.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
         footer = read_footer(opened)
         sizes = row_counts(footer)
         if not any(sizes):

@@ -10,14 +10,14 @@ from itertools import chain
 
 import pyarrow as pa
 
-from pipeline import storage
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import JobError
 from pipeline.records import Item
 from pipeline.redact import redact
 from pipeline.source import folder, parquet, webdataset
 from pipeline.source.shard import Kind, Member, Shard, deliver, object_shard, slice_shard, suffix_of
-from pipeline.storage import FileInfo
+from pipeline.store import objects
+from pipeline.store.objects import FileInfo
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"), "folder"),
@@ -157,11 +157,11 @@ def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> 
 
 def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
     """The folder to which paths are relative, and the listing; the URL of one object is a source of one file."""
-    files = iter(storage.list_files(url))
+    files = iter(objects.list_files(url))
     first = next(files, None)
     if first is None:
         return url, []
-    if url.endswith(first.path) and "/" not in first.path and storage.exists(url):
+    if url.endswith(first.path) and "/" not in first.path and objects.exists(url):
         return url.removesuffix(first.path) or ".", [first]
     return url, chain([first], files)
 
@@ -207,7 +207,7 @@ class _Copies:
             self.first[path] = root
             return 1
         if self.on_duplicate == "fail":
-            both = " and ".join(redact(storage.join(one, path)) for one in (self.first[path], root))
+            both = " and ".join(redact(objects.join(one, path)) for one in (self.first[path], root))
             raise JobError(f"the key {path!r} occurs twice: {both}", hint="--read.on-duplicate suffix keeps both")
         self.more[path] += 1
         return 1 + self.more[path]

@@ -12,10 +12,10 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Literal
 
-from pipeline import storage
 from pipeline.errors import InputError, StorageError
 from pipeline.records import Failure, Item
-from pipeline.storage import FileInfo
+from pipeline.store import objects
+from pipeline.store.objects import FileInfo
 
 Kind = Literal["folder", "webdataset", "parquet"]
 
@@ -70,7 +70,7 @@ class Shard:
     @property
     def url(self) -> str:
         """Where the object is."""
-        return storage.join(self.root, self.path)
+        return objects.join(self.root, self.path)
 
     @property
     def uri(self) -> str:
@@ -134,7 +134,7 @@ def suffix_of(path: str) -> str:
 def failure_of(error: InputError | FileNotFoundError | StorageError) -> Failure:
     """The record of an error: its hint belongs to the line a person reads. AccessDenied is raised again."""
     if not isinstance(error, InputError):
-        error = storage.as_input_error(error)
+        error = objects.as_input_error(error)
     return Failure(error.code, error.detail + (f" ({error.hint})" if error.hint else ""))
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
 
-from pipeline import storage
 from pipeline.config import ReadConfig
 from pipeline.errors import InputError
 from pipeline.records import Failure, Item
 from pipeline.source.shard import Shard, suffix_of
+from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[st
         return sample
 
     try:
-        with storage.open_read(shard.url, etag=shard.etag) as file:
+        with objects.open_read(shard.url, etag=shard.etag) as file:
             for sample in _samples(file, begin, ignored):
                 failure = sample.outcome()
                 data, label = (b"", None) if failure else (sample.image.data, sample.label.data or None)

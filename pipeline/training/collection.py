@@ -25,15 +25,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import labels, storage
 from pipeline.classes import ClassMap
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import ConfigError, InputError, NothingThere, StorageError
+from pipeline.image import channels as bands
+from pipeline.image import labels
 from pipeline.records import Bool, Int64, Item
 from pipeline.redact import redact
 from pipeline.source.plan import plan, read
 from pipeline.source.shard import Shard
-from pipeline.training import bands, weak
+from pipeline.store import objects
+from pipeline.training import weak
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +197,7 @@ def open_collection(
         LabelError: a label contradicts its image or the class map; names the label, the value and the count.
         StorageError: the store failed, or the copy cannot be written.
     """
-    urls = [storage.join(data, part) for part in parts]
+    urls = [objects.join(data, part) for part in parts]
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _alone(cache):
@@ -250,12 +252,12 @@ def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
         ConfigError: there is nothing, or images without a folder of labels.
     """
     try:
-        shards = _shards(storage.join(url, "images"), ReadConfig(kind="folder"))
+        shards = _shards(objects.join(url, "images"), ReadConfig(kind="folder"))
     except NothingThere:
         return _archives(url, where)
-    folder = storage.join(url, where or "labels")
+    folder = objects.join(url, where or "labels")
     try:
-        versions = {labels.stem(file.path): file.etag for file in storage.list_files(folder)}
+        versions = {labels.stem(file.path): file.etag for file in objects.list_files(folder)}
     except NothingThere as error:
         raise ConfigError(f"{redact(folder)} is not there", hint="name it with --sets.labels") from error
     return ReadConfig(kind="folder", labels=folder), shards, versions

@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import labels
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
+from pipeline.image import channels, labels
 from pipeline.records import Int64, UInt8
-from pipeline.training import bands, transforms, weak
+from pipeline.training import transforms, weak
 from pipeline.training.collection import Collection, is_weak, name_of
 from pipeline.training.config import TrainConfig
 
@@ -244,7 +244,7 @@ class _Places(Dataset[_Made]):
 
     def _read(self, index: int) -> _Made:
         example = self.collection[index]
-        image = bands.read(example.image, self.cfg.network.channels)
+        image = channels.read(example.image, self.cfg.network.channels)
         name, pixels = name_of(example.key), image.pixels_hwc
         if is_weak(example.label):
             said = weak.parse(example.label, self.classes, name=name, height=image.height, width=image.width)

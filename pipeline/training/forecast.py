@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import checkpoint, storage
 from pipeline.errors import NothingThere
+from pipeline.models import checkpoint
+from pipeline.store import objects
 from pipeline.training import state
 from pipeline.training.config import TrainConfig
 from pipeline.training.progress import duration
@@ -45,7 +46,7 @@ def rehearsal(cfg: TrainConfig) -> TrainConfig:
     short = cfg.schedule.model_copy(update={"steps": STEPS})
     return cfg.model_copy(
         update={
-            "output": storage.join(cfg.output, f"_rehearsal-{uuid.uuid4().hex[:8]}"),
+            "output": objects.join(cfg.output, f"_rehearsal-{uuid.uuid4().hex[:8]}"),
             "schedule": short,
             "then": tuple(phase.model_copy(update={"schedule": short}) for phase in cfg.then),
             "validation": cfg.validation.model_copy(update={"limit": 1, "every": STEPS}),
@@ -81,8 +82,8 @@ def of(cfg: TrainConfig, rehearsed: str) -> Forecast:
 def clear(rehearsed: str) -> None:
     """Delete what a rehearsal left."""
     with suppress(NothingThere):  # a rehearsal that failed early left none
-        for file in list(storage.list_files(rehearsed)):
-            storage.delete(storage.join(rehearsed, file.path))
+        for file in list(objects.list_files(rehearsed)):
+            objects.delete(objects.join(rehearsed, file.path))
 
 
 def _values(story: Story, name: str) -> list[float]:

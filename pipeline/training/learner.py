@@ -16,15 +16,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
-from pipeline.infer import PRECISIONS
+from pipeline.infer.segmenter import PRECISIONS
 from pipeline.models import zoo
 from pipeline.models.network import BUILDERS_OWN, Network
 from pipeline.records import Int64
 from pipeline.training import batch_norm, ema, losses, optimiser, state, weak
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Batch
-from pipeline.training.group import Group
 from pipeline.training.losses import Loss
+from pipeline.training.ranks import Group
 
 
 class Supervised(nn.Module):

@@ -19,17 +19,17 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Card, Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
-from pipeline.metrics import Scores
-from pipeline.training import initial, learner, losses, schedule, state
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.score.metrics import Scores
+from pipeline.training import learner, losses, schedule, start, state
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Batch, batches
-from pipeline.training.group import Group
 from pipeline.training.learner import Learner, take_step
 from pipeline.training.progress import Progress
+from pipeline.training.ranks import Group
 from pipeline.training.run import Run
 from pipeline.training.state import Point, Story
 from pipeline.training.validate import Verdict, validate
@@ -90,7 +90,7 @@ def begin(run: Run, cfg: TrainConfig, number: int, story: Story, tensors: dict[s
     torch.manual_seed(learner.seed_of(cfg.seed, number))  # of the first values of layers
     network = learner.build(cfg, run.classes)
     if number == 0 and story.phase < 0:
-        initial.load(network, cfg.network, run.classes)
+        start.load(network, cfg.network, run.classes)
     elif number > story.phase:
         new = state.carry(network, state.part("network", tensors))
         log.info("phase %d begins; layers with first values of their own: %s", number, ", ".join(new) or "none")

@@ -26,10 +26,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError, JobError, LabelError
-from pipeline.training import group
+from pipeline.run.workers import Resources, nodes_of
+from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
-from pipeline.training.member import take_part
-from pipeline.workers import Resources, nodes_of
+from pipeline.training.worker import take_part
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def worker(said: dict[str, Any]) -> str:
     """What every worker does. Returns the message of an error that all workers meet, since trying again is in vain."""
     cfg = TrainConfig.model_validate(said["cfg"])
     torch.set_num_threads(max(1, int(cfg.runtime.cpus_per_worker)))
-    with group.join(ray.train.torch.get_device()) as ours:
+    with ranks.join(ray.train.torch.get_device()) as ours:
         if ours.leads:
             logging.getLogger("pipeline").addHandler(_Sender(said["board"]))
             log.info("training in %d worker(s) on %s", ours.size, ours.device.type)

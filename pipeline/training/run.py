@@ -17,14 +17,16 @@ import numpy as np
 import yaml
 from pydantic import JsonValue, ValidationError
 
-from pipeline import checkpoint, classes, storage
+from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
+from pipeline.models import checkpoint
 from pipeline.redact import redact
+from pipeline.store import objects
 from pipeline.training import state, tracker
 from pipeline.training.collection import Collection, open_collection
 from pipeline.training.config import CODE_VERSION, UNFINGERPRINTED, TrainConfig
-from pipeline.training.group import Group
+from pipeline.training.ranks import Group
 from pipeline.training.tracker import Tracker
 
 CLASSES_FILE = "classes.yaml"
@@ -112,9 +114,9 @@ def classes_of(cfg: TrainConfig) -> ClassMap:
     """
     if cfg.classes:
         return classes.load(cfg.classes)
-    url = storage.join(cfg.data, CLASSES_FILE)
+    url = objects.join(cfg.data, CLASSES_FILE)
     try:
-        data = storage.read_bytes(url, max_bytes=1 << 20)
+        data = objects.read_bytes(url, max_bytes=1 << 20)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{redact(cfg.data)} has no {CLASSES_FILE}", hint="name a class map with --classes"
@@ -186,9 +188,9 @@ def refuse_changed(cfg: TrainConfig) -> None:
     Raises:
         ConfigError: naming those that differ, with both values.
     """
-    url = storage.join(cfg.output, "_run/config.yaml")
+    url = objects.join(cfg.output, "_run/config.yaml")
     try:
-        before = settings(TrainConfig.model_validate(yaml.safe_load(storage.read_bytes(url, max_bytes=1 << 20))))
+        before = settings(TrainConfig.model_validate(yaml.safe_load(objects.read_bytes(url, max_bytes=1 << 20))))
     except FileNotFoundError:
         return
     except (yaml.YAMLError, ValidationError) as error:

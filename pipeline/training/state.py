@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline import storage
 from pipeline.errors import JobError, NothingThere, StorageError
+from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -127,20 +127,20 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def url_of(output: str, step: int) -> str:
     """Folder of the state after `step` steps."""
-    return storage.join(output, FOLDER, f"step-{step:08d}")
+    return objects.join(output, FOLDER, f"step-{step:08d}")
 
 
 def save(output: str, story: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
     """Write a state: tensors, then the JSON that makes it whole."""
     url = url_of(output, step)
-    storage.put(storage.join(url, TENSORS), safetensors.torch.save(dict(tensors)))
-    storage.put(storage.join(url, STORY), story)
+    objects.put(objects.join(url, TENSORS), safetensors.torch.save(dict(tensors)))
+    objects.put(objects.join(url, STORY), story)
 
 
 def steps(output: str) -> list[int]:
     """Steps of the whole states of a run, ascending; folders of other names, such as copies, are none."""
     try:
-        paths = [one.path for one in storage.list_files(storage.join(output, FOLDER))]
+        paths = [one.path for one in objects.list_files(objects.join(output, FOLDER))]
     except NothingThere:
         return []
     found = (re.fullmatch(rf"step-(\d{{8,}})/{re.escape(STORY)}", path) for path in paths)
@@ -155,8 +155,8 @@ def load(output: str, step: int) -> tuple[Story, dict[str, Tensor]]:
     """
     url = url_of(output, step)
     try:
-        story = from_json(storage.read_bytes(storage.join(url, STORY)))
-        return story, safetensors.torch.load(storage.read_bytes(storage.join(url, TENSORS)))
+        story = from_json(objects.read_bytes(objects.join(url, STORY)))
+        return story, safetensors.torch.load(objects.read_bytes(objects.join(url, TENSORS)))
     except (SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
         hint = f"delete {url}; the run then goes on from the state before it"
         raise JobError(f"the state after step {step} is damaged: {error}", hint=hint) from error
@@ -166,7 +166,7 @@ def prune(output: str) -> None:
     """Delete all but the newest `KEPT` states. The JSON goes first: half a state is none."""
     for step in steps(output)[:-KEPT]:
         for name in (STORY, TENSORS):
-            storage.delete(storage.join(url_of(output, step), name))
+            objects.delete(objects.join(url_of(output, step), name))
 
 
 class Writer:

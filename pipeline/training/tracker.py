@@ -16,12 +16,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from pipeline import storage
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
-from pipeline.paint import paint
+from pipeline.page.paint import paint
 from pipeline.records import UInt8
 from pipeline.redact import redact
+from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def make(kind: Kind, *, output: str, run: str, first_step: int, classes: ClassMa
     """
     match kind:
         case "tensorboard":
-            made: Tracker = _TensorBoard(storage.join(output, FOLDER), first_step, classes)
+            made: Tracker = _TensorBoard(objects.join(output, FOLDER), first_step, classes)
         case "mlflow":
             made = _MLflow(output, run, classes)
         case "wandb":
@@ -159,7 +159,7 @@ class _TensorBoard:
 
     def _send(self) -> None:
         for file in self.folder.iterdir() if self.here else ():
-            storage.put(storage.join(self.url, file.name), file.read_bytes())
+            objects.put(objects.join(self.url, file.name), file.read_bytes())
 
 
 class _MLflow:

@@ -16,21 +16,22 @@ import pandas as pd
 import torch
 from pydantic import JsonValue
 
-from pipeline import drift, labels, metrics
-from pipeline.ahead import ahead
-from pipeline.checkpoint import Card, Checkpoint
 from pipeline.classes import ClassMap
 from pipeline.config import InferConfig, RefineConfig, TileConfig
-from pipeline.encode import brightness
 from pipeline.errors import InputError, JobError
-from pipeline.infer import Prediction, Segmenter
-from pipeline.metrics import Scores
+from pipeline.image import channels as bands
+from pipeline.image import labels
+from pipeline.image.encode import brightness
+from pipeline.infer.segmenter import Prediction, Segmenter
+from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.prefetch import ahead
 from pipeline.records import Float64, Image, Int64, Item, Scored, UInt8
 from pipeline.refine.refiner import Refiner
-from pipeline.training import bands
+from pipeline.score import drift, metrics
+from pipeline.score.metrics import Scores
 from pipeline.training.collection import Collection, Example
 from pipeline.training.config import TrainConfig
-from pipeline.training.group import Group
+from pipeline.training.ranks import Group
 from pipeline.training.tracker import Sample
 
 A = TypeVar("A", Int64, Float64)

@@ -1,0 +1,87 @@
+"""What a careful person writes for one machine: a pool of processes, each doing every step for a few images at a time.
+
+    python -m benchmarks.baselines.multiprocessing_script --source FOLDER --output FOLDER --checkpoint farmland
+
+Same decoder, network, refiner, rows and Parquet settings as the job; no resume, no object store, no failure of a worker
+survived. `benchmarks.pipeline` runs it as the thing to be measured against.
+"""
+
+import argparse
+import multiprocessing
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline.config import SegmentConfig
+from pipeline.image import encode
+from pipeline.image.decode import decode
+from pipeline.infer.segmenter import Segmenter
+from pipeline.models import checkpoint
+from pipeline.records import Item, Row, Scored, rows_to_table
+from pipeline.refine.refiner import Refiner
+from pipeline.refine.unary import active_classes
+from pipeline.run import parts
+
+IMAGES_AT_ONCE = 16
+
+
+class Worker:
+    """One network and one refiner, kept by each process of the pool."""
+
+    def __init__(self, cfg: SegmentConfig) -> None:
+        torch.set_num_threads(1)
+        model = checkpoint.load(cfg.checkpoint)
+        self.cfg, self.classes = cfg, model.card.classes
+        self.segmenter = Segmenter(model, cfg.infer, cfg.tile)
+        self.refiner = Refiner(cfg.refine, self.classes)
+
+    def __call__(self, paths: list[Path]) -> list[Row]:
+        """Segment a few images."""
+        images = [decode(path.read_bytes(), self.cfg.decode) for path in paths]
+        rows = []
+        for path, image, prediction in zip(paths, images, self.segmenter(images), strict=True):
+            logits = prediction.logits_khw
+            ids, _ = active_classes(logits, prune=self.cfg.refine.prune)
+            item = Item(key=path.name, shard="all", etag="")
+            scored = Scored(item, image.height, image.width, 1, logits[list(ids)], ids, self.segmenter.stride)
+            refinement = self.refiner(scored, image)
+            rows.append(encode.row(scored, refinement, None, classes=self.classes, model_fp="", config_fp=""))
+        return rows
+
+
+def start(cfg: SegmentConfig) -> None:
+    """Runs once in each process."""
+    global worker  # noqa: PLW0603  # a pool has no other place for what its processes keep
+    worker = Worker(cfg)
+
+
+def work(paths: list[Path]) -> list[Row]:
+    """Runs in a process of the pool."""
+    return worker(paths)
+
+
+def main() -> int:
+    """Segment a folder with one process per core."""
+    parser = argparse.ArgumentParser()
+    for name in ("source", "output", "checkpoint"):
+        parser.add_argument(f"--{name}", required=True)
+    args = parser.parse_args()
+    cfg = SegmentConfig(source=args.source, output=args.output, checkpoint=args.checkpoint)
+    classes = checkpoint.load_card(args.checkpoint).classes
+    paths = sorted(Path(args.source).rglob("*.jpg"))
+    few = [paths[first : first + IMAGES_AT_ONCE] for first in range(0, len(paths), IMAGES_AT_ONCE)]
+    held: list[Row] = []
+    with multiprocessing.get_context("spawn").Pool(initializer=start, initargs=(cfg,)) as pool:
+        for rows in pool.imap_unordered(work, few):
+            held += rows
+            if len(held) >= cfg.runtime.rows_per_part:
+                parts.write_part(args.output, rows_to_table(held), classes)
+                held = []
+    if held:
+        parts.write_part(args.output, rows_to_table(held), classes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

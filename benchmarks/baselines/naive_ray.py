@@ -1,0 +1,117 @@
+"""What the tutorials lead to: Ray Data with its defaults, images and full-size probabilities between the stages.
+
+    python -m benchmarks.baselines.naive_ray --source FOLDER --output FOLDER --checkpoint farmland
+
+Same network and refiner as the job. `benchmarks.pipeline` runs it as the thing to be measured against; the last line on
+stdout says how many bytes the stages handed on.
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+import ray
+import ray.data
+
+from pipeline.config import SegmentConfig
+from pipeline.models import checkpoint
+from pipeline.records import Image, Item, Scored, Window
+from pipeline.refine import densecrf
+from pipeline.refine.presets import resolve
+from pipeline.refine.unary import softmax, upsample
+
+CPUS = 0.25
+"""Of each actor: one of each stage per core, and a whole core left for the reader, or nothing ever starts."""
+
+Batch = dict[str, np.ndarray]
+
+
+@ray.remote(num_cpus=0)
+class Counter:
+    """Bytes handed on by all stages."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def add(self, count: int) -> None:
+        """Count a batch."""
+        self.bytes += count
+
+    def total(self) -> int:
+        """All bytes so far."""
+        return self.bytes
+
+
+def size_of(batch: Batch) -> int:
+    """Bytes of the arrays of a batch, also of those of differing shapes."""
+    arrays = (one for column in batch.values() for one in (column if column.dtype == object else [column]))
+    return sum(len(one) if isinstance(one, str) else one.nbytes for one in arrays)
+
+
+class Network:
+    """Images in, images and full-size float32 probabilities out."""
+
+    def __init__(self, cfg: SegmentConfig, counter: ray.actor.ActorHandle) -> None:
+        import torch  # noqa: PLC0415
+
+        from pipeline.infer.segmenter import Segmenter  # noqa: PLC0415
+
+        torch.set_num_threads(1)
+        self.segmenter = Segmenter(checkpoint.load(cfg.checkpoint), cfg.infer, cfg.tile)
+        self.counter = counter
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Segment a batch."""
+        images = [Image(pixels, None) for pixels in batch["image"]]
+        probs = []
+        for image, prediction in zip(images, self.segmenter(images), strict=True):
+            scored = Scored(Item("", "", ""), image.height, image.width, stride=self.segmenter.stride)
+            window = Window(0, 0, image.height, image.width)
+            probs.append(softmax(upsample(prediction.logits_khw, scored, window)))
+        out = {"path": batch["path"], "image": batch["image"], "probs": np.stack(probs)}
+        self.counter.add.remote(size_of(batch) + size_of(out))
+        return out
+
+
+class Crf:
+    """Images and probabilities in, masks out."""
+
+    def __init__(self, cfg: SegmentConfig, counter: ray.actor.ActorHandle) -> None:
+        self.params, self.counter = resolve(cfg.refine), counter
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Refine a batch."""
+        masks = []
+        for pixels, probs in zip(batch["image"], batch["probs"], strict=True):
+            marginals = densecrf.refine(pixels, np.log(np.maximum(probs, 1e-10)), None, self.params)
+            masks.append(marginals.argmax(axis=0).astype(np.uint8))
+        out = {"path": batch["path"], "mask": np.stack(masks)}
+        self.counter.add.remote(size_of(out))
+        return out
+
+
+def main() -> int:
+    """Segment a folder."""
+    parser = argparse.ArgumentParser()
+    for name in ("source", "output", "checkpoint"):
+        parser.add_argument(f"--{name}", required=True)
+    args = parser.parse_args()
+    cfg = SegmentConfig(source=args.source, output=args.output, checkpoint=args.checkpoint)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    counter = Counter.remote()
+    cores = int(ray.cluster_resources()["CPU"])
+    pool = ray.data.ActorPoolStrategy(size=cores)
+    known = {"cfg": cfg, "counter": counter}
+    (
+        ray.data.read_images(args.source, mode="RGB", include_paths=True)
+        .map_batches(Network, fn_constructor_kwargs=known, batch_size=16, compute=pool, num_cpus=CPUS)
+        .map_batches(Crf, fn_constructor_kwargs=known, batch_size=16, compute=pool, num_cpus=CPUS)
+        .write_parquet(args.output)
+    )
+    print(json.dumps({"bytes_between_stages": ray.get(counter.total.remote())}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

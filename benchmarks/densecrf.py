@@ -1,0 +1,473 @@
+"""Measure all refinement engines side by side, each called as the refiner calls it, on the same images and logits.
+
+    python -m benchmarks.densecrf --brief                        # a first look, a minute; generated farmland
+
+    python -m benchmarks.densecrf --photos FOLDER --plot densecrf.png
+
+    python -m benchmarks.densecrf --halo --photos FOLDER --checkpoint FOLDER --enlarge 2    # how wide must a halo be
+
+Engines take turns in one process on one core; what is compared are ratios, by the clock and by CPU time, which other
+work on the machine disturbs less than it does times. The logits are made up from the colours at stride 8, as soft as
+a DeepLab's. Progress on stderr, one JSON line at the end on stdout.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.pool import Pool
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from scipy.spatial.distance import cdist
+
+from infra import log as logs
+from pipeline.config import InferConfig, RefineConfig, TileConfig
+from pipeline.datasets import farmland
+from pipeline.infer.segmenter import Segmenter
+from pipeline.models import checkpoint
+from pipeline.records import Float16, Float32, Image, Item, Scored, UInt8, Window
+from pipeline.refine.engine import Engine, Evidence, make
+from pipeline.refine.presets import CrfParams, reach_px, resolve
+from pipeline.refine.refiner import HALO_SIGMAS, Refiner, windows, with_halo
+from pipeline.refine.unary import active_classes, softmax, upsample
+
+log = logging.getLogger(__name__)
+
+ENGINES: dict[str, dict[str, str]] = {
+    "pydensecrf": {"engine": "pydensecrf"},
+    "native lattice": {"engine": "native", "spatial": "lattice"},
+    "native auto": {"engine": "native", "spatial": "auto"},
+    "torch": {"engine": "torch"},
+    "domain_transform": {"engine": "domain_transform"},
+}
+"""The first is what the others are compared with. The last is another filter: its labels are meant to differ."""
+STRIDE = 8
+ORACLE_PX = 48
+"""Side of the crops on which every pair of pixels is summed up."""
+HALOS = (0, 0.5, 1, 1.5, 2, 3)
+SHIFT_PX = 8
+LATTICE_ERROR = 0.002
+"""Share of labels in which lattice and separable Gaussian differ: an engine's own error."""
+SUFFIXES = (".jpg", ".jpeg", ".png")
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An image and its logits."""
+
+    pixels_hwc: UInt8
+    scored: Scored
+
+    @property
+    def window(self) -> Window:
+        """The whole image."""
+        return Window(0, 0, *self.pixels_hwc.shape[:2])
+
+    @property
+    def logits_khw(self) -> Float16:
+        """At the network's stride."""
+        if self.scored.logits_khw is None:
+            raise ValueError("a case without logits")
+        return self.scored.logits_khw
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a process of its own is to refine, small enough to be sent there."""
+
+    photos: Path | None
+    height: int
+    width: int
+    classes: int
+    cfg: RefineConfig
+
+
+def config(engine: str, preset: str, iterations: int) -> RefineConfig:
+    """Settings of one side. The domain transform keeps its own number of iterations."""
+    given = {} if engine == "domain_transform" else {"iterations": iterations}
+    return RefineConfig.model_validate({"preset": preset, "deadline_s": 1e6, **given, **ENGINES[engine]})
+
+
+def pictures(photos: Path | None, count: int, height: int, width: int) -> Iterator[UInt8]:
+    """Photographs of a folder, evenly spread and resized; or farmland."""
+    if photos is None:
+        for seed in range(count):
+            yield farmland.generate(seed, height=height, width=width).image_hwc
+        return
+    paths = sorted(path for path in photos.iterdir() if path.suffix.lower() in SUFFIXES)
+    for path in paths[:: max(1, len(paths) // count)][:count]:
+        with PILImage.open(path) as file:
+            yield np.array(file.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS))
+
+
+def made_up(pixels_hwc: UInt8, classes: int) -> Case:
+    """Logits at stride 8 by brightness: as many classes as asked for, each the best on an equal share of the cells."""
+    height, width, _ = pixels_hwc.shape
+    cells = -(-height // STRIDE), -(-width // STRIDE)
+    coarse = PILImage.fromarray(pixels_hwc).resize(cells[::-1], PILImage.Resampling.BOX)
+    brightness = np.array(coarse) @ (0.5, 0.3, 0.2)
+    label = np.digitize(brightness, np.quantile(brightness, np.linspace(0, 1, classes + 1)[1:-1]))
+    noise = np.random.default_rng(0).normal(0, 1, (classes, *cells))
+    logits = (np.eye(classes)[label].transpose(2, 0, 1) * 4 + noise).astype(np.float16)
+    scored = Scored(Item(key="", shard="", etag=""), height=height, width=width, logits_khw=logits, stride=STRIDE)
+    return Case(pixels_hwc, scored)
+
+
+def labels(engine: Engine, case: Case, window: Window) -> UInt8:
+    """One call, as the refiner makes it."""
+    here = slice(window.y, window.y + window.height), slice(window.x, window.x + window.width)
+    return engine(Evidence(case.logits_khw, case.scored, window, case.pixels_hwc[here]), deadline=math.inf).labels_hw
+
+
+def timed(engine: Engine, case: Case) -> tuple[float, float, UInt8]:
+    """Seconds by the clock, seconds of CPU time, labels."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = labels(engine, case, case.window)
+    return time.perf_counter() - wall, time.process_time() - cpu, found
+
+
+def compare(cases: list[Case], preset: str, iterations: int, repeats: int) -> dict[str, dict[str, float]]:
+    """All engines in turns, a case a round: pydensecrf's time over each one's, and the labels that differ from its."""
+    engines = {name: made for name in ENGINES if (made := make(config(name, preset, iterations)))}
+    for engine in engines.values():
+        labels(engine, cases[0], Window(0, 0, 32, 32))  # what only a first call does
+    rounds = []
+    for case in (cases[number % len(cases)] for number in range(repeats)):
+        rounds.append({name: timed(engine, case) for name, engine in engines.items()})
+        log.info("    round %d of %d", len(rounds), repeats)
+    return {name: _figures([(turn["pydensecrf"], turn[name]) for turn in rounds]) for name in ENGINES}
+
+
+def _figures(pairs: list[tuple[tuple[float, float, UInt8], tuple[float, float, UInt8]]]) -> dict[str, float]:
+    """Medians over the rounds of (pydensecrf's, one engine's) measurements."""
+    return {
+        "clock_ratio": round(median(theirs[0] / ours[0] for theirs, ours in pairs), 3),
+        "cpu_ratio": round(median(theirs[1] / ours[1] for theirs, ours in pairs), 3),
+        "cpu_s": round(median(ours[1] for _, ours in pairs), 4),
+        "labels_differ": round(mean(float((theirs[2] != ours[2]).mean()) for theirs, ours in pairs), 6),
+    }
+
+
+def exact(pixels_hwc: UInt8, logits_khw: Float32, params: CrfParams) -> UInt8:
+    """Labels of the mean field with every pair of pixels, in float64: (H, W)."""
+    classes, height, width = logits_khw.shape
+    place = np.argwhere(np.ones((height, width), bool)).astype(float)
+    colour = pixels_hwc.reshape(-1, 3) / params.bi_rgb
+    message = np.zeros((height * width, height * width))
+    for weight, features in (
+        (params.pos_w, place / params.pos_xy),
+        (params.bi_w, np.concatenate([place / params.bi_xy, colour], 1)),
+    ):
+        kernel = np.exp(-0.5 * cdist(features, features, "sqeuclidean"))
+        norm = 1 / np.sqrt(kernel.sum(1))
+        message += weight * norm[:, None] * kernel * norm
+    unary = logits_khw.reshape(classes, -1).astype(float)
+    q = softmax(unary)
+    for _ in range(params.iterations):
+        q = softmax(unary + q @ message)
+    best: UInt8 = q.argmax(0).astype(np.uint8).reshape(height, width)
+    return best
+
+
+def off_the_oracle(cases: list[Case], preset: str, iterations: int) -> dict[str, float]:
+    """Share of labels that differ from the true mean field's, on crops from the middle of the images."""
+    engines = {name: made for name in ENGINES if (made := make(config(name, preset, iterations)))}
+    params = resolve(config("native auto", preset, iterations))
+    off: dict[str, list[float]] = {name: [] for name in ENGINES}
+    for case in cases:
+        whole = case.window
+        y, x = (whole.height - ORACLE_PX) // 2, (whole.width - ORACLE_PX) // 2
+        crop = Window(y, x, ORACLE_PX, ORACLE_PX)
+        pixels = case.pixels_hwc[y : y + ORACLE_PX, x : x + ORACLE_PX]
+        truth = exact(pixels, upsample(case.logits_khw, case.scored, crop), params)
+        for name, engine in engines.items():
+            off[name].append(float((labels(engine, case, crop) != truth).mean()))
+    return {name: round(mean(shares), 6) for name, shares in off.items()}
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _prepared(work: Workload) -> tuple[Engine, Case]:
+    torch.set_num_threads(1)
+    engine = make(work.cfg)
+    if engine is None:
+        raise ValueError("none is no engine")
+    return engine, made_up(next(pictures(work.photos, 1, work.height, work.width)), work.classes)
+
+
+def peak_mib(work: Workload) -> float:
+    """Peak resident memory of one call beyond its inputs; in a process of its own."""
+    engine, case = _prepared(work)
+    labels(engine, case, Window(0, 0, 32, 32))  # what a first call loads
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak, see proc_pid_clear_refs(5)
+    before = _status_bytes("VmRSS")
+    labels(engine, case, case.window)
+    return round((_status_bytes("VmHWM") - before) / MIB, 1)
+
+
+def seconds_each(work: Workload, seconds: float) -> tuple[float, float]:
+    """One call by the clock and in CPU time, over and over for some seconds: how many run beside it shows in both."""
+    engine, case = _prepared(work)
+    labels(engine, case, case.window)
+    wall, cpu, done = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - wall < seconds:
+        labels(engine, case, case.window)
+        done += 1
+    return (time.perf_counter() - wall) / done, (time.process_time() - cpu) / done
+
+
+def throughput(pool: Pool, work: Workload, seconds: float) -> dict[str, float]:
+    """Images a second of one process and of two, by the clock and for each second of CPU time."""
+    said = {}
+    for name, count in (("one", 1), ("two", 2)):
+        each = pool.starmap(seconds_each, [(work, seconds)] * count, chunksize=1)
+        said[f"{name}_per_s"] = round(sum(1 / wall for wall, _ in each), 3)
+        said[f"{name}_per_core_s"] = round(mean(1 / cpu for _, cpu in each), 3)
+    return said
+
+
+def cores_per_gpu(rate: float, per_core_s: float) -> int:
+    """Cores that refine as many images as a GPU segments in the same time."""
+    return math.ceil(rate / per_core_s)
+
+
+def measure_speed(args: argparse.Namespace) -> list[dict[str, object]]:
+    """One entry for each size, number of classes, preset and engine."""
+    found: list[dict[str, object]] = []
+    for height, width in args.sizes:
+        images = list(pictures(args.photos, args.images, height, width))
+        for classes in args.classes:
+            cases = [made_up(pixels, classes) for pixels in images]
+            for preset in args.presets:
+                what = {"size": f"{width}x{height}", "classes": classes, "preset": preset}
+                log.info("%s: pydensecrf's time over each engine's", what)
+                for name, figures in compare(cases, preset, args.iterations, args.repeats).items():
+                    found.append({**what, "engine": name, **figures})
+                    log.info("  %-16s %s", name, figures)
+    return found
+
+
+def measure_exactness(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Share of labels off the oracle's, by preset and engine."""
+    height, width = args.sizes[0]
+    cases = [made_up(pixels, min(args.classes)) for pixels in pictures(args.photos, args.crops, height, width)]
+    found = {preset: off_the_oracle(cases, preset, args.iterations) for preset in args.presets}
+    log.info("share of labels off the true mean field: %s", found)
+    return found
+
+
+def measure_processes(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Peak memory at the largest size; throughput and the cores a GPU needs at the first size."""
+    fresh, found = multiprocessing.get_context("spawn"), []
+    for preset in args.presets:
+        for name in ENGINES:
+            cfg = config(name, preset, args.iterations)
+            first, largest = (
+                Workload(args.photos, height, width, max(args.classes), cfg)
+                for height, width in (args.sizes[0], max(args.sizes, key=math.prod))
+            )
+            with fresh.Pool(1) as pool:
+                peak = pool.apply(peak_mib, (largest,))
+            with fresh.Pool(2) as pool:
+                said = throughput(pool, first, args.seconds)
+            cores = cores_per_gpu(args.rate, said["two_per_core_s"])
+            found.append({"preset": preset, "engine": name, "peak_mib": peak, **said, "cores_per_gpu": cores})
+            log.info("%s", found[-1])
+    return found
+
+
+def sizing_line(args: argparse.Namespace, processes: list[dict[str, object]]) -> str:
+    """Cores per GPU, for a person."""
+    height, width = args.sizes[0]
+    needs = ", ".join(f"{one['engine']} {one['preset']} {one['cores_per_gpu']}" for one in processes)
+    what = f"images of {width}x{height} with {max(args.classes)} classes that can win"
+    return f"cores per GPU at {args.rate:g} images/s, {what}: {needs}"
+
+
+def draw(speed: list[dict[str, object]], target: Path) -> None:
+    """Bars of the ratio of CPU times, one panel for each size and number of classes."""
+    import matplotlib as mpl  # noqa: PLC0415  # only for the plot
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    panels = list(dict.fromkeys((one["size"], one["classes"]) for one in speed))
+    presets = list(dict.fromkeys(str(one["preset"]) for one in speed))
+    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 3.2 * len(panels), 3.4), sharey=True, squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for number, preset in enumerate(presets):
+            here = [one for one in speed if (one["size"], one["classes"]) == panel and one["preset"] == preset]
+            rows = np.arange(len(here)) + (number - (len(presets) - 1) / 2) * 0.8 / len(presets)
+            bars = axis.barh(rows, [one["cpu_ratio"] for one in here], 0.8 / len(presets), label=preset)
+            axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        axis.set_yticks(range(len(ENGINES)), list(ENGINES))
+        axis.set(title=f"{panel[0]}, {panel[1]} classes", xlabel="times as fast as pydensecrf")
+        axis.margins(x=0.15)
+    axes[0][0].invert_yaxis()
+    axes[0][-1].legend(fontsize=8, loc="best")
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def segmented(args: argparse.Namespace) -> Iterator[Case]:
+    """Images with the logits of a real network, without the classes that cannot win."""
+    height, width = args.sizes[0]
+    images = list(pictures(args.photos, args.images, height // args.enlarge, width // args.enlarge))
+    large = [PILImage.fromarray(one).resize((width, height), PILImage.Resampling.BICUBIC) for one in images]
+    seen = [Image(np.array(one), None) for one in large]
+    segmenter = Segmenter(checkpoint.load(args.checkpoint), InferConfig(), TileConfig())
+    for image, prediction in zip(seen, segmenter(seen), strict=True):
+        if prediction.logits_khw is None:
+            raise RuntimeError(f"the network gave nothing: {prediction.error}")
+        ids = active_classes(prediction.logits_khw, prune=RefineConfig().prune)
+        scored = Scored(
+            Item(key="", shard="", etag=""),
+            height=height,
+            width=width,
+            logits_khw=np.ascontiguousarray(prediction.logits_khw[list(ids)]),
+            class_ids=ids,
+            stride=segmenter.stride,
+            align_corners=segmenter.align_corners,
+        )
+        yield Case(image.pixels_hwc, scored)
+
+
+def in_windows(case: Case, refiner: Refiner, halo_px: int) -> UInt8:
+    """The mask of an image that is refined in windows with this halo."""
+    refiner.halo_px = halo_px
+    return refiner(case.scored, Image(case.pixels_hwc, None)).mask_hw
+
+
+def moved(case: Case, cfg: RefineConfig) -> float:
+    """Share of labels that change when a few rows and columns far away are cut off: how much the lattice's place does.
+
+    Cells of a lattice start at the first pixel, so even wide halos leave differences of this order.
+    """
+    engine, far = make(cfg), int(max(HALOS) * reach_px(cfg))
+    if engine is None or min(case.window.height, case.window.width) <= far:
+        return math.nan
+    cut = Window(SHIFT_PX, SHIFT_PX, case.window.height - SHIFT_PX, case.window.width - SHIFT_PX)
+    whole, less = labels(engine, case, case.window), labels(engine, case, cut)
+    return float((whole[far:, far:] != less[far - SHIFT_PX :, far - SHIFT_PX :]).mean())
+
+
+def work_factor(height: int, width: int, core_px: int, halo_px: int) -> float:
+    """Pixels refined over pixels of the image."""
+    outer = [with_halo(core, height, width, halo_px) for core in windows(height, width, core_px)]
+    return sum(one.height * one.width for one in outer) / (height * width)
+
+
+def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict[str, float]], float]:
+    """By halo in sigmas: share of labels unlike those of the image refined whole, and the work; the share `moved`."""
+    classes, cfg = checkpoint.load(args.checkpoint).card.classes, config("native auto", preset, args.iterations)
+    height, width = args.sizes[0]
+    whole = Refiner(cfg.model_copy(update={"window_px": max(height, width)}), classes)
+    parts = Refiner(cfg.model_copy(update={"window_px": args.window_px}), classes)
+    shares: dict[float, list[float]] = {sigmas: [] for sigmas in HALOS}
+    floor = []
+    for case in segmented(args):
+        reference = in_windows(case, whole, 0)
+        floor.append(moved(case, cfg))
+        for sigmas, seen in shares.items():
+            mask = in_windows(case, parts, int(sigmas * reach_px(cfg)))
+            seen.append(float((mask != reference).mean()))
+        log.info("%s: %s moved %.6f", preset, {s: round(seen[-1], 6) for s, seen in shares.items()}, floor[-1])
+    said = {}
+    for sigmas, seen in shares.items():
+        work = work_factor(height, width, args.window_px, int(sigmas * reach_px(cfg)))
+        large = work_factor(8192, 8192, RefineConfig().window_px, int(sigmas * reach_px(cfg)))
+        said[f"{sigmas:g}"] = {"differ": mean(seen), "worst": max(seen), "work": work, "work_default_window": large}
+    tidy = {sigmas: {name: round(value, 6) for name, value in one.items()} for sigmas, one in said.items()}
+    return tidy, round(mean(floor), 6)
+
+
+def smallest_halo(halos: dict[str, dict[str, float]], limit: float) -> float | None:
+    """The smallest halo, sigmas, that differs in a smaller share of labels than the limit; None when all are worse."""
+    return min((float(name) for name, one in halos.items() if one["differ"] < limit), default=None)
+
+
+def run_halos(args: argparse.Namespace) -> dict[str, object]:
+    """Halos of all presets."""
+    found: dict[str, object] = {}
+    for preset in args.presets:
+        halos, floor = measure_halos(args, preset)
+        smallest = smallest_halo(halos, LATTICE_ERROR)
+        found[preset] = {"halos": halos, "moved": floor, "smallest": smallest}
+        for sigmas, one in halos.items():
+            log.info("%s, halo of %s sigmas: %s", preset, sigmas, one)
+        log.info("%s: below %g from %s sigmas on, HALO_SIGMAS is %g", preset, LATTICE_ERROR, smallest, HALO_SIGMAS)
+    return {"halo": found}
+
+
+def run_engines(args: argparse.Namespace) -> dict[str, object]:
+    """All tables; the speed only, when brief."""
+    speed = measure_speed(args)
+    if args.plot:
+        draw(speed, args.plot)
+    found: dict[str, object] = {"speed": speed, "off_the_oracle": measure_exactness(args)}
+    if not args.brief:
+        processes = measure_processes(args)
+        found |= {"processes": processes, "sizing": sizing_line(args, processes)}
+        log.info("%s", found["sizing"])
+    return found
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width of `HxW`."""
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; what is not given depends on what is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, help="folder of JPEG or PNG photographs; farmland without")
+    parser.add_argument("--images", type=int, default=4, help="of them to go through")
+    parser.add_argument("--sizes", type=size, nargs="+", help="height x width")
+    parser.add_argument("--classes", type=int, nargs="+", default=[21, 5])
+    parser.add_argument("--presets", nargs="+", default=["densecrf-demo", "deeplab-v2"])
+    parser.add_argument("--iterations", type=int, default=10, help="of every CRF")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; each makes every call once")
+    parser.add_argument("--crops", type=int, default=16, help="compared with the oracle")
+    parser.add_argument("--seconds", type=float, default=4, help="each measurement of throughput")
+    parser.add_argument("--rate", type=float, default=100, help="images/s of one GPU, for the sizing line")
+    parser.add_argument("--plot", type=Path, help="PNG or SVG to draw the ratios into")
+    parser.add_argument("--brief", action="store_true", help="one small size, one round, speed and oracle only")
+    parser.add_argument("--halo", action="store_true", help="measure halos instead of engines")
+    parser.add_argument("--checkpoint", default="farmland", help="halo: whose logits")
+    parser.add_argument("--enlarge", type=int, default=1, help="halo: the photographs are smaller by this factor")
+    parser.add_argument("--window-px", type=int, default=256, help="halo: core of a window")
+    args = parser.parse_args(argv)
+    args.sizes = args.sizes or ([(720, 960)] if args.halo else [(375, 500), (1024, 1024)])
+    if args.brief:
+        args.sizes, args.classes, args.repeats, args.crops = args.sizes[:1], args.classes[:1], 1, 4
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, then print one JSON line with every figure."""
+    args = parse(argv)
+    logs.configure()
+    torch.set_num_threads(1)
+    print(json.dumps(run_halos(args) if args.halo else run_engines(args)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

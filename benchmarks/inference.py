@@ -1,0 +1,268 @@
+"""Measure the network stage against the loop a person would write, side by side in one run.
+
+    python -m benchmarks.inference --networks resnet101 resnet50 mobilenet_v2 --images 8 --repeats 5
+
+    python -m benchmarks.inference --networks mobilenet_v2 --images 2 --repeats 2      # a first look, one minute
+
+DeepLab v3+ with random weights, which cost what trained ones cost, on images of 513x513 and of mixed sizes. In every
+repeat all sides take their turn, so that whatever else the machine does disturbs all of them; ratios are medians over
+the repeats. On a machine that others use, `--threads 1` and the ratios of processor time say most. On a GPU also: its
+rate of bf16 matrix products and what the network reaches of it, copies beside the work or not, compiled or not. Ends
+with one JSON line.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter, process_time
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from infra import log as logs
+from pipeline import classes
+from pipeline.config import InferConfig, TileConfig
+from pipeline.datasets import farmland
+from pipeline.evaluate.comparison import with_random_weights
+from pipeline.infer.segmenter import Segmenter
+from pipeline.infer.tile import cut, plan_tiles
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.records import Image
+
+log = logging.getLogger(__name__)
+
+MIXED = ((375, 500), (500, 375), (333, 500), (427, 640), (513, 513), (240, 320), (480, 640), (600, 800))
+"""Heights and widths as photo collections have them: Pascal VOC, COCO, and a few that are larger or smaller."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MATMUL = 8192
+"""Rows and columns of the matrices that the rate of a GPU is measured with; 1024 on a CPU."""
+
+Side = Callable[[], object]
+
+
+class InStep(Segmenter):
+    """Copies and computes one after the other: what is lost without overlap."""
+
+    def _forward(self, pixels_nhwc: Tensor, dtype: torch.dtype) -> Tensor:
+        logits = super()._forward(pixels_nhwc, dtype)
+        torch.cuda.synchronize()
+        return logits
+
+    def _to_device(self, pixels_nhwc: Tensor) -> Tensor:
+        pixels = super()._to_device(pixels_nhwc)
+        torch.cuda.synchronize()
+        return pixels
+
+
+def random_checkpoint(backbone: str, output_stride: int) -> Checkpoint:
+    """DeepLab v3+ for the 21 classes of VOC, with random weights."""
+    card = Card(
+        architecture="deeplab_v3plus",
+        options={"backbone": backbone},
+        output_stride=output_stride,
+        classes=classes.load("voc"),
+        mean=MEAN,
+        std=STD,
+        source="random",
+        license="Apache-2.0",
+    )
+    return with_random_weights(card)
+
+
+def noise(sizes: Sequence[tuple[int, int]]) -> list[Image]:
+    """Images of random pixels, heights and widths as given."""
+    rng = np.random.default_rng(0)
+    return [Image(rng.integers(0, 256, (*size, 3)).astype(np.uint8), None) for size in sizes]
+
+
+def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Side:
+    """What a person writes: float32, one whole image at a time, memory as it comes."""
+    network = model.build().to(device)
+    mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
+
+    @torch.inference_mode()
+    def run() -> None:
+        for image in images:
+            x = torch.from_numpy(image.pixels_hwc).to(device).permute(2, 0, 1)[None].float().contiguous() / 255
+            network((x - mean) / std).argmax(dim=1).cpu().numpy()
+
+    return run
+
+
+def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Side:
+    """The same by a person who knows autocast to bf16 and channels_last."""
+    network = model.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
+
+    @torch.inference_mode()
+    def run() -> None:
+        for image in images:
+            x = torch.from_numpy(image.pixels_hwc).to(device).permute(2, 0, 1)[None].float() / 255
+            with torch.autocast(device, torch.bfloat16):
+                network((x - mean) / std).float().argmax(dim=1).cpu().numpy()
+
+    return run
+
+
+def bare(segmenter: Segmenter, images: Sequence[Image]) -> Side:
+    """The segmenter's own network on the batches it would make, already on the device: nothing but the network."""
+    shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for image in images:
+        grid = plan_tiles(image.height, image.width, segmenter.tile)
+        tiles = [cut(image.pixels_hwc, grid, index) for index in range(len(grid.corners))]
+        shapes.setdefault(tiles[0].shape, []).extend(tiles)
+    batches = []
+    for tiles in shapes.values():
+        for first in range(0, len(tiles), segmenter.batch):
+            batch = torch.from_numpy(np.stack(tiles[first : first + segmenter.batch])).to(segmenter.device)
+            batches.append(batch.permute(0, 3, 1, 2).float() / 255)
+    half = segmenter.dtype is not torch.float32
+
+    @torch.inference_mode()
+    def run() -> None:
+        with torch.autocast(segmenter.device.type, segmenter.dtype, enabled=half):
+            for batch in batches:
+                segmenter.network(batch)
+
+    return run
+
+
+def whole_stream(segmenter: Segmenter, images: Sequence[Image]) -> Side:
+    """The segmenter from pixels to logits."""
+    return lambda: list(segmenter(images))
+
+
+@dataclass(slots=True)
+class Times:
+    """What one side took in each repeat, seconds."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    """Of all threads; on a GPU, of the host."""
+
+
+def interleaved(sides: dict[str, Side], repeats: int, *, device: str) -> dict[str, Times]:
+    """Run every side in each repeat, after a warm-up; the sides take turns."""
+    times = {name: Times() for name in sides}
+    for turn in range(repeats + 1):
+        for name, side in sides.items():
+            started, worked = perf_counter(), process_time()
+            side()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                times[name].wall.append(perf_counter() - started)
+                times[name].processor.append(process_time() - worked)
+    return times
+
+
+def matmul_tflops(*, device: str, dtype: torch.dtype) -> float:
+    """Rate of matrix products, 10^12 operations a second: the best of ten."""
+    size = MATMUL if device == "cuda" else 1024
+    a, b = torch.rand(2, size, size, device=device).to(dtype)
+
+    def product() -> None:
+        for _ in range(8):
+            a @ b
+
+    best = min(interleaved({"product": product}, 10, device=device)["product"].wall)
+    return 8 * 2 * size**3 / best / 1e12
+
+
+def gmacs(model: Checkpoint, sizes: Sequence[tuple[int, int]], tile: TileConfig) -> float:
+    """Multiply-accumulates of what the segmenter runs for images of some sizes, thousands of millions."""
+    network, total = checkpoint.blank(model.card), 0
+    for height, width in sizes:
+        grid = plan_tiles(height, width, tile)
+        with FlopCounterMode(display=False) as counter, torch.device("meta"):
+            network.eval()(torch.empty(1, 3, grid.tile_height, grid.tile_width))
+        total += counter.get_total_flops() // 2 * len(grid.corners)
+    return total / 1e9
+
+
+def compare(
+    backbone: str, sizes: Sequence[tuple[int, int]], *, output_stride: int, args: argparse.Namespace
+) -> dict[str, float]:
+    """All sides on the same images: images a second of ours, and ratios, above 1 where ours is faster."""
+    model, images, tile = random_checkpoint(backbone, output_stride), noise(sizes), TileConfig()
+    ours = Segmenter(model, InferConfig(), tile, device=args.device)
+    sides = {
+        "ours": whole_stream(ours, images),
+        "plain_loop": plain_loop(model, images, device=args.device),
+        "tuned_loop": tuned_loop(model, images, device=args.device),
+        "network_alone": bare(ours, images),
+    }
+    if args.compile:
+        sides["compiled"] = whole_stream(Segmenter(model, InferConfig(compile=True), tile, device=args.device), images)
+    if args.device == "cuda":
+        sides["in_step"] = whole_stream(InStep(model, InferConfig(), tile, device=args.device), images)
+    times = interleaved(sides, args.repeats, device=args.device)
+    mine = times.pop("ours")
+    rate = len(images) / statistics.median(mine.wall)
+    said = {"images_per_s": rate, "tflops": rate / len(images) * 2 * gmacs(model, sizes, tile) / 1e3}
+    for name, theirs in times.items():
+        said[f"{name}_over_ours"] = ratio(theirs.wall, mine.wall)
+        said[f"{name}_over_ours_processor"] = ratio(theirs.processor, mine.processor)
+    return {name: round(value, 3) for name, value in said.items()}
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Median over the repeats of one side's time over the other's."""
+    return statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
+
+
+def agreement(device: str) -> dict[str, float]:
+    """Share of cells whose class differs from float32's, with the shipped network on the images it was made for."""
+    model = checkpoint.load("farmland")
+    images = [Image(farmland.generate(seed, height=513, width=513).image_hwc, None) for seed in range(8)]
+    exact, ours = (
+        [
+            one.logits_khw
+            for one in Segmenter(model, InferConfig(precision=precision), TileConfig(), device=device)(images)
+        ]
+        for precision in ("fp32", "auto")
+    )
+    differ = [(a.argmax(0) != b.argmax(0)).mean() for a, b in zip(exact, ours, strict=True) if a is not None]
+    return {"share_of_labels_changed_by_half_precision": float(np.mean(differ))}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare, then print one JSON line with every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet101", "resnet50", "mobilenet_v2"])
+    parser.add_argument("--output-strides", type=int, nargs="+", default=[16])
+    parser.add_argument("--images", type=int, default=8, help="Of 513x513; of mixed sizes there are as many.")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="Also with torch.compile, which takes a minute each.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    logs.configure()
+    torch.set_num_threads(args.threads)
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
+    rates = {str(dtype): matmul_tflops(device=args.device, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    log.info("%s, torch %s, matrix products %s TFLOP/s", machine, torch.__version__, rates)
+    figures: dict[str, object] = {"machine": machine, "torch": torch.__version__, "python": platform.python_version()}
+    figures |= {"matmul_tflops": rates, "agreement": agreement(args.device)}
+    log.info("%s", figures["agreement"])
+    mixed = [MIXED[index % len(MIXED)] for index in range(args.images)]
+    for backbone in args.networks:
+        for stride in args.output_strides:
+            for name, sizes in {"513x513": [(513, 513)] * args.images, "mixed": mixed}.items():
+                said = compare(backbone, sizes, output_stride=stride, args=args)
+                figures[f"{backbone}, output stride {stride}, {name}"] = said
+                log.info("%s, output stride %d, %s: %s", backbone, stride, name, said)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

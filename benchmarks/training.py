@@ -1,0 +1,140 @@
+"""Measure the training loop against the loop a person would write, on the same network and the same batches.
+
+    python -m benchmarks.training --steps 30 --repeats 5
+
+    python -m benchmarks.training --steps 4 --repeats 1 --crop-px 128      # a first look, one minute
+
+DeepLab v3+ on generated farmland. *Bare*: forward, cross entropy, backward, SGD, in the precision and memory format
+that ours has. Both are fed by our loader, whose start counts on both sides; validations and checkpoints count on
+neither. The sides take turns, and ratios are medians over the repeats. Ends with one JSON line.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy, interpolate
+
+from infra import log as logs
+from pipeline.datasets import farmland
+from pipeline.training import learner, loop
+from pipeline.training.config import TrainConfig
+from pipeline.training.examples import batches
+from pipeline.training.ranks import Group, device_of
+from pipeline.training.run import Run, open_run
+
+log = logging.getLogger(__name__)
+
+IMAGES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One side in one repeat."""
+
+    images_per_s: float
+    data_wait: float
+    """Share of the time in which the step waited for the loader, 0 to 1."""
+
+
+def config(args: argparse.Namespace, data: str, output: str) -> TrainConfig:
+    """A run with one line of progress and one short validation, both at its end."""
+    steps = args.steps
+    said = {
+        "data": data,
+        "output": output,
+        "classes": "farmland",
+        "network": {"name": "deeplab_v3plus", "options": {"backbone": args.backbone}},
+        "augment": {"crop_px": (args.crop_px, args.crop_px), "flip": False, "symmetries": True},
+        "optimise": {"batch": args.batch, "lr": 0.01},
+        "schedule": {"steps": steps, "kind": "constant"},
+        "validation": {"every": steps, "limit": 1},
+        "runtime": {"log_every": steps, "checkpoint_every": steps, "tracker": "none", "cache": f"{data}/cache"},
+    }
+    return TrainConfig.model_validate(said)
+
+
+def ours(run: Run) -> Measured:
+    """The loop as every run has it."""
+    story = loop.train(run)
+    values = next(point.values for point in story.history if "speed/data_wait" in point.values)
+    return Measured(values["speed/images_per_s"], values["speed/data_wait"])
+
+
+def bare(run: Run) -> Measured:
+    """What a person writes."""
+    cfg, device = run.cfg, run.group.device
+    network = learner.build(cfg, run.classes).to(device, memory_format=learner.layout_of(cfg)).train()  # type: ignore[call-overload]
+    dtype = learner.precision_of(cfg, device)
+    optimiser = torch.optim.SGD(network.parameters(), lr=cfg.optimise.lr, momentum=0.9, weight_decay=4e-5)
+    mean, std = (torch.tensor(band, device=device).view(1, 3, 1, 1) for band in (cfg.network.mean, cfg.network.std))
+    began, waited = time.monotonic(), 0.0
+    examples = batches(run.training[cfg.sets.train], cfg, run.classes, first_step=0, last_step=cfg.schedule.steps)
+    for batch, wait_s in loop.timed(examples):
+        images, labels = batch.images_nchw.to(device), batch.labels_nhw.to(device)
+        x = ((images / 255 - mean) / std).contiguous(memory_format=learner.layout_of(cfg))
+        optimiser.zero_grad()
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            logits = interpolate(network(x), size=labels.shape[1:], mode="bilinear")
+            loss = cross_entropy(logits, labels.long(), ignore_index=run.classes.ignore_id)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        waited += wait_s
+    float(loss)  # a GPU has finished only now
+    seconds = time.monotonic() - began
+    return Measured(cfg.schedule.steps * cfg.optimise.batch / seconds, waited / seconds)
+
+
+def compare(args: argparse.Namespace, scratch: Path) -> dict[str, list[Measured]]:
+    """Both sides in every repeat, after one that is not counted."""
+    data = str(scratch / "data")
+    for part, seed in (("train", 0), ("val", IMAGES)):
+        farmland.write_folder(f"{data}/{part}", IMAGES, size_px=args.crop_px, seed=seed, with_labels=True)
+    sides: dict[str, Callable[[Run], Measured]] = {"ours": ours, "bare": bare}
+    found: dict[str, list[Measured]] = {name: [] for name in sides}
+    for turn in range(args.repeats + 1):
+        for name, side in sides.items():
+            run = open_run(
+                config(args, data, str(scratch / f"{name}-{turn}")), Group(device=device_of("auto")), about={}
+            )
+            measured = side(run)
+            log.info("%s, turn %d: %s", name, turn, measured)
+            if turn:
+                found[name].append(measured)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare, then print one JSON line with every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--crop-px", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=30, help="of a run; the last one also judges and saves")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    logs.configure()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory(prefix="atrous-benchmark-") as scratch:
+        found = compare(args, Path(scratch))
+    pairs = list(zip(found["ours"], found["bare"], strict=True))
+    said = {
+        "loop_over_bare": statistics.median(one.images_per_s / other.images_per_s for one, other in pairs),
+        "images_per_s": statistics.median(one.images_per_s for one in found["ours"]),
+        "data_wait": statistics.median(one.data_wait for one in found["ours"]),
+    }
+    print(json.dumps({name: round(value, 3) for name, value in said.items()} | {"threads": args.threads}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""What weak labels are worth: a few images with full labels, and many of which only classes or boxes are known.
+
+    python -m benchmarks.weak --seeds 1 --steps 60        # a first look, a minute of one core
+
+    python -m benchmarks.weak                             # the table of docs/benchmarks/weak.md, fifteen minutes
+
+The scenes are generated farmland whose classes are turned into objects on a background: water, trees, and land for all
+else. Every seed draws its own few and many images; all are judged on the same others. A network that was trained on the
+few goes on in each way for as many steps: on the few alone, or with the many, half of each batch. Runs are those of the
+training job; an interrupted benchmark goes on where it stopped. Progress on stderr, the table on stdout.
+"""
+
+import argparse
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image as PILImage
+from scipy import ndimage
+
+from infra import log as logs
+from pipeline import classes
+from pipeline.datasets import farmland
+from pipeline.models import checkpoint
+from pipeline.records import UInt8
+from pipeline.store import objects
+from pipeline.training import loop, run
+from pipeline.training.config import TrainConfig
+from pipeline.training.ranks import Group
+
+log = logging.getLogger(__name__)
+
+IMAGE_PX = 64
+FEW, MANY, JUDGED = 12, 300, 150
+GOING_ON = 0.3
+"""Factor on the learning rate after the start: what it knows must last until the first E-steps have used it."""
+FIRST_JUDGED_SEED = 900_000
+LEAST_PX = 12
+"""Objects with fewer pixels get no box: nobody would draw one."""
+NAMES = ("land", "water", "tree")
+OF_FARMLAND = np.array([0, 0, 0, 1, 0, 2, 0], np.uint8)
+"""Our class of each of farmland's: soil, crop, meadow, road and building are land."""
+SETTINGS: dict[str, Any] = {
+    "network": {"name": "unet", "options": {"padding": "same", "batch_norm": True, "width_multiplier": 0.125}},
+    "augment": {"crop_px": (IMAGE_PX, IMAGE_PX), "scale": (1, 1), "symmetries": True},
+    "optimise": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.01, "batch": 4},
+    # Objects are a seventh of the pixels: by cross entropy alone a network calls everything land for hundreds of steps.
+    "loss": {"terms": {"cross_entropy": 1.0, "dice": 1.0}},
+    "runtime": {"device": "cpu", "loader_workers": 0, "tracker": "none"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to go on from what the few have taught."""
+
+    part: str = ""
+    """What is known of the many; empty: they are left out."""
+    weak: dict[str, Any] = field(default_factory=dict)
+    """Fields of `WeakConfig`."""
+
+
+WAYS = {
+    "the few alone": Way(),
+    "classes, EM-Fixed": Way("classes", {"classes": "em_fixed", "bias_fg": 1.0, "bias_bg": 0.5}),
+    "classes, EM-Adapt": Way("classes", {"classes": "em_adapt", "share_fg": 0.05, "share_bg": 0.4}),
+    "boxes, Bbox-Rect": Way("boxes", {"boxes": "rect"}),
+    "boxes, Bbox-EM-Fixed": Way("boxes", {"boxes": "em_fixed", "bias_fg": 1.0, "bias_bg": 0.5}),
+    "boxes, Bbox-Seg": Way("boxes", {"boxes": "seg"}),
+    "all with full labels": Way("full"),
+}
+
+
+# ---------------------------------------------------------------- data
+
+
+def scene(seed: int) -> tuple[UInt8, UInt8]:
+    """(H, W, 3) RGB and (H, W) ids of `NAMES`."""
+    made = farmland.generate(seed, height=IMAGE_PX, width=IMAGE_PX)
+    return made.image_hwc, OF_FARMLAND[made.label_hw]
+
+
+def png(array: UInt8) -> bytes:
+    """An image or label, without loss."""
+    buffer = io.BytesIO()
+    PILImage.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def classes_of(label_hw: UInt8) -> bytes:
+    """The weak label that names the objects of an image."""
+    return json.dumps({"classes": [NAMES[k] for k in np.unique(label_hw) if k]}).encode()
+
+
+def boxes_of(label_hw: UInt8) -> bytes:
+    """The weak label with a box around every connected piece of an object."""
+    found = []
+    for k, name in enumerate(NAMES[1:], 1):
+        pieces_hw, _ = ndimage.label(label_hw == k, np.ones((3, 3)))
+        for number, (rows, columns) in enumerate(ndimage.find_objects(pieces_hw), 1):
+            if np.count_nonzero(pieces_hw[rows, columns] == number) >= LEAST_PX:
+                found.append({"class": name, "box": [columns.start, rows.start, columns.stop, rows.stop]})
+    return json.dumps({"boxes": found}).encode()
+
+
+LABELS: dict[str, tuple[str, Callable[[UInt8], bytes]]] = {
+    "full": ("png", png),
+    "classes": ("json", classes_of),
+    "boxes": ("json", boxes_of),
+}
+"""Suffix and content of each kind of label."""
+
+
+def write_scenes(data: str, seeds: range, parts: dict[str, str]) -> None:
+    """Write the scenes of some seeds into parts of the data, each with its kind of label."""
+    for seed in seeds:
+        image_hwc, label_hw = scene(seed)
+        for part, kind in parts.items():
+            suffix, encode = LABELS[kind]
+            objects.put(objects.join(data, part, "images", f"{seed}.png"), png(image_hwc))
+            objects.put(objects.join(data, part, "labels", f"{seed}.{suffix}"), encode(label_hw))
+
+
+def write_data(data: str, seed: int) -> None:
+    """Write what the runs of a seed learn from and are judged on; the class map last, as a sign that all is there."""
+    write_scenes(data, range(FIRST_JUDGED_SEED, FIRST_JUDGED_SEED + JUDGED), {"val": "full"})
+    first = 1000 * seed
+    write_scenes(data, range(first, first + FEW), {"few": "full"})
+    write_scenes(data, range(first + FEW, first + FEW + MANY), {kind: kind for kind in LABELS})
+    palette = classes.load("farmland")
+    colours = [palette.classes[k].colour for k in (farmland.CROP, farmland.WATER, farmland.TREE)]
+    listed = [{"name": name, "colour": list(colour)} for name, colour in zip(NAMES, colours, strict=True)]
+    objects.put(objects.join(data, run.CLASSES_FILE), yaml.safe_dump({"name": "waters", "classes": listed}).encode())
+
+
+# ---------------------------------------------------------------- runs
+
+
+def config(scratch: Path, seed: int, way: Way, *, steps: int, output: str, initial: str | None) -> TrainConfig:
+    """The settings of one run."""
+    many = (way.part,) if way.part else ()
+    optimise = SETTINGS["optimise"]
+    said = SETTINGS | {
+        "data": str(scratch / f"data-{seed}"),
+        "output": output,
+        "seed": seed,
+        "sets": {"train": ("few", *many)},
+        "network": SETTINGS["network"] | {"initial": initial},
+        "optimise": optimise | {"lr": optimise["lr"] * (GOING_ON if initial else 1)},
+        "runtime": SETTINGS["runtime"] | {"cache": str(scratch / "cache")},
+        "sample": {"weak_share": 0.5 if way.weak else None},
+        "schedule": {"steps": steps, "warmup": 10},
+        "validation": {"every": steps, "samples": 0},
+        "weak": way.weak,
+    }
+    return TrainConfig.model_validate(said)
+
+
+def trained(cfg: TrainConfig) -> list[float]:
+    """Do one run; returns its validation mIoU and the IoU of every class. No step is chosen: the last one counts."""
+    loop.train(run.open_run(cfg, Group(), about={}))
+    said: dict[str, Any] = checkpoint.load(cfg.output).card.training
+    return [float(said[name]) for name in ("miou", *(f"iou/{name}" for name in NAMES))]
+
+
+def runs(scratch: Path, seed: int, *, steps: int) -> Iterator[tuple[str, list[float]]]:
+    """Every way of one seed, and what came of it."""
+    data = str(scratch / f"data-{seed}")
+    if not objects.exists(objects.join(data, run.CLASSES_FILE)):
+        write_data(data, seed)
+    start = str(scratch / f"start-{seed}")
+    trained(config(scratch, seed, Way(), steps=steps, output=start, initial=None))
+    for name, way in WAYS.items():
+        output = str(scratch / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
+        found = trained(config(scratch, seed, way, steps=steps, output=output, initial=start))
+        log.info("seed %d, %s: mIoU %.3f", seed, name, found[0])
+        yield name, found
+
+
+# ---------------------------------------------------------------- table
+
+
+def table(found: dict[str, list[list[float]]]) -> str:
+    """Markdown: mean and standard deviation over seeds, in per cent, and what each way adds to the few alone."""
+    alone = [scores[0] for scores in found["the few alone"]]
+    lines = [f"| what is known of the many | mIoU | more than the few alone | {' | '.join(NAMES)} |", "|---" * 6 + "|"]
+    for name, rows in found.items():
+        gains = [100 * (scores[0] - before) for scores, before in zip(rows, alone, strict=True)]
+        cells = [spread([100 * scores[place] for scores in rows]) for place in range(len(NAMES) + 1)]
+        more = f"{mean(gains):+.1f} ({min(gains):+.1f} to {max(gains):+.1f})"
+        lines.append(f"| {name} | {cells[0]} | {more} | {' | '.join(cells[1:])} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train in every way, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="repetitions, each with other images")
+    parser.add_argument("--steps", type=int, default=500, help="of the start, and again of every way to go on")
+    parser.add_argument("--scratch", type=Path, default=Path("demo/weak"), help="folder for data and runs")
+    args = parser.parse_args(argv)
+    logs.configure()
+    torch.set_num_threads(1)
+    found: dict[str, list[list[float]]] = {name: [] for name in WAYS}
+    for seed in args.seeds:
+        for name, scores in runs(args.scratch, seed, steps=args.steps):
+            found[name].append(scores)
+    print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

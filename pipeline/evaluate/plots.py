@@ -1,0 +1,135 @@
+"""The plots of an evaluation's page.
+
+In: counts and scores. Out: SVG elements in the page's colours. Everything is drawn within `rc_context(plots.STYLE)`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from pipeline.classes import ClassMap
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.page import plots
+from pipeline.page.plots import ACCENT, INK, SOFT
+from pipeline.records import Float64, Int64
+from pipeline.score.calibration import reliability_curve
+from pipeline.score.metrics import Interval, Scores
+
+SHADES = 16
+"""Of the confusion matrix."""
+DARKEST = 0.75
+"""Opacity of a share of 1: numbers must be read on it, in the light and in the dark."""
+FAINTEST = 0.005
+"""Shares of a row below this are not drawn."""
+CELLS = 4000
+"""Of the confusion matrix that are drawn at most, the darkest: a square takes a hundred bytes."""
+NUMBERED, LABELLED = 20, 40
+"""Classes up to which cells have numbers, and rows and columns have names."""
+FORESTED = 24
+"""Classes in the plot of gains at most, half of them from either end."""
+
+
+def matrix(counts: Int64, classes: ClassMap) -> Markup:
+    """Confusion (K, K + 1) with every row in percent of its labels; the last column only where it is ever used."""
+    used = counts if counts[:, -1].any() else counts[:, :-1]
+    shares = used / np.maximum(used.sum(axis=1, keepdims=True), 1)
+    names = [*classes.names, "(no class)"][: used.shape[1]]
+    cell = 0.36 if len(classes) <= NUMBERED else 7.2 / len(classes)
+    figure, axes = plots.figure(width=1.4 + cell * len(names), height=1.2 + cell * len(classes))
+    _shade(axes, shares)
+    if len(classes) <= NUMBERED:
+        for row, column in np.argwhere(shares >= FAINTEST):
+            text = f"{shares[row, column] * 100:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=INK)
+    size = 9 if len(classes) <= NUMBERED else 6.5
+    labels = [plots.short(name, 18) for name in names] if len(classes) <= LABELLED else []
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=90, fontsize=size)
+    axes.set_yticks(ticks[: len(classes)], labels[: len(classes)], fontsize=size)
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(classes) - 0.5, -0.5), xlabel="answer", ylabel="truth")
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.spines[["top", "right"]].set_visible(True)
+    return plots.svg(figure, "matrix", "confusion matrix; each row adds up to the pixels of one class")
+
+
+def _shade(axes: Axes, shares: Float64) -> None:
+    """Squares as dark as the square root of their share; all of one shade are one path, so that many stay small."""
+    shades = np.ceil(np.sqrt(shares) * SHADES).astype(int)
+    faintest = np.sort(shares, axis=None)[-CELLS:][0]
+    shades[shares < max(FAINTEST, faintest)] = 0
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
+    square = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    for shade in np.unique(shades[shades > 0]):
+        centres = np.argwhere(shades == shade)[:, None, ::-1]
+        path = Path((centres + corners).reshape(-1, 2), square * len(centres))
+        axes.add_patch(PathPatch(path, facecolor=ACCENT, alpha=DARKEST * shade / SHADES, lw=0))
+
+
+def bands(found: Evaluation) -> Markup:
+    """Mean IoU within bands around the boundaries of labels: the trimap figure of the DeepLab papers."""
+    figure, axes = plots.figure()
+    for (name, one), style in zip(found.answers.items(), _styles(found.answers), strict=True):
+        axes.plot(found.widths_px, Scores(one.bands_bkk).mean_iou * 100, marker="o", ms=3, label=name, **style)
+    whole = float(found.answer.scores.mean_iou) * 100
+    axes.axhline(whole, color=SOFT, lw=0.8, ls=":")
+    side = axes.get_yaxis_transform()
+    axes.annotate("whole images", (1, whole), (0, 3), side, "offset points", color=SOFT, ha="right", fontsize=8)
+    axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
+    _legend(axes)
+    return plots.svg(figure, "bands", "mean IoU within bands around boundaries")
+
+
+def reliability(counts: Mapping[str, Int64]) -> Markup:
+    """Accuracy over confidence of each answer, and how many pixels have each confidence of the last one."""
+    figure, axes = plots.figure()
+    axes.plot([0, 100], [0, 100], color=SOFT, lw=0.8, ls=":")
+    for (name, one), style in zip(counts.items(), _styles(counts), strict=True):
+        curve = reliability_curve(one)
+        there = curve.pixels > 0
+        axes.plot(curve.confidence[there] * 100, curve.accuracy[there] * 100, marker="o", ms=3, label=name, **style)
+    edges = np.linspace(0, 100, len(curve.pixels) + 1)
+    heights = curve.pixels / curve.pixels.sum() * 100
+    axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=SOFT, alpha=0.25, label="share of pixels")
+    axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 100), ylim=(0, 100))
+    _legend(axes)
+    return plots.svg(figure, "reliability", "share of right pixels over confidence")
+
+
+def images(iou: Float64) -> Markup:
+    """How many images have which mean IoU of their own."""
+    figure, axes = plots.figure()
+    known = iou[~np.isnan(iou)] * 100
+    axes.hist(known, bins=list(range(0, 101, 5)), color=ACCENT, alpha=0.6)
+    if len(known):
+        axes.axvline(np.median(known), color=INK, lw=1)
+        side = axes.get_xaxis_transform()
+        axes.annotate(
+            "median", (np.median(known), 1), (-3, -2), side, "offset points", ha="right", va="top", fontsize=8
+        )
+    axes.set(xlabel="mean IoU of an image, %", ylabel="images", xlim=(0, 100))
+    return plots.svg(figure, "images", "number of images over their mean IoU")
+
+
+def gains(iou: Sequence[Interval], classes: ClassMap, engine: str) -> Markup:
+    """What refinement does to each class, the largest gain on top; of many classes those that gain and lose most."""
+    known = [(name, one) for name, one in zip(classes.names, iou, strict=True) if not np.isnan(one.value)]
+    rows = sorted(known, key=lambda row: -row[1].value)
+    if len(rows) > FORESTED:
+        rows = rows[: FORESTED // 2] + rows[-FORESTED // 2 :]
+    title = f"differences of {engine} to the network alone"
+    return plots.forest(rows, "gains", title=title, than="the network alone")
+
+
+def _styles(answers: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Lines of the answers: the last one, which is in the masks, stands out."""
+    return [{"color": SOFT, "lw": 1.4, "ls": "--"}] * (len(answers) - 1) + [{"color": ACCENT, "lw": 1.8}]
+
+
+def _legend(axes: Axes) -> None:
+    axes.figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1)

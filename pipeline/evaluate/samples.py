@@ -1,0 +1,42 @@
+"""Images of a run to look at: read again from the source, with their labels, beside the masks that are committed.
+
+In: an evaluation and keys. Out: samples, in the order of the plan. What cannot be read any more is left out: a page
+with a picture less is better than none.
+"""
+
+from collections.abc import Iterator, Set
+
+from pipeline.config import EvaluateConfig
+from pipeline.errors import InputError, LabelError
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.image.decode import decode
+from pipeline.image.encode import read_mask_png
+from pipeline.records import Item
+from pipeline.run.masks import PartMasks
+from pipeline.score import answers
+from pipeline.source.plan import Plan, read
+from pipeline.training.tracker import Sample
+
+
+def of(found: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) -> Iterator[Sample]:
+    """The images of some keys. Only their shards are read, and of a folder only their files."""
+    images = found.images
+    shards = set(images["shard"][images["key"].isin(keys)])
+    masks = PartMasks(found.run_url)
+    others = frozenset(images["key"]) - keys
+    for shard in planned.shards:
+        if shard.id in shards:
+            for item in read(shard, cfg.read, max_bytes=int(cfg.decode.max_mib * 2**20), skip=others):
+                if item.key in keys and (sample := _sample(item, masks, found, cfg)):
+                    yield sample
+
+
+def _sample(item: Item, masks: PartMasks, found: Evaluation, cfg: EvaluateConfig) -> Sample | None:
+    if item.failure:
+        return None
+    try:
+        image = decode(item.data, cfg.decode)
+        truth = answers.truth_of(item, cfg.judge, found.classes, height=image.height, width=image.width)
+        return Sample(item.key, image.pixels_hwc, truth, read_mask_png(masks(item.key)))
+    except (InputError, LabelError):
+        return None

@@ -1,0 +1,89 @@
+"""Plots inside an HTML page: they take their colours from it, so that they follow it into the dark.
+
+In: a figure that matplotlib has drawn in the colours given here. Out: an SVG element whose colours are variables of the
+page. Text is escaped, whatever files and classes are called.
+"""
+
+import re
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.score.metrics import Interval
+
+INK, SOFT, RULE, ACCENT, ALARM = COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505")
+"""Stand for the page's colours in a plot, and are replaced by them."""
+VARIABLES = ("--ink", "--soft", "--rule", "--accent", "--alarm")
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+"""For `matplotlib.rc_context`, around everything that draws."""
+
+
+def figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes]:
+    """A plot of this size in inches: about what a phone shows, so that letters stay readable there."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def svg(drawn: Figure, name: str, title: str) -> Markup:
+    """A plot as an element of the page, in the page's colours; ids are its own, since all share one document."""
+    for axes in drawn.axes:
+        axes.set_axisbelow(True)
+    out = StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        drawn.savefig(out, format="svg", transparent=True, metadata=metadata)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in zip(COLOURS, VARIABLES, strict=True):
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    head = Markup('<svg role="img" aria-label="{}" ').format(title)
+    # Escaped by matplotlib, which writes every text through its XML writer.
+    return head + Markup(text.removeprefix("<svg "))  # noqa: S704
+
+
+def forest(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, than: str) -> Markup:
+    """Differences in IoU to `than` with their intervals, the first on top, coloured where they are surely not 0.
+
+    `name` and `title` as for `svg`.
+    """
+    drawn, axes = figure(height=0.75 + 0.24 * max(len(rows), 1))
+    for at, (_, gain) in enumerate(rows):
+        colour = ACCENT if gain.low > 0 else ALARM if gain.high < 0 else SOFT
+        axes.plot([gain.low * 100, gain.high * 100], [at, at], color=colour, lw=2.2, solid_capstyle="round")
+        axes.plot([gain.value * 100], [at], "o", color=colour, ms=5)
+    axes.axvline(0, color=INK, lw=1)
+    axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel=f"points of IoU more than {than}")
+    return svg(drawn, name, title)
+
+
+def short(label: str, letters: int = 26) -> str:
+    """A label cut to fit beside a plot."""
+    return label if len(label) <= letters else f"{label[: letters - 1]}…"

@@ -1,0 +1,89 @@
+"""Predictions as pictures of a page: the image, its labels, the mask, and every pixel where they differ.
+
+In: samples. Out: cards, whose pictures are data URIs that fit into so many bytes. Nothing is read or written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from pipeline.classes import ClassMap
+from pipeline.page import frame
+from pipeline.page.paint import paint
+from pipeline.records import Bool, UInt8
+from pipeline.training.tracker import Sample
+
+VIEWS = ("image", "truth", "prediction", "wrong")
+"""What is shown of each sample, left to right."""
+LONGER_PX = (360, 240, 160)
+"""Longer side of each picture at most: the first of these at which all of them fit."""
+WRONG = (208, 52, 44)
+"""Colour of a pixel whose prediction is not its label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One sample, ready for the page."""
+
+    key: str
+    views: dict[str, str]
+    """Name of each of `VIEWS` to its data URI."""
+    width: int
+    """Of each picture, pixels."""
+    height: int
+    wrong: float
+    """Share of labelled pixels that are wrong, 0 to 1."""
+
+
+def cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[Card]:
+    """Cards whose data URIs take at most `budget` bytes: with smaller pictures rather than fewer, if need be."""
+    for longer_px in LONGER_PX:
+        made = [_card(one, classes, longer_px) for one in samples]
+        ends = np.cumsum([sum(map(len, card.views.values())) for card in made])
+        if not made or ends[-1] <= budget:
+            return made
+    return made[: int(np.searchsorted(ends, budget, side="right"))]
+
+
+def _card(sample: Sample, classes: ClassMap, longer_px: int) -> Card:
+    small = _shrunk(sample, longer_px)
+    height, width = small.truth_hw.shape
+    pictures = (
+        (small.image_hwc, "JPEG"),
+        (paint(small.truth_hw, classes), "PNG"),
+        (paint(small.mask_hw, classes), "PNG"),
+        (np.where(_missed(small, classes)[..., None], np.array(WRONG, np.uint8), small.image_hwc // 2 + 96), "JPEG"),
+    )
+    uris = [frame.uri(_encoded(pixels, kind), kind) for pixels, kind in pictures]
+    labelled = int((sample.truth_hw != classes.ignore_id).sum())
+    wrong = float(_missed(sample, classes).sum() / max(labelled, 1))
+    return Card(sample.key, dict(zip(VIEWS, uris, strict=True)), width, height, wrong)
+
+
+def _missed(sample: Sample, classes: ClassMap) -> Bool:
+    """(H, W): labelled pixels whose prediction is something else, or nothing."""
+    missed: Bool = (sample.truth_hw != classes.ignore_id) & (sample.truth_hw != sample.mask_hw)
+    return missed
+
+
+def _shrunk(sample: Sample, longer_px: int) -> Sample:
+    """The sample with its longer side at `longer_px` at most; labels are never interpolated."""
+    height, width = sample.truth_hw.shape
+    scale = min(1.0, longer_px / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    nearest = Image.Resampling.NEAREST
+    return Sample(
+        sample.key,
+        np.asarray(Image.fromarray(sample.image_hwc).resize(size, Image.Resampling.BOX)),
+        np.asarray(Image.fromarray(sample.truth_hw).resize(size, nearest)),
+        np.asarray(Image.fromarray(sample.mask_hw).resize(size, nearest)),
+    )
+
+
+def _encoded(pixels_hwc: UInt8, kind: str) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels_hwc).save(buffer, kind, quality=88, optimize=kind == "JPEG")
+    return buffer.getvalue()

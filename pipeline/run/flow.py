@@ -1,0 +1,269 @@
+"""The pipeline as one expression of Ray Data. The only module that imports `ray.data`.
+
+    read -> infer -> refine -> write
+    read ->  score masks   -> write
+
+Beside it `run_each`, for jobs of a single stage that reads and writes by itself.
+
+Encoded bytes travel between the stages, never pixels: each stage that needs the pixels decodes them, which costs far
+less than moving them. What a stage does is in `stages.py`; here stand the resources each one reserves, and what is
+Ray's: the source, the sink, and the ledger in an actor of its own.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasink, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.records import ROW_SCHEMA
+from pipeline.run import parts
+from pipeline.run.ledger import Ledger, Progress
+from pipeline.run.manifest import Todo
+from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
+from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
+
+MAX_READ_TASKS = 2000
+"""Shards are dealt to at most this many read tasks: the driver keeps every task in memory."""
+TASK_RETRIES = 16
+"""Deaths of its worker that a task survives beside those its own items cause: lost nodes, pre-emption."""
+REFINE_ROWS = 4
+"""Images a refiner gets at once at least: seconds of work, little to do again when it dies."""
+
+
+T = TypeVar("T")
+
+
+class RemoteLedger:
+    """A ledger in its own actor, called from a worker. Waits only where the order matters."""
+
+    def __init__(self) -> None:
+        # No restarts: a new ledger would know neither deaths nor counts. So it lives and dies where the driver does.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        ledger: Any = ray.remote(num_cpus=0)(Ledger)
+        self.actor = ledger.options(scheduling_strategy=here).remote()
+
+    def enter(self, stage: str, keys: list[str]) -> list[int]:
+        """See `Ledger.enter`."""
+        deaths: list[int] = ray.get(self.actor.enter.remote(stage, keys))
+        return deaths
+
+    def enter_alone(self, stage: str, key: str) -> None:
+        """See `Ledger.enter_alone`."""
+        ray.get(self.actor.enter_alone.remote(stage, key))
+
+    def leave(self, stage: str, keys: list[str], seconds: float) -> None:
+        """See `Ledger.leave`."""
+        self.actor.leave.remote(stage, keys, seconds)
+
+    def sent(self, stage: str, num_bytes: int) -> None:
+        """See `Ledger.sent`."""
+        self.actor.sent.remote(stage, num_bytes)
+
+    def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
+        """See `Ledger.commit`."""
+        self.actor.commit.remote(rows, failed, seconds)
+
+    def progress(self) -> Progress:
+        """See `Ledger.progress`."""
+        counters: Progress = ray.get(self.actor.progress.remote())
+        return counters
+
+
+class ShardSource(Datasource):
+    """Reads shards that are not done, and of those only the keys that are not committed."""
+
+    def __init__(self, job: Job, owed: Sequence[Todo], ledger: RemoteLedger) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.job, self.owed, self.ledger = job, owed, ledger
+
+    def get_name(self) -> str:
+        """Shown in Ray's plan and dashboard."""
+        return "Shards"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes that will be read: encoded images stay encoded."""
+        return sum(todo.shard.size for todo in self.owed)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task per shard, or per group of shards when there are very many."""
+        count = min(len(self.owed), MAX_READ_TASKS)
+        return [self._task(self.owed[index::count]) for index in range(count)]
+
+    def _task(self, owed: Sequence[Todo]) -> ReadTask:
+        size = sum(todo.shard.size for todo in owed)
+        metadata = BlockMetadata(num_rows=None, size_bytes=size, exec_stats=None, input_files=None)
+        return ReadTask(partial(read_shards, self.job, owed, self.ledger), metadata)
+
+
+class PartSink(Datasink[None]):
+    """Commits rows: each write is one part, and its put is the commit."""
+
+    def __init__(self, job: Job, ledger: RemoteLedger) -> None:
+        self.job, self.ledger = job, ledger
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Rows that Ray gathers for one part; the last one may be smaller."""
+        return self.job.cfg.runtime.rows_per_part
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
+        """Commit one part. Called again with the same blocks when its worker dies, which changes nothing."""
+        started = perf_counter()
+        tables = [block.select(ROW_SCHEMA.names).cast(ROW_SCHEMA) for block in blocks if len(block)]
+        if not tables:
+            return
+        table = pa.concat_tables(tables)
+        parts.write_part(self.job.run_url, table, self.job.classes)
+        failed = Counter(code for code in table["error_code"].to_pylist() if code)
+        self.ledger.commit(len(table), dict(failed), perf_counter() - started)
+
+
+def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+    """The whole pipeline up to the rows, not yet started; what is left is to write it to a `PartSink`.
+
+    Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
+    """
+    items: ray.data.Dataset = ray.data.read_datasource(
+        ShardSource(job, owed, ledger),
+        num_cpus=READ_CPUS,
+        compute=TaskPoolStrategy(min(len(owed), 2 * workers.infer)),
+        override_num_blocks=min(len(owed), MAX_READ_TASKS),
+        ray_remote_args={"max_retries": TASK_RETRIES},
+    )
+    return _scored(items, job, workers, ledger) if job.masks else _segmented(items, job, workers, ledger)
+
+
+def _segmented(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+    """Rows with new masks."""
+    threads = 1 if not workers.infer_gpus else 4
+    rows: ray.data.Dataset = items.map_batches(
+        InferStage,
+        fn_constructor_kwargs={"job": job, "ledger": ledger, "threads": threads},
+        batch_size=INFER_ROWS,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=workers.infer),
+        num_cpus=workers.infer_cpus,
+        num_gpus=workers.infer_gpus or None,
+        memory=int(workers.infer_gib * GIB),
+        max_task_retries=INFER_ROWS + TASK_RETRIES,
+    ).map_batches(
+        RefineStage,
+        fn_constructor_kwargs={"job": job, "ledger": ledger},
+        batch_size=REFINE_ROWS,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=workers.refine),
+        num_cpus=workers.refine_cpus,
+        memory=int(workers.refine_gib * GIB),
+        max_task_retries=REFINE_ROWS + TASK_RETRIES,
+    )
+    return rows
+
+
+def _scored(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+    """Rows with masks that are there already."""
+    rows: ray.data.Dataset = items.map_batches(
+        MaskStage,
+        fn_constructor_kwargs={"job": job, "judge": job.judge, "ledger": ledger},
+        batch_size=INFER_ROWS,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=workers.refine),
+        num_cpus=workers.refine_cpus,
+        memory=int(workers.refine_gib * GIB),
+        max_task_retries=INFER_ROWS + TASK_RETRIES,
+    )
+    return rows
+
+
+def run(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:
+    """Segment what is owed and commit it. Returns when every row is in a part."""
+    with _settings(job.cfg.runtime.block_mib):
+        dataset = build(job, owed, workers, ledger)
+        dataset.set_name("segment")
+        dataset.write_datasink(
+            PartSink(job, ledger), ray_remote_args={"num_cpus": WRITE_CPUS, "max_retries": TASK_RETRIES}
+        )
+
+
+class TaskSource(Datasource, Generic[T]):
+    """Units of work, each done by the task that reads it: what comes out only says that it was done."""
+
+    def __init__(self, name: str, units: Sequence[T], work: Callable[[T], object]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.name, self.units, self.work = name, units, work
+
+    def get_name(self) -> str:
+        """Shown in Ray's plan and dashboard."""
+        return self.name
+
+    def estimate_inmemory_data_size(self) -> None:
+        """Nothing comes out that would need memory."""
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task per unit, or per group of units when there are very many."""
+        count = min(len(self.units), MAX_READ_TASKS)
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(partial(_do, self.work, self.units[index::count]), metadata) for index in range(count)]
+
+
+def _do(work: Callable[[T], object], units: Sequence[T]) -> Iterator[pa.Table]:
+    for unit in units:
+        work(unit)
+        yield pa.table({"done": [1]})
+
+
+def run_each(name: str, units: Sequence[T], work: Callable[[T], object], *, deaths: int) -> None:
+    """Do `work` on every unit, each on a core of its own. Returns when all are done.
+
+    Args:
+        name: of the work, for Ray's dashboard.
+        units: what there is to do; not empty.
+        work: leaves what it makes in a store. Done again when its worker dies, so twice must give the same as once.
+        deaths: deaths of its worker that the unit itself may cause.
+    """
+    tasks = min(len(units), MAX_READ_TASKS)
+    with _settings(block_mib=1):
+        ray.data.read_datasource(
+            TaskSource(name, units, work),
+            num_cpus=1,
+            override_num_blocks=tasks,
+            ray_remote_args={"max_retries": deaths * -(-len(units) // tasks) + TASK_RETRIES},
+        ).materialize()
+
+
+@contextmanager
+def _settings(block_mib: float) -> Generator[None]:
+    """Ray Data as our jobs use it, while the block lasts."""
+    with DataContext.current(_tuned(block_mib)), warnings.catch_warnings():
+        # Retries have no named parameter yet; the pin of Ray ends where this way of giving them does.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        yield
+
+
+def _tuned(block_mib: float) -> DataContext:
+    """Ray Data's settings for our jobs.
+
+    Blocks are small: about 2 MiB of logits are seconds of CRF, whatever the size of the images and the number of
+    classes, since both grow alike. Ray's own 128 MiB would be minutes, and all of it lost when a worker dies.
+    """
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = int(block_mib * 2**20)
+    context.target_min_block_size = 1
+    context.enable_progress_bars = False
+    context.actor_init_retry_on_errors = True
+    context.actor_init_max_retries = 2
+    context.max_consecutive_actor_init_deaths = 3
+    return context

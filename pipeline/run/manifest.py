@@ -1,0 +1,313 @@
+"""What a run has committed, what it still owes, and the last step that closes it.
+
+The parts are the truth. Planning a resume reads their footers; closing a run reads their small columns once, removes
+what a fenced-off driver may have written twice, checks that every planned key has its row, and only then writes
+`manifest.json` and `_SUCCESS`.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.classes import ClassMap
+from pipeline.errors import JobError
+from pipeline.prefetch import ahead
+from pipeline.records import ROW_SCHEMA, Row, rows_from_table
+from pipeline.run import parts as sink
+from pipeline.run.parts import Part
+from pipeline.source.plan import Plan
+from pipeline.source.shard import Shard
+from pipeline.store import objects
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+THREADS = 16
+"""Requests at once when parts are read: latency, not bandwidth, is what they cost."""
+
+SUMMED = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
+AVERAGED = ["confidence", "entropy", "changed_share"]
+SCANNED = [
+    *["status", "error_code", "class_pixels", "refined", "refine_note"],
+    *SUMMED,
+    *AVERAGED,
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """A shard that is not done, and its keys that are."""
+
+    shard: Shard
+    skip: frozenset[str]
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What a finished run committed."""
+
+    run: str
+    """Fingerprint, 12 hex digits."""
+    shards: int
+    rows: int = 0
+    ok: int = 0
+    failed: int = 0
+    error_codes: dict[str, int] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    class_pixels: list[int] = field(default_factory=list)
+    refined: int = 0
+    refine_notes: dict[str, int] = field(default_factory=dict)
+    confidence: float | None = None
+    """Mean over the images that are ok; None when there are none."""
+    entropy: float | None = None
+    changed_share: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Work per stage, summed over all workers and all drivers of the run."""
+    duplicates_removed: int = 0
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def failed_fraction(self) -> float:
+        """Failed rows over all rows; 0 for an empty run."""
+        return self.failed / self.rows if self.rows else 0.0
+
+
+def manifest_url(run_url: str) -> str:
+    """Where the manifest of a run is."""
+    return objects.join(run_url, "manifest.json")
+
+
+def success_url(run_url: str) -> str:
+    """The object whose presence says that a run is finished."""
+    return objects.join(run_url, "_SUCCESS")
+
+
+def load(run_url: str) -> Manifest | None:
+    """The manifest of a finished run, or None when it is not finished."""
+    if not objects.exists(success_url(run_url)):
+        return None
+    return Manifest(**json.loads(objects.read_bytes(manifest_url(run_url))))
+
+
+def reopen(run_url: str) -> None:
+    """Take back `_SUCCESS`, then the manifest: the run has work again."""
+    objects.delete(success_url(run_url))
+    objects.delete(manifest_url(run_url))
+
+
+def _each(call: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
+    """`map` in threads, in order; no more than a few results wait to be taken."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from ahead(pool, call, things, THREADS + 1)
+
+
+def footers(run_url: str) -> list[Part]:
+    """Footers of all committed parts."""
+    return list(_each(lambda name: sink.read_footer(run_url, name), sink.list_parts(run_url)))
+
+
+def todo(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Todo]:
+    """The shards that are not done, in plan order.
+
+    A shard is done when as many of its rows are committed as it has. A folder that grew is cut into new slices, whose
+    keys may stand in parts under slices that are gone: those are looked up by key.
+
+    Raises:
+        JobError: when committed rows are of an older version of an object that is still in the source.
+    """
+    rows: Counter[str] = Counter()
+    totals: dict[str, int] = {shard.id: shard.rows for shard in plan.shards if shard.rows is not None}
+    for part in parts:
+        for shard_id, count in part.shards.items():
+            rows[shard_id] += count.rows
+            if count.shard_rows is not None:
+                totals[shard_id] = count.shard_rows
+    open_shards = [shard for shard in plan.shards if totals.get(shard.id) is None or rows[shard.id] < totals[shard.id]]
+    planned = {shard.id for shard in plan.shards}
+    orphans = {shard_id for shard_id in rows if shard_id not in planned}
+    partial = {shard.id for shard in open_shards if rows[shard.id]}
+    known = _committed_keys(run_url, parts, partial | orphans) if partial or orphans else {}
+    by_key = {key: etag for shard_id in orphans for key, etag in known.get(shard_id, {}).items()}
+    owed = [Todo(shard, _skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
+    return [one for one in owed if one.shard.rows is None or len(one.skip) < one.shard.rows]
+
+
+def _skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -> frozenset[str]:
+    """Keys of a shard that are committed, under its own id or under a slice that is gone."""
+    moved = [member for member in shard.members()[: shard.max_rows] if member.key in orphaned] if orphaned else []
+    for member in moved:
+        if orphaned[member.key] != member.etag:
+            hint = "write to another --output, or give the new content a new name"
+            raise JobError(f"{member.key!r} changed since its row was committed", hint=hint)
+    return frozenset(own) | {member.key for member in moved}
+
+
+def _committed_keys(run_url: str, parts: Sequence[Part], shard_ids: set[str]) -> dict[str, dict[str, str]]:
+    """Keys and etags of the committed rows of some shards; opens only the parts that hold them."""
+    names = [part.name for part in parts if not shard_ids.isdisjoint(part.shards)]
+    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for table in _each(lambda name: sink.read_columns(run_url, name, ["key", "shard", "source_etag"]), names):
+        for key, shard_id, etag in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            if shard_id in shard_ids:
+                found[shard_id][key] = etag
+    return found
+
+
+def remove_duplicates(run_url: str) -> int:
+    """Leave one row per key over all parts; returns how many rows were removed.
+
+    Two parts can share a key only when a driver that had lost the run finished a write late. Of two rows `ok` is kept
+    before `failed`, then the one in the part that comes first by name. The smaller part is put before the larger one
+    is deleted, so a crash on the way loses nothing and the next call goes on.
+    """
+    names = sink.list_parts(run_url)
+    tables = list(_each(lambda name: sink.read_columns(run_url, name, ["key", "status"]), names))
+    hashes = np.concatenate([_hashes(table) for table in tables]) if tables else np.empty(0, np.uint64)
+    values, counts = np.unique(hashes, return_counts=True)
+    twice = values[counts > 1]
+    if not len(twice):
+        return 0
+    keeper: dict[str, tuple[bool, str]] = {}
+    for name, table in zip(names, tables, strict=True):
+        for key, status in _rows_at(table, np.isin(_hashes(table), twice)):
+            keeper[key] = min(keeper.get(key, (True, "~")), (status != "ok", name))
+    removed = 0
+    for name, table in zip(names, tables, strict=True):
+        keys = {key for key, _ in _rows_at(table, np.isin(_hashes(table), twice)) if keeper[key][1] != name}
+        removed += len(keys)
+        if keys:
+            rewrite_without(run_url, name, keys)
+    return removed
+
+
+def rewrite_without(run_url: str, name: str, keys: set[str]) -> None:
+    """Replace a part by one without some keys; the part goes away when nothing is left of it."""
+    table = sink.read_columns(run_url, name, ROW_SCHEMA.names)
+    kept = table.filter(pa.array([key not in keys for key in table["key"].to_pylist()]))
+    if len(kept):
+        classes = ClassMap.model_validate_json(table.schema.metadata[sink.CLASSES_KEY])
+        sink.write_part(run_url, kept, classes)
+    objects.delete(objects.join(sink.parts_url(run_url), name))
+
+
+def _hashes(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """64-bit hashes of the keys: 8 bytes per image keep a check over a hundred million keys in memory."""
+    return pd.util.hash_array(np.array(table["key"].to_pylist(), dtype=object), categorize=False)
+
+
+def _rows_at(table: pa.Table, where: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[str, str]]:
+    some = table.filter(pa.array(where))
+    return list(zip(some["key"].to_pylist(), some["status"].to_pylist(), strict=True))
+
+
+def close(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
+    """Check a run and write its manifest; `succeed` is what is left to do.
+
+    Raises:
+        JobError: when a key was met twice in the source and `on_duplicate` is `fail`, or rows are missing.
+    """
+    removed = remove_duplicates(run_url)
+    owed = todo(run_url, plan, footers(run_url))
+    if owed:
+        hint = "run the same command again"
+        raise JobError(
+            f"{len(owed)} of {len(plan.shards)} shards are not complete, first {owed[0].shard.uri}", hint=hint
+        )
+    manifest = summarise(run_url, classes, fingerprint=fingerprint, shards=len(plan.shards))
+    manifest.duplicates_removed = removed
+    if on_duplicate == "fail":
+        _refuse_duplicate_keys(run_url, manifest)
+    objects.put(manifest_url(run_url), json.dumps(asdict(manifest), indent=1).encode())
+    return manifest
+
+
+def succeed(run_url: str) -> None:
+    """Put `_SUCCESS`, the last object of a run: whatever else belongs to it must be there before."""
+    objects.put(success_url(run_url), b"")
+
+
+def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
+    if not manifest.error_codes.get("duplicate_key"):
+        return
+    twice = [detail for _, code, detail in failures(run_url) if code == "duplicate_key"]
+    hint = "give the samples names of their own, or keep both with --read.on-duplicate suffix"
+    raise JobError(f"{len(twice)} key(s) occur twice in the source, first: {twice[0]}", hint=hint)
+
+
+def summarise(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int) -> Manifest:
+    """Add up all committed rows. One pass over the small columns of every part."""
+    total = Manifest(run=fingerprint[:12], shards=shards, classes=list(classes.names), parts=sink.list_parts(run_url))
+    pixels = np.zeros(len(classes), np.int64)
+    codes, notes, seconds, means = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    for table in _each(lambda name: sink.read_columns(run_url, name, SCANNED), total.parts):
+        frame = table.to_pandas()
+        ok = frame[frame["status"] == "ok"]
+        total.rows += len(frame)
+        total.ok += len(ok)
+        total.refined += int(ok["refined"].sum())
+        codes.update(frame["error_code"].dropna())
+        notes.update(note.partition(":")[0] for note in ok["refine_note"].dropna())
+        seconds.update({name.removeprefix("seconds_"): float(frame[name].astype(float).sum()) for name in SUMMED})
+        means.update({name: float(ok[name].astype(float).sum()) for name in AVERAGED})
+        if len(ok):
+            pixels += np.stack(ok["class_pixels"].to_list()).sum(axis=0)
+    total.failed = total.rows - total.ok
+    total.error_codes, total.refine_notes, total.seconds = dict(codes), dict(notes), dict(seconds)
+    total.class_pixels = pixels.tolist()
+    if total.ok:
+        total.confidence, total.entropy, total.changed_share = (means[name] / total.ok for name in AVERAGED)
+    return total
+
+
+def read_parts(run_url: str, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
+    """Some columns of some parts, in their order, a few parts ahead."""
+    return _each(lambda name: sink.read_columns(run_url, name, columns), names)
+
+
+def failures(run_url: str) -> list[tuple[str, str, str]]:
+    """(key, error code, detail) of every failed row, sorted by key."""
+    columns = ["key", "status", "error_code", "error_detail"]
+    found = []
+    for table in _each(lambda name: sink.read_columns(run_url, name, columns), sink.list_parts(run_url)):
+        frame = table.to_pandas()
+        bad = frame[frame["status"] == "failed"]
+        found += list(zip(bad["key"], bad["error_code"], bad["error_detail"], strict=True))
+    return sorted(found)
+
+
+def previews(run_url: str, *, limit: int) -> list[Row]:
+    """Up to `limit` rows that carry previews, sorted by key."""
+    found: list[Row] = []
+    for rows in _each(lambda name: _previews_of(run_url, name), sink.list_parts(run_url)):
+        found += rows
+        if len(found) >= limit:
+            break
+    return sorted(found[:limit], key=lambda row: row.key)
+
+
+def _previews_of(run_url: str, name: str) -> list[Row]:
+    shown = sink.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
+    if not pc.any(shown).as_py():
+        return []
+    return rows_from_table(sink.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
+
+
+def forget_failures(run_url: str) -> int:
+    """Rewrite the parts that hold failed rows without them; returns how many there were."""
+    removed = 0
+    for name in sink.list_parts(run_url):
+        table = sink.read_columns(run_url, name, ["key", "status"])
+        rows = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
+        failed = {key for key, status in rows if status == "failed"}
+        removed += len(failed)
+        if failed:
+            rewrite_without(run_url, name, failed)
+    return removed

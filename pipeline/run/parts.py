@@ -1,0 +1,121 @@
+"""Parts: immutable Parquet objects of rows, named by the keys they hold, each committed by a single put.
+
+A retried or late writer of the same rows writes the same name, so it changes nothing. The footer says how many rows of
+which shard a part holds, so planning a resume opens footers and no row.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.classes import ClassMap
+from pipeline.errors import NothingThere
+from pipeline.records import ROW_SCHEMA
+from pipeline.store import objects
+
+CLASSES_KEY = b"atrous.classes"
+SHARDS_KEY = b"atrous.shards"
+
+TEXT_COLUMNS = ["key", "status", "shard", "source_etag", "model_fp", "config_fp", "error_code", "error_detail"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCount:
+    """What one part knows of one shard."""
+
+    rows: int
+    """Rows of the shard in this part."""
+    shard_rows: int | None
+    """Rows of the whole shard, when its last row is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The footer of one part."""
+
+    name: str
+    rows: int
+    shards: dict[str, ShardCount]
+
+
+def parts_url(run_url: str) -> str:
+    """The folder of a run's parts."""
+    return objects.join(run_url, "parts")
+
+
+def part_name(keys: Iterable[str]) -> str:
+    """`part-<20 hex digits>.parquet`: a digest of the sorted keys."""
+    text = json.dumps(sorted(keys))
+    return f"part-{hashlib.sha256(text.encode()).hexdigest()[:20]}.parquet"
+
+
+def count_shards(table: pa.Table) -> dict[str, ShardCount]:
+    """Rows per shard in a table of `ROW_SCHEMA`, and the shard's own count where its last row is among them."""
+    counts = Counter(table["shard"].to_pylist())
+    pairs = zip(table["shard"].to_pylist(), table["shard_rows"].to_pylist(), strict=True)
+    totals = {shard: total for shard, total in pairs if total is not None}
+    return {shard: ShardCount(rows, totals.get(shard)) for shard, rows in sorted(counts.items())}
+
+
+def to_parquet(table: pa.Table, classes: ClassMap) -> bytes:
+    """Encode rows, sorted by key: zstd, page checksums, class map and shard counts in the schema metadata."""
+    shards = {shard: [count.rows, count.shard_rows] for shard, count in count_shards(table).items()}
+    metadata = {CLASSES_KEY: classes.model_dump_json(), SHARDS_KEY: json.dumps(shards)}
+    schema = pa.schema([field for field in ROW_SCHEMA if field.name in table.column_names])  # fewer in older parts
+    out = io.BytesIO()
+    pq.write_table(
+        table.cast(schema).sort_by("key").replace_schema_metadata(metadata),
+        out,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=TEXT_COLUMNS,
+        write_page_checksum=True,
+        write_statistics=["key"],
+    )
+    return out.getvalue()
+
+
+def write_part(run_url: str, table: pa.Table, classes: ClassMap) -> str:
+    """Commit rows as one part and return its name. The put is the commit: before it there is nothing, after it all."""
+    name = part_name(table["key"].to_pylist())
+    objects.put(objects.join(parts_url(run_url), name), to_parquet(table, classes))
+    return name
+
+
+def read_footer(run_url: str, name: str) -> Part:
+    """Read the footer of one part.
+
+    Raises:
+        pa.ArrowInvalid: when the object is not a whole Parquet file.
+    """
+    with objects.open_read(objects.join(parts_url(run_url), name)) as file:
+        metadata = pq.read_metadata(file)
+    shards = json.loads(metadata.metadata[SHARDS_KEY])
+    return Part(name, metadata.num_rows, {shard: ShardCount(*count) for shard, count in shards.items()})
+
+
+def read_classes(run_url: str, name: str) -> ClassMap:
+    """The class map that the rows of one part were made with."""
+    with objects.open_read(objects.join(parts_url(run_url), name)) as file:
+        return ClassMap.model_validate_json(pq.read_metadata(file).metadata[CLASSES_KEY])
+
+
+def read_columns(run_url: str, name: str, columns: list[str]) -> pa.Table:
+    """Read some columns of one part, with page checksums verified; it may be of a version that had fewer of them."""
+    with objects.open_read(objects.join(parts_url(run_url), name)) as file:
+        return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+
+
+def list_parts(run_url: str) -> list[str]:
+    """Names of the committed parts, sorted; empty when nothing is committed yet."""
+    try:
+        names = [found.path for found in objects.list_files(parts_url(run_url))]
+    except NothingThere:
+        return []
+    return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))

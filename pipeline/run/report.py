@@ -1,0 +1,318 @@
+"""The page to look at first: one self-contained HTML file, and the same contact sheet as one picture.
+
+In go the counts of a finished run, the rows that kept previews and the failures; out come a string and PNG bytes.
+Nothing is read or written here, and nothing on the page refers to anything outside it: no script, no font, no link.
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from pipeline.classes import ClassInfo, ClassMap
+from pipeline.errors import ERROR_CODES
+from pipeline.page import frame
+from pipeline.page.paint import overlay, paint
+from pipeline.records import Row, UInt8
+
+PAGE_ITEMS = 24
+"""Items on the page at most: half the least certain, half a random sample."""
+PAGE_BYTES = 4_500_000
+"""Bytes all data URIs of the page may take, so that the page can be mailed."""
+PICTURE_ITEMS = 6
+"""Items in `overlays_png`."""
+RAMP_ANCHORS = (
+    (0, 0, 4), (29, 17, 71), (81, 18, 124), (130, 38, 129), (182, 54, 121),
+    (230, 81, 100), (251, 136, 97), (254, 194, 135), (252, 253, 191),
+)  # fmt: skip
+"""Every eighth of `magma`, a perceptually uniform ramp (van der Walt and Smith 2015, https://bids.github.io/colormap)."""
+VIEWS = ("image", "mask", "overlay", "confidence")
+"""What is shown of each item, left to right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a finished run comes to. Means are over `ok` rows; None where there is nothing to average."""
+
+    run: str
+    """Fingerprint of the run, hex digits."""
+    shards: int
+    parts: int
+    """Committed Parquet objects."""
+    rows: int
+    """Work items, `ok` and `failed`."""
+    ok: int
+    failed: int
+    error_codes: Mapping[str, int]
+    """Failed rows per code of `errors.ERROR_CODES`."""
+    class_pixels: Sequence[int]
+    """Pixels per class id over all rows."""
+    seconds: Mapping[str, float]
+    """Stage (`read`, `decode`, `infer`, `refine`, `encode`) to seconds summed over all items, so over all workers."""
+    wall_s: float
+    """How long the run took by the clock, seconds."""
+    images_per_s: float
+    confidence: float | None
+    """0 to 1."""
+    entropy: float | None
+    """0 certain, 1 uniform."""
+    changed_share: float | None
+    """Share of pixels whose class the refiner changed, 0 to 1."""
+    refined: int
+    """Rows whose mask the refiner produced."""
+    refine_notes: Mapping[str, int]
+    """Rows per reason why the refiner did not, though asked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A class and its part of a whole, 0 to 1."""
+
+    name: str
+    colour: tuple[int, int, int]
+    pixels: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One item of the contact sheet, ready for the page."""
+
+    row: Row
+    uris: tuple[str, str, str, str]
+    """Data URIs in the order of `VIEWS`."""
+    width: int
+    """Of each picture, pixels."""
+    height: int
+    shares: list[Share]
+
+
+def render(
+    *,
+    summary: RunSummary,
+    previews: Sequence[Row],
+    classes: ClassMap,
+    failures: Sequence[tuple[str, str, str]],
+    facts: Mapping[str, str],
+    next_commands: Sequence[str] = (),
+) -> str:
+    """Lay out the report of a run as one HTML file below 5 MB.
+
+    Args:
+        summary: counts and means of the whole run.
+        previews: rows that may be shown; those without mask and previews are passed over.
+        classes: names and colours of the ids in the masks.
+        failures: (key, code, detail) of failed items; a sample is enough, three of each code are shown.
+        facts: what to know about the run, in this order: name to value. Shown as given, so without credentials.
+        next_commands: shell commands worth running next.
+    """
+    uncertain, sample = pick(previews, count=PAGE_ITEMS)
+    groups = [_cards(rows, classes, budget=PAGE_BYTES // 2) for rows in (sample, uncertain)]
+    return frame.template("run/report").render(
+        summary=summary,
+        groups=[
+            ("Random sample", "drawn from the other previews; the same in every report of this run", groups[0]),
+            ("Least certain", "lowest mean confidence among the previews kept", groups[1]),
+        ],
+        views=VIEWS,
+        classes=classes,
+        legend=_legend([summary.class_pixels], classes),
+        shares=class_shares(summary.class_pixels, classes),
+        failures=failures_by_code(summary.error_codes, failures),
+        facts=facts,
+        next_commands=next_commands,
+        ramp=RAMP_ANCHORS,
+    )
+
+
+def pick(previews: Sequence[Row], *, count: int) -> tuple[list[Row], list[Row]]:
+    """Choose what to show: the least certain half, and a random other half; no key twice.
+
+    The choice depends on the set of rows only, not on their order. Both lists together hold at most `count` rows.
+    """
+    shown = {row.key: row for row in previews if row.mask and row.preview_image and row.preview_confidence}
+    by_confidence = sorted(shown.values(), key=lambda row: (row.confidence or 0.0, row.key))
+    half = min(count // 2, len(by_confidence) // 2)
+    others = sorted(by_confidence[half:], key=lambda row: hashlib.sha256(f"report {row.key}".encode()).digest())
+    return by_confidence[:half], others[: count - count // 2]
+
+
+def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[Share]:
+    """Share of each class that has a pixel at all, largest first."""
+    total = sum(class_pixels) or 1
+    shares = [
+        Share(one.name, one.colour, pixels, pixels / total)
+        for one, pixels in zip(classes.classes, class_pixels, strict=False)
+        if pixels
+    ]
+    return sorted(shares, key=lambda share: -share.pixels)
+
+
+def confidence_ramp() -> UInt8:
+    """Colours of confidence 0/255 to 255/255: (256, 3) RGB, dark where unsure, pale where sure."""
+    anchors = np.array(RAMP_ANCHORS, np.float64)
+    at = np.linspace(0, len(anchors) - 1, 256)
+    channels = [np.interp(at, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+def overlays_png(previews: Sequence[Row], classes: ClassMap) -> bytes:
+    """Draw the contact sheet as one PNG, 1400 pixels wide: a line per item, a column per view, the legend below.
+
+    No previews give a sheet that says so.
+    """
+    uncertain, sample = pick(previews, count=PICTURE_ITEMS)
+    rows = [*sample, *uncertain]
+    lines = [_sheet_line(row, classes) for row in rows] or [_sheet_note("no previews were kept")]
+    parts = [_sheet_head(), *lines, _sheet_legend([row.class_pixels or [] for row in rows], classes)]
+    sheet = Image.new("RGB", (SHEET_PX, sum(part.height for part in parts)), PAPER)
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
+    return _encoded(sheet, "PNG")
+
+
+def _legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> list[ClassInfo]:
+    """Classes with a pixel in any of the counts, in the order of their ids; all of them when none has."""
+    seen = {index for pixels in counts for index, number in enumerate(pixels) if number}
+    return [one for index, one in enumerate(classes.classes) if index in seen or not seen]
+
+
+def _pictures(row: Row, classes: ClassMap) -> list[Image.Image]:
+    """The four pictures of an item in the order of `VIEWS`, all of the preview's size."""
+    image = Image.open(BytesIO(row.preview_image or b"")).convert("RGB")
+    mask = Image.open(BytesIO(row.mask or b"")).resize(image.size, Image.Resampling.NEAREST)
+    confidence = Image.open(BytesIO(row.preview_confidence or b"")).convert("L")
+    confidence.putpalette(confidence_ramp().tobytes())
+    mask_hw = np.asarray(mask, np.uint8)
+    painted = Image.fromarray(paint(mask_hw, classes))
+    return [image, painted, Image.fromarray(overlay(np.asarray(image), mask_hw, classes)), confidence]
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, kind, quality=88, optimize=True)
+    return buffer.getvalue()
+
+
+def _card(row: Row, classes: ClassMap) -> Card:
+    image, mask, tinted, confidence = _pictures(row, classes)
+    uris = (
+        frame.uri(row.preview_image or b"", "JPEG"),
+        frame.uri(_encoded(mask, "PNG"), "PNG"),
+        frame.uri(_encoded(tinted, "JPEG"), "JPEG"),
+        frame.uri(_encoded(confidence, "PNG"), "PNG"),
+    )
+    return Card(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
+
+
+def _cards(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> list[Card]:
+    """Cards of the first rows whose data URIs fit into `budget` bytes; noise compresses badly, photos all fit."""
+    cards: list[Card] = []
+    for row in rows:
+        card = _card(row, classes)
+        budget -= sum(map(len, card.uris))
+        if budget < 0:
+            break
+        cards.append(card)
+    return cards
+
+
+def failures_by_code(
+    counts: Mapping[str, int], failures: Sequence[tuple[str, str, str]]
+) -> list[tuple[str, int, str, list[tuple[str, str]]]]:
+    """(code, count, meaning, up to three (key, detail)) per code, most frequent first."""
+    return [
+        (code, count, ERROR_CODES.get(code, ""), [(key, detail) for key, its, detail in failures if its == code][:3])
+        for code, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+
+
+# The sheet of `overlays_png`: four columns of 320 pixels, the size of a preview, on white.
+CELL_PX, GAP_PX, MARGIN_PX = 320, 16, 36
+SHEET_PX = 2 * MARGIN_PX + 4 * CELL_PX + 3 * GAP_PX
+PAPER, INK, FAINT = (255, 255, 255), (28, 30, 33), (98, 104, 112)
+
+
+def _font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size_px)
+
+
+def _left(column: int) -> int:
+    return MARGIN_PX + column * (CELL_PX + GAP_PX)
+
+
+def _strip(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    strip = Image.new("RGB", (SHEET_PX, height), PAPER)
+    return strip, ImageDraw.Draw(strip)
+
+
+def _sheet_head() -> Image.Image:
+    strip, draw = _strip(62)
+    for column, name in enumerate(VIEWS):
+        draw.text((_left(column), 30), name, INK, _font(17))
+    return strip
+
+
+def _sheet_note(text: str) -> Image.Image:
+    strip, draw = _strip(80)
+    draw.text((MARGIN_PX, 20), text, FAINT, _font(17))
+    return strip
+
+
+def _sheet_line(row: Row, classes: ClassMap) -> Image.Image:
+    """One item: its four views side by side, its key and largest classes below."""
+    fitted = [ImageOps.contain(one.convert("RGB"), (CELL_PX, CELL_PX)) for one in _pictures(row, classes)]
+    tall = fitted[0].height
+    strip, draw = _strip(tall + 48)
+    for column, picture in enumerate(fitted):
+        strip.paste(picture, (_left(column) + (CELL_PX - picture.width) // 2, 0))
+    top = [f"{share.name} {share.share:.0%}" for share in class_shares(row.class_pixels or [], classes)[:3]]
+    said = "   ".join([*top, f"confidence {row.confidence or 0.0:.2f}"])
+    draw.text((SHEET_PX - MARGIN_PX, tall + 8), said, FAINT, _font(14), anchor="ra")
+    room = SHEET_PX - 2 * MARGIN_PX - 2 * GAP_PX - _font(14).getlength(said)
+    draw.text((MARGIN_PX, tall + 8), _shortened(row.key, room), INK, _font(14))
+    return strip
+
+
+def _shortened(key: str, room_px: float) -> str:
+    """The key on one line, its head cut off when it does not fit: the tail tells keys apart."""
+    text = "".join(letter if letter.isprintable() else " " for letter in key)
+    if _font(14).getlength(text) <= room_px:
+        return text
+    start = bisect_left(range(len(text)), -room_px, key=lambda start: -_font(14).getlength("…" + text[start:]))
+    return "…" + text[start:]
+
+
+def _sheet_legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> Image.Image:
+    """Swatches and names of the classes drawn, wrapped, then the stripes of no class and the ramp of confidence."""
+    legend = _legend(counts, classes)
+    names = [*(one.name for one in legend), "no class", "confidence 0 to 1"]
+    swatches = [Image.new("RGB", (18, 18), one.colour) for one in legend]
+    swatches.append(Image.fromarray(paint(np.full((18, 18), classes.ignore_id, np.uint8), classes)))
+    swatches.append(Image.fromarray(np.repeat(confidence_ramp()[None, ::4], 18, axis=0)))
+    places, height = _wrapped(
+        [_font(14).getlength(name) + one.width for name, one in zip(names, swatches, strict=True)]
+    )
+    strip, draw = _strip(height)
+    for name, swatch, (left, top) in zip(names, swatches, places, strict=True):
+        strip.paste(swatch, (left, top))
+        draw.text((left + swatch.width + 8, top + 1), name, INK, _font(14))
+    return strip
+
+
+def _wrapped(widths: Sequence[float]) -> tuple[list[tuple[int, int]], int]:
+    """Left and top of legend entries set as text is set, and the height they take, pixels."""
+    places, left, top = [], MARGIN_PX, 14
+    for width in widths:
+        step = round(width) + 34
+        if left + step > SHEET_PX - MARGIN_PX:
+            left, top = MARGIN_PX, top + 28
+        places.append((left, top))
+        left += step
+    return places, top + 28 + MARGIN_PX // 2

@@ -1,0 +1,313 @@
+"""The bodies of the stages: records out of Arrow tables in, records into Arrow tables out.
+
+Each is a function or a small callable class that Ray Data calls in a worker process. None of them knows Ray; they are
+given a ledger, through which a work item that kills its worker is found and fails alone.
+"""
+
+import ctypes
+import faulthandler
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.classes import ClassMap
+from pipeline.config import JudgeConfig, SegmentConfig
+from pipeline.errors import InputError, LabelError
+from pipeline.image import encode
+from pipeline.image.decode import decode
+from pipeline.prefetch import ahead
+from pipeline.records import (
+    Failure,
+    Image,
+    Item,
+    Row,
+    Scored,
+    UInt8,
+    items_from_table,
+    items_to_table,
+    rows_to_table,
+    scored_from_table,
+    scored_to_table,
+)
+from pipeline.refine.refiner import Refiner
+from pipeline.refine.unary import active_classes
+from pipeline.run.ledger import LedgerClient, guarded
+from pipeline.run.manifest import Todo
+from pipeline.run.masks import open_masks
+from pipeline.score import answers
+from pipeline.source.plan import read
+from pipeline.source.shard import failure_of
+
+if TYPE_CHECKING:
+    from pipeline.infer.segmenter import Prediction
+
+INFER_ROWS = 32
+"""Images a network gets at once: enough to fill batches while the next images are decoded."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Parameters of mallopt(3), from malloc.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every worker of a run needs to know."""
+
+    cfg: SegmentConfig
+    classes: ClassMap
+    run_url: str
+    model_fp: str
+    config_fp: str
+    preview_share: float
+    """Share of the rows that carry previews, 0 to 1."""
+    judge: JudgeConfig | None = None
+    """How answers are counted against labels; None where nobody asks how good they are."""
+    masks: str | None = None
+    """URL of the masks that are judged instead of a network's."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of one encoded image at most."""
+        return int(self.cfg.decode.max_mib * 2**20)
+
+    def failed(self, item: Item, failure: Failure) -> Row:
+        """The failure row of an item."""
+        return encode.failed_row(item, failure, model_fp=self.model_fp, config_fp=self.config_fp)
+
+
+@contextmanager
+def killed_after(seconds: float) -> Generator[Callable[[], None]]:
+    """Kill this process when the block takes longer, even while native code holds the GIL.
+
+    The ledger then finds the key that hung, as it finds one that crashes. What is yielded starts the time anew: called
+    for every image, it makes the limit one for each of them.
+    """
+
+    def start_anew() -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+
+    start_anew()
+    try:
+        yield start_anew
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse what is freed instead of giving it back: a tenth of a refiner's time was page faults.
+
+    Every image needs the same large maps again. Elsewhere than on glibc nothing happens. See mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    for parameter, value in ((M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, 1 << 30), (M_MMAP_THRESHOLD, 1 << 30)):
+        mallopt(parameter, value)
+
+
+def read_shards(job: Job, owed: Sequence[Todo], ledger: LedgerClient) -> Iterator[pa.Table]:
+    """Tables of `ITEM_SCHEMA`, each about one block."""
+    held: list[Item] = []
+    size = 0
+    for todo in owed:
+        for item in read(todo.shard, job.cfg.read, max_bytes=job.max_bytes, skip=todo.skip):
+            held.append(item)
+            size += len(item.data)
+            if size >= job.cfg.runtime.block_mib * 2**20 or len(held) == INFER_ROWS:
+                yield _items_out(held, ledger)
+                held, size = [], 0
+    if held:
+        yield _items_out(held, ledger)
+
+
+def _items_out(items: list[Item], ledger: LedgerClient) -> pa.Table:
+    ledger.leave("read", [item.key for item in items], sum(item.seconds_read for item in items))
+    return _sent(ledger, "read", items_to_table(items))
+
+
+class InferStage:
+    """Encoded images in, logits out. One network, and a few threads that decode ahead of it."""
+
+    def __init__(self, job: Job, ledger: LedgerClient, *, threads: int) -> None:
+        # Here and not at the top: refiners import this module too, and have no use for torch's memory.
+        import torch  # noqa: PLC0415
+
+        from pipeline.infer.segmenter import Segmenter  # noqa: PLC0415
+        from pipeline.models import checkpoint  # noqa: PLC0415
+
+        torch.set_num_threads(threads)
+        self.job, self.ledger = job, ledger
+        self.segmenter = Segmenter(checkpoint.load(job.cfg.checkpoint), job.cfg.infer, job.cfg.tile)
+        self.pool = ThreadPoolExecutor(job.cfg.runtime.decode_threads, thread_name_prefix="decode")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """ITEM_SCHEMA to SCORED_SCHEMA, row for row."""
+        scored = guarded(
+            self.ledger,
+            "infer",
+            items_from_table(table),
+            key=lambda item: item.key,
+            work=self._segment,
+            seconds=lambda one: one.seconds_decode + one.seconds_infer,
+            condemn=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
+        )
+        return _sent(self.ledger, "infer", scored_to_table(scored))
+
+    def _segment(self, items: Sequence[Item]) -> list[Scored]:
+        """Decode and segment; each item comes back with logits or with its failure."""
+        decoded: list[tuple[Scored, bool]] = []  # not the images: they would all stay in memory
+
+        def images(progress: Callable[[], None]) -> Iterator[Image]:
+            depth = self.segmenter.batch + self.job.cfg.runtime.decode_threads
+            for scored, image in ahead(self.pool, self._decode, items, depth):
+                progress()
+                decoded.append((scored, image is not None))
+                if image is not None:
+                    yield image
+
+        with killed_after(self.job.cfg.runtime.item_timeout_s) as progress:
+            predictions = iter(list(self.segmenter(images(progress))))
+        return [self._scored(scored, next(predictions)) if good else scored for scored, good in decoded]
+
+    def _scored(self, scored: Scored, prediction: "Prediction") -> Scored:
+        """Keep the logits of the classes that can win: the others would only travel to be dropped by the refiner."""
+        if prediction.error:
+            return _fail(scored, failure_of(prediction.error))
+        refine, logits = self.job.cfg.refine, prediction.logits_khw
+        if logits is None:
+            raise ValueError(f"{scored.item.key} has neither logits nor an error")
+        ids, lost = active_classes(logits, prune=0 if refine.engine == "none" else refine.prune)
+        return replace(
+            scored, logits_khw=logits[list(ids)], class_ids=ids, pruned_mass=lost, seconds_infer=prediction.seconds
+        )
+
+    def _decode(self, item: Item) -> tuple[Scored, Image | None]:
+        started = perf_counter()
+        scored = Scored(
+            item,
+            stride=self.segmenter.stride,
+            align_corners=self.segmenter.align_corners,
+            inference=self.segmenter.inference,
+        )
+        if item.failure:
+            return scored, None
+        if self.job.judge and item.label is None:  # before the network: its answer would be thrown away
+            return _fail(scored, answers.NO_LABEL), None
+        try:
+            image = decode(item.data, self.job.cfg.decode)
+        except InputError as error:
+            return _fail(scored, failure_of(error), seconds_decode=perf_counter() - started), None
+        kept = item if self._needs_pixels_later(item, image) else replace(item, data=b"")
+        scored = replace(scored, item=kept, height=image.height, width=image.width, orientation=image.orientation)
+        return replace(scored, seconds_decode=perf_counter() - started), image
+
+    def _needs_pixels_later(self, item: Item, image: Image) -> bool:
+        preview = encode.is_preview(item.key, self.job.preview_share)
+        judged = self.job.judge is not None
+        return self.job.cfg.refine.engine != "none" or image.valid_hw is not None or preview or judged
+
+
+class RefineStage:
+    """Logits in, rows out: masks refined on one core, encoded and counted."""
+
+    def __init__(self, job: Job, ledger: LedgerClient) -> None:
+        keep_freed_memory()
+        self.job, self.ledger = job, ledger
+        self.refiner = Refiner(job.cfg.refine, job.classes)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """SCORED_SCHEMA to ROW_SCHEMA, row for row."""
+        rows = guarded(
+            self.ledger,
+            "refine",
+            scored_from_table(table),
+            key=lambda scored: scored.item.key,
+            work=lambda batch: [self._row(scored) for scored in batch],
+            seconds=lambda row: row.seconds_refine + row.seconds_encode,
+            condemn=lambda one: self.job.failed(one.item, Failure("refine_crashed", "killed its refiner twice")),
+        )
+        return _sent(self.ledger, "refine", rows_to_table(rows))
+
+    def _row(self, scored: Scored) -> Row:
+        job = self.job
+        if scored.item.failure:
+            return job.failed(scored.item, scored.item.failure)
+        started = perf_counter()
+        with killed_after(job.cfg.runtime.item_timeout_s):
+            try:
+                image = decode(scored.item.data, job.cfg.decode) if scored.item.data else None
+                truth = self._truth(scored)
+            except InputError as error:  # the image was fine a stage ago: this node is out of memory
+                return job.failed(scored.item, failure_of(error))
+            except LabelError as error:
+                return job.failed(scored.item, answers.failure_of(error))
+            refinement = self.refiner(scored, image)
+        seconds = perf_counter() - started
+        shown = image if encode.is_preview(scored.item.key, job.preview_share) else None
+        fingerprints = {"model_fp": job.model_fp, "config_fp": job.config_fp}
+        row = encode.row(scored, refinement, shown, classes=job.classes, **fingerprints)
+        if job.judge and truth is not None and image:
+            judgements = answers.judgements_of(truth, refinement, job.judge, job.classes, engine=job.cfg.refine.engine)
+            row = replace(row, judgements=judgements, brightness=encode.brightness(image))
+        return replace(row, seconds_refine=seconds)
+
+    def _truth(self, scored: Scored) -> UInt8 | None:
+        """The label, where answers are judged; raises LabelError."""
+        if self.job.judge is None:
+            return None
+        size = {"height": scored.height, "width": scored.width}
+        return answers.truth_of(scored.item, self.job.judge, self.job.classes, **size)
+
+
+class MaskStage:
+    """Encoded images and labels in, rows out, with masks that somebody has made before."""
+
+    def __init__(self, job: Job, judge: JudgeConfig, ledger: LedgerClient) -> None:
+        self.job, self.judge, self.ledger = job, judge, ledger
+        self.masks = open_masks(job.masks or "")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """ITEM_SCHEMA to ROW_SCHEMA, row for row."""
+        rows = guarded(
+            self.ledger,
+            "refine",
+            items_from_table(table),
+            key=lambda item: item.key,
+            work=lambda batch: [self._row(item) for item in batch],
+            seconds=lambda row: row.seconds_encode,
+            condemn=lambda item: self.job.failed(item, Failure("refine_crashed", "killed its refiner twice")),
+        )
+        return _sent(self.ledger, "refine", rows_to_table(rows))
+
+    def _row(self, item: Item) -> Row:
+        started = perf_counter()
+        if item.failure:
+            return self.job.failed(item, item.failure)
+        try:
+            png = self.masks(item.key)
+            mask_hw = answers.read_mask(png, self.job.classes, key=item.key, max_mpx=self.job.cfg.decode.max_mpx)
+            height, width = mask_hw.shape
+            truth_hw = answers.truth_of(item, self.judge, self.job.classes, height=height, width=width)
+        except InputError as error:
+            return self.job.failed(item, failure_of(error))
+        except LabelError as error:
+            return self.job.failed(item, answers.failure_of(error))
+        judgement = answers.judgement_of_mask(truth_hw, mask_hw, self.judge, self.job.classes)
+        fingerprints = {"model_fp": self.job.model_fp, "config_fp": self.job.config_fp}
+        row = encode.scored_row(item, png, mask_hw, judgement, **fingerprints)
+        return replace(row, seconds_encode=perf_counter() - started)
+
+
+def _fail(scored: Scored, failure: Failure, **fields: Any) -> Scored:
+    """A scored item without logits, and without the bytes nobody needs any more."""
+    return replace(scored, item=replace(scored.item, data=b"", label=None, failure=failure), logits_khw=None, **fields)
+
+
+def _sent(ledger: LedgerClient, stage: str, table: pa.Table) -> pa.Table:
+    """Count a table's bytes on its way into the object store."""
+    ledger.sent(stage, table.nbytes)
+    return table

@@ -1,0 +1,76 @@
+"""Whether what a run committed is whole and true: every byte is read again and compared with what it claims."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.image import encode
+from pipeline.records import ROW_SCHEMA, Row, rows_from_table
+from pipeline.run import manifest
+from pipeline.run import parts as sink
+from pipeline.store import objects
+
+
+def problems(run_url: str) -> Iterator[str]:
+    """Everything that is wrong with a run, one line each; nothing when it is sound.
+
+    Each part: page checksums, its name against its keys, their order, each mask against its counts and size. All parts:
+    no key twice, and the sums of the manifest when the run is finished.
+    """
+    seen: dict[str, str] = {}
+    names = sink.list_parts(run_url)
+    for name in names:
+        try:
+            table = sink.read_columns(run_url, name, ROW_SCHEMA.names)
+        except (OSError, pa.ArrowInvalid) as error:
+            yield f"{name}: cannot be read: {error}"
+            continue
+        yield from (f"{name}: {problem}" for problem in _part_problems(name, table))
+        for key in table["key"].to_pylist():
+            if key in seen:
+                yield f"{name}: key {key!r} is also in {seen[key]}"
+            seen[key] = name
+    yield from _manifest_problems(run_url, rows=len(seen), parts=names)
+    for found in objects.list_files(run_url):
+        if found.path.rpartition("/")[2].startswith(".tmp-"):
+            yield f"{found.path}: left behind by a writer that died (--clean removes it)"
+
+
+def _part_problems(name: str, table: pa.Table) -> Iterator[str]:
+    keys = table["key"].to_pylist()
+    if sink.part_name(keys) != name:
+        yield "its name is not the digest of its keys"
+    if keys != sorted(keys):
+        yield "its rows are not sorted by key"
+    for row in rows_from_table(table):
+        yield from (f"{row.key!r}: {problem}" for problem in _row_problems(row))
+
+
+def _row_problems(row: Row) -> Iterator[str]:
+    if row.status == "failed":
+        if not row.error_code or row.mask is not None:
+            yield "failed without a code, or with a mask"
+        return
+    if row.mask is None or row.class_pixels is None:
+        yield "ok without a mask or counts"
+        return
+    try:
+        mask = encode.read_mask_png(row.mask)
+    except OSError as error:
+        yield f"mask is not a PNG: {error}"
+        return
+    if mask.shape != (row.height, row.width):
+        yield f"mask is {mask.shape}, row says {(row.height, row.width)}"
+    if np.bincount(mask.ravel(), minlength=256)[: len(row.class_pixels)].tolist() != row.class_pixels:
+        yield "class_pixels do not agree with the mask"
+
+
+def _manifest_problems(run_url: str, *, rows: int, parts: list[str]) -> Iterator[str]:
+    done = manifest.load(run_url)
+    if done is None:
+        return
+    if done.rows != rows:
+        yield f"manifest.json says {done.rows} rows, the parts hold {rows}"
+    if done.parts != parts:
+        yield f"manifest.json lists {len(done.parts)} parts, {len(parts)} are there"

@@ -1,0 +1,207 @@
+"""How many workers of each stage a cluster can hold, and what each one reserves.
+
+Plain arithmetic on what each node has: decided once, before anything is started, so that a cluster that is too small,
+or whose nodes are, is refused in words instead of waiting for ever.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.config import RuntimeConfig, SegmentConfig
+from pipeline.errors import ConfigError
+from pipeline.infer.tile import LEFT_WHOLE
+from pipeline.refine import native
+from pipeline.refine.presets import reach_px, resolve
+from pipeline.refine.refiner import HALO_SIGMAS
+
+GIB = 2**30
+READ_CPUS = 0.2
+WRITE_CPUS = 0.2
+CPU_SHARE = 0.4
+"""Of a core, reserved by a network and by a refiner where both live on CPUs: more of them than cores, so that whichever
+stage is behind has the cores, and the reservations still leave room to read and write."""
+GPU_FEEDER_CPUS = 0.5
+"""Of a core, reserved beside a GPU for decoding and launching: 2 cores and one GPU still hold every stage."""
+GIB_PER_EXPECTED_CPU = 3.0
+"""Of a machine with 4 GiB per core, as in ray_cluster.yaml, what Ray leaves after its object store."""
+PROCESS_GIB = {"cpu": 0.4, "cuda": 2.5}
+"""A process that has imported torch, with its CUDA context where it has one."""
+BYTES_PER_INPUT_PIXEL = {"full": 1500, "reduced": 700}
+"""Of the maps a network holds at once, float32, at most: measured 1.2 to 1.5 kB where the logits are at full resolution
+(U-Net, SegNet), 0.4 to 0.7 kB where they are at a stride (DeepLab v3+ on ResNet-101 and MobileNetV2, output stride 8
+and 16). bf16 needs two thirds of it."""
+REFINER_GIB = 0.4
+"""A process that has not imported torch."""
+MAPS = {"torch": 18, "pydensecrf": 10, "domain_transform": 6, "none": 4}
+"""Float32 maps of all classes at full size that an engine holds at once, measured: pydensecrf 0.7 to 0.9 kB per pixel
+with 21 classes, torch 0.7 to 1.5 kB."""
+VERTICES_PER_PIXEL = 1.5
+"""Of the appearance kernel's lattice: photographs stay below 1.3 with the narrowest published colour sigma."""
+CPU_BATCH = 2
+"""Tiles at once on a CPU, unless set."""
+DECODED_AT_ONCE = 2
+"""Images of the largest size that a network's process holds at once, as a rule: the one it cuts, the one being decoded.
+More of them only where several of that size follow each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a node has, or a cluster in all."""
+
+    cpus: float
+    gpus: float
+    memory_gib: float
+
+    def __add__(self, other: "Resources") -> "Resources":
+        return Resources(self.cpus + other.cpus, self.gpus + other.gpus, self.memory_gib + other.memory_gib)
+
+    def __sub__(self, other: "Resources") -> "Resources":
+        return Resources(self.cpus - other.cpus, self.gpus - other.gpus, self.memory_gib - other.memory_gib)
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU, {self.gpus:g} GPU, {self.memory_gib:.1f} GiB"
+
+    def times(self, other: "Resources") -> int:
+        """How many workers that each reserve `other` fit in."""
+        pairs = ((self.cpus, other.cpus), (self.gpus, other.gpus), (self.memory_gib, other.memory_gib))
+        return min((int(has / needs + 1e-6) for has, needs in pairs if needs), default=0)
+
+
+def nodes_of(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) -> tuple[Resources, ...]:
+    """What Ray says each node has now; or as one, since nobody knows its nodes, what the cluster is to scale up to."""
+    found = tuple(
+        Resources(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0) / GIB) for node in nodes if node
+    )
+    if runtime.expect_cpus is None and runtime.expect_gpus is None:
+        return found
+    now = sum(found, start=Resources(0, 0, 0))
+    cpus = now.cpus if runtime.expect_cpus is None else runtime.expect_cpus
+    memory_gib = max(now.memory_gib, (runtime.expect_cpus or 0) * GIB_PER_EXPECTED_CPU)
+    return (Resources(cpus, now.gpus if runtime.expect_gpus is None else runtime.expect_gpus, memory_gib),)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the memory of a network depends on."""
+
+    weight_bytes: int
+    """As float32."""
+    num_classes: int
+    stride: int
+    """Input pixels per logit, per axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Stage by stage: how many workers at most, and what each one reserves."""
+
+    infer: int
+    infer_cpus: float
+    infer_gpus: float
+    infer_gib: float
+    refine: int
+    refine_cpus: float
+    refine_gib: float
+
+    def describe(self) -> str:
+        """One line for the log."""
+        kind = f"{self.infer_gpus:g} GPU" if self.infer_gpus else f"{self.infer_cpus:g} CPU"
+        return (
+            f"{self.infer} network actor(s) of {kind} and {self.infer_gib:.1f} GiB, up to {self.refine} refiner(s) of "
+            f"{self.refine_cpus:g} CPU and {self.refine_gib:.1f} GiB"
+        )
+
+
+def refiner_gib(cfg: SegmentConfig, model: Model) -> float:
+    """Memory of one refiner: process, decoded image, and what its engine needs for one window with halo."""
+    side_px = int(max(cfg.refine.window_px * LEFT_WHOLE, cfg.refine.window_px + 2 * HALO_SIGMAS * reach_px(cfg.refine)))
+    image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
+    if cfg.refine.engine == "native":
+        cells = (side_px // model.stride + 2) ** 2
+        window_bytes = native.bytes_needed(
+            side_px,
+            side_px,
+            model.num_classes,
+            resolve(cfg.refine),
+            spatial=cfg.refine.spatial,
+            freeze=cfg.refine.freeze,
+            vertices_per_pixel=VERTICES_PER_PIXEL,
+            cells=cells,
+        )
+    else:
+        window_bytes = side_px**2 * model.num_classes * 4 * MAPS[cfg.refine.engine]
+    return (PROCESS_GIB["cpu"] if cfg.refine.engine == "torch" else REFINER_GIB) + (image_bytes + window_bytes) / GIB
+
+
+def network_gib(cfg: SegmentConfig, model: Model, *, device: str) -> float:
+    """Host memory of one network: its process, weights, decoded images, the logits of one, and on CPUs the maps inside.
+
+    The weights count three times, as they are while a checkpoint is loaded: the file, its tensors, the network's own.
+    """
+    largest = max(*cfg.infer.scales, 1) ** 2
+    images = cfg.decode.max_mpx * 1e6 * 3 * (DECODED_AT_ONCE + (largest if cfg.infer.scales != (1.0,) else 0))
+    half = min(cfg.decode.max_mpx * 1e6 / model.stride**2 * model.num_classes * 2, cfg.infer.max_logits_mib * 2**20)
+    looks = len(cfg.infer.scales) * (1 + cfg.infer.flip)
+    logits = half * (1 + 2 * largest + (2 if looks > 1 else 0))  # float16; a canvas and the fused map in float32
+    maps = 0.0
+    if device == "cpu":
+        tile = (cfg.tile.tile_px * LEFT_WHOLE) ** 2
+        seen = cfg.tile.whole_mpx * 1e6 if cfg.tile.mode == "whole" else tile
+        maps = (cfg.infer.batch or CPU_BATCH) * seen * BYTES_PER_INPUT_PIXEL["reduced" if model.stride > 1 else "full"]
+    return PROCESS_GIB[device] + (3 * model.weight_bytes + images + logits + maps) / GIB
+
+
+def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: float) -> int:
+    """Networks of a cluster without GPUs: one per core; one per two beside a CRF, which takes at least as long."""
+    cores = sum(node.cpus for node in nodes) / (2 if cfg.refine.engine != "none" else 1)
+    return max(1, min(math.ceil(cores), sum(int(node.memory_gib / pair_gib) for node in nodes)))
+
+
+def _refiners_beside(
+    networks: int, nodes: Sequence[Resources], network: Resources, refiner: Resources, others: Resources
+) -> int | None:
+    """Refiners that fit once the networks and what reads and writes have their places; None where those do not fit.
+
+    Each goes where most is left, which is how Ray spreads workers over nodes that are half full.
+    """
+    free = list(nodes)
+    for needs in [network] * networks + [others]:
+        fitting = [index for index, node in enumerate(free) if node.times(needs)]
+        if not fitting:
+            return None
+        most = max(fitting, key=lambda index: (free[index].cpus, free[index].memory_gib))
+        free[most] -= needs
+    return sum(max(node.times(refiner), 0) for node in free)
+
+
+def decide(cfg: SegmentConfig, nodes: Sequence[Resources], model: Model) -> Workers:
+    """Fit the stages into the nodes of a cluster.
+
+    With GPUs: one network per GPU, and a refiner on every core that is left. Without: networks and refiners share
+    the cores, as far as the memory goes.
+
+    Raises:
+        ConfigError: with the sum, when the cluster cannot hold one worker of each stage.
+    """
+    cluster = sum(nodes, start=Resources(0, 0, 0))
+    gpus = 1.0 if cluster.gpus >= 1 else 0.0
+    gib = network_gib(cfg, model, device="cuda" if gpus else "cpu")
+    network = Resources(GPU_FEEDER_CPUS if gpus else CPU_SHARE, gpus, gib)
+    refiner = Resources(1.0 if gpus else CPU_SHARE, 0, refiner_gib(cfg, model))
+    others = Resources(READ_CPUS + WRITE_CPUS, 0, 0)
+    pair_gib = network.memory_gib + refiner.memory_gib
+    infer = cfg.runtime.infer_workers or int(cluster.gpus) or _networks_on_cpus(cfg, nodes, pair_gib)
+    fits = _refiners_beside(infer, nodes, network, refiner, others)
+    if not fits:
+        needs = (
+            f"{infer} network actor(s) x {network} + 1 refiner x {refiner} + reading and writing {others.cpus:g} CPU"
+        )
+        has = f"{cluster} in {len(nodes)} node(s), the largest of {max((node.cpus for node in nodes), default=0):g} CPU"
+        has += f" and {max((node.memory_gib for node in nodes), default=0):.1f} GiB"
+        raise ConfigError(
+            f"the cluster is too small: it has {has}, and one worker of each stage needs {needs}",
+            hint="add nodes, lower --runtime.infer-workers, --refine.window-px or --decode.max-mpx",
+        )
+    refine = min(fits, cfg.runtime.refine_workers or (fits if gpus else max(1, int(cluster.cpus))))
+    return Workers(infer, network.cpus, gpus, network.memory_gib, refine, refiner.cpus, refiner.memory_gib)

@@ -1,0 +1,118 @@
+"""What is done to every pixel of a map of class ids: counting two maps together, and looking around each pixel.
+
+In: (H, W) uint8 maps. Out: int64 counts; rings and neighbours as maps of the same size. In C++ where the extension was
+built (`label_maps_native/`), with numpy and scipy otherwise: the same to the last pixel, and the tests hold them to it.
+"""
+
+from math import isqrt, prod
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
+
+from pipeline import extension
+from pipeline.records import Bool, Int64, UInt8
+
+INTERFACE = 1
+"""Of the extension this file was written for."""
+
+_native, UNAVAILABLE_BECAUSE = extension.load("pipeline.score._label_maps", INTERFACE)
+"""The extension; and why there is none, None when there is one."""
+
+
+def index_of(num_classes: int, ignore_id: int) -> UInt8:
+    """Where each byte is counted, (256,) uint8: a class at its id, `ignore_id` at K, anything else at K + 1."""
+    index = np.full(256, min(num_classes + 1, 255), np.uint8)  # with 255 classes there is nothing else
+    index[:num_classes] = np.arange(num_classes)
+    index[ignore_id] = num_classes
+    return index
+
+
+def joint(
+    rows_hw: UInt8,
+    columns_hw: UInt8,
+    groups_hw: UInt8 | None = None,
+    *,
+    row_of: UInt8,
+    column_of: UInt8,
+    groups: int = 1,
+) -> Int64:
+    """Count how often two values meet, apart for each group of pixels.
+
+    Args:
+        rows_hw: (H, W) the value that gives the row.
+        columns_hw: (H, W) the value that gives the column.
+        groups_hw: (H, W) the group of each pixel, below `groups`; None when all are in the first.
+        row_of: (256,) row of each value.
+        column_of: (256,) column of each value.
+        groups: how many groups there are, at least 1.
+
+    Returns:
+        (groups, R, C) int64, where R - 1 is the largest row and C - 1 the largest column.
+
+    Raises:
+        ValueError: for maps of different sizes, and a group that is not there.
+    """
+    rows, columns = np.ascontiguousarray(rows_hw), np.ascontiguousarray(columns_hw)
+    apart = None if groups_hw is None else np.ascontiguousarray(groups_hw)
+    counts: Int64 = (_native.joint if _native else _joint)(rows, columns, apart, row_of, column_of, num_groups=groups)
+    return counts
+
+
+def rings(labels_hw: UInt8, ring_of: UInt8) -> UInt8:
+    """Look up each pixel's distance from the nearest boundary: (H, W) uint8, exact.
+
+    Args:
+        labels_hw: (H, W). Both pixels of a pair of neighbours (left and right, above and below) that differ are at a
+            distance of 0.
+        ring_of: (cap * cap + 1,) what to give for each square of the Euclidean distance in pixels; the last one is for
+            everything further off. The cost grows with `cap`.
+    """
+    found: UInt8 = (_native.rings if _native else _rings)(
+        np.ascontiguousarray(labels_hw), ring_of, isqrt(len(ring_of) - 1)
+    )
+    return found
+
+
+def has_neighbour(labels_hw: UInt8, reach_px: int) -> Bool:
+    """Pixels with another value, or the end of the map, within `reach_px` rows and columns: (H, W)."""
+    found: Bool = (_native.has_neighbour if _native else _has_neighbour)(np.ascontiguousarray(labels_hw), reach_px)
+    return found
+
+
+def _joint(
+    rows: UInt8, columns: UInt8, groups: UInt8 | None, row_of: UInt8, column_of: UInt8, *, num_groups: int
+) -> Int64:
+    shape = num_groups, int(row_of.max()) + 1, int(column_of.max()) + 1
+    code = row_of[rows].astype(np.intp) * shape[2] + column_of[columns]
+    if groups is not None:
+        if groups.max(initial=0) >= num_groups:
+            raise ValueError("a group that is not there")
+        code += groups.astype(np.intp) * (shape[1] * shape[2])
+    return np.bincount(code.ravel(), minlength=prod(shape)).astype(np.int64).reshape(shape)
+
+
+def _rings(labels: UInt8, ring_of: UInt8, cap: int) -> UInt8:
+    edge = _edges(labels)
+    if not edge.any():
+        return np.full(labels.shape, ring_of[-1])
+    squared = np.rint(distance_transform_edt(~edge) ** 2).astype(np.intp)
+    found: UInt8 = ring_of[np.minimum(squared, cap**2)]
+    return found
+
+
+def _edges(labels: UInt8) -> Bool:
+    edge = np.zeros(labels.shape, bool)
+    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return edge
+
+
+def _has_neighbour(labels: UInt8, reach: int) -> Bool:
+    wide, side = labels.astype(np.int16), 2 * reach + 1  # -1 is no label: it stands for what is beyond the map
+    lowest = minimum_filter(wide, side, mode="constant", cval=-1)
+    highest = maximum_filter(wide, side, mode="constant", cval=-1)
+    found: Bool = lowest != highest
+    return found

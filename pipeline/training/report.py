@@ -1,0 +1,161 @@
+"""The page of a training run: one self-contained HTML file with its curves, scores and predictions inside.
+
+In: what was measured step by step, and samples of the weights that are kept. Out: a string. Nothing is read or written
+here; text is escaped, whatever files and classes are called.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
+
+from pipeline.classes import ClassMap
+from pipeline.page import frame, plots, predictions
+from pipeline.page.plots import ACCENT, RULE, SOFT
+from pipeline.records import Float64
+from pipeline.training.state import Point
+from pipeline.training.tracker import Sample
+
+PAGE_BYTES = 4_500_000
+"""Bytes all pictures of the page may take, so that the page can be mailed."""
+SMOOTHED = 40
+"""The loss is also drawn as its mean over one part in this many of the run: single points of it are noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassIoU:
+    """How well one class is found."""
+
+    name: str
+    colour: tuple[int, int, int]
+    iou: float | None
+    """0 to 1; None when it occurs neither in labels nor in predictions."""
+
+
+def render(
+    *,
+    name: str,
+    history: Sequence[Point],
+    best_step: int,
+    phases: Mapping[str, int],
+    samples: Sequence[Sample],
+    classes: ClassMap,
+    facts: Mapping[str, str],
+    next_commands: Sequence[str] = (),
+) -> str:
+    """Lay out a finished run as one HTML file below 5 MB.
+
+    Args:
+        name: of the run.
+        history: every point of every curve, by step, under the names the tracker is given.
+        best_step: the validation whose weights were kept.
+        phases: name to the step it ends at, in their order.
+        samples: predictions of those weights; as many are shown as fit.
+        classes: names and colours.
+        facts: what to know about the run, in this order. Shown as given, so without credentials.
+        next_commands: shell commands worth running next.
+    """
+    best = _at(history, best_step)
+    with mpl.rc_context(plots.STYLE):
+        drawn = [_loss(history, phases), _learning_rate(history, phases), _validation(history, best_step, phases)]
+    return frame.template("training/report").render(
+        name=name,
+        best_step=best_step,
+        steps=max(phases.values()),
+        best=best,
+        last=_curve(history, "validation/miou")[1][-1],
+        speed=_mean(history, "speed/images_per_s"),
+        data_wait=_mean(history, "speed/data_wait"),
+        plots=drawn,
+        per_class=_per_class(best, classes),
+        cards=predictions.cards(samples, classes, budget=PAGE_BYTES),
+        wrong=predictions.WRONG,
+        classes=classes,
+        facts=facts,
+        next_commands=next_commands,
+    )
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _curve(history: Sequence[Point], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one curve."""
+    points = [(one.step, one.values[name]) for one in history if name in one.values]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _at(history: Sequence[Point], step: int) -> dict[str, float]:
+    """What the validation after `step` steps found."""
+    return next(one.values for one in history if one.step == step and "validation/miou" in one.values)
+
+
+def _mean(history: Sequence[Point], name: str) -> float | None:
+    """Of all points; None for a run too short to have one."""
+    values = _curve(history, name)[1]
+    return float(np.mean(values)) if values else None
+
+
+def _per_class(best: Mapping[str, float], classes: ClassMap) -> list[ClassIoU]:
+    """Every class, the best first, those that do not occur last."""
+    found = [ClassIoU(one.name, one.colour, best.get(f"validation/iou/{one.name}")) for one in classes.classes]
+    return sorted(found, key=lambda one: (one.iou is None, -(one.iou or 0.0)))
+
+
+# ---------------------------------------------------------------- plots
+
+
+def _loss(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
+    figure, axes = plots.figure()
+    steps, values = _curve(history, "train/loss")
+    axes.plot(steps, values, color=SOFT, lw=0.7, alpha=0.5)
+    axes.plot(steps, _smooth(np.array(values)), color=ACCENT, lw=1.6)
+    if values and min(values) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+    axes.set(xlabel="step", ylabel="loss")
+    _mark(axes, phases)
+    return plots.svg(figure, "loss", "training loss over the steps, and its moving mean")
+
+
+def _learning_rate(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
+    figure, axes = plots.figure()
+    axes.plot(*_curve(history, "train/lr"), color=ACCENT, lw=1.6)
+    axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    _mark(axes, phases)
+    return plots.svg(figure, "rate", "learning rate of the body over the steps")
+
+
+def _validation(history: Sequence[Point], best_step: int, phases: Mapping[str, int]) -> Markup:
+    figure, axes = plots.figure()
+    steps, values = _curve(history, "validation/miou")
+    axes.plot(steps, [100 * value for value in values], color=ACCENT, lw=1.6, marker="o", ms=3)
+    axes.plot(best_step, 100 * values[steps.index(best_step)], "o", color=ACCENT, ms=7)
+    axes.set(xlabel="step", ylabel="validation mean IoU, %")
+    _mark(axes, phases)
+    return plots.svg(figure, "validation", "mean IoU of every validation; the large dot is what was kept")
+
+
+def _mark(axes: Axes, phases: Mapping[str, int]) -> None:
+    """A line where each later phase begins, with its name."""
+    for name, begins in zip(list(phases)[1:], phases.values(), strict=False):
+        axes.axvline(begins, color=RULE, lw=1.2)
+        axes.annotate(
+            name, (begins, 1), (3, -2), axes.get_xaxis_transform(), "offset points", color=SOFT, fontsize=8, va="top"
+        )
+
+
+def _smooth(values: Float64) -> Float64:
+    """Mean over a window around each point, which is cut off at both ends."""
+    half = len(values) // (2 * SMOOTHED)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    smooth: Float64 = (sums[high] - sums[low]) / (high - low)
+    return smooth

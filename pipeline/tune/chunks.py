@@ -1,0 +1,379 @@
+"""The steps of a parameter search as plain functions of one chunk of images: read and check, score, judge.
+
+    Prepared (encoded images and labels)  ->  Chunk (logits, encoded images and labels)  ->  Judgement (counts)
+
+and from the judgements of all chunks to what a search has found.
+
+A chunk is a shard of the plan. What travels is encoded: a step that needs pixels decodes them. None of this knows Ray.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import process_time
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import yaml
+
+from pipeline.classes import ClassMap
+from pipeline.config import DecodeConfig, RefineConfig
+from pipeline.errors import InputError, LabelError
+from pipeline.image import labels
+from pipeline.image.decode import decode
+from pipeline.records import Int64, Item, items_to_table, scored_from_table
+from pipeline.refine.refiner import Refiner
+from pipeline.run.ledger import Ledger
+from pipeline.run.stages import InferStage, Job, keep_freed_memory
+from pipeline.score.metrics import Interval, Scores, bootstrap, bootstrap_each
+from pipeline.source.plan import read
+from pipeline.source.shard import Shard, failure_of
+from pipeline.store import objects
+from pipeline.tune.search import (
+    FIXED,
+    SEARCHED,
+    Candidate,
+    Verdict,
+    best,
+    best_without_each_fold,
+    decide,
+    folds,
+    judge,
+)
+
+LABELS_AHEAD = 8
+"""Labels fetched at once: hides the latency of an object store."""
+RESULT_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("stage", pa.int32(), nullable=False),
+        *((name, pa.float64()) for name in SEARCHED),
+        ("pos_w", pa.float64()),
+        ("pos_xy", pa.float64()),
+        ("iterations", pa.int32()),
+        pa.field("images", pa.int64(), nullable=False),
+        *((name, pa.float64()) for name in ("mean_iou", "gain", "gain_low", "gain_high")),
+        *((name, pa.float64()) for name in ("pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")),
+        ("class_iou", pa.list_(pa.float64())),
+        ("seconds_per_image", pa.float64()),
+        ("not_refined", pa.int64()),
+        ("counts", pa.list_(pa.int64())),
+    ]
+)
+"""`stage` as in `search.Candidate`; `counts` is the confusion matrix, K rows of K + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Images of one shard that can be used, still encoded, and their labels."""
+
+    items: pa.Table
+    """ITEM_SCHEMA."""
+    labels: dict[str, bytes]
+    """Key to PNG, checked."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was wrong with a shard."""
+
+    images: int = 0
+    """That can be used."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(key, why) of images that cannot be."""
+    faults: list[str] = field(default_factory=list)
+    """What is wrong with labels: any of it stops the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Images of one shard after the network."""
+
+    scored: pa.Table
+    """SCORED_SCHEMA."""
+    labels: dict[str, bytes]
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What parameters do to the images of a chunk."""
+
+    keys: list[str]
+    """Of the N images judged."""
+    counts_nkk: Int64
+    """(N, K, K + 1)."""
+    bands_bkk: Int64
+    """(B, K, K + 1): sums over the images, within each band."""
+    left_out: list[tuple[str, str]]
+    """(key, why) of images for which the network had no answer."""
+    notes: Counter[str]
+    """Images whose mask is not refined although it should be, by the code of the reason."""
+    seconds: float
+    """Of processor time, in decoding, refining and counting."""
+
+
+def prepare(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[Prepared, Findings]:
+    """Fetch the images of a shard that have a label, and the labels; check every label against its image."""
+    found = Findings()
+    without = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
+    found.left_out += [(key, "no label") for key in sorted(without)]
+    items = list(read(shard, job.cfg.read, max_bytes=job.max_bytes, skip=without))
+    kept: list[Item] = []
+    pngs: dict[str, bytes] = {}
+    with ThreadPoolExecutor(LABELS_AHEAD, thread_name_prefix="labels") as pool:
+        urls = [label_urls[item.key] for item in items]
+        for item, png in zip(items, pool.map(objects.read_bytes, urls), strict=True):
+            if _is_usable(item, png, label_urls[item.key], job, found):
+                kept.append(item)
+                pngs[item.key] = png
+    found.images = len(kept)
+    return Prepared(items_to_table(kept), pngs), found
+
+
+def _is_usable(item: Item, png: bytes, url: str, job: Job, found: Findings) -> bool:
+    """Whether image and label can be read and fit each other; if not, `found` says why."""
+    if item.failure:
+        found.left_out.append((item.key, item.failure.code))
+        return False
+    try:
+        image = decode(item.data, job.cfg.decode)
+        labels.read(png, job.classes, name=url, height=image.height, width=image.width)
+    except InputError as error:
+        found.left_out.append((item.key, failure_of(error).code))
+        return False
+    except LabelError as error:
+        found.faults.append(str(error))
+        return False
+    return True
+
+
+class Scorer:
+    """Holds the network; the same stage as in a run, so that a search sees what a run will do."""
+
+    def __init__(self, job: Job, *, threads: int) -> None:
+        self.stage = InferStage(job, Ledger(), threads=threads)
+
+    def score(self, prepared: Prepared) -> Chunk:
+        """Give every image of a chunk its logits."""
+        return Chunk(self.stage(prepared.items), prepared.labels)
+
+
+def judge_chunk(
+    chunk: Chunk, refine: RefineConfig, classes: ClassMap, cfg: DecodeConfig, widths_px: Sequence[float] = ()
+) -> Judgement:
+    """Refine every image of a chunk with some parameters, and count how its masks agree with the labels."""
+    keep_freed_memory()
+    started = process_time()
+    shape = len(classes), len(classes) + 1
+    refiner = Refiner(refine, classes)
+    all_counts: list[Int64] = []
+    told = Judgement(
+        [], np.zeros((0, *shape), np.int64), np.zeros((len(widths_px), *shape), np.int64), [], Counter(), 0
+    )
+    for scored in scored_from_table(chunk.scored):
+        key = scored.item.key
+        if scored.item.failure:
+            told.left_out.append((key, scored.item.failure.code))
+            continue
+        image = decode(scored.item.data, cfg)
+        truth = labels.read(chunk.labels[key], classes, name=key, height=image.height, width=image.width)
+        judged = judge(scored, image, truth, refiner, widths_px=widths_px)
+        told.keys.append(key)
+        all_counts.append(judged.counts_kk)
+        told.bands_bkk += judged.bands_bkk
+        if judged.note:
+            told.notes[judged.note.partition(":")[0]] += 1
+    told.counts_nkk = np.array(all_counts, np.int64).reshape(-1, *shape)
+    told.seconds = process_time() - started
+    return told
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+@dataclass(slots=True)
+class Result:
+    """What a candidate came to on all images."""
+
+    candidate: Candidate
+    counts_fkk: Int64
+    """(F, K, K + 1): sums over the images of each fold."""
+    images: int = 0
+    seconds: float = 0.0
+    """Of processor time, over all images."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """As in `Judgement`."""
+    bands_bkk: Int64 | None = None
+    """As in `Judgement`; None where the bands were not looked at."""
+
+    def add(self, judged: Judgement, fold_n: npt.NDArray[np.intp]) -> None:
+        """Count a chunk, whose images are in these folds."""
+        np.add.at(self.counts_fkk, fold_n, judged.counts_nkk)
+        self.images += len(judged.keys)
+        self.seconds += judged.seconds
+        self.notes += judged.notes
+        if len(judged.bands_bkk):
+            self.bands_bkk = judged.bands_bkk + (0 if self.bands_bkk is None else self.bands_bkk)
+
+    @property
+    def scores(self) -> Scores:
+        """Over all images."""
+        return Scores(self.counts_fkk.sum(axis=0))
+
+    @property
+    def mean_iou(self) -> float:
+        """Over all images, 0 to 1."""
+        return float(self.scores.mean_iou)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A candidate of the final comparison."""
+
+    result: Result
+    gain: Interval | None
+    """Mean IoU less that of no CRF; None for no CRF itself."""
+    band_ious: tuple[float, ...]
+    """Mean IoU within each band."""
+
+    @property
+    def name(self) -> str:
+        """The candidate's."""
+        return self.result.candidate.name
+
+
+@dataclass(frozen=True, slots=True)
+class ClassGain:
+    """What the best parameters do to one class."""
+
+    name: str
+    before: float
+    """IoU without a CRF; NaN for a class that neither labels nor masks have."""
+    after: float
+    gain: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """All that a search has found."""
+
+    results: Sequence[Result]
+    """In the order of trying, no CRF first."""
+    best: Result
+    """Of those with a CRF."""
+    contenders: Sequence[Contender]
+    """No CRF, the best, then the published presets, the better first."""
+    class_gains: Sequence[ClassGain]
+    verdict: Verdict
+    widths_px: Sequence[float]
+    """Of the bands."""
+
+    @property
+    def none(self) -> Result:
+        """No CRF."""
+        return self.results[0]
+
+
+def fold_choices(results: Sequence[Result]) -> list[Result]:
+    """The result each fold is judged by: the best CRF on the other folds."""
+    crfs = [one for one in results if one.candidate.params]
+    return [crfs[index] for index in best_without_each_fold(np.stack([one.counts_fkk for one in crfs]))]
+
+
+def best_of(results: Sequence[Result]) -> Result:
+    """The CRF with the highest mean IoU."""
+    crfs = [one for one in results if one.candidate.params]
+    return crfs[best(np.stack([one.counts_fkk.sum(axis=0) for one in crfs]))]
+
+
+def conclude(
+    results: Sequence[Result],
+    counts_of: Callable[[Result], Int64],
+    classes: ClassMap,
+    *,
+    widths_px: Sequence[float],
+    samples: int,
+    seed: int,
+) -> Outcome:
+    """Choose, compare and give the intervals.
+
+    Args:
+        results: of all candidates, no CRF first; it, the best and the presets with bands.
+        counts_of: (N, K, K + 1) counts per image of a result; asked for the contenders and the folds' choices.
+        classes: their names.
+        widths_px: of the bands.
+        samples: bootstrap draws.
+        seed: of the draws.
+    """
+    none_nkk, won = counts_of(results[0]), best_of(results)
+    best_nkk = counts_of(won)
+    fair = np.stack([counts_of(one) for one in fold_choices(results)])
+    fair_nkk = fair[folds(len(none_nkk)), np.arange(len(none_nkk))]
+
+    def contender(one: Result) -> Contender:
+        against = None
+        if one.candidate.params:
+            against = bootstrap(
+                counts_of(one), lambda scores: scores.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed
+            )
+        ious = Scores(one.bands_bkk).mean_iou if one.bands_bkk is not None else ()
+        return Contender(one, against, tuple(map(float, ious)))
+
+    presets = [one for one in results[1:] if one.candidate.stage == 0 and one is not won]
+    presets.sort(key=lambda one: -one.mean_iou)
+    gains = bootstrap_each(best_nkk, lambda scores: scores.iou, against_nkk=none_nkk, samples=samples, seed=seed)
+    ious = zip(classes.names, results[0].scores.iou, won.scores.iou, gains, strict=True)
+    return Outcome(
+        results=results,
+        best=won,
+        contenders=[contender(one) for one in (results[0], won, *presets)],
+        class_gains=[ClassGain(name, float(before), float(after), gain) for name, before, after, gain in ious],
+        verdict=decide(best_nkk, fair_nkk, none_nkk, samples=samples, seed=seed),
+        widths_px=widths_px,
+    )
+
+
+def results_table(outcome: Outcome) -> pa.Table:
+    """One row per candidate, in the order of trying; intervals where the candidate was in the final comparison."""
+    gains = {one.name: one.gain for one in outcome.contenders}
+    rows = []
+    for one in outcome.results:
+        params, gain, scores = one.candidate.params, gains.get(one.candidate.name), one.scores
+        rows.append(
+            {"name": one.candidate.name, "stage": one.candidate.stage}
+            | {name: getattr(params, name, None) for name in (*SEARCHED, *FIXED)}
+            | {
+                "images": one.images,
+                "mean_iou": one.mean_iou,
+                "gain": one.mean_iou - outcome.none.mean_iou,
+                "gain_low": gain.low if gain else None,
+                "gain_high": gain.high if gain else None,
+                "pixel_accuracy": float(scores.pixel_accuracy),
+                "mean_accuracy": float(scores.mean_accuracy),
+                "frequency_weighted_iou": float(scores.frequency_weighted_iou),
+                "class_iou": scores.iou.tolist(),
+                "seconds_per_image": one.seconds / max(one.images, 1),
+                "not_refined": one.notes.total(),
+                "counts": one.counts_fkk.sum(axis=0).ravel().tolist(),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
+
+
+def params_yaml(outcome: Outcome, base: RefineConfig, *, facts: Mapping[str, str]) -> str:
+    """A file `segment_dataset --config` takes: the best parameters, or no refinement where none helps."""
+    gain, fair = outcome.verdict.gain, outcome.verdict.fair_gain
+    chosen = outcome.best.candidate.config(base)
+    said = [f"{name}: {value}" for name, value in facts.items()]
+    said += [f"mean IoU {outcome.none.mean_iou:.4f} without a CRF, {outcome.best.mean_iou:.4f} with the best"]
+    said += [f"difference {gain.value:+.4f}, 95% interval {gain.low:+.4f} to {gain.high:+.4f}"]
+    said += [f"chosen on other images {fair.value:+.4f}, 95% interval {fair.low:+.4f} to {fair.high:+.4f}"]
+    if outcome.verdict.helps:
+        data = {name: getattr(chosen, name) for name in ("engine", "preset", *SEARCHED, *FIXED, "prune", "window_px")}
+    else:
+        said += ["no CRF: an interval of the difference reaches 0 or below"]
+        data = {"engine": "none"}
+    lines = "".join(f"# {' '.join(line.split())}\n" for line in said)
+    return lines + yaml.safe_dump({"refine": data}, sort_keys=False)

@@ -1,0 +1,109 @@
+"""The page of a parameter search: one self-contained HTML file with its plots inside, as SVG.
+
+In: what a search has found; out: a string. Nothing is read or written here. Plots take their colours from the page, so
+that they follow it into the dark; text in them and around them is escaped, whatever files and classes are called.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+
+from pipeline.classes import ClassMap
+from pipeline.page import frame, plots
+from pipeline.page.plots import ACCENT, ALARM, SOFT
+from pipeline.score.metrics import Interval
+from pipeline.tune.chunks import ClassGain, Contender, Outcome
+from pipeline.tune.search import SEARCHED
+
+SHOWN = 200
+"""Images left out that are named at most."""
+AXIS_NAMES = {
+    "bi_w": "bi_w, weight of the bilateral kernel (w1)",
+    "bi_xy": "bi_xy, its spatial sigma, px (theta alpha)",
+    "bi_rgb": "bi_rgb, its sigma in colour (theta beta)",
+}
+
+
+def render(
+    outcome: Outcome, *, classes: ClassMap, left_out: Sequence[tuple[str, str]], facts: Mapping[str, str], params: str
+) -> str:
+    """Lay out what a search has found as one HTML file.
+
+    Args:
+        outcome: what was found.
+        classes: names and colours.
+        left_out: (key, why) of images that took no part.
+        facts: what to know about the search, in this order; shown as given, so without credentials.
+        params: the text of params.yaml.
+    """
+    with mpl.rc_context(plots.STYLE):
+        drawn = {
+            "searched": [_searched(outcome, name) for name in SEARCHED],
+            "contenders": _forest([(one.name, one.gain) for one in outcome.contenders if one.gain], "contenders"),
+            "classes": _forest([(one.name, one.gain) for one in _by_gain(outcome.class_gains)], "classes"),
+            "bands": _bands(outcome) if outcome.widths_px else None,
+        }
+    return frame.template("tune/report").render(
+        outcome=outcome,
+        plots=drawn,
+        colours={one.name: one.colour for one in classes.classes},
+        class_gains=_by_gain(outcome.class_gains),
+        unseen=[one.name for one in outcome.class_gains if np.isnan(one.gain.value)],
+        left_out=left_out,
+        shown=SHOWN,
+        facts=facts,
+        params=params,
+    )
+
+
+def _by_gain(gains: Sequence[ClassGain]) -> list[ClassGain]:
+    return sorted((one for one in gains if not np.isnan(one.gain.value)), key=lambda one: -one.gain.value)
+
+
+# ---------------------------------------------------------------- plots
+
+
+def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
+    return plots.forest(rows, f"forest-{name}", title=f"differences to no CRF: {name}", than="no CRF")
+
+
+def _searched(outcome: Outcome, name: str) -> Markup:
+    """Mean IoU of every candidate over one parameter; of those of the grids, the best at each value as a line."""
+    figure, axes = plots.figure(width=3.7, height=2.9)
+    tried = [
+        (one.candidate.stage, getattr(one.candidate.params, name), one.mean_iou * 100) for one in outcome.results[1:]
+    ]
+    values = sorted({value for stage, value, _ in tried if stage})
+    axes.plot(
+        values, [max(iou for stage, its, iou in tried if stage and its == value) for value in values], color=ACCENT
+    )
+    for published, marker in ((False, "o"), (True, "x")):
+        dots = [(value, iou) for stage, value, iou in tried if published is (stage == 0)]
+        axes.plot(*zip(*dots, strict=True), marker, ms=3.5, mew=0.9 if published else 0, color=SOFT, alpha=0.6)
+    axes.plot(getattr(outcome.best.candidate.params, name), outcome.best.mean_iou * 100, "o", ms=7, color=ACCENT)
+    level = outcome.none.mean_iou * 100
+    axes.axhline(level, color=ALARM, lw=1.2, ls="--")
+    side = axes.get_yaxis_transform()
+    axes.annotate("no CRF", (1, level), (0, 3), side, "offset points", color=ALARM, ha="right", fontsize=8)
+    axes.set(xlabel=AXIS_NAMES[name], ylabel="mean IoU, %")
+    return plots.svg(figure, f"searched-{name}", f"mean IoU of every candidate over {name}")
+
+
+def _bands(outcome: Outcome) -> Markup:
+    """Mean IoU within bands around the boundaries of labels, over their width."""
+    figure, axes = plots.figure()
+    none, best, *presets = outcome.contenders
+    for one in presets:
+        axes.plot(outcome.widths_px, _percent(one), color=SOFT, lw=0.8, alpha=0.5)
+    axes.plot([], [], color=SOFT, lw=0.8, alpha=0.5, label="published parameters")
+    axes.plot(outcome.widths_px, _percent(best), color=ACCENT, lw=1.8, marker="o", ms=3, label=plots.short(best.name))
+    axes.plot(outcome.widths_px, _percent(none), color=ALARM, lw=1.4, ls="--", marker="o", ms=3, label="no CRF")
+    axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
+    figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1)
+    return plots.svg(figure, "bands", "mean IoU within bands around boundaries")
+
+
+def _percent(one: Contender) -> list[float]:
+    return [iou * 100 for iou in one.band_ious]

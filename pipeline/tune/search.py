@@ -1,0 +1,183 @@
+"""The search for CRF parameters on labelled images: what is tried, how an image is judged, and what is chosen.
+
+In: logits, image and label of one image, and parameters; out: confusion counts. Then, counts in, a choice out. Nothing
+here knows files or Ray. The protocol is that of Chen et al. 2015 (arXiv 1412.7062, sec. 4) and 2017 (arXiv 1606.00915,
+sec. 4): w2 and theta_gamma stay at 3, ten mean field iterations, and w1, theta_alpha and theta_beta are searched from
+coarse to fine on 100 validation images.
+"""
+
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import RefineConfig
+from pipeline.errors import ConfigError
+from pipeline.records import Image, Int64, Scored, UInt8
+from pipeline.refine.presets import PRESETS, CrfParams
+from pipeline.refine.refiner import Refiner
+from pipeline.score.metrics import Interval, Scores, bootstrap, within_bands
+
+SEARCHED = ("bi_w", "bi_xy", "bi_rgb")
+"""w1, theta_alpha and theta_beta, in this order."""
+FIXED = ("pos_w", "pos_xy", "iterations")
+PROTOCOL = CrfParams(bi_w=5, bi_xy=50, bi_rgb=3, pos_w=3, pos_xy=3, iterations=10)
+"""Only what is fixed of it counts."""
+
+Axes = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+"""Values of each parameter of `SEARCHED`; a grid holds all their combinations."""
+_V1: Axes = ((5, 10), (50, 60, 70, 80, 90, 100), (3, 4, 5, 6, 7, 8, 9, 10))
+_V2: Axes = ((3, 4, 5, 6), (30, 40, 50, 60, 70, 80, 90, 100), (3, 4, 5, 6))
+GRIDS: dict[str, tuple[Axes, ...]] = {
+    # The ranges of both papers, ends and middle.
+    "coarse": (((3, 5, 10), (30, 60, 100), (3, 6, 10)),),
+    # Both papers as they print them: [5, 10], 50:10:100, 3:1:10 in MATLAB's notation, and 3:6, 30:10:100, 3:6.
+    "papers": (_V1, _V2),
+}
+FOLDS = 5
+"""Parts of the images, each judged by the parameters that the other parts choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Parameters that are tried."""
+
+    name: str
+    params: CrfParams | None
+    """None is no CRF."""
+    stage: int
+    """0 for no CRF and the published presets, 1 for the grid, 2 and up for the finer ones."""
+
+    def config(self, base: RefineConfig) -> RefineConfig:
+        """`base` with these parameters in its place, or without refinement."""
+        if self.params is None:
+            return base.model_copy(update={"engine": "none"})
+        return base.model_copy(update={name: getattr(self.params, name) for name in (*SEARCHED, *FIXED)})
+
+
+NO_CRF = Candidate("no CRF", None, 0)
+
+
+def references() -> list[Candidate]:
+    """What every search is compared with: no CRF, and all published parameters."""
+    return [NO_CRF, *(Candidate(name, params, 0) for name, params in PRESETS.items())]
+
+
+def grid(name: str, base: RefineConfig) -> list[Candidate]:
+    """The candidates of a grid that are not published parameters, which are in `references`.
+
+    What is not searched is as in the protocol, unless `base` gives it.
+
+    Raises:
+        ConfigError: `base` switches refinement off, or gives what is to be searched.
+    """
+    if base.engine == "none":
+        raise ConfigError("there is nothing to search with refine.engine none", hint="choose an engine")
+    if given := [name for name in SEARCHED if getattr(base, name) is not None]:
+        raise ConfigError(f"refine.{given[0]} is searched, so it cannot be given", hint="leave it out")
+    fixed: dict[str, Any] = {name: value for name in FIXED if (value := getattr(base, name)) is not None}
+    boxes = (_combined(axes, replace(PROTOCOL, **fixed)) for axes in GRIDS[name])
+    known = set(PRESETS.values())
+    return [_candidate(params, 1) for params in dict.fromkeys(itertools.chain(*boxes)) if params not in known]
+
+
+def finer(best: CrfParams, tried: Collection[Candidate]) -> list[Candidate]:
+    """What is tried next around the best: each searched parameter as it is, and half way to its neighbours.
+
+    The neighbours are the nearest values of grids tried so far; where there is none on one side, the step to the other
+    side counts for both, so that an optimum at the edge of a grid is followed outwards. What was tried is left out.
+    """
+    grids = [one.params for one in tried if one.params and one.stage]
+    axes = [_halfway(getattr(best, name), {getattr(one, name) for one in grids}) for name in SEARCHED]
+    known = {one.params for one in tried}
+    stage = 1 + max(one.stage for one in tried)
+    around = _combined((axes[0], axes[1], axes[2]), best)
+    return [_candidate(params, stage) for params in around if params not in known]
+
+
+def _halfway(centre: float, values: Iterable[float]) -> tuple[float, ...]:
+    others = [value - centre for value in values if value != centre]
+    below = max((step for step in others if step < 0), default=None)
+    above = min((step for step in others if step > 0), default=None)
+    steps = (below if below is not None else -(above or 0), 0, above if above is not None else -(below or 0))
+    return tuple(sorted({centre + step / 2 for step in steps if centre + step / 2 > 0}))
+
+
+def _combined(axes: Axes, fixed: CrfParams) -> list[CrfParams]:
+    return [replace(fixed, bi_w=w, bi_xy=xy, bi_rgb=rgb) for w, xy, rgb in itertools.product(*axes)]
+
+
+def _candidate(params: CrfParams, stage: int) -> Candidate:
+    names = [*SEARCHED, *(name for name in FIXED if getattr(params, name) != getattr(PROTOCOL, name))]
+    return Candidate(" ".join(f"{name}={getattr(params, name):g}" for name in names), params, stage)
+
+
+# ---------------------------------------------------------------- one image
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How well the mask of one image agrees with its label."""
+
+    counts_kk: Int64
+    """(K, K + 1), see `metrics.confusion`."""
+    bands_bkk: Int64
+    """(B, K, K + 1), the same within bands around the boundaries of the label."""
+    note: str | None
+    """Why the mask is not refined although it should be, e.g. `refine_timeout`."""
+
+
+def judge(
+    scored: Scored, image: Image, truth_hw: UInt8, refiner: Refiner, *, widths_px: Sequence[float] = ()
+) -> Judged:
+    """Refine one image and count how its mask agrees with its label, in all and within bands of these widths."""
+    refinement = refiner(scored, image)
+    num_classes, ignore_id = len(refiner.classes), refiner.classes.ignore_id
+    counts, bands = within_bands(truth_hw, refinement.mask_hw, num_classes, widths_px, ignore_id=ignore_id)
+    return Judged(counts, bands, refinement.note)
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def folds(images: int) -> npt.NDArray[np.intp]:
+    """The fold of each image, (N,): consecutive images, since frames of one film stand beside each other."""
+    return np.arange(images) * FOLDS // max(images, 1)
+
+
+def best(counts_ckk: Int64) -> int:
+    """Which of the candidates has the highest mean IoU, by counts (C, K, K + 1); the first of those that tie."""
+    return int(np.nan_to_num(Scores(counts_ckk).mean_iou, nan=-1).argmax())
+
+
+def best_without_each_fold(counts_cfkk: Int64) -> list[int]:
+    """Which candidate each fold is to be judged by: the best on all the other folds. Counts are (C, F, K, K + 1)."""
+    total = counts_cfkk.sum(axis=1)
+    return [best(total - counts_cfkk[:, fold]) for fold in range(counts_cfkk.shape[1])]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a CRF is worth it."""
+
+    gain: Interval
+    """Mean IoU of the best parameters less that without a CRF, on the images that chose them: it flatters."""
+    fair_gain: Interval
+    """The same where each fold is judged by the parameters that the other folds choose."""
+
+    @property
+    def helps(self) -> bool:
+        """Whether both intervals lie above 0."""
+        return self.gain.low > 0 and self.fair_gain.low > 0
+
+
+def decide(best_nkk: Int64, fair_nkk: Int64, none_nkk: Int64, *, samples: int, seed: int) -> Verdict:
+    """Compare the counts per image, (N, K, K + 1), of the best parameters and of the folds' choices with no CRF."""
+
+    def gain(counts: Int64) -> Interval:
+        return bootstrap(counts, lambda one: one.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed)
+
+    return Verdict(gain(best_nkk), gain(fair_nkk))

@@ -1,0 +1,297 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+
+from jobs import train
+from pipeline.errors import ConfigError
+from pipeline.models import checkpoint
+from pipeline.store import objects
+from pipeline.training import run, state
+from pipeline.training.config import TrainConfig
+from pipeline.training.ranks import Group
+from tests import ROOT
+from tests.support import ray_servers, training_runs
+from tests.support.ports import free_port
+from tests.support.training_runs import UNET, WIDER, config
+
+START_S = 400
+"""Two shared cores: a process may take a minute to import torch."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_runs.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def file_of(cfg: TrainConfig) -> str:
+    path = Path(cfg.data) / "run.yaml"
+    path.write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    return str(path)
+
+
+def start(cfg: TrainConfig, *flags: str, module: tuple[str, ...] = ("jobs.train",), **env: str) -> subprocess.Popen:
+    """Start a job on a config; without Ray unless `env` leads to a cluster."""
+    flags = flags if "RAY_ADDRESS" in env else ("--bare", *flags)
+    return subprocess.Popen(
+        [sys.executable, "-m", *module, "--config", file_of(cfg), *flags],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, dict, str]:
+    """Exit status, the line of JSON, and the log."""
+    out, log = process.communicate(timeout=START_S)
+    lines = out.strip().splitlines()
+    return process.returncode, json.loads(lines[-1]) if lines else {}, log
+
+
+def here(cfg: TrainConfig, capsys: pytest.CaptureFixture[str], *flags: str) -> dict:
+    """Run a job in this process, without Ray, to its good end; returns its line of JSON."""
+    assert train.main(["--bare", "--config", file_of(cfg), *flags]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def group_of(size: int, cfg: TrainConfig) -> list[tuple[int, dict, str]]:
+    """Run a job in processes as torchrun starts them."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    return [finish(one) for one in [start(cfg, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(size)]]
+
+
+def losses(output: Path) -> list[float]:
+    story, _ = state.load(str(output), state.steps(str(output))[-1])
+    return [point.values["train/loss"] for point in story.history if "train/loss" in point.values]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    step = state.steps(str(one))[-1]
+    (mine, tensors), (yours, expected) = state.load(str(one), step), state.load(str(other), step)
+    tensors |= safetensors.torch.load_file(one / "model.safetensors")
+    expected |= safetensors.torch.load_file(other / "model.safetensors")
+    assert tensors.keys() == expected.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], expected[name])] == []
+    assert (mine.best_step, mine.best_miou) == (yours.best_step, yours.best_miou)
+
+
+def steady(steps: int) -> dict[str, Any]:
+    """Settings under which another number of workers changes rounding alone, and little of it over some steps."""
+    return {
+        "network": WIDER,
+        "batch_norm": "sync",
+        "augment": {"crop_px": (64, 64), "scale": (1.0, 1.0)},
+        "schedule": {"steps": steps},
+        "validation": {"every": steps},
+        "optimise": {"lr": 0.002, "batch": 9},  # of two workers one has 5 images, the other 4
+    }
+
+
+def assert_same_curve(one: Path, other: Path, *, steps: int) -> None:
+    curve, second = losses(one), losses(other)
+    apart = max(abs(mine - yours) for mine, yours in zip(curve, second, strict=True))
+    print(f"over {len(curve)} steps from {curve[0]:.3f} to {curve[-1]:.3f}, apart by {apart:.1e} at most")
+    assert len(curve) == steps
+    assert curve[-1] < 0.9 * curve[0], "there was something to learn"
+    assert apart < 1e-3
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_two_workers_have_the_loss_curve_of_one(tmp_path, capsys):
+    larger = training_runs.write_data(tmp_path / "data", size_px=65)
+    alone, shared = (
+        config(larger, tmp_path / name, **steady(50), runtime={"checkpoint_every": 50}) for name in ("alone", "shared")
+    )
+    here(alone, capsys)
+    ended = group_of(2, shared)
+    assert [status for status, _, _ in ended] == [0, 0], ended[1][2]
+    assert_same_curve(tmp_path / "alone", tmp_path / "shared", steps=50)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(data, tmp_path, capsys):
+    changed = {"ema": 0.9, "runtime": {"checkpoint_every": 2, "loader_workers": 1}}
+    whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
+    said = here(whole, capsys)
+    assert said["step"] in (4, 6)
+    for step in (3, 4):
+        assert finish(start(killed, module=("tests.support.training_runs", str(step))))[0] == -signal.SIGKILL
+    assert here(killed, capsys) == said | {"output": killed.output}
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
+
+    before = written()
+    assert here(killed, capsys) == said | {"output": killed.output}
+    assert written() == before
+
+
+def test_a_rehearsal_forecasts_and_leaves_nothing(data, tmp_path, capsys):
+    said = here(config(data, tmp_path / "run", schedule={"steps": 1000}), capsys, "--dry-run")
+    assert said["train_s"] > 0
+    assert 0.05 < said["peak_gib"] < 20
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []
+
+
+def test_a_search_finds_a_rate_between_its_ends_and_leaves_nothing(data, tmp_path, capsys):
+    said = here(config(data, tmp_path / "run", augment={"crop_px": (16, 16)}), capsys, "--find-lr")
+    assert 1e-6 <= said["lr"] <= 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_refuses_passes_without_an_image(data, tmp_path, caplog):
+    cfg = config(data, tmp_path, optimise={"batch": 2, "accumulate": 3})
+    assert train.main(["--bare", "--config", file_of(cfg), "--find-lr"]) == 1
+    assert "--optimise.batch 2 is too small" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_labels_that_are_all_ignored_are_refused(tmp_path, part):
+    data = training_runs.write_data(tmp_path / "data")
+    for path in (data / part / "labels").iterdir():
+        Image.fromarray(np.full((40, 40), 255, np.uint8)).save(path)
+    with pytest.raises(ConfigError, match="is ignored"):
+        run.open_run(config(data, tmp_path / "run"), Group(), about={})
+
+
+def test_no_phase_trains_on_an_image_that_is_validated(tmp_path):
+    data = training_runs.write_data(tmp_path / "data", train=3)
+    for kind in ("images", "labels"):
+        for path in sorted((data / "train" / kind).iterdir()):
+            for copy in range(8):
+                copied = data / "more" / kind / f"{copy}-{path.name}"
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                copied.write_bytes(path.read_bytes())
+    later = [{"name": "second", "schedule": {"steps": 1}, "train": ["train", "more"]}]
+    cut = {"validation": "", "validation_share": 1e-6}
+    opened = run.open_run(config(data, tmp_path / "run", sets=cut, then=later), Group(), about={})
+    judged = set(opened.validation.keys)
+    assert [len(judged & set(one.keys)) for one in opened.training.values()] == [0, 0]
+
+
+def test_a_few_images_can_be_learned_by_heart(data, tmp_path, capsys):
+    steep = {"schedule": {"steps": 40}, "optimise": {"lr": 0.1, "batch": 2}, "validation": {"every": 40}}
+    runtime = {"checkpoint_every": 40, "log_every": 40}
+    said = here(config(data, tmp_path, overfit=2, network=UNET, runtime=runtime, **steep), capsys)
+    assert said["miou"] > 0.9
+    assert checkpoint.load_card(said["output"]).training["training_images"] == 2
+
+
+@pytest.mark.s3
+def test_a_run_leaves_in_a_store_what_it_leaves_in_a_folder(data, tmp_path, s3_url, capsys):
+    local = config(data, tmp_path / "run", runtime={"checkpoint_every": 2, "tracker": "tensorboard"})
+    remote = local.model_copy(update={"output": f"{s3_url}/run"})
+    assert here(remote, capsys) == here(local, capsys) | {"output": remote.output}
+    files, stored = (
+        {re.sub(r"events.*", "events", one.path) for one in objects.list_files(output)}
+        for output in (local.output, remote.output)
+    )
+    assert stored == files
+    assert {"model.safetensors", "card.json", "report/index.html", "_SUCCESS", "tensorboard/events"} <= files
+    assert objects.read_bytes(f"{remote.output}/model.safetensors") == (tmp_path / "run/model.safetensors").read_bytes()
+
+
+def test_the_card_says_how_to_train_again_and_not_on_which_machine():
+    said = train.command(["--config", "/home/me/field.yaml", "--data=/mnt/disk/field", "--output", "s3://bucket/run"])
+    assert said == "python -m jobs.train --config field.yaml --data=field --output s3://bucket/run"
+    assert train.command(["--data", "../field", "--optimise.lr", "0.1"]).endswith("--data ../field --optimise.lr 0.1")
+
+
+def first_within(seconds: float, found: Callable[[], Any]) -> Any:
+    """What `found` returns as soon as that is something."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if something := found():
+            return something
+        time.sleep(0.02)
+    raise TimeoutError(f"nothing found within {seconds} s")
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster, capsys):
+    changed = {
+        "schedule": {"steps": 400},
+        "validation": {"every": 400},
+        "runtime": {"workers": 2, "checkpoint_every": 10, "max_failures": 1},
+    }
+    whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
+    ended = group_of(2, whole)
+    assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
+
+    driver = start(killed, **ray_cluster.environment)
+    worker = first_within(START_S, lambda: ray_cluster.workers("RayTrainWorker"))[0]
+    first_within(START_S, lambda: state.steps(killed.output))
+    worker.kill()
+    assert any("going on after step" in line for line in driver.stderr), "the run began anew"
+    driver.kill()
+    assert driver.wait(START_S) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "_SUCCESS").exists()
+
+    status, said, log = finish(start(killed, **ray_cluster.environment))
+    assert status == 0, log
+    assert "going on after step" in log
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    assert here(killed, capsys) == said
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_same_loss_curve(tmp_path, capsys):
+    larger = training_runs.write_data(tmp_path / "data", size_px=65)
+    elastic = {"workers": 2, "min_workers": 1, "checkpoint_every": 1, "max_failures": 1}
+    whole, shrunk = (
+        config(larger, tmp_path / name, **steady(40), runtime=runtime)
+        for name, runtime in (("whole", {"checkpoint_every": 40}), ("shrunk", elastic))
+    )
+    here(whole, capsys)
+    with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster) as lost:
+        # Before it takes fewer, Ray waits this long (unset: 60 s) for the place of a worker that is gone.
+        driver = start(shrunk, **cluster.environment, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
+        first_within(START_S, lambda: len(state.steps(shrunk.output)) > 1)
+        os.killpg(lost.pid, signal.SIGKILL)
+        status, _, log = finish(driver)
+    assert status == 0, log
+    assert re.findall(r"training in (\d)", log) == ["2", "1"], log
+    assert "going on after step" in log
+    assert_same_curve(tmp_path / "whole", tmp_path / "shrunk", steps=40)
+
+
+def test_other_settings_on_the_same_output_are_named(data, tmp_path):
+    cfg = config(data, tmp_path)
+    (tmp_path / "_run").mkdir()
+    (tmp_path / "_run" / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    run.refuse_changed(cfg)
+    run.refuse_changed(config(data, tmp_path, runtime={"workers": 9}))
+    other = config(data, tmp_path, optimise={"lr": 0.06}, network={"output_stride": 8})
+    with pytest.raises(ConfigError) as refused:
+        run.refuse_changed(other)
+    assert "network.output_stride: None, now 8\n  optimise.lr: 0.05, now 0.06" in str(refused.value)

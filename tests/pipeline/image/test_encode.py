@@ -1,0 +1,59 @@
+import io
+
+import numpy as np
+import PIL.Image
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pipeline import classes
+from pipeline.config import RefineConfig
+from pipeline.image import encode
+from pipeline.records import Image, Item, Scored
+from pipeline.refine.refiner import Refiner
+
+VOC = classes.load("voc")
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_a_mask_survives_the_png(mask: np.ndarray) -> None:
+    np.testing.assert_array_equal(encode.read_mask_png(encode.mask_png(mask, VOC)), mask)
+
+
+def test_a_viewer_shows_the_colours_of_the_class_map() -> None:
+    mask = np.array([[0, 1, 20, 255]], np.uint8)
+    with PIL.Image.open(io.BytesIO(encode.mask_png(mask, VOC))) as picture:
+        assert picture.mode == "P"
+        shown = np.asarray(picture.convert("RGB"))
+    assert [tuple(pixel) for pixel in shown[0, :3].tolist()] == [VOC.classes[i].colour for i in (0, 1, 20)]
+    assert tuple(shown[0, 3].tolist()) == classes.IGNORE_COLOUR
+
+
+@given(st.lists(st.text(), unique=True, min_size=1), st.floats(0, 1))
+def test_previews_are_chosen_by_key_alone_and_a_larger_share_only_adds(keys: list[str], share: float) -> None:
+    chosen = {key for key in keys if encode.is_preview(key, share)}
+    assert chosen <= {key for key in keys if encode.is_preview(key, min(1.0, share * 1.5))}
+    assert {key for key in keys if encode.is_preview(key, 1.0)} == set(keys)
+    assert not any(encode.is_preview(key, 0.0) for key in keys)
+
+
+def test_about_the_asked_share_of_keys_gets_a_preview() -> None:
+    assert 150 < sum(encode.is_preview(f"images/{index:05d}.jpg", 0.2) for index in range(1000)) < 250
+
+
+def test_a_row_holds_its_mask_its_counts_and_small_previews() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(21, 100, 120)).astype(np.float16)
+    image = Image(rng.integers(0, 256, (400, 480, 3)).astype(np.uint8), None)
+    scored = Scored(Item("a/b.jpg", "s1", "e1", shard_rows=7), 400, 480, 1, logits, inference="os8 fp32 whole")
+    refinement = Refiner(RefineConfig(engine="none"), VOC)(scored, image)
+    row = encode.row(scored, refinement, image, classes=VOC, model_fp="m", config_fp="c")
+    mask = encode.read_mask_png(row.mask)
+    assert row.class_pixels == np.bincount(mask.ravel(), minlength=21).tolist()
+    assert row.classes_present == sorted(set(mask.ravel().tolist()))
+    assert (row.status, row.height, row.width, row.shard_rows) == ("ok", 400, 480, 7)
+    assert row.inference == "os8 fp32 whole"
+    assert 0 < row.confidence <= 1
+    for data in (row.preview_image, row.preview_confidence):
+        with PIL.Image.open(io.BytesIO(data)) as small:
+            assert small.size == (320, 267)

@@ -1,0 +1,534 @@
+"""Imports of every layout, compared with the source's network: a small rewriting, or what the original package gave."""
+
+import json
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pipeline import classes
+from pipeline.errors import ConfigError
+from pipeline.importing import caffe, convert, reader
+from pipeline.importing.convert import Import, Wishes
+from pipeline.importing.layouts import BY_NAME, LAYOUTS, REFUSED
+from pipeline.importing.reader import Source
+from pipeline.models import checkpoint, zoo
+from tests import ROOT
+from tests.pipeline.importing.test_caffe import write
+from tests.support import foreign_networks as foreign
+from tests.support.foreign_networks import filled, image, seeded, shapes_of
+
+CASES = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/fixtures/import").glob("*.json")}
+WIDTH = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def imported(tensors: dict[str, Tensor], **wishes) -> Import:
+    source = Source("weights.pth", "0" * 64, "torch", tensors, ())
+    return convert.convert(source, Wishes(**({"classes": "voc"} | wishes)))
+
+
+def normalised(made: Import, pixels: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (made.card.mean, made.card.std))
+    return (pixels - mean) / std
+
+
+def scores(made: Import, pixels: Tensor, **changes) -> Tensor:
+    """Of the imported network; `changes` are other options than those of its card."""
+    card = made.card.model_copy(update={"options": made.card.options | changes})
+    network = checkpoint.Checkpoint(card, made.state, "0" * 64).build()
+    with torch.no_grad():
+        return network(normalised(made, pixels))
+
+
+def blobs_as_tensors(blobs: foreign.Blobs) -> dict[str, Tensor]:
+    data = write({name: [one.numpy() for one in values] for name, values in blobs.items()}, old="conv1_1" in blobs)
+    return reader.parse(data, origin="a.caffemodel")[1]
+
+
+def same(given: Tensor, wanted: Tensor) -> None:
+    assert given.shape == wanted.shape
+    assert wanted.std((2, 3)).mean() > 1e-3 * wanted.abs().max(), "the image must matter"
+    torch.testing.assert_close(given, wanted, rtol=0, atol=2e-5 * wanted.abs().max().item())
+
+
+def differs(given: Tensor, wanted: Tensor) -> bool:
+    return (given - wanted).abs().max() > 1e-3 * wanted.abs().max()
+
+
+# ---------------------------------------------------------------- what the original packages computed
+
+
+def case(name: str) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+    """Tensors, image, output and how many rows and columns of it were left out between two."""
+    kept = CASES[name]
+    output = torch.tensor(kept["output"]).reshape(1, *kept["output_shape"])
+    return seeded(kept["shapes"]), image(*kept["size"]), output, kept["every"]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CASES if name.startswith(("torchvision", "smp"))))
+def test_an_import_computes_what_the_original_package_did(name: str) -> None:
+    tensors, pixels, output, every = case(name)
+    made = imported(tensors)
+    assert name.startswith(made.layout.name)
+    with torch.no_grad():
+        given = made.build()(pixels)  # the packages were given the pixels as they are
+    same(given[:, :, ::every, ::every], output)
+
+
+@pytest.mark.parametrize(("name", "options"), [("resnet", {"multi_grid": None}), ("timm-xception", {})])
+def test_a_backbone_computes_what_the_original_package_did(name: str, options: dict) -> None:
+    tensors, pixels, output, _ = case(name)
+    made = imported(tensors, options=options)
+    assert made.layout.name == name
+    with torch.no_grad():
+        dense = made.build().backbone(pixels)[1]
+    same(dense[:, :, ::2, ::2], output)  # at output stride 16; the package strides down to 32
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("vgg16", "deeplab_v1"), ("vgg16", "deeplab_v2"), ("vgg16", "fcn"), ("vgg16-bn", "segnet")],
+)
+def test_vgg_computes_what_torchvisions_did_in_every_network(name: str, architecture: str) -> None:
+    tensors, x, output, _ = case(name)
+    made = imported(tensors, architecture=architecture)
+    network = made.build()
+    with torch.no_grad():
+        for index, stage in enumerate((network.encoder if name == "vgg16-bn" else network.backbone).stages[:4]):
+            x = stage(x if index == 0 else nn.functional.max_pool2d(x, 2))
+    same(x, output)
+
+
+# ---------------------------------------------------------------- rewritten networks
+
+
+FOREIGN = {
+    ("vainf-deeplab-v3", 8): lambda: foreign.VainFV3(21, width=WIDTH, output_stride=8),
+    ("vainf-deeplab-v3", 16): lambda: foreign.VainFV3(21, width=WIDTH, output_stride=16),
+    ("vainf-deeplab-v3plus", 8): lambda: foreign.VainFV3Plus(21, width=WIDTH, output_stride=8),
+    ("vainf-deeplab-v3plus", 16): lambda: foreign.VainFV3Plus(21, width=WIDTH, output_stride=16),
+    ("jfzhang-deeplab-v3plus", 8): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=8),
+    ("jfzhang-deeplab-v3plus", 16): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=16),
+    ("jfzhang-deeplab-v3plus-xception", 16): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=16, xception=True),
+    ("semseg-pspnet", 8): lambda: foreign.Semseg(21, width=WIDTH),
+    ("kazuto-deeplab-v2", 8): lambda: foreign.KazutoV2(21, width=WIDTH),
+    ("kazuto-deeplab-v3plus", 16): lambda: foreign.KazutoV3Plus(21, width=WIDTH),
+}
+
+
+@pytest.mark.parametrize(("layout", "output_stride"), FOREIGN)
+@pytest.mark.parametrize("size", [(65, 97), (50, 71)], ids=str)
+def test_an_import_computes_what_a_rewriting_of_its_source_does(layout: str, output_stride: int, size: tuple) -> None:
+    network, pixels = filled(FOREIGN[layout, output_stride]()), image(*size)
+    made = imported(network.state_dict(), output_stride=output_stride)
+    assert made.layout.name == layout
+    with torch.no_grad():
+        wanted = network(foreign.for_caffe(pixels) if layout.startswith("kazuto") else normalised(made, pixels))
+    given = scores(made, pixels)
+    same(
+        given, wanted[:, :, : given.size(2), : given.size(3)]
+    )  # rounding up, a pooling may add a cell behind the border
+
+
+CAFFE = {
+    "large_fov": (lambda: foreign.fill(foreign.vgg_shapes(21, WIDTH, heads=("",), fc=64)), foreign.caffe_v1),
+    "4x4": (
+        lambda: foreign.fill(foreign.vgg_shapes(21, WIDTH, heads=("",), fc=256, kernel=4)),
+        lambda blobs, pixels: foreign.caffe_v1(blobs, pixels, pad=6, hole=4, average=False),
+    ),
+    "msc": (
+        lambda: foreign.fill(foreign.vgg_shapes(21, WIDTH, heads=("",), fc=64) | foreign.branch_shapes(21, WIDTH)),
+        foreign.caffe_v1,
+    ),
+    "v2-vgg": (
+        lambda: foreign.fill(foreign.vgg_shapes(21, WIDTH, heads=("_1", "_2", "_3", "_4"), fc=64)),
+        foreign.caffe_v2_vgg,
+    ),
+    "v2-resnet": (lambda: foreign.fill_resnet(foreign.resnet_shapes(21, WIDTH)), foreign.caffe_v2_resnet),
+}
+
+
+@pytest.mark.parametrize("name", CAFFE)
+def test_a_caffemodel_computes_what_caffe_does_with_blue_green_red_from_0_to_255(name: str) -> None:
+    make, compute = CAFFE[name]
+    blobs, pixels = make(), image(65, 97)
+    made = imported(blobs_as_tensors(blobs))
+    same(scores(made, pixels), compute(blobs, pixels))
+
+
+UNSAID = {
+    "torchvision-deeplab-v3": {"first_block": "own", "multi_grid": (1, 2, 4), "rates": (3, 6, 9)},
+    "torchvision-fcn": {"first_block": "own"},
+    "smp-deeplab-v3": {"first_block": "earlier", "multi_grid": (1, 2, 4), "rates": (12, 24, 36)},
+    "smp-deeplab-v3plus": {"first_block": "earlier", "rates": (6, 12, 18), "align_corners": False},
+}
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, options in UNSAID.items() for option in options])
+def test_what_no_shape_tells_makes_a_difference(name: str, option: str) -> None:
+    """The comparisons above would notice: the same weights under another convention give other scores."""
+    made, pixels = imported(case(name)[0]), image(160, 224)
+    assert differs(scores(made, pixels, **{option: UNSAID[name][option]}), scores(made, pixels))
+
+
+UNSAID_IN_CAFFE = {"stride_in": "3x3", "first_block": "earlier", "ceil_pool": False, "head": "aspp_s"}
+
+
+@pytest.mark.parametrize("option", UNSAID_IN_CAFFE)
+def test_what_no_shape_of_a_caffemodel_tells_makes_a_difference(option: str) -> None:
+    made = imported(blobs_as_tensors(CAFFE["v2-resnet"][0]()))
+    pixels = image(64, 96)
+    assert differs(scores(made, pixels, **{option: UNSAID_IN_CAFFE[option]}), scores(made, pixels))
+
+
+# ---------------------------------------------------------------- names and sizes of the real ones
+
+
+def unfolded(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of full size in the memory of one number each."""
+    return {
+        name: torch.tensor(0) if name.endswith("num_batches_tracked") else torch.ones(()).expand(size)
+        for name, size in shapes.items()
+    }
+
+
+def full_size(make) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        network = make()
+    return unfolded(shapes_of(network))
+
+
+def without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not convert.is_counter(name)}
+
+
+REAL = {
+    "vainf-deeplab-v3": (lambda: foreign.VainFV3(21, width=64, output_stride=16), 362, 39_638_869),
+    "vainf-deeplab-v3plus": (lambda: foreign.VainFV3Plus(21, width=64, output_stride=16), 368, 39_761_845),
+    "vainf-deeplab-v3plus ": (
+        lambda: foreign.VainFV3Plus(21, width=64, output_stride=16, depth=101),
+        674,
+        58_753_973,
+    ),
+    "kazuto-deeplab-v2": (lambda: foreign.KazutoV2(21, width=64), 632, 44_048_532),
+    "kazuto-deeplab-v3plus": (lambda: foreign.KazutoV3Plus(21, width=64), 680, 59_344_309),
+    "jfzhang-deeplab-v3plus": (lambda: foreign.Jfzhang(21, width=64, output_stride=16), 680, 59_344_309),
+    "jfzhang-deeplab-v3plus-xception": (
+        lambda: foreign.Jfzhang(21, width=64, output_stride=16, xception=True),
+        848,
+        54_705_317,
+    ),
+}
+"""Tensors and parameters of the originals."""
+
+
+@pytest.mark.parametrize("layout", REAL)
+def test_a_state_dict_of_the_real_size_fits_to_the_last_tensor(layout: str) -> None:
+    make, count, parameters = REAL[layout]
+    file = full_size(make)
+    assert len(file) == count
+    assert sum(one.numel() for name, one in file.items() if "running" not in name and one.dim()) == parameters
+    made = imported(file)
+    assert made.layout.name == layout.strip()
+    assert (len(made.used), made.unused, made.filled) == (count, {}, ())
+    assert (
+        not {"width_multiplier", "aspp_channels", "low_level_channels", "decoder_channels"} & made.card.options.keys()
+    )
+
+
+def test_files_of_before_there_were_counters_get_them() -> None:
+    old = without_counters(full_size(lambda: foreign.KazutoV2(21, width=64)))
+    made = imported(old)
+    assert len(made.used) == len(old) == 632 - 104
+    assert len(made.filled) == 104
+    assert all(convert.is_counter(name) and made.state[name] == 0 for name in made.filled)
+
+
+@pytest.mark.parametrize("shared", [(), ("res075", "res05")])
+def test_a_caffemodel_of_the_real_size_fits_to_the_last_blob(shared: tuple) -> None:
+    shapes = foreign.resnet_shapes(21, 64)
+    blobs = {name: [torch.ones(()).expand(size) for size in sizes] for name, sizes in shapes.items()}
+    blobs |= {f"{name}_{scale}": blobs[name] for scale in shared for name in ("conv1", "bn_conv1", "scale_conv1")}
+    made = imported(caffe.named(blobs))
+    assert made.layout.name == "caffe-deeplab-v2-resnet"
+    assert made.card.options.get("msc", False) is bool(shared)
+    assert len(made.used) == 104 * 5 + 8
+    assert len(made.unused) == len(shared) * 5
+    assert all("copy of the weights" in why for why in made.unused.values())
+
+
+def test_the_coco_initialisation_of_deeplab_pytorch_becomes_a_backbone() -> None:
+    network = filled(foreign.kazuto_init(91, width=WIDTH))
+    made = imported(network.state_dict())
+    assert made.layout.name == "kazuto-init"
+    assert made.unused == {"fc.weight": "the classifier of a backbone", "fc.bias": "the classifier of a backbone"}
+    assert made.card.options["backbone"] == "resnet101"
+    assert {name.split(".")[0] for name in made.filled} == {"head"}
+    pixels = image(65, 97)
+    with torch.no_grad():
+        wanted = network[:-1](foreign.for_caffe(pixels))
+        same(made.build().backbone(normalised(made, pixels))[1], wanted)
+
+
+def test_blue_green_red_is_turned_around_in_every_network() -> None:
+    file = filled(foreign.kazuto_init(91, width=WIDTH)).state_dict()
+    turned = file["layer1.conv1.conv.weight"].flip(1)
+    for architecture, name in (("deeplab_v2", "backbone.conv1.weight"), ("unet_resnet", "encoder.conv1.weight")):
+        made = imported(file, architecture=architecture)
+        assert torch.equal(made.state[name], turned)
+        assert convert.widened(made, 5).state[name].shape == (WIDTH, 5, 7, 7)
+
+
+def test_plain_vgg_of_caffe_becomes_a_backbone() -> None:
+    shapes = foreign.vgg_shapes(21, 8, heads=(), fc=0) | {"fc6": [(64, 8 * 49 * 8)], "fc8": [(1000, 64)]}
+    made = imported(blobs_as_tensors(foreign.fill(shapes)))
+    assert (made.layout.name, made.card.architecture) == ("caffe-vgg16", "deeplab_v1")
+    assert set(made.unused) == {"fc6.weight", "fc8.weight"}
+
+
+def test_mobilenet_v2_fits_by_name() -> None:
+    network = zoo.build("deeplab_v3plus", 21, backbone="mobilenet_v2")
+    file = {name.removeprefix("backbone."): one for name, one in network.state_dict().items() if "backbone" in name}
+    file |= {"features.18.0.weight": torch.ones(1280, 320, 1, 1), "classifier.1.weight": torch.ones(1000, 1280)}
+    made = imported(file)
+    assert made.layout.name == "mobilenet-v2"
+    assert made.card.options == {"backbone": "mobilenet_v2"}
+    assert set(made.unused) == {"features.18.0.weight", "classifier.1.weight"}
+
+
+# ---------------------------------------------------------------- the account
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Tensor]:
+    return seeded(CASES["torchvision-fcn"]["shapes"])
+
+
+def refusal(tensors: dict[str, Tensor], **wishes) -> str:
+    with pytest.raises(ConfigError) as caught:
+        imported(tensors, **wishes)
+    return str(caught.value)
+
+
+def test_every_tensor_is_used_or_has_a_reason() -> None:
+    for name in CASES:
+        file = seeded(CASES[name]["shapes"])
+        made = imported(file)
+        assert set(made.used) | set(made.unused) == set(file)
+        assert not set(made.used) & set(made.unused)
+        assert set(made.used.values()) | set(made.filled) == set(made.state)
+        assert all(made.unused.values())
+
+
+def test_missing_unknown_misshapen_and_infinite_tensors_are_each_named(tensors: dict) -> None:
+    broken = dict(tensors)
+    del broken["backbone.layer2.0.bn1.bias"]
+    broken["backbone.layer2.0.conv2.weight"] = torch.ones(8, 8, 1, 1)
+    broken["backbone.layer9.weight"] = torch.ones(2, 3)
+    broken["stranger"] = torch.ones(())
+    broken["classifier.4.bias"] = torch.full((21,), torch.nan)
+    said = refusal(broken)
+    assert "missing: backbone.layer2.0.bn1.bias 8" in said
+    assert "other shape: backbone.layer2.0.conv2.weight is 8x8x1x1, backbone.layer2.0.conv2.weight is 8x8x3x3" in said
+    assert "missing: backbone.layer2.0.conv2.weight 8x8x3x3" in said
+    assert "unknown: backbone.layer9.weight 2x3" in said
+    assert "unknown: stranger scalar" in said
+    assert "not finite: classifier.4.bias" in said
+
+
+def test_a_long_list_is_cut_and_counted(tensors: dict) -> None:
+    said = refusal(tensors | {f"stranger{number}": torch.ones(1) for number in range(100)})
+    assert said.count("unknown: ") == convert.SHOWN
+    assert "... and 60 more" in said
+
+
+def test_a_backbone_with_a_hole_is_refused(tensors: dict) -> None:
+    file = seeded(CASES["resnet"]["shapes"])
+    del file["layer3.2.conv1.weight"]
+    assert "5 blocks" in refusal(file)
+    file = seeded(CASES["resnet"]["shapes"])
+    del file["layer3.2.conv2.weight"]
+    assert "missing: backbone.layer3.2.conv2.weight" in refusal(file)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_tensors_of_the_right_names_and_any_shapes_are_converted_or_refused(data) -> None:
+    """And one or two of them are missing."""
+    shapes = dict(CASES[data.draw(st.sampled_from(sorted(CASES)))]["shapes"])
+    for name in data.draw(st.lists(st.sampled_from(sorted(shapes)), max_size=2)):
+        shapes.pop(name, None)
+    changed = data.draw(st.sampled_from(sorted(shapes)[:12] + sorted(shapes)[-12:]))
+    shapes[changed] = data.draw(st.lists(st.integers(0, 300), max_size=5))
+    with suppress(ConfigError):
+        made = imported(unfolded(shapes))
+        assert made.state.keys() == checkpoint.blank(made.card).state_dict().keys()
+
+
+def test_recognition_says_what_a_layout_lacks(tensors: dict) -> None:
+    assert "it has no encoder.conv1.weight" in refusal(tensors, layout="smp-unet")
+    assert "known: auto, torchvision-deeplab-v3" in refusal(tensors, layout="keras")
+    assert "no known layout among 2 tensors" in refusal({"a": torch.ones(1), "b": torch.ones(1)})
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_known_files_that_fit_nothing_are_refused_with_the_reason(reason: str) -> None:
+    assert refusal({name: torch.ones(1) for name in REFUSED[reason]}) == reason
+
+
+def test_no_file_is_of_two_layouts() -> None:
+    files = {name: seeded(one["shapes"]) for name, one in CASES.items()}
+    files |= {f"{layout}-{stride}": filled(make()).state_dict() for (layout, stride), make in FOREIGN.items()}
+    files |= {f"caffe-{name}": blobs_as_tensors(make()) for name, (make, _) in CAFFE.items()}
+    for name, file in files.items():
+        fits = []
+        for layout in LAYOUTS:
+            try:
+                fits.append(convert.recognise(file, layout.name)[0].name)
+            except ConfigError:
+                continue
+        assert len(fits) == 1, f"{name}: {fits}"
+
+
+def test_names_of_layouts_are_their_own() -> None:
+    assert len(BY_NAME) == len(LAYOUTS)
+
+
+def test_older_files_of_smp_number_their_decoder() -> None:
+    file = seeded(CASES["smp-deeplab-v3"]["shapes"])
+    pairs = (("decoder.aspp.", "decoder.0."), ("decoder.conv.", "decoder.1."), ("decoder.bn.", "decoder.2."))
+    old = {}
+    for name, tensor in file.items():
+        new, before = next((pair for pair in pairs if name.startswith(pair[0])), ("", ""))
+        old[before + name.removeprefix(new)] = tensor
+    assert old.keys() != file.keys()
+    one, other = imported(old), imported(file)
+    assert all(torch.equal(one.state[name], other.state[name]) for name in other.state)
+
+
+def test_older_files_of_deeplab_pytorch_have_other_names_for_three_parts() -> None:
+    """convert.py there, as of 2018."""
+    file = filled(foreign.KazutoV2(21, width=WIDTH)).state_dict()
+    parts = (("base.aspp.", "base.aspp.stages."), (".shortcut.", ".proj."), ("base.", "scale."))
+    old = {}
+    for name, tensor in file.items():
+        for new, before in parts:
+            name = name.replace(new, before)
+        old[name] = tensor
+    one, other = imported(old), imported(file)
+    assert all(torch.equal(one.state[name], other.state[name]) for name in other.state)
+
+
+# ---------------------------------------------------------------- what a person says
+
+
+def test_a_number_of_classes_is_guessed_and_said_or_asked_for(tensors: dict) -> None:
+    made = imported(tensors, classes=None)
+    assert made.card.classes == classes.load("voc")
+    assert any("21 classes were taken for those of voc" in note for note in made.notes)
+    fewer = {
+        name: one[:7] if name.endswith("classifier.4.weight") or name.endswith("classifier.4.bias") else one
+        for name, one in tensors.items()
+    }
+    assert "7 classes could be anything" in refusal(fewer, classes=None)
+    assert imported(fewer, classes="farmland").card.classes.name == "farmland"
+    assert "the file scores 7 classes, voc has 21" in refusal(fewer, classes="voc")
+    assert "a backbone knows no classes" in refusal(seeded(CASES["resnet"]["shapes"]), classes=None)
+
+
+def test_options_that_are_said_win_and_are_checked(tensors: dict) -> None:
+    assert imported(tensors, options={"first_block": "own"}).card.options["first_block"] == "own"
+    assert "known:" in refusal(tensors, options={"colour": "blue"})
+    assert "is fcn_dilated, not unet" in refusal(tensors, architecture="unet")
+
+
+def test_smp_keeps_its_rates_at_every_output_stride() -> None:
+    file = seeded(CASES["smp-deeplab-v3"]["shapes"])
+    dense, coarse = imported(file), imported(file, output_stride=16)
+    for made in (dense, coarse):
+        branches = made.build().context.aspp.branches
+        assert [one[0].dilation[0] for one in branches[1:]] == [12, 24, 36]
+
+
+def test_a_seed_gives_the_same_head_each_time_and_leaves_torchs_own_alone() -> None:
+    file = seeded(CASES["resnet"]["shapes"])
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, again, other = imported(file), imported(file), imported(file, seed=1)
+    assert torch.rand(1) == expected
+    assert torch.equal(first.state["logits.weight"], again.state["logits.weight"])
+    assert not torch.equal(first.state["logits.weight"], other.state["logits.weight"])
+    assert torch.equal(first.state["backbone.conv1.weight"], file["conv1.weight"])
+    assert "filled from seed 0" in first.card.training["untrained"]
+
+
+@pytest.mark.parametrize("architecture", ["deeplab_v3", "deeplab_v3plus", "fcn_dilated", "unet_resnet"])
+def test_a_resnet_begins_any_network_that_has_one(architecture: str) -> None:
+    file = seeded(CASES["resnet"]["shapes"])
+    made = imported(file, architecture=architecture)
+    encoder = made.build()
+    encoder = encoder.encoder if hasattr(encoder, "encoder") else encoder.backbone
+    assert torch.equal(encoder.layer4[2].conv3.weight, file["layer4.2.conv3.weight"])
+
+
+@pytest.mark.parametrize("name", ["resnet", "smp-unet"])
+@pytest.mark.parametrize("bands", [1, 2, 3, 5, 16])
+def test_equal_bands_give_what_three_gave_when_a_network_is_widened(name: str, bands: int) -> None:
+    made = imported(seeded(CASES[name]["shapes"]))
+    wide = convert.widened(made, bands)
+    assert wide.card.in_channels == bands == len(wide.card.mean) == len(wide.card.channels)
+    grey = torch.rand(1, 1, 64, 64)
+    if bands in (1, 3):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                wide.build()(grey.expand(-1, bands, -1, -1)), made.build()(grey.expand(-1, 3, -1, -1))
+            )
+    else:
+        assert wide.build()(grey.expand(-1, bands, -1, -1)).isfinite().all()
+
+
+def test_a_network_of_more_bands_than_three_is_not_widened_again() -> None:
+    made = convert.widened(imported(seeded(CASES["resnet"]["shapes"])), 5)
+    with pytest.raises(ConfigError, match="5 bands cannot become 4"):
+        convert.widened(made, 4)
+
+
+def test_a_file_of_four_bands_keeps_them() -> None:
+    file = seeded(CASES["smp-unet"]["shapes"])
+    file["encoder.conv1.weight"] = torch.ones(4, 4, 7, 7)
+    made = imported(file)
+    assert made.card.in_channels == 4
+    assert made.card.channels == ("red", "green", "blue", "band 4")
+
+
+@pytest.mark.parametrize("bands", [0, 17])
+def test_a_file_of_more_bands_than_a_network_can_have_is_refused(bands: int) -> None:
+    file = seeded(CASES["smp-unet"]["shapes"])
+    file["encoder.conv1.weight"] = torch.ones(4, bands, 7, 7)
+    assert f"takes {bands} bands" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"output_stride": -8}, {"options": {"num_classes": 3}}, {"options": {"aux": {1, 2}}}]
+)
+def test_wishes_that_make_no_card_are_refused(tensors: dict, wishes: dict) -> None:
+    assert "what weights.pth would be" in refusal(tensors, **wishes)
+
+
+def test_half_precision_stays_and_double_becomes_single() -> None:
+    file = seeded(CASES["resnet"]["shapes"])
+    assert imported({n: t.half() for n, t in file.items()}).state["backbone.conv1.weight"].dtype == torch.float16
+    assert imported({n: t.double() for n, t in file.items()}).state["backbone.conv1.weight"].dtype == torch.float32

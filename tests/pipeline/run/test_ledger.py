@@ -1,0 +1,81 @@
+import random
+
+import pytest
+
+from pipeline.run.ledger import Ledger, guarded
+
+
+class WorkerDiedError(Exception):
+    """Stands for the death of a process: whatever the worker held stays in hand."""
+
+
+def live(ledger: Ledger, batch: list[str], poison: set[str], tries: list[list[str]]) -> list[str]:
+    """One life of a worker that is given `batch`."""
+
+    def work(keys):
+        tries.append(list(keys))
+        if poison.intersection(keys):
+            raise WorkerDiedError
+        return [f"done {key}" for key in keys]
+
+    return guarded(
+        ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, condemn=lambda key: f"crashed {key}"
+    )
+
+
+def until_it_survives(ledger: Ledger, batch: list[str], poison: set[str]) -> tuple[list[str], int, list[list[str]]]:
+    """What Ray does: give the same batch to new workers until one comes back."""
+    tries: list[list[str]] = []
+    for deaths in range(100):
+        try:
+            return live(ledger, batch, poison, tries), deaths, tries
+        except WorkerDiedError:
+            continue
+    raise AssertionError("the batch never came through")
+
+
+def test_a_batch_without_poison_is_worked_on_once_and_together() -> None:
+    results, deaths, tries = until_it_survives(Ledger(), ["a", "b", "c"], set())
+    assert results == ["done a", "done b", "done c"]
+    assert (deaths, tries) == (0, [["a", "b", "c"]])
+
+
+def test_a_poison_key_costs_two_workers_and_its_neighbours_are_fine() -> None:
+    results, deaths, _ = until_it_survives(Ledger(), ["a", "b", "c"], {"b"})
+    assert results == ["done a", "crashed b", "done c"]
+    assert deaths == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_poison_every_key_ends_once_and_deaths_are_bounded(seed: int) -> None:
+    rng = random.Random(seed)
+    batch = [f"k{index}" for index in range(rng.randint(1, 12))]
+    poison = set(rng.sample(batch, rng.randint(0, len(batch))))
+    results, deaths, _ = until_it_survives(Ledger(), batch, poison)
+    assert results == [f"crashed {key}" if key in poison else f"done {key}" for key in batch]
+    assert deaths <= 1 + len(poison)
+
+
+def test_a_key_that_died_once_is_tried_alone_never_with_others() -> None:
+    _, _, tries = until_it_survives(Ledger(), ["a", "b", "c"], {"c"})
+    assert tries[0] == ["a", "b", "c"]
+    assert all(len(keys) == 1 for keys in tries[1:])
+
+
+def test_stages_do_not_share_their_deaths() -> None:
+    ledger = Ledger()
+    ledger.enter("infer", ["a"])
+    assert ledger.enter("refine", ["a"]) == [0]
+    assert ledger.enter("infer", ["a"]) == [1]
+
+
+def test_counters_add_up() -> None:
+    ledger = Ledger()
+    until_it_survives(ledger, ["a", "b"], {"a"})
+    ledger.sent("infer", 100)
+    ledger.sent("infer", 20)
+    ledger.commit(2, {"crashed": 1}, 0.5)
+    progress = ledger.progress()
+    assert progress.done == {"infer": 1, "write": 2}
+    assert progress.bytes_out == {"infer": 120}
+    assert (progress.committed, progress.failed, progress.deaths) == (2, {"crashed": 1}, 3)

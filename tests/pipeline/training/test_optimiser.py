@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline.models import zoo
+from pipeline.models.catalogue import VARIANTS
+from pipeline.models.network import Network
+from pipeline.training import optimiser
+from pipeline.training.config import OptimiseConfig
+from tests.support.networks import small
+
+K = 5
+NEW = {"attention_to_scale": {"attend.3"}}
+"""Layers that weigh, and give no scores of classes."""
+
+
+def built(name: str) -> Network:
+    options = next(small(variant) for variant in VARIANTS if variant.network == name)
+    return zoo.build(name, K, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_the_last_layers_are_those_that_know_how_many_classes_there_are(variant) -> None:
+    """By their shapes: of the same network for two numbers of classes, these are the convolutions that differ."""
+    with torch.device("meta"):
+        few, many = (zoo.build(variant.network, k, **small(variant)) for k in (K, K + 1))
+    names = {module: name for name, module in few.named_modules()}
+    differ = {
+        name
+        for (name, one), other in zip(few.named_modules(), many.modules(), strict=True)
+        if type(one) is nn.Conv2d and one.weight.shape != other.weight.shape
+    }
+    assert {names[layer] for layer in few.last_layers()} == differ | NEW.get(variant.network, set())
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+@pytest.mark.parametrize("name", zoo.NETWORKS)
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay(name: str, decay_all: bool) -> None:
+    network = built(name)
+    cfg = OptimiseConfig(lr=0.5, head_lr=10, head_bias_lr=20, weight_decay=0.25, decay_all=decay_all)
+    made = optimiser.make(network, cfg)
+    found = {parameter: group for group in made.param_groups for parameter in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in made.param_groups)
+    assert found.keys() == set(network.parameters())
+    head = set(network.last_layers())
+    for module in network.modules():
+        for kind, parameter in module.named_parameters(recurse=False):
+            factor = {"weight": 10, "bias": 20}[kind] if module in head else 1
+            assert found[parameter]["factor"] == factor
+            assert found[parameter]["lr"] == 0.5 * factor
+            vector = kind == "bias" or isinstance(module, nn.BatchNorm2d)
+            assert found[parameter]["weight_decay"] == (0 if vector and not decay_all else 0.25)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_setting_the_rate_keeps_the_factors_and_moves_the_head_further(kind: str, expected: type) -> None:
+    network = built("segnet")
+    made = optimiser.make(network, OptimiseConfig(kind=kind, lr=1.0, head_lr=10, weight_decay=0, momentum=0))
+    assert type(made) is expected
+    optimiser.set_lr(made, 0.01)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    for old, parameter in zip(before, network.parameters(), strict=True):
+        factor = 10 if parameter is network.logits.weight else 1
+        torch.testing.assert_close(old - parameter, torch.full_like(old, 0.01 * factor), atol=1e-6, rtol=1e-3)
+
+
+def test_what_takes_no_gradient_is_left_out() -> None:
+    network = built("segnet")
+    network.encoder.requires_grad_(requires_grad=False)
+    made = optimiser.make(network, OptimiseConfig())
+    left = {parameter for group in made.param_groups for parameter in group["params"]}
+    assert left == {parameter for name, parameter in network.named_parameters() if not name.startswith("encoder")}

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import classes
+from pipeline.classes import ClassMap
+from pipeline.errors import ConfigError
+from pipeline.models import checkpoint, zoo
+from pipeline.models.checkpoint import Card
+from pipeline.models.network import Network
+from pipeline.training import start as initial
+from pipeline.training.config import NetworkConfig
+
+VGG = {"name": "deeplab_v1", "options": {"width_multiplier": 1 / 32}}
+AROUND = {"name": "attention_to_scale", "options": {"network": "deeplab_v1", "width_multiplier": 1 / 32}}
+
+
+def class_map(*names: str) -> ClassMap:
+    said = [{"name": name, "colour": [index, 0, 0]} for index, name in enumerate(names)]
+    return classes.from_dict({"name": "some", "classes": said}, origin="test")
+
+
+def build(said: dict, number: int, seed: int) -> Network:
+    """A network whose every weight is random, its scores' as well."""
+    torch.manual_seed(seed)
+    network = zoo.build(said["name"], number, **said["options"])
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    return network
+
+
+def saved(folder: Path, network: Network, said: dict, theirs: ClassMap) -> str:
+    card = Card(
+        architecture=said["name"],
+        options=said["options"],
+        output_stride=network.output_strides[0],
+        classes=theirs,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        source="test",
+        license="CC0-1.0",
+    )
+    checkpoint.save(str(folder), network.state_dict(), card)
+    return str(folder)
+
+
+def test_scores_are_taken_over_by_the_names_of_classes_and_everything_else_whole(tmp_path):
+    theirs, ours = class_map("dining table", "cat", "dog", "person"), class_map("person", "table", "cat", "boat")
+    start, network = build(VGG, 4, seed=0), build(VGG, 4, seed=1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    cfg = NetworkConfig(initial=saved(tmp_path, start, VGG, theirs), initial_classes={"table": "dining table"}, **VGG)
+    initial.load(network, cfg, ours)
+    heads = initial.per_class(checkpoint.load_card(str(tmp_path)))
+    after, begun = network.state_dict(), start.state_dict()
+    last = network.last_layers()[0]
+    assert {name for name, one in network.named_parameters() if one is last.weight or one is last.bias} == heads
+    for name in after.keys() - heads:
+        assert torch.equal(after[name], begun[name])
+    for name in heads:
+        assert torch.equal(after[name][:3], begun[name][[3, 0, 1]])
+        assert torch.equal(after[name][3], before[name][3])
+
+
+def test_classes_of_coco_start_those_of_voc(tmp_path):
+    coco, voc = classes.load("coco"), classes.load("voc")
+    cfg = NetworkConfig(initial_classes={"sofa": "couch", "tvmonitor": "tv"})
+    pairs = initial.class_pairs(cfg, voc, coco)
+    assert pairs[voc.names.index("person")] == coco.names.index("person")
+    assert pairs[voc.names.index("sofa")] == coco.names.index("couch")
+
+
+def test_another_number_of_classes_is_no_hindrance(tmp_path):
+    start, network = build(VGG, 2, seed=0), build(VGG, 3, seed=1)
+    initial.load(
+        network,
+        NetworkConfig(initial=saved(tmp_path, start, VGG, class_map("a", "b")), **VGG),
+        class_map("x", "b", "y"),
+    )
+    assert torch.equal(network.last_layers()[0].weight[1], start.last_layers()[0].weight[1])
+
+
+def test_a_network_around_another_one_starts_from_the_checkpoint_of_that_one(tmp_path):
+    start, network = build(VGG, 3, seed=0), build(AROUND, 3, seed=1)
+    same = class_map("a", "b", "c")
+    initial.load(network, NetworkConfig(initial=saved(tmp_path, start, VGG, same), **AROUND), same)
+    inside = network.inner.state_dict()
+    assert all(torch.equal(inside[name], tensor) for name, tensor in start.state_dict().items())
+
+
+def test_what_does_not_fit_is_refused_by_name(tmp_path):
+    same = class_map("a", "b")
+    url = saved(tmp_path, build(VGG, 2, seed=0), VGG, same)
+    other = zoo.build("unet", 2, width_multiplier=0.06)
+    with pytest.raises(ConfigError, match=r"nothing of .* \(deeplab_v1\) fits the network unet"):
+        initial.load(other, NetworkConfig(name="unet", initial=url), same)
+    for wrong in ({"c": "a"}, {"a": "c"}):
+        with pytest.raises(ConfigError, match="some has no class 'c'"):
+            initial.load(build(VGG, 2, seed=1), NetworkConfig(initial=url, initial_classes=wrong, **VGG), same)

@@ -1,0 +1,133 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import JobError, StorageError
+from pipeline.store import objects
+from pipeline.training import state
+from pipeline.training.state import Point, Story, Writer
+
+STORY = Story(
+    step=7, phase=1, best_miou=0.5, best_step=4, history=[Point(4, {"validation/miou": 0.5})], began={"a": "b"}
+)
+
+
+@pytest.fixture
+def output() -> str:
+    return f"memory://states-{np.random.default_rng().integers(1 << 62)}"
+
+
+def steps_of(optimiser, parameters, count):
+    generator = torch.Generator().manual_seed(count)
+    for _ in range(count):
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+        optimiser.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
+    ],
+)
+def test_an_optimiser_goes_on_bit_for_bit_and_in_the_same_layout(make):
+    network = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    optimiser = make(network.parameters())
+    steps_of(optimiser, list(network.parameters()), 3)
+    weights, buffers = state.snapshot(network.state_dict()), state.snapshot(state.of_optimiser(optimiser))
+
+    again = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    again.load_state_dict(weights)
+    restored = make(again.parameters())
+    state.into_optimiser(restored, buffers)
+    for one, parameters in ((optimiser, network.parameters()), (restored, again.parameters())):
+        steps_of(one, list(parameters), 5)
+    assert torch.equal(network.weight, again.weight)
+    for one, other in zip(optimiser.state.values(), restored.state.values(), strict=True):
+        assert all(one[name].stride() == other[name].stride() for name in one if isinstance(one[name], torch.Tensor))
+
+
+def test_what_is_saved_is_loaded(output):
+    tensors = {"network/a": torch.randn(2, 3), "optimiser/0/step": torch.tensor(3.0), "b/n": torch.tensor(5)}
+    state.save(output, STORY.to_json(), tensors, step=7)
+    story, found = state.load(output, 7)
+    assert story == STORY
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in found)
+
+
+def test_a_state_is_whole_only_with_its_json(output):
+    assert state.steps(output) == []
+    for step in (5, 10):
+        state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
+    objects.put(objects.join(state.url_of(output, 15), state.TENSORS), b"half")
+    assert state.steps(output) == [5, 10]
+
+
+def test_folders_of_other_names_are_no_states(output):
+    state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
+    for name in ("step-00000005.bak", "step-9", "old"):
+        objects.put(objects.join(output, state.FOLDER, name, state.STORY), STORY.to_json())
+    assert state.steps(output) == [5]
+
+
+def test_only_the_newest_states_are_kept(output):
+    for step in (5, 10, 15, 20):
+        state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
+        state.prune(output)
+    assert state.steps(output) == [15, 20]
+    assert len(list(objects.list_files(objects.join(output, state.FOLDER)))) == 4
+
+
+@pytest.mark.parametrize("broken", [state.TENSORS, state.STORY])
+def test_a_damaged_state_is_named(output, broken):
+    state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
+    objects.put(objects.join(state.url_of(output, 5), broken), b"{}")
+    with pytest.raises(JobError, match=r"after step 5 is damaged[\s\S]*delete memory.*step-00000005"):
+        state.load(output, 5)
+
+
+def test_a_snapshot_does_not_follow_the_weights():
+    weight = torch.zeros(4, 4, 3, 3).to(memory_format=torch.channels_last)
+    copied = state.snapshot({"weight": weight})["weight"]
+    weight += 1
+    assert copied.eq(0).all()
+    assert copied.is_contiguous()
+
+
+def test_only_what_fits_by_name_and_shape_is_carried_over():
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    kept = network[1].weight.clone()
+    tensors = {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), "1.weight": torch.ones(5, 3), "x": torch.ones(1)}
+    assert state.carry(network, tensors) == ["1.bias", "1.weight"]
+    assert network[0].weight.eq(1).all()
+    assert torch.equal(network[1].weight, kept)
+
+
+def test_writing_goes_on_beside_the_caller_and_in_order():
+    go, done = threading.Event(), []
+    with Writer() as writer:
+        writer.put(lambda: (go.wait(5), done.append("first")), lambda: done.append("second"))
+        assert done == []
+        go.set()
+        writer.put(lambda: done.append("third"))
+        assert done[:2] == ["first", "second"]
+    assert done == ["first", "second", "third"]
+
+
+def test_a_failed_write_is_raised_at_the_next_one_and_at_the_end():
+    def fail():
+        raise StorageError("the disk is full")
+
+    writer = Writer()
+    writer.put(fail)
+    with pytest.raises(StorageError, match="could not be written: the disk is full"):
+        writer.put(lambda: None)
+    with pytest.raises(StorageError, match="the disk is full"), Writer() as other:
+        other.put(fail)

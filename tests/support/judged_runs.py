@@ -1,0 +1,70 @@
+"""Evaluations carried out in this process, stage after stage: what a cluster does, without Ray."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jobs import evaluate, segment_dataset
+from jobs.segment_dataset import Run
+from pipeline.classes import ClassMap
+from pipeline.config import EvaluateConfig
+from pipeline.models import checkpoint, zoo
+from pipeline.models.checkpoint import Card
+from pipeline.run import manifest, parts
+from pipeline.run.ledger import Ledger
+from pipeline.run.stages import InferStage, MaskStage, RefineStage, read_shards
+from pipeline.source.plan import plan
+
+TINY = {"backbone": "mobilenet_v2", "width_multiplier": 1 / 16, "aspp_channels": 8, "decoder_channels": 8}
+QUICK = {"infer": {"precision": "fp32", "batch": 1}, "refine": {"iterations": 2}}
+
+
+def save_network(folder: Path, classes: ClassMap, *, seed: int = 0) -> str:
+    """A checkpoint of a tiny network with random weights: it answers nonsense, and the same everywhere."""
+    torch.manual_seed(seed)
+    network = zoo.build("deeplab_v3plus", len(classes), **TINY, low_level_channels=4)
+    card = Card(
+        architecture="deeplab_v3plus",
+        options=TINY | {"low_level_channels": 4},
+        classes=classes,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        source="a test",
+        license="Apache-2.0",
+    )
+    checkpoint.save(str(folder), network.state_dict(), card)
+    return str(folder)
+
+
+def config(**said: object) -> EvaluateConfig:
+    return evaluate.completed(EvaluateConfig.model_validate(QUICK | said))
+
+
+def carry_out(cfg: EvaluateConfig) -> Run:
+    """All stages over all shards, one after the other."""
+    planned = plan(cfg)
+    run = evaluate.identify(cfg, evaluate.digest_of(planned, cfg))
+    segment_dataset.describe(run, planned)
+    job, ledger = segment_dataset.job_of(run, planned), Ledger()
+    if job.masks:
+        stages = [MaskStage(job, cfg.judge, ledger)]
+    else:
+        stages = [InferStage(job, ledger, threads=1), RefineStage(job, ledger)]
+    for table in read_shards(job, manifest.todo(run.url, planned, []), ledger):
+        for stage in stages:
+            table = stage(table)
+        parts.write_part(run.url, table, run.classes)
+    fingerprint, on_duplicate = run.fingerprint, cfg.read.on_duplicate
+    manifest.close(run.url, planned, run.classes, fingerprint=fingerprint, on_duplicate=on_duplicate)
+    manifest.succeed(run.url)
+    return run
+
+
+def counted(truth_hw: np.ndarray, mask_hw: np.ndarray, classes: ClassMap) -> np.ndarray:
+    """(K, K + 1) by one process, numpy and nothing of ours."""
+    counts = np.zeros((len(classes), len(classes) + 1), np.int64)
+    kept = truth_hw != classes.ignore_id
+    answer = np.where(mask_hw == classes.ignore_id, len(classes), mask_hw)
+    np.add.at(counts, (truth_hw[kept], answer[kept]), 1)
+    return counts
