@@ -23,6 +23,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer, then built again without them.
 sanitize: install

@@ -33,6 +33,7 @@ from pipeline.errors import JobError
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
+from pipeline.records import Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import settled
 from pipeline.run import flow, manifest, workers
@@ -49,7 +50,7 @@ SHAPING_MASKS = {"ray", "torch", "pyarrow", "pillow", "pydensecrf", "pydensecrf2
 """Packages whose versions are stored with a run."""
 BANDS = ("red", "green", "blue")
 """What decoding gives."""
-NO_NETWORK = workers.Model(weight_bytes=0, num_classes=1, stride=1)
+NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
 """What masks need that exist already."""
 TYPICAL_IMAGE_BYTES = 200_000
 """To guess how many images are in a tar before it is read; only decides how many previews are kept."""

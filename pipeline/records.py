@@ -21,6 +21,9 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
+LEFT_WHOLE = 1.25
+"""A side up to this many times a tile or window is left whole: two that overlap are more work than a larger one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -114,6 +117,87 @@ class Scored:
     """How the network looked at the image; see `Row.inference`."""
     seconds_decode: float = 0.0
     seconds_infer: float = 0.0
+
+
+@dataclass(slots=True)
+class PixelStats:
+    """Sums over the valid pixels of some windows of one image."""
+
+    class_pixels: Int64
+    """(K,) pixels per class."""
+    valid_pixels: int = 0
+    confidence_sum: float = 0.0
+    """Sum of the largest probability of each pixel."""
+    entropy_sum: float = 0.0
+    """Sum of each pixel's entropy divided by log(K)."""
+    changed_pixels: int = 0
+    """Pixels to which the refiner gave another class."""
+
+    def add(
+        self, mask_hw: UInt8, confidence_hw: Float32, nats_hw: Float32, changed_hw: Bool, valid_hw: Bool | None
+    ) -> None:
+        """Count one window; pixels that are not valid do not count.
+
+        Args:
+            mask_hw: class ids.
+            confidence_hw: the largest probability the network gave.
+            nats_hw: entropy of its probabilities, of all classes or of those that can win.
+            changed_hw: where the refiner changed the class.
+            valid_hw: None when every pixel is valid.
+        """
+        valid = np.ones(mask_hw.shape, bool) if valid_hw is None else valid_hw
+        uniform = np.log(max(len(self.class_pixels), 2))
+        self.class_pixels += np.bincount(mask_hw[valid], minlength=len(self.class_pixels))
+        self.valid_pixels += int(valid.sum())
+        self.confidence_sum += float(confidence_hw[valid].sum(dtype=np.float64))
+        self.entropy_sum += float(nats_hw[valid].sum(dtype=np.float64) / uniform)
+        self.changed_pixels += int((changed_hw & valid).sum())
+
+    def mean(self, total: float) -> float:
+        """A sum per valid pixel; 0 when there are none."""
+        return total / self.valid_pixels if self.valid_pixels else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """The mask of one image and what is known about it."""
+
+    mask_hw: UInt8
+    """(H, W) class ids; `ignore_id` where the image is not valid."""
+    network_hw: UInt8
+    """(H, W) the same before any refinement."""
+    confidence_hw: UInt8
+    """(H, W) largest probability the network gave, 0 to 255."""
+    stats: PixelStats
+    refined: bool
+    note: str | None
+    """Why fewer iterations were done than asked for."""
+    active_classes: int
+    """Classes the logits came with: all, or those that can win."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A validation image, what it should give and what it gives."""
+
+    key: str
+    image_hwc: UInt8
+    """(H, W, 3) RGB."""
+    truth_hw: UInt8
+    """(H, W) class ids, and the ignore id."""
+    mask_hw: UInt8
+    """(H, W) class ids: the prediction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the memory of a network depends on."""
+
+    weight_bytes: int
+    """As float32."""
+    num_classes: int
+    stride: int
+    """Input pixels per logit, per axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,8 +33,7 @@ from pipeline.datasets.receipts import Counts, Moments, PartInfo, Receipt
 from pipeline.errors import InputError, JobError, LabelError
 from pipeline.image import channels, encode, labels
 from pipeline.image.decode import decode
-from pipeline.infer.tile import LEFT_WHOLE
-from pipeline.records import Failure, UInt8
+from pipeline.records import LEFT_WHOLE, Failure, UInt8
 from pipeline.run import parts as sink
 from pipeline.run.ledger import LedgerClient, guarded
 from pipeline.run.stages import killed_after

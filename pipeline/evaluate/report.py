@@ -22,12 +22,11 @@ from pipeline.evaluate.scoring import Score, of_all
 from pipeline.evaluate.trend import Series, series_of
 from pipeline.page import frame, plots
 from pipeline.page.predictions import WRONG, Card, cards
-from pipeline.records import Int64
+from pipeline.records import Int64, Sample
 from pipeline.run.report import failures_by_code
 from pipeline.score.drift import Drift
 from pipeline.score.intervals import Estimates, estimate
 from pipeline.score.metrics import Interval, Scores
-from pipeline.training.tracker import Sample
 
 WORST, BEST = 24, 8
 """Images on the page at most."""

@@ -11,11 +11,10 @@ from pipeline.errors import InputError, LabelError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.image.decode import decode
 from pipeline.image.encode import read_mask_png
-from pipeline.records import Item
+from pipeline.records import Item, Sample
 from pipeline.run.masks import PartMasks
 from pipeline.score import answers
 from pipeline.source.plan import Plan, read
-from pipeline.training.tracker import Sample
 
 
 def of(found: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) -> Iterator[Sample]:

@@ -8,8 +8,7 @@ import numpy as np
 import PIL.Image
 
 from pipeline.classes import ClassMap
-from pipeline.records import Failure, Image, Item, Judgement, Row, Scored, UInt8
-from pipeline.refine.refiner import Refinement
+from pipeline.records import Failure, Image, Item, Judgement, Refinement, Row, Scored, UInt8
 
 PREVIEW_PX = 320
 """Longest side of a preview."""

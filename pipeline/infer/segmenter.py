@@ -18,13 +18,12 @@ from torch import nn
 from pipeline.config import InferConfig, TileConfig
 from pipeline.errors import InputError
 from pipeline.infer.stitch import Canvas, to_half
-from pipeline.infer.tile import cut, plan_tiles
+from pipeline.infer.tile import CPU_BATCH, cut, plan_tiles
 from pipeline.infer.views import Fusion, View, look, views
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.fold import fold_batch_norm
-from pipeline.records import Float16, Image, UInt8
-from pipeline.run.workers import CPU_BATCH, Model
+from pipeline.records import Float16, Footprint, Image, UInt8
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +90,10 @@ def _finished(jobs: deque[_Job]) -> Iterator[Prediction]:
         yield jobs.popleft().prediction
 
 
-def footprint(model: Checkpoint, output_stride: int | None = None) -> Model:
+def footprint(model: Checkpoint, output_stride: int | None = None) -> Footprint:
     """What the memory of a checkpoint's network depends on; `output_stride` as in `Checkpoint.build`."""
     weight_bytes = sum(tensor.numel() * 4 for tensor in model.state.values())
-    return Model(weight_bytes, len(model.card.classes), checkpoint.blank(model.card, output_stride).stride)
+    return Footprint(weight_bytes, len(model.card.classes), checkpoint.blank(model.card, output_stride).stride)
 
 
 def resolve_precision(asked: str, device: torch.device) -> torch.dtype:

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import TileConfig
-from pipeline.records import UInt8
+from pipeline.records import LEFT_WHOLE, UInt8
 
 ALIGN_PX = 32
 """Tile corners sit on multiples of this: the largest stride inside any network of the family."""
 
-LEFT_WHOLE = 1.25
-"""A side up to this many times `tile_px` is not cut: two tiles that overlap are more work than a larger one."""
+CPU_BATCH = 2
+"""Tiles at once on a CPU, unless set."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from PIL import Image
 from pipeline.classes import ClassMap
 from pipeline.page import frame
 from pipeline.page.paint import paint
-from pipeline.records import Bool, UInt8
-from pipeline.training.tracker import Sample
+from pipeline.records import Bool, Sample, UInt8
 
 VIEWS = ("image", "truth", "prediction", "wrong")
 """What is shown of each sample, left to right."""

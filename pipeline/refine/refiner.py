@@ -5,39 +5,18 @@ out of time leaves the best it has, or the network's own mask, and says so.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import monotonic
 
 import numpy as np
 
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
-from pipeline.infer.tile import LEFT_WHOLE
-from pipeline.records import Float16, Image, Scored, UInt8, Window
+from pipeline.records import LEFT_WHOLE, Float16, Image, PixelStats, Refinement, Scored, Window
 from pipeline.refine.engine import Answer, Evidence, make, of_network
 from pipeline.refine.presets import reach_px
-from pipeline.refine.stats import PixelStats
 
 HALO_SIGMAS = 2
 """A window sees this many spatial sigmas beyond its core: what lies further off weighs below exp(-2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refinement:
-    """The mask of one image and what is known about it."""
-
-    mask_hw: UInt8
-    """(H, W) class ids; `ignore_id` where the image is not valid."""
-    network_hw: UInt8
-    """(H, W) the same before any refinement."""
-    confidence_hw: UInt8
-    """(H, W) largest probability the network gave, 0 to 255."""
-    stats: PixelStats
-    refined: bool
-    note: str | None
-    """Why fewer iterations were done than asked for."""
-    active_classes: int
-    """Classes the logits came with: all, or those that can win."""
 
 
 def windows(height: int, width: int, core_px: int) -> Iterator[Window]:

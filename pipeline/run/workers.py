@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.config import RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
-from pipeline.infer.tile import LEFT_WHOLE
+from pipeline.infer.tile import CPU_BATCH
+from pipeline.records import LEFT_WHOLE, Footprint
 from pipeline.refine import native
 from pipeline.refine.presets import reach_px, resolve
 from pipeline.refine.refiner import HALO_SIGMAS
@@ -38,8 +39,6 @@ MAPS = {"torch": 18, "pydensecrf": 10, "domain_transform": 6, "none": 4}
 with 21 classes, torch 0.7 to 1.5 kB."""
 VERTICES_PER_PIXEL = 1.5
 """Of the appearance kernel's lattice: photographs stay below 1.3 with the narrowest published colour sigma."""
-CPU_BATCH = 2
-"""Tiles at once on a CPU, unless set."""
 DECODED_AT_ONCE = 2
 """Images of the largest size that a network's process holds at once, as a rule: the one it cuts, the one being decoded.
 More of them only where several of that size follow each other."""
@@ -82,17 +81,6 @@ def nodes_of(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) -> tu
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """What the memory of a network depends on."""
-
-    weight_bytes: int
-    """As float32."""
-    num_classes: int
-    stride: int
-    """Input pixels per logit, per axis."""
-
-
-@dataclass(frozen=True, slots=True)
 class Workers:
     """Stage by stage: how many workers at most, and what each one reserves."""
 
@@ -113,7 +101,7 @@ class Workers:
         )
 
 
-def refiner_gib(cfg: SegmentConfig, model: Model) -> float:
+def refiner_gib(cfg: SegmentConfig, model: Footprint) -> float:
     """Memory of one refiner: process, decoded image, and what its engine needs for one window with halo."""
     side_px = int(max(cfg.refine.window_px * LEFT_WHOLE, cfg.refine.window_px + 2 * HALO_SIGMAS * reach_px(cfg.refine)))
     image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
@@ -134,7 +122,7 @@ def refiner_gib(cfg: SegmentConfig, model: Model) -> float:
     return (PROCESS_GIB["cpu"] if cfg.refine.engine == "torch" else REFINER_GIB) + (image_bytes + window_bytes) / GIB
 
 
-def network_gib(cfg: SegmentConfig, model: Model, *, device: str) -> float:
+def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:
     """Host memory of one network: its process, weights, decoded images, the logits of one, and on CPUs the maps inside.
 
     The weights count three times, as they are while a checkpoint is loaded: the file, its tensors, the network's own.
@@ -175,7 +163,7 @@ def _refiners_beside(
     return sum(max(node.times(refiner), 0) for node in free)
 
 
-def decide(cfg: SegmentConfig, nodes: Sequence[Resources], model: Model) -> Workers:
+def decide(cfg: SegmentConfig, nodes: Sequence[Resources], model: Footprint) -> Workers:
     """Fit the stages into the nodes of a cluster.
 
     With GPUs: one network per GPU, and a refiner on every core that is left. Without: networks and refiners share

@@ -13,8 +13,7 @@ from pipeline.config import JudgeConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.image import labels
 from pipeline.image.labels import Coding
-from pipeline.records import Failure, Item, Judgement, UInt8
-from pipeline.refine.refiner import Refinement
+from pipeline.records import Failure, Item, Judgement, Refinement, UInt8
 from pipeline.score.metrics import judge
 
 NETWORK = "network"

@@ -16,9 +16,8 @@ from matplotlib.ticker import LogLocator
 from pipeline.classes import ClassMap
 from pipeline.page import frame, plots, predictions
 from pipeline.page.plots import ACCENT, RULE, SOFT
-from pipeline.records import Float64
+from pipeline.records import Float64, Sample
 from pipeline.training.state import Point
-from pipeline.training.tracker import Sample
 
 PAGE_BYTES = 4_500_000
 """Bytes all pictures of the page may take, so that the page can be mailed."""

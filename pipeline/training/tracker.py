@@ -8,7 +8,6 @@ import importlib
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -19,7 +18,7 @@ from PIL import Image
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.page.paint import paint
-from pipeline.records import UInt8
+from pipeline.records import Sample, UInt8
 from pipeline.redact import redact
 from pipeline.store import objects
 
@@ -36,19 +35,6 @@ LIBRARIES = {
     "wandb": ("wandb", "atrous[wandb]"),
 }
 """Module of a tracker, and what to install to have it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A validation image, what it should give and what it gives."""
-
-    key: str
-    image_hwc: UInt8
-    """(H, W, 3) RGB."""
-    truth_hw: UInt8
-    """(H, W) class ids, and the ignore id."""
-    mask_hw: UInt8
-    """(H, W) class ids: the prediction."""
 
 
 class Tracker(Protocol):

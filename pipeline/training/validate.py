@@ -25,14 +25,13 @@ from pipeline.image.encode import brightness
 from pipeline.infer.segmenter import Prediction, Segmenter
 from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.prefetch import ahead
-from pipeline.records import Float64, Image, Int64, Item, Scored, UInt8
+from pipeline.records import Float64, Image, Int64, Item, Sample, Scored, UInt8
 from pipeline.refine.refiner import Refiner
 from pipeline.score import drift, metrics
 from pipeline.score.metrics import Scores
 from pipeline.training.collection import Collection, Example
 from pipeline.training.config import TrainConfig
 from pipeline.training.ranks import Group
-from pipeline.training.tracker import Sample
 
 A = TypeVar("A", Int64, Float64)
 

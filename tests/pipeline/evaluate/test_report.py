@@ -12,9 +12,9 @@ from pipeline.evaluate import gate, history, report, scoring
 from pipeline.evaluate.evaluation import Answer, Evaluation, Slice
 from pipeline.evaluate.gate import Baseline, Gates
 from pipeline.evaluate.report import Judged, mixed_up, to_show
+from pipeline.records import Sample
 from pipeline.score.drift import Drift
 from pipeline.score.metrics import Interval
-from pipeline.training.tracker import Sample
 from tests.support import evaluations
 from tests.support.pages import Outline, laid_out, needs_browser
 

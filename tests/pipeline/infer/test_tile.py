@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.config import TileConfig
 from pipeline.infer.stitch import Canvas, to_half
-from pipeline.infer.tile import ALIGN_PX, LEFT_WHOLE, blend_window, cut, plan_tiles
+from pipeline.infer.tile import ALIGN_PX, blend_window, cut, plan_tiles
+from pipeline.records import LEFT_WHOLE
 
 CFG = TileConfig(tile_px=64, overlap_px=32, bucket_px=32)
 WHOLE = TileConfig(mode="whole", tile_px=64, overlap_px=32)

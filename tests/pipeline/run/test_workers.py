@@ -2,19 +2,10 @@ import pytest
 
 from pipeline.config import DecodeConfig, InferConfig, RefineConfig, RuntimeConfig, SegmentConfig, TileConfig
 from pipeline.errors import ConfigError
-from pipeline.run.workers import (
-    GIB,
-    READ_CPUS,
-    WRITE_CPUS,
-    Model,
-    Resources,
-    decide,
-    network_gib,
-    nodes_of,
-    refiner_gib,
-)
+from pipeline.records import Footprint
+from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Resources, decide, network_gib, nodes_of, refiner_gib
 
-VOC = Model(weight_bytes=240_000_000, num_classes=21, stride=4)
+VOC = Footprint(weight_bytes=240_000_000, num_classes=21, stride=4)
 
 
 def config(**runtime) -> SegmentConfig:
@@ -77,7 +68,7 @@ def test_a_head_node_without_cpus_is_no_obstacle() -> None:
 
 
 def test_more_classes_need_more_memory_and_so_fewer_refiners() -> None:
-    few, many = (decide(config(), [Resources(64, 1, 128)], Model(240_000_000, k, 4)) for k in (2, 150))
+    few, many = (decide(config(), [Resources(64, 1, 128)], Footprint(240_000_000, k, 4)) for k in (2, 150))
     assert many.refine_gib > few.refine_gib
     assert many.infer_gib > few.infer_gib
     assert many.refine < few.refine
@@ -85,7 +76,7 @@ def test_more_classes_need_more_memory_and_so_fewer_refiners() -> None:
 
 def test_a_network_needs_memory_for_its_weights_three_times_over_and_for_what_it_is_shown() -> None:
     cfg = config()
-    light, heavy = (network_gib(cfg, Model(size, 21, 4), device="cpu") for size in (0, GIB))
+    light, heavy = (network_gib(cfg, Footprint(size, 21, 4), device="cpu") for size in (0, GIB))
     assert heavy - light == pytest.approx(3)
     for larger in (
         cfg.model_copy(update={"tile": TileConfig(tile_px=1024)}),
@@ -99,7 +90,7 @@ def test_a_network_needs_memory_for_its_weights_three_times_over_and_for_what_it
 
 
 def test_the_logits_of_a_network_at_full_resolution_are_bounded_by_a_setting() -> None:
-    full = Model(100_000_000, 21, 1)
+    full = Footprint(100_000_000, 21, 1)
     less = config().model_copy(update={"infer": InferConfig(max_logits_mib=256)})
     assert network_gib(config(), full, device="cpu") - network_gib(less, full, device="cpu") == pytest.approx(2.25)
 

@@ -6,9 +6,9 @@ import pytest
 from pipeline import classes as class_maps
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.page import predictions
+from pipeline.records import Sample
 from pipeline.training import report
 from pipeline.training.state import Point
-from pipeline.training.tracker import Sample
 from tests.support.pages import Outline, laid_out_width, needs_browser
 
 HOSTILE = "<script>alert(1)</script>"

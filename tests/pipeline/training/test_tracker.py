@@ -18,9 +18,10 @@ from PIL import Image
 from pipeline import classes as class_maps
 from pipeline.errors import ConfigError
 from pipeline.page.paint import paint
+from pipeline.records import Sample
 from pipeline.store import objects
 from pipeline.training import tracker
-from pipeline.training.tracker import GAP_PX, Sample
+from pipeline.training.tracker import GAP_PX
 from tests.support.ports import free_port, wait_for
 
 CLASSES = class_maps.load("farmland")

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.refine.stats import PixelStats
+from pipeline.records import PixelStats
 from pipeline.refine.unary import entropy, softmax
 
 
