@@ -36,10 +36,10 @@ from pipeline.datasets import farmland
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint
 from pipeline.records import Float16, Float32, Image, Item, Scored, UInt8, Window
-from pipeline.refine.engine import Engine, Evidence, make
-from pipeline.refine.presets import CrfParams, reach_px, resolve
+from pipeline.refine.engine import Engine, WindowInput, make_engine
+from pipeline.refine.presets import CrfParams, resolve, widest_sigma_px
 from pipeline.refine.refiner import HALO_SIGMAS, Refiner, windows, with_halo
-from pipeline.refine.unary import active_classes, softmax, upsample
+from pipeline.refine.unary import active_classes, softmax, upsample_window
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ SHIFT_PX = 8
 LATTICE_ERROR = 0.002
 """Share of labels in which lattice and separable Gaussian differ: an engine's own error."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
-MIB = 2**20
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Workload:
     cfg: RefineConfig
 
 
-def config(engine: str, preset: str, iterations: int) -> RefineConfig:
+def refine_config(engine: str, preset: str, iterations: int) -> RefineConfig:
     """Settings of one side. The domain transform keeps its own number of iterations."""
     given = {} if engine == "domain_transform" else {"iterations": iterations}
     return RefineConfig.model_validate({"preset": preset, "deadline_s": 1e6, **given, **ENGINES[engine]})
@@ -103,7 +103,7 @@ def pictures(photos: Path | None, count: int, height: int, width: int) -> Iterat
     """Photographs of a folder, evenly spread and resized; or farmland."""
     if photos is None:
         for seed in range(count):
-            yield farmland.generate(seed, height=height, width=width).image_hwc
+            yield farmland.generate_scene(seed, height=height, width=width).image_hwc
         return
     paths = sorted(path for path in photos.iterdir() if path.suffix.lower() in SUFFIXES)
     for path in paths[:: max(1, len(paths) // count)][:count]:
@@ -127,24 +127,24 @@ def made_up(pixels_hwc: UInt8, classes: int) -> Case:
 def labels(engine: Engine, case: Case, window: Window) -> UInt8:
     """One call, as the refiner makes it."""
     here = slice(window.y, window.y + window.height), slice(window.x, window.x + window.width)
-    return engine(Evidence(case.logits_khw, case.scored, window, case.pixels_hwc[here]), deadline=math.inf).labels_hw
+    return engine(WindowInput(case.logits_khw, case.scored, window, case.pixels_hwc[here]), deadline=math.inf).labels_hw
 
 
-def timed(engine: Engine, case: Case) -> tuple[float, float, UInt8]:
+def time_engine(engine: Engine, case: Case) -> tuple[float, float, UInt8]:
     """Seconds by the clock, seconds of CPU time, labels."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = labels(engine, case, case.window)
     return time.perf_counter() - wall, time.process_time() - cpu, found
 
 
-def compare(cases: list[Case], preset: str, iterations: int, repeats: int) -> dict[str, dict[str, float]]:
+def compare_engines(cases: list[Case], preset: str, iterations: int, repeats: int) -> dict[str, dict[str, float]]:
     """All engines in turns, a case a round: pydensecrf's time over each one's, and the labels that differ from its."""
-    engines = {name: made for name in ENGINES if (made := make(config(name, preset, iterations)))}
+    engines = {name: made for name in ENGINES if (made := make_engine(refine_config(name, preset, iterations)))}
     for engine in engines.values():
         labels(engine, cases[0], Window(0, 0, 32, 32))  # what only a first call does
     rounds = []
     for case in (cases[number % len(cases)] for number in range(repeats)):
-        rounds.append({name: timed(engine, case) for name, engine in engines.items()})
+        rounds.append({name: time_engine(engine, case) for name, engine in engines.items()})
         log.info("    round %d of %d", len(rounds), repeats)
     return {name: _figures([(turn["pydensecrf"], turn[name]) for turn in rounds]) for name in ENGINES}
 
@@ -182,15 +182,15 @@ def exact(pixels_hwc: UInt8, logits_khw: Float32, params: CrfParams) -> UInt8:
 
 def off_the_oracle(cases: list[Case], preset: str, iterations: int) -> dict[str, float]:
     """Share of labels that differ from the true mean field's, on crops from the middle of the images."""
-    engines = {name: made for name in ENGINES if (made := make(config(name, preset, iterations)))}
-    params = resolve(config("native auto", preset, iterations))
+    engines = {name: made for name in ENGINES if (made := make_engine(refine_config(name, preset, iterations)))}
+    params = resolve(refine_config("native auto", preset, iterations))
     off: dict[str, list[float]] = {name: [] for name in ENGINES}
     for case in cases:
         whole = case.window
         y, x = (whole.height - ORACLE_PX) // 2, (whole.width - ORACLE_PX) // 2
         crop = Window(y, x, ORACLE_PX, ORACLE_PX)
         pixels = case.pixels_hwc[y : y + ORACLE_PX, x : x + ORACLE_PX]
-        truth = exact(pixels, upsample(case.logits_khw, case.scored, crop), params)
+        truth = exact(pixels, upsample_window(case.logits_khw, case.scored, crop), params)
         for name, engine in engines.items():
             off[name].append(float((labels(engine, case, crop) != truth).mean()))
     return {name: round(mean(shares), 6) for name, shares in off.items()}
@@ -203,13 +203,13 @@ def _status_bytes(field: str) -> int:
 
 def _prepared(work: Workload) -> tuple[Engine, Case]:
     torch.set_num_threads(1)
-    engine = make(work.cfg)
+    engine = make_engine(work.cfg)
     if engine is None:
         raise ValueError("none is no engine")
     return engine, made_up(next(pictures(work.photos, 1, work.height, work.width)), work.classes)
 
 
-def peak_mib(work: Workload) -> float:
+def engine_peak_mib(work: Workload) -> float:
     """Peak resident memory of one call beyond its inputs; in a process of its own."""
     engine, case = _prepared(work)
     labels(engine, case, Window(0, 0, 32, 32))  # what a first call loads
@@ -217,7 +217,7 @@ def peak_mib(work: Workload) -> float:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak, see proc_pid_clear_refs(5)
     before = _status_bytes("VmRSS")
     labels(engine, case, case.window)
-    return round((_status_bytes("VmHWM") - before) / MIB, 1)
+    return round((_status_bytes("VmHWM") - before) / _MIB, 1)
 
 
 def seconds_each(work: Workload, seconds: float) -> tuple[float, float]:
@@ -256,7 +256,7 @@ def measure_speed(args: argparse.Namespace) -> list[dict[str, object]]:
             for preset in args.presets:
                 what = {"size": f"{width}x{height}", "classes": classes, "preset": preset}
                 log.info("%s: pydensecrf's time over each engine's", what)
-                for name, figures in compare(cases, preset, args.iterations, args.repeats).items():
+                for name, figures in compare_engines(cases, preset, args.iterations, args.repeats).items():
                     found.append({**what, "engine": name, **figures})
                     log.info("  %-16s %s", name, figures)
     return found
@@ -276,13 +276,13 @@ def measure_processes(args: argparse.Namespace) -> list[dict[str, object]]:
     fresh, found = multiprocessing.get_context("spawn"), []
     for preset in args.presets:
         for name in ENGINES:
-            cfg = config(name, preset, args.iterations)
+            cfg = refine_config(name, preset, args.iterations)
             first, largest = (
                 Workload(args.photos, height, width, max(args.classes), cfg)
                 for height, width in (args.sizes[0], max(args.sizes, key=math.prod))
             )
             with fresh.Pool(1) as pool:
-                peak = pool.apply(peak_mib, (largest,))
+                peak = pool.apply(engine_peak_mib, (largest,))
             with fresh.Pool(2) as pool:
                 said = throughput(pool, first, args.seconds)
             cores = cores_per_gpu(args.rate, said["two_per_core_s"])
@@ -299,7 +299,7 @@ def sizing_line(args: argparse.Namespace, processes: list[dict[str, object]]) ->
     return f"cores per GPU at {args.rate:g} images/s, {what}: {needs}"
 
 
-def draw(speed: list[dict[str, object]], target: Path) -> None:
+def draw_ratios(speed: list[dict[str, object]], target: Path) -> None:
     """Bars of the ratio of CPU times, one panel for each size and number of classes."""
     import matplotlib as mpl  # noqa: PLC0415  # only for the plot
 
@@ -331,7 +331,7 @@ def segmented(args: argparse.Namespace) -> Iterator[Case]:
     images = list(pictures(args.photos, args.images, height // args.enlarge, width // args.enlarge))
     large = [PILImage.fromarray(one).resize((width, height), PILImage.Resampling.BICUBIC) for one in images]
     seen = [Image(np.array(one), None) for one in large]
-    segmenter = Segmenter(checkpoint.load(args.checkpoint), InferConfig(), TileConfig())
+    segmenter = Segmenter(checkpoint.load_checkpoint(args.checkpoint), InferConfig(), TileConfig())
     for image, prediction in zip(seen, segmenter(seen), strict=True):
         if prediction.logits_khw is None:
             raise RuntimeError(f"the network gave nothing: {prediction.error}")
@@ -359,7 +359,7 @@ def moved(case: Case, cfg: RefineConfig) -> float:
 
     Cells of a lattice start at the first pixel, so even wide halos leave differences of this order.
     """
-    engine, far = make(cfg), int(max(HALOS) * reach_px(cfg))
+    engine, far = make_engine(cfg), int(max(HALOS) * widest_sigma_px(cfg))
     if engine is None or min(case.window.height, case.window.width) <= far:
         return math.nan
     cut = Window(SHIFT_PX, SHIFT_PX, case.window.height - SHIFT_PX, case.window.width - SHIFT_PX)
@@ -375,7 +375,10 @@ def work_factor(height: int, width: int, core_px: int, halo_px: int) -> float:
 
 def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict[str, float]], float]:
     """By halo in sigmas: share of labels unlike those of the image refined whole, and the work; the share `moved`."""
-    classes, cfg = checkpoint.load(args.checkpoint).card.classes, config("native auto", preset, args.iterations)
+    classes, cfg = (
+        checkpoint.load_checkpoint(args.checkpoint).card.classes,
+        refine_config("native auto", preset, args.iterations),
+    )
     height, width = args.sizes[0]
     whole = Refiner(cfg.model_copy(update={"window_px": max(height, width)}), classes)
     parts = Refiner(cfg.model_copy(update={"window_px": args.window_px}), classes)
@@ -385,13 +388,13 @@ def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict
         reference = in_windows(case, whole, 0)
         floor.append(moved(case, cfg))
         for sigmas, seen in shares.items():
-            mask = in_windows(case, parts, int(sigmas * reach_px(cfg)))
+            mask = in_windows(case, parts, int(sigmas * widest_sigma_px(cfg)))
             seen.append(float((mask != reference).mean()))
         log.info("%s: %s moved %.6f", preset, {s: round(seen[-1], 6) for s, seen in shares.items()}, floor[-1])
     said = {}
     for sigmas, seen in shares.items():
-        work = work_factor(height, width, args.window_px, int(sigmas * reach_px(cfg)))
-        large = work_factor(8192, 8192, RefineConfig().window_px, int(sigmas * reach_px(cfg)))
+        work = work_factor(height, width, args.window_px, int(sigmas * widest_sigma_px(cfg)))
+        large = work_factor(8192, 8192, RefineConfig().window_px, int(sigmas * widest_sigma_px(cfg)))
         said[f"{sigmas:g}"] = {"differ": mean(seen), "worst": max(seen), "work": work, "work_default_window": large}
     tidy = {sigmas: {name: round(value, 6) for name, value in one.items()} for sigmas, one in said.items()}
     return tidy, round(mean(floor), 6)
@@ -419,7 +422,7 @@ def run_engines(args: argparse.Namespace) -> dict[str, object]:
     """All tables; the speed only, when brief."""
     speed = measure_speed(args)
     if args.plot:
-        draw(speed, args.plot)
+        draw_ratios(speed, args.plot)
     found: dict[str, object] = {"speed": speed, "off_the_oracle": measure_exactness(args)}
     if not args.brief:
         processes = measure_processes(args)
@@ -434,7 +437,7 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line; what is not given depends on what is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of JPEG or PNG photographs; farmland without")
@@ -462,7 +465,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, then print one JSON line with every figure."""
-    args = parse(argv)
+    args = parse_arguments(argv)
     logs.configure()
     torch.set_num_threads(1)
     print(json.dumps(run_halos(args) if args.halo else run_engines(args)))

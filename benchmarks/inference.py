@@ -32,7 +32,7 @@ from pipeline.config import InferConfig, TileConfig
 from pipeline.datasets import farmland
 from pipeline.evaluate.comparison import with_random_weights
 from pipeline.infer.segmenter import Segmenter
-from pipeline.infer.tile import cut, plan_tiles
+from pipeline.infer.tile import cut_tile, plan_tiles
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.records import Image
@@ -45,7 +45,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MATMUL = 8192
 """Rows and columns of the matrices that the rate of a GPU is measured with; 1024 on a CPU."""
 
-Side = Callable[[], object]
+_Side = Callable[[], object]
 
 
 class InStep(Segmenter):
@@ -68,7 +68,7 @@ def random_checkpoint(backbone: str, output_stride: int) -> Checkpoint:
         architecture="deeplab_v3plus",
         options={"backbone": backbone},
         output_stride=output_stride,
-        classes=classes.load("voc"),
+        classes=classes.load_class_map("voc"),
         mean=MEAN,
         std=STD,
         source="random",
@@ -77,13 +77,13 @@ def random_checkpoint(backbone: str, output_stride: int) -> Checkpoint:
     return with_random_weights(card)
 
 
-def noise(sizes: Sequence[tuple[int, int]]) -> list[Image]:
+def random_images(sizes: Sequence[tuple[int, int]]) -> list[Image]:
     """Images of random pixels, heights and widths as given."""
     rng = np.random.default_rng(0)
     return [Image(rng.integers(0, 256, (*size, 3)).astype(np.uint8), None) for size in sizes]
 
 
-def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Side:
+def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
     """What a person writes: float32, one whole image at a time, memory as it comes."""
     network = model.build().to(device)
     mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
@@ -97,7 +97,7 @@ def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Si
     return run
 
 
-def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Side:
+def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
     """The same by a person who knows autocast to bf16 and channels_last."""
     network = model.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
@@ -112,12 +112,12 @@ def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Si
     return run
 
 
-def bare(segmenter: Segmenter, images: Sequence[Image]) -> Side:
+def bare_network(segmenter: Segmenter, images: Sequence[Image]) -> _Side:
     """The segmenter's own network on the batches it would make, already on the device: nothing but the network."""
     shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
     for image in images:
         grid = plan_tiles(image.height, image.width, segmenter.tile)
-        tiles = [cut(image.pixels_hwc, grid, index) for index in range(len(grid.corners))]
+        tiles = [cut_tile(image.pixels_hwc, grid, index) for index in range(len(grid.corners))]
         shapes.setdefault(tiles[0].shape, []).extend(tiles)
     batches = []
     for tiles in shapes.values():
@@ -135,7 +135,7 @@ def bare(segmenter: Segmenter, images: Sequence[Image]) -> Side:
     return run
 
 
-def whole_stream(segmenter: Segmenter, images: Sequence[Image]) -> Side:
+def whole_stream(segmenter: Segmenter, images: Sequence[Image]) -> _Side:
     """The segmenter from pixels to logits."""
     return lambda: list(segmenter(images))
 
@@ -149,7 +149,7 @@ class Times:
     """Of all threads; on a GPU, of the host."""
 
 
-def interleaved(sides: dict[str, Side], repeats: int, *, device: str) -> dict[str, Times]:
+def interleaved(sides: dict[str, _Side], repeats: int, *, device: str) -> dict[str, Times]:
     """Run every side in each repeat, after a warm-up; the sides take turns."""
     times = {name: Times() for name in sides}
     for turn in range(repeats + 1):
@@ -188,17 +188,17 @@ def gmacs(model: Checkpoint, sizes: Sequence[tuple[int, int]], tile: TileConfig)
     return total / 1e9
 
 
-def compare(
+def compare_inference(
     backbone: str, sizes: Sequence[tuple[int, int]], *, output_stride: int, args: argparse.Namespace
 ) -> dict[str, float]:
     """All sides on the same images: images a second of ours, and ratios, above 1 where ours is faster."""
-    model, images, tile = random_checkpoint(backbone, output_stride), noise(sizes), TileConfig()
+    model, images, tile = random_checkpoint(backbone, output_stride), random_images(sizes), TileConfig()
     ours = Segmenter(model, InferConfig(), tile, device=args.device)
     sides = {
         "ours": whole_stream(ours, images),
         "plain_loop": plain_loop(model, images, device=args.device),
         "tuned_loop": tuned_loop(model, images, device=args.device),
-        "network_alone": bare(ours, images),
+        "network_alone": bare_network(ours, images),
     }
     if args.compile:
         sides["compiled"] = whole_stream(Segmenter(model, InferConfig(compile=True), tile, device=args.device), images)
@@ -221,8 +221,8 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 def agreement(device: str) -> dict[str, float]:
     """Share of cells whose class differs from float32's, with the shipped network on the images it was made for."""
-    model = checkpoint.load("farmland")
-    images = [Image(farmland.generate(seed, height=513, width=513).image_hwc, None) for seed in range(8)]
+    model = checkpoint.load_checkpoint("farmland")
+    images = [Image(farmland.generate_scene(seed, height=513, width=513).image_hwc, None) for seed in range(8)]
     exact, ours = (
         [
             one.logits_khw
@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     for backbone in args.networks:
         for stride in args.output_strides:
             for name, sizes in {"513x513": [(513, 513)] * args.images, "mixed": mixed}.items():
-                said = compare(backbone, sizes, output_stride=stride, args=args)
+                said = compare_inference(backbone, sizes, output_stride=stride, args=args)
                 figures[f"{backbone}, output stride {stride}, {name}"] = said
                 log.info("%s, output stride %d, %s: %s", backbone, stride, name, said)
     print(json.dumps(figures))

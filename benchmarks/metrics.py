@@ -21,7 +21,7 @@ from PIL import Image as PilImage
 from infra import log as logs
 from pipeline.records import UInt8
 from pipeline.score import label_maps
-from pipeline.score.metrics import confusion, judge
+from pipeline.score.metrics import confusion, count_judgement
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +60,11 @@ def pairs(labels: Path | None) -> dict[str, tuple[UInt8, UInt8]]:
     return found | {"random 2048x2048": (truth, answer)}
 
 
-def measure(truth: UInt8, answer: UInt8, repeats: int) -> dict[str, float]:
+def measure_counts(truth: UInt8, answer: UInt8, repeats: int) -> dict[str, float]:
     """Speed of the counts, and what everything about one image costs."""
     sure = np.random.default_rng(1).integers(0, 256, truth.shape).astype(np.uint8)
     counts_ms = best_ms(lambda: confusion(truth, answer, NUM_CLASSES), repeats)
-    all_ms = best_ms(lambda: judge(truth, answer, sure, NUM_CLASSES, name="", widths_px=WIDTHS_PX), repeats)
+    all_ms = best_ms(lambda: count_judgement(truth, answer, sure, NUM_CLASSES, name="", widths_px=WIDTHS_PX), repeats)
     return {"counts_mpx_per_ms": round(truth.size / 1e6 / counts_ms, 2), "judge_ms": round(all_ms, 2)}
 
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, (truth, answer) in pairs(args.labels).items():
         for kind, code in (("native", native), ("numpy", None)):
             label_maps._native = code
-            found[f"{name}, {kind}"] = measure(truth, answer, args.repeats if code else 2)
+            found[f"{name}, {kind}"] = measure_counts(truth, answer, args.repeats if code else 2)
             log.info("%-50s %s", f"{name}, {kind}", found[f"{name}, {kind}"])
     label_maps._native = native
     print(json.dumps(found))

@@ -25,7 +25,7 @@ from pipeline.datasets import farmland
 
 log = logging.getLogger(__name__)
 
-SIDES = {
+_SIDES = {
     "ours": "jobs.segment_dataset",
     "multiprocessing": "benchmarks.baselines.multiprocessing_script",
     "naive_ray": "benchmarks.baselines.naive_ray",
@@ -33,11 +33,11 @@ SIDES = {
 """Benchmarks in files of their own."""
 SAMPLE_S = 2.0
 """Between two looks at the memory: adding up the pages of twenty processes costs a core a tenth of a second."""
-MIB = 2**20
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredSide:
     """One side on one number of images."""
 
     wall_s: float
@@ -76,9 +76,9 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
         return None
 
 
-def measure(side: str, source: Path, output: Path, checkpoint: str) -> Measured:
+def measure_side(side: str, source: Path, output: Path, checkpoint: str) -> MeasuredSide:
     """Run one side in a process of its own, from start to exit."""
-    command = [sys.executable, "-m", SIDES[side], "--source", str(source), "--output", str(output)]
+    command = [sys.executable, "-m", _SIDES[side], "--source", str(source), "--output", str(output)]
     command += ["--checkpoint", checkpoint]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -94,30 +94,30 @@ def measure(side: str, source: Path, output: Path, checkpoint: str) -> Measured:
         raise RuntimeError(f"{side} ended with status {process.returncode}")
     moved = json.loads(said[0].splitlines()[-1]).get("bytes_between_stages") if said[0].strip() else None
     images = len(list(source.rglob("*.jpg")))
-    return Measured(wall_s, peak / MIB, moved / images if moved else None)
+    return MeasuredSide(wall_s, peak / _MIB, moved / images if moved else None)
 
 
-def compare(images: int, scratch: Path, *, size_px: int, checkpoint: str) -> dict[str, Measured]:
+def compare_pipelines(images: int, scratch: Path, *, size_px: int, checkpoint: str) -> dict[str, MeasuredSide]:
     """Run all sides one after the other on the same files."""
     source = scratch / f"source-{images}-{size_px}"
     if not source.exists():
         log.info("generating %d images", images)
         farmland.write_folder(str(source), images, size_px=size_px, seed=1, workers=2)
     found = {}
-    for side in SIDES:
+    for side in _SIDES:
         output = scratch / f"output-{side}"
         shutil.rmtree(output, ignore_errors=True)
         log.info("%d images: %s ...", images, side)
-        found[side] = measure(side, source, output, checkpoint)
+        found[side] = measure_side(side, source, output, checkpoint)
         log.info("%d images: %s %s", images, side, asdict(found[side]))
     return found
 
 
-def ratios(found: dict[int, dict[str, Measured]]) -> dict[str, float]:
+def ratios(found: dict[int, dict[str, MeasuredSide]]) -> dict[str, float]:
     """What is promised, as ratios."""
     said = {}
     for images, sides in found.items():
-        ours, script, naive = (sides[name] for name in SIDES)
+        ours, script, naive = (sides[name] for name in _SIDES)
         said[f"wall_ours_over_multiprocessing_{images}"] = ours.wall_s / script.wall_s
         said[f"wall_ours_over_naive_ray_{images}"] = ours.wall_s / naive.wall_s
         said[f"bytes_naive_ray_over_ours_{images}"] = (naive.bytes_per_image or 0) / (ours.bytes_per_image or 1)
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logs.configure()
     found = {
-        images: compare(images, args.scratch, size_px=args.size_px, checkpoint=args.checkpoint)
+        images: compare_pipelines(images, args.scratch, size_px=args.size_px, checkpoint=args.checkpoint)
         for images in args.images
     }
     said = ratios(found)

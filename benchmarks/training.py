@@ -29,15 +29,15 @@ from pipeline.training import learner, loop
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import batches
 from pipeline.training.ranks import Group, device_of
-from pipeline.training.run import Run, open_run
+from pipeline.training.run import TrainingRun, open_run
 
 log = logging.getLogger(__name__)
 
-IMAGES = 32
+_IMAGES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredLoop:
     """One side in one repeat."""
 
     images_per_s: float
@@ -45,7 +45,7 @@ class Measured:
     """Share of the time in which the step waited for the loader, 0 to 1."""
 
 
-def config(args: argparse.Namespace, data: str, output: str) -> TrainConfig:
+def train_config(args: argparse.Namespace, data: str, output: str) -> TrainConfig:
     """A run with one line of progress and one short validation, both at its end."""
     steps = args.steps
     said = {
@@ -62,23 +62,23 @@ def config(args: argparse.Namespace, data: str, output: str) -> TrainConfig:
     return TrainConfig.model_validate(said)
 
 
-def ours(run: Run) -> Measured:
+def ours(run: TrainingRun) -> MeasuredLoop:
     """The loop as every run has it."""
-    story = loop.train(run)
+    story = loop.train_phases(run)
     values = next(point.values for point in story.history if "speed/data_wait" in point.values)
-    return Measured(values["speed/images_per_s"], values["speed/data_wait"])
+    return MeasuredLoop(values["speed/images_per_s"], values["speed/data_wait"])
 
 
-def bare(run: Run) -> Measured:
+def bare_loop(run: TrainingRun) -> MeasuredLoop:
     """What a person writes."""
     cfg, device = run.cfg, run.group.device
-    network = learner.build(cfg, run.classes).to(device, memory_format=learner.layout_of(cfg)).train()  # type: ignore[call-overload]
+    network = learner.build_phase_network(cfg, run.classes).to(device, memory_format=learner.layout_of(cfg)).train()  # type: ignore[call-overload]
     dtype = learner.precision_of(cfg, device)
     optimiser = torch.optim.SGD(network.parameters(), lr=cfg.optimise.lr, momentum=0.9, weight_decay=4e-5)
     mean, std = (torch.tensor(band, device=device).view(1, 3, 1, 1) for band in (cfg.network.mean, cfg.network.std))
     began, waited = time.monotonic(), 0.0
     examples = batches(run.training[cfg.sets.train], cfg, run.classes, first_step=0, last_step=cfg.schedule.steps)
-    for batch, wait_s in loop.timed(examples):
+    for batch, wait_s in loop.timed_batches(examples):
         images, labels = batch.images_nchw.to(device), batch.labels_nhw.to(device)
         x = ((images / 255 - mean) / std).contiguous(memory_format=learner.layout_of(cfg))
         optimiser.zero_grad()
@@ -90,20 +90,20 @@ def bare(run: Run) -> Measured:
         waited += wait_s
     float(loss)  # a GPU has finished only now
     seconds = time.monotonic() - began
-    return Measured(cfg.schedule.steps * cfg.optimise.batch / seconds, waited / seconds)
+    return MeasuredLoop(cfg.schedule.steps * cfg.optimise.batch / seconds, waited / seconds)
 
 
-def compare(args: argparse.Namespace, scratch: Path) -> dict[str, list[Measured]]:
+def compare_training(args: argparse.Namespace, scratch: Path) -> dict[str, list[MeasuredLoop]]:
     """Both sides in every repeat, after one that is not counted."""
     data = str(scratch / "data")
-    for part, seed in (("train", 0), ("val", IMAGES)):
-        farmland.write_folder(f"{data}/{part}", IMAGES, size_px=args.crop_px, seed=seed, with_labels=True)
-    sides: dict[str, Callable[[Run], Measured]] = {"ours": ours, "bare": bare}
-    found: dict[str, list[Measured]] = {name: [] for name in sides}
+    for part, seed in (("train", 0), ("val", _IMAGES)):
+        farmland.write_folder(f"{data}/{part}", _IMAGES, size_px=args.crop_px, seed=seed, with_labels=True)
+    sides: dict[str, Callable[[TrainingRun], MeasuredLoop]] = {"ours": ours, "bare": bare_loop}
+    found: dict[str, list[MeasuredLoop]] = {name: [] for name in sides}
     for turn in range(args.repeats + 1):
         for name, side in sides.items():
             run = open_run(
-                config(args, data, str(scratch / f"{name}-{turn}")), Group(device=device_of("auto")), about={}
+                train_config(args, data, str(scratch / f"{name}-{turn}")), Group(device=device_of("auto")), about={}
             )
             measured = side(run)
             log.info("%s, turn %d: %s", name, turn, measured)
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(prefix="atrous-benchmark-") as scratch:
-        found = compare(args, Path(scratch))
+        found = compare_training(args, Path(scratch))
     pairs = list(zip(found["ours"], found["bare"], strict=True))
     said = {
         "loop_over_bare": statistics.median(one.images_per_s / other.images_per_s for one, other in pairs),

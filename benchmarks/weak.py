@@ -39,7 +39,7 @@ from pipeline.training.ranks import Group
 
 log = logging.getLogger(__name__)
 
-IMAGE_PX = 64
+_IMAGE_PX = 64
 FEW, MANY, JUDGED = 12, 300, 150
 GOING_ON = 0.3
 """Factor on the learning rate after the start: what it knows must last until the first E-steps have used it."""
@@ -49,9 +49,9 @@ LEAST_PX = 12
 NAMES = ("land", "water", "tree")
 OF_FARMLAND = np.array([0, 0, 0, 1, 0, 2, 0], np.uint8)
 """Our class of each of farmland's: soil, crop, meadow, road and building are land."""
-SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "network": {"name": "unet", "options": {"padding": "same", "batch_norm": True, "width_multiplier": 0.125}},
-    "augment": {"crop_px": (IMAGE_PX, IMAGE_PX), "scale": (1, 1), "symmetries": True},
+    "augment": {"crop_px": (_IMAGE_PX, _IMAGE_PX), "scale": (1, 1), "symmetries": True},
     "optimise": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.01, "batch": 4},
     # Objects are a seventh of the pixels: by cross entropy alone a network calls everything land for hundreds of steps.
     "loss": {"terms": {"cross_entropy": 1.0, "dice": 1.0}},
@@ -85,7 +85,7 @@ WAYS = {
 
 def scene(seed: int) -> tuple[UInt8, UInt8]:
     """(H, W, 3) RGB and (H, W) ids of `NAMES`."""
-    made = farmland.generate(seed, height=IMAGE_PX, width=IMAGE_PX)
+    made = farmland.generate_scene(seed, height=_IMAGE_PX, width=_IMAGE_PX)
     return made.image_hwc, OF_FARMLAND[made.label_hw]
 
 
@@ -96,7 +96,7 @@ def png(array: UInt8) -> bytes:
     return buffer.getvalue()
 
 
-def classes_of(label_hw: UInt8) -> bytes:
+def weak_classes(label_hw: UInt8) -> bytes:
     """The weak label that names the objects of an image."""
     return json.dumps({"classes": [NAMES[k] for k in np.unique(label_hw) if k]}).encode()
 
@@ -112,9 +112,9 @@ def boxes_of(label_hw: UInt8) -> bytes:
     return json.dumps({"boxes": found}).encode()
 
 
-LABELS: dict[str, tuple[str, Callable[[UInt8], bytes]]] = {
+_LABELS: dict[str, tuple[str, Callable[[UInt8], bytes]]] = {
     "full": ("png", png),
-    "classes": ("json", classes_of),
+    "classes": ("json", weak_classes),
     "boxes": ("json", boxes_of),
 }
 """Suffix and content of each kind of label."""
@@ -125,7 +125,7 @@ def write_scenes(data: str, seeds: range, parts: dict[str, str]) -> None:
     for seed in seeds:
         image_hwc, label_hw = scene(seed)
         for part, kind in parts.items():
-            suffix, encode = LABELS[kind]
+            suffix, encode = _LABELS[kind]
             objects.put(objects.join(data, part, "images", f"{seed}.png"), png(image_hwc))
             objects.put(objects.join(data, part, "labels", f"{seed}.{suffix}"), encode(label_hw))
 
@@ -135,8 +135,8 @@ def write_data(data: str, seed: int) -> None:
     write_scenes(data, range(FIRST_JUDGED_SEED, FIRST_JUDGED_SEED + JUDGED), {"val": "full"})
     first = 1000 * seed
     write_scenes(data, range(first, first + FEW), {"few": "full"})
-    write_scenes(data, range(first + FEW, first + FEW + MANY), {kind: kind for kind in LABELS})
-    palette = classes.load("farmland")
+    write_scenes(data, range(first + FEW, first + FEW + MANY), {kind: kind for kind in _LABELS})
+    palette = classes.load_class_map("farmland")
     colours = [palette.classes[k].colour for k in (farmland.CROP, farmland.WATER, farmland.TREE)]
     listed = [{"name": name, "colour": list(colour)} for name, colour in zip(NAMES, colours, strict=True)]
     objects.put(objects.join(data, run.CLASSES_FILE), yaml.safe_dump({"name": "waters", "classes": listed}).encode())
@@ -145,18 +145,18 @@ def write_data(data: str, seed: int) -> None:
 # ---------------------------------------------------------------- runs
 
 
-def config(scratch: Path, seed: int, way: Way, *, steps: int, output: str, initial: str | None) -> TrainConfig:
+def weak_config(scratch: Path, seed: int, way: Way, *, steps: int, output: str, initial: str | None) -> TrainConfig:
     """The settings of one run."""
     many = (way.part,) if way.part else ()
-    optimise = SETTINGS["optimise"]
-    said = SETTINGS | {
+    optimise = _SETTINGS["optimise"]
+    said = _SETTINGS | {
         "data": str(scratch / f"data-{seed}"),
         "output": output,
         "seed": seed,
         "sets": {"train": ("few", *many)},
-        "network": SETTINGS["network"] | {"initial": initial},
+        "network": _SETTINGS["network"] | {"initial": initial},
         "optimise": optimise | {"lr": optimise["lr"] * (GOING_ON if initial else 1)},
-        "runtime": SETTINGS["runtime"] | {"cache": str(scratch / "cache")},
+        "runtime": _SETTINGS["runtime"] | {"cache": str(scratch / "cache")},
         "sample": {"weak_share": 0.5 if way.weak else None},
         "schedule": {"steps": steps, "warmup": 10},
         "validation": {"every": steps, "samples": 0},
@@ -165,10 +165,10 @@ def config(scratch: Path, seed: int, way: Way, *, steps: int, output: str, initi
     return TrainConfig.model_validate(said)
 
 
-def trained(cfg: TrainConfig) -> list[float]:
+def train_once(cfg: TrainConfig) -> list[float]:
     """Do one run; returns its validation mIoU and the IoU of every class. No step is chosen: the last one counts."""
-    loop.train(run.open_run(cfg, Group(), about={}))
-    said: dict[str, Any] = checkpoint.load(cfg.output).card.training
+    loop.train_phases(run.open_run(cfg, Group(), about={}))
+    said: dict[str, Any] = checkpoint.load_checkpoint(cfg.output).card.training
     return [float(said[name]) for name in ("miou", *(f"iou/{name}" for name in NAMES))]
 
 
@@ -178,10 +178,10 @@ def runs(scratch: Path, seed: int, *, steps: int) -> Iterator[tuple[str, list[fl
     if not objects.exists(objects.join(data, run.CLASSES_FILE)):
         write_data(data, seed)
     start = str(scratch / f"start-{seed}")
-    trained(config(scratch, seed, Way(), steps=steps, output=start, initial=None))
+    train_once(weak_config(scratch, seed, Way(), steps=steps, output=start, initial=None))
     for name, way in WAYS.items():
         output = str(scratch / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
-        found = trained(config(scratch, seed, way, steps=steps, output=output, initial=start))
+        found = train_once(weak_config(scratch, seed, way, steps=steps, output=output, initial=start))
         log.info("seed %d, %s: mIoU %.3f", seed, name, found[0])
         yield name, found
 

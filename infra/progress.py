@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from pipeline.run.ledger import Progress
+from pipeline.run.ledger import RunProgress
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Reporter:
 
     def __init__(
         self,
-        progress: Callable[[], Progress],
+        progress: Callable[[], RunProgress],
         *,
         planned: int | None,
         already: int,
@@ -34,8 +34,8 @@ class Reporter:
         self.progress, self.planned, self.already, self.slots = progress, planned, already, slots
         self.every_s, self.counted = every_s, counted
         self.started = time.monotonic()
-        self.latest = Progress()
-        self._before = (self.started, Progress())
+        self.latest = RunProgress()
+        self._before = (self.started, RunProgress())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
 

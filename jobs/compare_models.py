@@ -28,7 +28,7 @@ from jobs import command_line
 from pipeline import classes
 from pipeline.errors import ConfigError
 from pipeline.evaluate import comparison, comparison_table
-from pipeline.evaluate.comparison import Measure, Row, Subject
+from pipeline.evaluate.comparison import ComparisonRow, Measure, Subject
 from pipeline.models import catalogue
 from pipeline.store import objects
 
@@ -61,9 +61,9 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     if unnamed := [name for name, url in given.items() if not url]:
         raise ConfigError(f"--checkpoint {unnamed[0]} has no name", hint="write NAME=URL")
     names = [one.name for one in catalogue.VARIANTS] if args.only is None else args.only
-    class_map = classes.load(args.classes)
-    found = {name: comparison.published(catalogue.find(name), class_map) for name in names if name not in given}
-    found |= {name: comparison.trained(name, url) for name, url in given.items()}
+    class_map = classes.load_class_map(args.classes)
+    found = {name: comparison.published(catalogue.find_variant(name), class_map) for name in names if name not in given}
+    found |= {name: comparison.checkpoint_subject(name, url) for name, url in given.items()}
     if not found:
         raise ConfigError("there is nothing to compare", hint="name variants with --only, or a --checkpoint")
     return [found[name] for name in dict.fromkeys([*names, *given])]
@@ -76,7 +76,7 @@ def machine(args: argparse.Namespace) -> str:
     return f"{where}, torch {torch.__version__}, load per core {load:.1f} at the end"
 
 
-def write(rows: Sequence[Row], args: argparse.Namespace) -> str:
+def write(rows: Sequence[ComparisonRow], args: argparse.Namespace) -> str:
     """Write the table twice and the plot, over those of the round before; the table as text."""
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(one) for one in rows]), parquet)
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"--{name} {getattr(args, name)} must be at least 1")
         how = Measure(args.size, args.images, args.rounds, args.device, args.threads)
         table = ""
-        for rows in comparison.compare(subjects(args), how, args.data):
+        for rows in comparison.compare_networks(subjects(args), how, args.data):
             table = write(rows, args)
         print(table)
         return 0

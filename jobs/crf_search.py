@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_PENDING = 1000
 """Tasks handed to Ray at once: enough for it to see that a cluster should grow."""
-PROGRESS_S = 5.0
+_PROGRESS_S = 5.0
 RETRIES = 8
 """Lost nodes and dead workers that a task survives."""
 MAX_FAULTS = 20
@@ -56,7 +56,7 @@ def prepare(
     Raises:
         LabelError: naming the first labels that are wrong.
     """
-    task: Any = ray.remote(num_cpus=READ_CPUS, num_returns=2, max_retries=RETRIES)(tuning.prepare)
+    task: Any = ray.remote(num_cpus=READ_CPUS, num_returns=2, max_retries=RETRIES)(tuning.fetch_chunk)
     kept: dict[int, Any] = {}
     found: dict[int, Findings] = {}
 
@@ -202,11 +202,11 @@ def collected(what: str, calls: Iterable[tuple[T, Callable[[], Any]]], *, total:
         waiting |= {start(): tag for tag, start in islice(calls, MAX_PENDING - len(waiting))}
         if not waiting:
             return
-        finished, _ = ray.wait(list(waiting), timeout=PROGRESS_S, fetch_local=False)
+        finished, _ = ray.wait(list(waiting), timeout=_PROGRESS_S, fetch_local=False)
         for ref in finished:
             done += 1
             yield waiting.pop(ref), ref
-        if time.monotonic() - said > PROGRESS_S:
+        if time.monotonic() - said > _PROGRESS_S:
             said = time.monotonic()
             eta = f"{(said - started) / done * (total - done):.0f} s" if done else "?"
             log.info("%-10s %s %d/%d, ETA %s", what, bar(done / total), done, total, eta)

@@ -40,20 +40,20 @@ from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, NothingThere
 from pipeline.evaluate import evaluation, gate, history, report, samples, scoring
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.gate import Check, Gates, Verdict
+from pipeline.evaluate.gate import Check, Gates, GateVerdict
 from pipeline.redact import redact
 from pipeline.run import manifest, masks
 from pipeline.score import answers, drift
 from pipeline.score.drift import Drift
 from pipeline.score.metrics import Interval
-from pipeline.source.plan import Plan, plan
+from pipeline.source.plan import Plan, plan_source
 from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
 GATE_FAILED = 3
 """Exit status."""
-SHOWN = ("mean_iou", "pixel_accuracy", "mean_boundary_iou", "calibration_error")
+_SHOWN = ("mean_iou", "pixel_accuracy", "mean_boundary_iou", "calibration_error")
 """Scores in the log."""
 IMAGES, LABELS = "images", "labels"
 """Folders of a labelled source."""
@@ -81,7 +81,7 @@ class Judged:
     scores: dict[str, list[scoring.Score]]
     """By answer."""
     drift: list[Drift]
-    verdict: Verdict | None
+    verdict: GateVerdict | None
     """None when no gate was asked for."""
 
 
@@ -89,7 +89,7 @@ def evaluate(args: Arguments) -> int:
     """Do the job; returns the exit status."""
     cfg = completed(args.cfg)
     preflight.check_apart(cfg.source, cfg.output)
-    planned = plan(cfg)
+    planned = plan_source(cfg)
     data = digest_of(planned, cfg)
     runs = {name: identify(one, data) for name, one in cfg.named().items()}
     if args.plan:
@@ -126,7 +126,7 @@ def labelled(cfg: EvaluateConfig) -> EvaluateConfig:
     if len(cfg.source) == 1 and _holds(objects.join(first, LABELS)) and _holds(objects.join(first, IMAGES)):
         read = cfg.read.model_copy(update={"labels": objects.join(first, LABELS)})
         return cfg.model_copy(update={"read": read, "source": (objects.join(first, IMAGES),)})
-    kinds = {shard.kind for shard in plan(cfg).shards}
+    kinds = {shard.kind for shard in plan_source(cfg).shards}
     if len(kinds) != 1 or not kinds <= LABELS_IN.keys():
         raise ConfigError(f"{redact(first)} has no labels/ beside images/", hint="say where with --read.labels")
     return cfg.model_copy(update={"read": cfg.read.model_copy(update={"labels": LABELS_IN[kinds.pop()]})})
@@ -155,8 +155,8 @@ def identify(cfg: EvaluateConfig, data: str) -> Run:
     """Check one setting and name its run."""
     run = _of_masks(cfg) if cfg.masks else segment_dataset.identify(cfg)
     answers.coding_of(cfg.judge).check(run.classes)
-    scoring.check(cfg.score, run.classes, cfg.judge.trimap_px)
-    gate.check(gates_of(cfg), run.classes)
+    scoring.check_rules(cfg.score, run.classes, cfg.judge.trimap_px)
+    gate.check_gates(gates_of(cfg), run.classes)
     fingerprint = hashlib.sha256(f"{run.fingerprint} {data}".encode()).hexdigest()
     url = objects.join(cfg.output, f"run={fingerprint[:12]}")
     return replace(run, fingerprint=fingerprint, url=url, judge=cfg.judge)
@@ -165,8 +165,8 @@ def identify(cfg: EvaluateConfig, data: str) -> Run:
 def _of_masks(cfg: EvaluateConfig) -> Run:
     url = cfg.masks or ""
     sha256 = masks.digest(url)
-    made_with = masks.classes_of(url)
-    class_map = classes.load(cfg.classes) if cfg.classes else made_with
+    made_with = masks.class_map_of_run(url)
+    class_map = classes.load_class_map(cfg.classes) if cfg.classes else made_with
     if made_with and class_map and (lines := made_with.differences(class_map)):
         raise ConfigError(f"the masks have other classes: {'; '.join(lines[:3])}", hint="leave --classes unset")
     if class_map is None:
@@ -182,32 +182,34 @@ def judge(name: str, run: Run, cfg: EvaluateConfig, planned: Plan) -> Judged:
     """Segment and score what is owed of one setting, and hold it against its gates."""
     done = segment_dataset.carry_out(run, planned)
     training: dict[str, object] = dict(run.model.card.training) if run.model else {}
-    found = evaluation.read(run.url, name=name, training=training, facts=summary.facts_of(run))
+    found = evaluation.read_evaluation(run.url, name=name, training=training, facts=summary.facts_of(run))
     sources = {shard.id: redact(shard.root) for shard in planned.shards}
     found = replace(found, slices=scoring.slices_of(found, cfg.score, sources))
     scores = {
         one.name: scoring.scores_of(one, found.classes, found.widths_px, cfg.score) for one in found.answers.values()
     }
-    moved = drift.measure(found.images, training, found.classes.names) if run.model else []
+    moved = drift.measure_drift(found.images, training, found.classes.names) if run.model else []
     return Judged(found, done, scores, moved, gated(found, cfg, moved))
 
 
-def gated(found: Evaluation, cfg: EvaluateConfig, moved: list[Drift]) -> Verdict | None:
+def gated(found: Evaluation, cfg: EvaluateConfig, moved: list[Drift]) -> GateVerdict | None:
     """What the gates say; None when neither gates nor a baseline were asked for."""
     if not (cfg.gates or cfg.baseline):
         return None
-    entries = history.read(cfg.history) if cfg.history else []
+    entries = history.read_history(cfg.history) if cfg.history else []
     source = ", ".join(cfg.source)
     baseline = history.find_baseline(cfg.baseline, entries, found, source=source) if cfg.baseline else None
     if cfg.baseline and not baseline:
         log.warning("%s: no other evaluation of this source has passed, so there is no baseline yet", found.name)
-    before = evaluation.read(baseline.run_url) if baseline and manifest.load(baseline.run_url) else None
-    return gate.judge(found, gates_of(cfg), baseline=baseline, before=before, drift=moved)
+    before = (
+        evaluation.read_evaluation(baseline.run_url) if baseline and manifest.read_manifest(baseline.run_url) else None
+    )
+    return gate.apply_gates(found, gates_of(cfg), baseline=baseline, before=before, drift=moved)
 
 
 def gates_of(cfg: EvaluateConfig) -> Gates:
     """As the file says, or those of its defaults."""
-    return gate.load(cfg.gates) if cfg.gates else Gates()
+    return gate.load_gates(cfg.gates) if cfg.gates else Gates()
 
 
 def remember(judged: Judged, cfg: EvaluateConfig, url: str) -> None:
@@ -278,7 +280,7 @@ def show(one: Judged) -> None:
     )
     for name, scores in one.scores.items():
         by_name = scoring.of_all(scores)
-        said = (f"{wanted} {told(by_name[wanted])}" for wanted in SHOWN if wanted in by_name)
+        said = (f"{wanted} {told(by_name[wanted])}" for wanted in _SHOWN if wanted in by_name)
         log.info("  %-16s %s", name, ", ".join(said))
     for check in one.verdict.checks if one.verdict else []:
         log.log(logging.INFO if check.passed else logging.ERROR, "  gate %s %s: %s", *_said(check))
@@ -310,17 +312,17 @@ def write(folder: str, judged: Sequence[Judged]) -> None:
 
 def write_report(folder: str, judged: Sequence[Judged], cfg: EvaluateConfig, planned: Plan) -> str:
     """The page of the first setting, with the others beside it; returns its URL."""
-    first, *others = (report.Judged(one.evaluation, one.scores) for one in judged)
+    first, *others = (report.ScoredSetting(one.evaluation, one.scores) for one in judged)
     one = judged[0]
     worst, best = report.to_show(one.evaluation)
-    page = report.render(
+    page = report.render_evaluation(
         first,
         cfg=cfg.score,
         others=others,
         verdict=one.verdict,
         drift=one.drift,
-        history=history.read(cfg.history) if cfg.history else [],
-        samples=list(samples.of(one.evaluation, {*worst, *best}, planned, cfg)),
+        history=history.read_history(cfg.history) if cfg.history else [],
+        samples=list(samples.reread(one.evaluation, {*worst, *best}, planned, cfg)),
         next_commands=[f"python -m jobs.inspect_run {shlex.quote(redact(one.evaluation.run_url))} --failures"],
     )
     url = objects.join(folder, "report/index.html")

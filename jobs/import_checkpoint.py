@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, convert, try, write, report."""
     if objects.exists(objects.join(args.dst, checkpoint.CARD_FILE)):
         raise ConfigError(f"{redact(args.dst)} is a checkpoint already", hint="give a new folder")
-    source = reader.read(args.src)
+    source = reader.read_weights(args.src)
     wishes = Wishes(
         layout=args.layout,
         classes=args.classes,
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     verified, missing = tried(source, made, compare=args.verify)
     if args.in_channels:
         made = convert.widened(made, args.in_channels)
-    digest = checkpoint.save(args.dst, made.state, made.card)
+    digest = checkpoint.save_checkpoint(args.dst, made.state, made.card)
     said = describe(source, made) | {"verified": verified, "not_verified": missing, "checkpoint": digest}
     print(json.dumps(said) if args.report == "json" else in_words(said))
     return 0
@@ -111,7 +111,7 @@ def tried(source: Source, made: Import, *, compare: bool) -> tuple[list[str], li
     verified = ["names and shapes of all tensors", f"finite scores of a random image of {TRIED_PX} x {TRIED_PX}"]
     if not compare:
         return verified, ["that outputs are the source's: --verify compares them where its package is installed"]
-    found = verify.compare(source, made, network)
+    found = verify.compare_outputs(source, made, network)
     return verified + found.verified, found.not_verified
 
 

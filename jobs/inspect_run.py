@@ -21,7 +21,7 @@ from pipeline.store.lease import Lease
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 30.0
+_LEASE_S = 30.0
 
 
 def runs_of(output: str) -> list[str]:
@@ -41,7 +41,7 @@ def runs_of(output: str) -> list[str]:
 def show(run_url: str) -> int:
     """One JSON line: how far the run is."""
     parts = manifest.footers(run_url)
-    done = manifest.load(run_url)
+    done = manifest.read_manifest(run_url)
     said = {"run": redact(run_url), "finished": done is not None, "parts": len(parts)}
     said["rows"] = sum(part.rows for part in parts)
     if done:
@@ -53,7 +53,7 @@ def show(run_url: str) -> int:
 def check(run_url: str) -> int:
     """Read everything again; status 1 when anything is wrong."""
     count = 0
-    for problem in verify.problems(run_url):
+    for problem in verify.run_problems(run_url):
         count += 1
         log.error("%s", problem)
     print(json.dumps({"run": redact(run_url), "problems": count}))
@@ -69,11 +69,11 @@ def list_failures(run_url: str) -> int:
 
 def retry_failed(run_url: str) -> int:
     """Take failed rows out of their parts: the next run of the same command does them again."""
-    with Lease(run_url, lease_s=LEASE_S, command="inspect_run --retry-failed"):
+    with Lease(run_url, lease_s=_LEASE_S, command="inspect_run --retry-failed"):
         removed = 0
         if manifest.failures(run_url):
             manifest.reopen(run_url)
-            removed = manifest.forget_failures(run_url)
+            removed = manifest.forget_failed_rows(run_url)
     print(json.dumps({"run": redact(run_url), "to_retry": removed}))
     log.info("run the same segment_dataset command again to retry %d row(s)", removed)
     return 0
@@ -81,7 +81,7 @@ def retry_failed(run_url: str) -> int:
 
 def clean(run_url: str) -> int:
     """Remove what dead processes left: temporary and probe objects, and all but the latest owner."""
-    with Lease(run_url, lease_s=LEASE_S, command="inspect_run --clean"):
+    with Lease(run_url, lease_s=_LEASE_S, command="inspect_run --clean"):
         names = [found.path for found in objects.list_files(run_url)]
         owners = sorted(name for name in names if name.startswith("_run/owner-"))
         litter = [name for name in names if name.rpartition("/")[2].startswith((".tmp-", ".probe-"))]

@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     def job() -> int:
         if args.size < 1 or args.classes < 1:
             raise ConfigError(f"--size {args.size} and --classes {args.classes} must be at least 1")
-        variants = [catalogue.find(name) for name in args.only] if args.only else list(catalogue.VARIANTS)
+        variants = [catalogue.find_variant(name) for name in args.only] if args.only else list(catalogue.VARIANTS)
         lines = []
         for index, variant in enumerate(variants, 1):
             log.info("%d/%d %s", index, len(variants), variant.name)

@@ -32,14 +32,14 @@ from jobs import command_line
 from pipeline.config import DecodeConfig
 from pipeline.datasets import prepare as preparing
 from pipeline.datasets import receipts
-from pipeline.datasets.catalogue import LAYOUTS
-from pipeline.datasets.layout import Layout
-from pipeline.datasets.prepare import Preparation, Shard
-from pipeline.datasets.receipts import Manifest, Origin
+from pipeline.datasets.catalogue import DATASET_LAYOUTS
+from pipeline.datasets.layout import DatasetLayout
+from pipeline.datasets.prepare import ExampleShard, Preparation
+from pipeline.datasets.receipts import Origin, SetManifest
 from pipeline.errors import ConfigError, JobError
 from pipeline.redact import redact
 from pipeline.run import flow
-from pipeline.run.ledger import CONDEMNED_AFTER, Progress
+from pipeline.run.ledger import CONDEMNED_AFTER, RunProgress
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 
@@ -55,7 +55,7 @@ class PrepareConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layout: str = Field(description=f"Name of the set: {', '.join(LAYOUTS)}.")
+    layout: str = Field(description=f"Name of the set: {', '.join(DATASET_LAYOUTS)}.")
     root: str = Field(description="Folder into which its archives were unpacked: local or s3://.")
     output: str = Field(description="Folder that receives <split>/, classes.yaml and manifest.json.")
     splits: tuple[str, ...] = Field(min_length=1, description="Which parts of the set.")
@@ -79,7 +79,7 @@ def prepare(cfg: PrepareConfig) -> int:
     """Do the job; returns the exit status."""
     layout = find_layout(cfg.layout)
     preflight.check_apart([cfg.root], cfg.output)
-    done = receipts.load(cfg.output)
+    done = receipts.read_set_manifest(cfg.output)
     if done or cfg.verify:
         refuse_other(cfg)
     if cfg.verify:
@@ -87,29 +87,29 @@ def prepare(cfg: PrepareConfig) -> int:
     if done and not (cfg.retry_failed and done.failed_fraction):
         log.info("nothing to do: the whole set is there")
         return finish(cfg, done, examples_now=0)
-    shards = preparing.plan(layout, cfg.root, cfg.splits, shard_examples=cfg.shard_examples)
+    shards = preparing.plan_examples(layout, cfg.root, cfg.splits, shard_examples=cfg.shard_examples)
     preflight.check_authentication()
     preflight.check_output(objects.join(cfg.output, "_run"))
     with Lease(cfg.output, lease_s=cfg.lease_s, command=redact(" ".join(sys.argv))):
         owed = resume(cfg, shards)
         member = preparing.label_member(shards, cfg.cut_px) if cfg.format == "tar" else "label"
-        progress = work(cfg, layout, member, shards, owed) if owed else Progress()
-        done = receipts.close(cfg.output, ids_of(shards), layout.classes, origin_of(cfg, layout, member))
+        progress = work(cfg, layout, member, shards, owed) if owed else RunProgress()
+        done = receipts.close_set(cfg.output, ids_of(shards), layout.classes, origin_of(cfg, layout, member))
     return finish(cfg, done, examples_now=progress.committed)
 
 
-def find_layout(name: str) -> Layout:
+def find_layout(name: str) -> DatasetLayout:
     """The set of that name.
 
     Raises:
         ConfigError: there is none.
     """
-    if name not in LAYOUTS:
-        raise ConfigError(f"no data set {name!r}", hint=f"--layout is one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+    if name not in DATASET_LAYOUTS:
+        raise ConfigError(f"no data set {name!r}", hint=f"--layout is one of {', '.join(DATASET_LAYOUTS)}")
+    return DATASET_LAYOUTS[name]
 
 
-def origin_of(cfg: PrepareConfig, layout: Layout, member: str) -> Origin:
+def origin_of(cfg: PrepareConfig, layout: DatasetLayout, member: str) -> Origin:
     """What the manifest says of the set and of how it was prepared."""
     return Origin(
         layout=layout.name,
@@ -144,7 +144,7 @@ def refuse_other(cfg: PrepareConfig) -> None:
         raise ConfigError(f"{redact(cfg.output)} was prepared otherwise: {redact('; '.join(other))}", hint=hint)
 
 
-def resume(cfg: PrepareConfig, shards: Sequence[Shard]) -> list[Shard]:
+def resume(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> list[ExampleShard]:
     """Store settings and plan beside the output; returns the shards that are not done.
 
     Raises:
@@ -161,12 +161,12 @@ def resume(cfg: PrepareConfig, shards: Sequence[Shard]) -> list[Shard]:
         raise JobError(f"{redact(cfg.root)} lists other examples than when this output was begun", hint=hint)
     objects.put(plan_url, json.dumps(planned, indent=1).encode())
     if cfg.retry_failed:
-        log.info("%d failed example(s) are tried again", receipts.forget_failures(cfg.output))
+        log.info("%d failed example(s) are tried again", receipts.forget_failed_shards(cfg.output))
     done = receipts.done(cfg.output)
     return [shard for shard in shards if shard.id not in done]
 
 
-def ids_of(shards: Sequence[Shard]) -> dict[str, list[str]]:
+def ids_of(shards: Sequence[ExampleShard]) -> dict[str, list[str]]:
     """Ids of the shards of each split."""
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for shard in shards:
@@ -177,7 +177,9 @@ def ids_of(shards: Sequence[Shard]) -> dict[str, list[str]]:
 # ---------------------------------------------------------------- work
 
 
-def work(cfg: PrepareConfig, layout: Layout, member: str, shards: Sequence[Shard], owed: Sequence[Shard]) -> Progress:
+def work(
+    cfg: PrepareConfig, layout: DatasetLayout, member: str, shards: Sequence[ExampleShard], owed: Sequence[ExampleShard]
+) -> RunProgress:
     """Prepare what is owed; returns what was done."""
     job = Preparation(
         layout=layout,
@@ -213,18 +215,18 @@ def work(cfg: PrepareConfig, layout: Layout, member: str, shards: Sequence[Shard
 # ---------------------------------------------------------------- what is said at the end
 
 
-def verify(output: str, done: Manifest | None) -> int:
+def verify(output: str, done: SetManifest | None) -> int:
     """Read every part again; the exit status says whether all are as the manifest says."""
     if done is None:
         raise JobError(f"{redact(output)} is not finished", hint="run the command without --verify first")
-    found = list(receipts.problems(output, done))
+    found = list(receipts.set_problems(output, done))
     for problem in found[:PROBLEMS_NAMED]:
         log.error("%s", problem)
     print(json.dumps({"output": redact(output), "problems": len(found)}), flush=True)
     return int(bool(found))
 
 
-def finish(cfg: PrepareConfig, done: Manifest, *, examples_now: int) -> int:
+def finish(cfg: PrepareConfig, done: SetManifest, *, examples_now: int) -> int:
     """Print what is there; the exit status says whether too many examples failed."""
     for name, split in done.splits.items():
         log.info("%-12s %8d ok %6d failed %8d images %s", name, split.ok, split.failed, split.rows, split.error_codes)

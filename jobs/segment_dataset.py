@@ -35,12 +35,12 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.records import Footprint
 from pipeline.redact import redact
-from pipeline.refine.engine import settled
+from pipeline.refine.engine import resolve_engine
 from pipeline.run import flow, manifest, workers
-from pipeline.run.ledger import Progress
+from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, Todo
 from pipeline.run.stages import Job
-from pipeline.source.plan import Plan, changed, plan
+from pipeline.source.plan import Plan, changed, plan_source
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 
@@ -79,16 +79,16 @@ class Done:
     """How a run ended."""
 
     manifest: Manifest
-    progress: Progress
+    progress: RunProgress
     """What this driver itself has done: nothing when the run was finished before."""
     wall_s: float
 
 
 def identify(cfg: SegmentConfig) -> Run:
     """Load the checkpoint, check it against the class map, and name the run."""
-    cfg = cfg.model_copy(update={"refine": settled(cfg.refine)})
-    model = checkpoint.load(cfg.checkpoint)
-    class_map = classes.load(cfg.classes) if cfg.classes else model.card.classes
+    cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})
+    model = checkpoint.load_checkpoint(cfg.checkpoint)
+    class_map = classes.load_class_map(cfg.classes) if cfg.classes else model.card.classes
     checkpoint.check_classes(model.card, class_map)
     checkpoint.check_bands(model.card, BANDS)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # refuses a stride that its network does not have
@@ -118,7 +118,7 @@ def segment(args: Arguments) -> int:
     """Do the job; returns the exit status."""
     run = identify(args.cfg)
     preflight.check_apart(args.cfg.source, args.cfg.output)
-    planned = plan(args.cfg)
+    planned = plan_source(args.cfg)
     if args.plan:
         return summary.print_plan(run.url, planned, manifest.footers(run.url))
     return summary.finish(run, carry_out(run, planned))
@@ -132,16 +132,16 @@ def carry_out(run: Run, planned: Plan) -> Done:
         log.info("files that are no input: %s", dict(planned.ignored))
     for warning in planned.warnings:
         log.warning("%s", warning)
-    finished = manifest.load(run.url)
+    finished = manifest.read_manifest(run.url)
     if finished and not manifest.todo(run.url, planned, manifest.footers(run.url)):
         log.info("nothing to do: every row of this run is committed")
-        return Done(finished, Progress(), time.monotonic() - started)
+        return Done(finished, RunProgress(), time.monotonic() - started)
     preflight.check_authentication()
     preflight.check_output(objects.join(run.url, "_run"))
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
         owed, committed = resume(run, planned)
-        progress = work(run, planned, owed, already=committed) if owed else Progress()
-        closed = manifest.close(
+        progress = work(run, planned, owed, already=committed) if owed else RunProgress()
+        closed = manifest.close_run(
             run.url, planned, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
         )
         done = Done(closed, progress, time.monotonic() - started)
@@ -175,11 +175,11 @@ def refuse_changed(run: Run, planned: Plan) -> None:
         raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
 
 
-def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> Progress:
+def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> RunProgress:
     """Run the flow over what is owed, beside the rows `already` committed; returns what was done."""
     with session.connect() as nodes:
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
-        crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
+        crew = workers.plan_workers(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()
         reporter = Reporter(
@@ -190,7 +190,7 @@ def work(run: Run, planned: Plan, owed: list[Todo], *, already: int) -> Progress
             every_s=run.cfg.runtime.progress_s,
         )
         with reporter:
-            flow.run(job_of(run, planned), owed, crew, ledger)
+            flow.run_flow(job_of(run, planned), owed, crew, ledger)
     summary.print_stages(reporter.latest)
     return reporter.latest
 

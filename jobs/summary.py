@@ -11,7 +11,7 @@ from jobs.command_line import code_version
 from pipeline.config import RefineConfig
 from pipeline.redact import redact
 from pipeline.run import manifest, report
-from pipeline.run.ledger import Progress
+from pipeline.run.ledger import RunProgress
 from pipeline.run.parts import Part
 from pipeline.source.plan import Plan
 from pipeline.store import objects
@@ -47,7 +47,7 @@ def print_plan(run_url: str, planned: Plan, parts: Sequence[Part]) -> int:
     return 0
 
 
-def print_stages(progress: Progress) -> None:
+def print_stages(progress: RunProgress) -> None:
     """Where the time went, and what each stage handed on."""
     for stage, seconds in progress.seconds.items():
         done = max(progress.done.get(stage, 0), 1)
@@ -59,11 +59,11 @@ def print_stages(progress: Progress) -> None:
 
 def write_report(run: "Run", done: "Done") -> None:
     """Write `report/index.html` and `report/overlays.png`."""
-    kept = manifest.previews(run.url, limit=REPORT_PREVIEWS)
+    kept = manifest.read_previews(run.url, limit=REPORT_PREVIEWS)
     counts = {field: getattr(done.manifest, field) for field in REPORTED}
     rate = done.progress.committed / done.wall_s
     told = report.RunSummary(**counts, parts=len(done.manifest.parts), wall_s=done.wall_s, images_per_s=rate)
-    page = report.render(
+    page = report.render_run(
         summary=told,
         previews=kept,
         classes=run.classes,

@@ -41,7 +41,7 @@ from pipeline.training.worker import find_lr, take_part
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 30.0
+_LEASE_S = 30.0
 """A driver silent for this long has lost the output."""
 
 
@@ -67,7 +67,7 @@ def train(args: Arguments) -> int:
     what = rehearse if args.dry_run else lead
     if not args.bare:
         return what(args.cfg, on_cluster)
-    with ranks.join(ranks.device_of(args.cfg.runtime.device)) as ours:
+    with ranks.process_group(ranks.device_of(args.cfg.runtime.device)) as ours:
         work = partial(take_part, group=ours, about=about())
         if ours.leads:
             return what(args.cfg, work, agree=ours.agreed)
@@ -84,14 +84,14 @@ def lead(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Callable[
         work: trains.
         agree: tells the other processes, if there are, whether there is work.
     """
-    run.refuse_changed(cfg)
+    run.refuse_changed_settings(cfg)
     finished = objects.exists(objects.join(cfg.output, "_SUCCESS"))
     agree(not finished)
     if finished:
         log.info("nothing to do: this run is finished")
         return finish(cfg)
     preflight.check_output(objects.join(cfg.output, "_run"))
-    with Lease(cfg.output, lease_s=LEASE_S, command=redact(shlex.join(sys.argv))):
+    with Lease(cfg.output, lease_s=_LEASE_S, command=redact(shlex.join(sys.argv))):
         objects.put(objects.join(cfg.output, "_run/config.yaml"), command_line.to_yaml(cfg).encode())
         work(cfg)
         objects.put(objects.join(cfg.output, "_SUCCESS"), b"")
@@ -104,7 +104,7 @@ def rehearse(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Calla
     agree(1)
     try:
         work(short)
-        told = forecast.of(cfg, short.output)
+        told = forecast.forecast_run(cfg, short.output)
     finally:
         forecast.clear(short.output)
     log.info("%s", told)
@@ -115,7 +115,7 @@ def rehearse(cfg: TrainConfig, work: Callable[[TrainConfig], None], agree: Calla
 def search(cfg: TrainConfig) -> int:
     """Say which learning rate to begin with."""
     quiet = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracker": "none"})})
-    with ranks.join(ranks.device_of(cfg.runtime.device)) as ours:
+    with ranks.process_group(ranks.device_of(cfg.runtime.device)) as ours:
         found = find_lr(quiet, ours)
         if ours.leads:
             log.info("%s", found.table())
@@ -127,7 +127,7 @@ def on_cluster(cfg: TrainConfig) -> None:
     """Train in workers of Ray."""
     preflight.check_authentication()
     with session.connect() as nodes:
-        on_ray.train(cfg, about(), nodes)
+        on_ray.train_on_ray(cfg, about(), nodes)
 
 
 def about() -> dict[str, JsonValue]:

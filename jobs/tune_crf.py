@@ -41,9 +41,9 @@ from pipeline.errors import ConfigError
 from pipeline.image import labels
 from pipeline.infer import segmenter
 from pipeline.redact import redact
-from pipeline.refine.engine import settled
+from pipeline.refine.engine import resolve_engine
 from pipeline.run import workers
-from pipeline.source.plan import Plan, plan
+from pipeline.source.plan import Plan, plan_source
 from pipeline.store import objects
 from pipeline.tune import chunks as tuning
 from pipeline.tune import report, search
@@ -52,7 +52,7 @@ from pipeline.tune.search import Candidate
 
 log = logging.getLogger(__name__)
 
-NAMED = 5
+_NAMED = 5
 """Images left out that the log names; the report names all of them."""
 BEYOND = 1.5
 """How much farther than the grid a finer one may reach, for the memory of refiners."""
@@ -107,17 +107,17 @@ def tune(cfg: TuneConfig) -> int:
     started = time.monotonic()
     if cfg.grid not in search.GRIDS:
         raise ConfigError(f"no grid {cfg.grid!r}", hint=f"--grid is one of {', '.join(search.GRIDS)}")
-    cfg = cfg.model_copy(update={"refine": settled(cfg.refine)})  # candidates run on the engine that is there
-    grid = search.grid(cfg.grid, cfg.refine)
+    cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})  # candidates run on the engine that is there
+    grid = search.candidate_grid(cfg.grid, cfg.refine)
     run = segment_dataset.identify(cfg.run(grid))
     preflight.check_apart([cfg.images, cfg.labels], cfg.output)
-    planned = plan(run.cfg)
+    planned = plan_source(run.cfg)
     label_urls = find(cfg, planned)
     preflight.check_authentication()
     preflight.check_output(cfg.output)
     with session.connect() as nodes:
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride)
-        crew = workers.decide(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
+        crew = workers.plan_workers(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
         job = segment_dataset.job_of(run, planned)
         chunks, left_out = look(job, planned.shards, label_urls, crew)
         looked_s = time.monotonic() - started
@@ -132,7 +132,7 @@ def find(cfg: TuneConfig, planned: Plan) -> dict[str, str]:
     """Where the label of each image is; images without one are not in there."""
     at = labels.by_stem(file.path for file in objects.list_files(cfg.labels))
     keys = [member.key for shard in planned.shards for member in shard.members()[: shard.max_rows]]
-    urls = {key: objects.join(cfg.labels, at[labels.stem(key)]) for key in keys if labels.stem(key) in at}
+    urls = {key: objects.join(cfg.labels, at[labels.label_stem(key)]) for key in keys if labels.label_stem(key) in at}
     log.info("%d image(s), %d label file(s), %d image(s) with a label", len(keys), len(at), len(urls))
     if len(urls) < search.FOLDS:
         hint = "labels stand under the same names as images: images/a/1.jpg and labels/a/1.png"
@@ -146,8 +146,8 @@ def find(cfg: TuneConfig, planned: Plan) -> dict[str, str]:
 def say_left_out(left_out: list[tuple[str, str]]) -> None:
     """Name images that take no part."""
     for why, count in Counter(why for _, why in left_out).items():
-        some = [key for key, its in left_out if its == why][:NAMED]
-        log.warning("%d image(s) left out, %s: %s", count, why, ", ".join(some) + ", ..." * (count > NAMED))
+        some = [key for key, its in left_out if its == why][:_NAMED]
+        log.warning("%d image(s) left out, %s: %s", count, why, ", ".join(some) + ", ..." * (count > _NAMED))
 
 
 def seek(cfg: TuneConfig, found: Search, grid: list[Candidate], run: Run) -> Outcome:
@@ -178,7 +178,7 @@ def finish(
     """Write everything, and say it as a line of JSON."""
     facts = facts_of(cfg, run, outcome)
     params = tuning.params_yaml(outcome, cfg.refine, facts=facts)
-    page = report.render(outcome, classes=run.classes, left_out=left_out, facts=facts, params=params)
+    page = report.render_search(outcome, classes=run.classes, left_out=left_out, facts=facts, params=params)
     table = io.BytesIO()
     pq.write_table(tuning.results_table(outcome), table)
     objects.put(objects.join(cfg.output, "results.parquet"), table.getvalue())

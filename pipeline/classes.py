@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 PALETTES = Path(__file__).parent / "palettes"
 IGNORE_COLOUR = (128, 128, 128)
 
-Channel = Annotated[int, Field(ge=0, le=255)]
+_Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 class ClassInfo(BaseModel):
@@ -24,7 +24,7 @@ class ClassInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, description="Name shown to people and stored in statistics.")
-    colour: tuple[Channel, Channel, Channel] = Field(description="Red, green, blue.")
+    colour: tuple[_Channel, _Channel, _Channel] = Field(description="Red, green, blue.")
 
 
 class ClassMap(BaseModel):
@@ -67,7 +67,7 @@ class ClassMap(BaseModel):
         return [f"id {index}: {mine} / {yours}" for index, (mine, yours) in pairs if mine != yours]
 
 
-def shipped() -> list[str]:
+def shipped_class_maps() -> list[str]:
     """Names of the class maps that come with the package."""
     return sorted(path.stem for path in PALETTES.glob("*.yaml"))
 
@@ -97,16 +97,16 @@ def from_yaml(data: bytes, *, origin: str) -> ClassMap:
 
 
 @lru_cache
-def load(name_or_path: str) -> ClassMap:
+def load_class_map(name_or_path: str) -> ClassMap:
     """Load a shipped class map by name, or one's own from a YAML file.
 
     Raises:
         ConfigError: when there is no such map or the file is not a valid one.
     """
-    path = PALETTES / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
+    path = PALETTES / f"{name_or_path}.yaml" if name_or_path in shipped_class_maps() else Path(name_or_path)
     try:
         data = path.read_bytes()
     except OSError as error:
-        hint = f"shipped class maps: {', '.join(shipped())}; or give the path of a YAML file"
+        hint = f"shipped class maps: {', '.join(shipped_class_maps())}; or give the path of a YAML file"
         raise ConfigError(f"no class map {name_or_path!r}", hint=hint) from error
     return from_yaml(data, origin=str(path))

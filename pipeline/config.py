@@ -18,11 +18,11 @@ from pipeline.errors import ConfigError
 CODE_VERSION = 2
 """Raised by hand when a change of the code changes masks; part of the fingerprint."""
 
-Channel = Annotated[int, Field(ge=0, le=255)]
+_Channel = Annotated[int, Field(ge=0, le=255)]
 Scale = Annotated[float, Field(ge=0.1, le=4)]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
 Width = Annotated[float, Field(gt=0, le=1000)]
-Weight = Annotated[float, Field(ge=0)]
+_Weight = Annotated[float, Field(ge=0)]
 
 
 class _Frozen(BaseModel):
@@ -61,7 +61,7 @@ class DecodeConfig(_Frozen):
     sixteen_bit: Literal["divide", "percentile"] = Field(
         "divide", description="16-bit to 8-bit: value/257, or stretch percentiles 2 to 98 of the image."
     )
-    background: tuple[Channel, Channel, Channel] = Field((0, 0, 0), description="Colour under transparent pixels.")
+    background: tuple[_Channel, _Channel, _Channel] = Field((0, 0, 0), description="Colour under transparent pixels.")
 
 
 class TileConfig(_Frozen):
@@ -206,10 +206,10 @@ class JudgeConfig(_Frozen):
     """What is counted of every answer, and how its label is read: part of the fingerprint of an evaluation."""
 
     labels_as: Literal["ids", "colours"] = Field("ids", description="What pixels of labels are: class ids, or colours.")
-    label_ids: dict[LabelValue, Channel] = Field(
+    label_ids: dict[LabelValue, _Channel] = Field(
         {}, description="Class id of each value that labels may have; empty leaves values as they are."
     )
-    ignored_colours: tuple[tuple[Channel, Channel, Channel], ...] = Field(
+    ignored_colours: tuple[tuple[_Channel, _Channel, _Channel], ...] = Field(
         ((0, 0, 0), (224, 224, 192)),
         description="labels_as colours: those of pixels without a class, unless a class has them.",
     )
@@ -236,7 +236,7 @@ class ScoreConfig(_Frozen):
         description="A class in neither labels nor answers has no score; unlabelled: nor has one that is only in "
         "answers; or it scores 0 or 1.",
     )
-    class_weights: dict[str, Weight] = Field(
+    class_weights: dict[str, _Weight] = Field(
         {}, description="Weights of classes in every mean, by name; others weigh 1."
     )
     background: str | None = Field("background", description="Class left out of the means without background.")

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 
-def load(name: str, interface: int) -> tuple[Any, str | None]:
+def import_extension(name: str, interface: int) -> tuple[Any, str | None]:
     """An extension by its full name, and why there is none: one of them is None.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import SegmentConfig
 from pipeline.image import encode
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint
 from pipeline.records import Item, Row, Scored, rows_to_table
@@ -31,14 +31,14 @@ class Worker:
 
     def __init__(self, cfg: SegmentConfig) -> None:
         torch.set_num_threads(1)
-        model = checkpoint.load(cfg.checkpoint)
+        model = checkpoint.load_checkpoint(cfg.checkpoint)
         self.cfg, self.classes = cfg, model.card.classes
         self.segmenter = Segmenter(model, cfg.infer, cfg.tile)
         self.refiner = Refiner(cfg.refine, self.classes)
 
     def __call__(self, paths: list[Path]) -> list[Row]:
         """Segment a few images."""
-        images = [decode(path.read_bytes(), self.cfg.decode) for path in paths]
+        images = [decode_image(path.read_bytes(), self.cfg.decode) for path in paths]
         rows = []
         for path, image, prediction in zip(paths, images, self.segmenter(images), strict=True):
             logits = prediction.logits_khw
@@ -46,7 +46,7 @@ class Worker:
             item = Item(key=path.name, shard="all", etag="")
             scored = Scored(item, image.height, image.width, 1, logits[list(ids)], ids, self.segmenter.stride)
             refinement = self.refiner(scored, image)
-            rows.append(encode.row(scored, refinement, None, classes=self.classes, model_fp="", config_fp=""))
+            rows.append(encode.segmented_row(scored, refinement, None, classes=self.classes, model_fp="", config_fp=""))
         return rows
 
 
@@ -56,7 +56,7 @@ def start(cfg: SegmentConfig) -> None:
     worker = Worker(cfg)
 
 
-def work(paths: list[Path]) -> list[Row]:
+def segment_paths(paths: list[Path]) -> list[Row]:
     """Runs in a process of the pool."""
     return worker(paths)
 
@@ -73,7 +73,7 @@ def main() -> int:
     few = [paths[first : first + IMAGES_AT_ONCE] for first in range(0, len(paths), IMAGES_AT_ONCE)]
     held: list[Row] = []
     with multiprocessing.get_context("spawn").Pool(initializer=start, initargs=(cfg,)) as pool:
-        for rows in pool.imap_unordered(work, few):
+        for rows in pool.imap_unordered(segment_paths, few):
             held += rows
             if len(held) >= cfg.runtime.rows_per_part:
                 parts.write_part(args.output, rows_to_table(held), classes)

@@ -19,12 +19,12 @@ from pipeline.models import checkpoint
 from pipeline.records import Image, Item, Scored, Window
 from pipeline.refine import densecrf
 from pipeline.refine.presets import resolve
-from pipeline.refine.unary import softmax, upsample
+from pipeline.refine.unary import softmax, upsample_window
 
 CPUS = 0.25
 """Of each actor: one of each stage per core, and a whole core left for the reader, or nothing ever starts."""
 
-Batch = dict[str, np.ndarray]
+NumpyBatch = dict[str, np.ndarray]
 
 
 @ray.remote(num_cpus=0)
@@ -43,13 +43,13 @@ class Counter:
         return self.bytes
 
 
-def size_of(batch: Batch) -> int:
+def bytes_of(batch: NumpyBatch) -> int:
     """Bytes of the arrays of a batch, also of those of differing shapes."""
     arrays = (one for column in batch.values() for one in (column if column.dtype == object else [column]))
     return sum(len(one) if isinstance(one, str) else one.nbytes for one in arrays)
 
 
-class Network:
+class NaiveNetwork:
     """Images in, images and full-size float32 probabilities out."""
 
     def __init__(self, cfg: SegmentConfig, counter: ray.actor.ActorHandle) -> None:
@@ -58,19 +58,19 @@ class Network:
         from pipeline.infer.segmenter import Segmenter  # noqa: PLC0415
 
         torch.set_num_threads(1)
-        self.segmenter = Segmenter(checkpoint.load(cfg.checkpoint), cfg.infer, cfg.tile)
+        self.segmenter = Segmenter(checkpoint.load_checkpoint(cfg.checkpoint), cfg.infer, cfg.tile)
         self.counter = counter
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: NumpyBatch) -> NumpyBatch:
         """Segment a batch."""
         images = [Image(pixels, None) for pixels in batch["image"]]
         probs = []
         for image, prediction in zip(images, self.segmenter(images), strict=True):
             scored = Scored(Item("", "", ""), image.height, image.width, stride=self.segmenter.stride)
             window = Window(0, 0, image.height, image.width)
-            probs.append(softmax(upsample(prediction.logits_khw, scored, window)))
+            probs.append(softmax(upsample_window(prediction.logits_khw, scored, window)))
         out = {"path": batch["path"], "image": batch["image"], "probs": np.stack(probs)}
-        self.counter.add.remote(size_of(batch) + size_of(out))
+        self.counter.add.remote(bytes_of(batch) + bytes_of(out))
         return out
 
 
@@ -80,14 +80,14 @@ class Crf:
     def __init__(self, cfg: SegmentConfig, counter: ray.actor.ActorHandle) -> None:
         self.params, self.counter = resolve(cfg.refine), counter
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: NumpyBatch) -> NumpyBatch:
         """Refine a batch."""
         masks = []
         for pixels, probs in zip(batch["image"], batch["probs"], strict=True):
-            marginals = densecrf.refine(pixels, np.log(np.maximum(probs, 1e-10)), None, self.params)
+            marginals = densecrf.pydensecrf_marginals(pixels, np.log(np.maximum(probs, 1e-10)), None, self.params)
             masks.append(marginals.argmax(axis=0).astype(np.uint8))
         out = {"path": batch["path"], "mask": np.stack(masks)}
-        self.counter.add.remote(size_of(out))
+        self.counter.add.remote(bytes_of(out))
         return out
 
 
@@ -105,7 +105,7 @@ def main() -> int:
     known = {"cfg": cfg, "counter": counter}
     (
         ray.data.read_images(args.source, mode="RGB", include_paths=True)
-        .map_batches(Network, fn_constructor_kwargs=known, batch_size=16, compute=pool, num_cpus=CPUS)
+        .map_batches(NaiveNetwork, fn_constructor_kwargs=known, batch_size=16, compute=pool, num_cpus=CPUS)
         .map_batches(Crf, fn_constructor_kwargs=known, batch_size=16, compute=pool, num_cpus=CPUS)
         .write_parquet(args.output)
     )

@@ -7,7 +7,7 @@ The root holds what ADEChallengeData2016.zip unpacks to:
 Labels are grey PNGs: 1 to 150 are the classes, which become 0 to 149, and 0 is everything else, which is ignored.
 """
 
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, stem
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, file_stem, files_below
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
@@ -15,19 +15,20 @@ _TOP = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
 
 
-class ADE20K(Layout):
+class ADE20K(DatasetLayout):
     """The 150 classes of the benchmark; 20,210 images to train on and 2,000 to validate on."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         folder = _FOLDERS[split]
         labels = files_below(root, f"{_TOP}/annotations/{folder}", ".png")
         return [
-            Example(f"{split}/{stem(label)}", f"{_TOP}/images/{folder}/{stem(label)}.jpg", label) for label in labels
+            ListedExample(f"{split}/{file_stem(label)}", f"{_TOP}/images/{folder}/{file_stem(label)}.jpg", label)
+            for label in labels
         ]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         raw_hw = decode_ids(fetch(root, one.label_file), name=one.label_file)
         table = {0: self.classes.ignore_id} | {k + 1: k for k in range(len(self.classes))}

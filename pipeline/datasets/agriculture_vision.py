@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.datasets import picture
-from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, files_below, stem
+from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample, decode_ids, fetch, file_stem, files_below
 from pipeline.errors import InputError, LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
@@ -45,16 +45,18 @@ _DRAWN = {0: 0, 1: 1, 255: 1}
 
 
 @dataclass(frozen=True)
-class AgricultureVision(Layout):
+class AgricultureVision(DatasetLayout):
     """Keys are `<split>/<field>_<x1>-<y1>-<x2>-<y2>`. Images are TIFFs with four bands, `CHANNELS`."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
-        found = [_example(split, stem(path)) for path in files_below(root, f"{_FOLDER}/{split}/images/rgb", ".jpg")]
+        found = [
+            _example(split, file_stem(path)) for path in files_below(root, f"{_FOLDER}/{split}/images/rgb", ".jpg")
+        ]
         return sorted(found, key=lambda one: one.key)
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Paint the classes over each other."""
         _, boundary, mask, *drawings = one.more
         valid_hw = _drawn(root, boundary)
@@ -65,27 +67,27 @@ class AgricultureVision(Layout):
         label_hw[~(valid_hw & _drawn(root, mask, like=valid_hw))] = self.classes.ignore_id
         return label_hw
 
-    def read(self, root: str, one: Example) -> Labelled:
+    def read(self, root: str, one: ListedExample) -> Labelled:
         """Join both images into one of four bands."""
-        rgb_hwc = picture.decode(fetch(root, one.image), name=one.image)
+        rgb_hwc = picture.decode_picture(fetch(root, one.image), name=one.image)
         nir_hw, label_hw = _infrared(root, one.more[0]), self.label(root, one)
         if not rgb_hwc.shape[:2] == nir_hw.shape == label_hw.shape:
             sizes = f"{rgb_hwc.shape[:2]}, {nir_hw.shape} and {label_hw.shape}"
             raise LabelError(f"{one.key}: colours, infrared and label differ in size: {sizes}")
-        return Labelled(one.key, picture.encode_bands(np.dstack([rgb_hwc, nir_hw])), label_hw)
+        return Labelled(one.key, picture.encode_tiff(np.dstack([rgb_hwc, nir_hw])), label_hw)
 
 
-def _example(split: str, name: str) -> Example:
+def _example(split: str, name: str) -> ListedExample:
     folder = f"{_FOLDER}/{split}"
     infrared = f"{folder}/images/nir/{name}.jpg"
     valid = f"{folder}/boundaries/{name}.png", f"{folder}/masks/{name}.png"
     drawings = [f"{folder}/labels/{drawn}/{name}.png" for drawn in PAINTED]
-    return Example(f"{split}/{name}", f"{folder}/images/rgb/{name}.jpg", None, (infrared, *valid, *drawings))
+    return ListedExample(f"{split}/{name}", f"{folder}/images/rgb/{name}.jpg", None, (infrared, *valid, *drawings))
 
 
 def _infrared(root: str, path: str) -> UInt8:
     """(H, W) of a JPEG that is grey, with one band or with three alike."""
-    bands_hwc = picture.decode(fetch(root, path), name=path)
+    bands_hwc = picture.decode_picture(fetch(root, path), name=path)
     if (bands_hwc != bands_hwc[..., :1]).any():
         raise InputError("band_mismatch", f"{path} has colours, expected infrared alone")
     return bands_hwc[..., 0]

@@ -12,7 +12,16 @@ being drawn in the colours of label_colors.txt, which are those of our class map
 The original has no splits. Ours are SegNet's for the same frames: 367, 101 and 233 of them.
 """
 
-from pipeline.datasets.layout import Example, Layout, decode_colours, decode_ids, fetch, files_below, names_in, stem
+from pipeline.datasets.layout import (
+    DatasetLayout,
+    ListedExample,
+    decode_colours,
+    decode_ids,
+    fetch,
+    file_stem,
+    files_below,
+    names_in,
+)
 from pipeline.image.labels import from_colours, from_ids
 from pipeline.records import UInt8
 
@@ -20,39 +29,41 @@ _SPLITS = ("train", "val", "test")
 _VOID = (0, 0, 0)
 
 
-class SegNetCamVid(Layout):
+class SegNetCamVid(DatasetLayout):
     """The 11 classes."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         names = names_in(root, f"CamVid/{split}.txt")
         return [
-            Example(f"{split}/{name}", f"CamVid/{split}/{name}.png", f"CamVid/{split}annot/{name}.png")
+            ListedExample(f"{split}/{name}", f"CamVid/{split}/{name}.png", f"CamVid/{split}annot/{name}.png")
             for name in names
         ]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         count = len(self.classes)
         table = {k: k for k in range(count)} | {count: self.classes.ignore_id}
         return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), table, name=one.label_file)
 
 
-class OriginalCamVid(Layout):
+class OriginalCamVid(DatasetLayout):
     """The 31 classes that are not Void."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
-        labels = {stem(path).removesuffix("_L"): path for path in files_below(root, "LabeledApproved_full", "_L.png")}
+        labels = {
+            file_stem(path).removesuffix("_L"): path for path in files_below(root, "LabeledApproved_full", "_L.png")
+        }
         return [
-            Example(f"{split}/{name}", f"701_StillsRaw_full/{name}.png", path)
+            ListedExample(f"{split}/{name}", f"701_StillsRaw_full/{name}.png", path)
             for name, path in labels.items()
             if segnet_split(name) == split
         ]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one PNG of colours."""
         table = {info.colour: k for k, info in enumerate(self.classes.classes)} | {_VOID: self.classes.ignore_id}
         return from_colours(

@@ -17,9 +17,9 @@ from pipeline.datasets import (
     sun_rgbd,
     voc,
 )
-from pipeline.datasets.layout import Layout
+from pipeline.datasets.layout import DatasetLayout
 
-LAYOUTS: dict[str, Layout] = {
+DATASET_LAYOUTS: dict[str, DatasetLayout] = {
     one.name: one
     for one in (
         voc.VOC2012,

@@ -15,7 +15,7 @@ of `train_extra`, troisdorf_000000_000073, is published black.
 
 from dataclasses import dataclass
 
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, files_below
 from pipeline.errors import ConfigError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
@@ -33,19 +33,19 @@ _OWN_IDS = {k: k for k in (*range(len(_EVALUATED)), IGNORED)}
 
 
 @dataclass(frozen=True)
-class Cityscapes(Layout):
+class Cityscapes(DatasetLayout):
     """The 19 classes that are evaluated."""
 
     annotation: str = "gtFine"
     """Folder of the labels, and what their files are called."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         labels = self._labels(root, split)
         return [self._example(split, label) for label in labels]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one PNG of ids or train ids."""
         raw_hw = decode_ids(fetch(root, one.label_file), name=one.label_file)
         return from_ids(raw_hw, _OWN_IDS if one.label_file.endswith("TrainIds.png") else TRAIN_IDS, name=one.label_file)
@@ -60,10 +60,10 @@ class Cityscapes(Layout):
             except ConfigError:
                 raise missing from None
 
-    def _example(self, split: str, label: str) -> Example:
+    def _example(self, split: str, label: str) -> ListedExample:
         town, file = label.split("/")[-2:]
         name, _, _ = file.partition(f"_{self.annotation}_")
-        return Example(f"{split}/{name}", f"leftImg8bit/{split}/{town}/{name}_leftImg8bit.png", label)
+        return ListedExample(f"{split}/{name}", f"leftImg8bit/{split}/{town}/{name}_leftImg8bit.png", label)
 
 
 _SOURCE, _LICENSE = "https://www.cityscapes-dataset.com/", "non-commercial; not to be passed on"

@@ -31,7 +31,15 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, fetch_listing, files_below, stem
+from pipeline.datasets.layout import (
+    DatasetLayout,
+    ListedExample,
+    decode_ids,
+    fetch,
+    fetch_listing,
+    file_stem,
+    files_below,
+)
 from pipeline.errors import ConfigError, LabelError, NothingThere
 from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
@@ -62,13 +70,13 @@ Outlines = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Objects(Layout):
+class Objects(DatasetLayout):
     """The annotated objects, drawn as classes."""
 
     as_voc: bool = False
     """VOC's 20 classes instead of all 80, and of the training images only those with enough of them."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split; each example carries its outlines."""
         self.check_split(split)
         path = f"annotations/instances_{split}2017.json"
@@ -81,7 +89,7 @@ class Objects(Layout):
             hint = "unpack annotations_trainval2017.zip again"
             raise ConfigError(f"{path} is not built as COCO's are: {error!r}", hint=hint) from error
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Paint the objects of one image; nothing is read, `root` is not looked at."""
         try:
             return self._paint(json.loads(one.more[0]), one.image)
@@ -113,17 +121,19 @@ class Objects(Layout):
         return not self.as_voc or sum(areas) > _ENOUGH_PX
 
 
-class Stuff(Layout):
+class Stuff(DatasetLayout):
     """COCO-Stuff 164k: 80 things and 91 kinds of stuff."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         folder = _image_folder(root, split)
         labels = files_below(root, f"annotations/{split}2017", ".png")
-        return [Example(f"{split}/{stem(label)}", f"{folder}/{stem(label)}.jpg", label) for label in labels]
+        return [
+            ListedExample(f"{split}/{file_stem(label)}", f"{folder}/{file_stem(label)}.jpg", label) for label in labels
+        ]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), STUFF_IDS, name=one.label_file)
 
@@ -150,13 +160,13 @@ def _outlines(text: str) -> list[Outlines]:
     ]
 
 
-def _example(split: str, folder: str, outlines: Outlines) -> Example:
+def _example(split: str, folder: str, outlines: Outlines) -> ListedExample:
     file_name, height, width = outlines["file_name"], outlines["height"], outlines["width"]
     if PurePosixPath(file_name).name != file_name:
         raise ValueError(f"the file name {file_name!r} leads out of its folder")
     if not 0 < height * width <= _MOST_PX:
         raise ValueError(f"{file_name} is said to have {height}x{width} pixels")
-    return Example(f"{split}/{stem(file_name)}", f"{folder}/{file_name}", None, (json.dumps(outlines),))
+    return ListedExample(f"{split}/{file_stem(file_name)}", f"{folder}/{file_name}", None, (json.dumps(outlines),))
 
 
 def _draw(label_hw: UInt8, mask_hw: Bool, class_id: int, ignore_id: int) -> None:

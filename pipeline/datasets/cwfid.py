@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from pipeline.datasets.layout import Example, Layout, decode_colours, fetch, fetch_listing
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_colours, fetch, fetch_listing
 from pipeline.errors import ConfigError
 from pipeline.image.labels import Colour, from_colours
 from pipeline.records import UInt8
@@ -24,15 +24,15 @@ _COLOURS: dict[Colour, int] = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2}
 
 
 @dataclass(frozen=True)
-class Cwfid(Layout):
+class Cwfid(DatasetLayout):
     """Keys are `<split>/<number>`, e.g. `train/002`."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List the numbers that the split file names."""
         self.check_split(split)
         return [_example(split, number) for number in sorted(_numbers(fetch_listing(root, _SPLIT_FILE), split))]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Translate the colours."""
         rgb_hwc = decode_colours(fetch(root, one.label_file), name=one.label_file)
         return from_colours(rgb_hwc, _COLOURS, name=one.label_file)
@@ -49,10 +49,10 @@ def _numbers(text: str, split: str) -> set[int]:
     return set(numbers)
 
 
-def _example(split: str, number: int) -> Example:
+def _example(split: str, number: int) -> ListedExample:
     name = f"{number:03}"
     image, label = f"{_FOLDER}/images/{name}_image.png", f"{_FOLDER}/annotations/{name}_annotation.png"
-    return Example(f"{split}/{name}", image, label)
+    return ListedExample(f"{split}/{name}", image, label)
 
 
 CWFID = Cwfid(

@@ -39,7 +39,7 @@ Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Scene:
     """One generated image and what is on it."""
 
     image_hwc: UInt8
@@ -119,7 +119,7 @@ class _Scene:
         return _corners(points + np.sin(phase) @ self.waves[:, 3:])
 
 
-def generate(seed: int, *, height: int = 256, width: int = 256) -> Sample:
+def generate_scene(seed: int, *, height: int = 256, width: int = 256) -> Scene:
     """Generate one scene; the same seed and size give the same pixels everywhere.
 
     Args:
@@ -134,7 +134,7 @@ def generate(seed: int, *, height: int = 256, width: int = 256) -> Sample:
     roads = _lay_roads(scene, borders)
     _build_farmsteads(scene, roads)
     _plant_trees(scene, borders)
-    return Sample(_photograph(scene), scene.label_hw)
+    return Scene(_photograph(scene), scene.label_hw)
 
 
 def _arrive(rng: np.random.Generator, height: int, width: int) -> _Scene:
@@ -771,7 +771,7 @@ def write_folder(url: str, count: int, *, size_px: int, seed: int, with_labels: 
     for index, jpeg in enumerate(_jpegs(count, size_px=size_px, seed=seed, workers=workers)):
         objects.put(objects.join(url, "images", _name(index, "jpg")), jpeg)
         if with_labels:
-            label = PILImage.fromarray(generate(seed + index, height=size_px, width=size_px).label_hw)
+            label = PILImage.fromarray(generate_scene(seed + index, height=size_px, width=size_px).label_hw)
             objects.put(objects.join(url, "labels", _name(index, "png")), _encoded(label, "PNG"))
 
 
@@ -802,12 +802,12 @@ def write_parquet(url: str, count: int, *, size_px: int, seed: int, per_shard: i
         objects.put(objects.join(url, f"farm-{number:03}.parquet"), buffer.getvalue())
 
 
-def encode_jpeg(sample: Sample) -> bytes:
+def encode_jpeg(sample: Scene) -> bytes:
     """The image as cameras leave it: JPEG of quality 88."""
     return _encoded(PILImage.fromarray(sample.image_hwc), "JPEG", quality=88)
 
 
-def encode_png(sample: Sample) -> bytes:
+def scene_png(sample: Scene) -> bytes:
     """The image without loss."""
     return _encoded(PILImage.fromarray(sample.image_hwc), "PNG")
 
@@ -823,7 +823,7 @@ def _jpegs(count: int, *, size_px: int, seed: int, workers: int) -> Iterator[byt
 
 
 def _jpeg(seed: int, *, size_px: int) -> bytes:
-    return encode_jpeg(generate(seed, height=size_px, width=size_px))
+    return encode_jpeg(generate_scene(seed, height=size_px, width=size_px))
 
 
 def _encoded(image: PILImage.Image, form: str, **options: int) -> bytes:

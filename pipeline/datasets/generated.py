@@ -6,38 +6,38 @@ The root is not looked at, and the paths of examples name no files.
 from dataclasses import dataclass
 
 from pipeline.datasets import farmland
-from pipeline.datasets.layout import Example, Labelled, Layout
+from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
 from pipeline.records import UInt8
 
-IMAGE_PX = 256
+_IMAGE_PX = 256
 """Height and width of each image, pixels."""
 SEEDS = {"train": range(1_000_000, 1_004_000), "val": range(500_000, 500_400)}
 """Seeds of each split. No demonstration or test draws from them."""
 
 
 @dataclass(frozen=True)
-class Generated(Layout):
+class Generated(DatasetLayout):
     """Keys are `<split>/farm_<seed>`."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List the seeds of a split."""
         self.check_split(split)
         names = [f"farm_{seed:07}" for seed in SEEDS[split]]
-        return [Example(f"{split}/{name}", f"{name}.png", None) for name in names]
+        return [ListedExample(f"{split}/{name}", f"{name}.png", None) for name in names]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Generate one scene and take its label."""
         return _scene(one).label_hw
 
-    def read(self, root: str, one: Example) -> Labelled:
+    def read(self, root: str, one: ListedExample) -> Labelled:
         """Generate one scene; its image is kept without loss, to be varied in training."""
         scene = _scene(one)
-        return Labelled(one.key, farmland.encode_png(scene), scene.label_hw)
+        return Labelled(one.key, farmland.scene_png(scene), scene.label_hw)
 
 
-def _scene(one: Example) -> farmland.Sample:
+def _scene(one: ListedExample) -> farmland.Scene:
     seed = int(one.key.rpartition("_")[2])
-    return farmland.generate(seed, height=IMAGE_PX, width=IMAGE_PX)
+    return farmland.generate_scene(seed, height=_IMAGE_PX, width=_IMAGE_PX)
 
 
 FARMLAND = Generated(

@@ -29,7 +29,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from pipeline.datasets.layout import Example, Layout, decode_colours, fetch, not_there
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_colours, fetch, not_there
 from pipeline.errors import NothingThere
 from pipeline.image.labels import Colour, from_colours
 from pipeline.records import UInt8
@@ -48,7 +48,7 @@ _BORDERS: dict[Colour, int] = {(0, 0, 0): 255}
 
 
 @dataclass(frozen=True)
-class Isprs(Layout):
+class Isprs(DatasetLayout):
     """One of the two cities; keys are `<split>/<tile>`, e.g. `train/2_10`. A tile is read whole."""
 
     folder: str
@@ -62,7 +62,7 @@ class Isprs(Layout):
     inexact: frozenset[str] = frozenset()
     """Tiles whose label is not in the exact colours."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List the official tiles, all of which must be there."""
         self.check_split(split)
         images, others = self._by_name(root)
@@ -71,7 +71,7 @@ class Isprs(Layout):
             image, label = self.image.format(tile), self.label_stem.format(tile) + _SUFFIXES[split]
             if image not in images or label not in others:
                 raise not_there(root, f"{self.folder}/{image}" if image not in images else label)
-            found.append(Example(f"{split}/{tile}", images[image], others[label]))
+            found.append(ListedExample(f"{split}/{tile}", images[image], others[label]))
         return found
 
     def _by_name(self, root: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -83,7 +83,7 @@ class Isprs(Layout):
         images = {path.name: str(path) for path in paths if path.parent.name == self.folder}
         return images, {path.name: str(path) for path in paths if path.parent.name != self.folder}
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Translate the colours."""
         split, tile = one.key.split("/")
         rgb_hwc = decode_colours(fetch(root, one.label_file), name=one.label_file)

@@ -9,23 +9,26 @@ validation split.
 """
 
 from pipeline.datasets.cityscapes import TRAIN_IDS
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below, stem
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, file_stem, files_below
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
 _TRAINING = "data_semantics/training"
 
 
-class Kitti(Layout):
+class Kitti(DatasetLayout):
     """The 19 classes of Cityscapes."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List the only split that has labels."""
         self.check_split(split)
         labels = files_below(root, f"{_TRAINING}/semantic", ".png")
-        return [Example(f"{split}/{stem(one)}", f"{_TRAINING}/image_2/{stem(one)}.png", one) for one in labels]
+        return [
+            ListedExample(f"{split}/{file_stem(one)}", f"{_TRAINING}/image_2/{file_stem(one)}.png", one)
+            for one in labels
+        ]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), TRAIN_IDS, name=one.label_file)
 

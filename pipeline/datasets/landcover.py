@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pipeline.datasets import picture
-from pipeline.datasets.layout import Example, Labelled, Layout, decode_ids, fetch, fetch_listing
+from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample, decode_ids, fetch, fetch_listing
 from pipeline.errors import ConfigError, LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
@@ -28,10 +28,10 @@ _TILE = re.compile(r"(?P<scene>[\w.-]+)_(?P<number>\d{1,6})", re.ASCII)
 
 
 @dataclass(frozen=True)
-class LandCover(Layout):
+class LandCover(DatasetLayout):
     """Keys are `<split>/<scene>_<number>`. Image and label are the tile cut out of the scene's."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List the tiles of `<split>.txt`, those of a scene one after another: `read` keeps the last scene in memory.
 
         Raises:
@@ -41,11 +41,11 @@ class LandCover(Layout):
         lines = fetch_listing(root, f"{split}.txt").split()
         return sorted((_example(split, line) for line in lines), key=lambda one: one.key)
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Cut the tile out of the scene's mask."""
         return _cut(_mask(root, one.label_file), one)
 
-    def read(self, root: str, one: Example) -> Labelled:
+    def read(self, root: str, one: ListedExample) -> Labelled:
         """Cut the tile out of both; the image becomes a PNG. Up to 350 MB stay in memory for the scene's next tile."""
         pixels_hwc, label_hw = _image(root, one.image), _mask(root, one.label_file)
         if pixels_hwc.shape[:2] != label_hw.shape:
@@ -55,18 +55,18 @@ class LandCover(Layout):
         return Labelled(one.key, picture.encode_png(_cut(pixels_hwc, one)), _cut(label_hw, one))
 
 
-def _example(split: str, line: str) -> Example:
+def _example(split: str, line: str) -> ListedExample:
     found = _TILE.fullmatch(line)
     if not found:
         raise ConfigError(f"{split}.txt has the line {line!r}, which is not <scene>_<number>")
     scene = found["scene"]
-    return Example(f"{split}/{line}", f"images/{scene}.tif", f"masks/{scene}.tif", (found["number"],))
+    return ListedExample(f"{split}/{line}", f"images/{scene}.tif", f"masks/{scene}.tif", (found["number"],))
 
 
 @lru_cache(maxsize=1)
 def _image(root: str, path: str) -> UInt8:
     """(H, W, 3) of the scene that was asked for last."""
-    return picture.decode(fetch(root, path), name=path)
+    return picture.decode_picture(fetch(root, path), name=path)
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +75,7 @@ def _mask(root: str, path: str) -> UInt8:
     return from_ids(decode_ids(fetch(root, path), name=path), _IDS, name=path)
 
 
-def _cut(scene: UInt8, one: Example) -> UInt8:
+def _cut(scene: UInt8, one: ListedExample) -> UInt8:
     """The tile of a scene's image (H, W, 3) or mask (H, W)."""
     height, width = scene.shape[:2]
     row, column = divmod(int(one.more[0]), math.ceil(width / _TILE_PX))

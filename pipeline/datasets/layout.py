@@ -26,7 +26,7 @@ _LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ListedExample:
     """One image of a split and where its label is; nothing of it has been read yet."""
 
     key: str
@@ -59,7 +59,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Layout(ABC):
+class DatasetLayout(ABC):
     """One public data set as downloaded."""
 
     name: str
@@ -76,10 +76,10 @@ class Layout(ABC):
     @property
     def classes(self) -> ClassMap:
         """What the ids of its labels mean."""
-        return classes.load(self.palette)
+        return classes.load_class_map(self.palette)
 
     @abstractmethod
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split in the order of its keys.
 
         Raises:
@@ -87,7 +87,7 @@ class Layout(ABC):
         """
 
     @abstractmethod
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read the label of one example: (H, W) ids of the class map.
 
         Raises:
@@ -95,7 +95,7 @@ class Layout(ABC):
             InputError: a file is missing, or cannot be read now.
         """
 
-    def read(self, root: str, one: Example) -> Labelled:
+    def read(self, root: str, one: ListedExample) -> Labelled:
         """Read one example; raises as `label` does."""
         return Labelled(one.key, fetch(root, one.image), self.label(root, one))
 
@@ -141,7 +141,7 @@ def names_in(root: str, path: str) -> list[str]:
     Raises:
         ConfigError: there is no such file, or nothing is in it.
     """
-    names = sorted({stem(line.split()[0]) for line in fetch_listing(root, path).splitlines() if line.strip()})
+    names = sorted({file_stem(line.split()[0]) for line in fetch_listing(root, path).splitlines() if line.strip()})
     if not names:
         raise ConfigError(f"the list {path} in {redact(root)} is empty", hint="unpack the official archive again")
     return names
@@ -174,7 +174,7 @@ def not_there(root: str, expected: str) -> ConfigError:
     return ConfigError(f"{redact(root)} has no {expected}", hint=hint)
 
 
-def stem(path: str) -> str:
+def file_stem(path: str) -> str:
     """The last name of a path without its suffix."""
     return PurePosixPath(path).stem
 

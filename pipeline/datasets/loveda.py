@@ -12,7 +12,7 @@ Masks are grey: 0 is no data and is ignored here, 1 to 7 become 0 to 6.
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, files_below
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, files_below
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
 
@@ -21,25 +21,25 @@ _IDS = {0: 255} | {value: value - 1 for value in range(1, 8)}
 
 
 @dataclass(frozen=True)
-class LoveDa(Layout):
+class LoveDa(DatasetLayout):
     """Keys are `<split>/<scene>/<number>`, e.g. `train/Urban/1366`."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List both scenes."""
         self.check_split(split)
         images = files_below(root, _FOLDERS[split], ".png")
         found = [_example(split, path) for path in images if "/images_png/" in path]
         return sorted(found, key=lambda one: one.key)
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Shift the ids by one."""
         return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), _IDS, name=one.label_file)
 
 
-def _example(split: str, image: str) -> Example:
+def _example(split: str, image: str) -> ListedExample:
     path = PurePosixPath(image)
     scene = path.parts[1]
-    return Example(f"{split}/{scene}/{path.stem}", image, image.replace("/images_png/", "/masks_png/"))
+    return ListedExample(f"{split}/{scene}/{path.stem}", image, image.replace("/images_png/", "/masks_png/"))
 
 
 LOVEDA = LoveDa(

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from pipeline.datasets import matlab5, picture
-from pipeline.datasets.layout import Example, Labelled, Layout
+from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
 from pipeline.datasets.matlab73 import opened, read_piece
 from pipeline.errors import ConfigError, LabelError
 from pipeline.records import UInt8
@@ -37,27 +37,27 @@ _THIRTEEN = (
 
 
 @dataclass(frozen=True)
-class Nyu(Layout):
+class Nyu(DatasetLayout):
     """Keys are `<split>/<number>`, e.g. `train/0003`, the number being that of the official lists, from 1."""
 
     merged: tuple[int, ...] = _FORTY
     """The class, from 1, that each of the 40 belongs to."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List the numbers of the split; the mapping must be there too."""
         self.check_split(split)
         self._table(root)
         numbers = matlab5.listed(root, _SPLITS, _NUMBERS[split]).ravel()
         if numbers.dtype.kind not in "iuf" or numbers.min(initial=1) < 1:
             raise ConfigError(f"{_SPLITS} has other values than numbers from 1 in {_NUMBERS[split]}")
-        return [Example(f"{split}/{number:04}", _FILE, _FILE) for number in sorted(numbers.astype(int).tolist())]
+        return [ListedExample(f"{split}/{number:04}", _FILE, _FILE) for number in sorted(numbers.astype(int).tolist())]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one label."""
         with opened(root, _FILE) as file:
             return self._label(root, file, one)
 
-    def read(self, root: str, one: Example) -> Labelled:
+    def read(self, root: str, one: ListedExample) -> Labelled:
         """Read one image, which becomes a PNG, and its label; the rest of the file stays where it is."""
         with opened(root, _FILE) as file:
             label_hw = self._label(root, file, one)
@@ -66,7 +66,7 @@ class Nyu(Layout):
             raise LabelError(f"{one.key}: image {pixels_hwc.shape} {pixels_hwc.dtype}, label {label_hw.shape}")
         return Labelled(one.key, picture.encode_png(pixels_hwc), label_hw)
 
-    def _label(self, root: str, file: h5py.File, one: Example) -> UInt8:
+    def _label(self, root: str, file: h5py.File, one: ListedExample) -> UInt8:
         names_hw = read_piece(file, "labels", _index(one))
         table = self._table(root)
         if names_hw.dtype.kind != "u" or int(names_hw.max(initial=0)) > _NAMES:
@@ -83,7 +83,7 @@ class Nyu(Layout):
         return np.concatenate([[_IGNORE], classes - 1]).astype(np.uint8)
 
 
-def _index(one: Example) -> int:
+def _index(one: ListedExample) -> int:
     """Position in the file."""
     return int(one.key.rpartition("/")[2]) - 1
 

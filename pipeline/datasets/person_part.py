@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import matlab5
-from pipeline.datasets.layout import Example, Layout, fetch, names_in
+from pipeline.datasets.layout import DatasetLayout, ListedExample, fetch, names_in
 from pipeline.errors import LabelError
 from pipeline.records import Bool, UInt8
 
@@ -39,20 +39,20 @@ Structure = npt.NDArray[Any]
 """A MATLAB structure: an array of records."""
 
 
-class PersonPart(Layout):
+class PersonPart(DatasetLayout):
     """Six parts of people, and the background."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         lists = "pascal_person_part/pascal_person_part_trainval_list"
         names = names_in(root, f"{lists}/{split}.txt")
         return [
-            Example(f"{split}/{name}", f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg", f"Annotations_Part/{name}.mat")
+            ListedExample(f"{split}/{name}", f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg", f"Annotations_Part/{name}.mat")
             for name in names
         ]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Paint the parts of all people of one image."""
         anno = matlab5.variable(fetch(root, one.label_file), "anno", name=one.label_file)
         try:

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.records import UInt8
 
 
-def decode(data: bytes, *, name: str) -> UInt8:
+def decode_picture(data: bytes, *, name: str) -> UInt8:
     """Decode a picture, RGB or grey: (H, W, 3).
 
     Args:
@@ -40,7 +40,7 @@ def encode_png(pixels_hwc: UInt8) -> bytes:
     return out.getvalue()
 
 
-def encode_bands(pixels_hwc: UInt8) -> bytes:
+def encode_tiff(pixels_hwc: UInt8) -> bytes:
     """Encode (H, W, C) of four or more bands as TIFF: red, green, blue, then bands whose meaning TIFF does not say."""
     out = io.BytesIO()
     extra = ["unspecified"] * (pixels_hwc.shape[2] - 3)

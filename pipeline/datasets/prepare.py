@@ -28,16 +28,16 @@ import tifffile
 
 from pipeline.config import DecodeConfig
 from pipeline.datasets import picture, receipts
-from pipeline.datasets.layout import Example, Labelled, Layout
+from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
 from pipeline.datasets.receipts import Counts, Moments, PartInfo, Receipt
 from pipeline.errors import InputError, JobError, LabelError
 from pipeline.image import channels, encode, labels
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.records import LEFT_WHOLE, Failure, UInt8
 from pipeline.run import parts as sink
 from pipeline.run.ledger import LedgerClient, guarded
 from pipeline.run.stages import killed_after
-from pipeline.source.shard import failure_of
+from pipeline.source.shard import read_failure
 from pipeline.store import objects
 
 Format = Literal["parquet", "tar"]
@@ -68,11 +68,11 @@ PREPARED_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class ExampleShard:
     """Consecutive examples of one split: the unit of work and of commit."""
 
     split: str
-    examples: tuple[Example, ...]
+    examples: tuple[ListedExample, ...]
 
     @property
     def id(self) -> str:
@@ -85,7 +85,7 @@ class Shard:
 class Preparation:
     """What every worker needs to know."""
 
-    layout: Layout
+    layout: DatasetLayout
     root: str
     output: str
     format: Format
@@ -129,7 +129,7 @@ class PreparedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedExample:
     """What became of one example: its rows and what they add up to, or one failure row."""
 
     rows: list[PreparedRow]
@@ -147,7 +147,9 @@ class PreparingLedger(LedgerClient, Protocol):
 # ---------------------------------------------------------------- plan
 
 
-def plan(layout: Layout, root: str, splits: Sequence[str], *, shard_examples: int) -> list[Shard]:
+def plan_examples(
+    layout: DatasetLayout, root: str, splits: Sequence[str], *, shard_examples: int
+) -> list[ExampleShard]:
     """List the splits and cut each into shards of `shard_examples` examples, the last one smaller.
 
     Raises:
@@ -161,11 +163,11 @@ def plan(layout: Layout, root: str, splits: Sequence[str], *, shard_examples: in
         if twice:
             raise JobError(f"{layout.name} lists {len(twice)} key(s) of {split} twice, first {twice[0]!r}")
         starts = range(0, len(examples), shard_examples)
-        shards += [Shard(split, tuple(examples[start : start + shard_examples])) for start in starts]
+        shards += [ExampleShard(split, tuple(examples[start : start + shard_examples])) for start in starts]
     return shards
 
 
-def label_member(shards: Iterable[Shard], cut_px: int | None) -> str:
+def label_member(shards: Iterable[ExampleShard], cut_px: int | None) -> str:
     """Extension of the labels in the tars of a set: `png`, unless one of its images may be a PNG itself."""
     other = {".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
     suffixes = {PurePosixPath(one.image).suffix.lower() for shard in shards for one in shard.examples}
@@ -175,7 +177,7 @@ def label_member(shards: Iterable[Shard], cut_px: int | None) -> str:
 # ---------------------------------------------------------------- one example
 
 
-def prepare(job: Preparation, one: Example) -> Prepared:
+def prepare_example(job: Preparation, one: ListedExample) -> PreparedExample:
     """Read, check and encode one example; whatever is wrong with it becomes a failure row.
 
     The label is accepted as training will: from the encoded PNG, against the class map and the size of the image.
@@ -191,14 +193,14 @@ def prepare(job: Preparation, one: Example) -> Prepared:
     except LabelError as error:
         return failed(one, Failure(error.code, error.message), seconds=perf_counter() - started)
     except InputError as error:
-        return failed(one, failure_of(error), seconds=perf_counter() - started)
-    return Prepared(rows, _count(rows, pixels_hwc), perf_counter() - started)
+        return failed(one, read_failure(error), seconds=perf_counter() - started)
+    return PreparedExample(rows, _count(rows, pixels_hwc), perf_counter() - started)
 
 
-def failed(one: Example, failure: Failure, *, seconds: float = 0.0) -> Prepared:
+def failed(one: ListedExample, failure: Failure, *, seconds: float = 0.0) -> PreparedExample:
     """The failure row of an example."""
     row = PreparedRow(one.key, status="failed", error_code=failure.code, error_detail=failure.detail)
-    return Prepared([row], Counts(examples=1, error_codes={failure.code: 1}), seconds)
+    return PreparedExample([row], Counts(examples=1, error_codes={failure.code: 1}), seconds)
 
 
 def decode_bands(data: bytes, cfg: DecodeConfig) -> UInt8:
@@ -209,7 +211,9 @@ def decode_bands(data: bytes, cfg: DecodeConfig) -> UInt8:
     """
     count = _count_bands(data)
     return (
-        channels.read(data, ("any",) * count).pixels_hwc if count > len(channels.RGB) else decode(data, cfg).pixels_hwc
+        channels.decode_channels(data, ("any",) * count).pixels_hwc
+        if count > len(channels.RGB)
+        else decode_image(data, cfg).pixels_hwc
     )
 
 
@@ -235,7 +239,7 @@ def _rows(job: Preparation, labelled: Labelled, pixels_hwc: UInt8) -> list[Prepa
     if len(windows) == 1:
         return [_row(job, labelled.key, labelled.image, labelled.label_hw)]
     return [
-        _row(job, f"{labelled.key}#{y.start},{x.start}", encode_bands(pixels_hwc[y, x]), labelled.label_hw[y, x])
+        _row(job, f"{labelled.key}#{y.start},{x.start}", encode_lossless(pixels_hwc[y, x]), labelled.label_hw[y, x])
         for y, x in windows
     ]
 
@@ -243,7 +247,7 @@ def _rows(job: Preparation, labelled: Labelled, pixels_hwc: UInt8) -> list[Prepa
 def _row(job: Preparation, key: str, image: bytes, label_hw: UInt8) -> PreparedRow:
     classes, (height, width) = job.layout.classes, label_hw.shape
     png = encode.mask_png(label_hw, classes)
-    label_hw = labels.read(png, classes, name=key, height=height, width=width)
+    label_hw = labels.decode_label(png, classes, name=key, height=height, width=width)
     class_pixels = np.bincount(label_hw.ravel(), minlength=256)[: len(classes)].tolist()
     return PreparedRow(key, image, png, height, width, class_pixels, hashlib.sha256(image).hexdigest())
 
@@ -261,10 +265,10 @@ def _spans(size: int, cut_px: int | None) -> list[slice]:
     return [slice(start, end) for start, end in pairwise(size * index // count for index in range(count + 1))]
 
 
-def encode_bands(pixels_hwc: UInt8) -> bytes:
+def encode_lossless(pixels_hwc: UInt8) -> bytes:
     """Encode (H, W, C) uint8, C at least 3, without loss: PNG for RGB, else a TIFF of all bands."""
     contiguous = np.ascontiguousarray(pixels_hwc)
-    return picture.encode_png(contiguous) if contiguous.shape[2] == 3 else picture.encode_bands(contiguous)
+    return picture.encode_png(contiguous) if contiguous.shape[2] == 3 else picture.encode_tiff(contiguous)
 
 
 def _count(rows: Sequence[PreparedRow], pixels_hwc: UInt8) -> Counts:
@@ -287,7 +291,7 @@ def _count(rows: Sequence[PreparedRow], pixels_hwc: UInt8) -> Counts:
 # ---------------------------------------------------------------- one shard
 
 
-def prepare_shard(job: Preparation, shard: Shard, ledger: PreparingLedger) -> Receipt:
+def prepare_shard(job: Preparation, shard: ExampleShard, ledger: PreparingLedger) -> Receipt:
     """Prepare all examples of a shard and commit them. An example that kills its worker twice fails alone.
 
     In memory at once: one part, and one image with its windows.
@@ -302,7 +306,7 @@ def prepare_shard(job: Preparation, shard: Shard, ledger: PreparingLedger) -> Re
             failures.extend(row for row in prepared.rows if row.status == "failed")
             yield from (row for row in prepared.rows if row.status == "ok")
 
-    parts = [put_part(job, shard.split, rows) for rows in grouped(good_rows(), job.part_bytes)]
+    parts = [put_part(job, shard.split, rows) for rows in group_rows(good_rows(), job.part_bytes)]
     started = perf_counter()
     failed_parts = [put_failures(job, shard.split, failures)] if failures else []
     receipt = Receipt(
@@ -313,10 +317,10 @@ def prepare_shard(job: Preparation, shard: Shard, ledger: PreparingLedger) -> Re
     return receipt
 
 
-def _guarded(job: Preparation, one: Example, ledger: LedgerClient) -> Prepared:
-    def work(examples: Sequence[Example]) -> list[Prepared]:
+def _guarded(job: Preparation, one: ListedExample, ledger: LedgerClient) -> PreparedExample:
+    def work(examples: Sequence[ListedExample]) -> list[PreparedExample]:
         with killed_after(job.timeout_s):
-            return [prepare(job, example) for example in examples]
+            return [prepare_example(job, example) for example in examples]
 
     condemned = Failure("crashed", "killed its worker twice")
     (prepared,) = guarded(
@@ -331,7 +335,7 @@ def _guarded(job: Preparation, one: Example, ledger: LedgerClient) -> Prepared:
     return prepared
 
 
-def grouped(rows: Iterable[PreparedRow], part_bytes: int) -> Iterator[list[PreparedRow]]:
+def group_rows(rows: Iterable[PreparedRow], part_bytes: int) -> Iterator[list[PreparedRow]]:
     """Consecutive rows, closed by the one with which they hold `part_bytes` or more."""
     held: list[PreparedRow] = []
     size = 0
@@ -347,13 +351,13 @@ def grouped(rows: Iterable[PreparedRow], part_bytes: int) -> Iterator[list[Prepa
 
 def put_part(job: Preparation, split: str, rows: Sequence[PreparedRow]) -> PartInfo:
     """Write good rows in the format asked for, `<split>/part-<digest of the keys>`."""
-    data = to_tar(rows, job.label_member) if job.format == "tar" else to_parquet(rows)
+    data = to_tar(rows, job.label_member) if job.format == "tar" else encode_prepared(rows)
     return _put(job.output, f"{split}/{_stem(rows)}.{job.format}", data, len(rows))
 
 
 def put_failures(job: Preparation, split: str, rows: Sequence[PreparedRow]) -> PartInfo:
     """Write failure rows, always as Parquet and beside the splits: no reader of a split meets them."""
-    return _put(job.output, f"{receipts.FAILURES}/{split}/{_stem(rows)}.parquet", to_parquet(rows), len(rows))
+    return _put(job.output, f"{receipts.FAILURES}/{split}/{_stem(rows)}.parquet", encode_prepared(rows), len(rows))
 
 
 def _stem(rows: Sequence[PreparedRow]) -> str:
@@ -368,7 +372,7 @@ def _put(output: str, path: str, data: bytes, rows: int) -> PartInfo:
 # ---------------------------------------------------------------- formats
 
 
-def to_parquet(rows: Sequence[PreparedRow]) -> bytes:
+def encode_prepared(rows: Sequence[PreparedRow]) -> bytes:
     """Encode rows of `PREPARED_SCHEMA` in their order, with page checksums."""
     columns = {name: [getattr(row, name) for row in rows] for name in PREPARED_SCHEMA.names}
     out = io.BytesIO()

@@ -26,7 +26,7 @@ from pipeline.store import objects
 
 FAILURES = "failures"
 """Folder of the failure rows, beside the splits."""
-THREADS = 16
+_THREADS = 16
 """Requests at once when receipts are read or parts are checked."""
 
 
@@ -117,7 +117,7 @@ class Origin(_Record):
     cut_px: int | None
 
 
-class Manifest(_Record):
+class SetManifest(_Record):
     """Everything that is in a prepared set."""
 
     origin: Origin
@@ -151,11 +151,11 @@ def done(output: str) -> set[str]:
 def receipts(output: str, shards: Iterable[str]) -> list[Receipt]:
     """The receipts of some shards, in their order."""
     urls = [objects.join(_receipts_url(output), f"{shard}.json") for shard in shards]
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         return [Receipt.model_validate_json(data) for data in pool.map(objects.read_bytes, urls)]
 
 
-def forget_failures(output: str) -> int:
+def forget_failed_shards(output: str) -> int:
     """Take back the receipts of shards with failures; returns how many examples failed. They are done anew."""
     held = [one for one in receipts(output, sorted(done(output))) if one.failures]
     if held:
@@ -206,7 +206,7 @@ def _good(counts: Counts) -> int:
     return counts.examples - sum(counts.error_codes.values())
 
 
-def summarise(held: Sequence[Receipt]) -> SplitSummary:
+def summarise_split(held: Sequence[Receipt]) -> SplitSummary:
     """What the receipts of one split add up to. Shares and moments have six digits; empty without a good example."""
     counts = total([one.counts for one in held])
     ok, labelled = _good(counts), max(sum(counts.class_pixels), 1)
@@ -239,14 +239,14 @@ def _mean_and_std(counts: Counts) -> tuple[list[float], list[float]]:
 # ---------------------------------------------------------------- the whole set
 
 
-def load(output: str) -> Manifest | None:
+def read_set_manifest(output: str) -> SetManifest | None:
     """The manifest of a set that is whole; None when it is not."""
     if not objects.exists(objects.join(output, "_SUCCESS")):
         return None
-    return Manifest.model_validate_json(objects.read_bytes(objects.join(output, "manifest.json")))
+    return SetManifest.model_validate_json(objects.read_bytes(objects.join(output, "manifest.json")))
 
 
-def close(output: str, planned: Mapping[str, Sequence[str]], classes: ClassMap, origin: Origin) -> Manifest:
+def close_set(output: str, planned: Mapping[str, Sequence[str]], classes: ClassMap, origin: Origin) -> SetManifest:
     """Write class map, manifest and `_SUCCESS`.
 
     Args:
@@ -261,8 +261,8 @@ def close(output: str, planned: Mapping[str, Sequence[str]], classes: ClassMap, 
     missing = {shard for shards in planned.values() for shard in shards} - done(output)
     if missing:
         raise JobError(f"{len(missing)} shard(s) are not done, first {min(missing)}", hint="run the same command again")
-    splits = {split: summarise(receipts(output, shards)) for split, shards in planned.items()}
-    manifest = Manifest(origin=origin, classes=list(classes.names), splits=splits)
+    splits = {split: summarise_split(receipts(output, shards)) for split, shards in planned.items()}
+    manifest = SetManifest(origin=origin, classes=list(classes.names), splits=splits)
     for path in strays(output, manifest):
         objects.delete(objects.join(output, path))
     class_map = yaml.safe_dump(classes.model_dump(mode="json"), sort_keys=False)
@@ -276,7 +276,7 @@ def _reopen(output: str) -> None:
     objects.delete(objects.join(output, "_SUCCESS"))
 
 
-def strays(output: str, manifest: Manifest) -> list[str]:
+def strays(output: str, manifest: SetManifest) -> list[str]:
     """Parts that the manifest does not name, and temporary files of writers that died, relative to the output."""
     named = {part.path for part in _parts(manifest)}
     folders = [folder for split in manifest.splits for folder in (split, f"{FAILURES}/{split}")]
@@ -285,15 +285,15 @@ def strays(output: str, manifest: Manifest) -> list[str]:
     return [path for path in ours if path not in named]
 
 
-def _parts(manifest: Manifest) -> Iterator[PartInfo]:
+def _parts(manifest: SetManifest) -> Iterator[PartInfo]:
     for split in manifest.splits.values():
         yield from split.parts
         yield from split.failures
 
 
-def problems(output: str, manifest: Manifest) -> Iterator[str]:
+def set_problems(output: str, manifest: SetManifest) -> Iterator[str]:
     """Everything that is not as the manifest says, one line each: every byte of every part is read again."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         yield from filter(None, pool.map(partial(_problem, output), _parts(manifest)))
     yield from (f"{path}: the manifest does not name it" for path in strays(output, manifest))
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import matlab5
-from pipeline.datasets.layout import Example, Layout
+from pipeline.datasets.layout import DatasetLayout, ListedExample
 from pipeline.datasets.matlab73 import opened, read_piece
 from pipeline.errors import ConfigError, LabelError
 from pipeline.image.labels import from_ids
@@ -33,19 +33,21 @@ _IDS = {0: 255} | {value: value - 1 for value in range(1, 38)}
 
 
 @dataclass(frozen=True)
-class SunRgbd(Layout):
+class SunRgbd(DatasetLayout):
     """Keys are `<split>/<folder>`, e.g. `train/kv1/NYUdata/NYU0001`; the position in the files is in `more`."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List the folders of the split."""
         self.check_split(split)
         entries = _entries(root)
         folders = sorted({_below(one) for one in _texts(matlab5.listed(root, _SPLITS, _FOLDERS[split]))})
         if lacking := [folder for folder in folders if folder not in entries]:
             raise ConfigError(f"{_META} has no entry for {lacking[0]!r} and {len(lacking) - 1} more of {_SPLITS}")
-        return [Example(f"{split}/{folder}", entries[folder][0], _LABELS, entries[folder][1:]) for folder in folders]
+        return [
+            ListedExample(f"{split}/{folder}", entries[folder][0], _LABELS, entries[folder][1:]) for folder in folders
+        ]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read one label; the rest of the file stays where it is."""
         with opened(root, _LABELS) as file:
             raw_hw = read_piece(file, "SUNRGBD2Dseg/seglabel", int(one.more[0]))

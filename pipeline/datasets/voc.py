@@ -15,7 +15,7 @@ in neither list of VOC, with SBD's (Hariharan et al., ICCV 2011; used so by Chen
 import numpy as np
 
 from pipeline.datasets import matlab5
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, names_in
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, names_in
 from pipeline.errors import LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
@@ -24,17 +24,17 @@ _VOC = "VOCdevkit/VOC2012"
 _SBD = "benchmark_RELEASE/dataset"
 
 
-class VOC(Layout):
+class VOC(DatasetLayout):
     """PASCAL VOC 2012; splits `train`, `val` and `trainval` as published, and `trainaug`."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         if split == "trainaug":
             return sorted(_augmented(root), key=lambda one: one.key)
         return [_of_voc(split, name) for name in _voc_names(root, split)]
 
-    def label(self, root: str, one: Example) -> UInt8:
+    def label(self, root: str, one: ListedExample) -> UInt8:
         """Read a palette PNG of VOC or a structure of SBD."""
         data = fetch(root, one.label_file)
         raw_hw = (
@@ -53,7 +53,7 @@ VOC2012 = VOC(
 )
 
 
-def _augmented(root: str) -> list[Example]:
+def _augmented(root: str) -> list[ListedExample]:
     train, val = set(_voc_names(root, "train")), set(_voc_names(root, "val"))
     added = {name for part in ("train", "val") for name in names_in(root, f"{_SBD}/{part}.txt")} - train - val
     return [_of_voc("trainaug", name) for name in train] + [_of_sbd(name) for name in added]
@@ -63,12 +63,12 @@ def _voc_names(root: str, split: str) -> list[str]:
     return names_in(root, f"{_VOC}/ImageSets/Segmentation/{split}.txt")
 
 
-def _of_voc(split: str, name: str) -> Example:
-    return Example(f"{split}/{name}", f"{_VOC}/JPEGImages/{name}.jpg", f"{_VOC}/SegmentationClass/{name}.png")
+def _of_voc(split: str, name: str) -> ListedExample:
+    return ListedExample(f"{split}/{name}", f"{_VOC}/JPEGImages/{name}.jpg", f"{_VOC}/SegmentationClass/{name}.png")
 
 
-def _of_sbd(name: str) -> Example:
-    return Example(f"trainaug/{name}", f"{_SBD}/img/{name}.jpg", f"{_SBD}/cls/{name}.mat")
+def _of_sbd(name: str) -> ListedExample:
+    return ListedExample(f"trainaug/{name}", f"{_SBD}/img/{name}.jpg", f"{_SBD}/cls/{name}.mat")
 
 
 def _sbd_ids(data: bytes, name: str) -> UInt8:

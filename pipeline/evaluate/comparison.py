@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MIB = 2**20
+_MIB = 2**20
 CLEAR_PEAK = Path("/proc/self/clear_refs")
 """Written 5, Linux forgets how large the process has been: proc(5)."""
 
@@ -61,7 +61,7 @@ class Subject:
 
     def load(self) -> Checkpoint:
         """The network with its weights."""
-        return checkpoint.load(self.checkpoint) if self.checkpoint else with_random_weights(self.card)
+        return checkpoint.load_checkpoint(self.checkpoint) if self.checkpoint else with_random_weights(self.card)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """One line of the comparison. Figures of speed are medians over the rounds, None where there is none."""
 
     name: str
@@ -130,7 +130,7 @@ class Row:
 def with_random_weights(card: Card) -> Checkpoint:
     """A checkpoint of the card's network as it is before training; always the same one."""
     torch.manual_seed(0)
-    network = zoo.build(
+    network = zoo.build_network(
         card.architecture,
         len(card.classes),
         in_channels=card.in_channels,
@@ -157,7 +157,7 @@ def published(variant: Variant, classes: ClassMap) -> Subject:
     return Subject(variant, card)
 
 
-def trained(name: str, ref: str) -> Subject:
+def checkpoint_subject(name: str, ref: str) -> Subject:
     """A checkpoint as the variant of that name, or under a name of its own.
 
     Raises:
@@ -222,24 +222,24 @@ def take_turn(subject: Subject, how: Measure) -> Turn:
     """
     torch.set_num_threads(how.threads)
     segmenter = Segmenter(subject.load(), InferConfig(), TileConfig(), device=how.device)
-    stream = list(noise(how, len(subject.card.mean)))
+    stream = list(noise_images(how, len(subject.card.mean)))
     forget_peak(how.device)
-    timed(segmenter, stream)
+    time_segmenter(segmenter, stream)
     worked = process_time()
-    stream_s = timed(segmenter, stream)
+    stream_s = time_segmenter(segmenter, stream)
     cpu_s = process_time() - worked
-    alone_s = timed(segmenter, stream[:1])
+    alone_s = time_segmenter(segmenter, stream[:1])
     return Turn(stream_s / len(stream), alone_s, cpu_s / len(stream), peak_mib(how.device))
 
 
-def noise(how: Measure, channels: int) -> Iterator[Image]:
+def noise_images(how: Measure, channels: int) -> Iterator[Image]:
     """Images of random pixels: no network is faster on some than on others."""
     rng = np.random.default_rng(0)
     for _ in range(how.images):
         yield Image(rng.integers(0, 256, (how.size_px, how.size_px, channels), np.uint8), None)
 
 
-def timed(segmenter: Segmenter, images: Sequence[Image]) -> float:
+def time_segmenter(segmenter: Segmenter, images: Sequence[Image]) -> float:
     """Seconds from pixels to logits in host memory.
 
     Raises:
@@ -264,15 +264,15 @@ def forget_peak(device: str) -> None:
 def peak_mib(device: str) -> float:
     """Most memory since `forget_peak`: of tensors on the GPU, or of this process."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / MIB
+        return torch.cuda.max_memory_allocated() / _MIB
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
 
 
 # ---------------------------------------------------------------- quality
 
 
-def score(subject: Subject, data: str, device: str) -> tuple[float, int]:
+def score_checkpoint(subject: Subject, data: str, device: str) -> tuple[float, int]:
     """Mean IoU of a checkpoint, percent, without a CRF, and on how many images.
 
     Args:
@@ -297,7 +297,9 @@ def score(subject: Subject, data: str, device: str) -> tuple[float, int]:
 # ---------------------------------------------------------------- rows
 
 
-def compare(subjects: Sequence[Subject], how: Measure, data: str | None = None) -> Iterator[list[Row]]:
+def compare_networks(
+    subjects: Sequence[Subject], how: Measure, data: str | None = None
+) -> Iterator[list[ComparisonRow]]:
     """Count, score and time; rows in the order of the subjects.
 
     The networks take turns, so that whatever else the machine does disturbs all of them.
@@ -311,7 +313,10 @@ def compare(subjects: Sequence[Subject], how: Measure, data: str | None = None) 
     """
     if how.device == "cuda" and not torch.cuda.device_count():
         raise ConfigError("there is no GPU here", hint="take --device cpu")
-    fixed = [partial(row, counted(subject, how.size_px), *scored(subject, data, how.device)) for subject in subjects]
+    fixed = [
+        partial(comparison_row, counted(subject, how.size_px), *scored(subject, data, how.device))
+        for subject in subjects
+    ]
     timings = [Timings() for _ in subjects]
     for _ in range(how.rounds):
         one_round(subjects, how, timings)
@@ -340,7 +345,7 @@ def scored(subject: Subject, data: str | None, device: str) -> tuple[float | Non
     """`score` in a process of its own; None for a network without weights, or without data."""
     if subject.checkpoint is None or data is None:
         return None, 0
-    miou, images = in_own_process(partial(score, subject, data, device))
+    miou, images = in_own_process(partial(score_checkpoint, subject, data, device))
     log.info("%s: mean IoU %.2f on %d images", subject.variant.name, miou, images)
     return miou, images
 
@@ -352,7 +357,9 @@ def over_fastest(turns: Sequence[Sequence[Turn]], device: str) -> list[float | N
     return [median(one / other for one, other in zip(mine, fastest, strict=True)) if mine else None for mine in seconds]
 
 
-def row(facts: dict[str, Any], miou: float | None, images: int, timings: Timings, ratio: float | None) -> Row:
+def comparison_row(
+    facts: dict[str, Any], miou: float | None, images: int, timings: Timings, ratio: float | None
+) -> ComparisonRow:
     """One line, from what was counted, scored and timed."""
     turns = timings.turns
 
@@ -360,7 +367,7 @@ def row(facts: dict[str, Any], miou: float | None, images: int, timings: Timings
         return median(map(seconds, turns)) if turns else None
 
     alone_ms = [turn.alone_s * 1e3 for turn in turns]
-    return Row(
+    return ComparisonRow(
         **facts,
         images_per_s=middle(lambda turn: 1 / turn.stream_s),
         ms=middle(lambda turn: turn.alone_s * 1e3),

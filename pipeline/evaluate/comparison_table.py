@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from pipeline.evaluate.comparison import Row
+from pipeline.evaluate.comparison import ComparisonRow
 from pipeline.models.catalogue import CITYSCAPES, PUBLISHED, Published
 
 HEADS = (
@@ -31,7 +31,7 @@ SAME_DATA = "VOC 2012 val"
 """On which most of the catalogue was measured: the published quality that the plot shows of untrained networks."""
 
 
-def markdown(rows: Sequence[Row], *, size_px: int, machine: str) -> str:
+def markdown(rows: Sequence[ComparisonRow], *, size_px: int, machine: str) -> str:
     """Two tables: what was measured, and what was published."""
     title = f"{len(rows)} networks, images of {size_px}x{size_px}; {machine}."
     published = [_published_line(one) for one in PUBLISHED]
@@ -43,7 +43,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
 
 
-def _line(one: Row) -> tuple[str, ...]:
+def _line(one: ComparisonRow) -> tuple[str, ...]:
     spread = "" if one.ms is None else f"{one.ms:.0f} ({one.ms_least:.0f} to {one.ms_most:.0f})"
     return (
         one.name,
@@ -69,7 +69,7 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def scatter(rows: Sequence[Row]) -> bytes:
+def scatter(rows: Sequence[ComparisonRow]) -> bytes:
     """PNG of two panels: speed measured here, and all that others published on one test set.
 
     Quality in the first is what was measured here; where nothing is trained, what was published on one data set.
@@ -93,11 +93,11 @@ def scatter(rows: Sequence[Row]) -> bytes:
     return file.getvalue()
 
 
-Point = tuple[str, float, float]
+_Point = tuple[str, float, float]
 """Name, images a second, mean IoU in percent."""
 
 
-def _with_published_quality(rows: Sequence[Row]) -> list[Point]:
+def _with_published_quality(rows: Sequence[ComparisonRow]) -> list[_Point]:
     """Not those that were published with several looks at an image, which cost several times the speed shown."""
     return [
         (one.name, one.images_per_s, one.published_miou)
@@ -109,7 +109,7 @@ def _with_published_quality(rows: Sequence[Row]) -> list[Point]:
     ]
 
 
-def _panel(axes: Axes, points: Sequence[Point], title: str, *, filled: bool) -> None:
+def _panel(axes: Axes, points: Sequence[_Point], title: str, *, filled: bool) -> None:
     axes.set(title=title, xlabel="images a second", ylabel="mean IoU, %", xscale="log")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.margins(0.25, 0.12)
@@ -117,7 +117,7 @@ def _panel(axes: Axes, points: Sequence[Point], title: str, *, filled: bool) -> 
         axes.scatter(rate, miou, s=36, c="tab:blue" if filled else "none", edgecolors="tab:blue")
 
 
-SIDES = (
+_SIDES = (
     ((6, 0), "left", "center"),
     ((-6, 0), "right", "center"),
     ((0, 6), "center", "bottom"),
@@ -126,7 +126,7 @@ SIDES = (
 """Where a name may stand beside its point, best first: offset in points, and which side of the name is there."""
 
 
-def _names(axes: Axes, points: Sequence[Point]) -> None:
+def _names(axes: Axes, points: Sequence[_Point]) -> None:
     """Write each name beside its point, on the first side where it covers no point and no other name, if there is one.
 
     The figure must be laid out by now: what covers what is a matter of pixels.
@@ -136,7 +136,7 @@ def _names(axes: Axes, points: Sequence[Point]) -> None:
     for name, rate, miou in points:
         tried = [
             axes.annotate(name, (rate, miou), offset, textcoords="offset points", ha=ha, va=va, fontsize=7.5)
-            for offset, ha, va in SIDES
+            for offset, ha, va in _SIDES
         ]
         kept = next((one for one in tried if not one.get_window_extent().count_overlaps(taken)), tried[0])
         taken.append(kept.get_window_extent())

@@ -38,7 +38,7 @@ IMAGE_COLUMNS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerCounts:
     """What was counted of one answer to every scored image: of the network, or of what refined it."""
 
     name: str
@@ -95,7 +95,7 @@ class Evaluation:
     images: pd.DataFrame
     """The N scored images, sorted by `key`; the small columns of their rows, such as `source_etag`, `height`, `width`,
     `confidence`, `entropy`, `brightness`, `class_pixels`, `changed_share`."""
-    answers: dict[str, Answer]
+    answers: dict[str, AnswerCounts]
     """By name; the last one is the one that is in the masks."""
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     """(key, code, detail) of every image that has no score, sorted."""
@@ -105,7 +105,7 @@ class Evaluation:
     """By what they are cut by: a column, or a named group of a regular expression over the key."""
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> AnswerCounts:
         """The one that is in the masks."""
         return list(self.answers.values())[-1]
 
@@ -147,7 +147,7 @@ class Evaluation:
 # ---------------------------------------------------------------- from the parts of a run
 
 
-def read(
+def read_evaluation(
     run_url: str,
     *,
     name: str = "default",
@@ -165,7 +165,7 @@ def read(
     Raises:
         ConfigError: the run is not finished, or has judged nothing.
     """
-    finished = manifest.load(run_url)
+    finished = manifest.read_manifest(run_url)
     if finished is None:
         raise ConfigError(f"{redact(run_url)} is not a finished run", hint="submit the same evaluation again")
     cfg, digest = _described(run_url)
@@ -234,11 +234,11 @@ def _collect(run_url: str, parts: Sequence[str]) -> tuple[pd.DataFrame, defaultd
     return images, sums
 
 
-def _answer(name: str, sums: _Sums, classes: ClassMap, cfg: EvaluateConfig) -> Answer:
+def _answer(name: str, sums: _Sums, classes: ClassMap, cfg: EvaluateConfig) -> AnswerCounts:
     k = len(classes)
     if sums.total is None:
         bands = np.zeros((len(cfg.judge.trimap_px), k, k + 1), np.int64)
-        return Answer(
+        return AnswerCounts(
             name,
             np.zeros((0, k, k + 1), np.int64),
             bands,
@@ -246,10 +246,10 @@ def _answer(name: str, sums: _Sums, classes: ClassMap, cfg: EvaluateConfig) -> A
             np.zeros((LEVELS, 2), np.int64),
         )
     total = sums.total
-    return Answer(name, np.stack(sums.counts), total.bands, total.boundary, total.reliability)
+    return AnswerCounts(name, np.stack(sums.counts), total.bands, total.boundary, total.reliability)
 
 
-def _data_fp(images: pd.DataFrame, answer: Answer) -> str:
+def _data_fp(images: pd.DataFrame, answer: AnswerCounts) -> str:
     said = [*zip(images["key"], images["source_etag"], strict=True)]
     digest = hashlib.sha256(json.dumps(said).encode())
     digest.update(answer.counts_nkk.sum(axis=-1).tobytes())

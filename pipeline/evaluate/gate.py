@@ -25,7 +25,7 @@ from pipeline.records import Int64
 from pipeline.score.drift import Drift, Quantity
 from pipeline.score.intervals import Estimates, Metric, by_group, estimate
 
-Share = Annotated[float, Field(ge=0, le=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[float, Field(ge=0)]
 
 
@@ -34,8 +34,8 @@ class MetricGate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tolerance: Share = Field(0.002, description="How much worse than the baseline it may surely be, 0 to 1.")
-    floor: Share | None = Field(None, description="What it must reach, 0 to 1.")
+    tolerance: _Share = Field(0.002, description="How much worse than the baseline it may surely be, 0 to 1.")
+    floor: _Share | None = Field(None, description="What it must reach, 0 to 1.")
 
 
 class Gates(BaseModel):
@@ -46,9 +46,9 @@ class Gates(BaseModel):
     metrics: dict[Metric, MetricGate] = Field(
         {"mean_iou": MetricGate()}, description="Metrics that may not fall, by name."
     )
-    floors: dict[str, Share] = Field({}, description="IoU that a class must reach, by its name, 0 to 1.")
+    floors: dict[str, _Share] = Field({}, description="IoU that a class must reach, by its name, 0 to 1.")
     min_images: int = Field(20, ge=2, description="Scored images or groups of them, here and shared with the baseline.")
-    max_failed_share: Share = Field(0.01, description="Images without a score over all images.")
+    max_failed_share: _Share = Field(0.01, description="Images without a score over all images.")
     drift: dict[Quantity, Limit] = Field(
         {}, description="Population stability index that a quantity may reach, where it is more than chance."
     )
@@ -110,7 +110,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateVerdict:
     """What the gate says."""
 
     checks: list[Check]
@@ -128,7 +128,7 @@ class Verdict:
         return [f"{check.name}: {check.says}" for check in self.checks if not check.passed]
 
 
-def load(path: str) -> Gates:
+def load_gates(path: str) -> Gates:
     """Read a file of gates.
 
     Raises:
@@ -140,7 +140,7 @@ def load(path: str) -> Gates:
         raise explain(error, origin=path) from error
 
 
-def check(gates: Gates, classes: ClassMap) -> None:
+def check_gates(gates: Gates, classes: ClassMap) -> None:
     """Refuse gates that no evaluation of these classes can be held against.
 
     Raises:
@@ -150,14 +150,14 @@ def check(gates: Gates, classes: ClassMap) -> None:
         raise ConfigError(f"the gates have a floor for {strange[0]!r}", hint=f"classes: {', '.join(classes.names)}")
 
 
-def judge(
+def apply_gates(
     now: Evaluation,
     gates: Gates,
     *,
     baseline: Baseline | None = None,
     before: Evaluation | None = None,
     drift: Sequence[Drift] = (),
-) -> Verdict:
+) -> GateVerdict:
     """Hold an evaluation against its gates.
 
     Args:
@@ -170,19 +170,19 @@ def judge(
     Raises:
         ConfigError: a floor of a class that there is not; a baseline of other classes, or gone without a trace.
     """
-    check(gates, now.classes)
-    comparison = compare(now, baseline, before, gates) if baseline else None
+    check_gates(gates, now.classes)
+    comparison = compare_to_baseline(now, baseline, before, gates) if baseline else None
     checks = [_images(now, gates), _failed(now, gates), *_floors(now, gates)]
     if comparison:
         checks += [_kept(name, gate.tolerance, comparison) for name, gate in gates.metrics.items()]
     checks += [_drifted(one, gates.drift[one.quantity]) for one in drift if one.quantity in gates.drift]
-    return Verdict(checks, comparison)
+    return GateVerdict(checks, comparison)
 
 
 # ---------------------------------------------------------------- the baseline
 
 
-def compare(now: Evaluation, baseline: Baseline, before: Evaluation | None, gates: Gates) -> Comparison:
+def compare_to_baseline(now: Evaluation, baseline: Baseline, before: Evaluation | None, gates: Gates) -> Comparison:
     """Differences to the baseline: paired over the images that both have, else between two independent estimates.
 
     Raises:

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, NothingThere, StorageError
-from pipeline.evaluate.evaluation import Answer, Evaluation
-from pipeline.evaluate.gate import Baseline, Gates, Verdict
+from pipeline.evaluate.evaluation import AnswerCounts, Evaluation
+from pipeline.evaluate.gate import Baseline, Gates, GateVerdict
 from pipeline.redact import redact
 from pipeline.score.boundary import boundary_iou
 from pipeline.score.calibration import expected_calibration_error
@@ -30,18 +30,18 @@ from pipeline.score.intervals import METRICS, Estimates, by_group, estimate
 from pipeline.score.metrics import Interval
 from pipeline.store import objects
 
-PLAIN = ("boundary_iou", "calibration_error")
+_PLAIN = ("boundary_iou", "calibration_error")
 """What is only known of all images together, beside `METRICS`."""
 
 LAST_GOOD = "last-good"
-MAX_BYTES = 64 * 2**20
-THREADS = 16
+_MAX_BYTES = 64 * 2**20
+_THREADS = 16
 PREFIX_DIGITS = 6
 """Digits of a fingerprint that are enough to name it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HistoryEntry:
     """One answer of one evaluation: a row of the history."""
 
     time: datetime
@@ -102,7 +102,7 @@ SCHEMA = pa.schema(
         ("reasons", pa.list_(pa.string())),
         ("support", pa.list_(pa.int64())),
         *((f"iou{end}", _INTERVALS) for end in ("", "_low", "_high")),
-        *((f"{name}{end}", pa.float64()) for name in (*METRICS, *PLAIN) for end in ("", "_low", "_high")),
+        *((f"{name}{end}", pa.float64()) for name in (*METRICS, *_PLAIN) for end in ("", "_low", "_high")),
         *((f"drift_{name}", pa.float64()) for name in QUANTITIES),
     ]
 )
@@ -118,9 +118,9 @@ def entries_of(
     command: str,
     source: str,
     gates: Gates | None = None,
-    verdict: Verdict | None = None,
+    verdict: GateVerdict | None = None,
     drift: Sequence[Drift] = (),
-) -> list[Entry]:
+) -> list[HistoryEntry]:
     """What the history keeps of an evaluation: an entry for each of its answers.
 
     Args:
@@ -134,11 +134,11 @@ def entries_of(
     """
     indices: dict[Quantity, float] = dict.fromkeys(QUANTITIES, np.nan) | {one.quantity: one.value for one in drift}
 
-    def entry(answer: Answer) -> Entry:
+    def entry(answer: AnswerCounts) -> HistoryEntry:
         said = verdict if answer is evaluation.answer else None
         counts_nkk = by_group(answer.counts_nkk, evaluation.keys, gates.group if gates else None)
         found = estimate(counts_nkk)
-        return Entry(
+        return HistoryEntry(
             time=time,
             command=redact(command),
             setting=evaluation.name,
@@ -168,19 +168,19 @@ def entries_of(
     return [entry(answer) for answer in evaluation.answers.values()]
 
 
-def _plain(answer: Answer) -> dict[str, Interval]:
+def _plain(answer: AnswerCounts) -> dict[str, Interval]:
     ious = boundary_iou(answer.boundary)
     found = (
         float(np.nanmean(ious)) if not np.isnan(ious).all() else np.nan,
         expected_calibration_error(answer.reliability),
     )
-    return {name: Interval(value, np.nan, np.nan) for name, value in zip(PLAIN, found, strict=True)}
+    return {name: Interval(value, np.nan, np.nan) for name, value in zip(_PLAIN, found, strict=True)}
 
 
 # ---------------------------------------------------------------- the folder
 
 
-def append(url: str, entries: Sequence[Entry]) -> bool:
+def append(url: str, entries: Sequence[HistoryEntry]) -> bool:
     """Add the entries of one evaluation as one object of one row group; False when it is there already.
 
     The same evaluation under the same gates is the same object, whenever it is submitted.
@@ -190,14 +190,14 @@ def append(url: str, entries: Sequence[Entry]) -> bool:
     return objects.put_if_absent(objects.join(url, object_name(entries)), out.getvalue())
 
 
-def object_name(entries: Sequence[Entry]) -> str:
+def object_name(entries: Sequence[HistoryEntry]) -> str:
     """`evaluation-<20 hex digits>.parquet`: a digest of what was evaluated and of the gates, but of no time."""
     one = entries[0]
     said = json.dumps([one.run_url, one.run_fp, one.data_fp, one.setting, one.gates_fp])
     return f"evaluation-{hashlib.sha256(said.encode()).hexdigest()[:20]}.parquet"
 
 
-def read(url: str) -> list[Entry]:
+def read_history(url: str) -> list[HistoryEntry]:
     """All entries, oldest first; empty where there is no history yet.
 
     Raises:
@@ -208,13 +208,13 @@ def read(url: str) -> list[Entry]:
     except NothingThere:
         return []
     urls = [objects.join(url, name) for name in names if re.fullmatch(r"evaluation-[0-9a-f]{20}\.parquet", name)]
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         entries = [entry for some in pool.map(_read_object, urls) for entry in some]
     return sorted(entries, key=lambda one: (one.time, one.run_url, one.judged))
 
 
-def _read_object(url: str) -> list[Entry]:
-    data = objects.read_bytes(url, max_bytes=MAX_BYTES)
+def _read_object(url: str) -> list[HistoryEntry]:
+    data = objects.read_bytes(url, max_bytes=_MAX_BYTES)
     try:
         return from_table(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # any column may be missing or null
@@ -222,12 +222,12 @@ def _read_object(url: str) -> list[Entry]:
         raise StorageError(f"{redact(url)} is no entry of a history: {error}", hint=hint) from error
 
 
-def to_table(entries: Iterable[Entry]) -> pa.Table:
+def to_table(entries: Iterable[HistoryEntry]) -> pa.Table:
     """Pack entries into a table of `SCHEMA`: an interval is three columns, `x`, `x_low` and `x_high`."""
     return pa.Table.from_pylist([_to_row(one) for one in entries], schema=SCHEMA)
 
 
-def _to_row(one: Entry) -> dict[str, Any]:
+def _to_row(one: HistoryEntry) -> dict[str, Any]:
     plain = {name: getattr(one, name) for name in SCHEMA.names if hasattr(one, name)}
     for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
         plain[f"iou{end}"] = [getattr(interval, field) for interval in one.iou]
@@ -235,26 +235,28 @@ def _to_row(one: Entry) -> dict[str, Any]:
     return plain | {f"drift_{name}": value for name, value in one.drift.items()}
 
 
-def from_table(table: pa.Table) -> list[Entry]:
+def from_table(table: pa.Table) -> list[HistoryEntry]:
     """Inverse of `to_table`."""
     return [_from_row(row) for row in table.to_pylist()]
 
 
-def _from_row(row: dict[str, Any]) -> Entry:
+def _from_row(row: dict[str, Any]) -> HistoryEntry:
     def interval(name: str) -> Interval:
         return Interval(row.pop(name), row.pop(f"{name}_low"), row.pop(f"{name}_high"))
 
-    metrics = {name: interval(name) for name in (*METRICS, *PLAIN)}
+    metrics = {name: interval(name) for name in (*METRICS, *_PLAIN)}
     iou = [Interval(*values) for values in zip(row.pop("iou"), row.pop("iou_low"), row.pop("iou_high"), strict=True)]
     drift: dict[Quantity, float] = {name: row.pop(f"drift_{name}") for name in QUANTITIES}
     row["time"] = row["time"].astimezone(UTC)
-    return Entry(**{name: row[name] for name in Entry.__slots__ if name in row}, metrics=metrics, iou=iou, drift=drift)
+    return HistoryEntry(
+        **{name: row[name] for name in HistoryEntry.__slots__ if name in row}, metrics=metrics, iou=iou, drift=drift
+    )
 
 
 # ---------------------------------------------------------------- baselines
 
 
-def find_baseline(wanted: str, entries: Sequence[Entry], now: Evaluation, *, source: str) -> Baseline | None:
+def find_baseline(wanted: str, entries: Sequence[HistoryEntry], now: Evaluation, *, source: str) -> Baseline | None:
     """The evaluation that `--baseline` names.
 
     Only entries of the same classes and source are looked at, and never this very evaluation. In this order:
@@ -282,17 +284,17 @@ def find_baseline(wanted: str, entries: Sequence[Entry], now: Evaluation, *, sou
     )
 
 
-def _as_baseline(one: Entry) -> Baseline:
+def _as_baseline(one: HistoryEntry) -> Baseline:
     metrics = {name: one.metrics[name] for name in METRICS}
     return Baseline(one.run_url, one.checkpoint, Estimates(metrics, one.iou))
 
 
-def _comparable(one: Entry, now: Evaluation, source: str) -> bool:
+def _comparable(one: HistoryEntry, now: Evaluation, source: str) -> bool:
     itself = (one.run_url, one.data_fp) == (now.run_url, now.data_fp)
     return one.judged and not itself and one.source == source and one.classes == list(now.classes.names)
 
 
-def _is_named(one: Entry, wanted: str) -> bool:
+def _is_named(one: HistoryEntry, wanted: str) -> bool:
     exactly = {one.checkpoint, one.checkpoint.rstrip("/").rpartition("/")[2], one.run_url}
     prefix = len(wanted) >= PREFIX_DIGITS and (one.model_fp.startswith(wanted) or one.run_fp.startswith(wanted))
     return wanted.rstrip("/") in exactly or wanted in exactly or prefix

@@ -40,7 +40,7 @@ def matrix(counts: Int64, classes: ClassMap) -> Markup:
     shares = used / np.maximum(used.sum(axis=1, keepdims=True), 1)
     names = [*classes.names, "(no class)"][: used.shape[1]]
     cell = 0.36 if len(classes) <= NUMBERED else 7.2 / len(classes)
-    figure, axes = plots.figure(width=1.4 + cell * len(names), height=1.2 + cell * len(classes))
+    figure, axes = plots.new_figure(width=1.4 + cell * len(names), height=1.2 + cell * len(classes))
     _shade(axes, shares)
     if len(classes) <= NUMBERED:
         for row, column in np.argwhere(shares >= FAINTEST):
@@ -73,7 +73,7 @@ def _shade(axes: Axes, shares: Float64) -> None:
 
 def bands(found: Evaluation) -> Markup:
     """Mean IoU within bands around the boundaries of labels: the trimap figure of the DeepLab papers."""
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     for (name, one), style in zip(found.answers.items(), _styles(found.answers), strict=True):
         axes.plot(found.widths_px, Scores(one.bands_bkk).mean_iou * 100, marker="o", ms=3, label=name, **style)
     whole = float(found.answer.scores.mean_iou) * 100
@@ -85,9 +85,9 @@ def bands(found: Evaluation) -> Markup:
     return plots.svg(figure, "bands", "mean IoU within bands around boundaries")
 
 
-def reliability(counts: Mapping[str, Int64]) -> Markup:
+def plot_reliability(counts: Mapping[str, Int64]) -> Markup:
     """Accuracy over confidence of each answer, and how many pixels have each confidence of the last one."""
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     axes.plot([0, 100], [0, 100], color=SOFT, lw=0.8, ls=":")
     for (name, one), style in zip(counts.items(), _styles(counts), strict=True):
         curve = reliability_curve(one)
@@ -103,7 +103,7 @@ def reliability(counts: Mapping[str, Int64]) -> Markup:
 
 def images(iou: Float64) -> Markup:
     """How many images have which mean IoU of their own."""
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     known = iou[~np.isnan(iou)] * 100
     axes.hist(known, bins=list(range(0, 101, 5)), color=ACCENT, alpha=0.6)
     if len(known):

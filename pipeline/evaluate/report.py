@@ -15,13 +15,13 @@ from pipeline.classes import ClassInfo, ClassMap
 from pipeline.config import ScoreConfig
 from pipeline.evaluate import plots as evaluation_plots
 from pipeline.evaluate import trend
-from pipeline.evaluate.evaluation import Answer, Evaluation
-from pipeline.evaluate.gate import Verdict
-from pipeline.evaluate.history import Entry
+from pipeline.evaluate.evaluation import AnswerCounts, Evaluation
+from pipeline.evaluate.gate import GateVerdict
+from pipeline.evaluate.history import HistoryEntry
 from pipeline.evaluate.scoring import Score, of_all
 from pipeline.evaluate.trend import Series, series_of
 from pipeline.page import frame, plots
-from pipeline.page.predictions import WRONG, Card, cards
+from pipeline.page.predictions import WRONG, PredictionCard, cards
 from pipeline.records import Int64, Sample
 from pipeline.run.report import failures_by_code
 from pipeline.score.drift import Drift
@@ -36,9 +36,9 @@ MIXED_UP = 14
 """Pairs of classes that are named as mixed up most."""
 TRENDS = 3
 """Plots of the history's own page that are on this one: mean IoU, failures, cost."""
-SHOWN = 16
+_SHOWN = 16
 """Rows of a table that are seen without a click."""
-NAMED = (
+_NAMED = (
     ("mean_iou", "Mean IoU"),
     ("mean_iou_without_background", "Without background"),
     ("pixel_accuracy", "Pixel accuracy"),
@@ -52,7 +52,7 @@ NAMED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ScoredSetting:
     """One setting and its scores."""
 
     evaluation: Evaluation
@@ -98,14 +98,14 @@ class MixUp:
     pixels: int
 
 
-def render(
-    judged: Judged,
+def render_evaluation(
+    judged: ScoredSetting,
     *,
     cfg: ScoreConfig,
-    others: Sequence[Judged] = (),
-    verdict: Verdict | None = None,
+    others: Sequence[ScoredSetting] = (),
+    verdict: GateVerdict | None = None,
     drift: Sequence[Drift] = (),
-    history: Sequence[Entry] = (),
+    history: Sequence[HistoryEntry] = (),
     samples: Sequence[Sample] = (),
     next_commands: Sequence[str] = (),
 ) -> str:
@@ -131,7 +131,7 @@ def render(
     return frame.template("evaluate/report", share=_share).render(
         found=found,
         level=f"{cfg.level:.0%}",
-        named=[(name, title) for name, title in NAMED if name in of_all(judged.scores[found.answer.name])],
+        named=[(name, title) for name, title in _NAMED if name in of_all(judged.scores[found.answer.name])],
         scores=of_all(judged.scores[found.answer.name]),
         verdict=verdict,
         change=change,
@@ -147,7 +147,7 @@ def render(
         legend=_legend(samples, found.classes),
         wrong=WRONG,
         failures=failures_by_code(found.codes, found.failures),
-        shown=SHOWN,
+        shown=_SHOWN,
         next_commands=next_commands,
     )
 
@@ -179,7 +179,7 @@ def _of_each(scores: Iterable[Score], name: str) -> dict[str, Interval]:
     return {one.class_name: one.interval for one in scores if one.name == name and one.class_name}
 
 
-def _class_rows(judged: Judged, change: Estimates | None) -> list[ClassRow]:
+def _class_rows(judged: ScoredSetting, change: Estimates | None) -> list[ClassRow]:
     """Every class, the best first, those without a score last."""
     found = judged.evaluation
     scores = judged.scores[found.answer.name]
@@ -203,7 +203,7 @@ def _class_rows(judged: Judged, change: Estimates | None) -> list[ClassRow]:
     return sorted(rows, key=lambda row: (np.isnan(row.iou.value), -row.iou.value))
 
 
-def _answer_rows(judged: Judged, gain: Estimates | None) -> list[AnswerRow]:
+def _answer_rows(judged: ScoredSetting, gain: Estimates | None) -> list[AnswerRow]:
     found = judged.evaluation
     return [
         AnswerRow(
@@ -218,7 +218,7 @@ def _answer_rows(judged: Judged, gain: Estimates | None) -> list[AnswerRow]:
 
 def _gain(found: Evaluation, cfg: ScoreConfig) -> Estimates | None:
     """What the answer in the masks gains on the network's own, image by image; None where they are the same."""
-    network: Answer = next(iter(found.answers.values()))
+    network: AnswerCounts = next(iter(found.answers.values()))
     if network is found.answer or not len(network.counts_nkk):
         return None
     return estimate(
@@ -230,7 +230,7 @@ def _gain(found: Evaluation, cfg: ScoreConfig) -> Estimates | None:
     )
 
 
-def _series(history: Sequence[Entry], found: Evaluation) -> Series | None:
+def _series(history: Sequence[HistoryEntry], found: Evaluation) -> Series | None:
     """The evaluations that this one can be compared with; None while it stands alone."""
     this = (found.run_url, found.data_fp)
     for series in series_of(history):
@@ -249,13 +249,13 @@ def _plots(found: Evaluation, gain: Estimates | None) -> dict[str, Markup | None
     return {
         "matrix": evaluation_plots.matrix(found.answer.counts_nkk.sum(axis=0), found.classes) if scored else None,
         "bands": evaluation_plots.bands(found) if scored and found.widths_px else None,
-        "reliability": evaluation_plots.reliability(calibrated) if calibrated else None,
+        "reliability": evaluation_plots.plot_reliability(calibrated) if calibrated else None,
         "images": evaluation_plots.images(found.image_iou) if scored else None,
         "gain": evaluation_plots.gains(gain.iou, found.classes, found.answer.name) if gain else None,
     }
 
 
-def _pictures(found: Evaluation, samples: Sequence[Sample]) -> list[tuple[str, str, list[tuple[Card, str]]]]:
+def _pictures(found: Evaluation, samples: Sequence[Sample]) -> list[tuple[str, str, list[tuple[PredictionCard, str]]]]:
     """(title, meaning, cards and what is said of them) of the worst and the best images."""
     by_key = {one.key: one for one in samples}
     worst, best = ([by_key[key] for key in keys if key in by_key] for keys in to_show(found))

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Set
 from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.image.encode import read_mask_png
 from pipeline.records import Item, Sample
 from pipeline.run.masks import PartMasks
 from pipeline.score import answers
-from pipeline.source.plan import Plan, read
+from pipeline.source.plan import Plan, read_items
 
 
-def of(found: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) -> Iterator[Sample]:
+def reread(found: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) -> Iterator[Sample]:
     """The images of some keys. Only their shards are read, and of a folder only their files."""
     images = found.images
     shards = set(images["shard"][images["key"].isin(keys)])
@@ -25,7 +25,7 @@ def of(found: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) ->
     others = frozenset(images["key"]) - keys
     for shard in planned.shards:
         if shard.id in shards:
-            for item in read(shard, cfg.read, max_bytes=int(cfg.decode.max_mib * 2**20), skip=others):
+            for item in read_items(shard, cfg.read, max_bytes=int(cfg.decode.max_mib * 2**20), skip=others):
                 if item.key in keys and (sample := _sample(item, masks, found, cfg)):
                     yield sample
 
@@ -34,7 +34,7 @@ def _sample(item: Item, masks: PartMasks, found: Evaluation, cfg: EvaluateConfig
     if item.failure:
         return None
     try:
-        image = decode(item.data, cfg.decode)
+        image = decode_image(item.data, cfg.decode)
         truth = answers.truth_of(item, cfg.judge, found.classes, height=image.height, width=image.width)
         return Sample(item.key, image.pixels_hwc, truth, read_mask_png(masks(item.key)))
     except (InputError, LabelError):

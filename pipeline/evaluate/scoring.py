@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline.classes import ClassMap
 from pipeline.config import ScoreConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluate.evaluation import IMAGE_COLUMNS, Answer, Evaluation, Slice
+from pipeline.evaluate.evaluation import IMAGE_COLUMNS, AnswerCounts, Evaluation, Slice
 from pipeline.records import Float64, Int64
 from pipeline.score.boundary import boundary_iou
 from pipeline.score.calibration import expected_calibration_error
@@ -29,7 +29,7 @@ MAX_VALUES = 20
 """Different numbers in a column that images are cut by one by one."""
 
 
-def check(cfg: ScoreConfig, classes: ClassMap, widths_px: Sequence[float]) -> None:
+def check_rules(cfg: ScoreConfig, classes: ClassMap, widths_px: Sequence[float]) -> None:
     """Refuse rules that do not fit what is counted.
 
     Raises:
@@ -64,13 +64,13 @@ def of_all(scores: Iterable[Score]) -> dict[str, Interval]:
     return {one.name: one.interval for one in scores if not one.class_name}
 
 
-def scores_of(answer: Answer, classes: ClassMap, widths_px: Sequence[float], cfg: ScoreConfig) -> list[Score]:
+def scores_of(answer: AnswerCounts, classes: ClassMap, widths_px: Sequence[float], cfg: ScoreConfig) -> list[Score]:
     """Every score there is, by the rules of the config: of all classes first, then of each.
 
     Raises:
         ConfigError: the config names a class or a band that there is not.
     """
-    check(cfg, classes, widths_px)
+    check_rules(cfg, classes, widths_px)
     rules = Rules.of(cfg, classes)
     found: list[tuple[str, str, Interval]] = []
     if len(answer.counts_nkk):
@@ -123,7 +123,7 @@ def _drawn(counts_nkk: Int64, score: Callable[[Scores], Float64], cfg: ScoreConf
 
 
 def _of_sums(
-    answer: Answer, widths_px: Sequence[float], cfg: ScoreConfig, rules: Rules
+    answer: AnswerCounts, widths_px: Sequence[float], cfg: ScoreConfig, rules: Rules
 ) -> list[tuple[tuple[str, str], float]]:
     """What only the sums over all images tell: boundaries and calibration."""
     along = boundary_iou(answer.boundary)
@@ -180,7 +180,7 @@ def _binned(values: pd.Series) -> pd.Series:
     return pd.qcut(values, 4, duplicates="drop", precision=2).astype(str)
 
 
-def _slices(answer: Answer, values: pd.Series, cfg: ScoreConfig) -> list[Slice]:
+def _slices(answer: AnswerCounts, values: pd.Series, cfg: ScoreConfig) -> list[Slice]:
     found = []
     for value in sorted(values.unique()):
         counts_nkk = answer.counts_nkk[(values == value).to_numpy()]

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from pipeline.evaluate.history import Entry
+from pipeline.evaluate.history import HistoryEntry
 from pipeline.page import frame, plots
 from pipeline.page.plots import ACCENT, ALARM, INK, RULE, SOFT
 from pipeline.records import Float64
@@ -34,18 +34,18 @@ class Series:
 
     source: str
     setting: str
-    judged: list[Entry]
+    judged: list[HistoryEntry]
     """The answers in the masks."""
-    others: dict[str, list[Entry]]
+    others: dict[str, list[HistoryEntry]]
     """Further answers of the same evaluations, by name."""
 
     @property
-    def newest(self) -> Entry:
+    def newest(self) -> HistoryEntry:
         """The entry that is last."""
         return self.judged[-1]
 
 
-def render(entries: Sequence[Entry]) -> str:
+def render_trend(entries: Sequence[HistoryEntry]) -> str:
     """Lay out a history, with at least one entry, as one HTML file."""
     return frame.template("evaluate/trend", signed=_signed).render(
         series=[(one, plots_of(one, name=f"trend-{at}")) for at, one in enumerate(series_of(entries))],
@@ -55,17 +55,17 @@ def render(entries: Sequence[Entry]) -> str:
     )
 
 
-def series_of(entries: Iterable[Entry]) -> list[Series]:
+def series_of(entries: Iterable[HistoryEntry]) -> list[Series]:
     """Cut a history into series, that with the newest evaluation first."""
-    found: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
+    found: dict[tuple[object, ...], list[HistoryEntry]] = defaultdict(list)
     for one in entries:
         found[one.source, one.setting, *one.classes].append(one)
     series = [_series(some) for some in found.values() if any(one.judged for one in some)]
     return sorted(series, key=lambda one: one.newest.time, reverse=True)
 
 
-def _series(entries: Sequence[Entry]) -> Series:
-    others: dict[str, list[Entry]] = defaultdict(list)
+def _series(entries: Sequence[HistoryEntry]) -> Series:
+    others: dict[str, list[HistoryEntry]] = defaultdict(list)
     for one in entries:
         if not one.judged:
             others[one.answer].append(one)
@@ -85,7 +85,7 @@ def plots_of(series: Series, *, name: str) -> list[Markup]:
 
 def _metric(series: Series, name: str) -> Markup:
     """Of every answer; of the one in the masks with its interval and a cross where the gate failed."""
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     for line, (answer, entries) in zip(PLAIN_LINES[1:], series.others.items(), strict=False):
         axes.plot(_times(entries), _metrics(entries)[:, 0], line, color=SOFT, lw=1.2, label=answer)
     value, low, high = _metrics(series.judged).T
@@ -100,7 +100,7 @@ def _metric(series: Series, name: str) -> Markup:
 
 
 def _failed(series: Series, name: str) -> Markup:
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     shares = [100 * one.failed / max(one.images + one.failed, 1) for one in series.judged]
     axes.plot(_times(series.judged), shares, color=ALARM, lw=1.6, marker="o", ms=3.5)
     axes.set(ylabel="images without a score, %", ylim=(0, max(1.0, *shares) * 1.08))
@@ -108,7 +108,7 @@ def _failed(series: Series, name: str) -> Markup:
 
 
 def _cost(series: Series, name: str) -> Markup:
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     each = [one.seconds / max(one.images + one.failed, 1) for one in series.judged]
     axes.plot(_times(series.judged), each, color=ACCENT, lw=1.6, marker="o", ms=3.5)
     axes.set(ylabel="work per image, seconds", ylim=(0, max(each) * 1.08 or 1.0))
@@ -116,7 +116,7 @@ def _cost(series: Series, name: str) -> Markup:
 
 
 def _drift(series: Series, name: str) -> Markup:
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     for line, quantity in zip(PLAIN_LINES, QUANTITIES, strict=True):
         values = [one.drift[quantity] for one in series.judged]
         label = quantity.replace("_", " ")
@@ -136,7 +136,7 @@ def _classes(series: Series, name: str) -> Markup:
     """IoU of each class, one strip below the other, each from 0 to 100 %; what it is now on the right."""
     iou = np.array([[100 * one.value for one in entry.iou] for entry in series.judged])
     chosen = _most_changed(iou)
-    figure, axes = plots.figure(height=0.9 + 0.34 * len(chosen))
+    figure, axes = plots.new_figure(height=0.9 + 0.34 * len(chosen))
     for row, index in enumerate(chosen):
         axes.axhline(row, color=RULE, lw=0.6)
         axes.plot(_times(series.judged), row - iou[:, index] / 125, color=ACCENT, lw=1.4, marker="o", ms=2)
@@ -177,11 +177,11 @@ def _over_time(figure: Figure, axes: Axes, name: str, title: str) -> Markup:
     return plots.svg(figure, name, title)
 
 
-def _times(entries: Sequence[Entry]) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:
+def _times(entries: Sequence[HistoryEntry]) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:
     return np.array([one.time.replace(tzinfo=None) for one in entries], "datetime64[us]")
 
 
-def _metrics(entries: Sequence[Entry]) -> Float64:
+def _metrics(entries: Sequence[HistoryEntry]) -> Float64:
     """(T, 3) mean IoU and its interval, percent."""
     found = [one.metrics["mean_iou"] for one in entries]
     return 100 * np.array([[one.value, one.low, one.high] for one in found])

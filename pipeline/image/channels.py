@@ -12,14 +12,14 @@ from PIL import Image as PilImage
 
 from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.records import Image, UInt8
 
 RGB = ("red", "green", "blue")
 LIMITS = DecodeConfig()
 
 
-def read(data: bytes, channels: tuple[str, ...]) -> Image:
+def decode_channels(data: bytes, channels: tuple[str, ...]) -> Image:
     """Decode one image to the bands `channels`; red, green and blue are read as a run reads them.
 
     Other bands come from a TIFF or a PNG of 8 or 16 bits with as many bands; 16 bits are divided by 257.
@@ -28,7 +28,7 @@ def read(data: bytes, channels: tuple[str, ...]) -> Image:
         InputError: as `decode`; `band_mismatch` for another number or type of bands.
     """
     if channels == RGB:
-        return decode(data, LIMITS)
+        return decode_image(data, LIMITS)
     try:
         pixels = _tiff(data) if data[:2] in (b"II", b"MM") else _png(data)
     except InputError:

@@ -115,7 +115,7 @@ _EXIF_ORIENTATION = 0x0112
 _FULL = 65535
 
 
-def decode(data: bytes, cfg: DecodeConfig) -> Image:
+def decode_image(data: bytes, cfg: DecodeConfig) -> Image:
     """Decode one image to upright 8-bit RGB.
 
     What has more than 8 bits per sample is scaled as `cfg.sixteen_bit` says; floating point is stretched from its

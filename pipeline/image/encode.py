@@ -34,13 +34,15 @@ def is_preview(key: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) < share * 2**64
 
 
-def row(
+def segmented_row(
     scored: Scored, refinement: Refinement, image: Image | None, *, classes: ClassMap, model_fp: str, config_fp: str
 ) -> Row:
     """The row of a segmented image; with previews when `image` is given."""
     started = perf_counter()
     item, stats = scored.item, refinement.stats
-    preview_image, preview_confidence = (None, None) if image is None else previews(image, refinement.confidence_hw)
+    preview_image, preview_confidence = (
+        (None, None) if image is None else encode_previews(image, refinement.confidence_hw)
+    )
     png = mask_png(refinement.mask_hw, classes)
     return Row(
         key=item.key,
@@ -118,7 +120,7 @@ def brightness(image: Image) -> float | None:
     return float(pixels.mean(axis=0) @ LUMA) if len(pixels) else None
 
 
-def previews(image: Image, confidence_hw: UInt8) -> tuple[bytes, bytes]:
+def encode_previews(image: Image, confidence_hw: UInt8) -> tuple[bytes, bytes]:
     """A JPEG of the image and a grey PNG of the confidence, both at most `PREVIEW_PX` on their longest side."""
     scale = min(1.0, PREVIEW_PX / max(image.height, image.width))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

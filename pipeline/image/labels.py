@@ -35,7 +35,7 @@ _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), 
 """First row and column, and steps between rows and columns, of each pass: PNG specification, sec. 8.2."""
 _OTHERS = {b"\xff\xd8\xff": "a JPEG", b"RIFF": "a WebP", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"GIF8": "a GIF"}
 """How other images begin."""
-SUFFIX = ".png"
+LABEL_SUFFIX = ".png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ IDS = Coding()
 """Values are class ids."""
 
 
-def read(data: bytes, classes: ClassMap, *, name: str, height: int, width: int, coding: Coding = IDS) -> UInt8:
+def decode_label(data: bytes, classes: ClassMap, *, name: str, height: int, width: int, coding: Coding = IDS) -> UInt8:
     """Decode and check one label: (height, width) class ids, `classes.ignore_id` where there is none.
 
     Args:
@@ -131,7 +131,7 @@ class _Header:
         return sum(rows * (1 + ceil(columns * depth / 8)) for rows, columns in sizes if rows > 0 and columns > 0)
 
 
-def size_of(data: bytes, *, name: str) -> tuple[int, int]:
+def png_size(data: bytes, *, name: str) -> tuple[int, int]:
     """Height and width that a PNG announces, pixels; raises LabelError when it is none."""
     header = _header(data, name)
     return header.height, header.width
@@ -278,11 +278,11 @@ def _unknown_colour(codes: npt.NDArray[np.int32], name: str) -> LabelError:
     return LabelError(seen, code="label_value")
 
 
-def stem(path: str) -> str:
+def label_stem(path: str) -> str:
     """What a label shares with its image: the path relative to its folder, without the suffix."""
     return str(PurePosixPath(path).with_suffix(""))
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
     """The label files among the paths, by what they share with their images; others are passed over."""
-    return {stem(path): path for path in paths if PurePosixPath(path).suffix.lower() == SUFFIX}
+    return {label_stem(path): path for path in paths if PurePosixPath(path).suffix.lower() == LABEL_SUFFIX}

@@ -17,7 +17,7 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import explain
 from pipeline.errors import ConfigError
-from pipeline.importing.layouts import BY_NAME, LAYOUTS, REFUSED, Layout
+from pipeline.importing.layouts import BY_NAME, REFUSED, WEIGHTS_LAYOUTS, WeightsLayout
 from pipeline.importing.reader import Source
 from pipeline.importing.shapes import Options, filters
 from pipeline.models import checkpoint, zoo
@@ -25,7 +25,7 @@ from pipeline.models.checkpoint import Card
 from pipeline.models.layers import widen
 from pipeline.models.network import Network
 
-SHOWN = 40
+_SHOWN = 40
 """Tensors of a refusal that are named."""
 
 GUESSES = {21: "voc", 19: "cityscapes", 150: "ade20k"}
@@ -37,7 +37,7 @@ COUNTER = ".num_batches_tracked"
 BACKBONES = ("backbone.", "encoder.")
 """What our networks call a feature extractor."""
 
-RGB = ("red", "green", "blue")
+_RGB = ("red", "green", "blue")
 NO_LICENCE = "NOASSERTION"
 """SPDX's word for a licence that nobody stated."""
 
@@ -63,7 +63,7 @@ class Wishes:
 class Import:
     """A checkpoint that was made of a file, and how."""
 
-    layout: Layout
+    layout: WeightsLayout
     card: Card
     state: dict[str, Tensor]
     """As `checkpoint.save` takes it, in the file's precision."""
@@ -83,7 +83,7 @@ class Import:
         return network.eval()
 
 
-def recognise(names: Mapping[str, Tensor], wanted: str = "auto") -> tuple[Layout, dict[str, Tensor]]:
+def recognise(names: Mapping[str, Tensor], wanted: str = "auto") -> tuple[WeightsLayout, dict[str, Tensor]]:
     """The layout of a file, and its tensors under the layout's aliases.
 
     Args:
@@ -95,7 +95,7 @@ def recognise(names: Mapping[str, Tensor], wanted: str = "auto") -> tuple[Layout
     """
     if wanted != "auto" and wanted not in BY_NAME:
         raise ConfigError(f"no layout {wanted!r}", hint=f"known: auto, {', '.join(BY_NAME)}")
-    for layout in LAYOUTS if wanted == "auto" else [BY_NAME[wanted]]:
+    for layout in WEIGHTS_LAYOUTS if wanted == "auto" else [BY_NAME[wanted]]:
         tensors = {_alias(name, layout): tensor for name, tensor in names.items()}
         reasons = _lacking(layout, tensors)
         if not reasons and len(tensors) == len(names):
@@ -109,12 +109,12 @@ def recognise(names: Mapping[str, Tensor], wanted: str = "auto") -> tuple[Layout
     raise ConfigError(f"no known layout among {len(names)} tensors", hint=hint)
 
 
-def _lacking(layout: Layout, names: Mapping[str, Tensor]) -> list[str]:
+def _lacking(layout: WeightsLayout, names: Mapping[str, Tensor]) -> list[str]:
     missing = [f"it has no {mark}" for mark in layout.marks if mark not in names]
     return missing + [f"it has {name}" for name in names if layout.without and name.startswith(layout.without)]
 
 
-def _alias(name: str, layout: Layout) -> str:
+def _alias(name: str, layout: WeightsLayout) -> str:
     for pattern, replacement in layout.aliases:
         name = re.sub(pattern, replacement, name)
     return name
@@ -137,7 +137,7 @@ def convert(source: Source, wishes: Wishes) -> Import:
 
 
 def _network(card: Card) -> Network:
-    return zoo.build(
+    return zoo.build_network(
         card.architecture,
         len(card.classes),
         in_channels=card.in_channels,
@@ -153,11 +153,11 @@ def _seeded(card: Card, seed: int) -> Network:
         return _network(card)
 
 
-def _classes(layout: Layout, tensors: Mapping[str, Tensor], wishes: Wishes) -> tuple[ClassMap, tuple[str, ...]]:
+def _classes(layout: WeightsLayout, tensors: Mapping[str, Tensor], wishes: Wishes) -> tuple[ClassMap, tuple[str, ...]]:
     """The class map, and what was guessed of it."""
     count = filters(tensors, layout.scores) if layout.scores else None
     if wishes.classes:
-        found = classes.load(wishes.classes)
+        found = classes.load_class_map(wishes.classes)
         if count is not None and len(found) != count:
             raise ConfigError(f"the file scores {count} classes, {found.name} has {len(found)}")
         return found, ()
@@ -167,10 +167,14 @@ def _classes(layout: Layout, tensors: Mapping[str, Tensor], wishes: Wishes) -> t
         known = ", ".join(f"{number} ({name})" for number, name in GUESSES.items())
         raise ConfigError(f"{count} classes could be anything", hint=f"give --classes; guessed are {known}")
     guess = GUESSES[count]
-    return classes.load(guess), (f"{count} classes were taken for those of {guess}; --classes says otherwise",)
+    return classes.load_class_map(guess), (
+        f"{count} classes were taken for those of {guess}; --classes says otherwise",
+    )
 
 
-def _card(layout: Layout, tensors: Mapping[str, Tensor], class_map: ClassMap, source: Source, wishes: Wishes) -> Card:
+def _card(
+    layout: WeightsLayout, tensors: Mapping[str, Tensor], class_map: ClassMap, source: Source, wishes: Wishes
+) -> Card:
     architecture = layout.architecture
     if wishes.architecture and wishes.architecture != architecture:
         if not layout.is_backbone:
@@ -216,10 +220,10 @@ def plain(options: Options) -> dict[str, Any]:
 
 def band_names(bands: int) -> tuple[str, ...]:
     """Red, green and blue, and a number for every other band."""
-    return tuple(RGB[index] if bands >= 3 > index else f"band {index + 1}" for index in range(bands))
+    return tuple(_RGB[index] if bands >= 3 > index else f"band {index + 1}" for index in range(bands))
 
 
-def _bands(layout: Layout, tensors: Mapping[str, Tensor]) -> int:
+def _bands(layout: WeightsLayout, tensors: Mapping[str, Tensor]) -> int:
     """Planes of the convolution that looks at the image."""
     name = next((name for name in tensors if _target(name, layout.rules) == layout.first[0]), None)
     bands = filters(tensors, name or layout.first[0], axis=1)
@@ -239,7 +243,7 @@ def _target(name: str, rules: Mapping[str, str]) -> str | None:
 
 
 def _account(
-    layout: Layout, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, encoder: bool
+    layout: WeightsLayout, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, encoder: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Where each tensor of the file goes: ours by theirs, and reasons by name for those that go nowhere."""
     used: dict[str, str] = {}
@@ -263,8 +267,8 @@ def _account(
             wrong.append(f"unknown: {name} {shape(tensor)}")
     wrong += [f"missing: {name} {shape(one)}" for name, one in missing.items() if not is_counter(name)]
     if wrong:
-        more = [f"... and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
-        raise ConfigError(f"the tensors do not add up to {layout.title}:\n  " + "\n  ".join(wrong[:SHOWN] + more))
+        more = [f"... and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        raise ConfigError(f"the tensors do not add up to {layout.title}:\n  " + "\n  ".join(wrong[:_SHOWN] + more))
     return used, unused
 
 
@@ -279,7 +283,7 @@ def shape(tensor: Tensor) -> str:
 
 
 def _assemble(
-    layout: Layout, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], used: Mapping[str, str]
+    layout: WeightsLayout, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], used: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The state dict, and the names in it that no tensor of the file became."""
     given = {target: _precise(tensors[name]) for name, target in used.items()}
@@ -296,7 +300,7 @@ def _assemble(
     return state, filled
 
 
-def _first(layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+def _first(layout: WeightsLayout, state: Mapping[str, Tensor]) -> list[str]:
     """Names of the convolutions that look at the image, of those a layout may have."""
     placed = (name if name in state else name.replace("backbone.", "encoder.", 1) for name in layout.first)
     return [name for name in placed if name in state]

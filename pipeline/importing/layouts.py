@@ -36,7 +36,7 @@ CAFFE = Normalisation(
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class WeightsLayout:
     """One way to write one kind of network."""
 
     name: str
@@ -115,8 +115,8 @@ JFZHANG_HEAD = {
     "decoder.last_conv.8.": "logits.",
 }
 
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
+WEIGHTS_LAYOUTS: tuple[WeightsLayout, ...] = (
+    WeightsLayout(
         name="torchvision-deeplab-v3",
         title="torchvision's DeepLab v3",
         url=TORCHVISION,
@@ -136,7 +136,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="classifier.4.weight",
         output_stride=8,
     ),
-    Layout(
+    WeightsLayout(
         name="torchvision-fcn",
         title="torchvision's FCN on a dilated ResNet",
         url=TORCHVISION,
@@ -155,7 +155,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="classifier.4.weight",
         output_stride=8,
     ),
-    Layout(
+    WeightsLayout(
         name="vainf-deeplab-v3",
         title="VainF's DeepLab v3",
         url=VAINF,
@@ -172,7 +172,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="classifier.classifier.4.weight",
         notes=(STRIDE_UNKNOWN,),
     ),
-    Layout(
+    WeightsLayout(
         name="vainf-deeplab-v3plus",
         title="VainF's DeepLab v3+",
         url=VAINF,
@@ -190,7 +190,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="classifier.classifier.3.weight",
         notes=(STRIDE_UNKNOWN,),
     ),
-    Layout(
+    WeightsLayout(
         name="smp-deeplab-v3",
         title="segmentation_models.pytorch's DeepLabV3",
         url=SMP,
@@ -215,7 +215,7 @@ LAYOUTS: tuple[Layout, ...] = (
         output_stride=8,
         notes=(STRIDE_UNKNOWN, CORNERS),
     ),
-    Layout(
+    WeightsLayout(
         name="smp-deeplab-v3plus",
         title="segmentation_models.pytorch's DeepLabV3Plus",
         url=SMP,
@@ -247,7 +247,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="segmentation_head.0.weight",
         notes=(STRIDE_UNKNOWN, CORNERS),
     ),
-    Layout(
+    WeightsLayout(
         name="smp-unet",
         title="segmentation_models.pytorch's Unet",
         url=SMP,
@@ -264,7 +264,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="segmentation_head.0.weight",
         output_stride=32,
     ),
-    Layout(
+    WeightsLayout(
         name="smp-pspnet",
         title="segmentation_models.pytorch's PSPNet",
         url=SMP,
@@ -285,7 +285,7 @@ LAYOUTS: tuple[Layout, ...] = (
         output_stride=8,
         notes=(CORNERS,),
     ),
-    Layout(
+    WeightsLayout(
         name="semseg-pspnet",
         title="hszhao's PSPNet",
         url=SEMSEG,
@@ -308,7 +308,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="cls.4.weight",
         output_stride=8,
     ),
-    Layout(
+    WeightsLayout(
         name="kazuto-deeplab-v2",
         title="kazuto1011's DeepLab v2 on ResNet",
         url=KAZUTO,
@@ -321,7 +321,7 @@ LAYOUTS: tuple[Layout, ...] = (
         output_stride=8,
         normalisation=CAFFE,
     ),
-    Layout(
+    WeightsLayout(
         name="kazuto-init",
         title="kazuto1011's ResNet, trained on COCO, to begin with",
         url=KAZUTO,
@@ -335,7 +335,7 @@ LAYOUTS: tuple[Layout, ...] = (
         normalisation=CAFFE,
         notes=("trained with strides in the 1x1 convolutions and a stem that rounds up",),
     ),
-    Layout(
+    WeightsLayout(
         name="kazuto-deeplab-v3plus",
         title="kazuto1011's DeepLab v3+ on ResNet",
         url=KAZUTO,
@@ -359,7 +359,7 @@ LAYOUTS: tuple[Layout, ...] = (
         normalisation=CAFFE,
         notes=(STRIDE_UNKNOWN,),
     ),
-    Layout(
+    WeightsLayout(
         name="jfzhang-deeplab-v3plus",
         title="jfzhang95's DeepLab v3+ on ResNet",
         url=JFZHANG,
@@ -371,7 +371,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="decoder.last_conv.8.weight",
         notes=(STRIDE_UNKNOWN, CORNERS),
     ),
-    Layout(
+    WeightsLayout(
         name="jfzhang-deeplab-v3plus-xception",
         title="jfzhang95's DeepLab v3+ on Xception-65",
         url=JFZHANG,
@@ -384,7 +384,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scores="decoder.last_conv.8.weight",
         notes=(STRIDE_UNKNOWN, CORNERS, "its in-place ReLUs reach the shortcuts, as they do here"),
     ),
-    Layout(
+    WeightsLayout(
         name="caffe-deeplab-v1",
         title="the authors' DeepLab v1",
         url=DEEPLAB,
@@ -409,7 +409,7 @@ LAYOUTS: tuple[Layout, ...] = (
         normalisation=CAFFE,
         notes=("scores of multi-scale branches are added at every 8th pixel, not at every pixel",),
     ),
-    Layout(
+    WeightsLayout(
         name="caffe-deeplab-v2-vgg",
         title="the authors' DeepLab v2 on VGG-16",
         url=DEEPLAB,
@@ -427,7 +427,7 @@ LAYOUTS: tuple[Layout, ...] = (
         normalisation=CAFFE,
         notes=("rates 6, 12, 18, 24 (ASPP-L); a file of ASPP-S has the same shapes: --options head=aspp_s",),
     ),
-    Layout(
+    WeightsLayout(
         name="caffe-deeplab-v2-resnet",
         title="the authors' DeepLab v2 on ResNet",
         url=DEEPLAB,
@@ -441,7 +441,7 @@ LAYOUTS: tuple[Layout, ...] = (
         output_stride=8,
         normalisation=CAFFE,
     ),
-    Layout(
+    WeightsLayout(
         name="resnet",
         title="a ResNet of torchvision or timm, to begin with",
         url=TORCHVISION,
@@ -451,7 +451,7 @@ LAYOUTS: tuple[Layout, ...] = (
         rules={part: f"backbone.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
         unused=RESNET_UNUSED,
     ),
-    Layout(
+    WeightsLayout(
         name="vgg16",
         title="VGG-16 of torchvision or timm, to begin with",
         url=TORCHVISION,
@@ -464,7 +464,7 @@ LAYOUTS: tuple[Layout, ...] = (
         first=("backbone.stages.0.0.weight",),
         output_stride=8,
     ),
-    Layout(
+    WeightsLayout(
         name="vgg16-bn",
         title="VGG-16 with batch norm of torchvision or timm, to begin with",
         url=TORCHVISION,
@@ -476,7 +476,7 @@ LAYOUTS: tuple[Layout, ...] = (
         first=("backbone.stages.0.0.weight",),
         output_stride=32,
     ),
-    Layout(
+    WeightsLayout(
         name="caffe-vgg16",
         title="VGG-16 in Caffe, to begin with",
         url="https://www.robots.ox.ac.uk/~vgg/research/very_deep",
@@ -490,7 +490,7 @@ LAYOUTS: tuple[Layout, ...] = (
         output_stride=8,
         normalisation=CAFFE,
     ),
-    Layout(
+    WeightsLayout(
         name="mobilenet-v2",
         title="torchvision's MobileNetV2, to begin with",
         url=TORCHVISION,
@@ -501,7 +501,7 @@ LAYOUTS: tuple[Layout, ...] = (
         unused={"features.18.": BACKBONE_HEAD, "classifier.": BACKBONE_HEAD},
         first=("backbone.features.0.0.weight",),
     ),
-    Layout(
+    WeightsLayout(
         name="timm-xception",
         title="timm's aligned Xception, to begin with",
         url=TIMM,
@@ -541,4 +541,4 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
 }
 """Known files that fit no network here, each with the reason, by names they have."""
 
-BY_NAME = {layout.name: layout for layout in LAYOUTS}
+BY_NAME = {layout.name: layout for layout in WEIGHTS_LAYOUTS}

@@ -19,7 +19,7 @@ def aspp(source: str, target: str) -> dict[str, str]:
     }
 
 
-STAGES = (3, 4, 23, 3)
+_STAGES = (3, 4, 23, 3)
 """Blocks per stage of ResNet-101, the deepest there is."""
 CONVOLUTIONS = ("reduce", "conv3x3", "increase")
 """Of a block, in deeplab-pytorch."""
@@ -28,7 +28,7 @@ CONVOLUTIONS = ("reduce", "conv3x3", "increase")
 def kazuto_resnet(source: str) -> dict[str, str]:
     """deeplab-pytorch's ResNet: stages 2 to 5, blocks from 1, convolutions by name. libs/models/resnet.py."""
     rules = {f"{source}layer1.conv1.conv.": "backbone.conv1.", f"{source}layer1.conv1.bn.": "backbone.bn1."}
-    for stage, blocks in enumerate(STAGES, 1):
+    for stage, blocks in enumerate(_STAGES, 1):
         for block in range(blocks):
             theirs, ours = f"{source}layer{stage + 1}.block{block + 1}.", f"backbone.layer{stage}.{block}."
             for number, convolution in enumerate(CONVOLUTIONS, 1):
@@ -47,7 +47,7 @@ def caffe_blocks(blocks: int) -> list[str]:
 def caffe_resnet() -> dict[str, str]:
     """ResNet-101 of the authors' prototxt: res4b22_branch2c, with bn4b22_branch2c and scale4b22_branch2c behind it."""
     rules = {"conv1.": "backbone.conv1.", "bn_conv1.": "backbone.bn1.", "scale_conv1.": "backbone.bn1."}
-    for stage, blocks in enumerate(STAGES, 1):
+    for stage, blocks in enumerate(_STAGES, 1):
         for block, letter in enumerate(caffe_blocks(blocks)):
             for branch, (conv, norm) in {
                 "1": ("downsample.0.", "downsample.1."),

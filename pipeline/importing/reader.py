@@ -25,12 +25,12 @@ from pipeline.importing import caffe
 from pipeline.redact import redact
 from pipeline.store import objects
 
-MAX_BYTES = 4 * 2**30
+_MAX_BYTES = 4 * 2**30
 """Largest file, and most bytes its tensors may unfold to."""
 MAX_TENSORS = 100_000
-MAX_NAME = 300
+_MAX_NAME = 300
 """Characters of a tensor's name."""
-PLAIN = {
+_PLAIN = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
@@ -100,24 +100,24 @@ class _Score:
         del state
 
 
-def read(url: str) -> Source:
+def read_weights(url: str) -> Source:
     """Read a file of weights.
 
     Raises:
         ConfigError: when it is missing, too large, damaged, no file of weights, or asks for more than tensors.
     """
     try:
-        data = objects.read_bytes(url, max_bytes=MAX_BYTES)
+        data = objects.read_bytes(url, max_bytes=_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"no file {redact(url)}") from error
     except InputError as error:
         raise ConfigError(f"{redact(url)}: {error.detail}") from error
     name = url.rstrip("/").rpartition("/")[2]
-    kind, tensors, left_out = parse(data, origin=name)
+    kind, tensors, left_out = parse_weights(data, origin=name)
     return Source(name, hashlib.sha256(data).hexdigest(), kind, tensors, left_out)
 
 
-def parse(data: bytes, *, origin: str) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
+def parse_weights(data: bytes, *, origin: str) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
     """Kind, tensors and what was left out of the bytes of a file.
 
     Raises:
@@ -215,12 +215,12 @@ def _checked(tensors: dict[str, Tensor], *, origin: str) -> dict[str, Tensor]:
     if len(tensors) > MAX_TENSORS or not tensors:
         raise ConfigError(f"{origin} has {len(tensors)} tensors; 1 to {MAX_TENSORS} are possible")
     for name, tensor in tensors.items():
-        if len(name) > MAX_NAME:
+        if len(name) > _MAX_NAME:
             raise ConfigError(f"{origin}: a name of {len(name)} characters: {name[:40]}...")
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in PLAIN:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _PLAIN:
             raise ConfigError(f"{origin}: {name} is no plain tensor: {tensor.layout}, {tensor.device}, {tensor.dtype}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ConfigError(f"{origin}: {name} repeats a few numbers as {tuple(tensor.shape)}")
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MAX_BYTES:
-        raise ConfigError(f"{origin} unfolds to more than {MAX_BYTES} bytes of tensors")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MAX_BYTES:
+        raise ConfigError(f"{origin} unfolds to more than {_MAX_BYTES} bytes of tensors")
     return {name: tensor.detach() for name, tensor in tensors.items()}

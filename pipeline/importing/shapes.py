@@ -14,14 +14,14 @@ from pipeline.importing.names import XCEPTION65_UNITS, XCEPTION71_UNITS
 Tensors = Mapping[str, Tensor]
 Options = dict[str, Any]
 
-DEPTHS = {2: 18, 6: 50, 23: 101}
+_DEPTHS = {2: 18, 6: 50, 23: 101}
 """Depth of a ResNet by the blocks of its third stage; 6 are 34 when its blocks are basic."""
 
 
 def resnet(tensors: Tensors, prefix: str, *, stem: str = "conv1.weight") -> Options:
     """`backbone`, and `width_multiplier` where it is not 1, of a ResNet with torchvision's names behind `prefix`."""
     blocks = sum(name.startswith(f"{prefix}layer3.") and name.endswith(".conv1.weight") for name in tensors)
-    depth = DEPTHS.get(blocks)
+    depth = _DEPTHS.get(blocks)
     if depth is None:
         raise ConfigError(f"a ResNet with {blocks} blocks in {prefix}layer3", hint="there are 18, 34, 50 and 101")
     if depth == 50 and f"{prefix}layer3.0.conv3.weight" not in tensors:

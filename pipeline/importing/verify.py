@@ -32,7 +32,7 @@ Ours = Callable[[Network, Import, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class OutputComparison:
     """What a comparison found, in words."""
 
     verified: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Judge:
     compared: str
 
 
-def compare(source: Source, made: Import, network: Network) -> Found:
+def compare_outputs(source: Source, made: Import, network: Network) -> OutputComparison:
     """Run the source's network and ours on the same image.
 
     Raises:
@@ -61,13 +61,15 @@ def compare(source: Source, made: Import, network: Network) -> Found:
     """
     judge = JUDGES.get(made.layout.name)
     if judge is None:
-        return Found(not_verified=[f"that outputs are the source's: no package has {made.layout.title}"])
+        return OutputComparison(not_verified=[f"that outputs are the source's: no package has {made.layout.title}"])
     if reason := _unlike(judge, made):
-        return Found(not_verified=[f"that outputs are the source's: {reason}"])
+        return OutputComparison(not_verified=[f"that outputs are the source's: {reason}"])
     try:
         package = importlib.import_module(judge.package)
     except ImportError as error:
-        return Found(not_verified=[f"that outputs are the source's: {judge.package} cannot be imported ({error})"])
+        return OutputComparison(
+            not_verified=[f"that outputs are the source's: {judge.package} cannot be imported ({error})"]
+        )
     judged = judge.build(package, made).eval()
     judged.load_state_dict(_theirs(source, made, judged))
     image = torch.randn(1, 3, judge.size, judge.size, generator=torch.Generator().manual_seed(SEED))
@@ -78,7 +80,7 @@ def compare(source: Source, made: Import, network: Network) -> Found:
     said += f"{difference:.2e}, largest value {largest:.2e}"
     if not difference <= TOLERANCE * largest:
         raise ConfigError(f"outputs are not the source's: {said}")
-    return Found(verified=[said])
+    return OutputComparison(verified=[said])
 
 
 def _unlike(judge: Judge, made: Import) -> str:

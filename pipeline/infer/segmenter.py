@@ -18,8 +18,8 @@ from torch import nn
 from pipeline.config import InferConfig, TileConfig
 from pipeline.errors import InputError
 from pipeline.infer.stitch import Canvas, to_half
-from pipeline.infer.tile import CPU_BATCH, cut, plan_tiles
-from pipeline.infer.views import Fusion, View, look, views
+from pipeline.infer.tile import CPU_BATCH, cut_tile, plan_tiles
+from pipeline.infer.views import View, ViewFusion, apply_view, views
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.fold import fold_batch_norm
@@ -53,7 +53,7 @@ class Prediction:
 class _Job:
     """One image on its way through."""
 
-    fusion: Fusion
+    fusion: ViewFusion
     prediction: Prediction = field(default_factory=Prediction)
 
 
@@ -169,7 +169,7 @@ class Segmenter:
 
     def _open(self, image: Image) -> _Job:
         size = {"height": image.height, "width": image.width}
-        job = _Job(Fusion(self.infer, **size, stride=self.stride, align_corners=self.align_corners))
+        job = _Job(ViewFusion(self.infer, **size, stride=self.stride, align_corners=self.align_corners))
         cells = -(-image.height // self.stride) * -(-image.width // self.stride)
         if (mib := cells * self.num_classes * 2 / 2**20) > self.infer.max_logits_mib:
             detail = f"{image.height}x{image.width} pixels give {mib:.0f} MiB of logits at stride {self.stride}"
@@ -182,7 +182,7 @@ class Segmenter:
         for view in self.views:
             if job.prediction.error:
                 return
-            pixels = look(image.pixels_hwc, view, align_corners=self.align_corners)
+            pixels = apply_view(image.pixels_hwc, view, align_corners=self.align_corners)
             grid = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile, align_corners=self.align_corners)
             mpx = grid.tile_height * grid.tile_width / 1e6
             if self.tile.mode == "whole" and mpx > self.tile.whole_mpx:
@@ -210,7 +210,7 @@ class Segmenter:
         for target, (one, index) in zip(pixels.numpy(), tiles, strict=True):
             if one.pixels_hwc is None:
                 raise ValueError("a tile was cut twice")
-            target[:] = cut(one.pixels_hwc, one.canvas.grid, index)
+            target[:] = cut_tile(one.pixels_hwc, one.canvas.grid, index)
             one.uncut -= 1
             if one.uncut == 0:
                 one.pixels_hwc = None

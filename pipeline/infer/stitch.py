@@ -6,7 +6,7 @@ stride, never by the number of tiles.
 
 import numpy as np
 
-from pipeline.infer.tile import Grid, blend_window
+from pipeline.infer.tile import TileGrid, blend_window
 from pipeline.records import Float16, Float32
 
 BAND_CELLS = 64
@@ -25,7 +25,7 @@ def _weights(corners: set[int], length: int, total: int) -> dict[int, Float32]:
 class Canvas:
     """Collects the logits of one image's tiles, in any order."""
 
-    def __init__(self, grid: Grid, *, num_classes: int, stride: int) -> None:
+    def __init__(self, grid: TileGrid, *, num_classes: int, stride: int) -> None:
         self.grid, self.stride = grid, stride
         self.missing = len(grid.corners)
         tile = -(-grid.tile_height // stride), -(-grid.tile_width // stride)

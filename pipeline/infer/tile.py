@@ -20,7 +20,7 @@ CPU_BATCH = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TileGrid:
     """Equal, overlapping tiles that cover one image exactly."""
 
     height: int
@@ -47,7 +47,7 @@ def _axis(size_px: int, cfg: TileConfig, beyond_px: int) -> tuple[int, list[int]
     return cfg.tile_px + beyond_px, [*range(0, last, cfg.tile_px - cfg.overlap_px), last]
 
 
-def plan_tiles(height: int, width: int, cfg: TileConfig, *, align_corners: bool = False) -> Grid:
+def plan_tiles(height: int, width: int, cfg: TileConfig, *, align_corners: bool = False) -> TileGrid:
     """Decide the tiles of an image of `height` x `width` pixels, both at least 1.
 
     A side of at most `tile_px`, or a quarter more, gives one tile, rounded up to a multiple of `bucket_px` so that
@@ -60,10 +60,10 @@ def plan_tiles(height: int, width: int, cfg: TileConfig, *, align_corners: bool 
     beyond_px = int(align_corners)
     tile_height, ys = _axis(height, cfg, beyond_px)
     tile_width, xs = _axis(width, cfg, beyond_px)
-    return Grid(height, width, tile_height, tile_width, tuple((y, x) for y in ys for x in xs))
+    return TileGrid(height, width, tile_height, tile_width, tuple((y, x) for y in ys for x in xs))
 
 
-def cut(pixels_hwc: UInt8, grid: Grid, index: int) -> UInt8:
+def cut_tile(pixels_hwc: UInt8, grid: TileGrid, index: int) -> UInt8:
     """Cut tile `index` of a grid out of (H, W, C) pixels, padded by reflection: (tile_height, tile_width, C) uint8."""
     y, x = grid.corners[index]
     part = pixels_hwc[y : y + grid.tile_height, x : x + grid.tile_width]

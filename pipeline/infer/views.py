@@ -36,7 +36,7 @@ def views(cfg: InferConfig) -> tuple[View, ...]:
     return tuple(View(scale, flip) for flip in ((False, True) if cfg.flip else (False,)) for scale in cfg.scales)
 
 
-def scaled(length_px: int, scale: float, *, align_corners: bool) -> int:
+def scaled_length(length_px: int, scale: float, *, align_corners: bool) -> int:
     """Pixels along an axis after scaling, rounded half up, at least 1.
 
     Where corners are aligned it is the distance between the first and the last pixel that scales, as in
@@ -46,9 +46,9 @@ def scaled(length_px: int, scale: float, *, align_corners: bool) -> int:
     return max(1, int((length_px - beyond_px) * scale + 0.5) + beyond_px)
 
 
-def look(pixels_hwc: UInt8, view: View, *, align_corners: bool) -> UInt8:
+def apply_view(pixels_hwc: UInt8, view: View, *, align_corners: bool) -> UInt8:
     """What the network sees of an image: (h, w, C) uint8, rounded to whole levels like any image file."""
-    height, width = (scaled(length, view.scale, align_corners=align_corners) for length in pixels_hwc.shape[:2])
+    height, width = (scaled_length(length, view.scale, align_corners=align_corners) for length in pixels_hwc.shape[:2])
     seen = pixels_hwc
     if (height, width) != pixels_hwc.shape[:2]:
         ys, xs = (
@@ -61,7 +61,7 @@ def look(pixels_hwc: UInt8, view: View, *, align_corners: bool) -> UInt8:
     return seen[:, ::-1] if view.flip else seen
 
 
-class Fusion:
+class ViewFusion:
     """Collects the scores of all looks at one image, in any order."""
 
     def __init__(self, cfg: InferConfig, *, height: int, width: int, stride: int, align_corners: bool) -> None:
@@ -115,7 +115,7 @@ class Fusion:
         """Where the image's own cells lie among the cells of a look, along one axis of `length_px` pixels."""
         own = np.arange(-(-length_px // self.stride), dtype=np.float64)
         pixels = own * self.stride if self.align_corners else (own + 0.5) * self.stride - 0.5
-        seen_px = scaled(length_px, view.scale, align_corners=self.align_corners)
+        seen_px = scaled_length(length_px, view.scale, align_corners=self.align_corners)
         seen = _moved(pixels, length_px, seen_px, align_corners=self.align_corners)
         if view.flip:
             seen = seen_px - 1 - seen

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.models.layers import initialise, scaled
-from pipeline.models.network import AroundOptions, Network, grid
+from pipeline.models.layers import initialise, scaled_channels
+from pipeline.models.network import AroundOptions, Network, grid_cells
 
-Scale = Annotated[float, Field(gt=0, le=1)]
+_Scale = Annotated[float, Field(gt=0, le=1)]
 
 
 class AttentionToScaleOptions(AroundOptions):
     """What may vary; the defaults are the paper's three scales around DeepLab-LargeFOV."""
 
     network: str = Field("deeplab_v1", description="Inner network: a name of the zoo.")
-    scales: tuple[Scale, ...] = Field(
+    scales: tuple[_Scale, ...] = Field(
         (1.0, 0.75, 0.5), min_length=1, max_length=8, description="Sizes of the image, as factors; 1 is one of them."
     )
     attention_channels: int = Field(512, ge=1, le=4096, description="Channels between the two layers of the head.")
@@ -60,7 +60,7 @@ class AttentionToScale(Network):
         self.feature_channels = inner.feature_channels
         if options.extra_supervision:
             self.loss_weights = dict.fromkeys(("logits", *map(scale_name, self.scales)), 1.0)
-        channels = scaled(options.attention_channels, options.width_multiplier)
+        channels = scaled_channels(options.attention_channels, options.width_multiplier)
         weigh = nn.Conv2d(channels, len(self.scales), 1)
         self.attend = nn.Sequential(
             nn.Conv2d(len(self.scales) * inner.feature_channels, channels, 3, padding=1),
@@ -92,7 +92,8 @@ class AttentionToScale(Network):
     def _look(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Features and scores of each scale, on grids of their own."""
         sizes = [
-            [shrunk(side, scale, align_corners=self.align_corners) for side in x.shape[2:]] for scale in self.scales
+            [scaled_side(side, scale, align_corners=self.align_corners) for side in x.shape[2:]]
+            for scale in self.scales
         ]
         return [self.inner.embed(self._resize(x, size)) for size in sizes]
 
@@ -104,7 +105,7 @@ class AttentionToScale(Network):
 
     def _on_one_grid(self, x: Tensor, maps: list[Tensor]) -> Tensor:
         """Maps (N, C, h, w) of each scale -> (N, S, C, h, w), all on the grid of the full image."""
-        size = [grid(side, self.stride) for side in x.shape[2:]]
+        size = [grid_cells(side, self.stride) for side in x.shape[2:]]
         return torch.stack([self._resize(one, size) for one in maps], dim=1)
 
     def _weigh(self, features: Tensor) -> Tensor:
@@ -122,6 +123,6 @@ def scale_name(scale: float) -> str:
     return f"scale_{scale:g}"
 
 
-def shrunk(side: int, scale: float, *, align_corners: bool) -> int:
+def scaled_side(side: int, scale: float, *, align_corners: bool) -> int:
     """Pixels of a side at a scale, rounded down; of the steps between pixels if corners are aligned."""
     return int((side - 1) * scale) + 1 if align_corners else max(1, int(side * scale))

@@ -34,7 +34,7 @@ class Variant:
 
     def build(self, num_classes: int, *, output_stride: int | None = None, in_channels: int = 3) -> Network:
         """The network with random weights, at its published output stride unless told otherwise."""
-        return zoo.build(
+        return zoo.build_network(
             self.network, num_classes, in_channels=in_channels, output_stride=output_stride, **self.options
         )
 
@@ -219,7 +219,7 @@ PUBLISHED = (
 )
 
 
-def find(name: str) -> Variant:
+def find_variant(name: str) -> Variant:
     """A variant by name.
 
     Raises:

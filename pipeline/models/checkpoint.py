@@ -27,14 +27,14 @@ from pipeline.store import objects
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
 MAX_WEIGHTS_BYTES, MAX_CARD_BYTES = 4 * 2**30, 2**20
-SHOWN = 8
+_SHOWN = 8
 """Lines of a list of differences before it is cut short."""
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 """How files of `torch.save` begin: a zip archive, or before torch 1.6 a bare pickle."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Deviation = Annotated[float, Field(gt=0)]
+_Deviation = Annotated[float, Field(gt=0)]
 
 
 class Card(BaseModel):
@@ -48,7 +48,7 @@ class Card(BaseModel):
     output_stride: int = Field(16, ge=1, description="Encoder stride it was trained at.")
     classes: ClassMap = Field(description="What the logits' channels mean.")
     mean: tuple[Fraction, ...] = Field(description="Subtracted from each channel, after scaling pixels to 0 to 1.")
-    std: tuple[Deviation, ...] = Field(description="Divides each channel after that.")
+    std: tuple[_Deviation, ...] = Field(description="Divides each channel after that.")
     channels: tuple[str, ...] = Field(("red", "green", "blue"), description="Meaning of the bands, in their order.")
     training: dict[str, JsonValue] = Field({}, description="Data, seeds, command, metrics: whatever explains it.")
     source: str = Field(description="Who trained it, or the URL it came from.")
@@ -102,12 +102,12 @@ class Checkpoint:
         return network.eval()
 
 
-def shipped() -> list[str]:
+def shipped_checkpoints() -> list[str]:
     """Names of the checkpoints that come with the package."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD_FILE}"))
 
 
-def save(url: str, state: Mapping[str, Tensor], card: Card) -> str:
+def save_checkpoint(url: str, state: Mapping[str, Tensor], card: Card) -> str:
     """Write a checkpoint folder: the weights first, then the card, so a new folder with a card is complete.
 
     Args:
@@ -129,7 +129,7 @@ def save(url: str, state: Mapping[str, Tensor], card: Card) -> str:
     return _digest(weights, card)
 
 
-def load(ref: str) -> Checkpoint:
+def load_checkpoint(ref: str) -> Checkpoint:
     """Read a checkpoint and check it against the network its card names.
 
     Args:
@@ -183,11 +183,11 @@ def check_bands(card: Card, bands: tuple[str, ...]) -> None:
 
 
 def _read(ref: str, file: str, *, max_bytes: int) -> bytes:
-    url = objects.join(str(SHIPPED / ref) if ref in shipped() else ref, file)
+    url = objects.join(str(SHIPPED / ref) if ref in shipped_checkpoints() else ref, file)
     try:
         return objects.read_bytes(url, max_bytes=max_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
-        known = ", ".join(shipped()) or "none"
+        known = ", ".join(shipped_checkpoints()) or "none"
         hint = f"give the folder of {CARD_FILE} and {WEIGHTS_FILE}, or a shipped checkpoint: {known}"
         raise ConfigError(f"no checkpoint {ref!r}: it has no {file}", hint=hint) from error
     except InputError as error:
@@ -211,7 +211,7 @@ def blank(card: Card, output_stride: int | None = None) -> Network:
         ConfigError: as `zoo.build`.
     """
     with torch.device("meta"):
-        return zoo.build(
+        return zoo.build_network(
             card.architecture,
             len(card.classes),
             in_channels=card.in_channels,
@@ -246,8 +246,8 @@ def _kept(tensor: Tensor) -> torch.dtype:
 
 
 def _listed(lines: list[str]) -> str:
-    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "".join(f"\n  {line}" for line in lines[:SHOWN] + more)
+    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "".join(f"\n  {line}" for line in lines[:_SHOWN] + more)
 
 
 def _digest(weights: bytes, card: Card) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.network import AroundOptions, Network
-from pipeline.refine.lattice_torch import Lattice, bilateral_lattice, spatial_lattice, upsample
+from pipeline.refine.lattice_torch import Lattice, bilateral_lattice, spatial_lattice, upsample_logits
 from pipeline.refine.presets import PRESETS, CrfParams
 
-Deviation = Annotated[float, Field(gt=0)]
+_Deviation = Annotated[float, Field(gt=0)]
 
 
 class CRFRNNOptions(AroundOptions):
@@ -29,7 +29,7 @@ class CRFRNNOptions(AroundOptions):
     preset: str = Field("crf-rnn", description="Kernels, and their weights before training; as of --refine.preset.")
     train_iterations: int = Field(5, ge=1, le=100, description="Mean field iterations in training.")
     iterations: int = Field(10, ge=1, le=100, description="Mean field iterations in use.")
-    std: tuple[Deviation, ...] = Field(
+    std: tuple[_Deviation, ...] = Field(
         (0.229, 0.224, 0.225),
         description="What each channel of the input was divided by: `std` of the checkpoint's card.",
     )
@@ -216,6 +216,6 @@ class CRFRNNNetwork(Network):
         features, scores = self.inner.embed(x)
         dtype = torch.promote_types(scores.dtype, torch.float32)
         stride, align_corners = self.inner.stride, self.inner.align_corners
-        full = upsample(scores.to(dtype), *x.shape[2:], stride=stride, align_corners=align_corners)
+        full = upsample_logits(scores.to(dtype), *x.shape[2:], stride=stride, align_corners=align_corners)
         colours = x.permute(0, 2, 3, 1).to(dtype) * torch.tensor(self.std, dtype=dtype, device=x.device) * 255
         return features, self.crf(full, colours).permute(0, 3, 1, 2)

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbones.vgg import VGG16
-from pipeline.models.layers import initialise, scaled
+from pipeline.models.layers import initialise, scaled_channels
 from pipeline.models.network import Network, Options, crop
 
-Variant = Literal["4x4", "7x7", "large_fov"]
+_Variant = Literal["4x4", "7x7", "large_fov"]
 
 
 class FieldOfView(NamedTuple):
@@ -30,7 +30,7 @@ class FieldOfView(NamedTuple):
     """3x3 averaging (pool5a) in front of it."""
 
 
-FIELDS_OF_VIEW: dict[Variant, FieldOfView] = {
+FIELDS_OF_VIEW: dict[_Variant, FieldOfView] = {
     "4x4": FieldOfView(4, 4, 4096, average=False),
     "7x7": FieldOfView(7, 4, 4096, average=False),
     "large_fov": FieldOfView(3, 12, 1024, average=True),
@@ -48,7 +48,7 @@ BRANCH_CHANNELS = 128
 class DeepLabV1Options(Options):
     """What may vary; the defaults are DeepLab-LargeFOV."""
 
-    variant: Variant = Field(
+    variant: _Variant = Field(
         "large_fov",
         description="Kernel of fc6: 4x4 at rate 4 (the base network), VGG's own 7x7 at rate 4, or 3x3 at rate 12 and a "
         "quarter of the channels.",
@@ -123,7 +123,7 @@ class DeepLabV1(Network):
         del output_stride  # there is one
         width = options.width_multiplier
         fov = FIELDS_OF_VIEW[options.variant]
-        channels, branch_channels = scaled(fov.channels, width), scaled(BRANCH_CHANNELS, width)
+        channels, branch_channels = scaled_channels(fov.channels, width), scaled_channels(BRANCH_CHANNELS, width)
         self.backbone = atrous_vgg16(in_channels=in_channels, width=width)
         self.pool5a = pool5a(average=fov.average)
         deep = self.backbone.channels[-1]

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
 from pipeline.models.backbones.vgg import VGG16
 from pipeline.models.deeplab_v1 import Classifier, add, atrous_vgg16, pool5a, pools
-from pipeline.models.layers import initialise, scaled
+from pipeline.models.layers import initialise, scaled_channels
 from pipeline.models.network import Network, Options, crop
 
 Head = Literal["large_fov", "aspp_s", "aspp_l"]
@@ -30,7 +30,7 @@ FC_CHANNELS = 1024
 SCALES = {"scale_0.75": (3, 4), "scale_0.5": (1, 2)}
 """Smaller scales of the image as fractions, by the names of their scores. Sec. 4.1.2."""
 
-RESNET_OPTIONS = {"first_block", "stride_in", "ceil_pool"}
+_RESNET_OPTIONS = {"first_block", "stride_in", "ceil_pool"}
 
 
 class DeepLabV2Options(Options):
@@ -51,7 +51,7 @@ class DeepLabV2Options(Options):
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> "DeepLabV2Options":
-        foreign = sorted(RESNET_OPTIONS & self.model_fields_set)
+        foreign = sorted(_RESNET_OPTIONS & self.model_fields_set)
         if self.backbone == "vgg16" and foreign:
             raise ValueError(f"{', '.join(foreign)} has no effect with vgg16")
         return self
@@ -140,7 +140,7 @@ class DeepLabV2(Network):
         self.backbone = options.build_backbone(in_channels=in_channels, output_stride=output_stride)
         self.head: VGGHead | ResNetHead
         if isinstance(self.backbone, VGG16):
-            channels = scaled(FC_CHANNELS, options.width_multiplier)
+            channels = scaled_channels(FC_CHANNELS, options.width_multiplier)
             self.output_strides = (8,)
             self.head = VGGHead(self.backbone.channels[-1], channels, num_classes, rates=rates)
         else:
@@ -173,7 +173,7 @@ class DeepLabV2(Network):
             return features, {"logits": finest}
         scores = {"scale_1": finest}
         for name, (part, whole) in SCALES.items():
-            size = [shrunk(side, part, whole, align_corners=self.align_corners) for side in x.shape[2:]]
+            size = [shrunk_side(side, part, whole, align_corners=self.align_corners) for side in x.shape[2:]]
             scores[name] = self._of_one_scale(self._resize(x, size))[1]
         resized = [self._resize(one, finest.shape[2:]) for one in scores.values()]
         return features, {"logits": torch.stack(resized).amax(0), **scores}
@@ -186,7 +186,7 @@ class DeepLabV2(Network):
         return F.interpolate(x, list(size), mode="bilinear", align_corners=self.align_corners)
 
 
-def shrunk(side: int, part: int, whole: int, *, align_corners: bool) -> int:
+def shrunk_side(side: int, part: int, whole: int, *, align_corners: bool) -> int:
     """Pixels of a side at the scale part / whole: rounded down, of the steps between pixels if corners are aligned.
 
     deeplab-pytorch, libs/models/msc.py; Interp with shrink and zoom factor in the authors' Caffe.

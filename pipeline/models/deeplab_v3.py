@@ -12,12 +12,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
-from pipeline.models.backbones.resnet import Bottleneck, FirstBlock, ResNet, stage, stage_rates
+from pipeline.models.backbones.resnet import Bottleneck, FirstBlock, ResNet, resnet_stage, stage_rates
 from pipeline.models.fcn import head as fcn_head
-from pipeline.models.layers import ASPP, conv_bn_relu, initialise, scaled
+from pipeline.models.layers import ASPP, conv_bn_relu, initialise, scaled_channels
 from pipeline.models.network import Network, Options
 
-Rate = Annotated[int, Field(ge=1, le=64)]
+_Rate = Annotated[int, Field(ge=1, le=64)]
 
 NO_EFFECT = {
     "aspp": ("blocks",),
@@ -39,12 +39,12 @@ class DeepLabV3Options(Options):
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
     mode: Literal["aspp", "cascade"] = Field("aspp", description="Context by parallel or by successive convolutions.")
     blocks: int = Field(7, ge=4, le=7, description="Cascade: number of the last block; block 4 is the backbone's last.")
-    multi_grid: tuple[Rate, Rate, Rate] | None = Field(
+    multi_grid: tuple[_Rate, _Rate, _Rate] | None = Field(
         (1, 2, 4),
         description="ResNet: rates within block 4 and its copies. (1, 2, 1) is the paper's best for the cascade.",
     )
     first_block: FirstBlock = Field("earlier", description="ResNet: rate of a dilated stage's first block.")
-    rates: tuple[Rate, ...] = Field(
+    rates: tuple[_Rate, ...] = Field(
         (6, 12, 18), min_length=1, description="ASPP: rates at output stride 16, doubled at 8."
     )
     head_conv: bool = Field(False, description="A 3x3 convolution behind the ASPP, which the paper has not.")
@@ -85,7 +85,7 @@ def cascade(channels: int, options: DeepLabV3Options, *, output_stride: int) -> 
     for number in range(5, options.blocks + 1):
         earlier, rate = rate, 2 * rate
         rates = stage_rates(3, rate, earlier=earlier, first_block=options.first_block, grid=options.multi_grid)
-        blocks[f"block{number}"] = stage(Bottleneck, channels, channels // Bottleneck.expansion, rates, stride=1)
+        blocks[f"block{number}"] = resnet_stage(Bottleneck, channels, channels // Bottleneck.expansion, rates, stride=1)
     return blocks
 
 
@@ -115,7 +115,7 @@ class DeepLabV3(Network):
             self.feature_channels = channels
             self.context = nn.Sequential(cascade(channels, options, output_stride=output_stride))
         else:
-            self.feature_channels = scaled(256, options.width_multiplier)
+            self.feature_channels = scaled_channels(256, options.width_multiplier)
             self.context = nn.Sequential(pyramid(channels, self.feature_channels, options, output_stride=output_stride))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         self.aux = None

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
-from pipeline.models.backbones.xception import Layout, Xception
+from pipeline.models.backbones.xception import Xception, XceptionLayout
 from pipeline.models.layers import ASPP, Separable, conv3x3_bn_relu, conv_bn_relu, initialise
 from pipeline.models.network import Network, Options, crop
 
-Rate = Annotated[int, Field(ge=1, le=64)]
+_Rate = Annotated[int, Field(ge=1, le=64)]
 Backbone = Literal[
     "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception41", "xception65", "xception71"
 ]
 
-RESNET_OPTIONS = frozenset({"multi_grid", "first_block", "stride_in", "ceil_pool", "fine_channels"})
+_RESNET_OPTIONS = frozenset({"multi_grid", "first_block", "stride_in", "ceil_pool", "fine_channels"})
 XCEPTION_OPTIONS = frozenset({"xception_layout"})
 WITHOUT_EFFECT = {
-    "mobilenet_v2": RESNET_OPTIONS | XCEPTION_OPTIONS,
+    "mobilenet_v2": _RESNET_OPTIONS | XCEPTION_OPTIONS,
     "resnet18": XCEPTION_OPTIONS | {"stride_in", "multi_grid"},  # no 1x1, and two blocks where a multi-grid has three
     "resnet34": XCEPTION_OPTIONS | {"stride_in"},
     "resnet50": XCEPTION_OPTIONS,
     "resnet101": XCEPTION_OPTIONS,
-    "xception41": RESNET_OPTIONS,
-    "xception65": RESNET_OPTIONS,
-    "xception71": RESNET_OPTIONS,
+    "xception41": _RESNET_OPTIONS,
+    "xception65": _RESNET_OPTIONS,
+    "xception71": _RESNET_OPTIONS,
 }
 """Options that change nothing, by backbone."""
 
@@ -46,12 +46,14 @@ class DeepLabV3PlusOptions(Options):
 
     backbone: Backbone = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on the backbone's channels.")
-    multi_grid: tuple[Rate, Rate, Rate] | None = Field((1, 2, 4), description="ResNet: rates within the last stage.")
+    multi_grid: tuple[_Rate, _Rate, _Rate] | None = Field((1, 2, 4), description="ResNet: rates within the last stage.")
     first_block: FirstBlock = Field("earlier", description="ResNet: rate of a dilated stage's first block.")
     stride_in: StrideIn = Field("3x3", description="ResNet: which convolution of a bottleneck strides.")
     ceil_pool: bool = Field(False, description="ResNet: the stem's max pooling rounds sizes up.")
-    xception_layout: Layout = Field("tensorflow", description="Xception: whose, where ReLUs stand and features leave.")
-    rates: tuple[Rate, ...] = Field(
+    xception_layout: XceptionLayout = Field(
+        "tensorflow", description="Xception: whose, where ReLUs stand and features leave."
+    )
+    rates: tuple[_Rate, ...] = Field(
         (6, 12, 18), min_length=1, description="ASPP's rates at output stride 16; twice that at 8."
     )
     aspp_channels: int = Field(256, ge=1, le=4096, description="Channels of each ASPP branch and of their projection.")

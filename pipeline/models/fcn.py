@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import FirstBlock, ResNet
 from pipeline.models.backbones.vgg import VGG16
-from pipeline.models.layers import conv_bn_relu, initialise, scaled
+from pipeline.models.layers import conv_bn_relu, initialise, scaled_channels
 from pipeline.models.network import Network, Options
 
-Variant = Literal["32s", "16s", "8s"]
+_Variant = Literal["32s", "16s", "8s"]
 
-UPSAMPLING: dict[Variant, tuple[tuple[int, int], ...]] = {
+UPSAMPLING: dict[_Variant, tuple[tuple[int, int], ...]] = {
     "32s": ((32, 19),),
     "16s": ((2, 5), (16, 27)),
     "8s": ((2, 5), (2, 9), (8, 31)),
@@ -34,7 +34,7 @@ PADDING = 100
 class FCNOptions(Options):
     """What may vary; the defaults are the paper's FCN-8s."""
 
-    variant: Variant = Field(
+    variant: _Variant = Field(
         "8s", description="Stride of the finest scores: 32s none skipped, 16s pool4, 8s pool3 too."
     )
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
@@ -84,7 +84,7 @@ class FCN(Network):
         super().__init__()
         del output_stride  # there is only one
         self.backbone = VGG16(in_channels=in_channels, width=options.width_multiplier)
-        self.feature_channels = scaled(4096, options.width_multiplier)
+        self.feature_channels = scaled_channels(4096, options.width_multiplier)
         self.classifier = nn.Sequential(
             nn.Conv2d(self.backbone.channels[-1], self.feature_channels, 7),
             nn.ReLU(inplace=True),

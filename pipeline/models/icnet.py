@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.layers import conv_bn, conv_bn_relu, initialise, scaled
-from pipeline.models.network import Network, Options, grid
+from pipeline.models.layers import conv_bn, conv_bn_relu, initialise, scaled_channels
+from pipeline.models.network import Network, Options, grid_cells
 from pipeline.models.pspnet import BINS
 
 
@@ -28,7 +28,7 @@ class ICNetOptions(Options):
     align_corners: bool = Field(True, description="How images, features and logits are resized, as in F.interpolate.")
 
 
-class Fusion(nn.Module):
+class CascadeFusion(nn.Module):
     """Cascade feature fusion: a dilated convolution of the coarse view, which was resized to the fine one. Sec. 3.3."""
 
     def __init__(self, coarse_channels: int, fine_channels: int, out_channels: int) -> None:
@@ -71,12 +71,12 @@ class ICNet(Network):
             stem="deep",
             width=width / 2,
         )
-        low, fine, fused, first = (scaled(channels, width) for channels in (256, 64, 128, 32))
+        low, fine, fused, first = (scaled_channels(channels, width) for channels in (256, 64, 128, 32))
         middle = self.backbone.stage_channels[1]
         self.reduce = conv_bn_relu(self.backbone.high_channels, low)
         self.full = strided(in_channels, (first, first, fine))
-        self.fuse_half = Fusion(low, middle, fused)
-        self.fuse_full = Fusion(fused, fine, fused)
+        self.fuse_half = CascadeFusion(low, middle, fused)
+        self.fuse_full = CascadeFusion(fused, fine, fused)
         self.feature_channels = fused
         self.logits = nn.Conv2d(fused, num_classes, 1)
         guides = {"sub4": nn.Conv2d(low, num_classes, 1), "sub24": nn.Conv2d(fused, num_classes, 1)}
@@ -94,7 +94,7 @@ class ICNet(Network):
         return F.interpolate(x, (height, width), mode="bilinear", align_corners=self.align_corners)
 
     def _halve(self, x: Tensor) -> Tensor:
-        return self._resize(x, grid(x.size(2), 2), grid(x.size(3), 2))
+        return self._resize(x, grid_cells(x.size(2), 2), grid_cells(x.size(3), 2))
 
     def _half_and_quarter(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the image halved, at stride 16, and of the features halved again, at stride 32."""
@@ -114,7 +114,7 @@ class ICNet(Network):
         sub4 = self._resize(self.reduce(self._pooled(quarter)), half.size(2), half.size(3))
         sub24 = self._resize(self.fuse_half(sub4, half), full.size(2), full.size(3))
         fused = self.fuse_full(sub24, full)
-        finest = self._resize(fused, grid(x.size(2), self.stride), grid(x.size(3), self.stride))
+        finest = self._resize(fused, grid_cells(x.size(2), self.stride), grid_cells(x.size(3), self.stride))
         return {"sub4": sub4, "sub24": sub24, "logits": finest}
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ Separable = bool | Literal["plain"]
 """Depthwise separable 3x3 convolutions: no; yes, with batch norm and ReLU between the halves; or "plain", without."""
 
 
-def scaled(channels: int, width: float) -> int:
+def scaled_channels(channels: int, width: float) -> int:
     """Channels times width, at least 1."""
     return max(1, round(channels * width))
 

@@ -94,11 +94,11 @@ class Network(nn.Module):
         return {"logits": self(x)}
 
 
-def grid(length: int, stride: int) -> int:
+def grid_cells(length: int, stride: int) -> int:
     """Cells along an axis of `length` pixels."""
     return -(-length // stride)
 
 
 def crop(cells: Tensor, x: Tensor, stride: int) -> Tensor:
     """The cells that an input has; networks that pool with rounding up make one more than that for some sizes."""
-    return cells[:, :, : grid(x.size(2), stride), : grid(x.size(3), stride)]
+    return cells[:, :, : grid_cells(x.size(2), stride), : grid_cells(x.size(3), stride)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, Stem, StrideIn
 from pipeline.models.fcn import head as fcn_head
-from pipeline.models.layers import conv_bn_relu, initialise, scaled
+from pipeline.models.layers import conv_bn_relu, initialise, scaled_channels
 from pipeline.models.network import Network, Options
 
 Bin = Annotated[int, Field(ge=1, le=64)]
@@ -73,7 +73,7 @@ class PSPNet(Network):
         *_, third, last = self.backbone.stage_channels
         self.pooling = PyramidPooling(last, options.bins, align_corners=options.align_corners)
         pooled = len(options.bins) * self.pooling.level_channels
-        self.feature_channels = scaled(512, options.width_multiplier)
+        self.feature_channels = scaled_channels(512, options.width_multiplier)
         self.head = nn.Sequential(conv_bn_relu(last + pooled, self.feature_channels, 3), nn.Dropout(0.1))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         self.aux = None
@@ -134,7 +134,7 @@ class PSPNetSMP(Network):
         pooled = self.pooling.level_channels
         # The mean of a whole image has no batch norm there.
         self.pooling.levels[0] = nn.Sequential(nn.Conv2d(channels, pooled, 1), nn.ReLU(inplace=True))
-        self.feature_channels = scaled(512, options.width_multiplier)
+        self.feature_channels = scaled_channels(512, options.width_multiplier)
         self.head = nn.Sequential(conv_bn_relu(channels + len(BINS) * pooled, self.feature_channels), nn.Dropout2d(0.2))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 3, padding=1)
         initialise(self, *self.last_layers())

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.backbones.vgg import STAGES, VGG16, stage
-from pipeline.models.layers import initialise, scaled
+from pipeline.models.backbones.vgg import STAGES, VGG16, vgg_stage
+from pipeline.models.layers import initialise, scaled_channels
 from pipeline.models.network import Network, Options
 
 
@@ -27,8 +27,8 @@ def mirrored_stages(width: float) -> nn.ModuleList:
     stages: list[nn.Module] = []
     below: list[int] = []
     for channels in STAGES:
-        *inner, last = (scaled(one, width) for one in channels)
-        stages.append(stage(last, tuple([*below, *inner][::-1]), batch_norm=True))
+        *inner, last = (scaled_channels(one, width) for one in channels)
+        stages.append(vgg_stage(last, tuple([*below, *inner][::-1]), batch_norm=True))
         below = [last]
     return nn.ModuleList(stages)
 

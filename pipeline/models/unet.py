@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.layers import BatchNorm2d, conv_bn_relu, initialise, scaled
+from pipeline.models.layers import BatchNorm2d, conv_bn_relu, initialise, scaled_channels
 from pipeline.models.network import Network, Options, crop
 
 Padding = Literal["valid", "same"]
 
-LEVELS = (64, 128, 256, 512, 1024)
+_LEVELS = (64, 128, 256, 512, 1024)
 """Channels from the input's size down to a sixteenth of it: fig. 1."""
 
 MARGIN: dict[Padding, int] = {"valid": 92, "same": 0}
@@ -64,7 +64,7 @@ def mirror(x: Tensor, padding: Padding) -> Tensor:
     return x
 
 
-def centre(x: Tensor, size: torch.Size) -> Tensor:
+def centre_of(x: Tensor, size: torch.Size) -> Tensor:
     """The middle of a map, of the last two of `size`."""
     top, left = (x.size(2) - size[2]) // 2, (x.size(3) - size[3]) // 2
     return x[:, :, top : top + size[2], left : left + size[3]]
@@ -91,7 +91,7 @@ class UNet(Network):
         super().__init__()
         del output_stride  # there is only one
         self.padding: Padding = options.padding
-        wide = [scaled(channels, options.width_multiplier) for channels in LEVELS]
+        wide = [scaled_channels(channels, options.width_multiplier) for channels in _LEVELS]
         # "At the end of the contracting path" (sec. 3.1) is the last two levels in the authors' phseg_v5.prototxt.
         self.contracting = nn.ModuleList(
             level(entering, channels, options, dropout=depth > 2)
@@ -122,7 +122,7 @@ class UNet(Network):
         x = found.pop()
         for upsampling, one in zip(self.upsamplings, self.expanding, strict=True):
             x = upsampling(x)
-            x = one(torch.cat([x, centre(found.pop(), x.shape)], dim=1))
+            x = one(torch.cat([x, centre_of(found.pop(), x.shape)], dim=1))
         return x
 
 
@@ -164,9 +164,9 @@ class UNetResNet(Network):
         width = options.width_multiplier
         depth = int(options.backbone.removeprefix("resnet"))
         self.encoder = ResNet(depth, in_channels=in_channels, output_stride=output_stride, width=width)
-        wide = [scaled(channels, width) for channels in DECODER]
+        wide = [scaled_channels(channels, width) for channels in DECODER]
         *between, deepest = self.encoder.stage_channels
-        skipped = [*reversed(between), scaled(64, width), 0]
+        skipped = [*reversed(between), scaled_channels(64, width), 0]
         self.decoder = nn.ModuleList(
             nn.Sequential(conv_bn_relu(below + skip, channels, 3), conv_bn_relu(channels, channels, 3))
             for below, skip, channels in zip([deepest, *wide], skipped, wide, strict=False)

@@ -40,7 +40,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
 MAX_CHANNELS = 16
 
 
-def build(
+def build_network(
     name: str, num_classes: int, *, in_channels: int = 3, output_stride: int | None = None, **options: Any
 ) -> Network:
     """Build a network in training mode.
@@ -67,7 +67,7 @@ def build(
     chosen = _validated(name, options_class, options)
     if isinstance(chosen, AroundOptions):
         own = chosen.inner_options()
-        inner = build(chosen.network, num_classes, in_channels=in_channels, output_stride=output_stride, **own)
+        inner = build_network(chosen.network, num_classes, in_channels=in_channels, output_stride=output_stride, **own)
         return network(num_classes, chosen, inner=inner, in_channels=in_channels)
     stride = output_stride or network.output_strides[0]
     if stride not in network.output_strides:

@@ -30,7 +30,12 @@ def template(name: str, **filters: Callable[..., str]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"duration": duration, "percent": percent, "figure": figure, "points": points} | filters
+    pages.filters |= {
+        "duration": format_duration,
+        "percent": percent,
+        "figure": format_figure,
+        "points": points,
+    } | filters
     pages.globals["hatch"] = HATCH
     return pages.get_template(f"{name}.html.j2")
 
@@ -40,7 +45,7 @@ def uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{b64encode(data).decode()}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """12.3 s, 4 min 05 s, 3 h 07 min: two units at most."""
     if seconds < 59.95:
         return f"{seconds:.1f} s" if seconds >= 0.9995 else f"{seconds * 1000:.0f} ms"
@@ -60,7 +65,7 @@ def percent(share: float) -> str:
     return "<\u202f0.01\u202f%" if share > 0 else "0\u202f%"
 
 
-def figure(number: float) -> str:
+def format_figure(number: float) -> str:
     """Three digits that matter, thousands apart: 0.0123, 4.56, 78.9, 12,345."""
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

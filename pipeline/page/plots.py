@@ -42,7 +42,7 @@ STYLE: Any = {
 """For `matplotlib.rc_context`, around everything that draws."""
 
 
-def figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes]:
+def new_figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes]:
     """A plot of this size in inches: about what a phone shows, so that letters stay readable there."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
@@ -71,7 +71,7 @@ def forest(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, than:
 
     `name` and `title` as for `svg`.
     """
-    drawn, axes = figure(height=0.75 + 0.24 * max(len(rows), 1))
+    drawn, axes = new_figure(height=0.75 + 0.24 * max(len(rows), 1))
     for at, (_, gain) in enumerate(rows):
         colour = ACCENT if gain.low > 0 else ALARM if gain.high < 0 else SOFT
         axes.plot([gain.low * 100, gain.high * 100], [at, at], color=colour, lw=2.2, solid_capstyle="round")

@@ -15,7 +15,7 @@ from pipeline.page import frame
 from pipeline.page.paint import paint
 from pipeline.records import Bool, Sample, UInt8
 
-VIEWS = ("image", "truth", "prediction", "wrong")
+PREDICTION_VIEWS = ("image", "truth", "prediction", "wrong")
 """What is shown of each sample, left to right."""
 LONGER_PX = (360, 240, 160)
 """Longer side of each picture at most: the first of these at which all of them fit."""
@@ -24,7 +24,7 @@ WRONG = (208, 52, 44)
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class PredictionCard:
     """One sample, ready for the page."""
 
     key: str
@@ -37,7 +37,7 @@ class Card:
     """Share of labelled pixels that are wrong, 0 to 1."""
 
 
-def cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[Card]:
+def cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[PredictionCard]:
     """Cards whose data URIs take at most `budget` bytes: with smaller pictures rather than fewer, if need be."""
     for longer_px in LONGER_PX:
         made = [_card(one, classes, longer_px) for one in samples]
@@ -47,7 +47,7 @@ def cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[
     return made[: int(np.searchsorted(ends, budget, side="right"))]
 
 
-def _card(sample: Sample, classes: ClassMap, longer_px: int) -> Card:
+def _card(sample: Sample, classes: ClassMap, longer_px: int) -> PredictionCard:
     small = _shrunk(sample, longer_px)
     height, width = small.truth_hw.shape
     pictures = (
@@ -59,7 +59,7 @@ def _card(sample: Sample, classes: ClassMap, longer_px: int) -> Card:
     uris = [frame.uri(_encoded(pixels, kind), kind) for pixels, kind in pictures]
     labelled = int((sample.truth_hw != classes.ignore_id).sum())
     wrong = float(_missed(sample, classes).sum() / max(labelled, 1))
-    return Card(sample.key, dict(zip(VIEWS, uris, strict=True)), width, height, wrong)
+    return PredictionCard(sample.key, dict(zip(PREDICTION_VIEWS, uris, strict=True)), width, height, wrong)
 
 
 def _missed(sample: Sample, classes: ClassMap) -> Bool:

@@ -13,7 +13,7 @@ from pipeline.records import Bool, Float32, UInt8
 from pipeline.refine.presets import CrfParams
 
 
-def refine(
+def pydensecrf_marginals(
     pixels_hwc: UInt8, logits_khw: Float32, valid_hw: Bool | None, params: CrfParams, *, deadline: float = np.inf
 ) -> Float32:
     """Marginals of the mean field after `params.iterations` steps: (K, H, W) float32, sums to 1 over K.

@@ -16,7 +16,7 @@ from pipeline.refine.presets import DomainTransformParams
 from pipeline.refine.unary import softmax
 
 
-def refine(
+def domain_transform_marginals(
     pixels_hwc: UInt8,
     logits_khw: Float32,
     valid_hw: Bool | None,

@@ -19,13 +19,13 @@ from pipeline.errors import ConfigError, DeadlinePassed
 from pipeline.records import Bool, Float16, Float32, Scored, UInt8, Window
 from pipeline.refine import domain_transform, native
 from pipeline.refine.presets import CrfParams, domain_transform_params, resolve
-from pipeline.refine.unary import entropy, softmax, upsample
+from pipeline.refine.unary import entropy, softmax, upsample_window
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RefinedWindow:
     """One window, labels as indices into the classes of its logits."""
 
     labels_hw: UInt8
@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class WindowInput:
     """What there is to know about one window of an image."""
 
     logits_khw: Float16
@@ -60,17 +60,17 @@ class Engine(Protocol):
     asked: int
     """Iterations."""
 
-    def __call__(self, seen: Evidence, *, deadline: float) -> Answer:
+    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
         """Refine one window, or as much of it as can be done until `deadline`, in seconds of `time.monotonic`."""
         ...
 
 
-def of_network(logits_khw: Float16, scored: Scored, window: Window) -> tuple[Answer, Float32]:
+def network_answer(logits_khw: Float16, scored: Scored, window: Window) -> tuple[RefinedWindow, Float32]:
     """What the network alone says of a window, and its full-size scores, (K, H, W)."""
-    scores = upsample(logits_khw, scored, window)
+    scores = upsample_window(logits_khw, scored, window)
     probs = softmax(scores)
     first = probs.argmax(axis=0).astype(np.uint8)
-    return Answer(first, first, probs.max(axis=0), entropy(probs)), scores
+    return RefinedWindow(first, first, probs.max(axis=0), entropy(probs)), scores
 
 
 class Marginals(Protocol):
@@ -81,34 +81,34 @@ class Marginals(Protocol):
         ...
 
 
-class FullSize:
+class MarginalsEngine:
     """An engine that works on full-size scores and gives probabilities, or nothing when it runs out of time."""
 
     def __init__(self, marginals: Marginals, *, asked: int) -> None:
         self.marginals, self.asked = marginals, asked
 
-    def __call__(self, seen: Evidence, *, deadline: float) -> Answer:
+    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
-        alone, scores = of_network(seen.logits_khw, seen.scored, seen.window)
+        alone, scores = network_answer(seen.logits_khw, seen.scored, seen.window)
         try:
             after = self.marginals(seen.pixels_hwc, scores, seen.valid_hw, deadline=deadline)
         except DeadlinePassed:
             return alone
         labels = after.argmax(axis=0).astype(np.uint8)
-        return Answer(labels, alone.first_hw, alone.confidence_hw, alone.nats_hw, self.asked)
+        return RefinedWindow(labels, alone.first_hw, alone.confidence_hw, alone.nats_hw, self.asked)
 
 
-class Native:
+class NativeEngine:
     """Our own engine: upsamples inside, and keeps the best it has when it runs out of time."""
 
     def __init__(self, params: CrfParams, spatial: native.Spatial, *, freeze: float) -> None:
         self.params, self.asked, self.freeze = params, params.iterations, freeze
-        self._engine = native.Engine(spatial=spatial)
+        self._engine = native.NativeCrf(spatial=spatial)
 
-    def __call__(self, seen: Evidence, *, deadline: float) -> Answer:
+    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
         scored, window = seen.scored, seen.window
-        grid = native.Grid(scored.stride, align_corners=scored.align_corners, y=window.y, x=window.x)
+        grid = native.LogitsGrid(scored.stride, align_corners=scored.align_corners, y=window.y, x=window.x)
         found = self._engine.refine(
             seen.pixels_hwc,
             seen.logits_khw,
@@ -122,7 +122,7 @@ class Native:
             first=True,
         )
         maps = found.labels_hw, found.first_hw, found.confidence_hw, found.nats_hw
-        return Answer(*maps, found.iterations)  # type: ignore[arg-type]  # all of them were asked for
+        return RefinedWindow(*maps, found.iterations)  # type: ignore[arg-type]  # all of them were asked for
 
 
 def _by_torch(params: CrfParams) -> Marginals:
@@ -136,10 +136,10 @@ def _by_pydensecrf(params: CrfParams) -> Marginals:
         from pipeline.refine import densecrf  # noqa: PLC0415  # an extra, which needs a compiler
     except ImportError as error:
         raise ConfigError("--refine.engine pydensecrf needs it", hint="pip install 'atrous[reference]'") from error
-    return partial(densecrf.refine, params=params)
+    return partial(densecrf.pydensecrf_marginals, params=params)
 
 
-def make(cfg: RefineConfig) -> Engine | None:
+def make_engine(cfg: RefineConfig) -> Engine | None:
     """The engine a config asks for; None for none.
 
     Raises:
@@ -149,19 +149,21 @@ def make(cfg: RefineConfig) -> Engine | None:
         return None
     if cfg.engine == "domain_transform":
         smooth = domain_transform_params(cfg)
-        return FullSize(partial(domain_transform.refine, params=smooth), asked=smooth.iterations)
+        return MarginalsEngine(
+            partial(domain_transform.domain_transform_marginals, params=smooth), asked=smooth.iterations
+        )
     params = resolve(cfg)
     if cfg.engine == "native":
         if not native.available():
             raise ConfigError(
                 f"--refine.engine native: {native.UNAVAILABLE_BECAUSE}", hint="pip install with a C++ compiler"
             )
-        return Native(params, cfg.spatial, freeze=cfg.freeze)
+        return NativeEngine(params, cfg.spatial, freeze=cfg.freeze)
     by = _by_torch if cfg.engine == "torch" else _by_pydensecrf
-    return FullSize(by(params), asked=params.iterations)
+    return MarginalsEngine(by(params), asked=params.iterations)
 
 
-def settled(cfg: RefineConfig) -> RefineConfig:
+def resolve_engine(cfg: RefineConfig) -> RefineConfig:
     """The config with an engine that is there: torch in place of `native` where that was not built, with a warning."""
     if cfg.engine != "native" or native.available():
         return cfg

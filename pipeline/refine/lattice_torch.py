@@ -22,7 +22,7 @@ from pipeline.refine.presets import CrfParams
 MAX_KEY = 2**62
 """Keys below this fit int64, neighbours and all."""
 
-BLOCK_BYTES = 2**22
+_BLOCK_BYTES = 2**22
 """Rows that are computed at a time on a CPU."""
 
 CACHED_LATTICES = 8
@@ -48,7 +48,7 @@ class SparseMatrix:
 
     def in_blocks(self, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The product in blocks of rows, for a CPU to put into memory it has: fresh memory costs more than the sums."""
-        size = max(1, BLOCK_BYTES // (values.shape[1] * values.element_size()))
+        size = max(1, _BLOCK_BYTES // (values.shape[1] * values.element_size()))
         if values.device.type != "cpu" or len(self.starts) <= size:
             yield slice(None), self @ values
             return
@@ -266,7 +266,7 @@ def bilateral_lattice(images: Tensor, valid: Tensor | None, sigma_xy: float, sig
     return build_lattice(torch.cat([places, colours / sigma_colour]), groups).normalised()
 
 
-def upsample(logits: Tensor, height: int, width: int, *, stride: int, align_corners: bool) -> Tensor:
+def upsample_logits(logits: Tensor, height: int, width: int, *, stride: int, align_corners: bool) -> Tensor:
     """(N, K, h, w) logits at a stride -> (N, H, W, K), by the rule of `refine.unary.upsample`."""
     if stride == 1:
         return logits.permute(0, 2, 3, 1).contiguous()
@@ -341,7 +341,7 @@ class DenseCRF:
         _check(images, logits, valid, stride)
         images, logits = images.to(self.device).float(), logits.to(self.device).float()
         valid = None if valid is None or bool(valid.all()) else valid.to(self.device)
-        scores = upsample(logits, *images.shape[1:3], stride=stride, align_corners=align_corners)
+        scores = upsample_logits(logits, *images.shape[1:3], stride=stride, align_corners=align_corners)
         points = scores.flatten(0, 2) if valid is None else scores[valid]
         if len(points):
             points = _mean_field(points, _kernels(images, valid, params), params.iterations, deadline)

@@ -16,11 +16,11 @@ from pipeline import extension
 from pipeline.records import Bool, Float16, Float32, UInt8
 from pipeline.refine.presets import CrfParams
 
-INTERFACE = 2
+NATIVE_INTERFACE = 2
 """Of the extension this file was written for."""
 
 
-_densecrf, UNAVAILABLE_BECAUSE = extension.load("pipeline.refine._densecrf", INTERFACE)
+_densecrf, UNAVAILABLE_BECAUSE = extension.import_extension("pipeline.refine._densecrf", NATIVE_INTERFACE)
 """The extension; and why `available()` is False, None when it is True."""
 
 Spatial = Literal["auto", "lattice", "separable"]
@@ -41,7 +41,7 @@ def available() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class LogitsGrid:
     """Where logits at the network's stride lie, seen from the pixels: as in `unary.upsample`."""
 
     stride: int
@@ -76,7 +76,7 @@ class Refined:
     """Vertices of the appearance kernel's lattice."""
 
 
-class Engine:
+class NativeCrf:
     """A dense CRF that keeps its buffers, and the lattice of the last image size, from call to call.
 
     Threads may share one engine: each call in flight has a workspace of its own, and results do not depend on how many
@@ -100,7 +100,7 @@ class Engine:
         valid_hw: Bool | None,
         params: CrfParams,
         *,
-        grid: Grid | None = None,
+        grid: LogitsGrid | None = None,
         band_sigmas: tuple[float, ...] | None = None,
         freeze: float = 1.0,
         deadline: float = np.inf,
@@ -136,7 +136,7 @@ class Engine:
         _check_numbers(params, sigmas, pixels_hwc.shape[2], grid)
         if not 0 <= freeze <= 1:
             raise ValueError(f"freeze is {freeze}, allowed is 0 to 1")
-        place = grid or Grid(stride=1)
+        place = grid or LogitsGrid(stride=1)
         workspace = self._workspace()
         try:
             done = workspace.refine(
@@ -261,7 +261,7 @@ def _is_separable(spatial: Spatial, params: CrfParams) -> bool:
     return spatial == "separable" or (spatial == "auto" and params.pos_xy < SEPARABLE_BELOW_PX)
 
 
-def _check_arrays(pixels: UInt8, logits: Float32 | Float16, valid: Bool | None, grid: Grid | None) -> None:
+def _check_arrays(pixels: UInt8, logits: Float32 | Float16, valid: Bool | None, grid: LogitsGrid | None) -> None:
     """Raise TypeError or ValueError that names the argument, what was seen and what is allowed."""
     _check_array("pixels_hwc", pixels, (np.uint8,), 3)
     _check_array("logits_khw", logits, (np.float32, np.float16), 3)
@@ -293,7 +293,7 @@ def _check_array(name: str, array: object, dtypes: tuple[type, ...], ndim: int) 
         raise ValueError(f"{name} has {array.ndim} axes, not {ndim}")
 
 
-def _check_numbers(params: CrfParams, sigmas: tuple[float, ...], bands: int, grid: Grid | None) -> None:
+def _check_numbers(params: CrfParams, sigmas: tuple[float, ...], bands: int, grid: LogitsGrid | None) -> None:
     """Raise ValueError that names the number and what is allowed."""
     for name in ("bi_w", "pos_w"):
         if not (isfinite(getattr(params, name)) and 0 <= getattr(params, name) <= 1e6):

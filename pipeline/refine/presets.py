@@ -79,7 +79,7 @@ def domain_transform_params(cfg: RefineConfig) -> DomainTransformParams:
     return params if cfg.iterations is None else replace(params, iterations=cfg.iterations)
 
 
-def reach_px(cfg: RefineConfig) -> float:
+def widest_sigma_px(cfg: RefineConfig) -> float:
     """Spatial sigma of the widest kernel, pixels; 0 without an engine."""
     if cfg.engine == "none":
         return 0

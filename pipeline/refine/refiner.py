@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
 from pipeline.records import LEFT_WHOLE, Float16, Image, PixelStats, Refinement, Scored, Window
-from pipeline.refine.engine import Answer, Evidence, make, of_network
-from pipeline.refine.presets import reach_px
+from pipeline.refine.engine import RefinedWindow, WindowInput, make_engine, network_answer
+from pipeline.refine.presets import widest_sigma_px
 
 HALO_SIGMAS = 2
 """A window sees this many spatial sigmas beyond its core: what lies further off weighs below exp(-2)."""
@@ -42,8 +42,8 @@ class Refiner:
 
     def __init__(self, cfg: RefineConfig, classes: ClassMap) -> None:
         self.cfg, self.classes = cfg, classes
-        self.engine = make(cfg)
-        self.halo_px = int(HALO_SIGMAS * reach_px(cfg))
+        self.engine = make_engine(cfg)
+        self.halo_px = int(HALO_SIGMAS * widest_sigma_px(cfg))
 
     def __call__(self, scored: Scored, image: Image | None) -> Refinement:
         """Refine one image. `image` may be None when the engine is `none` and every pixel is valid.
@@ -75,13 +75,13 @@ class Refiner:
 
     def _answer(
         self, logits_khw: Float16, scored: Scored, window: Window, image: Image | None, deadline: float
-    ) -> tuple[Answer, int]:
+    ) -> tuple[RefinedWindow, int]:
         """The answer for a window, and the iterations it should have; a class that is alone wins without any."""
         if self.engine is None or image is None or len(logits_khw) == 1:
-            return of_network(logits_khw, scored, window)[0], 0
+            return network_answer(logits_khw, scored, window)[0], 0
         here = _inside(Window(0, 0, image.height, image.width), window)
         valid = None if image.valid_hw is None else image.valid_hw[here]
-        seen = Evidence(logits_khw, scored, window, image.pixels_hwc[here], valid)
+        seen = WindowInput(logits_khw, scored, window, image.pixels_hwc[here], valid)
         answer = self.engine(seen, deadline=deadline)
         return answer, self.engine.asked
 

@@ -21,7 +21,7 @@ def _taps(
     return left, np.minimum(left + 1, cells - 1), (centres - left).astype(np.float32)
 
 
-def upsample(logits_khw: Float16 | Float32, scored: Scored, window: Window) -> Float32:
+def upsample_window(logits_khw: Float16 | Float32, scored: Scored, window: Window) -> Float32:
     """Bilinear upsampling of one window: (K, window.height, window.width) float32.
 
     Cell (i, j) of the logits stands for the pixels [i*stride, (i+1)*stride) of the image; with `scored.align_corners`

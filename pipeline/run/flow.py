@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.records import ROW_SCHEMA
 from pipeline.run import parts
-from pipeline.run.ledger import Ledger, Progress
+from pipeline.run.ledger import Ledger, RunProgress
 from pipeline.run.manifest import Todo
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
 from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
@@ -73,9 +73,9 @@ class RemoteLedger:
         """See `Ledger.commit`."""
         self.actor.commit.remote(rows, failed, seconds)
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunProgress:
         """See `Ledger.progress`."""
-        counters: Progress = ray.get(self.actor.progress.remote())
+        counters: RunProgress = ray.get(self.actor.progress.remote())
         return counters
 
 
@@ -130,7 +130,7 @@ class PartSink(Datasink[None]):
         self.ledger.commit(len(table), dict(failed), perf_counter() - started)
 
 
-def build(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+def build_dataset(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
     """The whole pipeline up to the rows, not yet started; what is left is to write it to a `PartSink`.
 
     Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
@@ -186,10 +186,10 @@ def _scored(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteL
     return rows
 
 
-def run(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:
+def run_flow(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:
     """Segment what is owed and commit it. Returns when every row is in a part."""
     with _settings(job.cfg.runtime.block_mib):
-        dataset = build(job, owed, workers, ledger)
+        dataset = build_dataset(job, owed, workers, ledger)
         dataset.set_name("segment")
         dataset.write_datasink(
             PartSink(job, ledger), ray_remote_args={"num_cpus": WRITE_CPUS, "max_retries": TASK_RETRIES}

@@ -18,7 +18,7 @@ CONDEMNED_AFTER = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """How far a run is."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -80,9 +80,9 @@ class Ledger:
         self._seconds["write"] += seconds
         self._done["write"] += rows
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunProgress:
         """A copy of all counters."""
-        return Progress(
+        return RunProgress(
             dict(self._seconds),
             dict(self._done),
             self._committed,

@@ -30,7 +30,7 @@ from pipeline.store import objects
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = 16
+_THREADS = 16
 """Requests at once when parts are read: latency, not bandwidth, is what they cost."""
 
 SUMMED = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
@@ -90,7 +90,7 @@ def success_url(run_url: str) -> str:
     return objects.join(run_url, "_SUCCESS")
 
 
-def load(run_url: str) -> Manifest | None:
+def read_manifest(run_url: str) -> Manifest | None:
     """The manifest of a finished run, or None when it is not finished."""
     if not objects.exists(success_url(run_url)):
         return None
@@ -105,13 +105,13 @@ def reopen(run_url: str) -> None:
 
 def _each(call: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
     """`map` in threads, in order; no more than a few results wait to be taken."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from ahead(pool, call, things, THREADS + 1)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from ahead(pool, call, things, _THREADS + 1)
 
 
 def footers(run_url: str) -> list[Part]:
     """Footers of all committed parts."""
-    return list(_each(lambda name: sink.read_footer(run_url, name), sink.list_parts(run_url)))
+    return list(_each(lambda name: sink.read_part_footer(run_url, name), sink.list_parts(run_url)))
 
 
 def todo(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Todo]:
@@ -208,7 +208,7 @@ def _rows_at(table: pa.Table, where: np.ndarray[tuple[int], np.dtype[np.bool_]])
     return list(zip(some["key"].to_pylist(), some["status"].to_pylist(), strict=True))
 
 
-def close(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
+def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
     """Check a run and write its manifest; `succeed` is what is left to do.
 
     Raises:
@@ -221,7 +221,7 @@ def close(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_d
         raise JobError(
             f"{len(owed)} of {len(plan.shards)} shards are not complete, first {owed[0].shard.uri}", hint=hint
         )
-    manifest = summarise(run_url, classes, fingerprint=fingerprint, shards=len(plan.shards))
+    manifest = summarise_run(run_url, classes, fingerprint=fingerprint, shards=len(plan.shards))
     manifest.duplicates_removed = removed
     if on_duplicate == "fail":
         _refuse_duplicate_keys(run_url, manifest)
@@ -242,7 +242,7 @@ def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
     raise JobError(f"{len(twice)} key(s) occur twice in the source, first: {twice[0]}", hint=hint)
 
 
-def summarise(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int) -> Manifest:
+def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int) -> Manifest:
     """Add up all committed rows. One pass over the small columns of every part."""
     total = Manifest(run=fingerprint[:12], shards=shards, classes=list(classes.names), parts=sink.list_parts(run_url))
     pixels = np.zeros(len(classes), np.int64)
@@ -283,7 +283,7 @@ def failures(run_url: str) -> list[tuple[str, str, str]]:
     return sorted(found)
 
 
-def previews(run_url: str, *, limit: int) -> list[Row]:
+def read_previews(run_url: str, *, limit: int) -> list[Row]:
     """Up to `limit` rows that carry previews, sorted by key."""
     found: list[Row] = []
     for rows in _each(lambda name: _previews_of(run_url, name), sink.list_parts(run_url)):
@@ -300,7 +300,7 @@ def _previews_of(run_url: str, name: str) -> list[Row]:
     return rows_from_table(sink.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
 
 
-def forget_failures(run_url: str) -> int:
+def forget_failed_rows(run_url: str) -> int:
     """Rewrite the parts that hold failed rows without them; returns how many there were."""
     removed = 0
     for name in sink.list_parts(run_url):

@@ -87,7 +87,7 @@ def digest(url: str) -> str:
     return hashlib.sha256("\n".join(chain.from_iterable(files)).encode()).hexdigest()
 
 
-def classes_of(url: str) -> ClassMap | None:
+def class_map_of_run(url: str) -> ClassMap | None:
     """The class map that the parts of a run were made with; None for a folder of PNGs."""
     names = parts.list_parts(url)
     return parts.read_classes(url, names[0]) if names else None

@@ -63,7 +63,7 @@ def count_shards(table: pa.Table) -> dict[str, ShardCount]:
     return {shard: ShardCount(rows, totals.get(shard)) for shard, rows in sorted(counts.items())}
 
 
-def to_parquet(table: pa.Table, classes: ClassMap) -> bytes:
+def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
     """Encode rows, sorted by key: zstd, page checksums, class map and shard counts in the schema metadata."""
     shards = {shard: [count.rows, count.shard_rows] for shard, count in count_shards(table).items()}
     metadata = {CLASSES_KEY: classes.model_dump_json(), SHARDS_KEY: json.dumps(shards)}
@@ -84,11 +84,11 @@ def to_parquet(table: pa.Table, classes: ClassMap) -> bytes:
 def write_part(run_url: str, table: pa.Table, classes: ClassMap) -> str:
     """Commit rows as one part and return its name. The put is the commit: before it there is nothing, after it all."""
     name = part_name(table["key"].to_pylist())
-    objects.put(objects.join(parts_url(run_url), name), to_parquet(table, classes))
+    objects.put(objects.join(parts_url(run_url), name), encode_part(table, classes))
     return name
 
 
-def read_footer(run_url: str, name: str) -> Part:
+def read_part_footer(run_url: str, name: str) -> Part:
     """Read the footer of one part.
 
     Raises:

@@ -21,7 +21,7 @@ from pipeline.records import Row, UInt8
 
 PAGE_ITEMS = 24
 """Items on the page at most: half the least certain, half a random sample."""
-PAGE_BYTES = 4_500_000
+_PAGE_BYTES = 4_500_000
 """Bytes all data URIs of the page may take, so that the page can be mailed."""
 PICTURE_ITEMS = 6
 """Items in `overlays_png`."""
@@ -30,7 +30,7 @@ RAMP_ANCHORS = (
     (230, 81, 100), (251, 136, 97), (254, 194, 135), (252, 253, 191),
 )  # fmt: skip
 """Every eighth of `magma`, a perceptually uniform ramp (van der Walt and Smith 2015, https://bids.github.io/colormap)."""
-VIEWS = ("image", "mask", "overlay", "confidence")
+PREVIEW_VIEWS = ("image", "mask", "overlay", "confidence")
 """What is shown of each item, left to right."""
 
 
@@ -69,7 +69,7 @@ class RunSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ClassShare:
     """A class and its part of a whole, 0 to 1."""
 
     name: str
@@ -79,7 +79,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class PreviewCard:
     """One item of the contact sheet, ready for the page."""
 
     row: Row
@@ -88,10 +88,10 @@ class Card:
     width: int
     """Of each picture, pixels."""
     height: int
-    shares: list[Share]
+    shares: list[ClassShare]
 
 
-def render(
+def render_run(
     *,
     summary: RunSummary,
     previews: Sequence[Row],
@@ -111,14 +111,14 @@ def render(
         next_commands: shell commands worth running next.
     """
     uncertain, sample = pick(previews, count=PAGE_ITEMS)
-    groups = [_cards(rows, classes, budget=PAGE_BYTES // 2) for rows in (sample, uncertain)]
+    groups = [_cards(rows, classes, budget=_PAGE_BYTES // 2) for rows in (sample, uncertain)]
     return frame.template("run/report").render(
         summary=summary,
         groups=[
             ("Random sample", "drawn from the other previews; the same in every report of this run", groups[0]),
             ("Least certain", "lowest mean confidence among the previews kept", groups[1]),
         ],
-        views=VIEWS,
+        views=PREVIEW_VIEWS,
         classes=classes,
         legend=_legend([summary.class_pixels], classes),
         shares=class_shares(summary.class_pixels, classes),
@@ -141,11 +141,11 @@ def pick(previews: Sequence[Row], *, count: int) -> tuple[list[Row], list[Row]]:
     return by_confidence[:half], others[: count - count // 2]
 
 
-def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[Share]:
+def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[ClassShare]:
     """Share of each class that has a pixel at all, largest first."""
     total = sum(class_pixels) or 1
     shares = [
-        Share(one.name, one.colour, pixels, pixels / total)
+        ClassShare(one.name, one.colour, pixels, pixels / total)
         for one, pixels in zip(classes.classes, class_pixels, strict=False)
         if pixels
     ]
@@ -200,7 +200,7 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _card(row: Row, classes: ClassMap) -> Card:
+def _card(row: Row, classes: ClassMap) -> PreviewCard:
     image, mask, tinted, confidence = _pictures(row, classes)
     uris = (
         frame.uri(row.preview_image or b"", "JPEG"),
@@ -208,12 +208,12 @@ def _card(row: Row, classes: ClassMap) -> Card:
         frame.uri(_encoded(tinted, "JPEG"), "JPEG"),
         frame.uri(_encoded(confidence, "PNG"), "PNG"),
     )
-    return Card(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
+    return PreviewCard(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
 
 
-def _cards(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> list[Card]:
+def _cards(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> list[PreviewCard]:
     """Cards of the first rows whose data URIs fit into `budget` bytes; noise compresses badly, photos all fit."""
-    cards: list[Card] = []
+    cards: list[PreviewCard] = []
     for row in rows:
         card = _card(row, classes)
         budget -= sum(map(len, card.uris))
@@ -254,7 +254,7 @@ def _strip(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 def _sheet_head() -> Image.Image:
     strip, draw = _strip(62)
-    for column, name in enumerate(VIEWS):
+    for column, name in enumerate(PREVIEW_VIEWS):
         draw.text((_left(column), 30), name, INK, _font(17))
     return strip
 

@@ -20,7 +20,7 @@ from pipeline.classes import ClassMap
 from pipeline.config import JudgeConfig, SegmentConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.image import encode
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.prefetch import ahead
 from pipeline.records import (
     Failure,
@@ -41,8 +41,8 @@ from pipeline.run.ledger import LedgerClient, guarded
 from pipeline.run.manifest import Todo
 from pipeline.run.masks import open_masks
 from pipeline.score import answers
-from pipeline.source.plan import read
-from pipeline.source.shard import failure_of
+from pipeline.source.plan import read_items
+from pipeline.source.shard import read_failure
 
 if TYPE_CHECKING:
     from pipeline.infer.segmenter import Prediction
@@ -114,7 +114,7 @@ def read_shards(job: Job, owed: Sequence[Todo], ledger: LedgerClient) -> Iterato
     held: list[Item] = []
     size = 0
     for todo in owed:
-        for item in read(todo.shard, job.cfg.read, max_bytes=job.max_bytes, skip=todo.skip):
+        for item in read_items(todo.shard, job.cfg.read, max_bytes=job.max_bytes, skip=todo.skip):
             held.append(item)
             size += len(item.data)
             if size >= job.cfg.runtime.block_mib * 2**20 or len(held) == INFER_ROWS:
@@ -141,7 +141,7 @@ class InferStage:
 
         torch.set_num_threads(threads)
         self.job, self.ledger = job, ledger
-        self.segmenter = Segmenter(checkpoint.load(job.cfg.checkpoint), job.cfg.infer, job.cfg.tile)
+        self.segmenter = Segmenter(checkpoint.load_checkpoint(job.cfg.checkpoint), job.cfg.infer, job.cfg.tile)
         self.pool = ThreadPoolExecutor(job.cfg.runtime.decode_threads, thread_name_prefix="decode")
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -176,7 +176,7 @@ class InferStage:
     def _scored(self, scored: Scored, prediction: "Prediction") -> Scored:
         """Keep the logits of the classes that can win: the others would only travel to be dropped by the refiner."""
         if prediction.error:
-            return _fail(scored, failure_of(prediction.error))
+            return _fail(scored, read_failure(prediction.error))
         refine, logits = self.job.cfg.refine, prediction.logits_khw
         if logits is None:
             raise ValueError(f"{scored.item.key} has neither logits nor an error")
@@ -198,9 +198,9 @@ class InferStage:
         if self.job.judge and item.label is None:  # before the network: its answer would be thrown away
             return _fail(scored, answers.NO_LABEL), None
         try:
-            image = decode(item.data, self.job.cfg.decode)
+            image = decode_image(item.data, self.job.cfg.decode)
         except InputError as error:
-            return _fail(scored, failure_of(error), seconds_decode=perf_counter() - started), None
+            return _fail(scored, read_failure(error), seconds_decode=perf_counter() - started), None
         kept = item if self._needs_pixels_later(item, image) else replace(item, data=b"")
         scored = replace(scored, item=kept, height=image.height, width=image.width, orientation=image.orientation)
         return replace(scored, seconds_decode=perf_counter() - started), image
@@ -239,17 +239,17 @@ class RefineStage:
         started = perf_counter()
         with killed_after(job.cfg.runtime.item_timeout_s):
             try:
-                image = decode(scored.item.data, job.cfg.decode) if scored.item.data else None
+                image = decode_image(scored.item.data, job.cfg.decode) if scored.item.data else None
                 truth = self._truth(scored)
             except InputError as error:  # the image was fine a stage ago: this node is out of memory
-                return job.failed(scored.item, failure_of(error))
+                return job.failed(scored.item, read_failure(error))
             except LabelError as error:
-                return job.failed(scored.item, answers.failure_of(error))
+                return job.failed(scored.item, answers.label_failure(error))
             refinement = self.refiner(scored, image)
         seconds = perf_counter() - started
         shown = image if encode.is_preview(scored.item.key, job.preview_share) else None
         fingerprints = {"model_fp": job.model_fp, "config_fp": job.config_fp}
-        row = encode.row(scored, refinement, shown, classes=job.classes, **fingerprints)
+        row = encode.segmented_row(scored, refinement, shown, classes=job.classes, **fingerprints)
         if job.judge and truth is not None and image:
             judgements = answers.judgements_of(truth, refinement, job.judge, job.classes, engine=job.cfg.refine.engine)
             row = replace(row, judgements=judgements, brightness=encode.brightness(image))
@@ -293,9 +293,9 @@ class MaskStage:
             height, width = mask_hw.shape
             truth_hw = answers.truth_of(item, self.judge, self.job.classes, height=height, width=width)
         except InputError as error:
-            return self.job.failed(item, failure_of(error))
+            return self.job.failed(item, read_failure(error))
         except LabelError as error:
-            return self.job.failed(item, answers.failure_of(error))
+            return self.job.failed(item, answers.label_failure(error))
         judgement = answers.judgement_of_mask(truth_hw, mask_hw, self.judge, self.job.classes)
         fingerprints = {"model_fp": self.job.model_fp, "config_fp": self.job.config_fp}
         row = encode.scored_row(item, png, mask_hw, judgement, **fingerprints)

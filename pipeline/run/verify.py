@@ -12,7 +12,7 @@ from pipeline.run import parts as sink
 from pipeline.store import objects
 
 
-def problems(run_url: str) -> Iterator[str]:
+def run_problems(run_url: str) -> Iterator[str]:
     """Everything that is wrong with a run, one line each; nothing when it is sound.
 
     Each part: page checksums, its name against its keys, their order, each mask against its counts and size. All parts:
@@ -67,7 +67,7 @@ def _row_problems(row: Row) -> Iterator[str]:
 
 
 def _manifest_problems(run_url: str, *, rows: int, parts: list[str]) -> Iterator[str]:
-    done = manifest.load(run_url)
+    done = manifest.read_manifest(run_url)
     if done is None:
         return
     if done.rows != rows:

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.infer.tile import CPU_BATCH
 from pipeline.records import LEFT_WHOLE, Footprint
 from pipeline.refine import native
-from pipeline.refine.presets import reach_px, resolve
+from pipeline.refine.presets import resolve, widest_sigma_px
 from pipeline.refine.refiner import HALO_SIGMAS
 
 GIB = 2**30
@@ -103,7 +103,9 @@ class Workers:
 
 def refiner_gib(cfg: SegmentConfig, model: Footprint) -> float:
     """Memory of one refiner: process, decoded image, and what its engine needs for one window with halo."""
-    side_px = int(max(cfg.refine.window_px * LEFT_WHOLE, cfg.refine.window_px + 2 * HALO_SIGMAS * reach_px(cfg.refine)))
+    side_px = int(
+        max(cfg.refine.window_px * LEFT_WHOLE, cfg.refine.window_px + 2 * HALO_SIGMAS * widest_sigma_px(cfg.refine))
+    )
     image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
     if cfg.refine.engine == "native":
         cells = (side_px // model.stride + 2) ** 2
@@ -163,7 +165,7 @@ def _refiners_beside(
     return sum(max(node.times(refiner), 0) for node in free)
 
 
-def decide(cfg: SegmentConfig, nodes: Sequence[Resources], model: Footprint) -> Workers:
+def plan_workers(cfg: SegmentConfig, nodes: Sequence[Resources], model: Footprint) -> Workers:
     """Fit the stages into the nodes of a cluster.
 
     With GPUs: one network per GPU, and a refiner on every core that is left. Without: networks and refiners share

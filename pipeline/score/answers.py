@@ -14,7 +14,7 @@ from pipeline.errors import InputError, LabelError
 from pipeline.image import labels
 from pipeline.image.labels import Coding
 from pipeline.records import Failure, Item, Judgement, Refinement, UInt8
-from pipeline.score.metrics import judge
+from pipeline.score.metrics import count_judgement
 
 NETWORK = "network"
 """The answer before any refinement; the refined one has the name of its engine."""
@@ -46,7 +46,7 @@ def truth_of(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, wi
     if item.label.lstrip()[:1] == b"{":
         raise LabelError("the label says only classes or boxes, which cannot be scored", hint="give labels of pixels")
     name = f"of {item.key}"
-    truth_hw = labels.read(item.label, classes, name=name, height=height, width=width, coding=coding_of(cfg))
+    truth_hw = labels.decode_label(item.label, classes, name=name, height=height, width=width, coding=coding_of(cfg))
     labels.check_used(truth_hw, classes, name=name)
     return truth_hw
 
@@ -58,10 +58,10 @@ def read_mask(png: bytes, classes: ClassMap, *, key: str, max_mpx: float) -> UIn
         InputError: `mask_unusable`, it is no PNG of such ids, or has more pixels than an image may have.
     """
     try:
-        height, width = labels.size_of(png, name=f"of {key}")
+        height, width = labels.png_size(png, name=f"of {key}")
         if height * width > max_mpx * 1e6:
             raise LabelError(f"{width}x{height} pixels, limit {max_mpx:g} Mpx", hint="raise --decode.max-mpx")
-        return labels.read(png, classes, name=f"of {key}", height=height, width=width)
+        return labels.decode_label(png, classes, name=f"of {key}", height=height, width=width)
     except LabelError as error:
         raise InputError("mask_unusable", f"as a mask, {error.message}", hint=error.hint) from error
 
@@ -88,7 +88,7 @@ def judgement_of_mask(truth_hw: UInt8, mask_hw: UInt8, cfg: JudgeConfig, classes
 def _judged(
     truth_hw: UInt8, mask_hw: UInt8, confidence_hw: UInt8, cfg: JudgeConfig, classes: ClassMap, *, name: str
 ) -> Judgement:
-    return judge(
+    return count_judgement(
         truth_hw,
         mask_hw,
         confidence_hw,
@@ -100,6 +100,6 @@ def _judged(
     )
 
 
-def failure_of(error: LabelError) -> Failure:
+def label_failure(error: LabelError) -> Failure:
     """The record of an error: its hint belongs to the line a person reads."""
     return Failure(error.code, error.message + (f" ({error.hint})" if error.hint else ""))

@@ -12,13 +12,13 @@ import numpy as np
 
 from pipeline.records import Bool, Float64, Int64, UInt8
 from pipeline.score import label_maps
-from pipeline.score.label_maps import has_neighbour, index_of, joint
+from pipeline.score.label_maps import has_neighbour, index_of, joint_counts
 
 DIAGONAL_SHARE = 0.02
 """Reach of Boundary IoU over the image's diagonal: Cheng 2021, sec. 5.1."""
 
 
-def rings(truth_hw: UInt8, widths_px: Sequence[float]) -> UInt8:
+def boundary_rings(truth_hw: UInt8, widths_px: Sequence[float]) -> UInt8:
     """The narrowest band around the boundaries that each pixel lies in, as its index; their number where in none.
 
     (H, W) uint8. A band of width w holds the pixels less than w from the nearest pixel at a boundary; the two pixels on
@@ -29,16 +29,16 @@ def rings(truth_hw: UInt8, widths_px: Sequence[float]) -> UInt8:
         raise ValueError(f"widths of bands ascend, at most 254 of them: {list(widths_px)}")
     cap_px = ceil(widths.max(initial=0))
     ring_of = np.searchsorted(widths**2, np.arange(cap_px**2 + 1), side="right").astype(np.uint8)
-    return label_maps.rings(truth_hw, ring_of)
+    return label_maps.lookup_rings(truth_hw, ring_of)
 
 
 def trimap(truth_hw: UInt8, width_px: float) -> Bool:
     """Pixels within a band around the boundaries, (H, W): Krähenbühl and Koltun 2011, arXiv 1210.5644."""
-    found: Bool = rings(truth_hw, [width_px]) == 0
+    found: Bool = boundary_rings(truth_hw, [width_px]) == 0
     return found
 
 
-def reach_px(height: int, width: int) -> int:
+def boundary_reach_px(height: int, width: int) -> int:
     """Reach of Boundary IoU for an image of this size, pixels: 2 % of its diagonal, at least 1."""
     return max(1, round(DIAGONAL_SHARE * hypot(height, width)))
 
@@ -53,7 +53,9 @@ def overlap(truth_hw: UInt8, mask_hw: UInt8, num_classes: int, *, ignore_id: int
     near_truth, near_mask = has_neighbour(truth_hw, reach_px), has_neighbour(mask_hw, reach_px)
     groups = near_truth.view(np.uint8) + 2 * near_mask.view(np.uint8)
     index = index_of(num_classes, ignore_id)
-    _, truth, mask, both = joint(truth_hw, mask_hw, groups, row_of=index, column_of=index, groups=4)[:, :num_classes]
+    _, truth, mask, both = joint_counts(truth_hw, mask_hw, groups, row_of=index, column_of=index, groups=4)[
+        :, :num_classes
+    ]
     found = (truth + both).sum(axis=1), (mask + both).sum(axis=0)[:num_classes], np.diagonal(both)[:num_classes]
     return np.stack(found, axis=1)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.records import Float64, Int64, UInt8
-from pipeline.score.label_maps import joint
+from pipeline.score.label_maps import joint_counts
 
 LEVELS = 256
 _LEFT_OUT = 2
@@ -39,7 +39,9 @@ def reliability(truth_hw: UInt8, mask_hw: UInt8, confidence_hw: UInt8, *, ignore
     """
     right = (truth_hw == mask_hw).astype(np.uint8)
     right[truth_hw == ignore_id] = _LEFT_OUT
-    wrong_right = joint(confidence_hw, right, row_of=_ALL, column_of=np.minimum(_ALL, _LEFT_OUT))[0, :, :_LEFT_OUT]
+    wrong_right = joint_counts(confidence_hw, right, row_of=_ALL, column_of=np.minimum(_ALL, _LEFT_OUT))[
+        0, :, :_LEFT_OUT
+    ]
     return np.stack([wrong_right[:, 1], wrong_right.sum(axis=1)], axis=1)
 
 

@@ -29,7 +29,7 @@ DRAWS, POPULATION = 1000, 2000
 """Draws made for that, and images that stand for all of them."""
 
 Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Reference(BaseModel):
@@ -38,7 +38,7 @@ class Reference(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     images: int = Field(ge=1, description="Images it was counted on.")
-    class_shares: tuple[Share, ...] = Field(description="Share of each class in all predicted pixels.")
+    class_shares: tuple[_Share, ...] = Field(description="Share of each class in all predicted pixels.")
     confidence: tuple[Count, ...] = Field(
         min_length=20, max_length=20, description="Images by mean confidence, 0 to 1."
     )
@@ -72,7 +72,7 @@ def reference_of(images: pd.DataFrame) -> dict[str, object]:
     return {"images": len(images), "class_shares": (pixels / max(pixels.sum(), 1)).tolist(), **histograms}
 
 
-def measure(
+def measure_drift(
     images: pd.DataFrame, training: Mapping[str, object], classes: Sequence[str], *, seed: int = 0
 ) -> list[Drift]:
     """Compare images with what the card says about those of training, quantity by quantity.

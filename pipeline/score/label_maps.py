@@ -12,10 +12,10 @@ from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 from pipeline import extension
 from pipeline.records import Bool, Int64, UInt8
 
-INTERFACE = 1
+LABEL_MAPS_INTERFACE = 1
 """Of the extension this file was written for."""
 
-_native, UNAVAILABLE_BECAUSE = extension.load("pipeline.score._label_maps", INTERFACE)
+_native, UNAVAILABLE_BECAUSE = extension.import_extension("pipeline.score._label_maps", LABEL_MAPS_INTERFACE)
 """The extension; and why there is none, None when there is one."""
 
 
@@ -27,7 +27,7 @@ def index_of(num_classes: int, ignore_id: int) -> UInt8:
     return index
 
 
-def joint(
+def joint_counts(
     rows_hw: UInt8,
     columns_hw: UInt8,
     groups_hw: UInt8 | None = None,
@@ -58,7 +58,7 @@ def joint(
     return counts
 
 
-def rings(labels_hw: UInt8, ring_of: UInt8) -> UInt8:
+def lookup_rings(labels_hw: UInt8, ring_of: UInt8) -> UInt8:
     """Look up each pixel's distance from the nearest boundary: (H, W) uint8, exact.
 
     Args:

@@ -12,9 +12,9 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from pipeline.records import Bool, Float64, Int64, Judgement, UInt8
-from pipeline.score.boundary import overlap, reach_px, rings
+from pipeline.score.boundary import boundary_reach_px, boundary_rings, overlap
 from pipeline.score.calibration import reliability
-from pipeline.score.label_maps import index_of, joint
+from pipeline.score.label_maps import index_of, joint_counts
 
 Absent = Literal["skip", "unlabelled", "zero", "one"]
 """What a class scores that leaves nothing to divide by; see `Scores`."""
@@ -50,7 +50,7 @@ def within_bands(
 
     `widths_px` ascend; a band is as in `boundary.trimap`. All in one pass over the pixels.
     """
-    rings_hw = rings(truth_hw, widths_px)
+    rings_hw = boundary_rings(truth_hw, widths_px)
     apart = _confusions(truth_hw, mask_hw, num_classes, rings_hw, groups=len(widths_px) + 1, ignore_id=ignore_id)
     return apart.sum(axis=0), apart[:-1].cumsum(axis=0)
 
@@ -62,7 +62,7 @@ def _confusions(
     if truth_hw.shape != mask_hw.shape:
         raise ValueError(f"labels have the shape {truth_hw.shape}, the mask {mask_hw.shape}")
     index = index_of(num_classes, ignore_id)
-    counts = joint(truth_hw, mask_hw, groups_hw, row_of=index, column_of=index, groups=groups)
+    counts = joint_counts(truth_hw, mask_hw, groups_hw, row_of=index, column_of=index, groups=groups)
     labelled, unknown = counts[:, :num_classes], counts[:, num_classes + 1 :]
     if unknown.any():
         raise ValueError(_no_class("labels", truth_hw, index, num_classes))
@@ -75,7 +75,7 @@ def _no_class(name: str, values: UInt8, index: UInt8, num_classes: int) -> str:
     return f"{name} hold the value {values[index[values] > num_classes].max()}, but there are {num_classes} classes"
 
 
-def judge(
+def count_judgement(
     truth_hw: UInt8,
     mask_hw: UInt8,
     confidence_hw: UInt8,
@@ -102,7 +102,7 @@ def judge(
         ValueError: as `confusion`.
     """
     counts, bands = within_bands(truth_hw, mask_hw, num_classes, widths_px, ignore_id=ignore_id)
-    near_px = reach_px(*truth_hw.shape) if boundary_px is None else boundary_px
+    near_px = boundary_reach_px(*truth_hw.shape) if boundary_px is None else boundary_px
     return Judgement(
         name,
         counts,

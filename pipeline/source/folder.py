@@ -15,7 +15,7 @@ from unicodedata import normalize
 
 from pipeline.errors import InputError, StorageError
 from pipeline.records import Item
-from pipeline.source.shard import Member, Shard, failure_of
+from pipeline.source.shard import Member, Shard, read_failure
 from pipeline.store import objects
 
 LONGEST_SLICE = 4
@@ -27,11 +27,11 @@ FILES_AHEAD = 8
 BYTES_AHEAD = 64 * 2**20
 """Fetched and not yet delivered, at most, unless a single file is larger. Labels are small and not counted."""
 
-LABELS = (".png", ".json", ".PNG")
+_LABELS = (".png", ".json", ".PNG")
 """Suffixes a label can have, the first that is there is taken: class ids, or weak labels."""
 
 
-def cut(members: Iterable[Member], mean: int) -> Iterator[list[Member]]:
+def slice_listing(members: Iterable[Member], mean: int) -> Iterator[list[Member]]:
     """Cut a sorted listing into slices of `mean` files on average, at most four times as many.
 
     A slice ends after a file whose hashed path says so (content-defined chunking: A. Tridgell, "Efficient algorithms
@@ -64,7 +64,9 @@ def twins(members: list[Member]) -> list[tuple[str, str]]:
     return found
 
 
-def items(shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: str | None = None) -> Iterator[Item]:
+def folder_items(
+    shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: str | None = None
+) -> Iterator[Item]:
     """Every item of a slice in order, without data where `wanted(key)` is false.
 
     A file that cannot be fetched is a failure of its own, and so is an image whose label cannot; the neighbours are
@@ -105,13 +107,13 @@ def _fetch(root: str, member: Member, max_bytes: int, labels: str | None) -> dic
             raise InputError("empty", "0 bytes")
         label = None if labels is None else _label(labels, member.path, max_bytes)
     except (InputError, FileNotFoundError, StorageError) as error:
-        return {"failure": failure_of(error), "seconds_read": time.monotonic() - began}
+        return {"failure": read_failure(error), "seconds_read": time.monotonic() - began}
     return {"data": data, "label": label, "seconds_read": time.monotonic() - began}
 
 
 def _label(labels: str, path: str, max_bytes: int) -> bytes | None:
     """Asked for by name: a listing would have to be held, and sent to every worker."""
-    for suffix in LABELS:
+    for suffix in _LABELS:
         with suppress(FileNotFoundError):
             return objects.read_bytes(objects.join(labels, path.rpartition(".")[0] + suffix), max_bytes=max_bytes)
     return None

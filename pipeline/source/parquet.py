@@ -59,7 +59,7 @@ def row_groups(files: Iterable[Shard]) -> Iterator[Shard]:
 def _row_groups_of(shard: Shard) -> list[Shard]:
     try:
         with objects.open_read(shard.url, etag=shard.etag) as opened:
-            footer = read_footer(opened)
+            footer = read_parquet_footer(opened)
     except (InputError, FileNotFoundError):
         return [shard]
     file = FileInfo(shard.path, shard.size, shard.etag)
@@ -71,7 +71,7 @@ def _row_groups_of(shard: Shard) -> list[Shard]:
     return found or [shard]
 
 
-def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
+def parquet_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
     """Every row in order, without data where `wanted(key)` is false. Page checksums are verified where present.
 
     Raises:
@@ -113,7 +113,7 @@ def _bytes(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
 def _batches(shard: Shard, cfg: ReadConfig) -> Iterator[list[_Cells]]:
     """A few rows at a time."""
     with objects.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
-        footer = read_footer(opened)
+        footer = read_parquet_footer(opened)
         sizes = row_counts(footer)
         if not any(sizes):
             raise InputError("empty_archive", "the Parquet file has no rows")
@@ -234,7 +234,7 @@ _EXTENSION_TYPE = _in_base64(b"ARROW:extension:name")
 """A footer keeps the Arrow schema as base64 of its IPC form, where field metadata are plain bytes."""
 
 
-def read_footer(opened: BinaryIO) -> pq.FileMetaData:
+def read_parquet_footer(opened: BinaryIO) -> pq.FileMetaData:
     """The footer of a Parquet file whose columns are all of plain types, in one request unless it is large.
 
     The search runs over the raw footer: `pq.read_metadata` makes the extension types before anyone can look at them.

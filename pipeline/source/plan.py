@@ -15,11 +15,11 @@ from pipeline.errors import JobError
 from pipeline.records import Item
 from pipeline.redact import redact
 from pipeline.source import folder, parquet, webdataset
-from pipeline.source.shard import Kind, Member, Shard, deliver, object_shard, slice_shard, suffix_of
+from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
 from pipeline.store import objects
 from pipeline.store.objects import FileInfo
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, SourceKind] = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"), "folder"),
     ".tar": "webdataset",
     ".parquet": "parquet",
@@ -72,7 +72,7 @@ class Plan:
         return pa.table(columns, schema=PLAN_SCHEMA)
 
 
-def plan(cfg: SegmentConfig) -> Plan:
+def plan_source(cfg: SegmentConfig) -> Plan:
     """List every source and cut it into shards.
 
     Raises:
@@ -87,7 +87,7 @@ def plan(cfg: SegmentConfig) -> Plan:
     return made
 
 
-def read(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = frozenset()) -> Iterator[Item]:
+def read_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = frozenset()) -> Iterator[Item]:
     """Every item of a shard in order, but those whose keys are in `skip`; the last one carries `shard_rows`.
 
     With `cfg.labels` each item that has a label carries it, still encoded. Whatever is wrong with the data becomes an
@@ -102,10 +102,10 @@ def read(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = froz
 
 def _items(shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
     if shard.kind == "folder":
-        return folder.items(shard, max_bytes=max_bytes, wanted=wanted, labels=cfg.labels)
+        return folder.folder_items(shard, max_bytes=max_bytes, wanted=wanted, labels=cfg.labels)
     if shard.kind == "webdataset":
-        return webdataset.items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
-    return parquet.items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
+        return webdataset.tar_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
+    return parquet.parquet_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
 
 
 def changed(before: pa.Table, now: Plan) -> list[str]:
@@ -127,7 +127,7 @@ def changed(before: pa.Table, now: Plan) -> list[str]:
 def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> Iterable[Shard]:
     """Shards of one source; `made` collects what was ignored and the first problems. Footers are read when asked."""
     root, files = _rooted(url)
-    found: Counter[Kind] = Counter()
+    found: Counter[SourceKind] = Counter()
     archives: list[Shard] = []
 
     def images() -> Iterator[Member]:
@@ -144,7 +144,7 @@ def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> 
                 archives.append(object_shard(kind, root, file, copy=copy))
 
     slices = []
-    for members in folder.cut(images(), cfg.slice_images):
+    for members in folder.slice_listing(images(), cfg.slice_images):
         slices.append(slice_shard(root, members))
         _warn_of_twins(members, made.warnings)
     if len(found) > 1:
@@ -166,7 +166,7 @@ def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
     return url, chain([first], files)
 
 
-def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> Kind | None:
+def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> SourceKind | None:
     """What a file is as input; None, and counted, when it is none."""
     hidden = any(part.startswith((".", "_")) and part != ".." for part in path.split("/"))
     suffix = suffix_of(path)

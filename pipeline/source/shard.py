@@ -17,7 +17,7 @@ from pipeline.records import Failure, Item
 from pipeline.store import objects
 from pipeline.store.objects import FileInfo
 
-Kind = Literal["folder", "webdataset", "parquet"]
+SourceKind = Literal["folder", "webdataset", "parquet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Shard:
 
     id: str
     """16 hex digits. The same content under the same name has the same id on every machine and under every root."""
-    kind: Kind
+    kind: SourceKind
     root: str
     """URL of the source."""
     path: str
@@ -101,7 +101,7 @@ def _digest(facts: object) -> str:
 
 
 def object_shard(
-    kind: Kind, root: str, file: FileInfo, *, copy: int = 1, row_group: int | None = None, rows: int | None = None
+    kind: SourceKind, root: str, file: FileInfo, *, copy: int = 1, row_group: int | None = None, rows: int | None = None
 ) -> Shard:
     """A whole tar or Parquet file, or one row group."""
     identity = _digest([kind, _numbered(file.path, copy), file.etag, file.size, row_group])
@@ -131,7 +131,7 @@ def suffix_of(path: str) -> str:
     return f".{suffix.lower()}" if len(suffix) <= 8 and suffix.isalnum() else "(other)"
 
 
-def failure_of(error: InputError | FileNotFoundError | StorageError) -> Failure:
+def read_failure(error: InputError | FileNotFoundError | StorageError) -> Failure:
     """The record of an error: its hint belongs to the line a person reads. AccessDenied is raised again."""
     if not isinstance(error, InputError):
         error = objects.as_input_error(error)
@@ -161,4 +161,4 @@ def _with_its_end(shard: Shard, items: Iterable[Item]) -> Iterator[Item]:
     try:
         yield from items
     except (InputError, FileNotFoundError) as error:
-        yield shard.item(shard.end_key, failure=failure_of(error))
+        yield shard.item(shard.end_key, failure=read_failure(error))

@@ -25,7 +25,7 @@ from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
 """What can be the image of a sample, best first: beside `x.jpg`, `x.png` is a label."""
 
 COMPANIONS = ("json", "txt", "cls")
@@ -34,7 +34,7 @@ COMPANIONS = ("json", "txt", "cls")
 BLOCK = 512
 MAX_EXTENDED_BYTES = 2**20
 """Of one pax or GNU long name header."""
-MAX_NAME = 4096
+_MAX_NAME = 4096
 """Characters of a member's name: PATH_MAX of Linux."""
 MAX_MEMBERS = 10_000_000
 FIRST_SEEN = 10
@@ -44,7 +44,7 @@ _SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """Base name and extension, parted at the first dot of the last path component."""
 
 
-def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
+def tar_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
     """Every sample of a tar in order, without data where `wanted(key)` is false.
 
     Raises:
@@ -58,7 +58,7 @@ def items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[st
     ignored: Counter[str] = Counter()
     seen: dict[str, int] = {}
     labels = _label_names(cfg.labels)
-    images = tuple(name for name in IMAGES if name not in labels)
+    images = tuple(name for name in _IMAGES if name not in labels)
 
     def begin(base: str) -> _Sample:
         name = _distinct(base, seen)
@@ -133,7 +133,7 @@ class _Sample:
     """Set when a sample of this name came before."""
     seconds_read: float = 0.0
 
-    def add(self, extension: str, entry: "Entry", file: BinaryIO) -> None:
+    def add(self, extension: str, entry: "TarMember", file: BinaryIO) -> None:
         """Take in one member; read it when it is a better image, or label, than the one held."""
         self.extensions[extension] = None
         for best in (self.label, self.image):
@@ -143,7 +143,7 @@ class _Sample:
                 best.rank = best.names.index(extension)
                 self.seconds_read += time.monotonic() - began
 
-    def _read(self, entry: "Entry", file: BinaryIO) -> tuple[bytes, Failure | None]:
+    def _read(self, entry: "TarMember", file: BinaryIO) -> tuple[bytes, Failure | None]:
         if entry.size == 0:
             return b"", Failure("empty", f"member {entry.name!r} has 0 bytes")
         what = f"member {entry.name!r}"
@@ -192,15 +192,15 @@ def _samples(file: BinaryIO, begin: Callable[[str], _Sample], ignored: Counter[s
     yield sample
 
 
-def _members(file: BinaryIO, ignored: Counter[str]) -> Iterator[tuple[str, str, "Entry"]]:
+def _members(file: BinaryIO, ignored: Counter[str]) -> Iterator[tuple[str, str, "TarMember"]]:
     """(base name, extension, entry) of the members that belong to samples; the others are counted by reason."""
     for entry in entries(file):
         parts, suffix = _SAMPLE.fullmatch(entry.name), suffix_of(entry.name)
         if not entry.regular:
             ignored["(not a plain file)"] += 1
-        elif len(entry.name) > MAX_NAME or entry.name.startswith("/") or ".." in entry.name.split("/"):
+        elif len(entry.name) > _MAX_NAME or entry.name.startswith("/") or ".." in entry.name.split("/"):
             ignored["(unsafe name)"] += 1
-        elif parts is None or suffix[1:] not in IMAGES + COMPANIONS:
+        elif parts is None or suffix[1:] not in _IMAGES + COMPANIONS:
             ignored[suffix] += 1
         else:
             yield parts[1], parts[2].lower(), entry
@@ -210,7 +210,7 @@ def _members(file: BinaryIO, ignored: Counter[str]) -> Iterator[tuple[str, str, 
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TarMember:
     """One member of a tar, its data not yet read."""
 
     name: str
@@ -223,7 +223,7 @@ class Entry:
     """A plain file; False for folders, links, devices, sparse files and unknown types."""
 
 
-def entries(file: BinaryIO) -> Iterator[Entry]:
+def entries(file: BinaryIO) -> Iterator[TarMember]:
     """Every member of a tar, in order. `file` may be moved between two of them.
 
     Raises:
@@ -338,7 +338,7 @@ def _pax_records(payload: bytes, at: int) -> dict[str, str]:
     return records
 
 
-def _entry(file: BinaryIO, block: bytes, at: int, extended: dict[str, str]) -> Entry:
+def _entry(file: BinaryIO, block: bytes, at: int, extended: dict[str, str]) -> TarMember:
     kind, data_at = block[156:157], at + BLOCK
     name = extended.get("path") or _header_name(block)
     size = _number(block[124:136], at)
@@ -352,7 +352,7 @@ def _entry(file: BinaryIO, block: bytes, at: int, extended: dict[str, str]) -> E
     is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
     has_data = kind not in b"12346" and not is_folder
     regular = kind in b"0\x007" and not is_folder and "GNU.sparse" not in extended
-    return Entry(name, size if has_data else 0, data_at, regular)
+    return TarMember(name, size if has_data else 0, data_at, regular)
 
 
 def _header_name(block: bytes) -> str:

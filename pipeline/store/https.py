@@ -25,7 +25,7 @@ HOSTS = "ATROUS_HTTPS_HOSTS"
 """Environment variable: the hosts that may be read, separated by commas."""
 
 
-def check(url: str) -> None:
+def check_https_url(url: str) -> None:
     """Refuse an https URL that is not one object of an allowed host.
 
     Raises:

@@ -91,7 +91,7 @@ class RetryPolicy:
 RETRY = RetryPolicy()
 """The policy of this process."""
 
-BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = 8 * 2**20
 """Bytes per range request of `open_read`: large enough to hide latency, small enough to repeat."""
 
 
@@ -159,7 +159,7 @@ def open_read(url: str, *, etag: str | None = None) -> io.BufferedReader:
     """
     found = info(url)
     _admit(found, etag=etag)
-    return io.BufferedReader(_RangeFile(url, found), BLOCK_BYTES)
+    return io.BufferedReader(_RangeFile(url, found), _BLOCK_BYTES)
 
 
 def put(url: str, data: bytes) -> None:
@@ -479,7 +479,7 @@ class _RangeFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._found.size, self._at + min(len(buffer), BLOCK_BYTES))
+        end = min(self._found.size, self._at + min(len(buffer), _BLOCK_BYTES))
         if end <= self._at:
             return 0
         span = (self._at, end)
@@ -490,7 +490,7 @@ class _RangeFile(io.RawIOBase):
 
     def readall(self) -> bytes:
         chunks = []
-        while chunk := self.read(BLOCK_BYTES):
+        while chunk := self.read(_BLOCK_BYTES):
             chunks.append(chunk)
         return b"".join(chunks)
 
@@ -575,7 +575,7 @@ def _locate(url: str) -> tuple[_Store, str]:
     elif scheme == "https":
         from pipeline.store import https  # noqa: PLC0415  # its client is slow to import
 
-        https.check(url)
+        https.check_https_url(url)
         path = url
     else:
         raise ConfigError(f"{scheme}:// is not supported", hint=f"use {_ALLOWED}")

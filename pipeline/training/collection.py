@@ -32,7 +32,7 @@ from pipeline.image import channels as bands
 from pipeline.image import labels
 from pipeline.records import Bool, Int64, Item
 from pipeline.redact import redact
-from pipeline.source.plan import plan, read
+from pipeline.source.plan import plan_source, read_items
 from pipeline.source.shard import Shard
 from pipeline.store import objects
 from pipeline.training import weak
@@ -42,11 +42,11 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Raised by hand when what the Arrow files hold changes."""
 
-MAX_BYTES = int(bands.LIMITS.max_mib * 2**20)
+_MAX_BYTES = int(bands.LIMITS.max_mib * 2**20)
 BATCH_BYTES = 64 * 2**20
 """Encoded bytes per record batch of an Arrow file: what a thread holds while it writes."""
-PROGRESS_S = 5.0
-THREADS = min(32, 2 * (os.cpu_count() or 1))
+_PROGRESS_S = 5.0
+_THREADS = min(32, 2 * (os.cpu_count() or 1))
 """Shards read at once: one waits for the store while another decodes."""
 
 _SCHEMA = pa.schema(
@@ -233,11 +233,11 @@ def _fetch_part(
     cfg, shards, versions = _layout(url, where)
     checks = _Checks(cfg, classes, channels)
     files = [cache / f"{shard.id}-{checks.digest(shard, versions)}.arrow" for shard in shards]
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="collection")
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="collection")
     last = time.monotonic()
     try:
         for done, file in enumerate(pool.map(partial(_fetch_shard, checks), shards, files), start=1):
-            if time.monotonic() - last > PROGRESS_S:
+            if time.monotonic() - last > _PROGRESS_S:
                 log.info("%s: %d of %d shards fetched and checked", redact(url), done, len(shards))
                 last = time.monotonic()
             yield file
@@ -257,7 +257,7 @@ def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
         return _archives(url, where)
     folder = objects.join(url, where or "labels")
     try:
-        versions = {labels.stem(file.path): file.etag for file in objects.list_files(folder)}
+        versions = {labels.label_stem(file.path): file.etag for file in objects.list_files(folder)}
     except NothingThere as error:
         raise ConfigError(f"{redact(folder)} is not there", hint="name it with --sets.labels") from error
     return ReadConfig(kind="folder", labels=folder), shards, versions
@@ -277,7 +277,7 @@ def _archives(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dic
 
 
 def _shards(url: str, cfg: ReadConfig) -> list[Shard]:
-    return plan(SegmentConfig(source=(url,), output="", checkpoint="", read=cfg)).shards
+    return plan_source(SegmentConfig(source=(url,), output="", checkpoint="", read=cfg)).shards
 
 
 # ---------------------------------------------------------------- checking
@@ -293,7 +293,7 @@ class _Checks:
 
     def digest(self, shard: Shard, versions: dict[str, str]) -> str:
         """Of everything but the shard's id that its Arrow file depends on: 16 hex digits."""
-        members = [versions.get(labels.stem(member.path)) for member in shard.members()]
+        members = [versions.get(labels.label_stem(member.path)) for member in shard.members()]
         facts = [VERSION, self.cfg.model_dump(), self.classes.model_dump(), self.channels, members]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -307,7 +307,7 @@ class _Checks:
         if item.failure or item.label is None:
             return out | {"code": item.failure.code if item.failure else "label_missing"}
         try:
-            image = bands.read(item.data, self.channels)
+            image = bands.decode_channels(item.data, self.channels)
         except InputError as error:
             return out | {"code": error.code}
         counts = self._counts(item, item.label, image.height, image.width)
@@ -318,9 +318,9 @@ class _Checks:
     def _counts(self, item: Item, label: bytes, height: int, width: int) -> list[int]:
         """Pixels of each class; zeros for a weak label, which is checked as well."""
         if is_weak(label):
-            weak.parse(label, self.classes, name=name_of(item.key), height=height, width=width)
+            weak.parse_weak_label(label, self.classes, name=name_of(item.key), height=height, width=width)
             return [0] * len(self.classes)
-        found = labels.read(label, self.classes, name=name_of(item.key), height=height, width=width)
+        found = labels.decode_label(label, self.classes, name=name_of(item.key), height=height, width=width)
         counts: list[int] = np.bincount(found.ravel(), minlength=256)[: len(self.classes)].tolist()
         return counts
 
@@ -342,7 +342,7 @@ def _fetch_shard(checks: _Checks, shard: Shard, file: Path) -> Path:
     temporary = file.with_suffix(f".tmp-{uuid.uuid4().hex}")
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for batch in _batches(map(checks.row, read(shard, checks.cfg, max_bytes=MAX_BYTES))):
+            for batch in _batches(map(checks.row, read_items(shard, checks.cfg, max_bytes=_MAX_BYTES))):
                 writer.write_batch(batch)
         temporary.replace(file)
     finally:

@@ -12,17 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import Scale
 
-CODE_VERSION = 2
+TRAINING_CODE_VERSION = 2
 """Raised by hand when a change of the code changes weights; part of the fingerprint."""
 
 UNFINGERPRINTED = {"data", "output", "classes", "runtime", "license"}
 """Left out of the fingerprint: what changes no weights, and what is there as its content instead of its name."""
 
 Factor = Annotated[float, Field(gt=0, le=10)]
-Side = Annotated[int, Field(ge=1)]
-Deviation = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
+_Side = Annotated[int, Field(ge=1)]
+_Deviation = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Weight = Annotated[float, Field(ge=0)]
 Term = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
 
 
@@ -48,8 +48,8 @@ class NetworkConfig(_Frozen):
     options: dict[str, Any] = Field({}, description="Options of the network.")
     output_stride: int | None = Field(None, ge=1, description="Encoder stride; unset takes the published one.")
     channels: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1, description="Bands, in their order.")
-    mean: tuple[Share, ...] = Field((0.485, 0.456, 0.406), description="Subtracted from each band, of 0 to 1.")
-    std: tuple[Deviation, ...] = Field((0.229, 0.224, 0.225), description="Divides each band after that.")
+    mean: tuple[_Share, ...] = Field((0.485, 0.456, 0.406), description="Subtracted from each band, of 0 to 1.")
+    std: tuple[_Deviation, ...] = Field((0.229, 0.224, 0.225), description="Divides each band after that.")
     initial: str | None = Field(None, description="Checkpoint to start from: folder or shipped name; unset: scratch.")
     initial_classes: dict[str, str] = Field(
         {}, description="Class of ours to the checkpoint's that starts it, where the names differ."
@@ -66,19 +66,19 @@ class NetworkConfig(_Frozen):
 class AugmentConfig(_Frozen):
     """How a training example is varied. Labels are never interpolated."""
 
-    crop_px: tuple[Side, Side] = Field((513, 513), description="Height and width the network sees, pixels.")
+    crop_px: tuple[_Side, _Side] = Field((513, 513), description="Height and width the network sees, pixels.")
     scale: tuple[Factor, Factor] = Field((0.5, 2.0), description="Random scale, from and to.")
     aspect: float = Field(1.0, ge=1, le=4, description="Random stretch of width over height, up to this factor.")
-    rare_share: Share = Field(0.0, description="Crops are drawn again until this share of pixels is of a rare class.")
+    rare_share: _Share = Field(0.0, description="Crops are drawn again until this share of pixels is of a rare class.")
     rare_tries: int = Field(10, ge=1, description="How often at most.")
     flip: bool = Field(True, description="Mirror left and right at random.")
     symmetries: bool = Field(False, description="Any of the eight symmetries of a square: for views from above.")
-    brightness: Share = Field(0.0, description="Factor on brightness, up to this far from 1.")
-    contrast: Share = Field(0.0, description="The same of contrast.")
-    saturation: Share = Field(0.0, description="The same of saturation; RGB only.")
+    brightness: _Share = Field(0.0, description="Factor on brightness, up to this far from 1.")
+    contrast: _Share = Field(0.0, description="The same of contrast.")
+    saturation: _Share = Field(0.0, description="The same of saturation; RGB only.")
     hue: float = Field(0.0, ge=0, le=0.5, description="Shift of hue, as a share of the circle; RGB only.")
     blur_px: float = Field(0.0, ge=0, description="Sigma of a Gaussian blur, up to this, pixels; half the images.")
-    haze: Share = Field(0.0, description="Blend towards the colour of haze, up to this share; half the images.")
+    haze: _Share = Field(0.0, description="Blend towards the colour of haze, up to this share; half the images.")
     elastic_px: float = Field(0.0, ge=0, description="Deviation of an elastic deformation, pixels (U-Net: 10).")
     jpeg: int = Field(
         100, ge=10, le=100, description="Lowest JPEG quality of a round trip; half the images; 100: none."
@@ -96,7 +96,7 @@ class SampleConfig(_Frozen):
 
     hard_classes: tuple[str, ...] = Field((), description="Images with one of these are drawn more often.")
     hard_times: int = Field(2, ge=1, description="How often they are, per epoch (Chen 2017, sec. 4.1: bootstrapping).")
-    weak_share: Share | None = Field(None, description="Share of weak images per batch; unset: as many as there are.")
+    weak_share: _Share | None = Field(None, description="Share of weak images per batch; unset: as many as there are.")
 
 
 class OptimiseConfig(_Frozen):
@@ -129,7 +129,7 @@ class ScheduleConfig(_Frozen):
 class LossConfig(_Frozen):
     """What is minimised."""
 
-    terms: dict[Term, Weight] = Field({"cross_entropy": 1.0}, min_length=1, description="Losses and their weights.")
+    terms: dict[Term, _Weight] = Field({"cross_entropy": 1.0}, min_length=1, description="Losses and their weights.")
     at: Literal["labels", "logits"] = Field(
         "labels", description="Compare at the size of labels (logits upsampled), or of logits (labels subsampled)."
     )
@@ -139,9 +139,9 @@ class LossConfig(_Frozen):
     effective_beta: float = Field(0.999, gt=0, lt=1, description="effective_number: beta, over images' pixels.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of probability spread over all classes.")
     ohem_keep: float = Field(0.0625, gt=0, le=1, description="ohem: share of the hardest pixels of an image kept.")
-    ohem_below: Share = Field(0.7, description="ohem: pixels below this probability of their class are kept as well.")
+    ohem_below: _Share = Field(0.7, description="ohem: pixels below this probability of their class are kept as well.")
     focal_gamma: float = Field(2.0, ge=0, description="focal: exponent.")
-    branches: dict[str, Weight] = Field({}, description="Weights of the network's scores; unset takes its own.")
+    branches: dict[str, _Weight] = Field({}, description="Weights of the network's scores; unset takes its own.")
 
 
 class WeakConfig(_Frozen):
@@ -152,9 +152,9 @@ class WeakConfig(_Frozen):
     background: str | None = Field(None, description="Class every image has; unset takes the class with id 0.")
     bias_fg: float = Field(5.0, description="em_fixed: added to the scores of present classes.")
     bias_bg: float = Field(3.0, description="em_fixed: added to those of background.")
-    share_fg: Share = Field(0.2, description="em_adapt: share of pixels each present class gets at least.")
-    share_bg: Share = Field(0.4, description="em_adapt: the same of background.")
-    sure_share: Share = Field(0.2, description="seg: share of a box, around its centre, that is surely of its class.")
+    share_fg: _Share = Field(0.2, description="em_adapt: share of pixels each present class gets at least.")
+    share_bg: _Share = Field(0.4, description="em_adapt: the same of background.")
+    sure_share: _Share = Field(0.2, description="seg: share of a box, around its centre, that is surely of its class.")
 
 
 class Phase(_Frozen):
@@ -186,7 +186,7 @@ class ValidateConfig(_Frozen):
         return self
 
 
-class RuntimeConfig(_Frozen):
+class TrainRuntimeConfig(_Frozen):
     """Everything that does not change what is learned, but for rounding: outside the fingerprint."""
 
     workers: int = Field(1, ge=1, description="Training processes; on GPUs one each.")
@@ -208,7 +208,7 @@ class RuntimeConfig(_Frozen):
     log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or JSON.")
 
     @model_validator(mode="after")
-    def _fewest_are_no_more_than_most(self) -> "RuntimeConfig":
+    def _fewest_are_no_more_than_most(self) -> "TrainRuntimeConfig":
         if self.min_workers and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         return self
@@ -238,7 +238,7 @@ class TrainConfig(_Frozen):
     half: bool = Field(True, description="Keep the best weights in float16; they are judged as they are kept.")
     then: tuple[Phase, ...] = Field((), description="Later phases; from a file only.")
     validation: ValidateConfig = Field(ValidateConfig(), description="Validation.")
-    runtime: RuntimeConfig = Field(RuntimeConfig(), description="Workers, checkpoints, trackers.")
+    runtime: TrainRuntimeConfig = Field(TrainRuntimeConfig(), description="Workers, checkpoints, trackers.")
 
     def phases(self) -> tuple["TrainConfig", ...]:
         """The run as one config per phase, the first of them this one."""
@@ -257,7 +257,7 @@ class TrainConfig(_Frozen):
         """
         said = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
         said["network"].pop("initial")
-        said |= {"data": data, "initial": initial, "classes": classes, "code": CODE_VERSION}
+        said |= {"data": data, "initial": initial, "classes": classes, "code": TRAINING_CODE_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
-def make(network: nn.Module, decay: float) -> AveragedModel:
+def make_average(network: nn.Module, decay: float) -> AveragedModel:
     """The average of a network, to be fed by `.update_parameters(network)` behind every step.
 
     Floating parameters and buffers are averaged, in their own precision: keep them in float32. Counters are copied. The

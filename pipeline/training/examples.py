@@ -228,7 +228,7 @@ class _Places(Dataset[_Made]):
         made, ignore_id = self._read(self.order[place]), self.classes.ignore_id
         if self.cfg.overfit:
             size = self.cfg.augment.crop_px
-            view = transforms.centre(made.pixels_hwc, made.label_hw, size, ignore_id=ignore_id, fill=self.fill)
+            view = transforms.centre_crop(made.pixels_hwc, made.label_hw, size, ignore_id=ignore_id, fill=self.fill)
         else:
             rng = np.random.default_rng((self.cfg.seed, place))
             view = transforms.vary(
@@ -244,15 +244,15 @@ class _Places(Dataset[_Made]):
 
     def _read(self, index: int) -> _Made:
         example = self.collection[index]
-        image = channels.read(example.image, self.cfg.network.channels)
+        image = channels.decode_channels(example.image, self.cfg.network.channels)
         name, pixels = name_of(example.key), image.pixels_hwc
         if is_weak(example.label):
-            said = weak.parse(example.label, self.classes, name=name, height=image.height, width=image.width)
+            said = weak.parse_weak_label(example.label, self.classes, name=name, height=image.height, width=image.width)
             background = weak.background_id(self.cfg.weak, self.classes)
             label, supervision = self._weak_label(index, pixels, said, background)
             made = _Made(pixels, label, [background, *said.present], supervision)
         else:
-            label = labels.read(example.label, self.classes, name=name, height=image.height, width=image.width)
+            label = labels.decode_label(example.label, self.classes, name=name, height=image.height, width=image.width)
             made = _Made(pixels, label, np.flatnonzero(self.collection.counts_nk[index]).tolist(), weak.FULL)
         if image.valid_hw is not None:
             made.label_hw[~image.valid_hw] = self.classes.ignore_id

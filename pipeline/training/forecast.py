@@ -14,7 +14,7 @@ from pipeline.models import checkpoint
 from pipeline.store import objects
 from pipeline.training import state
 from pipeline.training.config import TrainConfig
-from pipeline.training.progress import duration
+from pipeline.training.progress import short_duration
 from pipeline.training.state import Story
 
 STEPS = 3
@@ -36,7 +36,8 @@ class Forecast:
 
     def __str__(self) -> str:
         return (
-            f"forecast: {duration(self.train_s)} of training, at most {duration(self.validate_s)} of validation; "
+            f"forecast: {short_duration(self.train_s)} of training, "
+            f"at most {short_duration(self.validate_s)} of validation; "
             f"{self.peak_gib:.1f} GiB per worker; {self.state_mib:.0f} MiB per state, {state.KEPT + 1} at a time"
         )
 
@@ -55,7 +56,7 @@ def rehearsal(cfg: TrainConfig) -> TrainConfig:
     )
 
 
-def of(cfg: TrainConfig, rehearsed: str) -> Forecast:
+def forecast_run(cfg: TrainConfig, rehearsed: str) -> Forecast:
     """The forecast of a run.
 
     Args:
@@ -63,7 +64,7 @@ def of(cfg: TrainConfig, rehearsed: str) -> Forecast:
         rehearsed: URL of the output of its rehearsal.
     """
     step = state.steps(rehearsed)[-1]
-    story, tensors = state.load(rehearsed, step)
+    story, tensors = state.load_state(rehearsed, step)
     images = int(str(checkpoint.load_card(rehearsed).training["validation_images"]))
     per_image = float(np.mean(_values(story, "validation/seconds")))
     phases = cfg.phases()

@@ -88,7 +88,7 @@ def halved(tensor: Tensor) -> Tensor:
 # ---------------------------------------------------------------- making it
 
 
-def build(cfg: TrainConfig, classes: ClassMap) -> Network:
+def build_phase_network(cfg: TrainConfig, classes: ClassMap) -> Network:
     """The network of a phase with first weights from torch's generator.
 
     Raises:
@@ -97,12 +97,12 @@ def build(cfg: TrainConfig, classes: ClassMap) -> Network:
     said = cfg.network
     if taken := BUILDERS_OWN & said.options.keys():
         raise ConfigError(f"--network.options may not hold {', '.join(sorted(taken))}: other settings say it")
-    return zoo.build(
+    return zoo.build_network(
         said.name, len(classes), in_channels=len(said.channels), output_stride=said.output_stride, **said.options
     )
 
 
-def make(network: Network, cfg: TrainConfig, classes: ClassMap, counts_nk: Int64, group: Group) -> Learner:
+def make_learner(network: Network, cfg: TrainConfig, classes: ClassMap, counts_nk: Int64, group: Group) -> Learner:
     """Everything around a network of which its training in a phase is made.
 
     Args:
@@ -121,7 +121,7 @@ def make(network: Network, cfg: TrainConfig, classes: ClassMap, counts_nk: Int64
     if cfg.batch_norm == "frozen":
         batch_norm.freeze(network)
     weights = losses.class_weights(cfg.loss.class_weights, counts_nk, beta=cfg.loss.effective_beta)
-    loss = losses.make(
+    loss = losses.make_loss(
         cfg.loss,
         class_weights=weights,
         ignore_id=classes.ignore_id,
@@ -132,8 +132,8 @@ def make(network: Network, cfg: TrainConfig, classes: ClassMap, counts_nk: Int64
         cfg=cfg,
         network=network,
         supervised=distributed(network, cfg, group),
-        optimiser=optimiser.make(network, cfg.optimise),
-        average=ema.make(network, cfg.ema) if cfg.ema else None,
+        optimiser=optimiser.make_optimiser(network, cfg.optimise),
+        average=ema.make_average(network, cfg.ema) if cfg.ema else None,
         loss=loss.to(group.device),
         branches=losses.branch_weights(cfg.loss, network),
         dtype=precision_of(cfg, group.device),
@@ -235,7 +235,7 @@ def loss_of(learner: Learner, batch: Batch, units: Tensor) -> Tensor:
         scores = learner.supervised(pixels)
     labels = batch.labels_nhw
     if bool((batch.supervision_n > 0).any()):
-        labels = completed(learner, scores["logits"].detach(), batch)
+        labels = complete_labels(learner, scores["logits"].detach(), batch)
     shares = [weight * learner.loss(scores[name], labels, units) for name, weight in learner.branches.items()]
     return torch.stack(shares).sum()
 
@@ -254,11 +254,11 @@ def normalised(images_nchw: Tensor, cfg: TrainConfig) -> Tensor:
     return ((images_nchw.float() - mean) / std).contiguous(memory_format=layout_of(cfg))
 
 
-def completed(learner: Learner, logits_nkhw: Tensor, batch: Batch) -> Tensor:
+def complete_labels(learner: Learner, logits_nkhw: Tensor, batch: Batch) -> Tensor:
     """The labels of a batch, with those that the network itself has to find in weakly labelled images."""
     height, width = batch.labels_nhw.shape[1:]
     network = learner.network
-    scores = losses.upsample(
+    scores = losses.upsample_scores(
         logits_nkhw.float(), height, width, stride=network.stride, align_corners=network.align_corners
     )
     return weak.e_step(

@@ -28,18 +28,18 @@ from pipeline.training import learner, losses, schedule, start, state
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Batch, batches
 from pipeline.training.learner import Learner, take_step
-from pipeline.training.progress import Progress
+from pipeline.training.progress import TrainingProgress
 from pipeline.training.ranks import Group
-from pipeline.training.run import Run
+from pipeline.training.run import TrainingRun
 from pipeline.training.state import Point, Story
-from pipeline.training.validate import Verdict, validate
+from pipeline.training.validate import Validation, validate
 
 log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------- the run
 
 
-def train(run: Run) -> Story:
+def train_phases(run: TrainingRun) -> Story:
     """Train from the newest state, or from the beginning, through every phase, and leave the best weights.
 
     Raises:
@@ -47,7 +47,7 @@ def train(run: Run) -> Story:
             no longer finite.
         JobError: a state is damaged, or an image cannot be validated.
     """
-    check(run)
+    check_phases(run)
     story, tensors = newest(run)
     with state.Writer() as writer:
         for number, cfg in enumerate(run.cfg.phases()):
@@ -58,7 +58,7 @@ def train(run: Run) -> Story:
     return story
 
 
-def check(run: Run) -> None:
+def check_phases(run: TrainingRun) -> None:
     """Build every phase once without weights: what is wrong in a later one must not show after days.
 
     Raises:
@@ -67,17 +67,17 @@ def check(run: Run) -> None:
     for cfg in run.cfg.phases():
         check_split(cfg, run.group)
         with torch.device("meta"):
-            network = learner.build(cfg, run.classes)
+            network = learner.build_phase_network(cfg, run.classes)
         losses.branch_weights(cfg.loss, network)
 
 
-def newest(run: Run) -> tuple[Story, dict[str, Tensor]]:
+def newest(run: TrainingRun) -> tuple[Story, dict[str, Tensor]]:
     """The newest state, the same on every process; before there is one, the weights to start from."""
     steps = state.steps(run.cfg.output)
     step = run.group.agreed(steps[-1] if steps else -1)
     if step < 0:
         return Story(phase=-1, began=run.began), {}
-    story, tensors = state.load(run.cfg.output, step)
+    story, tensors = state.load_state(run.cfg.output, step)
     if differs := [name for name in run.began if story.began.get(name) != run.began[name]]:
         hint = "take another --output, or give back what the run began with"
         raise ConfigError(f"{run.cfg.output} holds a run with other {', '.join(differs)}", hint=hint)
@@ -85,16 +85,16 @@ def newest(run: Run) -> tuple[Story, dict[str, Tensor]]:
     return story, tensors
 
 
-def begin(run: Run, cfg: TrainConfig, number: int, story: Story, tensors: dict[str, Tensor]) -> Learner:
+def begin(run: TrainingRun, cfg: TrainConfig, number: int, story: Story, tensors: dict[str, Tensor]) -> Learner:
     """What learns in phase `number`: restored in the middle of one, or with the weights of the phase before it."""
     torch.manual_seed(learner.seed_of(cfg.seed, number))  # of the first values of layers
-    network = learner.build(cfg, run.classes)
+    network = learner.build_phase_network(cfg, run.classes)
     if number == 0 and story.phase < 0:
-        start.load(network, cfg.network, run.classes)
+        start.load_initial_weights(network, cfg.network, run.classes)
     elif number > story.phase:
         new = state.carry(network, state.part("network", tensors))
         log.info("phase %d begins; layers with first values of their own: %s", number, ", ".join(new) or "none")
-    made = learner.make(network, cfg, run.classes, run.training[cfg.sets.train].counts_nk, run.group)
+    made = learner.make_learner(network, cfg, run.classes, run.training[cfg.sets.train].counts_nk, run.group)
     if number == story.phase:
         made.restore(tensors)
     else:
@@ -105,14 +105,14 @@ def begin(run: Run, cfg: TrainConfig, number: int, story: Story, tensors: dict[s
 # ---------------------------------------------------------------- a phase
 
 
-def learn(run: Run, made: Learner, story: Story, writer: state.Writer, *, last: int) -> None:
+def learn(run: TrainingRun, made: Learner, story: Story, writer: state.Writer, *, last: int) -> None:
     """Take the steps of a phase that are left, up to step `last` of the run; judge, keep and say how it goes."""
     cfg, group = made.cfg, run.group
     before = last - cfg.schedule.steps
     teller = Teller(run, made)
     told_every = cfg.runtime.log_every, cfg.runtime.checkpoint_every
     examples = examples_of(run, cfg, first=story.step, last=last)
-    for batch, wait_s in timed(examples):
+    for batch, wait_s in timed_batches(examples):
         rate = schedule.factor(story.step - before, cfg.schedule)
         loss = take_step(made, batch, group, step=story.step, rate=rate)
         story.step += 1
@@ -124,7 +124,7 @@ def learn(run: Run, made: Learner, story: Story, writer: state.Writer, *, last: 
             writer.put(*kept(run, made, story, ends=story.step == last))
 
 
-def examples_of(run: Run, cfg: TrainConfig, *, first: int, last: int) -> Iterator[Batch]:
+def examples_of(run: TrainingRun, cfg: TrainConfig, *, first: int, last: int) -> Iterator[Batch]:
     """This process's batches of the steps from `first` up to, not with, `last`."""
     collection, group = run.training[cfg.sets.train], run.group
     return batches(
@@ -132,7 +132,7 @@ def examples_of(run: Run, cfg: TrainConfig, *, first: int, last: int) -> Iterato
     )
 
 
-def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+def timed_batches(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Every batch, and the seconds it was waited for."""
     while True:
         asked = time.monotonic()
@@ -157,9 +157,9 @@ def check_split(cfg: TrainConfig, group: Group) -> None:
 class Teller:
     """Says every so often how far a run is: to the log and the tracker."""
 
-    def __init__(self, run: Run, made: Learner) -> None:
+    def __init__(self, run: TrainingRun, made: Learner) -> None:
         self.run, self.made = run, made
-        self.progress = Progress(time.monotonic())
+        self.progress = TrainingProgress(time.monotonic())
         self.loss = torch.zeros((), device=run.group.device)
         self.steps = 0
 
@@ -214,20 +214,20 @@ def peak_gib(device: torch.device) -> float:
 # ---------------------------------------------------------------- judging and keeping
 
 
-def kept(run: Run, made: Learner, story: Story, *, ends: bool) -> list[Callable[[], object]]:
+def kept(run: TrainingRun, made: Learner, story: Story, *, ends: bool) -> list[Callable[[], object]]:
     """What is to be written after a step: the best weights, the state of the run, or nothing.
 
     The weights are written first: a run killed in between judges them once more, and writes them again.
     """
-    writes: list[Callable[[Run, Learner, Story], Callable[[], object]]] = []
-    if (ends or story.step % run.cfg.validation.every == 0) and (found := judge(run, made, story)):
+    writes: list[Callable[[TrainingRun, Learner, Story], Callable[[], object]]] = []
+    if (ends or story.step % run.cfg.validation.every == 0) and (found := validate_learner(run, made, story)):
         writes.append(partial(best_weights, reference=found.reference))
     if ends or story.step % run.cfg.runtime.checkpoint_every == 0:
         writes.append(whole_state)
     return [write(run, made, story) for write in writes] if run.group.leads else []
 
 
-def judge(run: Run, made: Learner, story: Story) -> Verdict | None:
+def validate_learner(run: TrainingRun, made: Learner, story: Story) -> Validation | None:
     """Validate; returns what was found when no earlier weights of this phase were as good."""
     if made.cfg.batch_norm == "train":
         run.group.share(list(made.network.buffers()))
@@ -255,19 +255,21 @@ def figures(scores: Scores, classes: ClassMap) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if not np.isnan(value)}
 
 
-def best_weights(run: Run, made: Learner, story: Story, *, reference: dict[str, JsonValue]) -> Callable[[], object]:
+def best_weights(
+    run: TrainingRun, made: Learner, story: Story, *, reference: dict[str, JsonValue]
+) -> Callable[[], object]:
     """What writes the weights that were just judged, as they are now, as the checkpoint of the run."""
     card = card_of(run, made, story, reference=reference)
     weights = state.snapshot(made.weights())
-    return partial(checkpoint.save, run.cfg.output, weights, card)
+    return partial(checkpoint.save_checkpoint, run.cfg.output, weights, card)
 
 
-def whole_state(run: Run, made: Learner, story: Story) -> Callable[[], object]:
+def whole_state(run: TrainingRun, made: Learner, story: Story) -> Callable[[], object]:
     """What writes the state of the run, as it is now."""
     tensors, told, step = state.snapshot(made.tensors()), story.to_json(), story.step
 
     def write() -> None:
-        state.save(run.cfg.output, told, tensors, step=step)
+        state.save_state(run.cfg.output, told, tensors, step=step)
         state.prune(run.cfg.output)
 
     return write
@@ -283,7 +285,7 @@ def measured(story: Story) -> dict[str, JsonValue]:
     }
 
 
-def card_of(run: Run, made: Learner, story: Story, **found: JsonValue) -> Card:
+def card_of(run: TrainingRun, made: Learner, story: Story, **found: JsonValue) -> Card:
     """What a later job needs to know of the weights, and where they come from; `found` is kept beside their figures."""
     said = made.cfg.network
     return Card(

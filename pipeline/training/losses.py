@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.network import Network, grid
+from pipeline.models.network import Network, grid_cells
 from pipeline.records import Float64, Int64
 from pipeline.training.config import LossConfig, Term
 
@@ -73,7 +73,7 @@ class Loss(nn.Module):
     def _at_one_size(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         height, width = labels.shape[1:]
         if self.cfg.at == "labels":
-            scores = upsample(scores, height, width, stride=self.stride, align_corners=self.align_corners)
+            scores = upsample_scores(scores, height, width, stride=self.stride, align_corners=self.align_corners)
         else:
             rows, columns = (
                 centres(cells, length, stride=self.stride, align_corners=self.align_corners).to(labels.device)
@@ -99,7 +99,7 @@ class Loss(nn.Module):
                 return lovasz_softmax(scores, labels, ignore_id=ignore_id)
 
 
-def make(
+def make_loss(
     cfg: LossConfig, *, class_weights: Float64, ignore_id: int, stride: int = 1, align_corners: bool = False
 ) -> Loss:
     """The loss of a config.
@@ -130,7 +130,7 @@ def branch_weights(cfg: LossConfig, network: Network) -> dict[str, float]:
     return chosen
 
 
-def upsample(scores_nkhw: Tensor, height: int, width: int, *, stride: int, align_corners: bool) -> Tensor:
+def upsample_scores(scores_nkhw: Tensor, height: int, width: int, *, stride: int, align_corners: bool) -> Tensor:
     """Scores at the size of labels, (N, K, height, width), bilinear.
 
     On the grid of the network's logits, by what each cell stands for (`pipeline.models.network`), as the main job does
@@ -139,7 +139,7 @@ def upsample(scores_nkhw: Tensor, height: int, width: int, *, stride: int, align
     cells = scores_nkhw.shape[2:]
     if cells == (height, width):
         return scores_nkhw
-    if cells != (grid(height, stride), grid(width, stride)):
+    if cells != (grid_cells(height, stride), grid_cells(width, stride)):
         return F.interpolate(scores_nkhw, (height, width), mode="bilinear", align_corners=align_corners)
     covered = [(side - 1) * stride + 1 if align_corners else side * stride for side in cells]
     full = F.interpolate(scores_nkhw, covered, mode="bilinear", align_corners=align_corners)
@@ -153,7 +153,7 @@ def centres(cells: int, length: int, *, stride: int, align_corners: bool) -> Ten
     On the grid of the network's logits by what a cell stands for, on any other by stretching, as in `upsample`.
     """
     cell = torch.arange(cells)
-    if cells == grid(length, stride):
+    if cells == grid_cells(length, stride):
         return (cell * stride + (0 if align_corners else stride // 2)).clamp(max=length - 1)
     if align_corners:
         return (cell * (length - 1) / max(1, cells - 1)).round().long()

@@ -26,7 +26,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LrSearch:
     """What a search came to."""
 
     tried: tuple[Tried, ...]
@@ -45,7 +45,9 @@ class Found:
         return "\n".join(lines)
 
 
-def find(step: Callable[[float], float], *, lowest: float = 1e-6, highest: float = 1.0, steps: int = 200) -> Found:
+def lr_sweep(
+    step: Callable[[float], float], *, lowest: float = 1e-6, highest: float = 1.0, steps: int = 200
+) -> LrSearch:
     """Take steps at rates that grow from `lowest` to `highest`, until the loss diverges.
 
     Args:
@@ -72,7 +74,7 @@ def find(step: Callable[[float], float], *, lowest: float = 1e-6, highest: float
             least = min(least, tried[-1].loss)
             if tried[-1].loss > DIVERGED * least:
                 break
-    return Found(tuple(tried), _steepest(tried, lowest))
+    return LrSearch(tuple(tried), _steepest(tried, lowest))
 
 
 def _steepest(tried: list[Tried], lowest: float) -> float:

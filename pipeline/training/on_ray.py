@@ -37,7 +37,7 @@ LISTEN_S = 0.5
 """Between two looks at what the workers say."""
 
 
-def train(cfg: TrainConfig, about: Mapping[str, JsonValue], nodes: Sequence[Mapping[str, float]]) -> None:
+def train_on_ray(cfg: TrainConfig, about: Mapping[str, JsonValue], nodes: Sequence[Mapping[str, float]]) -> None:
     """Train on the cluster that is connected, and say here what the first worker says there.
 
     Args:
@@ -107,7 +107,7 @@ def worker(said: dict[str, Any]) -> str:
     """What every worker does. Returns the message of an error that all workers meet, since trying again is in vain."""
     cfg = TrainConfig.model_validate(said["cfg"])
     torch.set_num_threads(max(1, int(cfg.runtime.cpus_per_worker)))
-    with ranks.join(ray.train.torch.get_device()) as ours:
+    with ranks.process_group(ray.train.torch.get_device()) as ours:
         if ours.leads:
             logging.getLogger("pipeline").addHandler(_Sender(said["board"]))
             log.info("training in %d worker(s) on %s", ours.size, ours.device.type)

@@ -21,7 +21,7 @@ class Treatment(NamedTuple):
     weight_decay: float
 
 
-def make(network: Network, cfg: OptimiseConfig) -> torch.optim.Optimizer:
+def make_optimiser(network: Network, cfg: OptimiseConfig) -> torch.optim.Optimizer:
     """The optimiser of all parameters that take a gradient.
 
     The last layers learn at rates of their own: Chen 2014 (arXiv 1412.7062), sec. 5, ten times that of the body, and

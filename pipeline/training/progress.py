@@ -32,7 +32,7 @@ class Line:
         """`epoch 2.25, step 900/3000, loss 0.4132, lr 0.0052, 38.1 images/s, ETA 3 min 40 s, data wait 0%`."""
         return (
             f"epoch {self.epoch:.2f}, step {self.step}/{self.steps}, loss {self.loss:.4f}, lr {self.lr:.3g}, "
-            f"{self.images_per_s:.1f} images/s, ETA {duration(self.eta_s)}, data wait {self.data_wait:.0%}"
+            f"{self.images_per_s:.1f} images/s, ETA {short_duration(self.eta_s)}, data wait {self.data_wait:.0%}"
         )
 
     def json(self) -> str:
@@ -49,7 +49,7 @@ class Line:
         }
 
 
-class Progress:
+class TrainingProgress:
     """Counts steps, images and waiting between lines."""
 
     def __init__(self, now_s: float) -> None:
@@ -96,7 +96,7 @@ class Progress:
         return made
 
 
-def duration(seconds: float) -> str:
+def short_duration(seconds: float) -> str:
     """12 s, 4 min 05 s, 3 h 07 min: two units at most."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)

@@ -64,7 +64,7 @@ def device_of(asked: str) -> torch.device:
 
 
 @contextmanager
-def join(device: torch.device) -> Generator[Group]:
+def process_group(device: torch.device) -> Generator[Group]:
     """Take this process's place for as long as the block lasts.
 
     1. A process group that exists, as in a worker of Ray Train. 2. That of torchrun, by its environment variables.

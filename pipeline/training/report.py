@@ -19,7 +19,7 @@ from pipeline.page.plots import ACCENT, RULE, SOFT
 from pipeline.records import Float64, Sample
 from pipeline.training.state import Point
 
-PAGE_BYTES = 4_500_000
+_PAGE_BYTES = 4_500_000
 """Bytes all pictures of the page may take, so that the page can be mailed."""
 SMOOTHED = 40
 """The loss is also drawn as its mean over one part in this many of the run: single points of it are noise."""
@@ -35,7 +35,7 @@ class ClassIoU:
     """0 to 1; None when it occurs neither in labels nor in predictions."""
 
 
-def render(
+def render_training(
     *,
     name: str,
     history: Sequence[Point],
@@ -71,7 +71,7 @@ def render(
         data_wait=_mean(history, "speed/data_wait"),
         plots=drawn,
         per_class=_per_class(best, classes),
-        cards=predictions.cards(samples, classes, budget=PAGE_BYTES),
+        cards=predictions.cards(samples, classes, budget=_PAGE_BYTES),
         wrong=predictions.WRONG,
         classes=classes,
         facts=facts,
@@ -109,7 +109,7 @@ def _per_class(best: Mapping[str, float], classes: ClassMap) -> list[ClassIoU]:
 
 
 def _loss(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     steps, values = _curve(history, "train/loss")
     axes.plot(steps, values, color=SOFT, lw=0.7, alpha=0.5)
     axes.plot(steps, _smooth(np.array(values)), color=ACCENT, lw=1.6)
@@ -124,7 +124,7 @@ def _loss(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
 
 
 def _learning_rate(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     axes.plot(*_curve(history, "train/lr"), color=ACCENT, lw=1.6)
     axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     _mark(axes, phases)
@@ -132,7 +132,7 @@ def _learning_rate(history: Sequence[Point], phases: Mapping[str, int]) -> Marku
 
 
 def _validation(history: Sequence[Point], best_step: int, phases: Mapping[str, int]) -> Markup:
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     steps, values = _curve(history, "validation/miou")
     axes.plot(steps, [100 * value for value in values], color=ACCENT, lw=1.6, marker="o", ms=3)
     axes.plot(best_step, 100 * values[steps.index(best_step)], "o", color=ACCENT, ms=7)

@@ -25,7 +25,7 @@ from pipeline.redact import redact
 from pipeline.store import objects
 from pipeline.training import state, tracker
 from pipeline.training.collection import Collection, open_collection
-from pipeline.training.config import CODE_VERSION, UNFINGERPRINTED, TrainConfig
+from pipeline.training.config import TRAINING_CODE_VERSION, UNFINGERPRINTED, TrainConfig
 from pipeline.training.ranks import Group
 from pipeline.training.tracker import Tracker
 
@@ -34,7 +34,7 @@ CLASSES_FILE = "classes.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TrainingRun:
     """What all phases of a run share."""
 
     cfg: TrainConfig
@@ -56,7 +56,7 @@ class Run:
         return ends
 
 
-def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) -> Run:
+def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) -> TrainingRun:
     """Open what a run works on.
 
     Args:
@@ -68,12 +68,12 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         ConfigError: for data, classes or a checkpoint that are not there or do not fit each other.
         LabelError: for a label that does not fit its image or the class map.
     """
-    class_map = classes_of(cfg)
+    class_map = class_map_of_config(cfg)
     validation = validation_set(cfg, class_map)
     training = {phase.sets.train: training_set(phase, class_map) for phase in cfg.phases()}
     if not (cfg.sets.validation or cfg.overfit):  # of other parts another image may be the one that is cut at least
         training = {parts: one.without(validation.keys) for parts, one in training.items()}
-    initial = checkpoint.load(cfg.network.initial).sha256 if cfg.network.initial else None
+    initial = checkpoint.load_checkpoint(cfg.network.initial).sha256 if cfg.network.initial else None
     data = _digest([one.fingerprint for one in (*training.values(), validation)])
     fingerprint = cfg.fingerprint(data=data, initial=initial, classes=class_map.model_dump(mode="json"))
     ours: dict[str, JsonValue] = {
@@ -85,7 +85,7 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
     }
     kind = cfg.runtime.tracker if group.leads else "none"
     first_step = max(state.steps(cfg.output), default=0)
-    return Run(
+    return TrainingRun(
         cfg=cfg,
         classes=class_map,
         training=training,
@@ -95,25 +95,27 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
             "data": data,
             "class map": _digest(class_map.model_dump(mode="json")),
             "initial weights": initial or "",
-            "code": str(CODE_VERSION),
+            "code": str(TRAINING_CODE_VERSION),
         },
         about={**about, **ours},
         group=group,
-        tracker=tracker.make(kind, output=cfg.output, run=fingerprint, first_step=first_step, classes=class_map),
+        tracker=tracker.make_tracker(
+            kind, output=cfg.output, run=fingerprint, first_step=first_step, classes=class_map
+        ),
     )
 
 
 # ---------------------------------------------------------------- data
 
 
-def classes_of(cfg: TrainConfig) -> ClassMap:
+def class_map_of_config(cfg: TrainConfig) -> ClassMap:
     """The class map that the config names, or the one beside the data.
 
     Raises:
         ConfigError: there is none, or it is not a class map.
     """
     if cfg.classes:
-        return classes.load(cfg.classes)
+        return classes.load_class_map(cfg.classes)
     url = objects.join(cfg.data, CLASSES_FILE)
     try:
         data = objects.read_bytes(url, max_bytes=1 << 20)
@@ -182,7 +184,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def refuse_changed(cfg: TrainConfig) -> None:
+def refuse_changed_settings(cfg: TrainConfig) -> None:
     """Stop when the output was begun with other settings.
 
     Raises:

@@ -20,7 +20,7 @@ from pipeline.training.config import NetworkConfig
 log = logging.getLogger(__name__)
 
 
-def load(network: Network, cfg: NetworkConfig, classes: ClassMap) -> None:
+def load_initial_weights(network: Network, cfg: NetworkConfig, classes: ClassMap) -> None:
     """Start a network from the checkpoint that its config names, if it names one.
 
     Tensors are taken by name and shape. Where their shape follows the number of classes, each class of ours takes the
@@ -32,7 +32,7 @@ def load(network: Network, cfg: NetworkConfig, classes: ClassMap) -> None:
     """
     if cfg.initial is None:
         return
-    model = checkpoint.load(cfg.initial)
+    model = checkpoint.load_checkpoint(cfg.initial)
     pairs = class_pairs(cfg, classes, model.card.classes)
     own, found, heads = network.state_dict(), {}, per_class(model.card)
     for theirs, tensor in model.state.items():
@@ -63,7 +63,7 @@ def per_class(card: Card) -> set[str]:
 
     def shapes(num_classes: int) -> dict[str, torch.Size]:
         with torch.device("meta"):
-            network = zoo.build(
+            network = zoo.build_network(
                 card.architecture,
                 num_classes,
                 in_channels=card.in_channels,

@@ -24,7 +24,7 @@ from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
+STATES_FOLDER = "checkpoints"
 TENSORS, STORY = "state.safetensors", "state.json"
 KEPT = 2
 """States that are kept: the newest, and the one before it in case somebody damages that."""
@@ -127,10 +127,10 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def url_of(output: str, step: int) -> str:
     """Folder of the state after `step` steps."""
-    return objects.join(output, FOLDER, f"step-{step:08d}")
+    return objects.join(output, STATES_FOLDER, f"step-{step:08d}")
 
 
-def save(output: str, story: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
+def save_state(output: str, story: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
     """Write a state: tensors, then the JSON that makes it whole."""
     url = url_of(output, step)
     objects.put(objects.join(url, TENSORS), safetensors.torch.save(dict(tensors)))
@@ -140,14 +140,14 @@ def save(output: str, story: bytes, tensors: Mapping[str, Tensor], *, step: int)
 def steps(output: str) -> list[int]:
     """Steps of the whole states of a run, ascending; folders of other names, such as copies, are none."""
     try:
-        paths = [one.path for one in objects.list_files(objects.join(output, FOLDER))]
+        paths = [one.path for one in objects.list_files(objects.join(output, STATES_FOLDER))]
     except NothingThere:
         return []
     found = (re.fullmatch(rf"step-(\d{{8,}})/{re.escape(STORY)}", path) for path in paths)
     return sorted(int(one[1]) for one in found if one)
 
 
-def load(output: str, step: int) -> tuple[Story, dict[str, Tensor]]:
+def load_state(output: str, step: int) -> tuple[Story, dict[str, Tensor]]:
     """Read the state after `step` steps.
 
     Raises:

@@ -24,8 +24,8 @@ from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["tensorboard", "mlflow", "wandb", "none"]
-FOLDER = "tensorboard"
+TrackerKind = Literal["tensorboard", "mlflow", "wandb", "none"]
+TENSORBOARD_FOLDER = "tensorboard"
 """Below the run's output."""
 GAP_PX = 8
 """White between the pictures of a sample."""
@@ -50,7 +50,7 @@ class Tracker(Protocol):
         """Send what is left. Nothing may follow."""
 
 
-def make(kind: Kind, *, output: str, run: str, first_step: int, classes: ClassMap) -> Tracker:
+def make_tracker(kind: TrackerKind, *, output: str, run: str, first_step: int, classes: ClassMap) -> Tracker:
     """Start a tracker, or go on with the curves of an interrupted run.
 
     Args:
@@ -65,7 +65,7 @@ def make(kind: Kind, *, output: str, run: str, first_step: int, classes: ClassMa
     """
     match kind:
         case "tensorboard":
-            made: Tracker = _TensorBoard(objects.join(output, FOLDER), first_step, classes)
+            made: Tracker = _TensorBoard(objects.join(output, TENSORBOARD_FOLDER), first_step, classes)
         case "mlflow":
             made = _MLflow(output, run, classes)
         case "wandb":
@@ -75,7 +75,7 @@ def make(kind: Kind, *, output: str, run: str, first_step: int, classes: ClassMa
     return _Expendable(made)
 
 
-def draw(sample: Sample, classes: ClassMap) -> UInt8:
+def draw_sample(sample: Sample, classes: ClassMap) -> UInt8:
     """Image, truth and prediction side by side: (H, 3 W + 2 `GAP_PX`, 3) uint8 RGB, stripes where there is no class."""
     gap = np.full((sample.image_hwc.shape[0], GAP_PX, 3), 255, np.uint8)
     return np.hstack([sample.image_hwc, gap, paint(sample.truth_hw, classes), gap, paint(sample.mask_hw, classes)])
@@ -133,7 +133,7 @@ class _TensorBoard:
 
     def images(self, step: int, samples: Sequence[Sample]) -> None:
         for sample in samples:
-            self.writer.add_image(f"samples/{sample.key}", draw(sample, self.classes), step, dataformats="HWC")
+            self.writer.add_image(f"samples/{sample.key}", draw_sample(sample, self.classes), step, dataformats="HWC")
         self.writer.flush()
         self._send()
 
@@ -163,7 +163,7 @@ class _MLflow:
 
     def images(self, step: int, samples: Sequence[Sample]) -> None:
         for sample in samples:
-            picture = Image.fromarray(draw(sample, self.classes))
+            picture = Image.fromarray(draw_sample(sample, self.classes))
             # Not in MLflow's own thread, which a worker that Ray ends would not wait for.
             self.mlflow.log_image(picture, key=sample.key.replace("/", "-"), step=step, synchronous=True)
 
@@ -182,7 +182,7 @@ class _WeightsAndBiases:
         self.run.log(dict(values), step=step)
 
     def images(self, step: int, samples: Sequence[Sample]) -> None:
-        pictures = [self.wandb.Image(draw(one, self.classes), caption=one.key) for one in samples]
+        pictures = [self.wandb.Image(draw_sample(one, self.classes), caption=one.key) for one in samples]
         self.run.log({"samples": pictures}, step=step)
 
     def close(self) -> None:

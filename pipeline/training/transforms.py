@@ -65,7 +65,7 @@ def vary(
     return _turn(pixels, turns, mirrored), _turn(label, turns, mirrored)
 
 
-def centre(
+def centre_crop(
     pixels_hwc: UInt8, label_hw: UInt8, size: Size, *, ignore_id: int, fill: Sequence[int]
 ) -> tuple[UInt8, UInt8]:
     """The middle of an example at its own scale, padded where it is smaller than `size` (height, width)."""

@@ -35,14 +35,14 @@ from pipeline.training.ranks import Group
 
 A = TypeVar("A", Int64, Float64)
 
-THREADS = 4
+_THREADS = 4
 """For decoding and masks, on each process."""
 MEANS = ("confidence", "entropy", "brightness")
 """Columns of the reference beside the pixels of each class."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Validation:
     """What a validation found."""
 
     scores: Scores
@@ -71,7 +71,7 @@ class _Open:
     truth_hw: UInt8
 
 
-def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> Verdict:
+def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> Validation:
     """Segment whole images and compare them with their labels.
 
     Process r of W takes every W-th image from the r-th on, so none is left out and none counts twice.
@@ -93,19 +93,19 @@ def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group:
     samples: list[Sample] = []
     mine = range(group.rank, len(chosen), group.size)
     examples = (collection[chosen[place]] for place in mine)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for place, answer in zip(mine, _answers(segmenter, examples, model.card, pool), strict=True):
             sample, rows_nd[place] = answer.sample, answer.row_d
             counts += metrics.confusion(sample.truth_hw, sample.mask_hw, len(classes), ignore_id=classes.ignore_id)
             if group.leads and len(samples) < cfg.validation.samples:
                 samples.append(sample)
-    return Verdict(Scores(_summed(counts, group)), samples, _reference(_summed(rows_nd, group)))
+    return Validation(Scores(_summed(counts, group)), samples, _reference(_summed(rows_nd, group)))
 
 
-def look(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> list[Sample]:
+def predict_samples(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> list[Sample]:
     """Predictions of the first images with full labels, as `validate`, by this process alone."""
     examples = (collection[index] for index in _labelled(collection, cfg.validation.samples))
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         answers = _answers(_segmenter(model, cfg, group), examples, model.card, pool)
         return [answer.sample for answer in answers]
 
@@ -157,10 +157,10 @@ def _answers(
 
 def _open(example: Example, classes: ClassMap, channels: tuple[str, ...]) -> _Open:
     try:
-        image = bands.read(example.image, channels)
+        image = bands.decode_channels(example.image, channels)
     except InputError as error:
         raise JobError(f"validation image {example.key}: {error}", hint="take it out of the part") from error
-    truth = labels.read(example.label, classes, name=example.key, height=image.height, width=image.width)
+    truth = labels.decode_label(example.label, classes, name=example.key, height=image.height, width=image.width)
     return _Open(example.key, image, truth)
 
 

@@ -26,8 +26,8 @@ from pipeline.records import Bool, Float16, Item, Scored, UInt8, Window
 from pipeline.refine import engine
 from pipeline.training.config import WeakConfig
 
-SUFFIX = ".json"
-MAX_BYTES = 2**20
+WEAK_SUFFIX = ".json"
+_MAX_BYTES = 2**20
 """Of one file; some 20 000 boxes."""
 FULL, CLASSES, BOXES = 0, 1, 2
 """What `supervision_n` says of an image: labels of every pixel, its classes, or boxes that the E-step looks into."""
@@ -93,7 +93,7 @@ class _File(_Strict):
     boxes: tuple[_Object, ...] | None = None
 
 
-def parse(data: bytes, classes: ClassMap, *, name: str, height: int, width: int) -> Weak:
+def parse_weak_label(data: bytes, classes: ClassMap, *, name: str, height: int, width: int) -> Weak:
     """Read and check one weak label.
 
     Args:
@@ -107,8 +107,8 @@ def parse(data: bytes, classes: ClassMap, *, name: str, height: int, width: int)
         LabelError: above `MAX_BYTES`; no JSON; other fields than `classes` or `boxes`, or both; a class that is not in
             the map; a box without area, or one that leaves the image.
     """
-    if len(data) > MAX_BYTES:
-        raise LabelError(f"the weak label {name} has {len(data)} bytes, the limit is {MAX_BYTES}")
+    if len(data) > _MAX_BYTES:
+        raise LabelError(f"the weak label {name} has {len(data)} bytes, the limit is {_MAX_BYTES}")
     try:
         said = _File.model_validate_json(data)
     except ValidationError as error:
@@ -232,14 +232,14 @@ def _refined(pixels_hwc: UInt8, scores_khw: Float16) -> UInt8:
     """(H, W) what the CRF makes of full-size scores: indices of their first axis."""
     height, width = pixels_hwc.shape[:2]
     scored = Scored(Item("", "", ""), height, width, stride=1)
-    seen = engine.Evidence(scores_khw, scored, Window(0, 0, height, width), pixels_hwc)
+    seen = engine.WindowInput(scores_khw, scored, Window(0, 0, height, width), pixels_hwc)
     return _crf()(seen, deadline=np.inf).labels_hw
 
 
 @cache
 def _crf() -> engine.Engine:
     """One per process, in C++ where it was built."""
-    made = engine.make(engine.settled(RefineConfig()))
+    made = engine.make_engine(engine.resolve_engine(RefineConfig()))
     assert made is not None  # noqa: S101  # None is for engine "none"
     return made
 

@@ -13,9 +13,9 @@ from pipeline.store import objects
 from pipeline.training import loop, lr_finder, report, run, validate
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import take_step
-from pipeline.training.lr_finder import Found
+from pipeline.training.lr_finder import LrSearch
 from pipeline.training.ranks import Group
-from pipeline.training.run import Run
+from pipeline.training.run import TrainingRun
 from pipeline.training.state import Story
 
 LR_STEPS = 200
@@ -36,14 +36,14 @@ def take_part(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue])
     """
     opened = run.open_run(cfg, group, about=about)
     try:
-        story = loop.train(opened)
+        story = loop.train_phases(opened)
         if group.leads:
-            write_report(opened, story)
+            write_training_report(opened, story)
     finally:
         opened.tracker.close()
 
 
-def find_lr(cfg: TrainConfig, group: Group) -> Found:
+def find_lr(cfg: TrainConfig, group: Group) -> LrSearch:
     """Take steps of the first phase at growing rates, as one process of a group; nothing is kept."""
     loop.check_split(cfg, group)
     opened = run.open_run(cfg, group, about={})
@@ -54,14 +54,14 @@ def find_lr(cfg: TrainConfig, group: Group) -> Found:
         number, batch = next(examples)
         return float(group.sum(take_step(made, batch, group, step=number, rate=lr / cfg.optimise.lr)))
 
-    return lr_finder.find(step, steps=LR_STEPS)
+    return lr_finder.lr_sweep(step, steps=LR_STEPS)
 
 
-def write_report(opened: Run, story: Story) -> None:
+def write_training_report(opened: TrainingRun, story: Story) -> None:
     """Write `report/index.html`: curves, scores of classes, and predictions of the weights that are kept."""
     cfg = opened.cfg
-    samples = validate.look(checkpoint.load(cfg.output), opened.validation, cfg, opened.group)
-    page = report.render(
+    samples = validate.predict_samples(checkpoint.load_checkpoint(cfg.output), opened.validation, cfg, opened.group)
+    page = report.render_training(
         name=redact(cfg.output),
         history=story.history,
         best_step=story.best_step,

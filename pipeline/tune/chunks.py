@@ -22,25 +22,25 @@ from pipeline.classes import ClassMap
 from pipeline.config import DecodeConfig, RefineConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.image import labels
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.records import Int64, Item, items_to_table, scored_from_table
 from pipeline.refine.refiner import Refiner
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import InferStage, Job, keep_freed_memory
 from pipeline.score.metrics import Interval, Scores, bootstrap, bootstrap_each
-from pipeline.source.plan import read
-from pipeline.source.shard import Shard, failure_of
+from pipeline.source.plan import read_items
+from pipeline.source.shard import Shard, read_failure
 from pipeline.store import objects
 from pipeline.tune.search import (
     FIXED,
     SEARCHED,
     Candidate,
-    Verdict,
+    Recommendation,
     best,
     best_without_each_fold,
-    decide,
     folds,
-    judge,
+    recommend,
+    refine_and_count,
 )
 
 LABELS_AHEAD = 8
@@ -66,7 +66,7 @@ RESULT_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class LabelledChunk:
     """Images of one shard that can be used, still encoded, and their labels."""
 
     items: pa.Table
@@ -97,7 +97,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Judgement:
+class ChunkCounts:
     """What parameters do to the images of a chunk."""
 
     keys: list[str]
@@ -114,12 +114,12 @@ class Judgement:
     """Of processor time, in decoding, refining and counting."""
 
 
-def prepare(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[Prepared, Findings]:
+def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[LabelledChunk, Findings]:
     """Fetch the images of a shard that have a label, and the labels; check every label against its image."""
     found = Findings()
     without = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
     found.left_out += [(key, "no label") for key in sorted(without)]
-    items = list(read(shard, job.cfg.read, max_bytes=job.max_bytes, skip=without))
+    items = list(read_items(shard, job.cfg.read, max_bytes=job.max_bytes, skip=without))
     kept: list[Item] = []
     pngs: dict[str, bytes] = {}
     with ThreadPoolExecutor(LABELS_AHEAD, thread_name_prefix="labels") as pool:
@@ -129,7 +129,7 @@ def prepare(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[Prep
                 kept.append(item)
                 pngs[item.key] = png
     found.images = len(kept)
-    return Prepared(items_to_table(kept), pngs), found
+    return LabelledChunk(items_to_table(kept), pngs), found
 
 
 def _is_usable(item: Item, png: bytes, url: str, job: Job, found: Findings) -> bool:
@@ -138,10 +138,10 @@ def _is_usable(item: Item, png: bytes, url: str, job: Job, found: Findings) -> b
         found.left_out.append((item.key, item.failure.code))
         return False
     try:
-        image = decode(item.data, job.cfg.decode)
-        labels.read(png, job.classes, name=url, height=image.height, width=image.width)
+        image = decode_image(item.data, job.cfg.decode)
+        labels.decode_label(png, job.classes, name=url, height=image.height, width=image.width)
     except InputError as error:
-        found.left_out.append((item.key, failure_of(error).code))
+        found.left_out.append((item.key, read_failure(error).code))
         return False
     except LabelError as error:
         found.faults.append(str(error))
@@ -155,21 +155,21 @@ class Scorer:
     def __init__(self, job: Job, *, threads: int) -> None:
         self.stage = InferStage(job, Ledger(), threads=threads)
 
-    def score(self, prepared: Prepared) -> Chunk:
+    def score(self, prepared: LabelledChunk) -> Chunk:
         """Give every image of a chunk its logits."""
         return Chunk(self.stage(prepared.items), prepared.labels)
 
 
 def judge_chunk(
     chunk: Chunk, refine: RefineConfig, classes: ClassMap, cfg: DecodeConfig, widths_px: Sequence[float] = ()
-) -> Judgement:
+) -> ChunkCounts:
     """Refine every image of a chunk with some parameters, and count how its masks agree with the labels."""
     keep_freed_memory()
     started = process_time()
     shape = len(classes), len(classes) + 1
     refiner = Refiner(refine, classes)
     all_counts: list[Int64] = []
-    told = Judgement(
+    told = ChunkCounts(
         [], np.zeros((0, *shape), np.int64), np.zeros((len(widths_px), *shape), np.int64), [], Counter(), 0
     )
     for scored in scored_from_table(chunk.scored):
@@ -177,9 +177,9 @@ def judge_chunk(
         if scored.item.failure:
             told.left_out.append((key, scored.item.failure.code))
             continue
-        image = decode(scored.item.data, cfg)
-        truth = labels.read(chunk.labels[key], classes, name=key, height=image.height, width=image.width)
-        judged = judge(scored, image, truth, refiner, widths_px=widths_px)
+        image = decode_image(scored.item.data, cfg)
+        truth = labels.decode_label(chunk.labels[key], classes, name=key, height=image.height, width=image.width)
+        judged = refine_and_count(scored, image, truth, refiner, widths_px=widths_px)
         told.keys.append(key)
         all_counts.append(judged.counts_kk)
         told.bands_bkk += judged.bands_bkk
@@ -208,7 +208,7 @@ class Result:
     bands_bkk: Int64 | None = None
     """As in `Judgement`; None where the bands were not looked at."""
 
-    def add(self, judged: Judgement, fold_n: npt.NDArray[np.intp]) -> None:
+    def add(self, judged: ChunkCounts, fold_n: npt.NDArray[np.intp]) -> None:
         """Count a chunk, whose images are in these folds."""
         np.add.at(self.counts_fkk, fold_n, judged.counts_nkk)
         self.images += len(judged.keys)
@@ -266,7 +266,7 @@ class Outcome:
     contenders: Sequence[Contender]
     """No CRF, the best, then the published presets, the better first."""
     class_gains: Sequence[ClassGain]
-    verdict: Verdict
+    verdict: Recommendation
     widths_px: Sequence[float]
     """Of the bands."""
 
@@ -330,7 +330,7 @@ def conclude(
         best=won,
         contenders=[contender(one) for one in (results[0], won, *presets)],
         class_gains=[ClassGain(name, float(before), float(after), gain) for name, before, after, gain in ious],
-        verdict=decide(best_nkk, fair_nkk, none_nkk, samples=samples, seed=seed),
+        verdict=recommend(best_nkk, fair_nkk, none_nkk, samples=samples, seed=seed),
         widths_px=widths_px,
     )
 

@@ -17,7 +17,7 @@ from pipeline.score.metrics import Interval
 from pipeline.tune.chunks import ClassGain, Contender, Outcome
 from pipeline.tune.search import SEARCHED
 
-SHOWN = 200
+_SHOWN = 200
 """Images left out that are named at most."""
 AXIS_NAMES = {
     "bi_w": "bi_w, weight of the bilateral kernel (w1)",
@@ -26,7 +26,7 @@ AXIS_NAMES = {
 }
 
 
-def render(
+def render_search(
     outcome: Outcome, *, classes: ClassMap, left_out: Sequence[tuple[str, str]], facts: Mapping[str, str], params: str
 ) -> str:
     """Lay out what a search has found as one HTML file.
@@ -52,7 +52,7 @@ def render(
         class_gains=_by_gain(outcome.class_gains),
         unseen=[one.name for one in outcome.class_gains if np.isnan(one.gain.value)],
         left_out=left_out,
-        shown=SHOWN,
+        shown=_SHOWN,
         facts=facts,
         params=params,
     )
@@ -71,7 +71,7 @@ def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
 
 def _searched(outcome: Outcome, name: str) -> Markup:
     """Mean IoU of every candidate over one parameter; of those of the grids, the best at each value as a line."""
-    figure, axes = plots.figure(width=3.7, height=2.9)
+    figure, axes = plots.new_figure(width=3.7, height=2.9)
     tried = [
         (one.candidate.stage, getattr(one.candidate.params, name), one.mean_iou * 100) for one in outcome.results[1:]
     ]
@@ -93,7 +93,7 @@ def _searched(outcome: Outcome, name: str) -> Markup:
 
 def _bands(outcome: Outcome) -> Markup:
     """Mean IoU within bands around the boundaries of labels, over their width."""
-    figure, axes = plots.figure()
+    figure, axes = plots.new_figure()
     none, best, *presets = outcome.contenders
     for one in presets:
         axes.plot(outcome.widths_px, _percent(one), color=SOFT, lw=0.8, alpha=0.5)

@@ -66,7 +66,7 @@ def references() -> list[Candidate]:
     return [NO_CRF, *(Candidate(name, params, 0) for name, params in PRESETS.items())]
 
 
-def grid(name: str, base: RefineConfig) -> list[Candidate]:
+def candidate_grid(name: str, base: RefineConfig) -> list[Candidate]:
     """The candidates of a grid that are not published parameters, which are in `references`.
 
     What is not searched is as in the protocol, unless `base` gives it.
@@ -119,7 +119,7 @@ def _candidate(params: CrfParams, stage: int) -> Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ImageCounts:
     """How well the mask of one image agrees with its label."""
 
     counts_kk: Int64
@@ -130,14 +130,14 @@ class Judged:
     """Why the mask is not refined although it should be, e.g. `refine_timeout`."""
 
 
-def judge(
+def refine_and_count(
     scored: Scored, image: Image, truth_hw: UInt8, refiner: Refiner, *, widths_px: Sequence[float] = ()
-) -> Judged:
+) -> ImageCounts:
     """Refine one image and count how its mask agrees with its label, in all and within bands of these widths."""
     refinement = refiner(scored, image)
     num_classes, ignore_id = len(refiner.classes), refiner.classes.ignore_id
     counts, bands = within_bands(truth_hw, refinement.mask_hw, num_classes, widths_px, ignore_id=ignore_id)
-    return Judged(counts, bands, refinement.note)
+    return ImageCounts(counts, bands, refinement.note)
 
 
 # ---------------------------------------------------------------- the choice
@@ -160,7 +160,7 @@ def best_without_each_fold(counts_cfkk: Int64) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Recommendation:
     """Whether a CRF is worth it."""
 
     gain: Interval
@@ -174,10 +174,10 @@ class Verdict:
         return self.gain.low > 0 and self.fair_gain.low > 0
 
 
-def decide(best_nkk: Int64, fair_nkk: Int64, none_nkk: Int64, *, samples: int, seed: int) -> Verdict:
+def recommend(best_nkk: Int64, fair_nkk: Int64, none_nkk: Int64, *, samples: int, seed: int) -> Recommendation:
     """Compare the counts per image, (N, K, K + 1), of the best parameters and of the folds' choices with no CRF."""
 
     def gain(counts: Int64) -> Interval:
         return bootstrap(counts, lambda one: one.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed)
 
-    return Verdict(gain(best_nkk), gain(fair_nkk))
+    return Recommendation(gain(best_nkk), gain(fair_nkk))

@@ -27,7 +27,7 @@ def test_made_up_logits_give_every_class_an_equal_share():
 
 
 def test_an_engine_is_as_fast_as_itself_and_agrees_with_itself():
-    said = crf.compare([case()], "deeplab-v2", 2, 1)
+    said = crf.compare_engines([case()], "deeplab-v2", 2, 1)
     assert said.keys() == crf.ENGINES.keys()
     assert said["pydensecrf"] | {"cpu_s": 0} == {"clock_ratio": 1, "cpu_ratio": 1, "cpu_s": 0, "labels_differ": 0}
     assert said["native lattice"]["labels_differ"] < 0.002
@@ -46,7 +46,7 @@ def test_every_lattice_is_close_to_the_oracle():
 
 
 def test_a_halo_that_reaches_across_the_image_changes_nothing():
-    one, cfg = case(160, 240), crf.config("native auto", "deeplab-v2", 2)
+    one, cfg = case(160, 240), crf.refine_config("native auto", "deeplab-v2", 2)
     classes = crf.checkpoint.load("farmland").card.classes
     whole = crf.Refiner(cfg, classes)
     parts = crf.Refiner(cfg.model_copy(update={"window_px": 128}), classes)
@@ -56,7 +56,7 @@ def test_a_halo_that_reaches_across_the_image_changes_nothing():
 
 
 def test_an_image_cut_off_nowhere_has_not_moved(monkeypatch):
-    cfg = crf.config("native auto", "deeplab-v2", 2).model_copy(update={"bi_xy": 10.0})
+    cfg = crf.refine_config("native auto", "deeplab-v2", 2).model_copy(update={"bi_xy": 10.0})
     assert 0 <= crf.moved(case(), cfg) < 0.1
     assert math.isnan(crf.moved(case(24, 24), cfg))
     monkeypatch.setattr(crf, "SHIFT_PX", 0)

@@ -30,16 +30,16 @@ def test_a_box_has_all_of_its_piece_and_no_class_is_lost_but_in_tiny_pieces() ->
 
 
 def test_the_classes_of_an_image_are_its_objects() -> None:
-    assert json.loads(benchmark_weak.classes_of(LABEL)) == {"classes": ["water", "tree"]}
-    assert json.loads(benchmark_weak.classes_of(np.zeros((2, 2), np.uint8))) == {"classes": []}
+    assert json.loads(benchmark_weak.weak_classes(LABEL)) == {"classes": ["water", "tree"]}
+    assert json.loads(benchmark_weak.weak_classes(np.zeros((2, 2), np.uint8))) == {"classes": []}
 
 
 def test_every_way_is_a_config_of_the_training_job(tmp_path) -> None:
     for way in WAYS.values():
-        cfg = benchmark_weak.config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial=None)
+        cfg = benchmark_weak.weak_config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial=None)
         assert cfg.sets.train[0] == "few"
         assert (cfg.sample.weak_share is None) == (not way.weak)
-        later = benchmark_weak.config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial="start")
+        later = benchmark_weak.weak_config(tmp_path, 1, way, steps=30, output=str(tmp_path / "run"), initial="start")
         assert later.optimise.lr < cfg.optimise.lr
 
 
@@ -48,8 +48,8 @@ def test_a_run_gives_the_scores_that_its_card_tells(tmp_path, monkeypatch) -> No
         monkeypatch.setattr(benchmark_weak, name, count)
     benchmark_weak.write_data(str(tmp_path / "data-1"), seed=1)
     way = WAYS["classes, EM-Fixed"]
-    cfg = benchmark_weak.config(tmp_path, 1, way, steps=1, output=str(tmp_path / "run"), initial=None)
-    miou, *iou = benchmark_weak.trained(cfg)
+    cfg = benchmark_weak.weak_config(tmp_path, 1, way, steps=1, output=str(tmp_path / "run"), initial=None)
+    miou, *iou = benchmark_weak.train_once(cfg)
     assert len(iou) == len(NAMES)
     assert abs(miou - sum(iou) / len(iou)) < 1e-5
 

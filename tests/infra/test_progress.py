@@ -1,14 +1,14 @@
 from infra.progress import Reporter, bar
-from pipeline.run.ledger import Progress
+from pipeline.run.ledger import RunProgress
 
 
 def reporter(**fields) -> Reporter:
     told = {"planned": 100, "already": 20, "slots": {"infer": 1, "refine": 2}, "every_s": 60} | fields
-    return Reporter(Progress, **told)
+    return Reporter(RunProgress, **told)
 
 
 def at(one: Reporter, after_s: float, **counters) -> str:
-    one.latest = Progress(**counters)
+    one.latest = RunProgress(**counters)
     return one.line(one.started + after_s)
 
 

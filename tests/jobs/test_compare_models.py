@@ -17,7 +17,7 @@ from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.datasets import farmland
 from pipeline.errors import ConfigError, JobError
 from pipeline.evaluate import comparison, comparison_table
-from pipeline.evaluate.comparison import Measure, Row, Timings, Turn
+from pipeline.evaluate.comparison import ComparisonRow, Measure, Timings, Turn
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import catalogue, checkpoint
 from pipeline.models.catalogue import PUBLISHED
@@ -26,15 +26,15 @@ from pipeline.refine.refiner import Refiner
 from pipeline.score import metrics
 
 ONCE = Measure(size_px=65, images=2, rounds=1, device="cpu", threads=1)
-FARMLAND = comparison.trained("farmland", "farmland")
+FARMLAND = comparison.checkpoint_subject("farmland", "farmland")
 
 
 def turn(seconds: float, *, cpu_s: float = 1.0) -> Turn:
     return Turn(stream_s=seconds, alone_s=2 * seconds, cpu_s=cpu_s, peak_mib=100)
 
 
-def a_row(name: str = "one", **changes) -> Row:
-    made = comparison.row(comparison.counted(FARMLAND, 65), None, 0, Timings([turn(0.5)]), 1.0)
+def a_row(name: str = "one", **changes) -> ComparisonRow:
+    made = comparison.comparison_row(comparison.counted(FARMLAND, 65), None, 0, Timings([turn(0.5)]), 1.0)
     return replace(made, name=name, **changes)
 
 
@@ -55,20 +55,22 @@ def dies() -> None:
 
 def test_a_checkpoint_takes_the_line_of_its_variant_or_one_of_its_own() -> None:
     name = "deeplab_v3plus_mobilenet_v2"
-    assert comparison.trained(name, "farmland").variant == catalogue.find(name)
+    assert comparison.checkpoint_subject(name, "farmland").variant == catalogue.find_variant(name)
     own = FARMLAND.variant
     assert (own.year, own.miou, own.options) == (2018, None, FARMLAND.card.options)
 
 
 def test_a_checkpoint_under_the_name_of_another_network_is_refused() -> None:
     with pytest.raises(ConfigError, match="is a deeplab_v3plus, the variant icnet a icnet"):
-        comparison.trained("icnet", "farmland")
+        comparison.checkpoint_subject("icnet", "farmland")
 
 
 def test_untrained_networks_are_the_published_ones_with_the_same_weights_every_time() -> None:
-    subject = comparison.published(catalogue.find("icnet"), classes.load("voc"))
+    subject = comparison.published(catalogue.find_variant("icnet"), classes.load_class_map("voc"))
     with torch.device("meta"):
-        assert comparison.counted(subject, 65)["parameters"] == catalogue.parameters(catalogue.find("icnet").build(21))
+        assert comparison.counted(subject, 65)["parameters"] == catalogue.parameters(
+            catalogue.find_variant("icnet").build(21)
+        )
     one, other = (subject.load().state for _ in range(2))
     assert all(tensor.equal(other[key]) for key, tensor in one.items())
 
@@ -91,7 +93,7 @@ def test_a_turn_takes_time_and_memory() -> None:
 
 
 def test_what_was_freed_before_is_no_part_of_the_peak() -> None:
-    with mmap.mmap(-1, 200 * comparison.MIB) as block:  # not of the heap, which may keep what is freed
+    with mmap.mmap(-1, 200 * comparison._MIB) as block:  # not of the heap, which may keep what is freed
         for start in range(0, len(block), mmap.PAGESIZE):
             block[start] = 1
         before = comparison.peak_mib("cpu")
@@ -125,7 +127,9 @@ def test_ratios_compare_turns_of_the_same_round() -> None:
 
 
 def test_a_row_has_medians_and_the_spread() -> None:
-    found = comparison.row(comparison.counted(FARMLAND, 65), 50.0, 3, Timings([turn(s) for s in (0.1, 0.5, 0.2)]), 1.0)
+    found = comparison.comparison_row(
+        comparison.counted(FARMLAND, 65), 50.0, 3, Timings([turn(s) for s in (0.1, 0.5, 0.2)]), 1.0
+    )
     assert (found.images_per_s, found.ms, found.ms_least, found.ms_most) == pytest.approx((5, 400, 200, 1000))
 
 
@@ -136,20 +140,20 @@ def test_the_score_is_that_of_a_plain_loop_over_the_images(tmp_path) -> None:
     folders = {name: tmp_path / "val" / name for name in ("images", "labels")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    model, counts = checkpoint.load("farmland"), 0
+    model, counts = checkpoint.load_checkpoint("farmland"), 0
     segmenter, refiner = (
         Segmenter(model, InferConfig(), TileConfig(), device="cpu"),
         Refiner(RefineConfig(engine="none"), model.card.classes),
     )
     for seed, width in enumerate((96, 130)):
-        scene = farmland.generate(seed, height=96, width=width)
+        scene = farmland.generate_scene(seed, height=96, width=width)
         PILImage.fromarray(scene.image_hwc).save(folders["images"] / f"{seed}.png")
         PILImage.fromarray(scene.label_hw).save(folders["labels"] / f"{seed}.png")
         (prediction,) = segmenter([Image(scene.image_hwc, None)])
         fields = {"stride": segmenter.stride, "align_corners": segmenter.align_corners}
         scored = Scored(Item("k", "s", "e"), 96, width, logits_khw=prediction.logits_khw, **fields)
         counts = counts + metrics.confusion(scene.label_hw, refiner(scored, None).mask_hw, 7)
-    miou, images = comparison.score(FARMLAND, str(tmp_path / "val"), "cpu")
+    miou, images = comparison.score_checkpoint(FARMLAND, str(tmp_path / "val"), "cpu")
     assert images == 2
     assert miou == pytest.approx(100 * metrics.Scores(counts).mean_iou, abs=1e-12)
 
@@ -169,7 +173,7 @@ def test_every_published_figure_has_a_source_and_stands_once() -> None:
 
 
 def test_the_table_says_what_is_untrained_and_why_figures_are_missing() -> None:
-    failed = comparison.row(comparison.counted(FARMLAND, 65), None, 0, Timings(note="too large"), None)
+    failed = comparison.comparison_row(comparison.counted(FARMLAND, 65), None, 0, Timings(note="too large"), None)
     rows = [a_row(), a_row("two", miou=55.5, images_scored=4), failed]
     text = comparison_table.markdown(rows, size_px=65, machine="m")
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]

@@ -68,7 +68,7 @@ def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_
             kill_a_worker(wide_cluster, killed, when=lambda at=output: any(at.glob("run=*/parts/part-*")))
         outcome = finish(driver)
         assert outcome.status == 0, outcome.log
-        found = evaluation.read(run_of(outcome))
+        found = evaluation.read_evaluation(run_of(outcome))
         assert len(found.images) == FIELDS
         np.testing.assert_array_equal(
             found.answer.counts_nkk, expected_counts(found.run_url, f"{s3_url}/val/labels", found.classes)

@@ -37,13 +37,13 @@ def said(capsys: pytest.CaptureFixture) -> dict:
 def test_a_file_becomes_a_checkpoint_that_the_main_job_can_load(file: str, tmp_path: Path, capsys) -> None:
     target = str(tmp_path / "made")
     assert job(file, target, "--license", "BSD-3-Clause", "--report", "json") == 0
-    report, kept = said(capsys), checkpoint.load(target)
+    report, kept = said(capsys), checkpoint.load_checkpoint(target)
     assert kept.sha256 == report["checkpoint"]
     assert kept.card.architecture == "fcn_dilated"
     assert kept.card.license == "BSD-3-Clause"
     assert kept.card.training == {
         "imported_from": "fcn.pth",
-        "sha256": reader.read(file).sha256,
+        "sha256": reader.read_weights(file).sha256,
         "layout": "torchvision-fcn",
     }
     assert "github.com/pytorch/vision" in kept.card.source
@@ -52,7 +52,7 @@ def test_a_file_becomes_a_checkpoint_that_the_main_job_can_load(file: str, tmp_p
 
 def test_the_report_accounts_for_every_tensor(file: str, tmp_path: Path, capsys) -> None:
     job(file, str(tmp_path / "made"), "--report", "json")
-    report, tensors = said(capsys), reader.read(file).tensors
+    report, tensors = said(capsys), reader.read_weights(file).tensors
     assert set(report["used"]) | set(report["unused"]) == set(tensors)
     assert report["tensors"] == len(tensors)
     assert report["left_out"] == ["epoch"]
@@ -80,7 +80,7 @@ def test_the_report_for_people_says_the_same(tmp_path: Path, capsys) -> None:
         "not verified   that outputs are the source's",
     ):
         assert part in text, part
-    card = checkpoint.load(str(tmp_path / "made")).card
+    card = checkpoint.load_checkpoint(str(tmp_path / "made")).card
     assert card.in_channels == 4
     assert "seed 5" in str(card.training["untrained"])
 
@@ -90,7 +90,7 @@ def test_options_are_read_as_yaml(tmp_path: Path, capsys) -> None:
     torch.save(seeded(CASES["resnet"]["shapes"]), path)
     options = ("--options", "multi_grid=[1, 2, 1]", "mode=cascade", "blocks=5")
     assert job(str(path), str(tmp_path / "made"), "--classes", "voc", "--architecture", "deeplab_v3", *options) == 0
-    card = checkpoint.load(str(tmp_path / "made")).card
+    card = checkpoint.load_checkpoint(str(tmp_path / "made")).card
     assert card.options["multi_grid"] == [1, 2, 1]
     assert (card.options["mode"], card.options["blocks"]) == ("cascade", 5)
     capsys.readouterr()
@@ -170,10 +170,10 @@ def package(monkeypatch: pytest.MonkeyPatch, network: torch.nn.Module) -> str:
     return "a_package"
 
 
-def compared(tensors: dict[str, Tensor], **changes) -> verify.Found:
+def compared(tensors: dict[str, Tensor], **changes) -> verify.OutputComparison:
     source = reader.Source("a.pth", "0" * 64, "torch", tensors, ())
     made = convert.convert(source, convert.Wishes(classes="voc", **changes))
-    return verify.compare(source, made, made.build())
+    return verify.compare_outputs(source, made, made.build())
 
 
 def test_equal_outputs_are_verified_with_their_largest_difference(network: torch.nn.Module, package: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from infra import session
 from jobs import prepare_dataset
-from pipeline.datasets.catalogue import LAYOUTS
+from pipeline.datasets.catalogue import DATASET_LAYOUTS
 from pipeline.run import flow
 from pipeline.run.ledger import Ledger
 from tests.pipeline.datasets.test_prepare import files_of, preparation, read_back
@@ -38,7 +38,7 @@ def download(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs the job in this process, without Ray, which only hands the shards around."""
-    monkeypatch.setitem(LAYOUTS, "tiny", TINY)
+    monkeypatch.setitem(DATASET_LAYOUTS, "tiny", TINY)
     monkeypatch.setattr(session, "connect", lambda: nullcontext([{"CPU": 1.0}]))
     monkeypatch.setattr(flow, "RemoteLedger", Ledger)
     monkeypatch.setattr(flow, "run_each", lambda _, units, work, **__: [work(unit) for unit in units])

@@ -84,13 +84,13 @@ def group_of(size: int, cfg: TrainConfig) -> list[tuple[int, dict, str]]:
 
 
 def losses(output: Path) -> list[float]:
-    story, _ = state.load(str(output), state.steps(str(output))[-1])
+    story, _ = state.load_state(str(output), state.steps(str(output))[-1])
     return [point.values["train/loss"] for point in story.history if "train/loss" in point.values]
 
 
 def assert_same_end(one: Path, other: Path) -> None:
     step = state.steps(str(one))[-1]
-    (mine, tensors), (yours, expected) = state.load(str(one), step), state.load(str(other), step)
+    (mine, tensors), (yours, expected) = state.load_state(str(one), step), state.load_state(str(other), step)
     tensors |= safetensors.torch.load_file(one / "model.safetensors")
     expected |= safetensors.torch.load_file(other / "model.safetensors")
     assert tensors.keys() == expected.keys()
@@ -289,9 +289,9 @@ def test_other_settings_on_the_same_output_are_named(data, tmp_path):
     cfg = config(data, tmp_path)
     (tmp_path / "_run").mkdir()
     (tmp_path / "_run" / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
-    run.refuse_changed(cfg)
-    run.refuse_changed(config(data, tmp_path, runtime={"workers": 9}))
+    run.refuse_changed_settings(cfg)
+    run.refuse_changed_settings(config(data, tmp_path, runtime={"workers": 9}))
     other = config(data, tmp_path, optimise={"lr": 0.06}, network={"output_stride": 8})
     with pytest.raises(ConfigError) as refused:
-        run.refuse_changed(other)
+        run.refuse_changed_settings(other)
     assert "network.output_stride: None, now 8\n  optimise.lr: 0.05, now 0.06" in str(refused.value)

@@ -16,7 +16,7 @@ from pipeline.image import labels
 from pipeline.models import checkpoint
 from pipeline.refine.presets import CrfParams, resolve
 from pipeline.run.stages import Job
-from pipeline.source.plan import plan
+from pipeline.source.plan import plan_source
 from pipeline.tune import chunks as tuning
 from pipeline.tune import search
 from pipeline.tune.search import Candidate
@@ -25,7 +25,7 @@ from tests.support.ray_servers import Cluster
 
 pytestmark = pytest.mark.timeout(300)
 
-FARM = classes.load("farmland")
+FARM = classes.load_class_map("farmland")
 QUICK = ["--refine.iterations", "2", "--infer.precision", "fp32", "--chunk-images", "2", "--samples", "100"]
 IMAGES = 9
 
@@ -90,16 +90,16 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
     cfg = cfg.model_validate(
         cfg.model_dump() | {"chunk_images": 2, "infer": {"precision": "fp32"}, "refine": {"iterations": 2}}
     )
-    run = cfg.run(search.grid("coarse", cfg.refine))
-    model = checkpoint.load("farmland")
+    run = cfg.run(search.candidate_grid("coarse", cfg.refine))
+    model = checkpoint.load_checkpoint("farmland")
     job = Job(run, model.card.classes, "", "", "", 0)
     at = labels.by_stem(path.name for path in (fields / "labels").iterdir())
     scorer = tuning.Scorer(job, threads=1)
     chunks = []
-    for shard in plan(run).shards:
-        keys = [one.key for one in shard.members() if labels.stem(one.key) in at]
-        urls = {key: str(fields / "labels" / at[labels.stem(key)]) for key in keys}
-        kept, found = tuning.prepare(job, shard, urls)
+    for shard in plan_source(run).shards:
+        keys = [one.key for one in shard.members() if labels.label_stem(one.key) in at]
+        urls = {key: str(fields / "labels" / at[labels.label_stem(key)]) for key in keys}
+        kept, found = tuning.fetch_chunk(job, shard, urls)
         if found.images:
             chunks.append(scorer.score(kept))
     rows = pq.read_table(output / "results.parquet").to_pylist()
@@ -161,7 +161,7 @@ def test_an_output_among_the_images_or_labels_is_refused(fields: Path) -> None:
 
 def test_the_memory_of_refiners_is_planned_for_the_largest_sigma(fields: Path) -> None:
     cfg = config(fields, finer=2)
-    grid = search.grid("papers", cfg.refine)
+    grid = search.candidate_grid("papers", cfg.refine)
     largest = cfg.run(grid).refine.bi_xy
     tried = [*search.references(), *grid]
     for best in (one.params for one in list(tried) if one.params):

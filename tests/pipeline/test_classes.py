@@ -38,30 +38,30 @@ def voc_colour(class_id):
     ("name", "count"), [("farmland", 7), ("voc", 21), ("cityscapes", 19), ("ade20k", 150), ("camvid", 11)]
 )
 def test_shipped_maps_load_and_are_complete(name, count):
-    one = classes.load(name)
+    one = classes.load_class_map(name)
     assert (one.name, len(one), one.ignore_id) == (name, count, 255)
-    assert name in classes.shipped()
+    assert name in classes.shipped_class_maps()
 
 
 def test_voc_colours_follow_the_development_kit():
-    voc = classes.load("voc")
+    voc = classes.load_class_map("voc")
     assert voc.names[0] == "background"
     assert [one.colour for one in voc.classes] == [voc_colour(class_id) for class_id in range(21)]
 
 
 def test_camvid_is_in_the_order_of_segnet():
-    assert classes.load("camvid").names == tuple(CAMVID.split())
+    assert classes.load_class_map("camvid").names == tuple(CAMVID.split())
 
 
 @pytest.mark.parametrize("name", ["farmland", "voc", "cityscapes", "camvid"])
 def test_no_two_classes_share_a_colour(name):
-    drawn = [one.colour for one in classes.load(name).classes]
+    drawn = [one.colour for one in classes.load_class_map(name).classes]
     assert len(set(drawn)) == len(drawn)
 
 
 def test_ade20k_repeats_one_colour_only():
     """The published palette draws road and skyscraper alike; anything more would be a slip of ours."""
-    ade = classes.load("ade20k")
+    ade = classes.load_class_map("ade20k")
     drawn = [one.colour for one in ade.classes]
     assert {name for name, colour in zip(ade.names, drawn, strict=True) if drawn.count(colour) > 1} == {
         "road",
@@ -72,7 +72,7 @@ def test_ade20k_repeats_one_colour_only():
 def test_shipped_maps_are_part_of_the_package():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packaged = {path for glob in settings["package-data"]["pipeline"] for path in (ROOT / "pipeline").glob(glob)}
-    assert {classes.PALETTES / f"{name}.yaml" for name in classes.shipped()} <= packaged
+    assert {classes.PALETTES / f"{name}.yaml" for name in classes.shipped_class_maps()} <= packaged
 
 
 @settings(deadline=None)
@@ -110,13 +110,13 @@ def test_a_map_written_as_yaml_is_read_back(one):
 def test_own_map_is_loaded_from_its_path(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("name: own\nclasses: [{name: a, colour: [0, 0, 0]}, {name: ä, colour: [1, 2, 3]}]\n", "utf-8")
-    assert classes.load(str(path)).names == ("a", "ä")
+    assert classes.load_class_map(str(path)).names == ("a", "ä")
 
 
 def test_unknown_name_lists_the_shipped_ones():
     with pytest.raises(ConfigError, match="no class map 'vok'") as caught:
-        classes.load("vok")
-    assert all(name in caught.value.hint for name in classes.shipped())
+        classes.load_class_map("vok")
+    assert all(name in caught.value.hint for name in classes.shipped_class_maps())
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,6 @@ def test_bad_map_is_refused_with_file_and_field(tmp_path, text, said):
     path = tmp_path / "own.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
-        classes.load(str(path))
+        classes.load_class_map(str(path))
     assert str(path) in str(caught.value)
     assert said in str(caught.value)

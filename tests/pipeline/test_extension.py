@@ -39,19 +39,19 @@ needs_one = pytest.mark.skipif(not native.available(), reason=str(native.UNAVAIL
 @needs_one
 def test_a_copy_of_the_package_without_the_extension_takes_the_installed_one(copied, monkeypatch) -> None:
     monkeypatch.setattr(Distribution, "files", (Installed(),))
-    found, why = extension.load(NAME, native.INTERFACE)
-    assert (found.INTERFACE, why) == (native.INTERFACE, None)
+    found, why = extension.import_extension(NAME, native.NATIVE_INTERFACE)
+    assert (found.INTERFACE, why) == (native.NATIVE_INTERFACE, None)
 
 
 @needs_one
 def test_an_extension_of_another_version_is_as_good_as_none() -> None:
-    found, why = extension.load(NAME, -1)
+    found, why = extension.import_extension(NAME, -1)
     assert found is None
     assert "this package needs -1: install it again" in why
 
 
 def test_an_extension_that_nobody_built_is_none(copied) -> None:
-    found, why = extension.load(NAME, native.INTERFACE)
+    found, why = extension.import_extension(NAME, native.NATIVE_INTERFACE)
     assert found is None
     assert "was not built" in why
 
@@ -61,4 +61,4 @@ def test_a_package_that_is_not_installed_has_no_extension(copied, monkeypatch) -
         raise PackageNotFoundError("atrous")
 
     monkeypatch.setattr(extension, "distribution", gone)
-    assert "was not built" in extension.load(NAME, native.INTERFACE)[1]
+    assert "was not built" in extension.import_extension(NAME, native.NATIVE_INTERFACE)[1]

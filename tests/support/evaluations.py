@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.classes import ClassInfo, ClassMap
-from pipeline.evaluate.evaluation import Answer, Evaluation
+from pipeline.evaluate.evaluation import AnswerCounts, Evaluation
 
 NAMES = ("soil", "crop", "weed", "stone")
 CLASSES = ClassMap(name="field", classes=tuple(ClassInfo(name=name, colour=(i, i, i)) for i, name in enumerate(NAMES)))
@@ -71,7 +71,7 @@ def evaluation(
         "widths_px": (),
         "images": rows,
         "answers": {
-            name: Answer(name, table, np.zeros((0, K, K + 1), np.int64), boundary, reliability)
+            name: AnswerCounts(name, table, np.zeros((0, K, K + 1), np.int64), boundary, reliability)
             for name, table in names.items()
         },
         "failures": [(f"bad_{index}.jpg", "label_missing", "no label") for index in range(failed)],

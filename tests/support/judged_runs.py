@@ -14,7 +14,7 @@ from pipeline.models.checkpoint import Card
 from pipeline.run import manifest, parts
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import InferStage, MaskStage, RefineStage, read_shards
-from pipeline.source.plan import plan
+from pipeline.source.plan import plan_source
 
 TINY = {"backbone": "mobilenet_v2", "width_multiplier": 1 / 16, "aspp_channels": 8, "decoder_channels": 8}
 QUICK = {"infer": {"precision": "fp32", "batch": 1}, "refine": {"iterations": 2}}
@@ -23,7 +23,7 @@ QUICK = {"infer": {"precision": "fp32", "batch": 1}, "refine": {"iterations": 2}
 def save_network(folder: Path, classes: ClassMap, *, seed: int = 0) -> str:
     """A checkpoint of a tiny network with random weights: it answers nonsense, and the same everywhere."""
     torch.manual_seed(seed)
-    network = zoo.build("deeplab_v3plus", len(classes), **TINY, low_level_channels=4)
+    network = zoo.build_network("deeplab_v3plus", len(classes), **TINY, low_level_channels=4)
     card = Card(
         architecture="deeplab_v3plus",
         options=TINY | {"low_level_channels": 4},
@@ -33,7 +33,7 @@ def save_network(folder: Path, classes: ClassMap, *, seed: int = 0) -> str:
         source="a test",
         license="Apache-2.0",
     )
-    checkpoint.save(str(folder), network.state_dict(), card)
+    checkpoint.save_checkpoint(str(folder), network.state_dict(), card)
     return str(folder)
 
 
@@ -43,7 +43,7 @@ def config(**said: object) -> EvaluateConfig:
 
 def carry_out(cfg: EvaluateConfig) -> Run:
     """All stages over all shards, one after the other."""
-    planned = plan(cfg)
+    planned = plan_source(cfg)
     run = evaluate.identify(cfg, evaluate.digest_of(planned, cfg))
     segment_dataset.describe(run, planned)
     job, ledger = segment_dataset.job_of(run, planned), Ledger()
@@ -56,7 +56,7 @@ def carry_out(cfg: EvaluateConfig) -> Run:
             table = stage(table)
         parts.write_part(run.url, table, run.classes)
     fingerprint, on_duplicate = run.fingerprint, cfg.read.on_duplicate
-    manifest.close(run.url, planned, run.classes, fingerprint=fingerprint, on_duplicate=on_duplicate)
+    manifest.close_run(run.url, planned, run.classes, fingerprint=fingerprint, on_duplicate=on_duplicate)
     manifest.succeed(run.url)
     return run
 

@@ -22,7 +22,7 @@ def make_deadly() -> None:
     from pipeline.image import decode as decoding
     from pipeline.refine.refiner import Refiner
 
-    decode, refine = decoding.decode, Refiner.__call__
+    decode, refine = decoding.decode_image, Refiner.__call__
 
     def deadly_decode(data, cfg):
         if DECODER in data:
@@ -34,7 +34,7 @@ def make_deadly() -> None:
             ctypes.string_at(0)
         return refine(self, scored, image)
 
-    decoding.decode, Refiner.__call__ = deadly_decode, deadly_refine
+    decoding.decode_image, Refiner.__call__ = deadly_decode, deadly_refine
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from pipeline.datasets.catalogue import LAYOUTS
-from pipeline.datasets.layout import Example, Layout, decode_ids, fetch, fetch_listing
+from pipeline.datasets.catalogue import DATASET_LAYOUTS
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, fetch_listing
 from pipeline.image.labels import from_ids
 from pipeline.store import objects
 
@@ -30,15 +30,17 @@ DEADLY = "deadly"
 
 
 @dataclass(frozen=True)
-class Tiny(Layout):
+class Tiny(DatasetLayout):
     """images/<name>.jpg or .png, labels/<name>.png whose values are ids, <split>.txt with file names."""
 
-    def examples(self, root: str, split: str) -> list[Example]:
+    def examples(self, root: str, split: str) -> list[ListedExample]:
         self.check_split(split)
         names = fetch_listing(root, f"{split}.txt").split()
-        return [Example(f"{split}/{Path(one).stem}", f"images/{one}", f"labels/{Path(one).stem}.png") for one in names]
+        return [
+            ListedExample(f"{split}/{Path(one).stem}", f"images/{one}", f"labels/{Path(one).stem}.png") for one in names
+        ]
 
-    def label(self, root: str, one: Example):
+    def label(self, root: str, one: ListedExample):
         if DEADLY in one.key:
             ctypes.string_at(0)
         raw = decode_ids(fetch(root, one.label), name=one.label)
@@ -111,7 +113,7 @@ def main() -> None:
     from jobs import prepare_dataset
     from tests.support.drivers import _then_die
 
-    LAYOUTS["tiny"] = tiny()
+    DATASET_LAYOUTS["tiny"] = tiny()
     moment, *flags = sys.argv[1:]
     if moment.startswith("receipts="):
         output = Path(flags[flags.index("--output") + 1])
@@ -122,7 +124,7 @@ def main() -> None:
     sys.exit(prepare_dataset.main(flags))
 
 
-def tiny() -> Layout:
+def tiny() -> DatasetLayout:
     """The set as a module that is not `__main__` knows it, so that workers can import it."""
     from tests.support.tiny_layout import TINY
 

@@ -79,7 +79,7 @@ def config(data: Path, output: Path, **changed: Any) -> TrainConfig:
 
 def train(cfg: TrainConfig, group: Group | None = None) -> Story:
     """Run the loop in this process, to its end."""
-    return loop.train(run.open_run(cfg, group or Group(), about={}))
+    return loop.train_phases(run.open_run(cfg, group or Group(), about={}))
 
 
 def _die_in(step: int) -> None:

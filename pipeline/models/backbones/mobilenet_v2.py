@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from pipeline.models.layers import conv_bn
 
-SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, channels, repeats and stride of each row of the paper's table."""
 
 LOW_LEVEL = 3
 """Index in `features` of the last block at stride 4."""
 
 
-def scaled(channels: int, width: float) -> int:
+def scaled_to_eights(channels: int, width: float) -> int:
     """Channels times width, to the nearest multiple of 8, at least 8 and never more than 10 % too few.
 
     As in tensorflow/models, research/slim/nets/mobilenet/conv_blocks.py, `_make_divisible`.
@@ -67,18 +67,18 @@ class MobileNetV2(nn.Module):
             width: factor on every number of channels.
         """
         super().__init__()
-        channels = scaled(32, width)
+        channels = scaled_to_eights(32, width)
         blocks: list[nn.Module] = [_conv_bn_relu6(in_channels, channels, 3, stride=2)]
         reached, rate = 2, 1
-        for expansion, out_channels, repeats, first_stride in SETTINGS:
+        for expansion, out_channels, repeats, first_stride in _SETTINGS:
             for stride in (first_stride, *[1] * (repeats - 1)):
                 # A block that gives up its stride keeps its rate; only those behind it see a grid twice as dense.
                 taken = stride if reached * stride <= output_stride else 1
-                following = scaled(out_channels, width)
+                following = scaled_to_eights(out_channels, width)
                 blocks.append(InvertedResidual(channels, following, expansion=expansion, stride=taken, dilation=rate))
                 channels, reached, rate = following, reached * taken, rate * stride // taken
         self.features = nn.Sequential(*blocks)
-        self.low_channels, self.high_channels = scaled(24, width), channels
+        self.low_channels, self.high_channels = scaled_to_eights(24, width), channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> low (N, 24 * width, H / 4, W / 4), high (N, 320 * width, H / OS, W / OS), rounded up."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
-from pipeline.models.layers import conv_bn, scaled
+from pipeline.models.layers import conv_bn, scaled_channels
 
 StrideIn = Literal["3x3", "1x1"]
 """Which convolution of a bottleneck strides: torchvision's 3x3, or the 1x1 in front of it as in the paper."""
@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.relu(self.bn3(self.conv3(x)) + shortcut))
 
 
-DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+_DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -81,7 +81,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     return None if same else nn.Sequential(*conv_bn(in_channels, out_channels, stride=stride))
 
 
-def stage(
+def resnet_stage(
     block: type[BasicBlock] | type[Bottleneck],
     in_channels: int,
     channels: int,
@@ -145,8 +145,8 @@ class ResNet(nn.Module):
             width: factor on every number of channels.
         """
         super().__init__()
-        block, blocks = DEPTHS[depth]
-        widths = [scaled(channels, width) for channels in (64, 128, 256, 512)]
+        block, blocks = _DEPTHS[depth]
+        widths = [scaled_channels(channels, width) for channels in (64, 128, 256, 512)]
         made = [block.expansion * channels for channels in widths]
         self.low_channels, self.high_channels = made[0], made[3]
         self.stage_channels = tuple(made)
@@ -163,10 +163,10 @@ class ResNet(nn.Module):
         rate3, rate4 = max(1, 16 // output_stride), max(1, 32 // output_stride)
         rates3 = stage_rates(blocks[2], rate3, earlier=1, first_block=first_block)
         rates4 = stage_rates(blocks[3], rate4, earlier=rate3, first_block=first_block, grid=multi_grid)
-        self.layer1 = stage(block, entering, widths[0], [1] * blocks[0], stride=1)
-        self.layer2 = stage(block, made[0], widths[1], [1] * blocks[1], stride=2, stride_in=stride_in)
-        self.layer3 = stage(block, made[1], widths[2], rates3, stride=2 // rate3, stride_in=stride_in)
-        self.layer4 = stage(block, made[2], widths[3], rates4, stride=max(1, 2 // rate4), stride_in=stride_in)
+        self.layer1 = resnet_stage(block, entering, widths[0], [1] * blocks[0], stride=1)
+        self.layer2 = resnet_stage(block, made[0], widths[1], [1] * blocks[1], stride=2, stride_in=stride_in)
+        self.layer3 = resnet_stage(block, made[1], widths[2], rates3, stride=2 // rate3, stride_in=stride_in)
+        self.layer4 = resnet_stage(block, made[2], widths[3], rates4, stride=max(1, 2 // rate4), stride_in=stride_in)
 
     def stem(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 64, H / 2, W / 2), in front of the max pooling; 128 channels from a deep stem."""

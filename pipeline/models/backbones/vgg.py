@@ -6,13 +6,15 @@ keep height and width.
 
 from torch import Tensor, nn
 
-from pipeline.models.layers import BatchNorm2d, scaled
+from pipeline.models.layers import BatchNorm2d, scaled_channels
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of the 3x3 convolutions of each of the five stages."""
 
 
-def stage(in_channels: int, channels: tuple[int, ...], *, dilation: int = 1, batch_norm: bool = False) -> nn.Sequential:
+def vgg_stage(
+    in_channels: int, channels: tuple[int, ...], *, dilation: int = 1, batch_norm: bool = False
+) -> nn.Sequential:
     """3x3 convolutions with bias, each with batch norm if asked for, and ReLU: one stage without its pooling."""
     layers: list[nn.Module] = []
     for out_channels in channels:
@@ -43,13 +45,13 @@ class VGG16(nn.Module):
             batch_norm: put batch norm behind every convolution.
         """
         super().__init__()
-        self.channels = tuple(scaled(channels[-1], width) for channels in STAGES)
+        self.channels = tuple(scaled_channels(channels[-1], width) for channels in STAGES)
         """Channels that each stage gives."""
         entering = (in_channels, *self.channels)
         self.stages = nn.ModuleList(
-            stage(
+            vgg_stage(
                 entering[index],
-                tuple(scaled(one, width) for one in channels),
+                tuple(scaled_channels(one, width) for one in channels),
                 dilation=dilations[index],
                 batch_norm=batch_norm,
             )

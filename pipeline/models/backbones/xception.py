@@ -10,9 +10,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.layers import conv_bn, scaled, set_batch_norm
+from pipeline.models.layers import conv_bn, scaled_channels, set_batch_norm
 
-Layout = Literal["tensorflow", "timm", "jfzhang"]
+XceptionLayout = Literal["tensorflow", "timm", "jfzhang"]
 """Whose Xception it is, among those with the same tensors.
 
 tensorflow: the authors' code, named above. Low-level features are taken in front of the ReLU.
@@ -125,7 +125,13 @@ class Xception(nn.Module):
     """
 
     def __init__(
-        self, depth: int, *, in_channels: int, output_stride: int, layout: Layout = "tensorflow", width: float = 1.0
+        self,
+        depth: int,
+        *,
+        in_channels: int,
+        output_stride: int,
+        layout: XceptionLayout = "tensorflow",
+        width: float = 1.0,
     ) -> None:
         """Build units of random weights.
 
@@ -138,7 +144,7 @@ class Xception(nn.Module):
         """
         super().__init__()
         self.layout = layout
-        first, channels = scaled(32, width), scaled(64, width)
+        first, channels = scaled_channels(32, width), scaled_channels(64, width)
         self.stem = nn.Sequential(
             *conv_bn(in_channels, first, 3, stride=2),
             nn.ReLU(inplace=True),
@@ -150,10 +156,10 @@ class Xception(nn.Module):
         for wide, stride, shortcut in flow(depth):
             if reached == LOW_STRIDE and stride > 1:
                 self.low_unit = len(units)
-                self.low_channels = channels if layout == "jfzhang" else scaled(wide[1], width)
+                self.low_channels = channels if layout == "jfzhang" else scaled_channels(wide[1], width)
             # A unit that gives up its stride keeps its rate; only those behind it see a grid twice as dense.
             taken = stride if reached * stride <= output_stride else 1
-            made = (scaled(wide[0], width), scaled(wide[1], width), scaled(wide[2], width))
+            made = (scaled_channels(wide[0], width), scaled_channels(wide[1], width), scaled_channels(wide[2], width))
             unit = Unit(
                 channels,
                 made,

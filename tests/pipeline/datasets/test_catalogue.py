@@ -1,14 +1,14 @@
 import pytest
 
-from pipeline.datasets.catalogue import LAYOUTS
+from pipeline.datasets.catalogue import DATASET_LAYOUTS
 from pipeline.errors import ConfigError
 
-DOWNLOADED = {name: one for name, one in LAYOUTS.items() if name != "farmland"}
+DOWNLOADED = {name: one for name, one in DATASET_LAYOUTS.items() if name != "farmland"}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", DATASET_LAYOUTS)
 def test_every_layout_has_a_class_map_a_page_and_a_licence(name: str) -> None:
-    one = LAYOUTS[name]
+    one = DATASET_LAYOUTS[name]
     assert one.name == name
     assert one.classes.ignore_id == 255
     assert one.splits
@@ -16,23 +16,23 @@ def test_every_layout_has_a_class_map_a_page_and_a_licence(name: str) -> None:
     assert one.license
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", DATASET_LAYOUTS)
 def test_no_two_classes_share_a_colour(name: str) -> None:
-    drawn = [info.colour for info in LAYOUTS[name].classes.classes]
+    drawn = [info.colour for info in DATASET_LAYOUTS[name].classes.classes]
     twice = 1 if name == "ade20k" else 0  # as published
     assert len(drawn) - len(set(drawn)) == twice
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", DATASET_LAYOUTS)
 def test_a_split_that_the_set_does_not_have_is_refused_with_those_it_has(name: str, tmp_path) -> None:
     with pytest.raises(ConfigError, match=f"{name} has no split 'half'") as caught:
-        LAYOUTS[name].examples(str(tmp_path), "half")
-    assert ", ".join(LAYOUTS[name].splits) in caught.value.hint
+        DATASET_LAYOUTS[name].examples(str(tmp_path), "half")
+    assert ", ".join(DATASET_LAYOUTS[name].splits) in caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "split"), [(name, split) for name, one in DOWNLOADED.items() for split in one.splits])
 def test_an_empty_folder_is_no_data_set(name: str, split: str, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="has no") as caught:
-        LAYOUTS[name].examples(str(tmp_path / "empty"), split)
+        DATASET_LAYOUTS[name].examples(str(tmp_path / "empty"), split)
     assert "official archives" in caught.value.hint

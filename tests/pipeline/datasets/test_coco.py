@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as rle
 
 from pipeline.datasets.coco import AS_VOC, STUFF, STUFF_IDS, THING_IDS, THINGS, VOC_IDS, run_lengths
-from pipeline.datasets.layout import Example
+from pipeline.datasets.layout import ListedExample
 from pipeline.errors import ConfigError, LabelError
 from tests.support.miniatures import JPEG, grey_png, put
 
@@ -58,7 +58,7 @@ def write(root: Path, split: str, *images: list[dict[str, Any]]) -> None:
 
 def drawn(objects: list[dict[str, Any]], layout=THINGS) -> np.ndarray:
     outlines = {"file_name": "1.jpg", "height": HEIGHT, "width": WIDTH, "annotations": objects}
-    return layout.label("", Example("val/1", "val2017/1.jpg", None, (json.dumps(outlines),)))
+    return layout.label("", ListedExample("val/1", "val2017/1.jpg", None, (json.dumps(outlines),)))
 
 
 def test_every_image_is_listed_in_order_and_read_back(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from pipeline.datasets import farmland
 from pipeline.models import checkpoint
 from pipeline.store import objects
 
-CLASSES = classes.load("farmland")
+CLASSES = classes.load_class_map("farmland")
 UNSEEN = range(700_000, 700_024)
 
 
 def digest(seed: int) -> str:
-    sample = farmland.generate(seed, height=96, width=128)
+    sample = farmland.generate_scene(seed, height=96, width=128)
     return hashlib.sha256(sample.image_hwc.tobytes() + sample.label_hw.tobytes()).hexdigest()
 
 
@@ -57,7 +57,7 @@ def test_every_seed_gives_another_image() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 90), (37, 61), (300, 200)])
 @pytest.mark.parametrize("seed", range(6))
 def test_any_size_is_filled_with_known_classes(seed: int, height: int, width: int) -> None:
-    sample = farmland.generate(seed, height=height, width=width)
+    sample = farmland.generate_scene(seed, height=height, width=width)
     assert sample.image_hwc.shape == (height, width, 3)
     assert sample.label_hw.shape == (height, width)
     assert sample.image_hwc.dtype == sample.label_hw.dtype == np.uint8
@@ -72,7 +72,9 @@ def test_labels_are_named_as_in_the_class_map() -> None:
 
 
 def test_every_class_occurs_over_twenty_seeds_and_none_rules() -> None:
-    pixels = sum(np.bincount(farmland.generate(seed).label_hw.ravel(), minlength=len(CLASSES)) for seed in range(20))
+    pixels = sum(
+        np.bincount(farmland.generate_scene(seed).label_hw.ravel(), minlength=len(CLASSES)) for seed in range(20)
+    )
     share = pixels / pixels.sum()
     assert share.min() > 0.005
     assert share.max() < 0.5
@@ -80,7 +82,7 @@ def test_every_class_occurs_over_twenty_seeds_and_none_rules() -> None:
 
 def test_a_larger_image_shows_more_fields_not_larger_ones() -> None:
     def borders_per_pixel(size: int) -> float:
-        label = farmland.generate(5, height=size, width=size).label_hw
+        label = farmland.generate_scene(5, height=size, width=size).label_hw
         return float((label[:, 1:] != label[:, :-1]).mean())
 
     assert borders_per_pixel(640) == pytest.approx(borders_per_pixel(256), rel=0.6)
@@ -139,17 +141,17 @@ def test_written_labels_are_those_of_the_seed_and_lie_beside_the_images(tmp_path
     farmland.write_folder(str(tmp_path), 2, size_px=40, seed=8, with_labels=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels"]
     written = np.asarray(Image.open(tmp_path / "labels" / "farm_000001.png"))
-    np.testing.assert_array_equal(written, farmland.generate(9, height=40, width=40).label_hw)
+    np.testing.assert_array_equal(written, farmland.generate_scene(9, height=40, width=40).label_hw)
 
 
 def test_jpeg_keeps_the_generated_picture() -> None:
     farmland.write_folder("memory://farm-jpeg", 1, size_px=128, seed=21)
     written = Image.open(io.BytesIO(objects.read_bytes("memory://farm-jpeg/images/farm_000000.jpg")))
-    generated = farmland.generate(21, height=128, width=128).image_hwc
+    generated = farmland.generate_scene(21, height=128, width=128).image_hwc
     assert np.abs(np.asarray(written).astype(int) - generated).mean() < 6
 
 
-def colour_only_said(samples: list[farmland.Sample]) -> list[np.ndarray]:
+def colour_only_said(samples: list[farmland.Scene]) -> list[np.ndarray]:
     """The best that colours alone can tell: each of 16x16x16 colours has the class it mostly had in 40 other images."""
 
     def binned(image_hwc: np.ndarray) -> np.ndarray:
@@ -157,13 +159,13 @@ def colour_only_said(samples: list[farmland.Sample]) -> list[np.ndarray]:
 
     votes = np.zeros((4096, len(CLASSES)), np.int64)
     for seed in range(40):
-        sample = farmland.generate(seed)
+        sample = farmland.generate_scene(seed)
         np.add.at(votes, (binned(sample.image_hwc).ravel(), sample.label_hw.ravel()), 1)
     return [votes.argmax(1)[binned(sample.image_hwc)] for sample in samples]
 
 
-def network_said(samples: list[farmland.Sample]) -> list[np.ndarray]:
-    shipped = checkpoint.load("farmland")
+def network_said(samples: list[farmland.Scene]) -> list[np.ndarray]:
+    shipped = checkpoint.load_checkpoint("farmland")
     network = shipped.build()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (shipped.card.mean, shipped.card.std))
     said = []
@@ -177,7 +179,7 @@ def network_said(samples: list[farmland.Sample]) -> list[np.ndarray]:
 
 
 def test_the_shipped_network_knows_unseen_farmland_and_colour_alone_does_not() -> None:
-    samples = [farmland.generate(seed) for seed in UNSEEN]
+    samples = [farmland.generate_scene(seed) for seed in UNSEEN]
     labels = [sample.label_hw for sample in samples]
     network = mean_iou(confusion(zip(labels, network_said(samples), strict=True)))
     colour = mean_iou(confusion(zip(labels, colour_only_said(samples), strict=True)))

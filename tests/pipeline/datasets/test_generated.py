@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.datasets import farmland
-from pipeline.datasets.generated import FARMLAND, IMAGE_PX, SEEDS
+from pipeline.datasets.generated import _IMAGE_PX, FARMLAND, SEEDS
 
 
 def test_splits_share_no_seed_and_no_key() -> None:
@@ -18,7 +18,7 @@ def test_splits_share_no_seed_and_no_key() -> None:
 def test_an_example_is_the_scene_of_its_seed() -> None:
     one = FARMLAND.examples("", "val")[7]
     read = FARMLAND.read("", one)
-    scene = farmland.generate(SEEDS["val"][7], height=IMAGE_PX, width=IMAGE_PX)
+    scene = farmland.generate_scene(SEEDS["val"][7], height=_IMAGE_PX, width=_IMAGE_PX)
     np.testing.assert_array_equal(read.label_hw, scene.label_hw)
     np.testing.assert_array_equal(FARMLAND.label("", one), scene.label_hw)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(read.image))), scene.image_hwc)

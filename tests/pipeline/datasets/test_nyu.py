@@ -91,7 +91,7 @@ def test_reading_an_example_leaves_the_rest_where_it_is(tmp_path: Path, monkeypa
     write(tmp_path, rng.integers(0, 256, shape, np.uint8), np.zeros((120, 160, 40), np.uint16))
     put(tmp_path, "splits.mat", mat(trainNdxs=np.array([[7]]), testNdxs=np.array([[1]])))
     put(tmp_path, "classMapping40.mat", mat(mapClass=MAPPING[None]))
-    monkeypatch.setattr(objects, "BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(objects, "_BLOCK_BYTES", 2**14)
     fetched = []
     whole = objects._Local.read
     monkeypatch.setattr(objects._Local, "read", lambda *at, **how: fetched.append(whole(*at, **how)) or fetched[-1])

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from pipeline.config import DecodeConfig, ReadConfig, SegmentConfig
 from pipeline.datasets import prepare
 from pipeline.datasets import receipts as inventory
-from pipeline.datasets.layout import Example, Labelled
+from pipeline.datasets.layout import Labelled, ListedExample
 from pipeline.datasets.prepare import Preparation, PreparedRow
 from pipeline.errors import InputError, JobError
 from pipeline.image import labels
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.run.ledger import Ledger
 from pipeline.source import plan as source
 from tests.support import tiny_layout
@@ -54,7 +54,7 @@ def preparation(folder: Path, **changed) -> Preparation:
 
 def prepared(job: Preparation, *, shard_examples: int = 4) -> list[inventory.Receipt]:
     """Prepare the train split in this process."""
-    shards = prepare.plan(job.layout, job.root, ["train"], shard_examples=shard_examples)
+    shards = prepare.plan_examples(job.layout, job.root, ["train"], shard_examples=shard_examples)
     return [prepare.prepare_shard(job, shard, Ledger()) for shard in shards]
 
 
@@ -63,8 +63,8 @@ def read_back(job: Preparation, split: str = "train") -> dict[str, tuple[bytes, 
     member = job.label_member if job.format == "tar" else "label"
     url = f"{job.output}/{split}"
     read = ReadConfig(image_column="image", labels=member)
-    planned = source.plan(SegmentConfig(source=(url,), output="-", checkpoint="-", read=read))
-    items = [item for shard in planned.shards for item in source.read(shard, read, max_bytes=2**28)]
+    planned = source.plan_source(SegmentConfig(source=(url,), output="-", checkpoint="-", read=read))
+    items = [item for shard in planned.shards for item in source.read_items(shard, read, max_bytes=2**28)]
     assert not [item.failure for item in items if item.failure]
     if job.format == "tar":
         return {unquote(item.key.partition("#")[2]): (item.data, item.label) for item in items}
@@ -84,7 +84,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_training_reads_back_what_the_layout_gives(form: str, suffix: str, tmp_path: Path) -> None:
     tiny_layout.write(str(tmp_path / "in"), train=6, suffix=suffix)
-    shards = prepare.plan(TINY, str(tmp_path / "in"), ["train"], shard_examples=4)
+    shards = prepare.plan_examples(TINY, str(tmp_path / "in"), ["train"], shard_examples=4)
     job = preparation(tmp_path, format=form, label_member=prepare.label_member(shards, None))
     prepared(job)
     found = read_back(job)
@@ -94,7 +94,7 @@ def test_training_reads_back_what_the_layout_gives(form: str, suffix: str, tmp_p
         image, label = found[one.key]
         assert image == expected.image
         height, width = expected.label_hw.shape
-        read = labels.read(label, TINY.classes, name=one.key, height=height, width=width)
+        read = labels.decode_label(label, TINY.classes, name=one.key, height=height, width=width)
         np.testing.assert_array_equal(read, expected.label_hw)
 
 
@@ -139,7 +139,7 @@ def test_windows_partition_an_image_and_none_is_larger_than_asked(height: int, w
 @given(bands=st.integers(3, 6), seed=st.integers(0, 99))
 def test_any_number_of_bands_comes_back_as_it_was(bands: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (9, 7, bands), np.uint8)
-    np.testing.assert_array_equal(prepare.decode_bands(prepare.encode_bands(pixels), DecodeConfig()), pixels)
+    np.testing.assert_array_equal(prepare.decode_bands(prepare.encode_lossless(pixels), DecodeConfig()), pixels)
 
 
 def test_bands_that_are_not_8_or_16_bit_are_refused_by_name() -> None:
@@ -154,13 +154,13 @@ def test_a_tiff_of_colours_is_read_as_in_a_run(mode: str) -> None:
     out = io.BytesIO()
     PIL.Image.new(mode, (9, 7), "white").save(out, "TIFF")
     pixels = prepare.decode_bands(out.getvalue(), DecodeConfig())
-    np.testing.assert_array_equal(pixels, decode(out.getvalue(), DecodeConfig()).pixels_hwc)
+    np.testing.assert_array_equal(pixels, decode_image(out.getvalue(), DecodeConfig()).pixels_hwc)
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
 def test_a_damaged_tiff_is_named_as_in_a_run() -> None:
     with pytest.raises(InputError, match=r"truncated|corrupt"):
-        prepare.decode_bands(prepare.encode_bands(np.zeros((9, 7, 4), np.uint8))[:60], DecodeConfig())
+        prepare.decode_bands(prepare.encode_lossless(np.zeros((9, 7, 4), np.uint8))[:60], DecodeConfig())
 
 
 @given(keys=st.sets(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=5))
@@ -205,20 +205,20 @@ def test_a_shard_without_a_good_example_writes_no_part(tmp_path: Path) -> None:
     (tmp_path / "in/train.txt").write_text("bad.jpg")
     (receipt,) = prepared(preparation(tmp_path))
     assert receipt.parts == []
-    assert inventory.summarise([receipt]).mean == []
+    assert inventory.summarise_split([receipt]).mean == []
 
 
 def test_a_key_listed_twice_is_refused_by_name(tmp_path: Path) -> None:
     tiny_layout.write(str(tmp_path), train=2)
     (tmp_path / "train.txt").write_text("0001.jpg 0000.jpg 0001.jpg")
     with pytest.raises(JobError, match="train/0001"):
-        prepare.plan(TINY, str(tmp_path), ["train"], shard_examples=4)
+        prepare.plan_examples(TINY, str(tmp_path), ["train"], shard_examples=4)
 
 
 class Upright(Tiny):
     """Images as a phone stores them: lying, with a tag that says so; labels upright."""
 
-    def read(self, root: str, one: Example) -> Labelled:
+    def read(self, root: str, one: ListedExample) -> Labelled:
         labelled = super().read(root, one)
         out = io.BytesIO()
         picture = PIL.Image.open(io.BytesIO(labelled.image))
@@ -240,7 +240,7 @@ def test_a_label_must_fit_the_upright_image(tiny: Preparation) -> None:
 def test_counts_are_those_of_all_pixels(tmp_path: Path) -> None:
     tiny_layout.write(str(tmp_path / "in"), train=5, height=130, width=70)
     job = preparation(tmp_path, cut_px=64)
-    summary = inventory.summarise(prepared(job, shard_examples=2))
+    summary = inventory.summarise_split(prepared(job, shard_examples=2))
     examples = [TINY.read(job.root, one) for one in TINY.examples(job.root, "train")]
     pixels = np.concatenate([np.array(PIL.Image.open(io.BytesIO(one.image))).reshape(-1, 3) for one in examples])
     ids = np.concatenate([one.label_hw.ravel() for one in examples])
@@ -269,11 +269,11 @@ def test_the_mean_is_that_of_the_images_with_the_number_of_bands_most_have() -> 
     three, four = (inventory.Moments(pixels=size, sums=[255 * size] * size, squares=[0] * size) for size in (3, 4))
     counts = inventory.total([inventory.Counts(moments={3: three}), inventory.Counts(moments={4: four})])
     receipt = inventory.Receipt(shard="", split="", counts=counts, parts=[], failures=[])
-    assert inventory.summarise([receipt]).mean == [1.0] * 4
+    assert inventory.summarise_split([receipt]).mean == [1.0] * 4
 
 
 def test_an_example_that_has_killed_two_workers_fails_alone(tiny: Preparation) -> None:
-    shard = prepare.plan(TINY, tiny.root, ["train"], shard_examples=6)[0]
+    shard = prepare.plan_examples(TINY, tiny.root, ["train"], shard_examples=6)[0]
     ledger = Ledger()
     for _ in range(2):  # two workers that died with this one in hand
         ledger.enter(prepare.STAGE, ["train/0003"])

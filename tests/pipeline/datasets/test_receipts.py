@@ -27,16 +27,16 @@ def finished(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def close(output: Path, shards: list[str]) -> receipts.Manifest:
-    return receipts.close(str(output), {"train": shards}, TINY.classes, ORIGIN)
+def close(output: Path, shards: list[str]) -> receipts.SetManifest:
+    return receipts.close_set(str(output), {"train": shards}, TINY.classes, ORIGIN)
 
 
 def problems(output: Path) -> list[str]:
-    return list(receipts.problems(str(output), receipts.load(str(output))))
+    return list(receipts.set_problems(str(output), receipts.read_set_manifest(str(output))))
 
 
 def test_the_manifest_comes_back_and_nothing_is_wrong_with_it(finished: Path) -> None:
-    manifest = receipts.load(str(finished))
+    manifest = receipts.read_set_manifest(str(finished))
     assert (manifest.splits["train"].ok, manifest.splits["train"].failed) == (6, 1)
     assert manifest.failed_fraction == pytest.approx(1 / 7)
     assert manifest.origin == ORIGIN
@@ -44,7 +44,7 @@ def test_the_manifest_comes_back_and_nothing_is_wrong_with_it(finished: Path) ->
 
 
 def test_the_class_map_can_be_loaded_by_its_path(finished: Path) -> None:
-    assert classes.load(str(finished / "classes.yaml")) == TINY.classes
+    assert classes.load_class_map(str(finished / "classes.yaml")) == TINY.classes
     assert yaml.safe_load((finished / "classes.yaml").read_text())["name"] == "farmland"
 
 
@@ -81,7 +81,7 @@ def test_what_writers_that_died_left_behind_goes_when_the_set_is_closed(finished
 
 def test_forgetting_failures_reopens_the_set_and_owes_only_their_shards(finished: Path) -> None:
     before = receipts.done(str(finished))
-    assert receipts.forget_failures(str(finished)) == 1
-    assert receipts.load(str(finished)) is None
+    assert receipts.forget_failed_shards(str(finished)) == 1
+    assert receipts.read_set_manifest(str(finished)) is None
     assert len(before - receipts.done(str(finished))) == 1
-    assert receipts.forget_failures(str(finished)) == 0
+    assert receipts.forget_failed_shards(str(finished)) == 0

@@ -23,7 +23,11 @@ def root(tmp_path: Path) -> Path:
     for name in ("2007_000032", "2007_000039", "2007_000033", "2008_000002"):
         put(tmp_path, f"{VOC}/JPEGImages/{name}.jpg", JPEG + name.encode())
     for name in ("2007_000032", "2007_000039", "2007_000033"):
-        put(tmp_path, f"{VOC}/SegmentationClass/{name}.png", palette_png(EVERY_ID, classes.load("voc").png_palette()))
+        put(
+            tmp_path,
+            f"{VOC}/SegmentationClass/{name}.png",
+            palette_png(EVERY_ID, classes.load_class_map("voc").png_palette()),
+        )
     put(tmp_path, f"{SBD}/train.txt", "2008_000002\n2007_000033\n2007_000032\n")
     put(tmp_path, f"{SBD}/val.txt", "2011_003271\n2007_000039\n")
     for name in ("2008_000002", "2011_003271", "2007_000032", "2007_000033", "2007_000039"):

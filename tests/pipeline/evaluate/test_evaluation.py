@@ -61,7 +61,7 @@ def rows_of(run: Run) -> dict[str, Row]:
 
 
 def test_counts_are_those_of_a_loop_over_the_committed_masks(fields: Path, run: Run) -> None:
-    found = evaluation.read(run.url)
+    found = evaluation.read_evaluation(run.url)
     assert found.keys == [f"farm_00000{index}.jpg" for index in (0, 1, 2, 3, 5)]
     rows = rows_of(run)
     for key, counts in zip(found.keys, found.answer.counts_nkk, strict=True):
@@ -75,7 +75,7 @@ def test_the_network_alone_counts_the_same_with_a_crf_behind_it_as_without(
     alone = carry_out(
         config(source=str(fields), output=str(tmp_path), checkpoint="farmland", refine={"engine": "none"})
     )
-    without, both = evaluation.read(alone.url), evaluation.read(run.url)
+    without, both = evaluation.read_evaluation(alone.url), evaluation.read_evaluation(run.url)
     assert (list(without.answers), list(both.answers)) == (["network"], ["network", "native"])
     plain, beside = without.answers["network"], both.answers["network"]
     for name in ("counts_nkk", "bands_bkk", "boundary"):
@@ -95,7 +95,7 @@ def test_masks_that_are_there_already_count_the_same(kind: str, fields: Path, ru
             if row.mask:
                 (Path(there) / f"{key[:-4]}.png").write_bytes(row.mask)
     cfg = config(source=str(fields), output=str(tmp_path / "out"), masks=there, classes="farmland")
-    again, before = evaluation.read(carry_out(cfg).url), evaluation.read(run.url)
+    again, before = evaluation.read_evaluation(carry_out(cfg).url), evaluation.read_evaluation(run.url)
     assert again.codes == ({"label_missing": 1} if kind == "parts" else {"mask_missing": 1})
     assert (again.data_fp, list(again.answers)) == (before.data_fp, ["masks"])
     for name in ("counts_nkk", "bands_bkk", "boundary"):
@@ -104,7 +104,7 @@ def test_masks_that_are_there_already_count_the_same(kind: str, fields: Path, ru
 
 
 def test_an_image_without_a_label_is_a_failure_and_no_image_is_forgotten(run: Run) -> None:
-    found = evaluation.read(run.url)
+    found = evaluation.read_evaluation(run.url)
     assert found.failures == [("farm_000004.jpg", "label_missing", "this image has no label")]
     assert (len(found.images), found.failed_share) == (IMAGES - 1, 1 / IMAGES)
     assert found.codes == {"label_missing": 1}
@@ -168,7 +168,7 @@ def test_a_sample_that_a_tar_holds_twice_stops_the_evaluation(tmp_path: Path) ->
     with pytest.raises(Exception, match="occur twice in the source"):
         carry_out(config(output=str(tmp_path / "out"), **said))
     both = carry_out(config(output=str(tmp_path / "both"), read={"on_duplicate": "suffix"}, **said))
-    assert len(evaluation.read(both.url).images) == 3
+    assert len(evaluation.read_evaluation(both.url).images) == 3
 
 
 # ---------------------------------------------------------------- what a run is
@@ -260,9 +260,9 @@ def test_the_line_at_the_end_scores_by_the_rules_that_were_asked_for(
     fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = {"source": str(fields), "output": str(tmp_path), "checkpoint": "farmland", "limit": 2}
-    names = classes.load("farmland").names
+    names = classes.load_class_map("farmland").names
     cfg = config(**said, score={"samples": 100, "class_weights": {name: 0.0 for name in names if name != "crop"}})
-    found = evaluation.read(carry_out(cfg).url)
+    found = evaluation.read_evaluation(carry_out(cfg).url)
     assert evaluate.evaluate(evaluate.Arguments(cfg)) == 0
     line = json.loads(capsys.readouterr().out)["settings"]["default"]
     assert line["mean_iou"]["native"] == pytest.approx(float(found.answer.scores.iou[names.index("crop")]))
@@ -273,10 +273,10 @@ def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
     described = tmp_path / "run=0123456789ab/_run/config.yaml"
     described.write_text("source: in\noutput: out\ncheckpoint: farmland\n")
     with pytest.raises(ConfigError, match="is no run of an evaluation"):
-        evaluation.read(str(tmp_path / "run=0123456789ab"))
+        evaluation.read_evaluation(str(tmp_path / "run=0123456789ab"))
     described.unlink()
     with pytest.raises(ConfigError, match="is no run of an evaluation"):
-        evaluation.read(str(tmp_path / "run=0123456789ab"))
+        evaluation.read_evaluation(str(tmp_path / "run=0123456789ab"))
 
 
 def test_masks_of_other_classes_are_refused(run: Run, fields: Path, tmp_path: Path) -> None:
@@ -296,12 +296,12 @@ def test_masks_in_a_folder_have_the_names_of_their_images(key: str, name: str, t
 
 
 def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:
-    done = manifest.load(run.url)
+    done = manifest.read_manifest(run.url)
     assert done is not None
     manifest.reopen(run.url)
     with pytest.raises(ConfigError, match="is not a finished run"):
-        evaluation.read(run.url)
-    manifest.close(run.url, evaluate.plan(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail")
+        evaluation.read_evaluation(run.url)
+    manifest.close_run(run.url, evaluate.plan(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail")
     manifest.succeed(run.url)
 
 
@@ -309,7 +309,7 @@ def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:
 
 
 def test_scores_are_those_of_the_summed_counts(run: Run) -> None:
-    found = evaluation.read(run.url)
+    found = evaluation.read_evaluation(run.url)
     scores = {(one.name, one.class_name): one for one in scores_of(found)}
     expected = Scores(found.answer.counts_nkk.sum(axis=0))
     assert scores["mean_iou", ""].interval.value == pytest.approx(expected.mean_iou)
@@ -328,7 +328,7 @@ def scores_of(found: evaluation.Evaluation, **said: object) -> list[scoring.Scor
 
 
 def test_classes_can_weigh_nothing_and_so_can_pixels_near_boundaries(run: Run) -> None:
-    found = evaluation.read(run.url)
+    found = evaluation.read_evaluation(run.url)
     weights = {name: 0.0 for name in found.classes.names if name != "crop"}
     scores = {(one.name, one.class_name): one.interval.value for one in scores_of(found, class_weights=weights)}
     assert scores["mean_iou", ""] == pytest.approx(scores["iou", "crop"])
@@ -343,11 +343,11 @@ def test_classes_can_weigh_nothing_and_so_can_pixels_near_boundaries(run: Run) -
 )
 def test_rules_that_do_not_fit_are_refused(said: dict, message: str, run: Run) -> None:
     with pytest.raises(ConfigError, match=message):
-        scores_of(evaluation.read(run.url), **said)
+        scores_of(evaluation.read_evaluation(run.url), **said)
 
 
 def test_slices_hold_every_image_once_and_score_it_alone(run: Run) -> None:
-    found = evaluation.read(run.url)
+    found = evaluation.read_evaluation(run.url)
     cfg = ScoreConfig(samples=100, slice_columns=("size", "key"), slice_pattern=r"farm_0*(?P<odd>\d)")
     slices = scoring.slices_of(found, cfg, {})
     assert list(slices) == ["size", "key", "odd"]

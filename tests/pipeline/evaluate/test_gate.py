@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate import gate
-from pipeline.evaluate.gate import Baseline, Gates, MetricGate, Verdict, judge, shared
-from pipeline.score.drift import measure, reference_of
+from pipeline.evaluate.gate import Baseline, Gates, GateVerdict, MetricGate, apply_gates, shared
+from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import estimate
 from tests import ROOT
 from tests.support.evaluations import CLASSES, NAMES, evaluation
@@ -18,11 +18,11 @@ def gates(**changes: object) -> Gates:
     return Gates.model_validate({"samples": 200} | changes)
 
 
-def against(now, before, **changes) -> Verdict:
-    return judge(now, gates(**changes), baseline=Baseline(before.run_url), before=before)
+def against(now, before, **changes) -> GateVerdict:
+    return apply_gates(now, gates(**changes), baseline=Baseline(before.run_url), before=before)
 
 
-def failed(verdict: Verdict) -> list[str]:
+def failed(verdict: GateVerdict) -> list[str]:
     return [check.name for check in verdict.checks if not check.passed]
 
 
@@ -107,15 +107,15 @@ def test_too_few_images_in_common_are_compared_unpaired_and_it_is_said():
 def test_a_vanished_run_is_compared_by_what_the_history_kept():
     before = evaluation(network=2)
     kept = Baseline(before.run_url, before.checkpoint, estimate(before.answer.counts_nkk))
-    verdict = judge(evaluation(recall=0.6, network=1), gates(), baseline=kept)
+    verdict = apply_gates(evaluation(recall=0.6, network=1), gates(), baseline=kept)
     assert failed(verdict) == ["mean_iou"]
     assert "its run is gone" in verdict.reasons[0]
-    assert judge(evaluation(network=1), gates(), baseline=kept).passed
+    assert apply_gates(evaluation(network=1), gates(), baseline=kept).passed
 
 
 def test_a_vanished_run_that_no_history_knows_is_an_error():
     with pytest.raises(ConfigError, match="s3://gone/run=1 is gone"):
-        judge(evaluation(), gates(), baseline=Baseline("s3://gone/run=1"))
+        apply_gates(evaluation(), gates(), baseline=Baseline("s3://gone/run=1"))
 
 
 def test_a_baseline_of_other_classes_is_an_error():
@@ -128,46 +128,46 @@ def test_a_baseline_of_other_classes_is_an_error():
 
 
 def test_the_first_evaluation_is_only_held_against_floors():
-    verdict = judge(evaluation(), gates())
+    verdict = apply_gates(evaluation(), gates())
     assert verdict.passed
     assert verdict.comparison is None
     assert [check.name for check in verdict.checks] == ["images", "failed"]
 
 
 def test_a_class_below_its_floor_fails_by_name_and_value():
-    verdict = judge(evaluation(), gates(floors={"weed": 0.95, "soil": 0.1}))
+    verdict = apply_gates(evaluation(), gates(floors={"weed": 0.95, "soil": 0.1}))
     assert failed(verdict) == ["weed floor"]
     iou = evaluation().answer.scores.iou[NAMES.index("weed")]
     assert verdict.reasons == [f"weed floor: {iou:.4f}, floor 0.9500"]
 
 
 def test_a_metric_below_its_floor_fails_without_a_baseline():
-    verdict = judge(evaluation(), gates(metrics={"pixel_accuracy": {"floor": 0.99}}))
+    verdict = apply_gates(evaluation(), gates(metrics={"pixel_accuracy": {"floor": 0.99}}))
     assert failed(verdict) == ["pixel_accuracy floor"]
 
 
 def test_a_class_that_is_nowhere_cannot_keep_its_floor():
     now = evaluation()
     now.answer.counts_nkk[:, 3, :] = now.answer.counts_nkk[:, :, 3] = 0
-    verdict = judge(now, gates(floors={"stone": 0.0}))
+    verdict = apply_gates(now, gates(floors={"stone": 0.0}))
     assert verdict.reasons == ["stone floor: in no label and no mask, floor 0.0000"]
 
 
 def test_a_floor_of_no_class_is_an_error_that_lists_the_classes():
     with pytest.raises(ConfigError, match="floor for 'wheat'\n  -> classes: soil, crop, weed, stone"):
-        judge(evaluation(), gates(floors={"wheat": 0.5}))
+        apply_gates(evaluation(), gates(floors={"wheat": 0.5}))
 
 
 @pytest.mark.parametrize(("failures", "passes"), [(2, True), (3, False)])
 def test_more_failures_than_allowed_fail(failures, passes):
-    verdict = judge(evaluation(98, failed=failures), gates(max_failed_share=0.02))
+    verdict = apply_gates(evaluation(98, failed=failures), gates(max_failed_share=0.02))
     assert verdict.passed is passes
     assert passes or "label_missing 3" in verdict.reasons[0]
 
 
 def test_too_few_images_fail_and_none_is_no_accident():
-    assert failed(judge(evaluation(19), gates())) == ["images"]
-    assert failed(judge(evaluation(0), gates(floors={"crop": 0.5}))) == ["images", "crop floor"]
+    assert failed(apply_gates(evaluation(19), gates())) == ["images"]
+    assert failed(apply_gates(evaluation(0), gates(floors={"crop": 0.5}))) == ["images", "crop floor"]
     assert "images" in failed(against(evaluation(0), evaluation()))
 
 
@@ -180,10 +180,10 @@ def test_a_baseline_without_a_scored_image_is_nothing_to_keep_up_with():
 def test_drift_beyond_its_limit_fails_and_unknown_drift_does_not():
     before, now = evaluation(100, seed=1).images, evaluation(100, brightness=60)
     limits = gates(drift={"brightness": 0.25})
-    measured = measure(now.images, {"reference": reference_of(before)}, NAMES)
-    assert failed(judge(now, limits, drift=measured)) == ["brightness drift"]
-    assert judge(now, gates(), drift=measured).passed
-    unknown = judge(now, limits, drift=measure(now.images, {}, NAMES))
+    measured = measure_drift(now.images, {"reference": reference_of(before)}, NAMES)
+    assert failed(apply_gates(now, limits, drift=measured)) == ["brightness drift"]
+    assert apply_gates(now, gates(), drift=measured).passed
+    unknown = apply_gates(now, limits, drift=measure_drift(now.images, {}, NAMES))
     assert unknown.passed
     assert "unknown: the checkpoint's card has no reference" in unknown.checks[-1].says
 
@@ -192,7 +192,7 @@ def test_drift_beyond_its_limit_fails_and_unknown_drift_does_not():
 
 
 def test_the_example_says_what_the_defaults_are():
-    example = gate.load(str(EXAMPLE))
+    example = gate.load_gates(str(EXAMPLE))
     shown = {"metrics", "drift"}
     assert example.model_dump(exclude=shown) == Gates().model_dump(exclude=shown)
     assert example.model_fields_set == set(Gates.model_fields)
@@ -214,7 +214,7 @@ def test_a_wrong_setting_is_named(tmp_path, text, says):
     path = tmp_path / "gates.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"gates.yaml") as error:
-        gate.load(str(path))
+        gate.load_gates(str(path))
     assert says in str(error.value)
 
 

@@ -14,9 +14,9 @@ from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluate import history
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.gate import Baseline, Gates, judge
-from pipeline.evaluate.history import Entry, entries_of, find_baseline
-from pipeline.score.drift import measure, reference_of
+from pipeline.evaluate.gate import Baseline, Gates, apply_gates
+from pipeline.evaluate.history import HistoryEntry, entries_of, find_baseline
+from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import METRICS, estimate
 from tests.support.evaluations import CLASSES, evaluation
 
@@ -24,13 +24,15 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 GATES = Gates(samples=100, floors={"crop": 0.2})
 
 
-def judged(now: Evaluation, *, day: int = 0, gates: Gates = GATES, source: str = "s3://fields/val") -> list[Entry]:
-    verdict = judge(now, gates)
+def judged(
+    now: Evaluation, *, day: int = 0, gates: Gates = GATES, source: str = "s3://fields/val"
+) -> list[HistoryEntry]:
+    verdict = apply_gates(now, gates)
     time = NOON + timedelta(days=day)
     return entries_of(now, time=time, command="evaluate", source=source, gates=gates, verdict=verdict)
 
 
-def same(one: list[Entry], other: list[Entry]) -> bool:
+def same(one: list[HistoryEntry], other: list[HistoryEntry]) -> bool:
     return repr(one) == repr(other)  # NaN is not NaN
 
 
@@ -73,23 +75,23 @@ def test_secrets_of_command_and_source_are_left_out() -> None:
 def test_what_is_appended_is_read_oldest_first(tmp_path: Path) -> None:
     days = [judged(evaluation(network=day), day=day) for day in (2, 0, 1)]
     assert all(history.append(str(tmp_path), entries) for entries in days)
-    assert same(history.read(str(tmp_path)), [*days[1], *days[2], *days[0]])
+    assert same(history.read_history(str(tmp_path)), [*days[1], *days[2], *days[0]])
 
 
 @pytest.mark.s3
 def test_a_history_lives_in_an_object_store(s3_url: str) -> None:
     entries = judged(evaluation())
-    assert history.read(f"{s3_url}/history") == []
+    assert history.read_history(f"{s3_url}/history") == []
     assert history.append(f"{s3_url}/history", entries)
     assert not history.append(f"{s3_url}/history", judged(evaluation(), day=1))
-    assert same(history.read(f"{s3_url}/history"), entries)
+    assert same(history.read_history(f"{s3_url}/history"), entries)
 
 
 def test_the_same_evaluation_submitted_again_appends_nothing(tmp_path: Path) -> None:
     first = judged(evaluation())
     assert history.append(str(tmp_path), first)
     assert not history.append(str(tmp_path), judged(evaluation(), day=1))
-    assert same(history.read(str(tmp_path)), first)
+    assert same(history.read_history(str(tmp_path)), first)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_the_same_evaluation_submitted_again_appends_nothing(tmp_path: Path) -> 
         judged(evaluation(), gates=Gates(samples=101)),
     ],
 )
-def test_another_output_other_data_or_other_gates_are_another_evaluation(changed: list[Entry]) -> None:
+def test_another_output_other_data_or_other_gates_are_another_evaluation(changed: list[HistoryEntry]) -> None:
     assert history.object_name(changed) != history.object_name(judged(evaluation()))
 
 
@@ -123,7 +125,7 @@ def test_pandas_reads_the_folder_as_one_table(tmp_path: Path) -> None:
 
 def test_an_entry_survives_its_table() -> None:
     now = evaluation()
-    drift = measure(now.images, {"reference": reference_of(now.images)}, CLASSES.names)
+    drift = measure_drift(now.images, {"reference": reference_of(now.images)}, CLASSES.names)
     entries = entries_of(now, time=NOON, command="", source="here", drift=drift)
     assert same(history.from_table(history.to_table(entries)), entries)
     assert entries[0].drift["brightness"] == pytest.approx(0)
@@ -132,25 +134,25 @@ def test_an_entry_survives_its_table() -> None:
 
 def test_an_evaluation_without_a_scored_image_is_history_too(tmp_path: Path) -> None:
     assert history.append(str(tmp_path), judged(evaluation(0, failed=9)))
-    (_, entry) = history.read(str(tmp_path))
+    (_, entry) = history.read_history(str(tmp_path))
     assert (entry.verdict, entry.images) == ("failed", 0)
     assert math.isnan(entry.metrics["mean_iou"].value)
 
 
 def test_no_folder_is_no_history(tmp_path: Path) -> None:
-    assert history.read(str(tmp_path / "new")) == []
+    assert history.read_history(str(tmp_path / "new")) == []
 
 
 def test_other_files_are_left_alone_and_a_damaged_entry_is_named(tmp_path: Path) -> None:
     (tmp_path / "trend.html").write_text("hello")
     (tmp_path / "evaluation-mine.parquet").write_text("hello")
-    assert history.read(str(tmp_path)) == []
+    assert history.read_history(str(tmp_path)) == []
     whole = io.BytesIO()
     pq.write_table(history.to_table(judged(evaluation())), whole)
     name = "evaluation-0123456789abcdef0123.parquet"
     (tmp_path / name).write_bytes(whole.getvalue()[:-20])
     with pytest.raises(StorageError, match=name):
-        history.read(str(tmp_path))
+        history.read_history(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_an_entry_of_other_columns_is_named(column: str, change: str, tmp_path: 
     name = "evaluation-0123456789abcdef0123.parquet"
     pq.write_table(empty if change == "empty" else table.drop_columns([column]), tmp_path / name)
     with pytest.raises(StorageError, match=name):
-        history.read(str(tmp_path))
+        history.read_history(str(tmp_path))
 
 
 # ---------------------------------------------------------------- baselines
@@ -172,7 +174,7 @@ def test_an_entry_of_other_columns_is_named(column: str, change: str, tmp_path: 
 BAD = Gates(samples=100, floors={"crop": 0.99})
 
 
-def past() -> Iterator[Entry]:
+def past() -> Iterator[HistoryEntry]:
     """Four days: good, good, failed, never judged."""
     for day, gates in enumerate((GATES, GATES, BAD)):
         yield from judged(evaluation(20, network=day + 1), day=day, gates=gates)
@@ -244,6 +246,6 @@ def test_five_digits_are_no_fingerprint() -> None:
 
 
 def test_the_history_tells_a_worse_network_when_the_run_of_the_baseline_is_gone() -> None:
-    verdict = judge(evaluation(recall=0.6, network=9), GATES, baseline=found("last-good"))
+    verdict = apply_gates(evaluation(recall=0.6, network=9), GATES, baseline=found("last-good"))
     assert [check.name for check in verdict.checks if not check.passed] == ["mean_iou"]
     assert not verdict.comparison.paired

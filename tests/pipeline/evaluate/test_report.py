@@ -9,9 +9,9 @@ import pytest
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.config import ScoreConfig
 from pipeline.evaluate import gate, history, report, scoring
-from pipeline.evaluate.evaluation import Answer, Evaluation, Slice
+from pipeline.evaluate.evaluation import AnswerCounts, Evaluation, Slice
 from pipeline.evaluate.gate import Baseline, Gates
-from pipeline.evaluate.report import Judged, mixed_up, to_show
+from pipeline.evaluate.report import ScoredSetting, mixed_up, to_show
 from pipeline.records import Sample
 from pipeline.score.drift import Drift
 from pipeline.score.metrics import Interval
@@ -23,17 +23,19 @@ CFG = ScoreConfig(samples=100)
 WIDTHS = (1.0, 4.0, 16.0)
 
 
-def judged(classes: ClassMap | None = None, images: int = 60, **changes) -> Judged:
+def judged(classes: ClassMap | None = None, images: int = 60, **changes) -> ScoredSetting:
     """An evaluation with everything that a page can show."""
     one = evaluations.evaluation(images, failed=2, **changes)
     k = len(classes or one.classes)
     answers = {name: _grown(answer, k) for name, answer in one.answers.items()}
     facts = {"source": "s3://labelled/val"}
     one = replace(one, classes=classes or one.classes, widths_px=WIDTHS, answers=answers, facts=facts)
-    return Judged(one, {each.name: scoring.scores_of(each, one.classes, WIDTHS, CFG) for each in answers.values()})
+    return ScoredSetting(
+        one, {each.name: scoring.scores_of(each, one.classes, WIDTHS, CFG) for each in answers.values()}
+    )
 
 
-def _grown(answer: Answer, k: int) -> Answer:
+def _grown(answer: AnswerCounts, k: int) -> AnswerCounts:
     """The answer with as many classes, most of which never occur, and bands."""
     few = answer.counts_nkk.shape[1]
     counts = np.zeros((len(answer.counts_nkk), k, k + 1), np.int64)
@@ -49,17 +51,17 @@ def sample(key: str, *, classes: ClassMap = evaluations.CLASSES, height: int = 2
     return Sample(key, rng.integers(0, 256, (height, width, 3), np.uint8), truth, mask)
 
 
-def samples(one: Judged, **size) -> list[Sample]:
+def samples(one: ScoredSetting, **size) -> list[Sample]:
     worst, best = to_show(one.evaluation)
     return [sample(key, classes=one.evaluation.classes, **size) for key in worst + best]
 
 
-def verdict(one: Evaluation, **gates) -> gate.Verdict:
+def verdict(one: Evaluation, **gates) -> gate.GateVerdict:
     before = replace(one, run_url="s3://runs/before", checkpoint="s3://models/before")
-    return gate.judge(one, Gates(samples=100, **gates), baseline=Baseline(before.run_url), before=before)
+    return gate.apply_gates(one, Gates(samples=100, **gates), baseline=Baseline(before.run_url), before=before)
 
 
-def entries(one: Evaluation, count: int = 3) -> list[history.Entry]:
+def entries(one: Evaluation, count: int = 3) -> list[history.HistoryEntry]:
     start = datetime(2026, 11, 1, tzinfo=UTC)
     runs = [replace(one, run_url=one.run_url if at == count - 1 else f"s3://runs/{at}") for at in range(count)]
     return [
@@ -69,11 +71,11 @@ def entries(one: Evaluation, count: int = 3) -> list[history.Entry]:
     ]
 
 
-def page(one: Judged, **said) -> str:
-    return report.render(one, cfg=CFG, **said)
+def page(one: ScoredSetting, **said) -> str:
+    return report.render_evaluation(one, cfg=CFG, **said)
 
 
-def full(one: Judged, **said) -> str:
+def full(one: ScoredSetting, **said) -> str:
     """With everything at once."""
     found = one.evaluation
     told = {
@@ -167,7 +169,7 @@ def test_settings_stand_in_one_table_and_only_what_is_refined_has_a_gain():
     assert table.count("network") >= 2
     assert "stride 8" in table
     single = replace(one.evaluation, answers={"network": one.evaluation.answers["network"]})
-    text = Outline(page(Judged(single, one.scores))).text
+    text = Outline(page(ScoredSetting(single, one.scores))).text
     assert "There is only one answer" in text
 
 
@@ -205,7 +207,7 @@ def test_an_evaluation_of_nothing_has_a_page():
     nothing = {name: replace(each, counts_nkk=each.counts_nkk[:0], reliability=np.zeros((256, 2), np.int64))
                for name, each in one.answers.items()}  # fmt: skip
     empty = replace(one, images=one.images[:0], answers=nothing)
-    text = Outline(page(Judged(empty, {name: [] for name in nothing}))).text
+    text = Outline(page(ScoredSetting(empty, {name: [] for name in nothing}))).text
     assert "No image has a score" in text
     assert "the image has no label" in text or "label_missing" in text
 

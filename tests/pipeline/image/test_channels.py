@@ -13,7 +13,7 @@ from PIL import Image as PilImage
 from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
 from pipeline.image import channels as bands
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 
 FIVE = ("blue", "green", "red", "edge", "near")
 
@@ -30,7 +30,7 @@ def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
 
 def code_of(data: bytes, channels: tuple[str, ...] = FIVE) -> str:
     with pytest.raises(InputError) as caught:
-        bands.read(data, channels)
+        bands.decode_channels(data, channels)
     return caught.value.code
 
 
@@ -39,7 +39,9 @@ def code_of(data: bytes, channels: tuple[str, ...] = FIVE) -> str:
 def test_the_bands_of_a_tiff_come_out_however_they_lie_in_it(layout, compression):
     pixels = noise(20, 30, 5)
     stored = np.moveaxis(pixels, 2, 0) if layout.get("planarconfig") == "separate" else pixels
-    np.testing.assert_array_equal(bands.read(tiff(stored, compression=compression, **layout), FIVE).pixels_hwc, pixels)
+    np.testing.assert_array_equal(
+        bands.decode_channels(tiff(stored, compression=compression, **layout), FIVE).pixels_hwc, pixels
+    )
 
 
 def test_one_band_is_an_image_of_one_band():
@@ -47,20 +49,20 @@ def test_one_band_is_an_image_of_one_band():
     out = io.BytesIO()
     PilImage.fromarray(pixels).save(out, "PNG")
     for data in (tiff(pixels, planarconfig=None), out.getvalue()):
-        np.testing.assert_array_equal(bands.read(data, ("near",)).pixels_hwc[..., 0], pixels)
+        np.testing.assert_array_equal(bands.decode_channels(data, ("near",)).pixels_hwc[..., 0], pixels)
 
 
 def test_sixteen_bits_are_divided_by_257_and_rounded():
     pixels = noise(20, 30, 5, dtype=np.uint16)
     expected = np.rint(pixels / 257).astype(np.uint8)
-    np.testing.assert_array_equal(bands.read(tiff(pixels), FIVE).pixels_hwc, expected)
+    np.testing.assert_array_equal(bands.decode_channels(tiff(pixels), FIVE).pixels_hwc, expected)
 
 
 def test_red_green_and_blue_are_read_as_a_run_reads_them():
     out = io.BytesIO()
     PilImage.fromarray(noise(20, 30, 3)).save(out, "JPEG")
-    expected = decode(out.getvalue(), DecodeConfig()).pixels_hwc
-    np.testing.assert_array_equal(bands.read(out.getvalue(), bands.RGB).pixels_hwc, expected)
+    expected = decode_image(out.getvalue(), DecodeConfig()).pixels_hwc
+    np.testing.assert_array_equal(bands.decode_channels(out.getvalue(), bands.RGB).pixels_hwc, expected)
 
 
 def test_bands_that_are_not_those_expected_are_refused():
@@ -82,7 +84,7 @@ def test_nothing_but_input_errors_comes_out_of_damaged_files(at, patch):
     data = tiff(noise(20, 30, 5), compression="deflate")
     for damaged in (data[:at], data[:at] + patch + data[at + len(patch) :]):
         with suppress(InputError):
-            assert bands.read(damaged, FIVE).pixels_hwc.shape[2] == 5
+            assert bands.decode_channels(damaged, FIVE).pixels_hwc.shape[2] == 5
 
 
 @pytest.mark.parametrize(

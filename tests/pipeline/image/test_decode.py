@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from tests.support import bad_inputs
 from tests.support.bad_inputs import CASES, deep, oriented, save, scene, tiff, with_alpha
 
@@ -28,7 +28,7 @@ MADE = {case.name: case.make for case in CASES}
 def outcome(data, cfg=CFG):
     """Error code or "ok", and the image if there is one. Anything but an InputError fails the test that asks."""
     try:
-        return "ok", decode(data, cfg)
+        return "ok", decode_image(data, cfg)
     except InputError as error:
         return error.code, None
 
@@ -72,7 +72,7 @@ def test_the_detail_is_one_line_and_always_the_same(case):
     details = set()
     for _ in range(2):
         with pytest.raises(InputError) as caught:
-            decode(case.make(), CFG)
+            decode_image(case.make(), CFG)
         details.add(str(caught.value))
     assert len(details) == 1
     assert "\n" not in details.pop()
@@ -81,8 +81,8 @@ def test_the_detail_is_one_line_and_always_the_same(case):
 def test_threads_do_not_disturb_each_other():
     made = [case.make() for case in CASES if case.expected == "ok"] * 3
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda data: decode(data, CFG), made))
-    assert all(same(image, decode(data, CFG)) for image, data in zip(together, made, strict=True))
+        together = list(pool.map(lambda data: decode_image(data, CFG), made))
+    assert all(same(image, decode_image(data, CFG)) for image, data in zip(together, made, strict=True))
 
 
 def test_bombs_are_refused_without_their_memory():
@@ -142,7 +142,7 @@ def test_no_cut_or_joined_files_raise_anything_but_input_errors(data, draw):
 )
 def test_every_cut_is_truncated_or_harmless(kind, options):
     data = save(scene(16, 24), kind, **options)
-    whole = decode(data, CFG)
+    whole = decode_image(data, CFG)
     for stop in range(16, len(data)):
         code, image = outcome(data[:stop])
         assert code == "truncated" or same(image, whole), (stop, code)
@@ -161,7 +161,7 @@ def test_interlaced_png_needs_its_whole_stream(height, share):
     rows = [row for x, y, dx, dy in passes for row in pixels[y::dy, x::dx]]
     stream = b"".join(b"\0" + row.tobytes() for row in rows)
     make = partial(bad_inputs.png, 24, height, 8, 2, interlace=1)
-    np.testing.assert_array_equal(decode(make(zlib.compress(stream)), CFG).pixels_hwc, pixels)
+    np.testing.assert_array_equal(decode_image(make(zlib.compress(stream)), CFG).pixels_hwc, pixels)
     assert outcome(make(zlib.compress(stream[: int(len(stream) * share)])))[0] == "corrupt"
 
 
@@ -175,7 +175,7 @@ def test_interlaced_png_needs_its_whole_stream(height, share):
     ),
 )
 def test_lossless_formats_return_what_was_saved(pixels, how):
-    image = decode(save(pixels, how[0], **how[1]), DecodeConfig(formats=("png", "tiff", "webp", "bmp")))
+    image = decode_image(save(pixels, how[0], **how[1]), DecodeConfig(formats=("png", "tiff", "webp", "bmp")))
     np.testing.assert_array_equal(image.pixels_hwc, pixels)
     assert image.valid_hw is None
 
@@ -184,7 +184,7 @@ def test_lossless_formats_return_what_was_saved(pixels, how):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_orientation_agrees_with_pillow(kind, orientation):
     data = oriented(kind, orientation)
-    image = decode(data, CFG)
+    image = decode_image(data, CFG)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(image.pixels_hwc, np.asarray(upright))
     assert image.orientation == orientation
@@ -195,7 +195,7 @@ def test_validity_turns_with_the_pixels(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     samples = with_alpha()
-    image = decode(save(samples, "PNG", exif=exif), CFG)
+    image = decode_image(save(samples, "PNG", exif=exif), CFG)
     alpha = Image.fromarray(samples[..., 3])
     alpha.getexif()[0x0112] = orientation
     np.testing.assert_array_equal(image.valid_hw, np.asarray(ImageOps.exif_transpose(alpha)) > 0)
@@ -204,7 +204,7 @@ def test_validity_turns_with_the_pixels(orientation):
 @given(arrays(np.uint8, (5, 7, 4)), st.tuples(*[st.integers(0, 255)] * 3))
 def test_alpha_is_composited_on_the_background(samples, background):
     samples[0, 0, 3] = 200
-    image = decode(save(samples, "PNG"), DecodeConfig(background=background))
+    image = decode_image(save(samples, "PNG"), DecodeConfig(background=background))
     alpha = samples[..., 3:].astype(int)
     blend = (samples[..., :3] * alpha + np.array(background) * (255 - alpha)) / 255
     np.testing.assert_allclose(image.pixels_hwc, blend, atol=0.51)
@@ -224,14 +224,14 @@ def test_alpha_is_composited_on_the_background(samples, background):
     ],
 )
 def test_the_transparent_colour_is_not_valid_and_shows_the_background(name, hidden):
-    image = decode(MADE[name](), DecodeConfig(background=(9, 8, 7)))
+    image = decode_image(MADE[name](), DecodeConfig(background=(9, 8, 7)))
     np.testing.assert_array_equal(image.valid_hw, ~hidden)
     assert (image.pixels_hwc[hidden] == (9, 8, 7)).all()
 
 
 @pytest.mark.parametrize("name", ["cmyk jpeg", "cmyk jpeg without adobe marker", "ycck jpeg", "cmyk tiff"])
 def test_inks_become_the_light_they_leave(name):
-    image = decode(MADE[name](), CFG)
+    image = decode_image(MADE[name](), CFG)
     light = (255 - bad_inputs.INK[:, :3].astype(int)) * (255 - bad_inputs.INK[:, 3:].astype(int)) / 255
     np.testing.assert_allclose(image.pixels_hwc[16, 8::16], light, atol=4)
 
@@ -250,7 +250,7 @@ DEEP = {
 @pytest.mark.parametrize("name", DEEP)
 def test_sixteen_bits_divide_by_257(name):
     values = DEEP[name] if DEEP[name].ndim == 3 else grey_to_rgb(DEEP[name])
-    np.testing.assert_array_equal(decode(MADE[name](), CFG).pixels_hwc, np.rint(values / 257))
+    np.testing.assert_array_equal(decode_image(MADE[name](), CFG).pixels_hwc, np.rint(values / 257))
 
 
 @pytest.mark.parametrize("name", DEEP)
@@ -258,7 +258,7 @@ def test_sixteen_bits_stretch_between_percentiles(name):
     values = DEEP[name] if DEEP[name].ndim == 3 else grey_to_rgb(DEEP[name])
     low, high = np.percentile(values, (2, 98), method="inverted_cdf").astype(float)
     expected = np.rint((values - low).clip(0, high - low) * (255 / (high - low)))
-    image = decode(MADE[name](), DecodeConfig(sixteen_bit="percentile"))
+    image = decode_image(MADE[name](), DecodeConfig(sixteen_bit="percentile"))
     np.testing.assert_array_equal(image.pixels_hwc, expected)
 
 
@@ -280,7 +280,7 @@ def test_floats_stretch_from_smallest_to_largest_and_holes_are_not_valid(values)
 def test_narrow_strips_take_no_longer_than_squares(values):
     data = save(values, "TIFF")
     start = time.perf_counter()
-    decode(data, DecodeConfig(sixteen_bit="percentile"))
+    decode_image(data, DecodeConfig(sixteen_bit="percentile"))
     assert time.perf_counter() - start < 0.5
 
 
@@ -290,7 +290,7 @@ def test_narrow_strips_take_no_longer_than_squares(values):
 @pytest.mark.parametrize("kind", ["WEBP", "PNG", "TIFF"])
 def test_the_first_frame_can_be_taken(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
-    image = decode(bad_inputs.frames(kind, **options), DecodeConfig(frame="first"))
+    image = decode_image(bad_inputs.frames(kind, **options), DecodeConfig(frame="first"))
     np.testing.assert_array_equal(image.pixels_hwc, scene())
 
 

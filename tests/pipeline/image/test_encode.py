@@ -12,7 +12,7 @@ from pipeline.image import encode
 from pipeline.records import Image, Item, Scored
 from pipeline.refine.refiner import Refiner
 
-VOC = classes.load("voc")
+VOC = classes.load_class_map("voc")
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
@@ -47,7 +47,7 @@ def test_a_row_holds_its_mask_its_counts_and_small_previews() -> None:
     image = Image(rng.integers(0, 256, (400, 480, 3)).astype(np.uint8), None)
     scored = Scored(Item("a/b.jpg", "s1", "e1", shard_rows=7), 400, 480, 1, logits, inference="os8 fp32 whole")
     refinement = Refiner(RefineConfig(engine="none"), VOC)(scored, image)
-    row = encode.row(scored, refinement, image, classes=VOC, model_fp="m", config_fp="c")
+    row = encode.segmented_row(scored, refinement, image, classes=VOC, model_fp="m", config_fp="c")
     mask = encode.read_mask_png(row.mask)
     assert row.class_pixels == np.bincount(mask.ravel(), minlength=21).tolist()
     assert row.classes_present == sorted(set(mask.ravel().tolist()))

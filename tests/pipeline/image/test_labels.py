@@ -16,7 +16,7 @@ from pipeline.records import Item
 from pipeline.score import answers
 from tests.support import bad_labels
 
-CAMVID = classes.load("camvid")
+CAMVID = classes.load_class_map("camvid")
 VOID = (0, 0, 0)
 values = st.sampled_from([*range(11), 255])
 maps = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=values)
@@ -35,7 +35,7 @@ def palette(label: np.ndarray, **how) -> bytes:
 
 
 def read(data: bytes, height: int = 4, width: int = 6) -> np.ndarray:
-    return labels.read(data, CAMVID, name="town/7.png", height=height, width=width)
+    return labels.decode_label(data, CAMVID, name="town/7.png", height=height, width=width)
 
 
 @given(maps)
@@ -63,7 +63,7 @@ def test_colours_give_the_ids_of_their_classes(label: np.ndarray, palettes: bool
     table = np.array([one.colour for one in CAMVID.classes] + [VOID] * 245, np.uint8)
     picture = PilImage.fromarray(table[label])
     data = png(picture.convert("P", palette=PilImage.Palette.ADAPTIVE) if palettes else picture)
-    found = labels.read(data, CAMVID, name="1.png", height=label.shape[0], width=label.shape[1], coding=coding)
+    found = labels.decode_label(data, CAMVID, name="1.png", height=label.shape[0], width=label.shape[1], coding=coding)
     np.testing.assert_array_equal(found, label)
 
 
@@ -74,7 +74,7 @@ def test_a_table_of_ids_undoes_the_one_a_label_was_drawn_with(label: np.ndarray,
     coding = Coding(ids={raw: index for index, raw in raw_of.items()})
     height, width = label.shape
     data = png(PilImage.fromarray(raw))
-    found = labels.read(data, CAMVID, name="1.png", height=height, width=width, coding=coding)
+    found = labels.decode_label(data, CAMVID, name="1.png", height=height, width=width, coding=coding)
     np.testing.assert_array_equal(found, label)
 
 
@@ -138,7 +138,7 @@ def test_a_header_that_promises_a_huge_picture_is_refused_unread() -> None:
 def test_labels_and_images_meet_at_the_same_place_without_suffix() -> None:
     found = labels.by_stem(["a/1.png", "a/1.json", "b/1.PNG", "2.tar.png", "readme.md"])
     assert found == {"a/1": "a/1.png", "b/1": "b/1.PNG", "2.tar": "2.tar.png"}
-    assert [labels.stem(one) in found for one in ("a/1.jpg", "b/1.jpeg", "2.tar.webp", "1.jpg")] == [1, 1, 1, 0]
+    assert [labels.label_stem(one) in found for one in ("a/1.jpg", "b/1.jpeg", "2.tar.webp", "1.jpg")] == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("case", bad_labels.CASES, ids=str)

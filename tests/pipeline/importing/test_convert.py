@@ -13,7 +13,7 @@ from pipeline import classes
 from pipeline.errors import ConfigError
 from pipeline.importing import caffe, convert, reader
 from pipeline.importing.convert import Import, Wishes
-from pipeline.importing.layouts import BY_NAME, LAYOUTS, REFUSED
+from pipeline.importing.layouts import BY_NAME, REFUSED, WEIGHTS_LAYOUTS
 from pipeline.importing.reader import Source
 from pipeline.models import checkpoint, zoo
 from tests import ROOT
@@ -54,7 +54,7 @@ def scores(made: Import, pixels: Tensor, **changes) -> Tensor:
 
 def blobs_as_tensors(blobs: foreign.Blobs) -> dict[str, Tensor]:
     data = write({name: [one.numpy() for one in values] for name, values in blobs.items()}, old="conv1_1" in blobs)
-    return reader.parse(data, origin="a.caffemodel")[1]
+    return reader.parse_weights(data, origin="a.caffemodel")[1]
 
 
 def same(given: Tensor, wanted: Tensor) -> None:
@@ -299,7 +299,7 @@ def test_plain_vgg_of_caffe_becomes_a_backbone() -> None:
 
 
 def test_mobilenet_v2_fits_by_name() -> None:
-    network = zoo.build("deeplab_v3plus", 21, backbone="mobilenet_v2")
+    network = zoo.build_network("deeplab_v3plus", 21, backbone="mobilenet_v2")
     file = {name.removeprefix("backbone."): one for name, one in network.state_dict().items() if "backbone" in name}
     file |= {"features.18.0.weight": torch.ones(1280, 320, 1, 1), "classifier.1.weight": torch.ones(1000, 1280)}
     made = imported(file)
@@ -350,7 +350,7 @@ def test_missing_unknown_misshapen_and_infinite_tensors_are_each_named(tensors: 
 
 def test_a_long_list_is_cut_and_counted(tensors: dict) -> None:
     said = refusal(tensors | {f"stranger{number}": torch.ones(1) for number in range(100)})
-    assert said.count("unknown: ") == convert.SHOWN
+    assert said.count("unknown: ") == convert._SHOWN
     assert "... and 60 more" in said
 
 
@@ -394,7 +394,7 @@ def test_no_file_is_of_two_layouts() -> None:
     files |= {f"caffe-{name}": blobs_as_tensors(make()) for name, (make, _) in CAFFE.items()}
     for name, file in files.items():
         fits = []
-        for layout in LAYOUTS:
+        for layout in WEIGHTS_LAYOUTS:
             try:
                 fits.append(convert.recognise(file, layout.name)[0].name)
             except ConfigError:
@@ -403,7 +403,7 @@ def test_no_file_is_of_two_layouts() -> None:
 
 
 def test_names_of_layouts_are_their_own() -> None:
-    assert len(BY_NAME) == len(LAYOUTS)
+    assert len(BY_NAME) == len(WEIGHTS_LAYOUTS)
 
 
 def test_older_files_of_smp_number_their_decoder() -> None:
@@ -436,7 +436,7 @@ def test_older_files_of_deeplab_pytorch_have_other_names_for_three_parts() -> No
 
 def test_a_number_of_classes_is_guessed_and_said_or_asked_for(tensors: dict) -> None:
     made = imported(tensors, classes=None)
-    assert made.card.classes == classes.load("voc")
+    assert made.card.classes == classes.load_class_map("voc")
     assert any("21 classes were taken for those of voc" in note for note in made.notes)
     fewer = {
         name: one[:7] if name.endswith("classifier.4.weight") or name.endswith("classifier.4.bias") else one

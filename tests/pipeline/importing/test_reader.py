@@ -33,12 +33,12 @@ def saved(value: object, *, zipped: bool = True, protocol: int = 2) -> bytes:
 
 
 def read(data: bytes, name: str = "weights.pth") -> dict[str, Tensor]:
-    return reader.parse(data, origin=name)[1]
+    return reader.parse_weights(data, origin=name)[1]
 
 
 def refusal(data: bytes, name: str = "weights.pth") -> str:
     with pytest.raises(ConfigError) as caught:
-        reader.parse(data, origin=name)
+        reader.parse_weights(data, origin=name)
     return str(caught.value)
 
 
@@ -53,7 +53,7 @@ def is_state(found: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("wrapper", [None, *reader.WRAPPERS])
 def test_a_file_of_torch_is_read_bare_or_wrapped(zipped: bool, wrapper: str | None) -> None:
     value = STATE if wrapper is None else {"epoch": 3, "args": {"lr": 0.1}, wrapper: OrderedDict(STATE), "best": None}
-    kind, found, left_out = reader.parse(saved(value, zipped=zipped), origin="weights.pth")
+    kind, found, left_out = reader.parse_weights(saved(value, zipped=zipped), origin="weights.pth")
     assert kind == "torch"
     assert is_state(found)
     assert left_out == (() if wrapper is None else ("epoch", "args", "best"))
@@ -75,7 +75,7 @@ def test_an_optimiser_beside_the_weights_is_left_out() -> None:
     network(torch.ones(1, 2)).sum().backward()
     optimiser.step()
     data = saved({"state_dict": network.state_dict(), "optimizer": optimiser.state_dict()})
-    assert reader.parse(data, origin="w.tar")[2] == ("optimizer",)
+    assert reader.parse_weights(data, origin="w.tar")[2] == ("optimizer",)
     assert torch.equal(read(data)["weight"], network.weight)
 
 
@@ -106,7 +106,7 @@ def test_what_a_file_is_its_first_bytes_say() -> None:
 
 def test_a_file_is_read_from_a_store_with_its_digest(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(saved(STATE))
-    source = reader.read(str(tmp_path / "a.pth"))
+    source = reader.read_weights(str(tmp_path / "a.pth"))
     assert (source.name, source.kind, len(source.sha256)) == ("a.pth", "torch", 64)
     assert is_state(source.tensors)
 
@@ -328,9 +328,9 @@ def test_any_bytes_are_refused(start: bytes, garbage: bytes) -> None:
 
 def test_a_file_above_the_limit_is_not_read(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "a.pth").write_bytes(saved(STATE))
-    monkeypatch.setattr(reader, "MAX_BYTES", 100)
+    monkeypatch.setattr(reader, "_MAX_BYTES", 100)
     with pytest.raises(ConfigError, match="limit 100"):
-        reader.read(str(tmp_path / "a.pth"))
+        reader.read_weights(str(tmp_path / "a.pth"))
 
 
 def test_a_name_that_is_no_name_is_refused() -> None:
@@ -346,4 +346,4 @@ def test_more_tensors_than_any_network_has_are_refused(monkeypatch) -> None:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, name: str, says: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(JobError, match=says):
-        reader.read(str(tmp_path / name))
+        reader.read_weights(str(tmp_path / name))

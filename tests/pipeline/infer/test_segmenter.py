@@ -287,11 +287,11 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_is_and_says_so(
 
 def checkpoint() -> Checkpoint:
     torch.manual_seed(0)
-    network = zoo.build("deeplab_v3plus", 21, **SMALL)
+    network = zoo.build_network("deeplab_v3plus", 21, **SMALL)
     card = Card(
         architecture="deeplab_v3plus",
         options=SMALL,
-        classes=classes.load("voc"),
+        classes=classes.load_class_map("voc"),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         source="test",

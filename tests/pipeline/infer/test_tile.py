@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.config import TileConfig
 from pipeline.infer.stitch import Canvas, to_half
-from pipeline.infer.tile import ALIGN_PX, blend_window, cut, plan_tiles
+from pipeline.infer.tile import ALIGN_PX, blend_window, cut_tile, plan_tiles
 from pipeline.records import LEFT_WHOLE
 
 CFG = TileConfig(tile_px=64, overlap_px=32, bucket_px=32)
@@ -58,7 +58,7 @@ def test_the_crops_of_the_papers_need_no_padding(size: int, tile: int) -> None:
 def test_padding_only_repeats_pixels_of_the_image(height: int, width: int) -> None:
     pixels = np.arange(height * width * 3, dtype=np.int64).reshape(height, width, 3).astype(np.uint8)
     grid = plan_tiles(height, width, CFG)
-    tile = cut(pixels, grid, len(grid.corners) - 1)
+    tile = cut_tile(pixels, grid, len(grid.corners) - 1)
     y, x = grid.corners[-1]
     assert tile.shape == (grid.tile_height, grid.tile_width, 3)
     np.testing.assert_array_equal(tile[: height - y, : width - x], pixels[y:, x:])
@@ -77,7 +77,7 @@ def test_cut_then_stitch_is_identity_at_the_stride(
     order = list(range(len(grid.corners)))
     random.shuffle(order)
     for index in order:
-        canvas.add(index, cut(pixels, grid, index)[::stride, ::stride].transpose(2, 0, 1).astype(np.float32) / 32)
+        canvas.add(index, cut_tile(pixels, grid, index)[::stride, ::stride].transpose(2, 0, 1).astype(np.float32) / 32)
     expected = pixels[::stride, ::stride].transpose(2, 0, 1).astype(np.float32) / 32
     np.testing.assert_allclose(canvas.finish(), expected, atol=1e-5)
 

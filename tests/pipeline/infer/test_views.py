@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import InferConfig
-from pipeline.infer.views import Fusion, View, look, scaled, views
+from pipeline.infer.views import View, ViewFusion, apply_view, scaled_length, views
 
 sides = st.integers(1, 90)
 scales = st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
@@ -23,17 +23,17 @@ def test_a_look_is_what_interpolate_gives_rounded_to_whole_levels(
     height: int, width: int, scale: float, flip: bool, align_corners: bool
 ) -> None:
     pixels = noise(height, width)
-    size = tuple(scaled(side, scale, align_corners=align_corners) for side in (height, width))
+    size = tuple(scaled_length(side, scale, align_corners=align_corners) for side in (height, width))
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
     expected = F.interpolate(batch, size, mode="bilinear", align_corners=align_corners)[0].permute(1, 2, 0).numpy()
-    seen = look(pixels, View(scale, flip), align_corners=align_corners)
+    seen = apply_view(pixels, View(scale, flip), align_corners=align_corners)
     assert seen.dtype == np.uint8
     np.testing.assert_allclose(seen, expected[:, ::-1] if flip else expected, atol=0.51)
 
 
 @pytest.mark.parametrize(("scale", "made"), [(0.5, 257), (0.75, 385), (1.0, 513), (1.75, 897)])
 def test_aligned_crops_of_the_papers_stay_crops_of_that_kind(scale: float, made: int) -> None:
-    assert scaled(513, scale, align_corners=True) == made
+    assert scaled_length(513, scale, align_corners=True) == made
 
 
 def test_the_looks_are_every_scale_plain_and_mirrored() -> None:
@@ -41,8 +41,8 @@ def test_the_looks_are_every_scale_plain_and_mirrored() -> None:
     assert len(views(InferConfig(scales=(0.5, 1.0, 1.5), flip=True))) == 6
 
 
-def fusion(cfg: InferConfig, height: int, width: int, stride: int, *, align_corners: bool) -> Fusion:
-    return Fusion(cfg, height=height, width=width, stride=stride, align_corners=align_corners)
+def fusion(cfg: InferConfig, height: int, width: int, stride: int, *, align_corners: bool) -> ViewFusion:
+    return ViewFusion(cfg, height=height, width=width, stride=stride, align_corners=align_corners)
 
 
 @given(sides, sides, scales, st.booleans(), st.sampled_from([1, 4, 8]), st.booleans())
@@ -62,7 +62,7 @@ def test_scores_that_change_evenly_across_the_image_are_the_same_from_every_look
             return cells * stride * max(length - 1, 1) / max(seen - 1, 1)
         return (cells + 0.5) * stride * length / seen - 0.5
 
-    rows, columns = (slope(side, scaled(side, scale, align_corners=align_corners)) for side in (height, width))
+    rows, columns = (slope(side, scaled_length(side, scale, align_corners=align_corners)) for side in (height, width))
     if flip:
         columns = width - 1 - columns
     scores = np.stack(np.meshgrid(rows, columns, indexing="ij")).astype(np.float32)
@@ -81,7 +81,7 @@ def test_scores_of_another_size_are_resized_as_interpolate_does(scale: float, al
     """On sizes that leave no padding: 32k, or 32k + 1 where corners are aligned."""
     beyond = int(align_corners)
     height, width = 64 + beyond, 96 + beyond
-    seen = [scaled(side, scale, align_corners=align_corners) for side in (height, width)]
+    seen = [scaled_length(side, scale, align_corners=align_corners) for side in (height, width)]
     scores = np.random.default_rng(0).normal(size=(5, -(-seen[0] // 8), -(-seen[1] // 8))).astype(np.float32)
     one = fusion(InferConfig(scales=(scale,)), height, width, 8, align_corners=align_corners)
     one.add(View(scale), scores)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
-from pipeline.models.attention import AttentionToScale, shrunk
+from pipeline.models.attention import AttentionToScale, scaled_side
 from pipeline.models.catalogue import parameters
 
 LARGE_FOV = {"network": "deeplab_v1", "width_multiplier": 1 / 32}
@@ -27,7 +27,7 @@ INNER = {"aligned": LARGE_FOV, "not aligned": PLUS}
 
 def tiny(options: dict, **changes) -> AttentionToScale:
     torch.manual_seed(0)
-    network = zoo.build("attention_to_scale", 5, **(options | changes))
+    network = zoo.build_network("attention_to_scale", 5, **(options | changes))
     assert isinstance(network, AttentionToScale)
     nn.init.normal_(network.attend[-1].weight)  # else all weights are nearly equal
     return network.eval()
@@ -67,7 +67,7 @@ def test_a_head_that_wants_one_scale_gives_its_scores_resized(options: dict, cho
         nn.init.zeros_(network.attend[-1].weight)
         network.attend[-1].bias.copy_(torch.tensor([100.0 if one == chosen else 0.0 for one in range(3)]))
         scale = (1.0, 0.75, 0.5)[chosen]
-        size = [shrunk(side, scale, align_corners=network.align_corners) for side in x.shape[2:]]
+        size = [scaled_side(side, scale, align_corners=network.align_corners) for side in x.shape[2:]]
         expected = network.inner(resized(x, torch.Size(size), network))
         logits = network(x)
         torch.testing.assert_close(logits, resized(expected, logits.shape[2:], network))
@@ -143,13 +143,13 @@ def test_logits_leave_at_the_inner_networks_stride_for_any_size(
 def test_a_smaller_scale_has_at_least_a_pixel_and_at_most_those_of_the_image(
     side: int, scale: float, align_corners: bool
 ) -> None:
-    assert 1 <= shrunk(side, scale, align_corners=align_corners) <= side
-    assert shrunk(side, 1.0, align_corners=align_corners) == side
+    assert 1 <= scaled_side(side, scale, align_corners=align_corners) <= side
+    assert scaled_side(side, 1.0, align_corners=align_corners) == side
 
 
 def test_scales_of_the_paper_keep_caffes_sizes() -> None:
     """321 pixels are 41 cells of the finest scale; Interp shrinks the steps between pixels, not their number."""
-    assert [shrunk(321, scale, align_corners=True) for scale in (1.0, 0.75, 0.5)] == [321, 241, 161]
+    assert [scaled_side(321, scale, align_corners=True) for scale in (1.0, 0.75, 0.5)] == [321, 241, 161]
 
 
 def test_the_network_is_one_graph_for_the_compiler() -> None:
@@ -172,13 +172,13 @@ def test_half_precision_and_channels_last_agree_with_float32(options: dict) -> N
 
 def test_the_defaults_are_large_fov_and_the_head_of_the_paper() -> None:
     with torch.device("meta"):
-        network, alone = zoo.build("attention_to_scale", 7), zoo.build("deeplab_v1", 7)
+        network, alone = zoo.build_network("attention_to_scale", 7), zoo.build_network("deeplab_v1", 7)
     assert parameters(network) - parameters(alone) == (3 * 1024 * 9 + 1) * 512 + (512 + 1) * 3
     assert (network.stride, network.align_corners) == (8, True)
 
 
 def test_output_strides_and_bands_are_the_inner_networks() -> None:
-    network = zoo.build("attention_to_scale", 5, output_stride=8, in_channels=4, **PLUS)
+    network = zoo.build_network("attention_to_scale", 5, output_stride=8, in_channels=4, **PLUS)
     assert network.output_strides == (16, 8)
     assert network.inner.aspp.branches[1][0].dilation == (12, 12)
     assert network.eval()(torch.zeros(1, 4, 8, 8)).shape == (1, 5, 2, 2)
@@ -199,5 +199,5 @@ def test_output_strides_and_bands_are_the_inner_networks() -> None:
 )
 def test_what_cannot_be_built_is_refused(options: dict, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        zoo.build("attention_to_scale", 5, **options)
+        zoo.build_network("attention_to_scale", 5, **options)
     assert says in str(caught.value)

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
-from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled
+from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled_to_eights
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.catalogue import macs, parameters
 from pipeline.models.layers import ASPP, BatchNorm2d, conv3x3_bn_relu, set_batch_norm, widen
@@ -53,12 +53,12 @@ PUBLIC = {
 
 def tiny(num_classes: int = 5, **changes) -> nn.Module:
     torch.manual_seed(0)
-    return zoo.build("deeplab_v3plus", num_classes, **(TINY | changes))
+    return zoo.build_network("deeplab_v3plus", num_classes, **(TINY | changes))
 
 
 def on_meta(**options) -> nn.Module:
     with torch.device("meta"):
-        return zoo.build("deeplab_v3plus", options.pop("num_classes", 21), **options)
+        return zoo.build_network("deeplab_v3plus", options.pop("num_classes", 21), **options)
 
 
 def backbone(name: str, output_stride: int, **options) -> nn.Module:
@@ -233,14 +233,14 @@ def test_the_network_is_one_graph_for_the_compiler(kind: str) -> None:
 
 @given(st.integers(1, 400), st.floats(0.1, 2.0))
 def test_scaled_channels_are_the_nearest_multiple_of_8_within_ten_percent(channels: int, width: float) -> None:
-    wanted, given_ = channels * width, scaled(channels, width)
+    wanted, given_ = channels * width, scaled_to_eights(channels, width)
     assert given_ % 8 == 0
     assert given_ >= max(8, 0.9 * wanted)
     assert given_ <= max(8, wanted + 4) or given_ - 8 < 0.9 * wanted
 
 
 def test_width_1_has_the_channels_of_the_paper() -> None:
-    assert [scaled(channels, 1.0) for channels in (24, 320)] == [24, 320]
+    assert [scaled_to_eights(channels, 1.0) for channels in (24, 320)] == [24, 320]
     network = on_meta(backbone="mobilenet_v2").backbone
     assert (network.low_channels, network.high_channels) == (24, 320)
 
@@ -323,5 +323,5 @@ def test_batch_norm_takes_the_epsilon_it_is_given_everywhere() -> None:
 )
 def test_a_wrong_name_or_option_is_refused_and_the_known_ones_are_named(name: str, options: dict, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        zoo.build(name, 5, **options)
+        zoo.build_network(name, 5, **options)
     assert says in str(caught.value)

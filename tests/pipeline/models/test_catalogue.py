@@ -46,11 +46,11 @@ PARAMETERS = {
 
 def tiny(variant: Variant, num_classes: int = 3, **changes) -> Network:
     torch.manual_seed(0)
-    return zoo.build(variant.network, num_classes, **small(variant), **changes)
+    return zoo.build_network(variant.network, num_classes, **small(variant), **changes)
 
 
 def card_of(variant: Variant) -> Card:
-    farmland = classes.load("farmland")
+    farmland = classes.load_class_map("farmland")
     return Card(
         architecture=variant.network,
         options=small(variant),
@@ -71,7 +71,7 @@ def test_every_network_has_a_variant_and_every_name_is_there_once() -> None:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_exactly_those_of_the_public_network(name: str) -> None:
     with torch.device("meta"):
-        assert catalogue.parameters(catalogue.find(name).build(21)) == PARAMETERS[name]
+        assert catalogue.parameters(catalogue.find_variant(name).build(21)) == PARAMETERS[name]
 
 
 @every_variant
@@ -109,8 +109,8 @@ def test_one_set_of_weights_runs_at_every_output_stride_it_has(variant: Variant)
 def test_it_is_saved_loaded_and_segments_images(variant: Variant, tmp_path) -> None:
     card = card_of(variant)
     before = tiny(variant, num_classes=7)
-    checkpoint.save(str(tmp_path), before.state_dict(), card)
-    kept = checkpoint.load(str(tmp_path))
+    checkpoint.save_checkpoint(str(tmp_path), before.state_dict(), card)
+    kept = checkpoint.load_checkpoint(str(tmp_path))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(kept.build()(x), before.eval()(x), rtol=0, atol=0)
@@ -129,7 +129,7 @@ def test_it_is_saved_loaded_and_segments_images(variant: Variant, tmp_path) -> N
 
 def test_an_unknown_variant_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="deeplab_v1_largefov"):
-        catalogue.find("deeplab_v4")
+        catalogue.find_variant("deeplab_v4")
 
 
 def test_macs_are_those_of_a_loop_over_the_output(capsys) -> None:
@@ -147,7 +147,7 @@ def test_the_list_is_printed_in_each_format(form: str, capsysbinary, tmp_path) -
     if form == "json":
         (line,) = json.loads(said)
         with torch.device("meta"):
-            network = catalogue.find("deeplab_v3plus_mobilenet_v2").build(5)
+            network = catalogue.find_variant("deeplab_v3plus_mobilenet_v2").build(5)
         assert line["parameters"] == catalogue.parameters(network)
         assert line["images_per_s"] > 0
     elif form == "table":

@@ -48,18 +48,18 @@ plain = st.recursive(
 
 def trained(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return zoo.build("deeplab_v3plus", len(CLASSES), **OPTIONS).eval()
+    return zoo.build_network("deeplab_v3plus", len(CLASSES), **OPTIONS).eval()
 
 
 @pytest.fixture
 def folder(tmp_path) -> str:
-    checkpoint.save(str(tmp_path / "kept"), trained().state_dict(), CARD)
+    checkpoint.save_checkpoint(str(tmp_path / "kept"), trained().state_dict(), CARD)
     return str(tmp_path / "kept")
 
 
 def refusal(ref: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        checkpoint.load(ref)
+        checkpoint.load_checkpoint(ref)
     return str(caught.value)
 
 
@@ -81,13 +81,13 @@ def rewrite_card(folder: str, **changes) -> None:
 def test_a_loaded_network_computes_what_the_saved_one_did(folder: str) -> None:
     x = torch.randn(1, 3, 40, 56)
     with torch.no_grad():
-        torch.testing.assert_close(checkpoint.load(folder).build()(x), trained()(x), rtol=0, atol=0)
+        torch.testing.assert_close(checkpoint.load_checkpoint(folder).build()(x), trained()(x), rtol=0, atol=0)
 
 
 def test_a_network_is_built_for_evaluation_in_float32_from_half_the_bytes(folder: str, tmp_path) -> None:
     halves = {name: one.half() if one.is_floating_point() else one for name, one in trained().state_dict().items()}
-    checkpoint.save(str(tmp_path / "half"), halves, CARD)
-    network = checkpoint.load(str(tmp_path / "half")).build()
+    checkpoint.save_checkpoint(str(tmp_path / "half"), halves, CARD)
+    network = checkpoint.load_checkpoint(str(tmp_path / "half")).build()
     assert not network.training
     assert {one.dtype for one in network.parameters()} == {torch.float32}
     for name, one in network.state_dict().items():
@@ -97,7 +97,7 @@ def test_a_network_is_built_for_evaluation_in_float32_from_half_the_bytes(folder
 
 
 def test_one_checkpoint_serves_both_output_strides(folder: str) -> None:
-    kept = checkpoint.load(folder)
+    kept = checkpoint.load_checkpoint(folder)
     at_16, at_8 = kept.build(), kept.build(8)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_one_checkpoint_serves_both_output_strides(folder: str) -> None:
 
 
 def test_networks_of_one_checkpoint_share_no_memory(folder: str) -> None:
-    kept = checkpoint.load(folder)
+    kept = checkpoint.load_checkpoint(folder)
     first, second = kept.build(), kept.build()
     with torch.no_grad():
         first.logits.weight.zero_()
@@ -117,8 +117,8 @@ def test_networks_of_one_checkpoint_share_no_memory(folder: str) -> None:
 @given(training=st.dictionaries(st.text(), plain, max_size=4))
 def test_card_and_digest_survive_writing_and_reading(tmp_path, training: dict) -> None:
     card = CARD.model_copy(update={"training": training})
-    written = checkpoint.save(str(tmp_path), trained().state_dict(), card)
-    kept = checkpoint.load(str(tmp_path))
+    written = checkpoint.save_checkpoint(str(tmp_path), trained().state_dict(), card)
+    kept = checkpoint.load_checkpoint(str(tmp_path))
     assert kept.card == card == checkpoint.load_card(str(tmp_path))
     assert kept.sha256 == written
 
@@ -128,7 +128,7 @@ def test_the_digest_is_sha256_of_the_weights_file_and_the_sorted_card(folder: st
         digest = hashlib.sha256(weights.read())
     with open(os.path.join(folder, checkpoint.CARD_FILE), "rb") as card:
         digest.update(json.dumps(json.load(card), sort_keys=True, separators=(",", ":")).encode())
-    assert checkpoint.load(folder).sha256 == digest.hexdigest()
+    assert checkpoint.load_checkpoint(folder).sha256 == digest.hexdigest()
 
 
 def test_the_digest_knows_no_order_of_tensors_and_no_layout_of_json(folder: str, tmp_path) -> None:
@@ -136,23 +136,23 @@ def test_the_digest_knows_no_order_of_tensors_and_no_layout_of_json(folder: str,
         name: one.to(memory_format=torch.channels_last) if one.dim() == 4 else one
         for name, one in trained().state_dict().items()
     }
-    again = checkpoint.save(str(tmp_path / "again"), dict(reversed(state.items())), CARD)
-    before = checkpoint.load(folder).sha256
+    again = checkpoint.save_checkpoint(str(tmp_path / "again"), dict(reversed(state.items())), CARD)
+    before = checkpoint.load_checkpoint(folder).sha256
     rewrite_card(folder)
-    assert again == before == checkpoint.load(folder).sha256
+    assert again == before == checkpoint.load_checkpoint(folder).sha256
 
 
 @pytest.mark.parametrize("change", [{"source": "another"}, {"mean": [0.4, 0.5, 0.7]}, {"output_stride": 8}])
 def test_the_digest_changes_with_the_card(folder: str, change: dict) -> None:
-    before = checkpoint.load(folder).sha256
+    before = checkpoint.load_checkpoint(folder).sha256
     rewrite_card(folder, **change)
-    assert checkpoint.load(folder).sha256 != before
+    assert checkpoint.load_checkpoint(folder).sha256 != before
 
 
 def test_the_digest_changes_with_one_weight(folder: str) -> None:
-    before = checkpoint.load(folder).sha256
+    before = checkpoint.load_checkpoint(folder).sha256
     rewrite_weights(folder, lambda state: state["logits.bias"][0].add_(1e-6))
-    assert checkpoint.load(folder).sha256 != before
+    assert checkpoint.load_checkpoint(folder).sha256 != before
 
 
 def test_missing_extra_and_misshapen_tensors_are_each_named(folder: str) -> None:
@@ -173,12 +173,12 @@ def test_missing_extra_and_misshapen_tensors_are_each_named(folder: str) -> None
 def test_a_long_list_of_wrong_tensors_is_cut_short(folder: str) -> None:
     rewrite_weights(folder, dict.clear)
     said = refusal(folder)
-    assert said.count("missing: ") == checkpoint.SHOWN
-    assert f"... and {len(trained().state_dict()) - checkpoint.SHOWN} more" in said
+    assert said.count("missing: ") == checkpoint._SHOWN
+    assert f"... and {len(trained().state_dict()) - checkpoint._SHOWN} more" in said
 
 
 def test_a_card_with_another_number_of_classes_is_refused(folder: str) -> None:
-    rewrite_card(folder, classes=classes.load("voc").model_dump(mode="json"))
+    rewrite_card(folder, classes=classes.load_class_map("voc").model_dump(mode="json"))
     said = refusal(folder)
     assert "logits.weight is 3x8x1x1, the network's is 21x8x1x1" in said
     assert "21 classes (voc)" in said
@@ -186,7 +186,7 @@ def test_a_card_with_another_number_of_classes_is_refused(folder: str) -> None:
 
 def test_wrong_tensors_are_refused_before_anything_is_written(tmp_path) -> None:
     with pytest.raises(ConfigError, match="missing"):
-        checkpoint.save(str(tmp_path / "new"), {}, CARD)
+        checkpoint.save_checkpoint(str(tmp_path / "new"), {}, CARD)
     assert not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match="missing"):
         Checkpoint(CARD, {}, "0" * 64)
@@ -283,24 +283,24 @@ def test_an_unknown_checkpoint_lists_the_shipped_ones(folder: str, tmp_path, mon
 
 def test_a_shipped_checkpoint_is_known_by_name(folder: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
-    assert checkpoint.shipped() == ["kept"]
-    assert checkpoint.load("kept").sha256 == checkpoint.load(folder).sha256
+    assert checkpoint.shipped_checkpoints() == ["kept"]
+    assert checkpoint.load_checkpoint("kept").sha256 == checkpoint.load_checkpoint(folder).sha256
 
 
 def test_every_shipped_checkpoint_loads() -> None:
-    for name in checkpoint.shipped():
-        assert checkpoint.load(name).build()(torch.zeros(1, 3, 32, 32)).isfinite().all()
+    for name in checkpoint.shipped_checkpoints():
+        assert checkpoint.load_checkpoint(name).build()(torch.zeros(1, 3, 32, 32)).isfinite().all()
 
 
 def test_a_class_map_of_another_data_set_is_refused_with_counts_and_names() -> None:
-    card = CARD.model_copy(update={"classes": classes.load("cityscapes")})
+    card = CARD.model_copy(update={"classes": classes.load_class_map("cityscapes")})
     with pytest.raises(ConfigError) as caught:
-        checkpoint.check_classes(card, classes.load("voc"))
+        checkpoint.check_classes(card, classes.load_class_map("voc"))
     said = str(caught.value)
     assert "checkpoint has 19 classes (cityscapes), class map voc has 21" in said
     assert "id 0: road / background" in said
-    assert said.count("\n  id ") == checkpoint.SHOWN
-    assert f"... and {21 - checkpoint.SHOWN} more" in said
+    assert said.count("\n  id ") == checkpoint._SHOWN
+    assert f"... and {21 - checkpoint._SHOWN} more" in said
 
 
 def test_a_checkpoint_for_other_bands_is_refused_with_both_named() -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.crf_rnn import CRFRNN, CRFRNNNetwork, CRFRNNOptions, mean_field
-from pipeline.refine.lattice_torch import DenseCRF, upsample
+from pipeline.refine.lattice_torch import DenseCRF, upsample_logits
 from pipeline.refine.presets import PRESETS, CrfParams
 
 PAPER = PRESETS["crf-rnn"]
@@ -33,7 +33,7 @@ def network(in_channels: int = 3, num_classes: int = 4, name: str = "fcn", **opt
     """As the zoo builds it, but with scores that are not all zero at first."""
     torch.manual_seed(0)
     chosen = CRFRNNOptions.model_validate({"network": name, "width_multiplier": 0.03} | options)
-    inner = zoo.build(chosen.network, num_classes, in_channels=in_channels, **chosen.inner_options())
+    inner = zoo.build_network(chosen.network, num_classes, in_channels=in_channels, **chosen.inner_options())
     for parameter in inner.parameters():
         torch.nn.init.normal_(parameter, std=0.5 if parameter.ndim == 1 else (2 / parameter[0].numel()) ** 0.5)
     return CRFRNNNetwork(num_classes, chosen, inner=inner, in_channels=in_channels)
@@ -128,7 +128,7 @@ def test_logits_have_the_size_of_the_input_and_are_the_crf_of_the_inner_networks
     x = ((pixels / 255 - 0.5) / torch.tensor(net.std)).permute(0, 3, 1, 2)
     features, logits = net.embed(x)
     inner_features, inner_logits = net.inner.embed(x)
-    full = upsample(inner_logits, 37, 45, stride=net.inner.stride, align_corners=net.inner.align_corners)
+    full = upsample_logits(inner_logits, 37, 45, stride=net.inner.stride, align_corners=net.inner.align_corners)
     expected = DenseCRF().refine(pixels, full.permute(0, 3, 1, 2).detach(), None, PAPER)
     assert net.stride == 1
     assert features.shape == inner_features.shape

@@ -21,12 +21,12 @@ BOTH = pytest.mark.parametrize("msc", [False, True])
 
 def tiny(num_classes: int = 5, *, width: float = 1 / 16, in_channels: int = 3, **options) -> DeepLabV1:
     torch.manual_seed(0)
-    return zoo.build("deeplab_v1", num_classes, in_channels=in_channels, width_multiplier=width, **options)
+    return zoo.build_network("deeplab_v1", num_classes, in_channels=in_channels, width_multiplier=width, **options)
 
 
 def on_meta(num_classes: int = 21, **options) -> DeepLabV1:
     with torch.device("meta"):
-        return zoo.build("deeplab_v1", num_classes, **options)
+        return zoo.build_network("deeplab_v1", num_classes, **options)
 
 
 def with_biases(network: nn.Module) -> nn.Module:
@@ -225,4 +225,4 @@ def test_the_network_is_one_graph_for_the_compiler(msc: bool) -> None:
 @pytest.mark.parametrize("options", [{"variant": "5x5"}, {"output_stride": 16}, {"width_multiplier": 0}])
 def test_what_there_is_not_is_refused(options: dict) -> None:
     with pytest.raises(ConfigError):
-        zoo.build("deeplab_v1", 5, **options)
+        zoo.build_network("deeplab_v1", 5, **options)

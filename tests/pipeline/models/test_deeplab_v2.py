@@ -23,12 +23,12 @@ def tiny(
 ) -> DeepLabV2:
     torch.manual_seed(0)
     options = {"backbone": "resnet50", "width_multiplier": width} | options
-    return zoo.build("deeplab_v2", num_classes, in_channels=in_channels, output_stride=output_stride, **options)
+    return zoo.build_network("deeplab_v2", num_classes, in_channels=in_channels, output_stride=output_stride, **options)
 
 
 def on_meta(num_classes: int = 21, **options) -> DeepLabV2:
     with torch.device("meta"):
-        return zoo.build("deeplab_v2", num_classes, **options)
+        return zoo.build_network("deeplab_v2", num_classes, **options)
 
 
 def trained(network: nn.Module) -> nn.Module:
@@ -184,7 +184,7 @@ def test_aspp_on_vgg_is_the_published_list_of_layers() -> None:
 
 def test_large_fov_on_vgg_is_that_of_v1() -> None:
     network = trained(tiny(backbone="vgg16", head="large_fov"))
-    first = zoo.build("deeplab_v1", 5, width_multiplier=1 / 16).eval().double()
+    first = zoo.build_network("deeplab_v1", 5, width_multiplier=1 / 16).eval().double()
     renamed = {name.replace("head.branches.0", "classifier"): one for name, one in network.state_dict().items()}
     first.load_state_dict(renamed)
     x = torch.randn(1, 3, 50, 33, dtype=torch.float64)
@@ -321,5 +321,5 @@ def test_the_network_is_one_graph_for_the_compiler(backbone: str) -> None:
 )
 def test_what_there_is_not_is_refused_by_name(options: dict, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        zoo.build("deeplab_v2", 5, **options)
+        zoo.build_network("deeplab_v2", 5, **options)
     assert says in str(caught.value)

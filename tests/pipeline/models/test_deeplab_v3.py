@@ -30,7 +30,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 def tiny(way: str = "paper", num_classes: int = 3, **changes) -> nn.Module:
     torch.manual_seed(0)
-    return zoo.build("deeplab_v3", num_classes, **(TINY | WAYS[way] | changes))
+    return zoo.build_network("deeplab_v3", num_classes, **(TINY | WAYS[way] | changes))
 
 
 @cache
@@ -40,7 +40,7 @@ def evaluated(way: str, output_stride: int) -> nn.Module:
 
 def on_meta(**options) -> nn.Module:
     with torch.device("meta"):
-        return zoo.build("deeplab_v3", options.pop("num_classes", 21), **options)
+        return zoo.build_network("deeplab_v3", options.pop("num_classes", 21), **options)
 
 
 def macs(network: nn.Module, side: int) -> float:
@@ -328,5 +328,5 @@ def test_the_network_is_one_graph_for_the_compiler() -> None:
 )
 def test_options_without_an_effect_are_refused(options: dict, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        zoo.build("deeplab_v3", 5, **options)
+        zoo.build_network("deeplab_v3", 5, **options)
     assert says in str(caught.value)

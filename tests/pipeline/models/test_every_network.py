@@ -29,18 +29,18 @@ def save_random(network: str, folder: Path) -> None:
     """A checkpoint of random weights."""
     options = next(small(variant) for variant in VARIANTS if variant.network == network)
     torch.manual_seed(1)
-    built = zoo.build(network, 7, **options)
+    built = zoo.build_network(network, 7, **options)
     card = Card(
         architecture=network,
         options=options,
         output_stride=built.output_strides[0],
-        classes=classes.load("farmland"),
+        classes=classes.load_class_map("farmland"),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         source="a test",
         license="Apache-2.0",
     )
-    checkpoint.save(str(folder), built.state_dict(), card)
+    checkpoint.save_checkpoint(str(folder), built.state_dict(), card)
 
 
 def check(rows: pd.DataFrame) -> None:

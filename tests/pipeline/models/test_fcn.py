@@ -21,7 +21,7 @@ networks = pytest.mark.parametrize("name", ["fcn", "fcn_dilated"])
 
 def tiny(name: str = "fcn", num_classes: int = 3, **options) -> nn.Module:
     torch.manual_seed(0)
-    return zoo.build(name, num_classes, **(TINY[name] | options))
+    return zoo.build_network(name, num_classes, **(TINY[name] | options))
 
 
 def scoring(name: str = "fcn", **options) -> nn.Module:
@@ -34,7 +34,7 @@ def scoring(name: str = "fcn", **options) -> nn.Module:
 
 def on_meta(name: str, **options) -> nn.Module:
     with torch.device("meta"):
-        return zoo.build(name, 21, **options)
+        return zoo.build_network(name, 21, **options)
 
 
 def idle(network: nn.Module) -> list[str]:

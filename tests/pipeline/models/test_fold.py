@@ -25,7 +25,7 @@ def norms(network: nn.Module) -> int:
 def test_a_folded_network_gives_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
     tiny = {"width_multiplier": 0.125} if name != "deeplab_v3plus" else {"backbone": "resnet50", "aspp_channels": 8}
-    network = trained(zoo.build(name, 5, **tiny))
+    network = trained(zoo.build_network(name, 5, **tiny))
     before, x = norms(network), torch.rand(2, 3, 96, 64)
     with torch.inference_mode():
         expected = network(x)
@@ -37,7 +37,7 @@ def test_a_folded_network_gives_the_same_logits(name: str) -> None:
 
 
 def test_nothing_is_left_of_batch_norm_in_deeplab_v3plus() -> None:
-    network = trained(zoo.build("deeplab_v3plus", 3, backbone="mobilenet_v2", width_multiplier=0.25))
+    network = trained(zoo.build_network("deeplab_v3plus", 3, backbone="mobilenet_v2", width_multiplier=0.25))
     fold_batch_norm(network, torch.rand(1, 3, 64, 64))
     assert norms(network) == 0
 

@@ -19,7 +19,7 @@ TINY = {"width_multiplier": 1 / 16}
 
 def tiny(num_classes: int = 3, **changes) -> nn.Module:
     torch.manual_seed(0)
-    return zoo.build("icnet", num_classes, **(TINY | changes))
+    return zoo.build_network("icnet", num_classes, **(TINY | changes))
 
 
 @cache
@@ -29,7 +29,7 @@ def evaluated(align_corners: bool) -> nn.Module:
 
 def on_meta(num_classes: int = 19, **options) -> nn.Module:
     with torch.device("meta"):
-        return zoo.build("icnet", num_classes, **options)
+        return zoo.build_network("icnet", num_classes, **options)
 
 
 def macs(network: nn.Module, height: int, width: int) -> float:
@@ -236,4 +236,4 @@ def test_the_network_is_one_graph_for_the_compiler() -> None:
 @pytest.mark.parametrize("options", [{"output_stride": 8}, {"width_multiplier": 0}, {"backbone": "resnet101"}])
 def test_wrong_options_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError):
-        zoo.build("icnet", 5, **options)
+        zoo.build_network("icnet", 5, **options)

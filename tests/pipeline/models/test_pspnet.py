@@ -24,7 +24,7 @@ networks = pytest.mark.parametrize("name", TINY)
 
 def tiny(name: str = "pspnet", num_classes: int = 3, **changes) -> nn.Module:
     torch.manual_seed(0)
-    return zoo.build(name, num_classes, **(TINY[name] | changes))
+    return zoo.build_network(name, num_classes, **(TINY[name] | changes))
 
 
 @cache
@@ -34,7 +34,7 @@ def evaluated(name: str, output_stride: int) -> nn.Module:
 
 def on_meta(name: str = "pspnet", **options) -> nn.Module:
     with torch.device("meta"):
-        return zoo.build(name, options.pop("num_classes", 21), **options)
+        return zoo.build_network(name, options.pop("num_classes", 21), **options)
 
 
 def macs(network: nn.Module, side: int) -> float:
@@ -217,4 +217,4 @@ def test_means_can_be_taken_over_other_regions_and_resized_by_centres() -> None:
 @pytest.mark.parametrize("options", [{"bins": ()}, {"bins": (0, 1)}, {"backbone": "resnet18"}, {"output_stride": 32}])
 def test_wrong_options_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError):
-        zoo.build("pspnet", 5, **options)
+        zoo.build_network("pspnet", 5, **options)

@@ -18,12 +18,12 @@ TABLE = [
 
 def tiny(num_classes: int = 3, **options) -> nn.Module:
     torch.manual_seed(0)
-    return zoo.build("segnet", num_classes, **({"width_multiplier": 1 / 16} | options))
+    return zoo.build_network("segnet", num_classes, **({"width_multiplier": 1 / 16} | options))
 
 
 def parameters(num_classes: int) -> int:
     with torch.device("meta"):
-        return sum(one.numel() for one in zoo.build("segnet", num_classes).parameters())
+        return sum(one.numel() for one in zoo.build_network("segnet", num_classes).parameters())
 
 
 @pytest.mark.parametrize(("num_classes", "count"), [(12, 29_449_932), (21, 29_455_125)])
@@ -73,7 +73,7 @@ def test_unpooling_puts_each_maximum_back_where_it_was(size: tuple[int, int]) ->
 
 def test_the_decoder_mirrors_the_encoder() -> None:
     with torch.device("meta"):
-        network = zoo.build("segnet", 21)
+        network = zoo.build_network("segnet", 21)
     channels = [
         (one.in_channels, one.out_channels)
         for stages in (network.encoder.stages, network.decoder[::-1])

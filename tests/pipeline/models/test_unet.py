@@ -23,12 +23,12 @@ variants = pytest.mark.parametrize("variant", list(VARIANTS))
 def tiny(variant: str, num_classes: int = 3, **options) -> nn.Module:
     torch.manual_seed(0)
     name, tiny_options = VARIANTS[variant]
-    return zoo.build(name, num_classes, **(tiny_options | options))
+    return zoo.build_network(name, num_classes, **(tiny_options | options))
 
 
 def on_meta(name: str, num_classes: int, **options) -> nn.Module:
     with torch.device("meta"):
-        return zoo.build(name, num_classes, **options)
+        return zoo.build_network(name, num_classes, **options)
 
 
 def counted(in_channels: int, num_classes: int, *, batch_norm: bool = False) -> int:
@@ -169,7 +169,7 @@ def test_dropout_ends_the_contracting_path() -> None:
 
 def test_first_weights_keep_the_variance_as_the_paper_asks() -> None:
     torch.manual_seed(0)
-    network = zoo.build("unet", 2, width_multiplier=1 / 4)
+    network = zoo.build_network("unet", 2, width_multiplier=1 / 4)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > 4000:
             taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.kernel_size[0] ** 2

@@ -37,7 +37,7 @@ def tiny(depth: int, *, output_stride: int = 16, **options) -> Xception:
 
 def deeplab(**options) -> nn.Module:
     with torch.device("meta"):
-        return zoo.build("deeplab_v3plus", 21, backbone="xception65", **options)
+        return zoo.build_network("deeplab_v3plus", 21, backbone="xception65", **options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

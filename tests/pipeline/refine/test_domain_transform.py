@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DeadlinePassed
-from pipeline.refine.domain_transform import gradients, refine, smoothed
+from pipeline.refine.domain_transform import domain_transform_marginals, gradients, smoothed
 from pipeline.refine.presets import DomainTransformParams
 from pipeline.refine.unary import softmax
 
@@ -97,17 +97,17 @@ def test_nothing_crosses_an_edge_when_sigma_r_is_tiny() -> None:
     _, logits = scene(20, 30)
     louder = logits.copy()
     louder[:, :, 13:] *= 50
-    one, two = (refine(pixels, scores, None, SHARP) for scores in (logits, louder))
+    one, two = (domain_transform_marginals(pixels, scores, None, SHARP) for scores in (logits, louder))
     np.testing.assert_array_equal(one[:, :, :13], two[:, :, :13])
     assert np.abs(one[:, :, :13] - softmax(logits)[:, :, :13]).max() > 0.1
 
 
 def test_an_edge_map_of_ones_isolates_every_pixel_and_one_of_zeros_none() -> None:
     pixels, logits = scene(12, 15)
-    apart = refine(pixels, logits, None, SHARP, edges_hw=np.ones((12, 15), np.float32))
+    apart = domain_transform_marginals(pixels, logits, None, SHARP, edges_hw=np.ones((12, 15), np.float32))
     np.testing.assert_allclose(apart, softmax(logits), atol=1e-6)
-    flat = refine(np.full_like(pixels, 7), logits, None, PAPER)
-    together = refine(pixels, logits, None, PAPER, edges_hw=np.zeros((12, 15), np.float32))
+    flat = domain_transform_marginals(np.full_like(pixels, 7), logits, None, PAPER)
+    together = domain_transform_marginals(pixels, logits, None, PAPER, edges_hw=np.zeros((12, 15), np.float32))
     np.testing.assert_array_equal(together, flat)
 
 
@@ -118,7 +118,7 @@ def test_an_edge_of_the_map_lies_before_its_pixel() -> None:
     edges[0, 4] = 1
     louder = logits.copy()
     louder[:, :, 4:] *= 50
-    one, two = (refine(pixels, scores, None, SHARP, edges_hw=edges) for scores in (logits, louder))
+    one, two = (domain_transform_marginals(pixels, scores, None, SHARP, edges_hw=edges) for scores in (logits, louder))
     np.testing.assert_array_equal(one[:, :, :4], two[:, :, :4])
 
 
@@ -144,13 +144,17 @@ def test_scores_that_are_the_same_everywhere_stay_and_all_stay_within_their_rang
 def test_a_transposed_image_differs_by_the_order_of_the_passes_only() -> None:
     """Rows come before columns: equal where only one of the two does anything."""
     pixels, scores = scene(1, 30)
-    tall = refine(pixels.transpose(1, 0, 2), scores.transpose(0, 2, 1), None, PAPER)
-    np.testing.assert_allclose(tall, refine(pixels, scores, None, PAPER).transpose(0, 2, 1), atol=1e-6)
+    tall = domain_transform_marginals(pixels.transpose(1, 0, 2), scores.transpose(0, 2, 1), None, PAPER)
+    np.testing.assert_allclose(
+        tall, domain_transform_marginals(pixels, scores, None, PAPER).transpose(0, 2, 1), atol=1e-6
+    )
     pixels, scores = scene(30, 30)
     params = DomainTransformParams(sigma_s=5)
     wide, tall = (
-        refine(np.full_like(pixels, 9), scores, None, params),
-        refine(np.full_like(pixels, 9), scores.transpose(0, 2, 1).copy(), None, params).transpose(0, 2, 1),
+        domain_transform_marginals(np.full_like(pixels, 9), scores, None, params),
+        domain_transform_marginals(np.full_like(pixels, 9), scores.transpose(0, 2, 1).copy(), None, params).transpose(
+            0, 2, 1
+        ),
     )
     np.testing.assert_allclose(wide, tall, atol=1e-5)  # without edges the two passes commute
 
@@ -161,10 +165,10 @@ def test_pixels_that_are_not_valid_keep_their_scores_and_let_nothing_through() -
     valid[:, 10] = False
     louder = logits.copy()
     louder[:, :, 10:] *= 50
-    one, two = (refine(pixels, scores, valid, PAPER) for scores in (logits, louder))
+    one, two = (domain_transform_marginals(pixels, scores, valid, PAPER) for scores in (logits, louder))
     np.testing.assert_array_equal(one[:, :, :10], two[:, :, :10])
     np.testing.assert_array_equal(one[:, :, 10], softmax(logits)[:, :, 10])
-    nothing = refine(pixels, logits, np.zeros_like(valid), PAPER)
+    nothing = domain_transform_marginals(pixels, logits, np.zeros_like(valid), PAPER)
     np.testing.assert_array_equal(nothing, softmax(logits))
 
 
@@ -175,11 +179,13 @@ def test_any_size_gives_probabilities_and_classes_do_not_mix(
 ) -> None:
     pixels, logits = scene(height, width, num_classes=max(num_classes, 4))
     before = logits.copy()
-    probs = refine(pixels, logits, None, PAPER)
+    probs = domain_transform_marginals(pixels, logits, None, PAPER)
     assert (probs.shape, probs.dtype) == (logits.shape, np.float32)
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(logits, before)
-    np.testing.assert_allclose(refine(pixels, logits[order], None, PAPER), softmax(logits_of(pixels, logits)[order]))
+    np.testing.assert_allclose(
+        domain_transform_marginals(pixels, logits[order], None, PAPER), softmax(logits_of(pixels, logits)[order])
+    )
 
 
 def logits_of(pixels: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -206,7 +212,7 @@ def test_wrong_shapes_and_dtypes_are_refused(wrong: dict, message: str) -> None:
         "valid_hw": None,
     }
     with pytest.raises(ValueError, match=message):
-        refine(**(right | wrong), params=PAPER)
+        domain_transform_marginals(**(right | wrong), params=PAPER)
 
 
 @pytest.mark.parametrize("changes", [{"sigma_s": 0}, {"sigma_r": -1}, {"iterations": 0}])
@@ -218,4 +224,4 @@ def test_sigmas_and_iterations_that_mean_nothing_are_refused(changes: dict) -> N
 def test_no_iteration_starts_after_the_deadline() -> None:
     pixels, logits = scene(8, 8)
     with pytest.raises(DeadlinePassed, match="after 0 of 3 iterations"):
-        refine(pixels, logits, None, PAPER, deadline=monotonic() - 1)
+        domain_transform_marginals(pixels, logits, None, PAPER, deadline=monotonic() - 1)

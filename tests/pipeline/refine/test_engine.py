@@ -12,7 +12,7 @@ from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Item, Scored, Window
 from pipeline.refine import native
-from pipeline.refine.engine import Evidence, make, of_network, settled
+from pipeline.refine.engine import WindowInput, make_engine, network_answer, resolve_engine
 
 ENGINES = ("native", "torch", "pydensecrf", "domain_transform")
 LATER = 60.0
@@ -28,8 +28,8 @@ def scene(height: int, width: int, num_classes: int, *, stride: int = 4, align_c
 
 def ask(engine: str, scored: Scored, pixels: np.ndarray, window: Window, *, seconds: float = LATER):
     here = pixels[window.y : window.y + window.height, window.x : window.x + window.width]
-    made = make(RefineConfig(engine=engine, iterations=2))
-    return made(Evidence(scored.logits_khw, scored, window, here), deadline=monotonic() + seconds)
+    made = make_engine(RefineConfig(engine=engine, iterations=2))
+    return made(WindowInput(scored.logits_khw, scored, window, here), deadline=monotonic() + seconds)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -45,7 +45,7 @@ def test_every_engine_says_the_same_of_the_network_alone(engine: str, size, clas
     y, x = min(corner[0], size[0] - 1), min(corner[1], size[1] - 1)
     window = Window(y, x, size[0] - y, size[1] - x)
     found = ask(engine, scored, pixels, window)
-    alone, scores = of_network(scored.logits_khw, scored, window)
+    alone, scores = network_answer(scored.logits_khw, scored, window)
     clear = np.sort(scores, axis=0)[-1] - np.sort(scores, axis=0)[-2] > 1e-4
     np.testing.assert_array_equal(found.first_hw[clear], alone.first_hw[clear])
     np.testing.assert_allclose(found.confidence_hw, alone.confidence_hw, atol=1e-5)
@@ -70,22 +70,22 @@ def test_the_three_dense_crfs_agree() -> None:
 
 
 def test_no_engine_is_made_for_none() -> None:
-    assert make(RefineConfig(engine="none")) is None
+    assert make_engine(RefineConfig(engine="none")) is None
 
 
 def test_without_the_native_engine_torch_takes_its_place_with_a_warning(monkeypatch, caplog) -> None:
-    assert settled(RefineConfig()).engine == "native"
+    assert resolve_engine(RefineConfig()).engine == "native"
     monkeypatch.setattr(native, "UNAVAILABLE_BECAUSE", "nobody built it")
-    assert settled(RefineConfig()).engine == "torch"
+    assert resolve_engine(RefineConfig()).engine == "torch"
     assert "nobody built it" in caplog.text
-    assert settled(RefineConfig(engine="none")).engine == "none"
+    assert resolve_engine(RefineConfig(engine="none")).engine == "none"
     with pytest.raises(ConfigError, match="nobody built it"):
-        make(RefineConfig())
+        make_engine(RefineConfig())
 
 
 def test_a_missing_pydensecrf_names_its_extra(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pipeline.refine.densecrf", None)
     monkeypatch.delattr("pipeline.refine.densecrf", raising=False)
     with pytest.raises(ConfigError) as caught:
-        make(RefineConfig(engine="pydensecrf"))
+        make_engine(RefineConfig(engine="pydensecrf"))
     assert "atrous[reference]" in str(caught.value)

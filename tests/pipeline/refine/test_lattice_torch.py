@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.errors import DeadlinePassed
 from pipeline.records import Item, Scored, Window
 from pipeline.refine import densecrf, lattice_torch, unary
-from pipeline.refine.lattice_torch import DenseCRF, build_lattice, upsample
+from pipeline.refine.lattice_torch import DenseCRF, build_lattice, upsample_logits
 from pipeline.refine.presets import PRESETS, CrfParams
 
 README = CrfParams(10, 80, 13, 3, 3)
@@ -53,7 +53,9 @@ def some(valid_share: float, *size: int, seed: int = 0) -> torch.Tensor:
 
 def pydensecrfs(images: torch.Tensor, logits: torch.Tensor, params: CrfParams) -> torch.Tensor:
     pairs = zip(images.numpy(), logits.numpy(), strict=True)
-    return torch.from_numpy(np.stack([densecrf.refine(image, scores, None, params) for image, scores in pairs]))
+    return torch.from_numpy(
+        np.stack([densecrf.pydensecrf_marginals(image, scores, None, params) for image, scores in pairs])
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -128,15 +130,17 @@ def test_upsampling_is_that_of_the_refiner(height: int, width: int, stride: int,
     cells = -(-height // stride), -(-width // stride)
     logits = np.random.default_rng(height + 41 * width).normal(size=(3, *cells)).astype(np.float16)
     scored = Scored(Item(key="k", shard="s", etag="e"), stride=stride, align_corners=align_corners)
-    expected = unary.upsample(logits, scored, Window(0, 0, height, width))
-    ours = upsample(torch.from_numpy(logits)[None].float(), height, width, stride=stride, align_corners=align_corners)
+    expected = unary.upsample_window(logits, scored, Window(0, 0, height, width))
+    ours = upsample_logits(
+        torch.from_numpy(logits)[None].float(), height, width, stride=stride, align_corners=align_corners
+    )
     np.testing.assert_allclose(ours[0].permute(2, 0, 1), expected, atol=1e-5)
 
 
 def test_logits_at_a_stride_are_upsampled_first() -> None:
     images, _ = batch(2, 30, 42)
     small = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(0)).half()
-    full = upsample(small.float(), 30, 42, stride=8, align_corners=True).permute(0, 3, 1, 2)
+    full = upsample_logits(small.float(), 30, 42, stride=8, align_corners=True).permute(0, 3, 1, 2)
     one = DenseCRF().refine(images, small, None, DEEPLAB, stride=8, align_corners=True)
     torch.testing.assert_close(one, DenseCRF().refine(images, full, None, DEEPLAB))
 
@@ -245,7 +249,7 @@ def test_arbitrary_keys_give_the_lattice_of_exact_ones(monkeypatch: pytest.Monke
 def test_products_in_blocks_are_products(monkeypatch: pytest.MonkeyPatch) -> None:
     images, logits = batch(1, 30, 40)
     whole = DenseCRF().refine(images, logits, None, DEEPLAB)
-    monkeypatch.setattr(lattice_torch, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(lattice_torch, "_BLOCK_BYTES", 1000)
     torch.testing.assert_close(DenseCRF().refine(images, logits, None, DEEPLAB), whole, atol=0, rtol=0)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.records import Item, Scored, Window
 from pipeline.refine import native
-from pipeline.refine.native import Engine, Grid, Refined, bytes_needed
+from pipeline.refine.native import LogitsGrid, NativeCrf, Refined, bytes_needed
 from pipeline.refine.presets import PRESETS, CrfParams
-from pipeline.refine.unary import softmax, upsample
+from pipeline.refine.unary import softmax, upsample_window
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.UNAVAILABLE_BECAUSE))
 
@@ -37,7 +37,7 @@ def scene(
 def refine(
     pixels: np.ndarray, logits: np.ndarray, params: CrfParams, valid: np.ndarray | None = None, **kwargs: object
 ) -> np.ndarray:
-    engine = Engine(spatial=kwargs.pop("spatial", "lattice"), isa=kwargs.pop("isa", ""))
+    engine = NativeCrf(spatial=kwargs.pop("spatial", "lattice"), isa=kwargs.pop("isa", ""))
     return engine.refine(pixels, logits, valid, params, **kwargs).probs_khw
 
 
@@ -154,8 +154,8 @@ def test_small_logits_are_upsampled_as_the_unary_does_it(align_corners: bool, dt
     )
     for window in (Window(0, 0, 90, 115), Window(33, 50, 41, 65), Window(89, 114, 1, 1)):
         pixels = rng.integers(0, 256, (window.height, window.width, 3), np.uint8)
-        full = np.ascontiguousarray(upsample(small, scored, window))
-        grid = Grid(8, align_corners, window.y, window.x)
+        full = np.ascontiguousarray(upsample_window(small, scored, window))
+        grid = LogitsGrid(8, align_corners, window.y, window.x)
         np.testing.assert_allclose(refine(pixels, small, NO_KERNELS, grid=grid), softmax(full), atol=2e-6)
         ours, same = refine(pixels, small, DEEPLAB, grid=grid), refine(pixels, full, DEEPLAB)
         assert (np.abs(ours - same) > 1e-3).any(0).mean() < 1e-3
@@ -179,7 +179,7 @@ def test_any_size_gives_marginals_that_sum_to_one_and_their_labels(
     pixels, logits = scene(height, width, classes, seed=seed)
     valid = np.random.default_rng(seed).random((height, width)) < 0.7 if masked else None
     params = replace(DEEPLAB, pos_xy=1 + seed % 3, iterations=1 + seed % 5)
-    got = Engine(spatial=spatial).refine(pixels, logits, valid, params, labels=True)
+    got = NativeCrf(spatial=spatial).refine(pixels, logits, valid, params, labels=True)
     np.testing.assert_allclose(got.probs_khw.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(got.labels_hw, got.probs_khw.argmax(0))
     assert got.iterations == params.iterations
@@ -259,11 +259,11 @@ def test_freezing_at_any_size_is_one_iteration_at_a_time_with_the_frozen_put_bac
 ) -> None:
     rng = np.random.default_rng(seed)
     pixels, logits = scene(height, width, classes, seed=seed)
-    grid = Grid(8, align_corners=bool(seed % 2)) if small else None
+    grid = LogitsGrid(8, align_corners=bool(seed % 2)) if small else None
     logits = np.ascontiguousarray(logits[:, : -(-height // 8), : -(-width // 8)]) if small else logits
     valid = rng.random((height, width)) < 0.7 if masked else None
     params = replace(DEEPLAB, pos_xy=1 + seed % 3, iterations=2)
-    engine = Engine(spatial=spatial)
+    engine = NativeCrf(spatial=spatial)
     got = engine.refine(pixels, logits, valid, params, grid=grid, freeze=freeze, labels=True, first=True)
     once = engine.refine(pixels, logits, valid, replace(params, iterations=1), grid=grid)
     np.testing.assert_allclose(got.probs_khw.sum(0), 1, atol=1e-5)
@@ -286,7 +286,7 @@ def test_when_all_pixels_are_frozen_the_answer_is_the_softmax() -> None:
 
 def test_a_deadline_leaves_frozen_pixels_their_answer() -> None:
     pixels, logits = scene(200, 300, 21)
-    cut = Engine().refine(
+    cut = NativeCrf().refine(
         pixels, logits, None, replace(DEMO, iterations=1000), freeze=0.8, deadline=monotonic() + 0.3, labels=True
     )
     assert 0 < cut.iterations < 1000
@@ -332,7 +332,7 @@ def test_a_mask_that_is_true_everywhere_is_no_mask() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_results_do_not_depend_on_how_many_threads_share_an_engine_or_on_what_came_before(threads: int) -> None:
-    engine = Engine()
+    engine = NativeCrf()
     cases = [scene(20 + 7 * i % 50, 90 - 11 * i % 60, 2 + 5 * i % 30, seed=i) for i in range(12)]
     alone = [refine(*case, DEEPLAB, spatial="auto") for case in cases]
 
@@ -347,7 +347,7 @@ def test_results_do_not_depend_on_how_many_threads_share_an_engine_or_on_what_ca
 
 def test_a_deadline_that_passes_leaves_the_best_so_far_and_says_how_many_iterations() -> None:
     pixels, logits = scene(200, 300, 21)
-    engine = Engine()
+    engine = NativeCrf()
     late = engine.refine(pixels, logits, None, DEMO, deadline=monotonic() - 1)
     assert late.iterations == 0
     np.testing.assert_allclose(late.probs_khw, softmax(logits), atol=1e-6)
@@ -368,9 +368,9 @@ def test_memory_stays_below_what_is_said_even_on_noise(
     cells = (ceil(height / 8), ceil(width / 8)) if small else (height, width)
     logits = np.random.default_rng(1).normal(size=(classes, *cells)).astype(np.float32)
     for params in (DEMO, DEEPLAB):
-        engine = Engine(spatial=spatial)
+        engine = NativeCrf(spatial=spatial)
         freeze = 0.5 if params is DEMO else 1.0
-        grid = Grid(8) if small else None
+        grid = LogitsGrid(8) if small else None
         got = engine.refine(pixels, logits, None, params, grid=grid, freeze=freeze, labels=True)
         said = bytes_needed(
             height,
@@ -431,9 +431,9 @@ GOOD = {"pixels_hwc": np.zeros((4, 5, 3), np.uint8), "logits_khw": np.zeros((3, 
         ({"logits_khw": np.full((3, 4, 5), np.nan, np.float32)}, ValueError, "finite"),
         ({"logits_khw": np.full((3, 4, 5), -np.inf, np.float32)}, ValueError, "finite"),
         ({"logits_khw": np.full((3, 4, 5), 3e38, np.float32)}, ValueError, "within 1e30"),
-        ({"logits_khw": np.zeros((3, 0, 5), np.float32), "grid": Grid(8)}, ValueError, "no cells"),
-        ({"grid": Grid(0)}, ValueError, "out of range"),
-        ({"grid": Grid(8, y=-1)}, ValueError, "out of range"),
+        ({"logits_khw": np.zeros((3, 0, 5), np.float32), "grid": LogitsGrid(8)}, ValueError, "no cells"),
+        ({"grid": LogitsGrid(0)}, ValueError, "out of range"),
+        ({"grid": LogitsGrid(8, y=-1)}, ValueError, "out of range"),
         ({"valid_hw": np.ones((4, 5), np.uint8)}, TypeError, "valid_hw has dtype uint8"),
         ({"valid_hw": np.ones((5, 4), bool)}, ValueError, "valid_hw covers"),
         ({"params": CrfParams(1, 0, 1, 1, 1)}, ValueError, "bi_xy is 0"),
@@ -450,7 +450,7 @@ GOOD = {"pixels_hwc": np.zeros((4, 5, 3), np.uint8), "logits_khw": np.zeros((3, 
 def test_hostile_inputs_are_refused_with_what_was_seen(bad: dict, error: type, message: str) -> None:
     given = {**GOOD, "valid_hw": None, "params": DEMO, **bad}
     with pytest.raises(error, match=message):
-        Engine().refine(**given)
+        NativeCrf().refine(**given)
 
 
 def test_a_sigma_too_small_for_the_lattice_is_refused() -> None:
@@ -467,13 +467,13 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_an_engine_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="spatial is auto, lattice or separable"):
-        Engine(spatial="fft")
+        NativeCrf(spatial="fft")
     with pytest.raises(ValueError, match="no kernels for instruction set 'mmx'"):
-        Engine(isa="mmx")
+        NativeCrf(isa="mmx")
 
 
 def test_without_the_extension_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "UNAVAILABLE_BECAUSE", "it was not built")
     assert not native.available()
     with pytest.raises(RuntimeError, match="no native CRF: it was not built"):
-        Engine()
+        NativeCrf()

@@ -13,7 +13,7 @@ from pipeline.records import Image, Item, Scored, Window
 from pipeline.refine import densecrf
 from pipeline.refine.presets import PRESETS, CrfParams, resolve
 from pipeline.refine.refiner import Refiner, windows, with_halo
-from pipeline.refine.unary import active_classes, softmax, upsample
+from pipeline.refine.unary import active_classes, softmax, upsample_window
 
 CLASSES = ClassMap(name="four", classes=[{"name": name, "colour": (0, 0, 0)} for name in "abcd"])
 
@@ -47,7 +47,7 @@ def test_upsampling_agrees_with_torch(height: int, width: int, stride: int) -> N
     full = torch.nn.functional.interpolate(
         torch.from_numpy(logits.astype(np.float32))[None], scale_factor=stride, mode="bilinear", align_corners=False
     )[0, :, :height, :width]
-    ours = upsample(logits, scored_of(logits, height, width, stride), Window(0, 0, height, width))
+    ours = upsample_window(logits, scored_of(logits, height, width, stride), Window(0, 0, height, width))
     np.testing.assert_allclose(ours, full.numpy(), atol=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_upsampling_with_aligned_corners_agrees_with_torch_on_its_own_sizes() ->
     full = torch.nn.functional.interpolate(
         torch.from_numpy(logits.astype(np.float32))[None], size=(65, 97), mode="bilinear", align_corners=True
     )[0]
-    ours = upsample(logits, scored_of(logits, 65, 97, 16, align_corners=True), Window(0, 0, 65, 97))
+    ours = upsample_window(logits, scored_of(logits, 65, 97, 16, align_corners=True), Window(0, 0, 65, 97))
     np.testing.assert_allclose(ours, full.numpy(), atol=1e-5)
 
 
@@ -65,8 +65,8 @@ def test_upsampling_with_aligned_corners_agrees_with_torch_on_its_own_sizes() ->
 def test_a_window_of_the_upsampled_map_is_the_upsampled_window(y: int, x: int, height: int, width: int) -> None:
     logits = np.random.default_rng(7).normal(size=(2, 10, 10)).astype(np.float16)
     scored = scored_of(logits, 40, 40)
-    whole = upsample(logits, scored, Window(0, 0, 40, 40))
-    part = upsample(logits, scored, Window(y, x, height, width))
+    whole = upsample_window(logits, scored, Window(0, 0, 40, 40))
+    part = upsample_window(logits, scored, Window(y, x, height, width))
     np.testing.assert_allclose(part, whole[:, y : y + height, x : x + width], atol=1e-6)
 
 
@@ -113,8 +113,8 @@ def brute_force(pixels: np.ndarray, logits: np.ndarray, params: CrfParams) -> np
 def test_the_crf_agrees_with_brute_force_as_far_as_the_lattice_does(preset: str) -> None:
     """Bounds as measured for the permutohedral lattice itself: isolated pixels differ, the mean does not."""
     image, small = scene(36, 40, seed=3)
-    logits = upsample(small, scored_of(small, 36, 40), Window(0, 0, 36, 40))
-    ours = densecrf.refine(image.pixels_hwc, logits, None, PRESETS[preset])
+    logits = upsample_window(small, scored_of(small, 36, 40), Window(0, 0, 36, 40))
+    ours = densecrf.pydensecrf_marginals(image.pixels_hwc, logits, None, PRESETS[preset])
     exact = brute_force(image.pixels_hwc, logits, PRESETS[preset])
     assert np.abs(ours - exact).mean() < 5e-3
     assert (ours.argmax(0) != exact.argmax(0)).mean() < 0.01
@@ -123,27 +123,29 @@ def test_the_crf_agrees_with_brute_force_as_far_as_the_lattice_does(preset: str)
 def test_marginals_sum_to_one_and_read_only_pixels_are_fine() -> None:
     image, small = scene(30, 20)
     image.pixels_hwc.flags.writeable = False
-    logits = upsample(small, scored_of(small, 30, 20), Window(0, 0, 30, 20))
+    logits = upsample_window(small, scored_of(small, 30, 20), Window(0, 0, 30, 20))
     np.testing.assert_allclose(
-        densecrf.refine(image.pixels_hwc, logits, None, PRESETS["deeplab-v2"]).sum(0), 1, atol=1e-4
+        densecrf.pydensecrf_marginals(image.pixels_hwc, logits, None, PRESETS["deeplab-v2"]).sum(0), 1, atol=1e-4
     )
 
 
 def test_without_kernels_the_marginals_are_the_softmax() -> None:
     image, small = scene(16, 16)
-    logits = upsample(small, scored_of(small, 16, 16), Window(0, 0, 16, 16))
-    alone = densecrf.refine(image.pixels_hwc, logits, None, CrfParams(0, 1, 1, 0, 1))
+    logits = upsample_window(small, scored_of(small, 16, 16), Window(0, 0, 16, 16))
+    alone = densecrf.pydensecrf_marginals(image.pixels_hwc, logits, None, CrfParams(0, 1, 1, 0, 1))
     np.testing.assert_allclose(alone, softmax(logits), atol=1e-5)
 
 
 def test_invalid_pixels_have_no_opinion_of_their_own() -> None:
     image, small = scene(24, 24)
-    logits = upsample(small, scored_of(small, 24, 24), Window(0, 0, 24, 24))
+    logits = upsample_window(small, scored_of(small, 24, 24), Window(0, 0, 24, 24))
     valid = np.ones((24, 24), bool)
     valid[8:12, 8:12] = False
     other = logits.copy()
     other[:, ~valid] = 50 * np.random.default_rng(1).normal(size=(4, 16))
-    one, two = (densecrf.refine(image.pixels_hwc, x, valid, PRESETS["deeplab-v2"]) for x in (logits, other))
+    one, two = (
+        densecrf.pydensecrf_marginals(image.pixels_hwc, x, valid, PRESETS["deeplab-v2"]) for x in (logits, other)
+    )
     np.testing.assert_array_equal(one, two)
 
 
@@ -165,7 +167,7 @@ def test_without_an_engine_the_mask_is_the_networks_own() -> None:
     image, logits = scene(50, 70)
     scored = scored_of(logits, 50, 70)
     got = Refiner(RefineConfig(engine="none"), CLASSES)(scored, image)
-    full = upsample(logits, scored, Window(0, 0, 50, 70))
+    full = upsample_window(logits, scored, Window(0, 0, 50, 70))
     np.testing.assert_array_equal(got.mask_hw, full.argmax(0))
     assert (got.refined, got.note, got.stats.changed_pixels) == (False, None, 0)
     assert got.stats.class_pixels.sum() == 50 * 70

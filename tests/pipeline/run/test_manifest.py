@@ -19,7 +19,7 @@ from pipeline.source.shard import Member, Shard, object_shard, slice_shard
 from pipeline.store import objects
 from pipeline.store.objects import FileInfo
 
-FARM = classes.load("farmland")
+FARM = classes.load_class_map("farmland")
 
 
 def tar(name: str) -> Shard:
@@ -63,7 +63,7 @@ def commit(run: Path | str, rows: list[Row]) -> str:
 
 
 def close(run: Path | str, plan: Plan, on_duplicate: str = "fail") -> manifest.Manifest:
-    done = manifest.close(str(run), plan, FARM, fingerprint="f" * 64, on_duplicate=on_duplicate)
+    done = manifest.close_run(str(run), plan, FARM, fingerprint="f" * 64, on_duplicate=on_duplicate)
     manifest.succeed(str(run))
     return done
 
@@ -126,8 +126,8 @@ def test_a_closed_run_adds_up(tmp_path: Path) -> None:
     assert done.error_codes == {"truncated": 2}
     assert sum(done.class_pixels) == 7 * 30
     assert done.confidence == pytest.approx(0.5)
-    assert manifest.load(str(tmp_path)) == done
-    assert not list(verify.problems(str(tmp_path)))
+    assert manifest.read_manifest(str(tmp_path)) == done
+    assert not list(verify.run_problems(str(tmp_path)))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -151,7 +151,7 @@ def test_a_run_with_missing_rows_is_not_closed(tmp_path: Path) -> None:
     commit(tmp_path, rows_of(shard, 5)[:3])
     with pytest.raises(JobError, match=r"1 of 1 shards are not complete, first one.tar"):
         close(tmp_path, Plan([shard]))
-    assert manifest.load(str(tmp_path)) is None
+    assert manifest.read_manifest(str(tmp_path)) is None
 
 
 def test_an_empty_plan_is_closed_with_nothing(tmp_path: Path) -> None:
@@ -191,13 +191,13 @@ def test_a_key_met_twice_in_the_source_refuses_success_by_name(tmp_path: Path) -
     commit(tmp_path, [*rows_of(shard, 3)[:2], failed_row("one.tar#0~2", shard, "duplicate_key", shard_rows=3)])
     with pytest.raises(JobError, match=r"one\.tar#0~2 is bad"):
         close(tmp_path, Plan([shard]))
-    assert manifest.load(str(tmp_path)) is None
+    assert manifest.read_manifest(str(tmp_path)) is None
 
 
 def test_forgotten_failures_are_owed_again(tmp_path: Path) -> None:
     one, two = tar("one"), tar("two")
     commit(tmp_path, rows_of(one, 3, failed=1) + rows_of(two, 2, failed=2))
-    assert manifest.forget_failures(str(tmp_path)) == 3
+    assert manifest.forget_failed_rows(str(tmp_path)) == 3
     assert owed(tmp_path, Plan([one, two])) == {"one.tar": {"one.tar#1", "one.tar#2"}, "two.tar": frozenset()}
 
 
@@ -213,6 +213,6 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "parts" / name).rename(tmp_path / "parts/part-00000000000000000000.parquet")
     (tmp_path / "parts/.tmp-left").write_bytes(b"half")
     commit(tmp_path, [good])
-    found = "\n".join(verify.problems(str(tmp_path)))
+    found = "\n".join(verify.run_problems(str(tmp_path)))
     for expected in ("not the digest", "do not agree with the mask", "is also in", "left behind"):
         assert expected in found

@@ -11,7 +11,7 @@ from pipeline import classes
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table, rows_to_table
 from pipeline.run import parts
 
-FARM = classes.load("farmland")
+FARM = classes.load_class_map("farmland")
 
 
 def row(key: str, shard: str = "s", **fields) -> Row:
@@ -31,7 +31,7 @@ def test_no_two_lists_of_keys_are_confused_by_what_stands_between_them() -> None
 
 
 def test_a_part_holds_its_rows_sorted_with_checksums_and_explains_itself() -> None:
-    data = parts.to_parquet(rows_to_table([row("b"), row("c", shard_rows=3), row("a")]), FARM)
+    data = parts.encode_part(rows_to_table([row("b"), row("c", shard_rows=3), row("a")]), FARM)
     file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
     assert [one.key for one in rows_from_table(file.read())] == ["a", "b", "c"]
     assert file.schema_arrow.names == ROW_SCHEMA.names
@@ -53,7 +53,7 @@ def test_a_flipped_byte_in_a_part_is_noticed(tmp_path) -> None:
 def test_footers_count_rows_per_shard_without_reading_one(tmp_path) -> None:
     table = rows_to_table([row("a", "s1"), row("b", "s1", shard_rows=9), row("c", "s2")])
     name = parts.write_part(str(tmp_path), table, FARM)
-    part = parts.read_footer(str(tmp_path), name)
+    part = parts.read_part_footer(str(tmp_path), name)
     assert (part.name, part.rows) == (name, 3)
     assert part.shards == {"s1": parts.ShardCount(2, 9), "s2": parts.ShardCount(1, None)}
 
@@ -64,7 +64,7 @@ def test_a_part_of_a_version_without_a_column_can_be_read_and_written_anew(tmp_p
     old = parts.read_columns(str(tmp_path), name, ROW_SCHEMA.names)
     assert [one.inference for one in rows_from_table(old)] == [None, None]
     again = parts.write_part(str(tmp_path), old.slice(0, 1), FARM)
-    assert parts.read_footer(str(tmp_path), again).rows == 1
+    assert parts.read_part_footer(str(tmp_path), again).rows == 1
 
 
 def test_writing_the_same_rows_again_changes_nothing(tmp_path) -> None:

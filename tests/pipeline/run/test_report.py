@@ -54,7 +54,7 @@ def preview(key, *, confidence=0.5, height=24, width=32, scale=2, seed=0):
 
 
 def page(summary=FULL, previews=(), failures=(), facts=None, **more):
-    return report.render(
+    return report.render_run(
         summary=summary, previews=previews, classes=CLASSES, failures=failures, facts=facts or {}, **more
     )
 
@@ -95,7 +95,7 @@ def test_the_page_refers_to_nothing_outside_it():
 
 def test_every_item_shows_four_pictures_of_the_preview_size():
     images = list(Outline(page(previews=[preview("wide"), preview("tall", height=40, width=10)])).images())
-    assert [attrs["alt"].split(" of ")[0] for attrs, _ in images] == [*report.VIEWS] * 2
+    assert [attrs["alt"].split(" of ")[0] for attrs, _ in images] == [*report.PREVIEW_VIEWS] * 2
     for attrs, picture in images:
         assert picture.size == ((32, 24) if attrs["alt"].endswith("wide") else (10, 40))
         assert picture.size == (int(attrs["width"]), int(attrs["height"]))

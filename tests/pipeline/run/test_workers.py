@@ -3,7 +3,16 @@ import pytest
 from pipeline.config import DecodeConfig, InferConfig, RefineConfig, RuntimeConfig, SegmentConfig, TileConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Footprint
-from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Resources, decide, network_gib, nodes_of, refiner_gib
+from pipeline.run.workers import (
+    GIB,
+    READ_CPUS,
+    WRITE_CPUS,
+    Resources,
+    network_gib,
+    nodes_of,
+    plan_workers,
+    refiner_gib,
+)
 
 VOC = Footprint(weight_bytes=240_000_000, num_classes=21, stride=4)
 
@@ -18,7 +27,7 @@ def config(**runtime) -> SegmentConfig:
 def test_what_is_decided_always_fits_the_cluster(cpus: int, gpus: int, memory_gib: int) -> None:
     device = "cuda" if gpus else "cpu"
     try:
-        crew = decide(config(), [Resources(cpus, gpus, memory_gib)], VOC)
+        crew = plan_workers(config(), [Resources(cpus, gpus, memory_gib)], VOC)
     except ConfigError:
         needs_gib = network_gib(config(), VOC, device=device) * max(gpus, 1) + refiner_gib(config(), VOC)
         small = cpus < 0.5 * gpus + 1.4 or memory_gib < needs_gib
@@ -32,7 +41,7 @@ def test_what_is_decided_always_fits_the_cluster(cpus: int, gpus: int, memory_gi
 
 
 def test_a_gpu_cluster_gives_every_gpu_a_network_and_every_other_core_a_refiner() -> None:
-    crew = decide(config(), [Resources(64, 4, 512)], VOC)
+    crew = plan_workers(config(), [Resources(64, 4, 512)], VOC)
     assert (crew.infer, crew.infer_gpus) == (4, 1.0)
     assert crew.refine == 61
 
@@ -41,9 +50,9 @@ def test_a_worker_that_fits_no_single_node_is_refused_although_all_nodes_togethe
     cfg = config()
     needs = max(network_gib(cfg, VOC, device="cpu"), refiner_gib(cfg, VOC))
     small = [Resources(4, 0, needs - 0.1)] * 8
-    assert decide(cfg, [Resources(32, 0, needs * 8)], VOC).refine >= 1
+    assert plan_workers(cfg, [Resources(32, 0, needs * 8)], VOC).refine >= 1
     with pytest.raises(ConfigError, match=r"in 8 node\(s\), the largest of 4 CPU"):
-        decide(cfg, small, VOC)
+        plan_workers(cfg, small, VOC)
 
 
 def test_refiners_are_counted_node_by_node() -> None:
@@ -51,24 +60,24 @@ def test_refiners_are_counted_node_by_node() -> None:
     cfg = config()
     gib = refiner_gib(cfg, VOC)
     nodes = [Resources(8, 1, 16), Resources(8, 0, gib * 1.5), Resources(8, 0, gib * 1.5)]
-    crew = decide(cfg, nodes, VOC)
+    crew = plan_workers(cfg, nodes, VOC)
     on_gpu_node = int((16 - crew.infer_gib) / gib)
     assert crew.refine == on_gpu_node + 2
 
 
 def test_a_network_needs_a_node_with_a_gpu_and_room_beside_it() -> None:
     with pytest.raises(ConfigError, match="too small"):
-        decide(config(), [Resources(8, 1, 1), Resources(64, 0, 256)], VOC)
-    assert decide(config(), [Resources(8, 1, 8), Resources(64, 0, 256)], VOC).infer == 1
+        plan_workers(config(), [Resources(8, 1, 1), Resources(64, 0, 256)], VOC)
+    assert plan_workers(config(), [Resources(8, 1, 8), Resources(64, 0, 256)], VOC).infer == 1
 
 
 def test_a_head_node_without_cpus_is_no_obstacle() -> None:
-    crew = decide(config(), [Resources(0, 0, 0), Resources(64, 4, 512)], VOC)
+    crew = plan_workers(config(), [Resources(0, 0, 0), Resources(64, 4, 512)], VOC)
     assert (crew.infer, crew.refine) == (4, 61)
 
 
 def test_more_classes_need_more_memory_and_so_fewer_refiners() -> None:
-    few, many = (decide(config(), [Resources(64, 1, 128)], Footprint(240_000_000, k, 4)) for k in (2, 150))
+    few, many = (plan_workers(config(), [Resources(64, 1, 128)], Footprint(240_000_000, k, 4)) for k in (2, 150))
     assert many.refine_gib > few.refine_gib
     assert many.infer_gib > few.infer_gib
     assert many.refine < few.refine
@@ -97,26 +106,27 @@ def test_the_logits_of_a_network_at_full_resolution_are_bounded_by_a_setting() -
 
 def test_a_cluster_that_is_too_small_is_told_the_sum() -> None:
     with pytest.raises(ConfigError, match=r"it has 3 CPU, 4 GPU.*4 network actor\(s\) x 0.5 CPU, 1 GPU"):
-        decide(config(), [Resources(3, 4, 64)], VOC)
+        plan_workers(config(), [Resources(3, 4, 64)], VOC)
 
 
 def test_a_cluster_that_scales_up_is_planned_for_what_it_will_have() -> None:
     now = [{"CPU": 0.0, "memory": 0.0}, {}]
     with pytest.raises(ConfigError):
-        decide(config(), nodes_of(now, config().runtime), VOC)
+        plan_workers(config(), nodes_of(now, config().runtime), VOC)
     cfg = config(expect_cpus=64, expect_gpus=4)
-    crew = decide(cfg, nodes_of(now, cfg.runtime), VOC)
+    crew = plan_workers(cfg, nodes_of(now, cfg.runtime), VOC)
     assert (crew.infer, crew.infer_gpus) == (4, 1.0)
     assert crew.refine > 32
 
 
 def test_settings_limit_the_workers() -> None:
-    crew = decide(config(infer_workers=1, refine_workers=3), [Resources(64, 4, 512)], VOC)
+    crew = plan_workers(config(infer_workers=1, refine_workers=3), [Resources(64, 4, 512)], VOC)
     assert (crew.infer, crew.refine) == (1, 3)
 
 
 def test_without_a_crf_a_refiner_needs_less() -> None:
     plain = config().model_copy(update={"refine": RefineConfig(engine="none")})
     assert (
-        decide(plain, [Resources(4, 0, 64)], VOC).refine_gib < decide(config(), [Resources(4, 0, 64)], VOC).refine_gib
+        plan_workers(plain, [Resources(4, 0, 64)], VOC).refine_gib
+        < plan_workers(config(), [Resources(4, 0, 64)], VOC).refine_gib
     )

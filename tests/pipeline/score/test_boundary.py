@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion
 
-from pipeline.score.boundary import boundary_iou, overlap, reach_px, rings, trimap
+from pipeline.score.boundary import boundary_iou, boundary_reach_px, boundary_rings, overlap, trimap
 
 K = 3
 values = st.sampled_from([0, 1, 2, 255])
@@ -34,7 +34,7 @@ def test_a_wider_band_holds_a_narrower_one(truth: np.ndarray) -> None:
 
 @given(maps, st.lists(st.floats(0, 20), unique=True, max_size=6).map(sorted))
 def test_rings_are_the_bands_without_the_narrower_ones(truth: np.ndarray, widths: list[float]) -> None:
-    found = rings(truth, widths)
+    found = boundary_rings(truth, widths)
     for index, width in enumerate(widths):
         np.testing.assert_array_equal(found <= index, trimap(truth, width))
 
@@ -42,7 +42,7 @@ def test_rings_are_the_bands_without_the_narrower_ones(truth: np.ndarray, widths
 @pytest.mark.parametrize("widths", [[3, 2], [1, 1], [-1], list(range(300))])
 def test_widths_that_are_no_bands_are_refused(widths: list[int]) -> None:
     with pytest.raises(ValueError, match="widths of bands ascend"):
-        rings(np.zeros((2, 2), np.uint8), widths)
+        boundary_rings(np.zeros((2, 2), np.uint8), widths)
 
 
 def contour(labels: np.ndarray, k: int, reach: int) -> np.ndarray:
@@ -81,4 +81,4 @@ def test_boundary_iou_sees_what_iou_does_not() -> None:
 
 @pytest.mark.parametrize(("height", "width", "reach"), [(512, 512, 14), (1024, 2048, 46), (3, 4, 1), (1, 1, 1)])
 def test_the_reach_is_2_percent_of_the_diagonal_and_at_least_1(height: int, width: int, reach: int) -> None:
-    assert reach_px(height, width) == reach
+    assert boundary_reach_px(height, width) == reach

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from pipeline.models.checkpoint import Card
 from pipeline.score import drift
-from pipeline.score.drift import QUANTITIES, measure, reference_of, stability_index
+from pipeline.score.drift import QUANTITIES, measure_drift, reference_of, stability_index
 from tests.support.evaluations import CLASSES, NAMES, evaluation
 
 
 def verdicts(now, before) -> dict[str, str]:
-    return {one.quantity: one.verdict for one in measure(now, {"reference": reference_of(before)}, NAMES)}
+    return {one.quantity: one.verdict for one in measure_drift(now, {"reference": reference_of(before)}, NAMES)}
 
 
 shares = st.lists(st.integers(1, 1000), min_size=5, max_size=5).map(lambda counts: np.array(counts) / sum(counts))
@@ -34,7 +34,7 @@ def test_the_index_is_the_divergence_of_both_directions(one, other):
 
 def test_images_do_not_drift_from_themselves():
     images = evaluation(80).images
-    found = measure(images, {"reference": reference_of(images)}, NAMES)
+    found = measure_drift(images, {"reference": reference_of(images)}, NAMES)
     assert [one.quantity for one in found] == list(QUANTITIES)
     assert [one.value for one in found] == pytest.approx([0.0] * 4, abs=1e-9)
 
@@ -48,7 +48,7 @@ def test_other_images_of_the_same_kind_are_stable_however_few(images):
 
 def test_the_usual_bound_alone_would_call_chance_a_shift():
     before, now = evaluation(100, seed=1).images, evaluation(20, seed=2).images
-    confidence = measure(now, {"reference": reference_of(before)}, NAMES)[1]
+    confidence = measure_drift(now, {"reference": reference_of(before)}, NAMES)[1]
     assert confidence.chance > drift.MODERATE
 
 
@@ -64,14 +64,14 @@ def test_what_shifts_is_found_and_nothing_else(column, change):
 def test_another_mixture_of_classes_is_found_and_the_class_named():
     before, now = evaluation(100, seed=1).images, evaluation(100, seed=2).images
     turned = now.assign(class_pixels=[pixels[[2, 1, 0, 3]] for pixels in now["class_pixels"]])
-    found = measure(turned, {"reference": reference_of(before)}, NAMES)[0]
+    found = measure_drift(turned, {"reference": reference_of(before)}, NAMES)[0]
     assert found.verdict == "shifted"
     assert found.says == "weed 12.5% of all pixels in training, 48.6% here"
 
 
 def test_the_means_are_said_in_their_units():
     before, now = evaluation(100, brightness=180).images, evaluation(100, brightness=60).images
-    found = measure(now, {"reference": reference_of(before)}, NAMES)[3]
+    found = measure_drift(now, {"reference": reference_of(before)}, NAMES)[3]
     assert found.says == "mean 181 in training, 60.8 here"
 
 
@@ -87,7 +87,7 @@ def test_a_reference_is_plain_json_that_a_card_holds():
         source="here",
         license="CC0-1.0",
     )
-    found = measure(evaluation(30).images, Card.model_validate_json(card.model_dump_json()).training, NAMES)
+    found = measure_drift(evaluation(30).images, Card.model_validate_json(card.model_dump_json()).training, NAMES)
     assert {one.verdict for one in found} == {"stable"}
 
 
@@ -107,7 +107,7 @@ def damaged(**changes: object) -> dict[str, object]:
     ],
 )
 def test_a_card_without_a_usable_reference_is_unknown_and_says_why(training, why):
-    found = measure(evaluation(30).images, training, NAMES)
+    found = measure_drift(evaluation(30).images, training, NAMES)
     assert {one.verdict for one in found} == {"unknown"}
     assert all(why in one.says for one in found)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.score import label_maps
-from pipeline.score.label_maps import has_neighbour, index_of, joint, rings
+from pipeline.score.label_maps import has_neighbour, index_of, joint_counts, lookup_rings
 
 NOT_BUILT = pytest.mark.skipif(label_maps._native is None, reason=str(label_maps.UNAVAILABLE_BECAUSE))
 ALL = np.arange(256, dtype=np.uint8)
@@ -43,24 +43,24 @@ def test_values_that_meet_are_counted_as_a_loop_counts_them(three, row_of: np.nd
     expected = np.zeros((3, row_of.max() + 1, column_of.max() + 1), np.int64)
     for row, column, group in zip(*(one.ravel() for one in three), strict=True):
         expected[group, row_of[row], column_of[column]] += 1
-    np.testing.assert_array_equal(joint(*three, row_of=row_of, column_of=column_of, groups=3), expected)
-    together = joint(*three[:2], row_of=row_of, column_of=column_of)
+    np.testing.assert_array_equal(joint_counts(*three, row_of=row_of, column_of=column_of, groups=3), expected)
+    together = joint_counts(*three[:2], row_of=row_of, column_of=column_of)
     np.testing.assert_array_equal(together, expected.sum(axis=0, keepdims=True))
 
 
 def test_maps_may_lie_in_memory_as_they_like() -> None:
     rng = np.random.default_rng(0)
     rows, columns, groups = rng.integers(0, 3, (3, 14, 22)).astype(np.uint8)[:, ::-2, 1::3]
-    expected = joint(rows.copy(), columns.copy(), groups.copy(), row_of=ALL, column_of=ALL, groups=3)
-    np.testing.assert_array_equal(joint(rows, columns, groups, row_of=ALL, column_of=ALL, groups=3), expected)
-    np.testing.assert_array_equal(rings(rows, ALL[:10]), rings(rows.copy(), ALL[:10]))
+    expected = joint_counts(rows.copy(), columns.copy(), groups.copy(), row_of=ALL, column_of=ALL, groups=3)
+    np.testing.assert_array_equal(joint_counts(rows, columns, groups, row_of=ALL, column_of=ALL, groups=3), expected)
+    np.testing.assert_array_equal(lookup_rings(rows, ALL[:10]), lookup_rings(rows.copy(), ALL[:10]))
     np.testing.assert_array_equal(has_neighbour(rows.T, 1), has_neighbour(rows.T.copy(), 1))
 
 
 def test_counts_of_nothing_are_0() -> None:
     nothing = np.zeros((0, 5), np.uint8)
-    assert joint(nothing, nothing, nothing, row_of=ALL, column_of=ALL, groups=2).sum() == 0
-    assert rings(nothing, ALL[:10]).shape == has_neighbour(nothing, 3).shape == (0, 5)
+    assert joint_counts(nothing, nothing, nothing, row_of=ALL, column_of=ALL, groups=2).sum() == 0
+    assert lookup_rings(nothing, ALL[:10]).shape == has_neighbour(nothing, 3).shape == (0, 5)
 
 
 def test_a_group_that_is_not_there_is_refused() -> None:
@@ -68,12 +68,12 @@ def test_a_group_that_is_not_there_is_refused() -> None:
     groups = flat.copy()
     groups[1, 8] = 2
     with pytest.raises(ValueError, match="a group that is not there"):
-        joint(flat, flat, groups, row_of=ALL, column_of=ALL, groups=2)
+        joint_counts(flat, flat, groups, row_of=ALL, column_of=ALL, groups=2)
 
 
 def test_maps_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError):
-        joint(np.zeros((2, 3), np.uint8), np.zeros((2, 4), np.uint8), row_of=ALL, column_of=ALL)
+        joint_counts(np.zeros((2, 3), np.uint8), np.zeros((2, 4), np.uint8), row_of=ALL, column_of=ALL)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def slow_distance(labels: np.ndarray) -> np.ndarray:
 def test_distances_to_boundaries_are_those_of_a_search(labels: np.ndarray, cap: int) -> None:
     """Each square of a distance up to 15 pixels is told apart, and everything beyond the cap is one."""
     ring_of = np.arange(cap**2 + 1).astype(np.uint8)
-    np.testing.assert_array_equal(rings(labels, ring_of), ring_of[np.minimum(slow_distance(labels), cap**2)])
+    np.testing.assert_array_equal(lookup_rings(labels, ring_of), ring_of[np.minimum(slow_distance(labels), cap**2)])
 
 
 @pytest.mark.parametrize("cap", [100, 127, 128, 200])
@@ -113,7 +113,7 @@ def test_distances_are_right_on_both_sides_of_what_16_bits_hold(cap: int) -> Non
     labels[3, 5] = 1
     far = np.minimum([[ceil(hypot(max(abs(y - 3) - 1, 0), x - 5)) for x in range(230)] for y in range(260)], cap)
     ring_of = np.ceil(np.sqrt(np.arange(cap**2 + 1))).astype(np.uint8)
-    found = rings(labels, ring_of)
+    found = lookup_rings(labels, ring_of)
     assert found[3, 5] == found[4, 5] == found[3, 6] == 0
     assert found[4, 6] == 1
     np.testing.assert_array_equal(found[:, 5], far[:, 5])

@@ -17,7 +17,7 @@ from pipeline.score.metrics import (
     bootstrap,
     bootstrap_each,
     confusion,
-    judge,
+    count_judgement,
     resampled,
     with_band,
     within_bands,
@@ -221,7 +221,9 @@ def test_bands_are_the_counts_within_trimaps_and_can_be_left_out_or_weighted(pai
 
 
 def judged(truth: np.ndarray, mask: np.ndarray) -> Judgement:
-    return judge(truth, mask, (truth * 7 + 90).astype(np.uint8), K, name="network", widths_px=(1, 3), boundary_px=1)
+    return count_judgement(
+        truth, mask, (truth * 7 + 90).astype(np.uint8), K, name="network", widths_px=(1, 3), boundary_px=1
+    )
 
 
 @given(pairs)
@@ -251,7 +253,7 @@ def test_judgements_of_different_answers_do_not_add_up() -> None:
 
 def test_a_perfect_answer_is_judged_perfect() -> None:
     truth = np.kron(np.arange(4).reshape(2, 2), np.ones((50, 50))).astype(np.uint8)
-    found = judge(truth, truth, np.full_like(truth, 255), K, name="network", widths_px=(2,))
+    found = count_judgement(truth, truth, np.full_like(truth, 255), K, name="network", widths_px=(2,))
     assert Scores(found.counts).mean_iou == Scores(found.bands[0]).mean_iou == boundary_iou(found.boundary).mean() == 1
     assert expected_calibration_error(found.reliability) == 0
 

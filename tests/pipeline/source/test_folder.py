@@ -14,8 +14,8 @@ from pipeline.config import ReadConfig
 from pipeline.errors import AccessDenied, StorageError, StorageTimeout
 from pipeline.records import Item
 from pipeline.source import folder
-from pipeline.source.folder import LONGEST_SLICE, cut, ends_slice, twins
-from pipeline.source.plan import read
+from pipeline.source.folder import LONGEST_SLICE, ends_slice, slice_listing, twins
+from pipeline.source.plan import read_items
 from pipeline.source.shard import Member, Shard, slice_shard
 from pipeline.store import objects
 
@@ -26,7 +26,7 @@ listings = st.sets(st.integers(0, 10**6), min_size=1, max_size=300).map(
 
 
 def slices_of(paths: list[str]) -> list[list[str]]:
-    return [[one.path for one in members] for members in cut([Member(path, 1, "v1") for path in paths], MEAN)]
+    return [[one.path for one in members] for members in slice_listing([Member(path, 1, "v1") for path in paths], MEAN)]
 
 
 def put_slice(files: dict[str, bytes]) -> Shard:
@@ -75,9 +75,9 @@ def test_on_average_a_new_file_changes_fewer_than_two_slices():
 
 
 def test_slices_have_the_mean_length_asked_for():
-    counts = [len(one) for one in cut([Member(f"{number}.jpg", 1, "") for number in range(50_000)], 64)]
+    counts = [len(one) for one in slice_listing([Member(f"{number}.jpg", 1, "") for number in range(50_000)], 64)]
     assert 58 < sum(counts) / len(counts) < 70
-    assert all(len(one) == 1 for one in cut([Member(f"{number}.jpg", 1, "") for number in range(20)], 1))
+    assert all(len(one) == 1 for one in slice_listing([Member(f"{number}.jpg", 1, "") for number in range(20)], 1))
 
 
 @given(listings)
@@ -105,7 +105,7 @@ HARD = ["ü é/日本.jpg", "x#1?y=2.jpg", "a+b %20.JPG", "line\nbreak.png", "..
 
 def test_keys_are_paths_and_come_in_their_order():
     shard = put_slice({path: path.encode() for path in HARD})
-    items = list(read(shard, ReadConfig(), max_bytes=100))
+    items = list(read_items(shard, ReadConfig(), max_bytes=100))
     assert [item.key for item in items] == sorted(HARD)
     assert all(item.data == item.key.encode() and item.shard == shard.id for item in items)
     assert [item.etag for item in items] == [member.etag for member in shard.members()]
@@ -116,7 +116,7 @@ def test_names_of_files_on_disk_pass_through_as_keys(tmp_path):
     for name in [*HARD, "n" * 200 + ".jpg"]:
         objects.put(objects.join(str(tmp_path), name), name.encode())
     members = [Member(one.path, one.size, one.etag) for one in objects.list_files(str(tmp_path))]
-    items = list(read(slice_shard(str(tmp_path), members), ReadConfig(), max_bytes=1000))
+    items = list(read_items(slice_shard(str(tmp_path), members), ReadConfig(), max_bytes=1000))
     assert [(item.key, item.data) for item in items] == [
         (name, name.encode()) for name in sorted([*HARD, "n" * 200 + ".jpg"])
     ]
@@ -130,7 +130,7 @@ def test_a_file_on_disk_replaced_by_one_of_its_size_or_linked_to_nowhere_fails_a
     before = (tmp_path / "b.jpg").stat().st_mtime_ns
     (tmp_path / "b.jpg").write_bytes(b"two")
     os.utime(tmp_path / "b.jpg", ns=(before, before + 1))
-    items = list(read(slice_shard(str(tmp_path), members), ReadConfig(), max_bytes=10))
+    items = list(read_items(slice_shard(str(tmp_path), members), ReadConfig(), max_bytes=10))
     assert [item.failure.code if item.failure else item.data for item in items] == [
         "not_found",
         "source_changed",
@@ -146,7 +146,7 @@ def test_every_way_a_file_can_fail_is_a_row_and_its_neighbours_are_read():
     objects.put(objects.join(root, "none"), b"")
     empty = objects.info(objects.join(root, "none"))
     members = [member if member.path != "none" else Member("none", 0, empty.etag) for member in shard.members()]
-    items = list(read(slice_shard(root, members), ReadConfig(), max_bytes=20))
+    items = list(read_items(slice_shard(root, members), ReadConfig(), max_bytes=20))
     assert {item.key: item.failure.code if item.failure else "ok" for item in items} == {
         "changed": "source_changed",
         "fine": "ok",
@@ -165,7 +165,7 @@ def test_reading_with_skip_is_reading_less_skip_and_fetches_nothing_else(skip):
     original = objects.read_bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objects, "read_bytes", lambda url, **known: (fetched.append(url), original(url, **known))[1])
-        items = list(read(shard, ReadConfig(), max_bytes=100, skip=frozenset(skip)))
+        items = list(read_items(shard, ReadConfig(), max_bytes=100, skip=frozenset(skip)))
     left = [path for path in sorted(HARD) if path not in skip]
     assert [item.key for item in items] == left
     assert sorted(fetched) == sorted(objects.join(shard.root, path) for path in left)
@@ -183,11 +183,11 @@ def test_one_file_that_cannot_be_fetched_is_a_row_but_missing_rights_stop_the_jo
 
     for error, code in ((StorageError("503"), "storage_error"), (StorageTimeout("slow"), "storage_timeout")):
         monkeypatch.setattr(objects, "read_bytes", failing_with(error))
-        items = list(read(shard, ReadConfig(), max_bytes=10))
+        items = list(read_items(shard, ReadConfig(), max_bytes=10))
         assert [item.failure.code for item in items] == [code, code]
     monkeypatch.setattr(objects, "read_bytes", failing_with(AccessDenied("403")))
     with pytest.raises(AccessDenied):
-        list(read(shard, ReadConfig(), max_bytes=10))
+        list(read_items(shard, ReadConfig(), max_bytes=10))
 
 
 def test_files_are_fetched_together_and_given_in_order(monkeypatch):
@@ -200,14 +200,14 @@ def test_files_are_fetched_together_and_given_in_order(monkeypatch):
         return url[-6:].encode()
 
     monkeypatch.setattr(objects, "read_bytes", slow)
-    assert [item.data.decode() for item in read(shard, ReadConfig(), max_bytes=10)] == names
+    assert [item.data.decode() for item in read_items(shard, ReadConfig(), max_bytes=10)] == names
 
 
 def test_files_are_not_fetched_far_ahead(monkeypatch):
     shard = put_slice({f"{n:02}.jpg": b"x" for n in range(64)})
     original, started = objects.read_bytes, []
     monkeypatch.setattr(objects, "read_bytes", lambda url, **known: (started.append(url), original(url, **known))[1])
-    next(read(shard, ReadConfig(), max_bytes=10))
+    next(read_items(shard, ReadConfig(), max_bytes=10))
     assert len(started) <= folder.FILES_AHEAD + 2  # the item given, and the one `read` looks ahead to
 
 
@@ -223,7 +223,7 @@ def test_large_files_are_not_all_held_at_once(monkeypatch):
         return original(url, **known)
 
     monkeypatch.setattr(objects, "read_bytes", counted)
-    reading = folder.items(shard, max_bytes=10**6, wanted=lambda key: True)
+    reading = folder.folder_items(shard, max_bytes=10**6, wanted=lambda key: True)
     for delivered, _ in enumerate(reading, start=1):
         assert waiting - delivered <= 3
 
@@ -233,7 +233,7 @@ def test_a_limit_reads_no_more_than_it_gives(monkeypatch):
     fetched = []
     original = objects.read_bytes
     monkeypatch.setattr(objects, "read_bytes", lambda url, **known: (fetched.append(url), original(url, **known))[1])
-    items = list(read(replace(shard, max_rows=5), ReadConfig(), max_bytes=10))
+    items = list(read_items(replace(shard, max_rows=5), ReadConfig(), max_bytes=10))
     assert [item.key for item in items] == [f"{n:02}.jpg" for n in range(5)]
     assert items[-1].shard_rows == len(fetched) == 5
 
@@ -248,7 +248,7 @@ def test_one_slow_file_costs_its_own_row_and_no_other(monkeypatch):
         return original(url, **known)
 
     monkeypatch.setattr(objects, "read_bytes", slow)
-    items = list(read(shard, ReadConfig(), max_bytes=10))
+    items = list(read_items(shard, ReadConfig(), max_bytes=10))
     assert [item.failure.code if item.failure else "ok" for item in items] == [
         "ok",
         "ok",
@@ -261,7 +261,7 @@ def test_one_slow_file_costs_its_own_row_and_no_other(monkeypatch):
 
 def test_a_reader_that_is_given_up_leaves_no_thread_behind():
     shard = put_slice({f"{n:02}.jpg": b"x" for n in range(30)})
-    reading = read(shard, ReadConfig(), max_bytes=10)
+    reading = read_items(shard, ReadConfig(), max_bytes=10)
     next(reading)
     reading.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("folder")]
@@ -274,7 +274,7 @@ def labels_beside(shard: Shard, files: dict[str, bytes], *, max_bytes: int = 100
     folder_of_labels = f"{shard.root}-labels"
     for path, data in files.items():
         objects.put(objects.join(folder_of_labels, path), data)
-    return list(read(shard, ReadConfig(labels=folder_of_labels), max_bytes=max_bytes))
+    return list(read_items(shard, ReadConfig(labels=folder_of_labels), max_bytes=max_bytes))
 
 
 def test_a_label_stands_under_the_name_of_its_image_png_before_json_and_may_be_absent():
@@ -303,5 +303,5 @@ def test_no_label_is_looked_for_unless_asked(monkeypatch):
     shard = put_slice({"1.jpg": b"1"})
     objects.put(objects.join(shard.root, "1.png"), b"label")
     monkeypatch.setattr(folder, "_label", None)
-    (item,) = read(shard, ReadConfig(), max_bytes=100)
+    (item,) = read_items(shard, ReadConfig(), max_bytes=100)
     assert item.label is None

@@ -14,8 +14,8 @@ from pipeline.config import ReadConfig
 from pipeline.errors import InputError
 from pipeline.records import Item
 from pipeline.source import parquet
-from pipeline.source.parquet import read_footer, row_groups
-from pipeline.source.plan import read
+from pipeline.source.parquet import read_parquet_footer, row_groups
+from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, object_shard
 from pipeline.store import objects
 
@@ -38,7 +38,9 @@ def shards_of(data: bytes) -> list[Shard]:
 
 def read_all(data: bytes, *, max_bytes: int = 2**20, skip: frozenset[str] = frozenset(), **cfg: str) -> list[Item]:
     return [
-        item for shard in shards_of(data) for item in read(shard, ReadConfig(**cfg), max_bytes=max_bytes, skip=skip)
+        item
+        for shard in shards_of(data)
+        for item in read_items(shard, ReadConfig(**cfg), max_bytes=max_bytes, skip=skip)
     ]
 
 
@@ -66,7 +68,7 @@ def test_rows_come_in_order_one_shard_per_row_group(column, rows_per_page):
     shards = shards_of(data)
     assert [(shard.row_group, shard.rows) for shard in shards] == [(n, 10) for n in range(4)]
     assert len({shard.id for shard in shards}) == 4
-    items = [item for shard in shards for item in read(shard, ReadConfig(), max_bytes=2**20)]
+    items = [item for shard in shards for item in read_items(shard, ReadConfig(), max_bytes=2**20)]
     assert [(item.key, item.data) for item in items] == [(f"a.parquet#{n}", one) for n, one in enumerate(IMAGES)]
     assert [item.shard_rows for item in items] == ([None] * 9 + [10]) * 4
 
@@ -75,7 +77,7 @@ def test_a_file_read_whole_gives_the_same_keys():
     data = file_of(pa.table({"image": IMAGES}))
     (first, *_) = shards_of(data)
     whole = object_shard("parquet", first.root, objects.info(first.url))
-    items = list(read(whole, ReadConfig(), max_bytes=100))
+    items = list(read_items(whole, ReadConfig(), max_bytes=100))
     assert [(item.key, item.data) for item in items] == [(one.key, one.data) for one in read_all(data)]
     assert items[-1].shard_rows == 40
 
@@ -98,7 +100,7 @@ def test_reading_with_skip_is_reading_less_skip(rows):
     for shard in shards_of(file_of(pa.table({"image": IMAGES}))):
         mine = {row for row in rows if row // 10 == shard.row_group}
         skip = frozenset(f"a.parquet#{row}" for row in mine)
-        items = list(read(shard, ReadConfig(), max_bytes=100, skip=skip))
+        items = list(read_items(shard, ReadConfig(), max_bytes=100, skip=skip))
         left = [row for row in range(10 * shard.row_group, 10 * shard.row_group + 10) if row not in mine]
         assert [(item.key, item.data) for item in items] == [(f"a.parquet#{row}", IMAGES[row]) for row in left]
         assert [item.shard_rows for item in items][-1:] == [10] * bool(left)
@@ -161,7 +163,7 @@ def test_a_flipped_bit_never_changes_an_image_quietly(position, bit):
     data[4 + position % (footer_at - 4)] ^= 1 << bit
     expected = {f"a.parquet#{n}": one for n, one in enumerate(IMAGES)}
     for shard in shards_of(bytes(data)):
-        *items, last = read(shard, ReadConfig(), max_bytes=2**20)
+        *items, last = read_items(shard, ReadConfig(), max_bytes=2**20)
         assert all(item.data == expected[item.key] for item in items)
         assert last.failure.code == "bad_parquet" if last.failure else last.data == expected[last.key]
         assert last.shard_rows == len(items) + 1 <= 11
@@ -184,7 +186,7 @@ def test_a_flipped_bit_in_the_footer_never_loses_a_row_quietly(position, bit):
     data = bytearray(file_of(pa.table({"image": IMAGES})))
     length = int.from_bytes(data[-8:-4], "little") + 8
     data[len(data) - length + position % length] ^= 1 << bit
-    shards = [list(read(shard, ReadConfig(), max_bytes=100)) for shard in shards_of(bytes(data))]
+    shards = [list(read_items(shard, ReadConfig(), max_bytes=100)) for shard in shards_of(bytes(data))]
     assert all(items and items[-1].shard_rows == len(items) for items in shards)
     items = [item for items in shards for item in items]
     assert len({item.key for item in items}) == len(items)
@@ -238,11 +240,11 @@ def test_nothing_but_input_errors_comes_out_of_a_damaged_footer(noise, position)
 def test_a_file_that_is_gone_or_replaced_is_one_failure_per_row_group():
     shards = shards_of(file_of(pa.table({"image": IMAGES})))
     objects.put(shards[0].url, file_of(pa.table({"image": IMAGES[:5]})))
-    assert [item.failure.code for shard in shards for item in read(shard, ReadConfig(), max_bytes=9)] == [
+    assert [item.failure.code for shard in shards for item in read_items(shard, ReadConfig(), max_bytes=9)] == [
         "source_changed"
     ] * 4
     objects.delete(shards[0].url)
-    gone = [item for shard in shards for item in read(shard, ReadConfig(), max_bytes=9)]
+    gone = [item for shard in shards for item in read_items(shard, ReadConfig(), max_bytes=9)]
     assert {item.failure.code for item in gone} == {"not_found"}
     assert len({item.key for item in gone}) == 4
 
@@ -307,13 +309,13 @@ def test_a_footer_costs_two_reads_at_most():
             return super().read(size)
 
     file = Counted(file_of(pa.table({"image": IMAGES})))
-    assert read_footer(file).num_rows == 40
+    assert read_parquet_footer(file).num_rows == 40
     assert file.reads == 1
 
 
 def test_a_footer_that_claims_gigabytes_is_not_allocated():
     with pytest.raises(InputError, match="limit 268435456"):
-        read_footer(io.BytesIO(bytes(100) + (2**31).to_bytes(4, "little") + b"PAR1"))
+        read_parquet_footer(io.BytesIO(bytes(100) + (2**31).to_bytes(4, "little") + b"PAR1"))
 
 
 def test_row_groups_are_planned_only_as_far_as_asked(monkeypatch):
@@ -331,7 +333,7 @@ def test_a_row_group_is_streamed():
     (shard,) = shards_of(data)
     del table, data
     before, peak = pa.total_allocated_bytes(), 0
-    for item in read(shard, ReadConfig(), max_bytes=2**20):
+    for item in read_items(shard, ReadConfig(), max_bytes=2**20):
         assert len(item.data) == 2**20
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert peak < 80 * 2**20

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import JobError, StorageError
 from pipeline.source import parquet
-from pipeline.source.plan import Plan, changed, plan, read
+from pipeline.source.plan import Plan, changed, plan_source, read_items
 from pipeline.store import objects
 
 
@@ -49,7 +49,7 @@ def parquet_of(rows: int, group: int) -> bytes:
 
 
 def keys_of(made: Plan, options: ReadConfig | None = None) -> list[str]:
-    return [item.key for shard in made.shards for item in read(shard, options or ReadConfig(), max_bytes=2**20)]
+    return [item.key for shard in made.shards for item in read_items(shard, options or ReadConfig(), max_bytes=2**20)]
 
 
 # ---------------------------------------------------------------- what is input
@@ -58,7 +58,7 @@ def keys_of(made: Plan, options: ReadConfig | None = None) -> list[str]:
 def test_a_folder_is_planned_with_every_image_once_and_the_rest_counted():
     images = ["a.jpg", "B.JPEG", "deep/er/c.Png", "d.webp", "e.tif", "f.tiff", "..g.jpg/x", "h #?.jpg"]
     others = ["notes.txt", "more.TXT", "README", ".hidden.jpg", "_tmp/x.jpg", "deep/.git/y.jpg", "z.gif", "..g.jpg/x"]
-    made = plan(cfg(put(dict.fromkeys(images + others, b"x"))))
+    made = plan_source(cfg(put(dict.fromkeys(images + others, b"x"))))
     assert keys_of(made) == sorted(set(images) - {"..g.jpg/x"})
     assert made.ignored == {".txt": 2, "(none)": 1, "(hidden)": 4, ".gif": 1}
     assert (made.rows, made.bytes) == (7, 7)
@@ -75,52 +75,52 @@ def test_a_folder_is_planned_with_every_image_once_and_the_rest_counted():
 )
 def test_the_kind_is_known_by_suffix_and_one_file_is_a_source_too(files, kind, keys):
     root = put(files)
-    made = plan(cfg(root))
+    made = plan_source(cfg(root))
     assert {shard.kind for shard in made.shards} == {kind}
     assert keys_of(made) == keys
-    alone = plan(cfg(objects.join(root, next(iter(files)))))
+    alone = plan_source(cfg(objects.join(root, next(iter(files)))))
     assert keys_of(alone) == [key.rpartition("/")[2] for key in keys]
 
 
 def test_a_file_named_without_its_folder_is_a_source(tmp_path, monkeypatch):
     put({"one.tar": tar_of(["a.jpg"])}, str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert keys_of(plan(cfg("one.tar"))) == ["one.tar#a"]
+    assert keys_of(plan_source(cfg("one.tar"))) == ["one.tar#a"]
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "1.tar", "1.parquet"])
 def test_one_file_alone_is_the_shard_it_is_in_its_folder(name, tmp_path):
     put({name: {"1.tar": tar_of(["a.jpg"]), "1.parquet": parquet_of(3, 2)}.get(name, b"x")}, str(tmp_path))
-    among = [shard.id for shard in plan(cfg(str(tmp_path))).shards]
+    among = [shard.id for shard in plan_source(cfg(str(tmp_path))).shards]
     for url in (f"{tmp_path}/{name}", f"file://{tmp_path}/{name}"):
-        assert [shard.id for shard in plan(cfg(url)).shards] == among
+        assert [shard.id for shard in plan_source(cfg(url)).shards] == among
 
 
 def test_a_part_of_a_path_that_is_two_dots_hides_nothing(monkeypatch):
     """A legal key in S3."""
     monkeypatch.setattr(objects, "list_files", lambda url: iter([objects.FileInfo("../a.jpg", 1, "v1")]))
-    assert [member.key for member in plan(cfg("s3://bucket/x")).shards[0].members()] == ["../a.jpg"]
+    assert [member.key for member in plan_source(cfg("s3://bucket/x")).shards[0].members()] == ["../a.jpg"]
 
 
 def test_rows_and_bytes_are_told_when_known():
-    made = plan(cfg(put(SOURCES["parquet"])))
+    made = plan_source(cfg(put(SOURCES["parquet"])))
     assert (made.rows, made.bytes) == (15, sum(len(data) for data in SOURCES["parquet"].values()))
-    made = plan(cfg(put(SOURCES["webdataset"])))
+    made = plan_source(cfg(put(SOURCES["webdataset"])))
     assert (made.rows, made.bytes) == (None, sum(len(data) for data in SOURCES["webdataset"].values()))
 
 
 def test_a_folder_named_like_a_tar_is_a_folder(tmp_path):
     put({"x.tar": tar_of(["a.jpg"])}, str(tmp_path / "x.tar"))
-    assert keys_of(plan(cfg(str(tmp_path / "x.tar")))) == ["x.tar#a"]
+    assert keys_of(plan_source(cfg(str(tmp_path / "x.tar")))) == ["x.tar#a"]
 
 
 def test_mixed_kinds_are_refused_until_one_is_chosen():
     root = put({"a.jpg": b"x", "b.jpg": b"x", "1.tar": tar_of(["a.jpg"]), "2.parquet": parquet_of(1, 1)})
     with pytest.raises(JobError, match=r"2 for folder, 1 for parquet, 1 for webdataset[\s\S]*--read\.kind"):
-        plan(cfg(root))
-    assert keys_of(plan(cfg(root, kind="folder"))) == ["a.jpg", "b.jpg"]
-    assert keys_of(plan(cfg(root, kind="webdataset"))) == ["1.tar#a"]
-    made = plan(cfg(root, kind="parquet"))
+        plan_source(cfg(root))
+    assert keys_of(plan_source(cfg(root, kind="folder"))) == ["a.jpg", "b.jpg"]
+    assert keys_of(plan_source(cfg(root, kind="webdataset"))) == ["1.tar#a"]
+    made = plan_source(cfg(root, kind="parquet"))
     assert keys_of(made) == ["2.parquet#0"]
     assert made.ignored == {".jpg": 2, ".tar": 1}
 
@@ -128,26 +128,26 @@ def test_mixed_kinds_are_refused_until_one_is_chosen():
 @pytest.mark.parametrize("pair", [("a.jpg", "b.tar"), ("a.jpg", "b.parquet"), ("a.tar", "b.parquet")])
 def test_two_kinds_are_already_a_mixture(pair):
     with pytest.raises(JobError, match="mixes kinds"):
-        plan(cfg(put(dict.fromkeys(pair, b"x"))))
+        plan_source(cfg(put(dict.fromkeys(pair, b"x"))))
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "deep/a.tar.zst"])
 def test_compressed_tars_are_refused_not_left_out(name):
     root = put({name: b"x", "b.tar": tar_of(["a.jpg"])})
     with pytest.raises(JobError, match=r"compressed tar[\s\S]*uncompress"):
-        plan(cfg(root))
-    assert plan(cfg(put({name: b"x", "a.jpg": b"x"}), kind="folder")).rows == 1
+        plan_source(cfg(root))
+    assert plan_source(cfg(put({name: b"x", "a.jpg": b"x"}), kind="folder")).rows == 1
 
 
 def test_an_empty_source_is_an_empty_plan_and_a_missing_one_is_an_error(tmp_path):
-    assert plan(cfg(str(tmp_path))).shards == []
+    assert plan_source(cfg(str(tmp_path))).shards == []
     with pytest.raises(StorageError, match="nowhere"):
-        plan(cfg(str(tmp_path / "nowhere")))
+        plan_source(cfg(str(tmp_path / "nowhere")))
 
 
 def test_names_that_other_file_systems_would_confuse_are_named():
     root = put(dict.fromkeys(["a/x.jpg", "a/X.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"], b"x"))
-    made = plan(cfg(root, slice_images=1000))
+    made = plan_source(cfg(root, slice_images=1000))
     assert made.rows == 4
     assert [sorted(warning.split(" differ")[0].split(" and ")) for warning in made.warnings] == [
         sorted([repr("a/X.jpg"), repr("a/x.jpg")]),
@@ -161,14 +161,14 @@ def test_many_parquet_files_are_planned_without_opening_them(monkeypatch):
     root = put(files)
     with monkeypatch.context() as patch:
         patch.setattr(objects, "open_read", None)
-        made = plan(cfg(root))
+        made = plan_source(cfg(root))
     assert [(shard.row_group, shard.rows) for shard in made.shards] == [(None, None)] * 3
     assert made.rows is None
     assert keys_of(made) == [f"{name}#{row}" for name in files for row in range(4)]
 
 
 def test_a_parquet_file_that_cannot_be_opened_is_planned_all_the_same():
-    made = plan(cfg(put({"bad.parquet": b"x" * 100, "good.parquet": parquet_of(2, 2)})))
+    made = plan_source(cfg(put({"bad.parquet": b"x" * 100, "good.parquet": parquet_of(2, 2)})))
     assert keys_of(made) == ["bad.parquet#", "good.parquet#0", "good.parquet#1"]
 
 
@@ -190,7 +190,7 @@ def test_ids_do_not_depend_on_where_the_source_is(kind, monkeypatch):
 
     monkeypatch.setattr(objects, "list_files", with_stable_etags)
     monkeypatch.setattr(parquet, "MAX_FOOTERS", 0)
-    here, there = (plan(cfg(put(SOURCES[kind]), slice_images=4)) for _ in range(2))
+    here, there = (plan_source(cfg(put(SOURCES[kind]), slice_images=4)) for _ in range(2))
     assert [shard.id for shard in here.shards] == [shard.id for shard in there.shards]
     assert len({shard.id for shard in here.shards}) == len(here.shards) > 2
 
@@ -198,10 +198,10 @@ def test_ids_do_not_depend_on_where_the_source_is(kind, monkeypatch):
 @pytest.mark.parametrize("kind", SOURCES)
 def test_replacing_one_file_changes_only_its_own_ids(kind):
     root = put(SOURCES[kind])
-    before = {shard.id: shard for shard in plan(cfg(root, slice_images=4)).shards}
+    before = {shard.id: shard for shard in plan_source(cfg(root, slice_images=4)).shards}
     path = sorted(SOURCES[kind])[1]
     put({path: SOURCES[kind][path][:-1] + b"\1"}, root)
-    after = {shard.id: shard for shard in plan(cfg(root, slice_images=4)).shards}
+    after = {shard.id: shard for shard in plan_source(cfg(root, slice_images=4)).shards}
     for shard in [before[id_] for id_ in before.keys() - after.keys()]:
         assert path in ([shard.path] if kind != "folder" else [member.path for member in shard.members()])
     assert before.keys() != after.keys()
@@ -209,19 +209,19 @@ def test_replacing_one_file_changes_only_its_own_ids(kind):
 
 def test_what_changed_since_a_plan_is_named():
     root = put({f"{n}.tar": tar_of([f"{n}.jpg"]) for n in range(4)})
-    before = plan(cfg(root)).to_table()
-    assert changed(before, plan(cfg(root))) == []
+    before = plan_source(cfg(root)).to_table()
+    assert changed(before, plan_source(cfg(root))) == []
     put({"1.tar": tar_of(["new.jpg"]), "9.tar": tar_of(["more.jpg"])}, root)
     objects.delete(objects.join(root, "2.tar"))
-    assert changed(before, plan(cfg(root))) == ["1.tar"]
+    assert changed(before, plan_source(cfg(root))) == ["1.tar"]
     photos = put({"a.jpg": b"x"})
-    before = plan(cfg(photos)).to_table()
+    before = plan_source(cfg(photos)).to_table()
     put({"a.jpg": b"longer"}, photos)
-    assert changed(before, plan(cfg(photos))) == []  # slices are compared row by row
+    assert changed(before, plan_source(cfg(photos))) == []  # slices are compared row by row
 
 
 def test_a_plan_fits_a_parquet_file_that_anyone_can_read():
-    made = plan(cfg(put(SOURCES["parquet"])))
+    made = plan_source(cfg(put(SOURCES["parquet"])))
     out = io.BytesIO()
     pq.write_table(made.to_table(), out)
     rows = pq.read_table(io.BytesIO(out.getvalue())).to_pylist()
@@ -240,7 +240,7 @@ def same_key_sources() -> tuple[str, str]:
 def test_one_key_in_two_sources_is_refused_by_both_urls():
     one, two = same_key_sources()
     with pytest.raises(JobError) as caught:
-        plan(cfg(one, two))
+        plan_source(cfg(one, two))
     for said in ("'b.jpg'", f"{one}/b.jpg", f"{two}/b.jpg", "--read.on-duplicate"):
         assert said in str(caught.value)
 
@@ -249,8 +249,8 @@ def test_one_key_in_two_sources_is_refused_by_both_urls():
 def test_one_source_given_twice_can_be_kept_twice(kind):
     root = put(SOURCES[kind])
     options = ReadConfig(on_duplicate="suffix", slice_images=4)
-    made = plan(cfg(root, root, root, **options.model_dump()))
-    once = keys_of(plan(cfg(root, slice_images=4)))
+    made = plan_source(cfg(root, root, root, **options.model_dump()))
+    once = keys_of(plan_source(cfg(root, slice_images=4)))
     keys = keys_of(made, options)
     assert len(keys) == len(set(keys)) == 3 * len(once)
     assert len({shard.id for shard in made.shards}) == len(made.shards)
@@ -261,7 +261,7 @@ def test_one_source_given_twice_can_be_kept_twice(kind):
 
 def test_kinds_may_differ_between_sources():
     tars, photos = put({"1.tar": tar_of(["a.jpg"])}), put({"a.jpg": b"x"})
-    assert keys_of(plan(cfg(tars, photos))) == ["1.tar#a", "a.jpg"]
+    assert keys_of(plan_source(cfg(tars, photos))) == ["1.tar#a", "a.jpg"]
 
 
 # ---------------------------------------------------------------- limits
@@ -272,12 +272,12 @@ def test_kinds_may_differ_between_sources():
 @settings(max_examples=25)
 def test_a_limit_gives_the_first_keys_of_the_whole(kind, limit):
     root = put(SOURCES[kind])
-    everything = keys_of(plan(cfg(root, slice_images=4)))
-    made = plan(cfg(root, limit=limit, slice_images=4))
+    everything = keys_of(plan_source(cfg(root, slice_images=4)))
+    made = plan_source(cfg(root, limit=limit, slice_images=4))
     assert keys_of(made) == everything[:limit]
     assert made.rows == min(limit, len(everything))
     for shard in made.shards:
-        items = list(read(shard, ReadConfig(), max_bytes=100))
+        items = list(read_items(shard, ReadConfig(), max_bytes=100))
         assert items[-1].shard_rows == len(items) == shard.rows
 
 
@@ -285,18 +285,18 @@ def test_a_limit_gives_the_first_keys_of_the_whole(kind, limit):
 @given(limit=st.integers(1, 15), committed=st.sets(st.integers(0, 14)))
 @settings(max_examples=25)
 def test_resuming_within_a_limit_gives_what_is_left_of_it(kind, limit, committed):
-    made = plan(cfg(put(SOURCES[kind]), limit=limit, slice_images=4))
+    made = plan_source(cfg(put(SOURCES[kind]), limit=limit, slice_images=4))
     skip = {key for number, key in enumerate(keys_of(made)) if number in committed}
     for shard in made.shards:
-        everything = list(read(shard, ReadConfig(), max_bytes=100))
+        everything = list(read_items(shard, ReadConfig(), max_bytes=100))
         mine = frozenset(item.key for item in everything if item.key in skip)
-        rest = list(read(shard, ReadConfig(), max_bytes=100, skip=mine))
+        rest = list(read_items(shard, ReadConfig(), max_bytes=100, skip=mine))
         assert [item.key for item in rest] == [item.key for item in everything if item.key not in skip]
         assert [item.shard_rows for item in rest][-1:] == [shard.rows] * bool(rest)
 
 
 def test_a_limit_spans_sources():
-    made = plan(cfg(put(SOURCES["webdataset"]), put(SOURCES["parquet"]), limit=8))
+    made = plan_source(cfg(put(SOURCES["webdataset"]), put(SOURCES["parquet"]), limit=8))
     assert keys_of(made) == [f"{n}.tar#{n}" for n in range(5)] + [f"0.parquet#{n}" for n in range(3)]
 
 
@@ -305,7 +305,7 @@ def test_a_limit_counts_failures_too():
     root = put({"1.tar": cut, "2.tar": b"nonsense", "3.tar": tar_of(["c.jpg"]), "4.parquet": b""})
     expected = ["1.tar#a", "1.tar#", "2.tar#", "3.tar#c"]
     for limit in range(1, 5):
-        made = plan(cfg(root, kind="webdataset", limit=limit))
+        made = plan_source(cfg(root, kind="webdataset", limit=limit))
         assert (keys_of(made), made.rows) == (expected[:limit], limit)
 
 
@@ -316,7 +316,7 @@ def test_a_limit_opens_no_more_files_than_it_needs(kind, monkeypatch):
     opened = []
     original = objects.open_read
     monkeypatch.setattr(objects, "open_read", lambda url, **known: (opened.append(url), original(url, **known))[1])
-    assert plan(cfg(root, limit=3)).rows == 3
+    assert plan_source(cfg(root, limit=3)).rows == 3
     assert len(opened) <= (2 if kind == "webdataset" else parquet.FOOTERS_AT_ONCE)
 
 

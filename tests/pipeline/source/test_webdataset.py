@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pipeline.config import ReadConfig
 from pipeline.errors import InputError
 from pipeline.records import Item
-from pipeline.source.plan import read
+from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, object_shard
-from pipeline.source.webdataset import BLOCK, IMAGES, entries
+from pipeline.source.webdataset import _IMAGES, BLOCK, entries
 from pipeline.store import objects
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -46,7 +46,7 @@ def shard_of(tar: bytes) -> Shard:
 
 
 def read_tar(tar: bytes, *, max_bytes: int = 2**20, skip: frozenset[str] = frozenset(), **cfg: str) -> list[Item]:
-    return list(read(shard_of(tar), ReadConfig(**cfg), max_bytes=max_bytes, skip=skip))
+    return list(read_items(shard_of(tar), ReadConfig(**cfg), max_bytes=max_bytes, skip=skip))
 
 
 def codes(items: list[Item]) -> dict[str, str]:
@@ -164,9 +164,9 @@ def test_samples_are_runs_of_members_with_one_name(pairs):
 
 
 def test_of_two_images_the_better_extension_wins_wherever_it_stands():
-    pairs = list(permutations(IMAGES, 2))
+    pairs = list(permutations(_IMAGES, 2))
     members = [(f"{n:02}.{extension}", extension.encode()) for n, pair in enumerate(pairs) for extension in pair]
-    best = [min(pair, key=IMAGES.index).encode() for pair in pairs]
+    best = [min(pair, key=_IMAGES.index).encode() for pair in pairs]
     assert [item.data for item in read_tar(tar_of(members))] == best
 
 
@@ -203,7 +203,7 @@ def test_nothing_appears_on_disk(tmp_path, monkeypatch):
     (tmp_path / "a.tar").write_bytes(out.getvalue())
     shard = object_shard("webdataset", str(tmp_path), objects.info(str(tmp_path / "a.tar")))
     before = sorted(tmp_path.rglob("*"))
-    assert list(codes(list(read(shard, ReadConfig(), max_bytes=10)))) == ["a.tar#link/a", "a.tar#folder/d"]
+    assert list(codes(list(read_items(shard, ReadConfig(), max_bytes=10)))) == ["a.tar#link/a", "a.tar#folder/d"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -373,9 +373,9 @@ def test_a_name_met_twice_is_kept_under_another_key_or_fails():
 def test_reading_with_skip_is_reading_less_skip(skip, cut):
     tar = tar_of([*THREE, ("d.json", b"{}")])
     shard = shard_of(tar[: -2 * BLOCK] if cut else tar)
-    everything = list(read(shard, ReadConfig(), max_bytes=1000))
+    everything = list(read_items(shard, ReadConfig(), max_bytes=1000))
     possible = {item.key for item in everything}
-    rest = list(read(shard, ReadConfig(), max_bytes=1000, skip=frozenset(skip & possible)))
+    rest = list(read_items(shard, ReadConfig(), max_bytes=1000, skip=frozenset(skip & possible)))
     assert [(item.key, item.data, item.failure) for item in rest] == [
         (item.key, item.data, item.failure) for item in everything if item.key not in skip
     ]
@@ -386,9 +386,9 @@ def test_reading_with_skip_is_reading_less_skip(skip, cut):
 def test_a_tar_that_is_gone_or_replaced_is_one_failure():
     shard = shard_of(tar_of(THREE))
     objects.put(shard.url, tar_of(THREE[:1]))
-    assert codes(list(read(shard, ReadConfig(), max_bytes=1000))) == {END_KEY: "source_changed"}
+    assert codes(list(read_items(shard, ReadConfig(), max_bytes=1000))) == {END_KEY: "source_changed"}
     objects.delete(shard.url)
-    gone = list(read(shard, ReadConfig(), max_bytes=1000, skip=frozenset({"a.tar#a", "a.tar#b"})))
+    gone = list(read_items(shard, ReadConfig(), max_bytes=1000, skip=frozenset({"a.tar#a", "a.tar#b"})))
     assert codes(gone) == {END_KEY: "not_found"}
     assert gone[0].shard_rows == 3  # the two committed rows and this one
 
@@ -397,7 +397,7 @@ def test_a_tar_is_streamed():
     """100 MB of members pass through a reader that holds one of them."""
     members = [(f"{n}.jpg", bytes([n]) * 2**20) for n in range(100)]
     shard = shard_of(tar_of(members, "gnu"))
-    reading = read(shard, ReadConfig(), max_bytes=2**20)
+    reading = read_items(shard, ReadConfig(), max_bytes=2**20)
     tracemalloc.start()
     sizes = [len(item.data) for item in reading]
     _, peak = tracemalloc.get_traced_memory()

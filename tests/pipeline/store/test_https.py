@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
-from pipeline.source.plan import plan, read
+from pipeline.source.plan import plan_source, read_items
 from pipeline.store import objects as storage
 from pipeline.store.objects import RetryPolicy
 
@@ -121,8 +121,8 @@ def test_an_object_is_described_and_read_whole_and_in_ranges(site: str) -> None:
 
 def test_a_tar_becomes_a_shard_and_its_members_items(site: str) -> None:
     cfg = SegmentConfig(source=(f"{site}/two.tar",), output="out", checkpoint="farmland")
-    (shard,) = plan(cfg).shards
-    items = list(read(shard, ReadConfig(), max_bytes=10**6, skip=frozenset()))
+    (shard,) = plan_source(cfg).shards
+    items = list(read_items(shard, ReadConfig(), max_bytes=10**6, skip=frozenset()))
     assert [item.key.rpartition("#")[2] for item in items] == ["a", "b"]
     assert all(item.data.startswith(b"\x89PNG") for item in items)
 

@@ -149,7 +149,7 @@ def test_a_larger_object_than_allowed_is_refused(root: str) -> None:
 
 @every_store
 def test_a_replaced_object_is_noticed_by_whole_reads_and_by_ranges(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(objects, "_BLOCK_BYTES", 10)
     url = objects.join(root, "file")
     objects.put(url, b"a" * 100)
     planned = objects.info(url).etag
@@ -169,7 +169,7 @@ def test_a_replaced_object_is_noticed_by_whole_reads_and_by_ranges(root: str, mo
 
 @every_store
 def test_ranges_read_like_a_file_on_disk(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(objects, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(objects, "_BLOCK_BYTES", 64)
     data = os.urandom(1000)
     (tmp_path / "twin").write_bytes(data)
     url = objects.join(root, "file")
@@ -476,7 +476,7 @@ def test_small_reads_cost_one_request_and_ranges_one_each(
 ) -> None:
     objects.read_bytes(object_url, max_bytes=5000)
     assert [(one.method, one.path) for one in s3_proxy.requests] == [("GET", object_url.removeprefix("s3://"))]
-    monkeypatch.setattr(objects, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(objects, "_BLOCK_BYTES", 400)
     s3_proxy.clear()
     s3_proxy.fail_next(1, 503, method="GET")
     with objects.open_read(object_url) as file:

@@ -111,7 +111,7 @@ def two_workers_seen_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("change", [batch_norm.sync, batch_norm.freeze])
 @pytest.mark.parametrize("name", ["deeplab_v3plus", "unet_resnet"])
 def test_every_batch_norm_is_changed_around_the_same_tensors(name: str, change) -> None:
-    net = zoo.build(name, 3, width_multiplier=1 / 16).train()
+    net = zoo.build_network(name, 3, width_multiplier=1 / 16).train()
     before = net.state_dict(keep_vars=True)
     epsilon = {key: module.eps for key, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
     change(net)

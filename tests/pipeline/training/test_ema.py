@@ -22,7 +22,7 @@ def move(net: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
 def test_the_average_is_the_sum_of_all_weights_with_falling_shares(decay: float) -> None:
     net = network()
-    average = ema.make(net, decay)
+    average = ema.make_average(net, decay)
     expected = {}
     for t in range(30):
         move(net, t)
@@ -39,12 +39,12 @@ def test_the_average_is_the_sum_of_all_weights_with_falling_shares(decay: float)
 
 def test_a_resumed_average_goes_on_as_the_undisturbed_one() -> None:
     net = network()
-    whole, first = ema.make(net, 0.99), ema.make(net, 0.99)
+    whole, first = ema.make_average(net, 0.99), ema.make_average(net, 0.99)
     for step in range(5):
         move(net, step)
         whole.update_parameters(net)
         first.update_parameters(net)
-    resumed = ema.make(network(), 0.99)
+    resumed = ema.make_average(network(), 0.99)
     resumed.load_state_dict(load(save(first.state_dict())))
     for step in range(5, 9):
         move(net, step)
@@ -56,7 +56,7 @@ def test_a_resumed_average_goes_on_as_the_undisturbed_one() -> None:
 
 def test_the_network_itself_is_left_alone() -> None:
     net = network()
-    average = ema.make(net, 0.5)
+    average = ema.make_average(net, 0.5)
     average.update_parameters(net)
     before = {name: one.clone() for name, one in net.state_dict().items()}
     move(average.module, 1)

@@ -36,14 +36,14 @@ def test_a_rehearsal_takes_a_few_steps_of_every_phase_and_is_the_run_otherwise(c
 def test_the_forecast_adds_up_what_the_rehearsal_measured(cfg):
     short = forecast.rehearsal(cfg)
     train(short)
-    _, tensors = state.load(short.output, 2 * forecast.STEPS)
+    _, tensors = state.load_state(short.output, 2 * forecast.STEPS)
     speeds = [1.0, 1.0, 10.0, 1.0, 1.0, 5.0]  # images a second; the last step of a phase counts
     history = [
         Point(step, {"speed/images_per_s": speed, "memory/peak_gib": step / 2}) for step, speed in enumerate(speeds)
     ]
     history += [Point(step, {"validation/seconds": 0.5}) for step in (3, 6)]
-    state.save(short.output, Story(step=6, history=history).to_json(), tensors, step=6)
-    found = forecast.of(cfg, short.output)
+    state.save_state(short.output, Story(step=6, history=history).to_json(), tensors, step=6)
+    found = forecast.forecast_run(cfg, short.output)
     mib = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
     # 100 steps of 4 images at 10/s and 50 of 2 at 5/s; 4 and 2 validations of 3 images
     assert astuple(found) == pytest.approx((40 + 20, 6 * 3 * 0.5, 2.5, mib))
@@ -52,7 +52,7 @@ def test_the_forecast_adds_up_what_the_rehearsal_measured(cfg):
 
 def test_nothing_of_a_rehearsal_is_left(cfg):
     url = objects.join(cfg.output, "_rehearsal")
-    state.save(url, Story().to_json(), {"a": torch.zeros(1)}, step=1)
+    state.save_state(url, Story().to_json(), {"a": torch.zeros(1)}, step=1)
     forecast.clear(url)
     assert list(objects.list_files(url)) == []
 

@@ -34,7 +34,7 @@ def one_thread():
 
 def outcome(output: Path) -> dict[str, Tensor]:
     """Every tensor that a run leaves."""
-    story, tensors = state.load(str(output), state.steps(str(output))[-1])
+    story, tensors = state.load_state(str(output), state.steps(str(output))[-1])
     best = safetensors.torch.load_file(output / "model.safetensors")
     return tensors | state.prefixed("best", best) | {"miou": torch.tensor(story.best_miou)}
 
@@ -99,7 +99,7 @@ def test_weights_that_are_not_finite_are_in_no_state(data, tmp_path, monkeypatch
 def test_the_figures_of_the_card_are_those_of_the_weights_as_they_are_kept(data, tmp_path, half):
     cfg = config(data, tmp_path, network=NORMED, schedule={"steps": 2}, half=half)
     train(cfg)
-    kept = checkpoint.load(cfg.output)
+    kept = checkpoint.load_checkpoint(cfg.output)
     found = validate(kept, run.validation_set(cfg, classes.from_dict(CLASSES, origin="test")), cfg, Group())
     assert {tensor.dtype for tensor in kept.state.values()} == {torch.float16 if half else torch.float32, torch.int64}
     assert kept.card.training["miou"] == round(float(found.scores.mean_iou), 6)

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
-from pipeline.models.network import grid
+from pipeline.models.network import grid_cells
 from pipeline.records import Item, Scored, Window
 from pipeline.refine import unary
 from pipeline.training import losses
@@ -38,7 +38,7 @@ def compared(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 def loss_of(terms: dict[str, float], class_weights: np.ndarray | None = None, **options) -> losses.Loss:
     stride = options.pop("stride", 1)
     weights = np.ones(K) if class_weights is None else class_weights
-    return losses.make(LossConfig(terms=terms, **options), class_weights=weights, ignore_id=IGNORE, stride=stride)
+    return losses.make_loss(LossConfig(terms=terms, **options), class_weights=weights, ignore_id=IGNORE, stride=stride)
 
 
 def value(loss: losses.Loss, scores: torch.Tensor, truth: torch.Tensor) -> float:
@@ -172,7 +172,7 @@ def test_the_lovasz_extension_of_a_hard_answer_is_1_less_its_iou(truth, answer) 
 def test_losses_and_gradients_of_parts_add_up_to_those_of_the_batch(at: str, data: st.DataObject) -> None:
     _, truth = data.draw(compared())
     first = data.draw(st.integers(0, len(truth)))
-    scores = torch.randn(len(truth), K, *(grid(side, 2) for side in truth.shape[1:]), dtype=torch.float64)
+    scores = torch.randn(len(truth), K, *(grid_cells(side, 2) for side in truth.shape[1:]), dtype=torch.float64)
     loss = loss_of(dict.fromkeys(TERMS, 0.5), np.array([0.5, 1, 2, 1]), at=at, stride=2)
     parts = [(scores[:first], truth[:first]), (scores[first:], truth[first:])]
     parts = [part for part in parts if len(part[0])]
@@ -251,19 +251,21 @@ def test_terms_add_up_by_their_weights() -> None:
 @few
 @given(sides, sides, st.integers(1, 9), st.booleans())
 def test_logits_are_upsampled_as_in_the_main_job(height: int, width: int, stride: int, align_corners: bool) -> None:
-    logits = np.random.default_rng(height * 41 + width).normal(size=(2, grid(height, stride), grid(width, stride)))
+    logits = np.random.default_rng(height * 41 + width).normal(
+        size=(2, grid_cells(height, stride), grid_cells(width, stride))
+    )
     logits = logits.astype(np.float32)
     scored = Scored(Item("", "", ""), stride=stride, align_corners=align_corners)
-    expected = unary.upsample(logits, scored, Window(0, 0, height, width))
+    expected = unary.upsample_window(logits, scored, Window(0, 0, height, width))
     shape = {"stride": stride, "align_corners": align_corners}
-    found = losses.upsample(torch.from_numpy(logits)[None], height, width, **shape)[0]
+    found = losses.upsample_scores(torch.from_numpy(logits)[None], height, width, **shape)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @few
 @given(sides, st.integers(1, 9), st.booleans())
 def test_labels_are_taken_from_the_middle_of_cells(length: int, stride: int, align_corners: bool) -> None:
-    cells = grid(length, stride)
+    cells = grid_cells(length, stride)
     found = losses.centres(cells, length, stride=stride, align_corners=align_corners)
     for cell, pixel in enumerate(found.tolist()):
         inside = [cell * stride] if align_corners else range(cell * stride, min((cell + 1) * stride, length))
@@ -301,7 +303,7 @@ def test_scores_on_a_grid_of_their_own_are_stretched_to_the_labels() -> None:
 
 
 def test_branches_take_the_weights_of_the_network_or_those_chosen() -> None:
-    network = zoo.build("icnet", K, width_multiplier=1 / 16)
+    network = zoo.build_network("icnet", K, width_multiplier=1 / 16)
     assert losses.branch_weights(LossConfig(), network) == {"logits": 1.0, "sub4": 0.16, "sub24": 0.4}
     assert losses.branch_weights(LossConfig(branches={"logits": 2, "sub4": 0}), network) == {"logits": 2}
     with pytest.raises(ConfigError, match=r"no scores aux\n.*it has logits, sub4, sub24"):

@@ -16,14 +16,14 @@ NEW = {"attention_to_scale": {"attend.3"}}
 
 def built(name: str) -> Network:
     options = next(small(variant) for variant in VARIANTS if variant.network == name)
-    return zoo.build(name, K, **options)
+    return zoo.build_network(name, K, **options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_the_last_layers_are_those_that_know_how_many_classes_there_are(variant) -> None:
     """By their shapes: of the same network for two numbers of classes, these are the convolutions that differ."""
     with torch.device("meta"):
-        few, many = (zoo.build(variant.network, k, **small(variant)) for k in (K, K + 1))
+        few, many = (zoo.build_network(variant.network, k, **small(variant)) for k in (K, K + 1))
     names = {module: name for name, module in few.named_modules()}
     differ = {
         name
@@ -38,7 +38,7 @@ def test_the_last_layers_are_those_that_know_how_many_classes_there_are(variant)
 def test_every_parameter_is_in_one_group_with_its_rate_and_decay(name: str, decay_all: bool) -> None:
     network = built(name)
     cfg = OptimiseConfig(lr=0.5, head_lr=10, head_bias_lr=20, weight_decay=0.25, decay_all=decay_all)
-    made = optimiser.make(network, cfg)
+    made = optimiser.make_optimiser(network, cfg)
     found = {parameter: group for group in made.param_groups for parameter in group["params"]}
     assert len(found) == sum(len(group["params"]) for group in made.param_groups)
     assert found.keys() == set(network.parameters())
@@ -55,7 +55,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(name: str, deca
 @pytest.mark.parametrize(("kind", "expected"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_setting_the_rate_keeps_the_factors_and_moves_the_head_further(kind: str, expected: type) -> None:
     network = built("segnet")
-    made = optimiser.make(network, OptimiseConfig(kind=kind, lr=1.0, head_lr=10, weight_decay=0, momentum=0))
+    made = optimiser.make_optimiser(network, OptimiseConfig(kind=kind, lr=1.0, head_lr=10, weight_decay=0, momentum=0))
     assert type(made) is expected
     optimiser.set_lr(made, 0.01)
     before = [parameter.detach().clone() for parameter in network.parameters()]
@@ -70,6 +70,6 @@ def test_setting_the_rate_keeps_the_factors_and_moves_the_head_further(kind: str
 def test_what_takes_no_gradient_is_left_out() -> None:
     network = built("segnet")
     network.encoder.requires_grad_(requires_grad=False)
-    made = optimiser.make(network, OptimiseConfig())
+    made = optimiser.make_optimiser(network, OptimiseConfig())
     left = {parameter for group in made.param_groups for parameter in group["params"]}
     assert left == {parameter for name, parameter in network.named_parameters() if not name.startswith("encoder")}

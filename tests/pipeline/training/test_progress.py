@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.training.progress import Progress, duration
+from pipeline.training.progress import TrainingProgress, short_duration
 
 AT = {"epoch": 1.5, "step": 20, "steps": 100, "loss": 0.5, "lr": 0.007}
 
 
-def after(steps: int, *, images: int = 8, wait_s: float = 0.0) -> Progress:
-    one = Progress(100.0)
+def after(steps: int, *, images: int = 8, wait_s: float = 0.0) -> TrainingProgress:
+    one = TrainingProgress(100.0)
     for _ in range(steps):
         one.step(images=images, wait_s=wait_s)
     return one
@@ -32,7 +32,7 @@ def test_the_line_for_machines_says_the_same() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0.01, 100)), min_size=1, max_size=6))
 def test_rates_are_of_the_last_interval_and_the_time_left_of_all(intervals: list[tuple[int, float]]) -> None:
-    one, now, taken = Progress(0.0), 0.0, 0
+    one, now, taken = TrainingProgress(0.0), 0.0, 0
     for steps, seconds in intervals:
         now, taken = now + seconds, taken + steps
         for _ in range(steps):
@@ -56,7 +56,7 @@ def test_a_resumed_run_is_judged_by_the_steps_it_took_itself() -> None:
 
 
 def test_no_step_and_no_time_divide_nothing_by_zero() -> None:
-    line = Progress(5.0).line(5.0, **AT)
+    line = TrainingProgress(5.0).line(5.0, **AT)
     assert (line.images_per_s, line.data_wait) == (0.0, 0.0)
 
 
@@ -65,4 +65,4 @@ def test_no_step_and_no_time_divide_nothing_by_zero() -> None:
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (245, "4 min 05 s"), (11_220, "3 h 07 min")],
 )
 def test_durations_have_two_units_at_most(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert short_duration(seconds) == said

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.training.ranks import Group, device_of, join
+from pipeline.training.ranks import Group, device_of, process_group
 from tests import ROOT
 from tests.support.ports import free_port
 
@@ -24,7 +24,7 @@ assert not torch.distributed.is_initialized()
 
 
 def test_alone_nothing_is_exchanged():
-    with join(torch.device("cpu")) as ours:
+    with process_group(torch.device("cpu")) as ours:
         assert (ours, ours.leads, ours.agreed(7)) == (Group(), True, 7)
         assert ours.sum(torch.ones(2)).tolist() == [1, 1]
 

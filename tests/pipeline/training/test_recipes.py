@@ -26,7 +26,7 @@ def recipe(name: str) -> TrainConfig:
 
 def network(cfg: TrainConfig, num_classes: int = 21, **more):
     said = cfg.network
-    return zoo.build(said.name, num_classes, output_stride=said.output_stride, **said.options | more)
+    return zoo.build_network(said.name, num_classes, output_stride=said.output_stride, **said.options | more)
 
 
 def rate(name: str, step: int, *, phase: int = 0) -> float:
@@ -62,7 +62,7 @@ def test_the_docs_list_no_recipe_that_is_not_there():
 
 @pytest.mark.parametrize("name", sorted(VOC))
 def test_hard_classes_are_classes_of_voc(name):
-    assert set(recipe(name).sample.hard_classes) <= set(class_maps.load("voc").names)
+    assert set(recipe(name).sample.hard_classes) <= set(class_maps.load_class_map("voc").names)
 
 
 # Rates as the papers give them, worked out by hand.
@@ -106,7 +106,7 @@ def test_fcn_is_staged_and_its_finer_phases_take_a_hundredth_of_the_rate():
 def test_the_last_layers_learn_faster(name, weights, biases):
     cfg = recipe(name)
     with torch.device("meta"):
-        made = optimiser.make(network(cfg), cfg.optimise)
+        made = optimiser.make_optimiser(network(cfg), cfg.optimise)
     assert sorted({group["factor"] for group in made.param_groups}) == sorted({1.0, float(weights), float(biases)})
 
 
@@ -125,7 +125,7 @@ def test_a_step_on_the_losses_of_a_recipe_reaches_every_weight_of_its_network(na
     made = network(cfg, 3, width_multiplier=0.0625)
     labels = torch.randint(0, 3, (2, 33, 41), dtype=torch.uint8)
     weights = losses.class_weights(cfg.loss.class_weights, np.full((4, 3), 100))
-    criterion = losses.make(
+    criterion = losses.make_loss(
         cfg.loss, class_weights=weights, ignore_id=255, stride=made.stride, align_corners=made.align_corners
     )
     branches = losses.branch_weights(cfg.loss, made)
@@ -138,11 +138,11 @@ def test_a_step_on_the_losses_of_a_recipe_reaches_every_weight_of_its_network(na
 
 
 def test_the_names_of_coco_that_the_docs_map_to_vocs_exist():
-    if "coco" not in class_maps.shipped():
+    if "coco" not in class_maps.shipped_class_maps():
         pytest.skip("no class map of COCO")
     text = DOCS.read_text().partition("initial_classes:")[2].partition("```")[0]
     pairs = yaml.safe_load(text)
-    voc, coco = class_maps.load("voc").names, class_maps.load("coco").names
+    voc, coco = class_maps.load_class_map("voc").names, class_maps.load_class_map("coco").names
     assert set(pairs) <= set(voc)
     assert set(pairs.values()) <= set(coco)
     assert all(name in coco for name in voc if name not in pairs), "every class of VOC has one of COCO"

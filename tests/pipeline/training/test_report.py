@@ -12,7 +12,7 @@ from pipeline.training.state import Point
 from tests.support.pages import Outline, laid_out_width, needs_browser
 
 HOSTILE = "<script>alert(1)</script>"
-CAMVID = class_maps.load("camvid")
+CAMVID = class_maps.load_class_map("camvid")
 
 
 def history(classes=CAMVID, *, steps=3000, every=500, best=2000):
@@ -44,7 +44,7 @@ def page(classes=CAMVID, **said):
         "name": "camvid", "history": history(classes), "best_step": 2000, "phases": {"first": 3000},
         "samples": [sample(classes=classes)], "facts": {"data": "s3://bucket/camvid"},
     }  # fmt: skip
-    return report.render(classes=classes, **told | said)
+    return report.render_training(classes=classes, **told | said)
 
 
 def test_the_page_leads_with_the_score_of_the_weights_that_were_kept():

@@ -25,7 +25,7 @@ def class_map(*names: str) -> ClassMap:
 def build(said: dict, number: int, seed: int) -> Network:
     """A network whose every weight is random, its scores' as well."""
     torch.manual_seed(seed)
-    network = zoo.build(said["name"], number, **said["options"])
+    network = zoo.build_network(said["name"], number, **said["options"])
     for parameter in network.parameters():
         nn.init.normal_(parameter)
     return network
@@ -42,7 +42,7 @@ def saved(folder: Path, network: Network, said: dict, theirs: ClassMap) -> str:
         source="test",
         license="CC0-1.0",
     )
-    checkpoint.save(str(folder), network.state_dict(), card)
+    checkpoint.save_checkpoint(str(folder), network.state_dict(), card)
     return str(folder)
 
 
@@ -51,7 +51,7 @@ def test_scores_are_taken_over_by_the_names_of_classes_and_everything_else_whole
     start, network = build(VGG, 4, seed=0), build(VGG, 4, seed=1)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     cfg = NetworkConfig(initial=saved(tmp_path, start, VGG, theirs), initial_classes={"table": "dining table"}, **VGG)
-    initial.load(network, cfg, ours)
+    initial.load_initial_weights(network, cfg, ours)
     heads = initial.per_class(checkpoint.load_card(str(tmp_path)))
     after, begun = network.state_dict(), start.state_dict()
     last = network.last_layers()[0]
@@ -64,7 +64,7 @@ def test_scores_are_taken_over_by_the_names_of_classes_and_everything_else_whole
 
 
 def test_classes_of_coco_start_those_of_voc(tmp_path):
-    coco, voc = classes.load("coco"), classes.load("voc")
+    coco, voc = classes.load_class_map("coco"), classes.load_class_map("voc")
     cfg = NetworkConfig(initial_classes={"sofa": "couch", "tvmonitor": "tv"})
     pairs = initial.class_pairs(cfg, voc, coco)
     assert pairs[voc.names.index("person")] == coco.names.index("person")
@@ -73,7 +73,7 @@ def test_classes_of_coco_start_those_of_voc(tmp_path):
 
 def test_another_number_of_classes_is_no_hindrance(tmp_path):
     start, network = build(VGG, 2, seed=0), build(VGG, 3, seed=1)
-    initial.load(
+    initial.load_initial_weights(
         network,
         NetworkConfig(initial=saved(tmp_path, start, VGG, class_map("a", "b")), **VGG),
         class_map("x", "b", "y"),
@@ -84,7 +84,7 @@ def test_another_number_of_classes_is_no_hindrance(tmp_path):
 def test_a_network_around_another_one_starts_from_the_checkpoint_of_that_one(tmp_path):
     start, network = build(VGG, 3, seed=0), build(AROUND, 3, seed=1)
     same = class_map("a", "b", "c")
-    initial.load(network, NetworkConfig(initial=saved(tmp_path, start, VGG, same), **AROUND), same)
+    initial.load_initial_weights(network, NetworkConfig(initial=saved(tmp_path, start, VGG, same), **AROUND), same)
     inside = network.inner.state_dict()
     assert all(torch.equal(inside[name], tensor) for name, tensor in start.state_dict().items())
 
@@ -92,9 +92,11 @@ def test_a_network_around_another_one_starts_from_the_checkpoint_of_that_one(tmp
 def test_what_does_not_fit_is_refused_by_name(tmp_path):
     same = class_map("a", "b")
     url = saved(tmp_path, build(VGG, 2, seed=0), VGG, same)
-    other = zoo.build("unet", 2, width_multiplier=0.06)
+    other = zoo.build_network("unet", 2, width_multiplier=0.06)
     with pytest.raises(ConfigError, match=r"nothing of .* \(deeplab_v1\) fits the network unet"):
-        initial.load(other, NetworkConfig(name="unet", initial=url), same)
+        initial.load_initial_weights(other, NetworkConfig(name="unet", initial=url), same)
     for wrong in ({"c": "a"}, {"a": "c"}):
         with pytest.raises(ConfigError, match="some has no class 'c'"):
-            initial.load(build(VGG, 2, seed=1), NetworkConfig(initial=url, initial_classes=wrong, **VGG), same)
+            initial.load_initial_weights(
+                build(VGG, 2, seed=1), NetworkConfig(initial=url, initial_classes=wrong, **VGG), same
+            )

@@ -55,8 +55,8 @@ def test_an_optimiser_goes_on_bit_for_bit_and_in_the_same_layout(make):
 
 def test_what_is_saved_is_loaded(output):
     tensors = {"network/a": torch.randn(2, 3), "optimiser/0/step": torch.tensor(3.0), "b/n": torch.tensor(5)}
-    state.save(output, STORY.to_json(), tensors, step=7)
-    story, found = state.load(output, 7)
+    state.save_state(output, STORY.to_json(), tensors, step=7)
+    story, found = state.load_state(output, 7)
     assert story == STORY
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in found)
@@ -65,32 +65,32 @@ def test_what_is_saved_is_loaded(output):
 def test_a_state_is_whole_only_with_its_json(output):
     assert state.steps(output) == []
     for step in (5, 10):
-        state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
+        state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
     objects.put(objects.join(state.url_of(output, 15), state.TENSORS), b"half")
     assert state.steps(output) == [5, 10]
 
 
 def test_folders_of_other_names_are_no_states(output):
-    state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
+    state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
     for name in ("step-00000005.bak", "step-9", "old"):
-        objects.put(objects.join(output, state.FOLDER, name, state.STORY), STORY.to_json())
+        objects.put(objects.join(output, state.STATES_FOLDER, name, state.STORY), STORY.to_json())
     assert state.steps(output) == [5]
 
 
 def test_only_the_newest_states_are_kept(output):
     for step in (5, 10, 15, 20):
-        state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
+        state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
         state.prune(output)
     assert state.steps(output) == [15, 20]
-    assert len(list(objects.list_files(objects.join(output, state.FOLDER)))) == 4
+    assert len(list(objects.list_files(objects.join(output, state.STATES_FOLDER)))) == 4
 
 
 @pytest.mark.parametrize("broken", [state.TENSORS, state.STORY])
 def test_a_damaged_state_is_named(output, broken):
-    state.save(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
+    state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
     objects.put(objects.join(state.url_of(output, 5), broken), b"{}")
     with pytest.raises(JobError, match=r"after step 5 is damaged[\s\S]*delete memory.*step-00000005"):
-        state.load(output, 5)
+        state.load_state(output, 5)
 
 
 def test_a_snapshot_does_not_follow_the_weights():

@@ -24,7 +24,7 @@ from pipeline.training import tracker
 from pipeline.training.tracker import GAP_PX
 from tests.support.ports import free_port, wait_for
 
-CLASSES = class_maps.load("farmland")
+CLASSES = class_maps.load_class_map("farmland")
 
 
 def sample(key: str = "field/1", *, height: int = 6, width: int = 9, seed: int = 0) -> Sample:
@@ -34,8 +34,8 @@ def sample(key: str = "field/1", *, height: int = 6, width: int = 9, seed: int =
     return Sample(key, pixels, truth, mask)
 
 
-def made(kind: tracker.Kind, output: Path | str, *, first_step: int = 0) -> tracker.Tracker:
-    return tracker.make(kind, output=str(output), run="ab" * 32, first_step=first_step, classes=CLASSES)
+def made(kind: tracker.TrackerKind, output: Path | str, *, first_step: int = 0) -> tracker.Tracker:
+    return tracker.make_tracker(kind, output=str(output), run="ab" * 32, first_step=first_step, classes=CLASSES)
 
 
 def events(folder: Path):
@@ -46,7 +46,7 @@ def events(folder: Path):
 
 def test_a_sample_is_drawn_as_image_truth_and_prediction_side_by_side():
     one = sample()
-    drawn = tracker.draw(one, CLASSES)
+    drawn = tracker.draw_sample(one, CLASSES)
     assert drawn.shape == (6, 3 * 9 + 2 * GAP_PX, 3)
     np.testing.assert_array_equal(drawn[:, :9], one.image_hwc)
     np.testing.assert_array_equal(drawn[:, 9 + GAP_PX : 18 + GAP_PX], paint(one.truth_hw, CLASSES))
@@ -59,7 +59,7 @@ def test_tensorboard_reads_back_the_points_and_the_pictures(tmp_path):
     one.scalars(20, {"train/loss": 0.25, "train/lr": 0.007})
     one.images(20, [sample("a"), sample("b")])
     one.close()
-    read = events(tmp_path / tracker.FOLDER)
+    read = events(tmp_path / tracker.TENSORBOARD_FOLDER)
     assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [(10, 0.5), (20, 0.25)]
     assert {"samples/a", "samples/b"} == set(read.Tags()["images"])
     assert read.Images("samples/a")[0].width == 3 * 9 + 2 * GAP_PX
@@ -73,7 +73,7 @@ def test_points_that_a_killed_run_left_beyond_the_checkpoint_are_hidden(tmp_path
     resumed = made("tensorboard", tmp_path, first_step=20)
     resumed.scalars(20, {"train/loss": 1.0})
     resumed.close()
-    points = events(tmp_path / tracker.FOLDER).Scalars("train/loss")
+    points = events(tmp_path / tracker.TENSORBOARD_FOLDER).Scalars("train/loss")
     assert [(point.step, point.value) for point in points] == [(10, 9.0), (20, 1.0)]
 
 
@@ -82,11 +82,11 @@ def test_curves_of_a_run_in_a_store_are_copied_there_with_every_picture_and_at_t
     one = made("tensorboard", output)
     one.scalars(10, {"train/loss": 0.5})
     one.images(10, [sample()])
-    first = {file.path: file.size for file in objects.list_files(f"{output}/{tracker.FOLDER}")}
+    first = {file.path: file.size for file in objects.list_files(f"{output}/{tracker.TENSORBOARD_FOLDER}")}
     one.scalars(20, {"train/loss": 0.25})
     one.close()
     assert len(first) == 1
-    read = events(tmp_path / "run" / tracker.FOLDER)
+    read = events(tmp_path / "run" / tracker.TENSORBOARD_FOLDER)
     assert [point.step for point in read.Scalars("train/loss")] == [10, 20]
     assert len(read.Images("samples/field/1")) == 1
 
@@ -145,7 +145,7 @@ def test_a_server_of_mlflow_has_the_points_and_pictures_of_both_halves_of_a_resu
     assert (run.info.run_name, run.info.status) == ("camvid", "FINISHED")
     assert [(point.step, point.value) for point in points] == [(5, 0.5), (10, 0.25)]
     assert [re.match(r"images/(.*?)\+step\+5", one).group(1) for one in sorted(pictures)] == ["a-b", "c d"]
-    np.testing.assert_array_equal(np.asarray(shown), tracker.draw(sample("a/b"), CLASSES))
+    np.testing.assert_array_equal(np.asarray(shown), tracker.draw_sample(sample("a/b"), CLASSES))
 
 
 def test_a_tracker_that_fails_is_left_out_and_says_so_once(monkeypatch, tmp_path, caplog):
@@ -208,4 +208,6 @@ def test_weights_and_biases_keeps_points_and_pictures_by_step(monkeypatch, tmp_p
     assert [(row["_step"], row["train/loss"]) for row in rows] == [(5, 0.5), (10, 0.25)]
     assert rows[0]["samples/captions"] == ["a", "b"]
     for name, said in zip(rows[0]["samples/filenames"], [sample("a"), sample("b", seed=1)], strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(file.parent / "files" / name)), tracker.draw(said, CLASSES))
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(file.parent / "files" / name)), tracker.draw_sample(said, CLASSES)
+        )

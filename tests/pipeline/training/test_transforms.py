@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.training import transforms
 from pipeline.training.config import AugmentConfig
-from pipeline.training.transforms import centre, vary
+from pipeline.training.transforms import centre_crop, vary
 
 IGNORE = 255
 PLAIN = {"scale": (1.0, 1.0), "flip": False}
@@ -184,7 +184,7 @@ def test_compression_is_that_of_pillow_and_only_when_asked():
 @pytest.mark.parametrize("size", [(3, 3), (10, 4), (4, 10), (9, 9)])
 def test_the_centre_is_cut_or_padded_evenly(size):
     label = np.arange(35, dtype=np.uint8).reshape(5, 7)
-    seen, cut = centre(label[..., None].repeat(3, 2), label, size, ignore_id=IGNORE, fill=[IGNORE] * 3)
+    seen, cut = centre_crop(label[..., None].repeat(3, 2), label, size, ignore_id=IGNORE, fill=[IGNORE] * 3)
     np.testing.assert_array_equal(seen[..., 0], cut)
     assert cut.shape == size
     assert cut[size[0] // 2, size[1] // 2] in (17, 16, 10, 9, 24, 18)

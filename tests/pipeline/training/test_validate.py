@@ -8,13 +8,13 @@ from PIL import Image as PilImage
 from pipeline import classes
 from pipeline.config import DecodeConfig
 from pipeline.image import labels
-from pipeline.image.decode import decode
+from pipeline.image.decode import decode_image
 from pipeline.models import zoo
 from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.score import drift, metrics
 from pipeline.training import run
 from pipeline.training.ranks import Group
-from pipeline.training.validate import look, validate
+from pipeline.training.validate import predict_samples, validate
 from tests.support import training_runs
 from tests.support.training_runs import CLASSES, NORMED, config
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> Checkpoint:
     torch.manual_seed(0)
-    network = zoo.build(NORMED["name"], 3, **NORMED["options"])
+    network = zoo.build_network(NORMED["name"], 3, **NORMED["options"])
     torch.nn.init.normal_(network.logits.weight)
     card = Card(
         architecture=NORMED["name"],
@@ -53,8 +53,8 @@ def by_hand(model: Checkpoint, collection) -> np.ndarray:
     """Counts by the network alone, image by image, all at once: images of this size are one tile, padded to 32."""
     network, total = model.build(), np.zeros((3, 4), np.int64)
     for example in (collection[index] for index in range(len(collection))):
-        image = decode(example.image, DecodeConfig())
-        truth = labels.read(example.label, MAP, name="", height=image.height, width=image.width)
+        image = decode_image(example.image, DecodeConfig())
+        truth = labels.decode_label(example.label, MAP, name="", height=image.height, width=image.width)
         padded = np.pad(image.pixels_hwc, [(0, -image.height % 32), (0, -image.width % 32), (0, 0)], mode="symmetric")
         x = (torch.from_numpy(padded).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
         with torch.no_grad():
@@ -83,7 +83,9 @@ def test_any_number_of_processes_counts_every_image_once(cfg, model, monkeypatch
 def test_the_reference_is_of_every_image_as_the_network_and_the_camera_gave_it(cfg, model):
     collection = run.validation_set(cfg, MAP)
     found = drift.Reference.model_validate(validate(model, collection, cfg, Group()).reference)
-    lumas = [decode(one.image, DecodeConfig()).pixels_hwc.mean((0, 1)) @ (0.299, 0.587, 0.114) for one in collection]
+    lumas = [
+        decode_image(one.image, DecodeConfig()).pixels_hwc.mean((0, 1)) @ (0.299, 0.587, 0.114) for one in collection
+    ]
     assert found.images == len(lumas) == 5
     assert found.brightness == tuple(np.histogram(lumas, 32, (0, 256))[0])
     assert sum(found.confidence) == sum(found.entropy) == 5
@@ -97,7 +99,7 @@ def test_a_limit_takes_the_first_images_and_samples_are_of_the_first(cfg, model)
     found = validate(model, collection, short, Group())
     assert found.scores.counts.sum() == 2 * 50 * 50
     assert [sample.key for sample in found.samples] == [collection[0].key]
-    shown = look(model, collection, short, Group())
+    shown = predict_samples(model, collection, short, Group())
     assert [sample.key for sample in shown] == [collection[0].key]
     assert np.array_equal(shown[0].mask_hw, found.samples[0].mask_hw)
 

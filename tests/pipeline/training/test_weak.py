@@ -14,7 +14,7 @@ from pipeline.training import weak
 from pipeline.training.config import WeakConfig
 from pipeline.training.weak import BOXES, CLASSES, FULL, Box
 
-FARMLAND = classes.load("farmland")
+FARMLAND = classes.load_class_map("farmland")
 K, BACKGROUND, IGNORE = 4, 1, 255
 HEIGHT, WIDTH = 12, 10
 
@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 12, 10
 
 def parse(said: object) -> weak.Weak:
     data = said if isinstance(said, bytes) else json.dumps(said).encode()
-    return weak.parse(data, FARMLAND, name="north/7.json", height=HEIGHT, width=WIDTH)
+    return weak.parse_weak_label(data, FARMLAND, name="north/7.json", height=HEIGHT, width=WIDTH)
 
 
 def box(name: str, *corners: object) -> dict[str, object]:
@@ -47,7 +47,7 @@ def test_boxes_keep_their_order_and_say_which_classes_are_there() -> None:
         (b"", "is no such JSON"),
         (b"\x89PNG\r\n\x1a\n", "is no such JSON"),
         (b"[" * 100_000, "recursion limit"),
-        (b" " * (weak.MAX_BYTES + 1), f"has {weak.MAX_BYTES + 1} bytes, the limit is {weak.MAX_BYTES}"),
+        (b" " * (weak._MAX_BYTES + 1), f"has {weak._MAX_BYTES + 1} bytes, the limit is {weak._MAX_BYTES}"),
         ({}, "either classes or boxes"),
         ({"classes": ["tree"]} | box("tree", 0, 0, 1, 1), "either classes or boxes"),
         ({"classes": "tree"}, "wrong at 'classes': .* array"),

@@ -19,12 +19,12 @@ from pipeline.records import Item, Scored, scored_to_table
 from pipeline.refine.presets import resolve
 from pipeline.run.stages import Job
 from pipeline.score.metrics import confusion
-from pipeline.source.plan import plan
+from pipeline.source.plan import plan_source
 from pipeline.tune import chunks, report, search
 from pipeline.tune.chunks import Chunk, Outcome, Result
 from pipeline.tune.search import NO_CRF
 
-FARM = classes.load("farmland")
+FARM = classes.load_class_map("farmland")
 K = len(FARM)
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>$x_1$.jpg"
 
@@ -38,18 +38,18 @@ def fields(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepared(fields: Path) -> tuple[chunks.Prepared, chunks.Findings]:
+def prepared(fields: Path) -> tuple[chunks.LabelledChunk, chunks.Findings]:
     cfg = SegmentConfig(
         source=(str(fields / "images"),), output="out", checkpoint="farmland", read=ReadConfig(kind="folder")
     )
-    (shard,) = plan(cfg).shards
+    (shard,) = plan_source(cfg).shards
     at = labels.by_stem(path.name for path in (fields / "labels").iterdir())
     urls = {
-        one.key: str(fields / "labels" / at[labels.stem(one.key)])
+        one.key: str(fields / "labels" / at[labels.label_stem(one.key)])
         for one in shard.members()
-        if labels.stem(one.key) in at
+        if labels.label_stem(one.key) in at
     }
-    return chunks.prepare(Job(cfg, FARM, "", "", "", 0), shard, urls)
+    return chunks.fetch_chunk(Job(cfg, FARM, "", "", "", 0), shard, urls)
 
 
 def test_images_and_labels_come_together(fields: Path) -> None:
@@ -89,7 +89,7 @@ def chunk_of(images: int, *, noise: float, seed: int = 0) -> Chunk:
     rng = np.random.default_rng(seed)
     scored, pngs = [], {}
     for index in range(images):
-        sample = farmland.generate(seed + index, height=48, width=56)
+        sample = farmland.generate_scene(seed + index, height=48, width=56)
         logits = 3.0 * (np.arange(K)[:, None, None] == sample.label_hw) + rng.normal(0, noise, (K, 48, 56))
         files = [io.BytesIO(), io.BytesIO()]
         PilImage.fromarray(sample.image_hwc).save(files[0], "PNG")
@@ -100,7 +100,7 @@ def chunk_of(images: int, *, noise: float, seed: int = 0) -> Chunk:
     return Chunk(scored_to_table(scored), pngs)
 
 
-def judged(chunk: Chunk, candidate: search.Candidate, widths=()) -> chunks.Judgement:
+def judged(chunk: Chunk, candidate: search.Candidate, widths=()) -> chunks.ChunkCounts:
     cfg = SegmentConfig(source=("in",), output="out", checkpoint="farmland")
     return chunks.judge_chunk(chunk, candidate.config(RefineConfig()), FARM, cfg.decode, widths)
 
@@ -112,7 +112,7 @@ def test_a_chunk_is_judged_image_by_image() -> None:
     assert found.bands_bkk.shape == (2, K, K + 1)
     for counts, row, png in zip(found.counts_nkk, chunk.scored.to_pylist(), chunk.labels.values(), strict=True):
         logits = np.frombuffer(row["logits"], np.float16).reshape(row["logits_shape"])
-        truth = labels.read(png, FARM, name="", height=48, width=56)
+        truth = labels.decode_label(png, FARM, name="", height=48, width=56)
         np.testing.assert_array_equal(counts, confusion(truth, logits.argmax(axis=0).astype(np.uint8), K))
 
 
@@ -120,7 +120,7 @@ def outcome_of(noise: float, names: ClassMap = FARM, images: int = 10) -> Outcom
     chunk = chunk_of(images, noise=noise)
     of_all: dict[str, np.ndarray] = {}
     results = []
-    grid = [one for one in search.grid("coarse", RefineConfig()) if one.params.bi_xy == 30][::2]
+    grid = [one for one in search.candidate_grid("coarse", RefineConfig()) if one.params.bi_xy == 30][::2]
     for candidate in [*search.references()[:3], *grid]:
         found = judged(chunk, candidate, (2, 8))
         result = Result(candidate, np.zeros((search.FOLDS, K, K + 1), np.int64))
@@ -201,7 +201,7 @@ class Page(HTMLParser):
 
 def page_of(outcome: Outcome, names: ClassMap = FARM, left_out=()) -> str:
     facts = {"images": HOSTILE}
-    return report.render(outcome, classes=names, left_out=left_out, facts=facts, params="refine:\n  a: 1\n")
+    return report.render_search(outcome, classes=names, left_out=left_out, facts=facts, params="refine:\n  a: 1\n")
 
 
 def test_names_of_files_and_classes_cannot_become_script() -> None:

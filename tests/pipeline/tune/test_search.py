@@ -15,7 +15,7 @@ from pipeline.score.metrics import confusion
 from pipeline.tune import search
 from pipeline.tune.search import NO_CRF, Candidate
 
-FARM = classes.load("farmland")
+FARM = classes.load_class_map("farmland")
 K = len(FARM)
 BASE = RefineConfig(prune=0)
 
@@ -32,7 +32,7 @@ def test_the_papers_grid_is_what_both_papers_print() -> None:
     v2 = set(itertools.product(range(3, 7), range(30, 101, 10), range(3, 7)))
     published = {params for params in PRESETS.values() if params.pos_xy == 3 and params.iterations == 10}
     expected = {(w, xy, rgb) for w, xy, rgb in v1 | v2} - {(one.bi_w, one.bi_xy, one.bi_rgb) for one in published}
-    found = search.grid("papers", BASE)
+    found = search.candidate_grid("papers", BASE)
     assert {(one.params.bi_w, one.params.bi_xy, one.params.bi_rgb) for one in found} == expected
     assert len(found) == len(expected)
     assert {(one.params.pos_w, one.params.pos_xy, one.params.iterations) for one in found} == {(3, 3, 10)}
@@ -40,24 +40,24 @@ def test_the_papers_grid_is_what_both_papers_print() -> None:
 
 @pytest.mark.parametrize("name", search.GRIDS)
 def test_no_two_candidates_have_a_name_or_parameters_in_common(name: str) -> None:
-    tried = [*search.references(), *search.grid(name, BASE)]
+    tried = [*search.references(), *search.candidate_grid(name, BASE)]
     for preset in PRESETS.values():
         tried += search.finer(preset, tried)
     assert len({one.name for one in tried}) == len({one.params for one in tried}) == len(tried)
 
 
 def test_what_is_fixed_can_be_given_and_what_is_searched_cannot() -> None:
-    found = search.grid("coarse", RefineConfig(pos_xy=1.5, iterations=5))
+    found = search.candidate_grid("coarse", RefineConfig(pos_xy=1.5, iterations=5))
     assert {(one.params.pos_w, one.params.pos_xy, one.params.iterations) for one in found} == {(3, 1.5, 5)}
     with pytest.raises(ConfigError, match=r"refine.bi_xy is searched"):
-        search.grid("coarse", RefineConfig(bi_xy=50))
+        search.candidate_grid("coarse", RefineConfig(bi_xy=50))
     with pytest.raises(ConfigError, match="nothing to search"):
-        search.grid("coarse", RefineConfig(engine="none"))
+        search.candidate_grid("coarse", RefineConfig(engine="none"))
 
 
 def test_a_candidate_changes_the_parameters_of_a_config_and_nothing_else() -> None:
     base = RefineConfig(prune=0.1, window_px=512)
-    for one in search.grid("coarse", base):
+    for one in search.candidate_grid("coarse", base):
         config = one.config(base)
         assert RefineConfig.model_validate(config.model_dump()) == config
         assert (config.prune, config.window_px, config.engine) == (0.1, 512, base.engine)
@@ -99,7 +99,7 @@ def test_steps_are_halved_again_around_the_same_best() -> None:
 
 
 def test_a_published_best_keeps_its_smoothness_kernel_and_takes_its_steps_from_the_grid() -> None:
-    found = search.finer(PRESETS["deeplab-v2"], [*search.references(), *search.grid("coarse", BASE)])
+    found = search.finer(PRESETS["deeplab-v2"], [*search.references(), *search.candidate_grid("coarse", BASE)])
     assert values(found, "bi_xy") == [63.5, 67, 83.5]
     assert {one.params.pos_xy for one in found} == {1}
 
@@ -148,13 +148,15 @@ def test_each_fold_is_judged_by_what_the_others_choose() -> None:
 def test_a_gain_everywhere_is_a_crf_and_chance_is_none() -> None:
     rng = np.random.default_rng(0)
     none = rng.integers(40, 60, 40)
-    better = search.decide(counts(list(none + 3)), counts(list(none + 3)), counts(list(none)), samples=300, seed=0)
+    better = search.recommend(counts(list(none + 3)), counts(list(none + 3)), counts(list(none)), samples=300, seed=0)
     assert better.helps
     assert better.gain == better.fair_gain
-    same = search.decide(counts(list(none)), counts(list(none)), counts(list(none)), samples=300, seed=0)
+    same = search.recommend(counts(list(none)), counts(list(none)), counts(list(none)), samples=300, seed=0)
     assert not same.helps
     assert same.gain.value == 0
-    flattered = search.decide(counts(list(none + 3)), counts(list(none - 1)), counts(list(none)), samples=300, seed=0)
+    flattered = search.recommend(
+        counts(list(none + 3)), counts(list(none - 1)), counts(list(none)), samples=300, seed=0
+    )
     assert not flattered.helps
 
 
@@ -178,7 +180,7 @@ def judged(candidates: list[Candidate], *, noise: float, images: int = 10) -> np
     """(C, N, K, K + 1)."""
     scenes = [scene(seed, noise=noise) for seed in range(images)]
     refiners = [Refiner(one.config(BASE), FARM) for one in candidates]
-    return np.stack([[search.judge(*one, refiner).counts_kk for one in scenes] for refiner in refiners])
+    return np.stack([[search.refine_and_count(*one, refiner).counts_kk for one in scenes] for refiner in refiners])
 
 
 PLANTED = [
@@ -193,19 +195,19 @@ def test_a_planted_optimum_is_found() -> None:
     assert PLANTED[search.best(found[1:].sum(axis=1))].params.bi_rgb == 20
     by_fold = np.stack([found[:, search.folds(10) == fold].sum(axis=1) for fold in range(5)], axis=1)
     assert search.best_without_each_fold(by_fold[1:]) == [1] * 5
-    assert search.decide(found[2], found[2], found[0], samples=200, seed=0).helps
+    assert search.recommend(found[2], found[2], found[0], samples=200, seed=0).helps
 
 
 def test_perfect_logits_need_no_crf() -> None:
     found = judged([NO_CRF, *PLANTED], noise=0.0)
     won = found[1:][search.best(found[1:].sum(axis=1))]
-    assert not search.decide(won, won, found[0], samples=200, seed=0).helps
+    assert not search.recommend(won, won, found[0], samples=200, seed=0).helps
 
 
 def test_bands_are_counts_of_the_pixels_near_boundaries() -> None:
     scored, image, truth = scene(3, noise=2.0)
     refiner = Refiner(NO_CRF.config(BASE), FARM)
-    found = search.judge(scored, image, truth, refiner, widths_px=(1, 3, 1000))
+    found = search.refine_and_count(scored, image, truth, refiner, widths_px=(1, 3, 1000))
     mask = refiner(scored, image).mask_hw
     edge = np.zeros(truth.shape, bool)
     for y, x in np.ndindex(truth.shape):
