@@ -29,11 +29,11 @@ import torch
 from pipeline.classes import ClassMap
 from pipeline.config import InferConfig, TileConfig
 from pipeline.errors import ConfigError, JobError
-from pipeline.importing.layouts import IMAGENET
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import catalogue, checkpoint, zoo
 from pipeline.models.catalogue import Variant
 from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.normalisation import IMAGENET
 from pipeline.records import Image
 from pipeline.training.collection import open_collection
 from pipeline.training.config import TrainConfig

@@ -11,28 +11,7 @@ from functools import partial
 
 from pipeline.importing import names, shapes
 from pipeline.importing.shapes import Options, Tensors
-
-
-@dataclass(frozen=True, slots=True)
-class Normalisation:
-    """What a network subtracts and divides by, for pixels from 0 to 1 in the order red, green, blue."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    bgr: bool = False
-    """The file's first convolution takes blue, green, red: its planes are turned around."""
-    origin: str = ""
-
-
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), origin="ImageNet's, as torchvision")
-INCEPTION = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), origin="0.5, as timm's Xceptions")
-CAFFE = Normalisation(
-    (122.675 / 255, 116.669 / 255, 104.008 / 255),
-    (1 / 255, 1 / 255, 1 / 255),
-    bgr=True,
-    origin="mean 104.008, 116.669, 122.675 of blue, green, red in 0 to 255, folded into the card",
-)
-"""`mean_value` of the authors' prototxt files; deeplab-pytorch takes the same."""
+from pipeline.models.normalisation import CAFFE, IMAGENET, INCEPTION, Normalisation
 
 
 @dataclass(frozen=True, slots=True)

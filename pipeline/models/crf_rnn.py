@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.network import AroundOptions, Network
+from pipeline.models.normalisation import IMAGENET
 from pipeline.refine.lattice_torch import Lattice, bilateral_lattice, spatial_lattice, upsample_logits
 from pipeline.refine.presets import PRESETS, CrfParams
 
@@ -30,7 +31,7 @@ class CRFRNNOptions(AroundOptions):
     train_iterations: int = Field(5, ge=1, le=100, description="Mean field iterations in training.")
     iterations: int = Field(10, ge=1, le=100, description="Mean field iterations in use.")
     std: tuple[_Deviation, ...] = Field(
-        (0.229, 0.224, 0.225),
+        IMAGENET.std,
         description="What each channel of the input was divided by: `std` of the checkpoint's card.",
     )
 
