@@ -177,7 +177,7 @@ def test_a_sample_that_a_tar_holds_twice_stops_the_evaluation(tmp_path: Path) ->
 def test_another_label_another_image_or_another_count_is_another_run(fields: Path, tmp_path: Path) -> None:
     def url(**changes: object) -> str:
         cfg = config(source=str(fields), output=str(tmp_path), checkpoint="farmland", **changes)
-        return evaluate.identify(cfg, evaluate.digest_of(evaluate.plan(cfg), cfg)).url
+        return evaluate.identify(cfg, evaluate.digest_of(evaluate.plan_source(cfg), cfg)).url
 
     first = url()
     assert url() == first
@@ -301,7 +301,7 @@ def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:
     manifest.reopen(run.url)
     with pytest.raises(ConfigError, match="is not a finished run"):
         evaluation.read_evaluation(run.url)
-    manifest.close_run(run.url, evaluate.plan(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail")
+    manifest.close_run(run.url, evaluate.plan_source(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail")
     manifest.succeed(run.url)
 
 
