@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from benchmarks import densecrf as crf
-from benchmarks import pipeline
 from pipeline.refine import native
 from pipeline.refine.presets import CrfParams
 
@@ -47,7 +46,7 @@ def test_every_lattice_is_close_to_the_oracle():
 
 def test_a_halo_that_reaches_across_the_image_changes_nothing():
     one, cfg = case(160, 240), crf.refine_config("native auto", "deeplab-v2", 2)
-    classes = crf.checkpoint.load("farmland").card.classes
+    classes = crf.checkpoint.load_checkpoint("farmland").card.classes
     whole = crf.Refiner(cfg, classes)
     parts = crf.Refiner(cfg.model_copy(update={"window_px": 128}), classes)
     reference = crf.in_windows(one, whole, 0)
@@ -82,7 +81,7 @@ def test_cores_per_gpu_are_whole():
 def test_one_json_line_and_a_plot_come_out(tmp_path, capsys):
     plot = tmp_path / "plot.png"
     words = ["--brief", "--sizes", "56x64", "--classes", "3", "--images", "1", "--iterations", "1", "--plot", str(plot)]
-    assert pipeline.main(["crf", *words]) == 0
+    assert crf.main(words) == 0
     said = json.loads(capsys.readouterr().out)
     assert len(said["speed"]) == 2 * len(crf.ENGINES)
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -43,7 +43,7 @@ def test_a_seed_gives_the_same_pixels_in_another_process() -> None:
     code = """
 import hashlib
 from pipeline.datasets import farmland
-sample = farmland.generate(11, height=96, width=128)
+sample = farmland.generate_scene(11, height=96, width=128)
 print(hashlib.sha256(sample.image_hwc.tobytes() + sample.label_hw.tobytes()).hexdigest())
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -88,15 +88,16 @@ def test_threads_do_not_disturb_each_other():
 def test_bombs_are_refused_without_their_memory():
     program = """
 import resource
-from pipeline import decode, config, errors
+from pipeline import config, errors
+from pipeline.image.decode import decode_image
 from tests.support.bad_inputs import CASES
 cfg = config.DecodeConfig()
 made = [case.make() for case in CASES if case.row in (12, 13, 14)]
-decode.decode(next(case.make() for case in CASES if case.name == "1x1"), cfg)
+decode_image(next(case.make() for case in CASES if case.name == "1x1"), cfg)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for data in made:
     try:
-        decode.decode(data, cfg)
+        decode_image(data, cfg)
     except errors.InputError:
         pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

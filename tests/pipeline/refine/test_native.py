@@ -101,7 +101,7 @@ def test_the_separable_kernel_alone_is_exact_up_to_what_it_cuts_off() -> None:
 def test_it_agrees_with_pydensecrf_and_is_as_near_to_the_truth(params: CrfParams, classes: int) -> None:
     densecrf = pytest.importorskip("pipeline.refine.densecrf")
     pixels, logits = scene(61, 83, classes, seed=classes)
-    theirs = densecrf.refine(pixels, logits, None, params)
+    theirs = densecrf.pydensecrf_marginals(pixels, logits, None, params)
     ours = refine(pixels, logits, params)
     assert (np.abs(ours - theirs) > 1e-3).any(0).mean() < 1e-3
     assert (ours.argmax(0) != theirs.argmax(0)).sum() <= 2
@@ -112,7 +112,7 @@ def test_it_agrees_with_pydensecrf_and_is_as_near_to_the_truth(params: CrfParams
             np.abs(q - exact).mean()
             for q in (
                 refine(pixels, logits, params),
-                densecrf.refine(pixels, np.ascontiguousarray(logits), None, params),
+                densecrf.pydensecrf_marginals(pixels, np.ascontiguousarray(logits), None, params),
             )
         ]
         assert errors[0] <= errors[1] * 1.01

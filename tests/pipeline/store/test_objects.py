@@ -242,8 +242,8 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_a_killed_writer_leaves_the_old_object_whole(tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline import storage\n"
-        "for n in range(10**6): storage.put(sys.argv[1], b'%d' % (n % 10) * 3_000_000)"
+        "import sys; from pipeline.store import objects\n"
+        "for n in range(10**6): objects.put(sys.argv[1], b'%d' % (n % 10) * 3_000_000)"
     )
     for delay_s in (0.0, 0.003, 0.01):
         writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "part")])

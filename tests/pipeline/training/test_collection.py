@@ -159,7 +159,7 @@ def test_labels_can_have_a_folder_of_another_name(tmp_path):
 def test_what_is_in_the_cache_is_not_read_again(tmp_path, monkeypatch):
     put_folder(str(tmp_path / "part"))
     first = open_in(tmp_path)
-    monkeypatch.setattr(collection, "read", None)
+    monkeypatch.setattr(collection, "read_items", None)
     again = open_in(tmp_path)
     assert again.fingerprint == first.fingerprint
     assert again[2] == first[2]

@@ -13,8 +13,8 @@ from tests.support.ports import free_port
 
 MEMBER = """
 import json, os, sys, torch
-from pipeline.training.ranks import join
-with join(torch.device("cpu")) as ours:
+from pipeline.training.ranks import process_group
+with process_group(torch.device("cpu")) as ours:
     own = torch.arange(3) + ours.rank
     ours.share([own])
     total = ours.sum(torch.ones(2) * (ours.rank + 1))
