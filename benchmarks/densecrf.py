@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import multiprocessing
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from PIL import Image as PILImage
 from scipy.spatial.distance import cdist
 
 from infra import log as logs
+from jobs import command_line
 from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.datasets import farmland
 from pipeline.infer.segmenter import Segmenter
@@ -473,4 +473,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -16,7 +16,6 @@ import json
 import logging
 import platform
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter, process_time
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from infra import log as logs
+from jobs import command_line
 from pipeline import classes
 from pipeline.config import InferConfig, TileConfig
 from pipeline.datasets import farmland
@@ -265,4 +265,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 from infra import log as logs
+from jobs import command_line
 from pipeline.datasets import farmland
 from pipeline.training import learner, loop
 from pipeline.training.config import TrainConfig
@@ -137,4 +137,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

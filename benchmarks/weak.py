@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from PIL import Image as PILImage
 from scipy import ndimage
 
 from infra import log as logs
+from jobs import command_line
 from pipeline import classes
 from pipeline.datasets import farmland
 from pipeline.models import checkpoint
@@ -224,4 +224,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

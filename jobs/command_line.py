@@ -1,13 +1,14 @@
 """From `sys.argv` to a validated config: defaults, then `--config run.yaml`, then flags."""
 
 import argparse
+import atexit
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
 
 import tyro
 import yaml
@@ -112,3 +113,30 @@ def exit_status(job: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where this one stopped\n")
         return 1
+
+
+def leave(status: int) -> NoReturn:
+    """End the process of a job: threads joined, `atexit` functions run, output flushed, and no interpreter taken down.
+
+    A thread of a library may still hold a Python object when the job is done. One of Arrow's pool frees the bytes it
+    decoded after it has handed over the result, and needs the interpreter for it. Up to Python 3.13 an interpreter that
+    is being taken down ends such a thread in the middle of a C++ destructor, so the process dies with SIGABRT
+    ("terminate called without an active exception"); from 3.14 on the thread hangs, and Arrow waits for it. Neither can
+    happen when the process ends while the interpreter is whole.
+
+    Args:
+        status: of the process, 0 to 255.
+
+    Raises:
+        SystemExit: always. Python then joins threads and runs `_end_process` before all other `atexit` functions.
+    """
+    atexit.register(_end_process, status)
+    raise SystemExit(status)
+
+
+def _end_process(status: int) -> None:
+    atexit.unregister(_end_process)
+    atexit._run_exitfuncs()  # the others: of logging, Ray, multiprocessing, temporary folders
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # an error is left to Python, whose own end meets it again and turns the status into 120
+    os._exit(status)

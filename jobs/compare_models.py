@@ -15,7 +15,6 @@ import io
 import logging
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -107,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

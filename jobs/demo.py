@@ -7,11 +7,10 @@ About a minute on two cores. The same command again finds everything done.
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from infra import log as logs
-from jobs import evaluate, segment_dataset
+from jobs import command_line, evaluate, segment_dataset
 from pipeline.datasets import farmland
 
 log = logging.getLogger(__name__)
@@ -47,4 +46,4 @@ def generate(folder: Path, images: int, size_px: int, *, seed: int, with_labels:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

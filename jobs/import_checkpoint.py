@@ -10,7 +10,6 @@ SRC is a `.pth` of torch.save, a `.safetensors` or a `.caffemodel`; DST the fold
 import argparse
 import json
 import logging
-import sys
 from typing import Any
 
 import torch
@@ -182,4 +181,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import re
-import sys
 
 from infra import log as logs
 from jobs import command_line
@@ -110,4 +109,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

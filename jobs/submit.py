@@ -16,7 +16,6 @@ import json
 import logging
 import re
 import shlex
-import sys
 import time
 from datetime import UTC, date, datetime
 
@@ -159,4 +158,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -1,6 +1,9 @@
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
@@ -125,3 +128,70 @@ def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:
     )
     job.stdout.close()
     assert (job.stderr.read(), job.wait()) == (b"", 0)
+
+
+# ---------------------------------------------------------------- the end of a process
+
+ROOT = Path(__file__).parents[1]
+
+BUSY_END = """
+import atexit, io, sys, threading, time
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jobs import command_line
+
+class Slow(io.BytesIO):
+    slow = threading.Event()
+    reached = threading.Event()
+
+    def read(self, *size):
+        if self.slow.is_set():
+            self.reached.set()
+            time.sleep(2)
+        return super().read(*size)
+
+def last_words():
+    time.sleep(0.2)
+    print("joined")
+
+out = io.BytesIO()
+pq.write_table(pa.table({"a": [1, 2], "b": [3, 4]}), out)
+file = Slow(out.getvalue())
+opened = pq.ParquetFile(file)
+file.slow.set()
+threading.Thread(target=opened.read, daemon=True).start()
+file.reached.wait()
+atexit.register(print, "tidied")
+threading.Thread(target=last_words).start()
+print("done")
+print("logged", file=sys.stderr)
+"""
+"""A thread of Arrow's pool will be back for the interpreter after the process has come to its end."""
+
+
+def ended(code: str, stdout: int | IO[str] = subprocess.PIPE) -> tuple[int, str | None, str]:
+    """Status, stdout and stderr of a process."""
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_job_ends_with_its_status_whatever_threads_of_libraries_are_doing(status: int) -> None:
+    found = ended(f"{BUSY_END}command_line.leave({status})")
+    assert found == (status, "done\njoined\ntidied\n", "logged\n")
+
+
+def test_output_that_cannot_be_written_is_not_lost_in_silence() -> None:
+    with open("/dev/full", "w") as full:
+        status, _, log = ended("from jobs import command_line; print('done'); command_line.leave(0)", stdout=full)
+    assert status == 120
+    assert "No space left on device" in log
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_job_ends_its_process_in_the_one_orderly_way(path: Path) -> None:
+    blocks = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.If)]
+    started = [ast.unparse(one.body) for one in blocks if "__main__" in ast.unparse(one.test)]
+    assert started in ([], ["command_line.leave(main())"])

@@ -86,7 +86,7 @@ def _die_with_parts(output: Path, count: int) -> None:
 
 def main() -> None:
     """See the top of this file."""
-    from jobs import segment_dataset
+    from jobs import command_line, segment_dataset
     from pipeline.store import objects
 
     moment, *flags = sys.argv[1:]
@@ -96,7 +96,7 @@ def main() -> None:
     else:
         for name in ("put", "put_if_absent"):
             setattr(objects, name, _then_die(getattr(objects, name), moment))
-    sys.exit(segment_dataset.main(flags))
+    command_line.leave(segment_dataset.main(flags))
 
 
 def _then_die(put, ending: str):

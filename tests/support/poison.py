@@ -41,10 +41,10 @@ def main() -> None:
     """See the top of this file."""
     import ray
 
-    from jobs import segment_dataset
+    from jobs import command_line, segment_dataset
 
     ray.init = partial(ray.init, runtime_env={"worker_process_setup_hook": "tests.support.poison.make_deadly"})
-    sys.exit(segment_dataset.main(sys.argv[1:]))
+    command_line.leave(segment_dataset.main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

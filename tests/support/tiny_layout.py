@@ -110,7 +110,7 @@ def _die_with_receipts(output: Path, count: int) -> None:
 
 def main() -> None:
     """See the top of this file."""
-    from jobs import prepare_dataset
+    from jobs import command_line, prepare_dataset
     from tests.support.drivers import _then_die
 
     DATASET_LAYOUTS["tiny"] = tiny()
@@ -121,7 +121,7 @@ def main() -> None:
     elif moment != "never":
         for name in ("put", "put_if_absent"):
             setattr(objects, name, _then_die(getattr(objects, name), moment))
-    sys.exit(prepare_dataset.main(flags))
+    command_line.leave(prepare_dataset.main(flags))
 
 
 def tiny() -> DatasetLayout:

@@ -94,7 +94,8 @@ def _die_in(step: int) -> None:
 
 
 if __name__ == "__main__":
+    from jobs import command_line
     from jobs import train as job
 
     _die_in(int(sys.argv[1]))
-    sys.exit(job.main(sys.argv[2:]))
+    command_line.leave(job.main(sys.argv[2:]))

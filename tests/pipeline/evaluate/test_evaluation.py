@@ -301,7 +301,9 @@ def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:
     manifest.reopen(run.url)
     with pytest.raises(ConfigError, match="is not a finished run"):
         evaluation.read_evaluation(run.url)
-    manifest.close_run(run.url, evaluate.plan_source(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail")
+    manifest.close_run(
+        run.url, evaluate.plan_source(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail"
+    )
     manifest.succeed(run.url)
 
 
