@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,15 +59,20 @@ def pss_bytes(pid: int) -> int:
 
 
 def family(pid: int) -> Iterator[int]:
-    """A process and everything that came from it."""
+    """A process and everything that came from it, as far as it is there."""
     yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text(encoding="ascii").split()
-        except OSError:
-            continue
-        for child in children:
-            yield from family(int(child))
+    for child in children(pid):
+        yield from family(child)
+
+
+def children(pid: int) -> list[int]:
+    """Children of all threads of a process, see proc_pid_task_children(5); threads and processes may end meanwhile."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in list(Path(f"/proc/{pid}/task").iterdir()):
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text(encoding="ascii").split())
+    return found
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:

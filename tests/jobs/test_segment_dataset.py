@@ -204,10 +204,9 @@ def test_an_actor_killed_in_the_middle_of_a_task_costs_nothing(
 def kill_a_worker(cluster: Cluster, stage: str, *, when: Callable[[], bool]) -> None:
     """Kill the actor of a stage with SIGKILL once `when` says so."""
     deadline = time.monotonic() + 150
-    while not (when() and (found := cluster.workers(stage))):
+    while not (when() and cluster.kill(stage)):
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.01)
-    found[0].kill()
 
 
 @pytest.mark.faults

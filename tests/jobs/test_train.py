@@ -247,9 +247,8 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_o
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
 
     driver = start(killed, **ray_cluster.environment)
-    worker = first_within(START_S, lambda: ray_cluster.workers("RayTrainWorker"))[0]
     first_within(START_S, lambda: state.steps(killed.output))
-    worker.kill()
+    first_within(START_S, lambda: ray_cluster.kill("RayTrainWorker"))
     assert any("going on after step" in line for line in driver.stderr), "the run began anew"
     driver.kill()
     assert driver.wait(START_S) == -signal.SIGKILL

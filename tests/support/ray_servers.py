@@ -33,14 +33,37 @@ class Cluster:
     log: Path
 
     def workers(self, name: str) -> list[psutil.Process]:
-        """Its processes whose titles have `name`, and no other cluster's."""
+        """Its processes whose titles have `name`, and no other cluster's; one that ends meanwhile may be among them."""
+        named = [process for process in psutil.process_iter() if name in _title(process)]
+        folder = str(self.log.parent)
+        return [process for process in named if any(folder in _title(parent) for parent in _parents(process))]
 
-        def is_ours(process: psutil.Process) -> bool:
-            return any(str(self.log.parent) in " ".join(parent.cmdline()) for parent in process.parents())
+    def kill(self, name: str) -> bool:
+        """Kill one of `workers` with SIGKILL; False when there is none, or all of them have ended by themselves."""
+        for process in self.workers(name):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                return True
+        return False
 
-        running = psutil.process_iter(["cmdline"])
-        named = [one for one in running if name in " ".join(one.info["cmdline"] or [])]
-        return [one for one in named if is_ours(one)]
+
+def _title(process: psutil.Process) -> str:
+    """Command line of a process; empty when it has ended, is a zombie, or is not ours to look at."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _parents(process: psutil.Process) -> list[psutil.Process]:
+    """Parent, its parent and so on, as far as they are there."""
+    found = []
+    with suppress(psutil.Error):
+        parent = process.parent()
+        while parent:
+            found.append(parent)
+            parent = parent.parent()
+    return found
 
 
 @contextmanager
@@ -75,7 +98,8 @@ def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -
             wait_for(wanted, head, timeout_s=START_S, log=log)
         yield Cluster(access["RAY_ADDRESS"], f"http://127.0.0.1:{dashboard}", access, log)
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it may have ended by itself; what is said then is why
+            os.killpg(head.pid, signal.SIGTERM)
         try:
             head.wait(timeout=3)
         except subprocess.TimeoutExpired:

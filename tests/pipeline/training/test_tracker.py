@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +120,8 @@ def mlflow_server(folder: Path) -> Generator[str]:
         wait_for(port, server, timeout_s=120, log=log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may have ended by itself; what is said then is why
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
