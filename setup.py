@@ -7,6 +7,8 @@ AVX-512. Without a compiler the package installs all the same: `pipeline.refine.
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +31,40 @@ INSTRUCTION_SETS = {"baseline": []}
 if X86:
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"]
+KERNELS = {name: [f"-DCRF_ISA={name}", *flags] for name, flags in INSTRUCTION_SETS.items()}
+CORES = os.cpu_count() or 1
 
 
-class BuildKernels(build_ext):
-    """build_ext that compiles the CRF's kernels.cpp once per instruction set and links all copies into its module."""
+class BuildAtOnce(build_ext):
+    """build_ext that compiles all sources of all modules at once, kernels.cpp once per instruction set."""
 
-    def build_extension(self, ext: Pybind11Extension) -> None:
-        """Add the copies of the kernels, then build as usual."""
-        for name, flags in INSTRUCTION_SETS.items() if ext is densecrf else ():
-            ext.extra_objects += self.compiler.compile(
-                [str(DENSECRF / "kernels.cpp")],
-                output_dir=str(Path(self.build_temp) / name),
-                macros=[("CRF_ISA", name)],
-                extra_postargs=["-std=c++17", *FLAGS, *flags],
+    def finalize_options(self) -> None:
+        """Build the modules side by side."""
+        super().finalize_options()
+        self.parallel = self.parallel or CORES
+
+    def build_extensions(self) -> None:
+        """Build as usual, but for how sources become objects."""
+        with ThreadPoolExecutor(CORES) as self.pool:
+            self.compile_in_turn, self.compiler.compile = self.compiler.compile, self.compile_at_once
+            super().build_extensions()
+
+    def compile_at_once(
+        self, sources: list[str], *, output_dir: str, extra_postargs: list[str], **options: Any
+    ) -> list[str]:
+        """Compile the sources of one module on the cores that all modules share; returns the paths of the objects."""
+        jobs = [
+            self.pool.submit(
+                self.compile_in_turn,
+                [source],
+                output_dir=str(Path(output_dir) / name),
+                extra_postargs=[*extra_postargs, *flags],
+                **options,
             )
-        super().build_extension(ext)
+            for source in sources
+            for name, flags in (KERNELS if source == str(DENSECRF / "kernels.cpp") else {"": []}).items()
+        ]
+        return list(chain.from_iterable(job.result() for job in jobs))
 
 
 def extension(name: str, sources: list[Path], folder: Path, **more: Any) -> Pybind11Extension:
@@ -62,9 +83,9 @@ def extension(name: str, sources: list[Path], folder: Path, **more: Any) -> Pybi
 
 densecrf = extension(
     "pipeline.refine._densecrf",
-    [DENSECRF / name for name in ("bindings.cpp", "dispatch.cpp", "workspace.cpp")],
+    [DENSECRF / name for name in ("kernels.cpp", "bindings.cpp", "dispatch.cpp", "workspace.cpp")],
     DENSECRF,
     define_macros=[("CRF_X86", "1")] if X86 else [],
 )
 label_maps = extension("pipeline.score._label_maps", [LABEL_MAPS / "bindings.cpp"], LABEL_MAPS)
-setup(ext_modules=[densecrf, label_maps], cmdclass={"build_ext": BuildKernels})
+setup(ext_modules=[densecrf, label_maps], cmdclass={"build_ext": BuildAtOnce})
