@@ -26,11 +26,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as rle
 
+from pipeline import optional
 from pipeline.datasets.layout import (
     DatasetLayout,
     ListedExample,
@@ -79,6 +80,7 @@ class Objects(DatasetLayout):
     def examples(self, root: str, split: str) -> list[ListedExample]:
         """List a split; each example carries its outlines."""
         self.check_split(split)
+        _require_pycocotools()  # before the file of 450 MB is read
         path = f"annotations/instances_{split}2017.json"
         text = fetch_listing(root, path)
         folder = _image_folder(root, split)
@@ -182,7 +184,14 @@ def _mask(annotation: Annotation, height: int, width: int, name: str) -> Bool:
     if isinstance(outline, dict):
         return run_lengths(outline, height, width, name)
     _check_polygons(outline, height, width, name)
+    rle = _require_pycocotools()
     mask: Bool = rle.decode(rle.merge(rle.frPyObjects(outline, height, width))).astype(bool)
+    return mask
+
+
+def _require_pycocotools() -> ModuleType:
+    with optional.package("pycocotools", extra="datasets", needed_by="drawing COCO's polygons"):
+        from pycocotools import mask  # noqa: PLC0415
     return mask
 
 

@@ -12,15 +12,18 @@ other structure, other furniture and other props; the 13 are those of Couprie et
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from pipeline.datasets import matlab5, picture
 from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
-from pipeline.datasets.matlab73 import opened, read_piece
+from pipeline.datasets.matlab73 import opened, read_piece, require_h5py
 from pipeline.errors import ConfigError, LabelError
 from pipeline.records import UInt8
+
+if TYPE_CHECKING:
+    import h5py
 
 _FILE, _SPLITS, _MAPPING = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
 _NAMES, _CLASSES = 894, 40
@@ -44,8 +47,9 @@ class Nyu(DatasetLayout):
     """The class, from 1, that each of the 40 belongs to."""
 
     def examples(self, root: str, split: str) -> list[ListedExample]:
-        """List the numbers of the split; the mapping must be there too."""
+        """List the numbers of the split; the mapping and h5py must be there too."""
         self.check_split(split)
+        require_h5py()
         self._table(root)
         numbers = matlab5.listed(root, _SPLITS, _NUMBERS[split]).ravel()
         if numbers.dtype.kind not in "iuf" or numbers.min(initial=1) < 1:
@@ -66,7 +70,7 @@ class Nyu(DatasetLayout):
             raise LabelError(f"{one.key}: image {pixels_hwc.shape} {pixels_hwc.dtype}, label {label_hw.shape}")
         return Labelled(one.key, picture.encode_png(pixels_hwc), label_hw)
 
-    def _label(self, root: str, file: h5py.File, one: ListedExample) -> UInt8:
+    def _label(self, root: str, file: "h5py.File", one: ListedExample) -> UInt8:
         names_hw = read_piece(file, "labels", _index(one))
         table = self._table(root)
         if names_hw.dtype.kind != "u" or int(names_hw.max(initial=0)) > _NAMES:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pipeline.datasets import matlab5
 from pipeline.datasets.layout import DatasetLayout, ListedExample
-from pipeline.datasets.matlab73 import opened, read_piece
+from pipeline.datasets.matlab73 import opened, read_piece, require_h5py
 from pipeline.errors import ConfigError, LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
@@ -37,8 +37,9 @@ class SunRgbd(DatasetLayout):
     """Keys are `<split>/<folder>`, e.g. `train/kv1/NYUdata/NYU0001`; the position in the files is in `more`."""
 
     def examples(self, root: str, split: str) -> list[ListedExample]:
-        """List the folders of the split."""
+        """List the folders of the split; h5py must be there to read them."""
         self.check_split(split)
+        require_h5py()
         entries = _entries(root)
         folders = sorted({_below(one) for one in _texts(matlab5.listed(root, _SPLITS, _FOLDERS[split]))})
         if lacking := [folder for folder in folders if folder not in entries]:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pipeline import optional
 from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError, DeadlinePassed
 from pipeline.records import Bool, Float16, Float32, Scored, UInt8, Window
@@ -132,10 +133,8 @@ def _by_torch(params: CrfParams) -> Marginals:
 
 
 def _by_pydensecrf(params: CrfParams) -> Marginals:
-    try:
-        from pipeline.refine import densecrf  # noqa: PLC0415  # an extra, which needs a compiler
-    except ImportError as error:
-        raise ConfigError("--refine.engine pydensecrf needs it", hint="pip install 'atrous[reference]'") from error
+    with optional.package("pydensecrf2", extra="reference", needed_by="--refine.engine pydensecrf"):
+        from pipeline.refine import densecrf  # noqa: PLC0415  # its package needs a compiler
     return partial(densecrf.pydensecrf_marginals, params=params)
 
 

@@ -38,6 +38,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
+from pipeline import optional
 from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError, StorageTimeout
 from pipeline.redact import redact
 
@@ -604,10 +605,8 @@ def _store(scheme: str, pid: int, *variables: str | None) -> _Store:
         from pipeline.store.https import Client  # noqa: PLC0415
 
         return _Https(Client())
-    try:
+    with optional.package("gcsfs", extra="gcs", needed_by=f"{scheme}://"):
         return _Store(fsspec.filesystem(scheme, use_listings_cache=False))
-    except ImportError as error:
-        raise ConfigError(f"{scheme}:// needs gcsfs", hint="pip install 'atrous[gcs]'") from error
 
 
 def _s3_filesystem() -> AbstractFileSystem:

@@ -203,7 +203,9 @@ class TrainRuntimeConfig(_Frozen):
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
     max_failures: int = Field(3, ge=0, description="Worker failures before the run gives up.")
     log_every: int = Field(20, ge=1, description="Steps between progress lines and points of the curves.")
-    tracker: Literal["tensorboard", "mlflow", "wandb", "none"] = Field("tensorboard", description="Where curves go.")
+    tracker: Literal["auto", "tensorboard", "mlflow", "wandb", "none"] = Field(
+        "auto", description="Where curves go; auto: TensorBoard's files where it is installed, else the report only."
+    )
     cache: str | None = Field(None, description="Local folder for a copy of the data; unset: a temporary one.")
     log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or JSON.")
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from pipeline import optional
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.page.paint import paint
@@ -24,17 +25,13 @@ from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
-TrackerKind = Literal["tensorboard", "mlflow", "wandb", "none"]
+TrackerKind = Literal["auto", "tensorboard", "mlflow", "wandb", "none"]
 TENSORBOARD_FOLDER = "tensorboard"
 """Below the run's output."""
 GAP_PX = 8
 """White between the pictures of a sample."""
-LIBRARIES = {
-    "tensorboard": ("torch.utils.tensorboard", "tensorboard"),
-    "mlflow": ("mlflow", "atrous[mlflow]"),
-    "wandb": ("wandb", "atrous[wandb]"),
-}
-"""Module of a tracker, and what to install to have it."""
+LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+"""Module of a tracker. Its package, and the extra that brings it, are called as the tracker is."""
 
 
 class Tracker(Protocol):
@@ -54,7 +51,7 @@ def make_tracker(kind: TrackerKind, *, output: str, run: str, first_step: int, c
     """Start a tracker, or go on with the curves of an interrupted run.
 
     Args:
-        kind: which.
+        kind: which; `auto` is TensorBoard where it is installed, and none, with a warning, where it is not.
         output: folder of the run, local or in a store; TensorBoard's files go below it.
         run: fingerprint of the run; what the other trackers know it by.
         first_step: where the run starts or resumes; TensorBoard hides points from there on that a killed run left.
@@ -63,14 +60,14 @@ def make_tracker(kind: TrackerKind, *, output: str, run: str, first_step: int, c
     Raises:
         ConfigError: the tracker is not installed.
     """
-    match kind:
+    match _installed(kind):
         case "tensorboard":
             made: Tracker = _TensorBoard(objects.join(output, TENSORBOARD_FOLDER), first_step, classes)
         case "mlflow":
             made = _MLflow(output, run, classes)
         case "wandb":
             made = _WeightsAndBiases(output, run, classes)
-        case "none":
+        case _:
             made = _Nowhere()
     return _Expendable(made)
 
@@ -189,13 +186,23 @@ class _WeightsAndBiases:
         self.run.finish()
 
 
-def _library(kind: str) -> ModuleType:
-    module, package = LIBRARIES[kind]
+def _installed(kind: TrackerKind) -> TrackerKind:
+    """The tracker that `auto` stands for on this machine; any other one is what it is."""
+    if kind != "auto":
+        return kind
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f"pip install '{package}', or give --runtime.tracker none"
-        raise ConfigError(f"--runtime.tracker {kind} needs a package that is not installed", hint=hint) from error
+        _library("tensorboard")
+    except ConfigError as error:
+        why = error.__cause__
+        log.warning("curves are in report/index.html only (%s); pip install 'atrous[tensorboard]' for more", why)
+        return "none"
+    return "tensorboard"
+
+
+def _library(kind: str) -> ModuleType:
+    instead = "give --runtime.tracker none"
+    with optional.package(kind, extra=kind, needed_by=f"--runtime.tracker {kind}", instead=instead):
+        return importlib.import_module(LIBRARIES[kind])
 
 
 def _last_name(url: str) -> str:

@@ -28,7 +28,7 @@ from tests.support import ray_servers, training_runs
 from tests.support.ports import free_port
 from tests.support.training_runs import UNET, WIDER, config
 
-DOUBLE = ("tests.double_precision",)
+DOUBLE = ("tests.support.double_precision",)
 START_S = 400
 """Two shared cores: a process may take a minute to import torch."""
 

@@ -1,6 +1,5 @@
 """What every refinement engine has in common, and what becomes of one that is not there."""
 
-import sys
 from time import monotonic
 
 import numpy as np
@@ -81,11 +80,3 @@ def test_without_the_native_engine_torch_takes_its_place_with_a_warning(monkeypa
     assert resolve_engine(RefineConfig(engine="none")).engine == "none"
     with pytest.raises(ConfigError, match="nobody built it"):
         make_engine(RefineConfig())
-
-
-def test_a_missing_pydensecrf_names_its_extra(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "pipeline.refine.densecrf", None)
-    monkeypatch.delattr("pipeline.refine.densecrf", raising=False)
-    with pytest.raises(ConfigError) as caught:
-        make_engine(RefineConfig(engine="pydensecrf"))
-    assert "atrous[reference]" in str(caught.value)

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -323,13 +322,6 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError, match="credentials never belong in a URL") as caught:
         objects.put(url, b"")
     assert SECRET not in f"{caught.value}{caught.value!r}"
-
-
-@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="gcsfs is installed")
-def test_a_missing_extra_is_named() -> None:
-    with pytest.raises(ConfigError, match="gcsfs") as caught:
-        objects.exists("gs://bucket/key")
-    assert "atrous[gcs]" in caught.value.hint
 
 
 def test_importing_storage_loads_no_client() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ray_servers import Cluster
+from tests.support.ray_servers import Cluster
 
 SLEEPER = "sleep 91.625"
 

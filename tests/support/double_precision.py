@@ -4,7 +4,7 @@ In float32 their rounding errors grow with every step to more than a small mista
 of one and of two workers are apart by 5e-4 on a processor with AVX-512, by 1.4e-3 on one with AVX2. In float64 they are
 by 1e-15.
 
-    python -m tests.double_precision FLAG ...
+    python -m tests.support.double_precision FLAG ...
 
 runs `jobs.train` with the flags, here and in Ray's workers. First weights are those of float32, doubled; validation
 stays in float32, as what is segmented with.
@@ -49,7 +49,7 @@ def worker(said: dict[str, Any]) -> str:
 
 def main() -> None:
     """See the top of this file."""
-    from tests import double_precision  # as workers import it: not as `__main__`
+    from tests.support import double_precision  # as workers import it: not as `__main__`
 
     use()
     on_ray.worker = double_precision.worker
