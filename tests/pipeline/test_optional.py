@@ -4,7 +4,6 @@ import importlib
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.refine import engine
 from pipeline.store import objects
 from pipeline.training import tracker
+from tests import ROOT
 
 NEEDS = {
     "gcsfs": lambda _: objects.exists("gs://a-bucket-that-no-other-test-opens/key"),
@@ -63,7 +63,7 @@ def test_a_missing_package_is_an_error_that_names_it_and_its_extra(without, tmp_
 
 
 def test_every_extra_that_an_error_names_exists_and_brings_the_package():
-    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for module in NEEDS:
         brought = extras["optional-dependencies"][EXTRAS.get(module, module)]
         assert any(one.startswith(module) for one in brought), module
