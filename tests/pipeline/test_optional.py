@@ -95,7 +95,7 @@ def test_a_matlab_file_is_not_opened_without_h5py(without, tmp_path):
 
 def test_the_default_tracker_is_tensorboard_where_it_is_installed(tmp_path):
     start("auto", tmp_path).close()
-    assert list((tmp_path / tracker.FOLDER).iterdir())
+    assert list((tmp_path / tracker.TENSORBOARD_FOLDER).iterdir())
 
 
 def test_without_tensorboard_the_default_tracker_leaves_nothing_and_says_so_once(without, tmp_path, caplog):
