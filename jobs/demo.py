@@ -6,12 +6,12 @@ About a minute on two cores. The same command again finds everything done.
 """
 
 import argparse
+import importlib
 import logging
 from pathlib import Path
 
 from infra import log as logs
-from jobs import command_line, evaluate, segment_dataset
-from pipeline.datasets import farmland
+from jobs import command_line
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +29,22 @@ def main(argv: list[str] | None = None) -> int:
     output = Path(args.output)
     generate(output / "source", args.images, args.size_px, seed=2026)
     generate(output / "labelled", max(args.images // 3, 1), args.size_px // 2, seed=4052, with_labels=True)
-    flags = ["--source", str(output / "source"), "--output", str(output / "out"), *ALWAYS]
-    log.info("python -m jobs.segment_dataset %s", " ".join(flags))
-    if status := segment_dataset.main(flags):
-        return status
-    flags = ["--source", str(output / "labelled"), "--output", str(output / "evaluation"), *ALWAYS]
-    log.info("python -m jobs.evaluate %s", " ".join(flags))
-    return evaluate.main(flags)
+    status = run_job("segment_dataset", output / "source", output / "out")
+    return status or run_job("evaluate", output / "labelled", output / "evaluation")
+
+
+def run_job(job: str, source: Path, output: Path) -> int:
+    """Run another job in this process, as its command line would; returns the exit status."""
+    flags = ["--source", str(source), "--output", str(output), *ALWAYS]
+    log.info("python -m jobs.%s %s", job, " ".join(flags))
+    status: int = importlib.import_module(f"jobs.{job}").main(flags)
+    return status
 
 
 def generate(folder: Path, images: int, size_px: int, *, seed: int, with_labels: bool = False) -> None:
     """Make a folder of images unless it is there."""
+    from pipeline.datasets import farmland
+
     if not folder.exists():
         log.info("generating %d images of farmland in %s", images, folder)
         farmland.write_folder(str(folder), images, size_px=size_px, seed=seed, with_labels=with_labels)

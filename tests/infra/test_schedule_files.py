@@ -131,7 +131,7 @@ def test_the_evaluation_expects_what_the_groups_can_grow_to():
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         cpus += group["maxReplicas"] * int(limits["cpu"])
         gpus += group["maxReplicas"] * int(limits.get("nvidia.com/gpu", 0))
-    expected = command_line.parse(ENTRYPOINTS["RayJob"][3:], evaluate.Arguments, description="").cfg.runtime
+    expected = command_line.parse(ENTRYPOINTS["RayJob"][3:], evaluate.EvaluateArguments, description="").cfg.runtime
     assert (expected.expect_cpus, expected.expect_gpus) == (cpus, gpus)
 
 
@@ -139,7 +139,7 @@ def test_the_evaluation_expects_what_the_groups_can_grow_to():
 def test_the_evaluation_takes_the_flags_of_every_file(name):
     python, module, *flags = ENTRYPOINTS[name][0], ENTRYPOINTS[name][1:3], *ENTRYPOINTS[name][3:]
     assert (python, module) == ("python", ["-m", "jobs.evaluate"])
-    cfg = command_line.parse(flags, evaluate.Arguments, description="").cfg
+    cfg = command_line.parse(flags, evaluate.EvaluateArguments, description="").cfg
     assert cfg.history
     assert cfg.baseline == "last-good"
 

@@ -45,7 +45,7 @@ settings: {fine: {infer: {output_stride: 8}}, short: {refine: {iterations: 2, en
 
 def parse_evaluation(path: Path, *flags: str) -> EvaluateConfig:
     given = ["--config", str(path), "--source", "in", "--output", "out", *flags]
-    return command_line.parse(given, evaluate.Arguments, description="test").cfg
+    return command_line.parse(given, evaluate.EvaluateArguments, description="test").cfg
 
 
 def test_what_a_setting_does_not_say_stays_as_the_file_and_the_flags_have_it(tmp_path: Path) -> None:

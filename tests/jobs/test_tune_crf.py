@@ -8,7 +8,6 @@ import pytest
 from PIL import Image as PilImage
 
 from jobs import command_line, tune_crf
-from jobs.tune_crf import TuneConfig
 from pipeline import classes
 from pipeline.datasets import farmland
 from pipeline.errors import ConfigError
@@ -18,7 +17,8 @@ from pipeline.refine.presets import CrfParams, resolve
 from pipeline.run.stages import Job
 from pipeline.source.plan import plan_source
 from pipeline.tune import chunks as tuning
-from pipeline.tune import search
+from pipeline.tune import inputs, search
+from pipeline.tune.config import TuneConfig
 from pipeline.tune.search import Candidate
 from tests.support.drivers import Outcome, finish, start
 from tests.support.ray_servers import Cluster
@@ -90,7 +90,7 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
     cfg = cfg.model_validate(
         cfg.model_dump() | {"chunk_images": 2, "infer": {"precision": "fp32"}, "refine": {"iterations": 2}}
     )
-    run = cfg.run(search.candidate_grid("coarse", cfg.refine))
+    run = inputs.segment_config(cfg, inputs.first_grid(cfg))
     model = checkpoint.load_checkpoint("farmland")
     job = Job(run, model.card.classes, "", "", "", 0)
     at = labels.by_stem(path.name for path in (fields / "labels").iterdir())
@@ -162,7 +162,7 @@ def test_an_output_among_the_images_or_labels_is_refused(fields: Path) -> None:
 def test_the_memory_of_refiners_is_planned_for_the_largest_sigma(fields: Path) -> None:
     cfg = config(fields, finer=2)
     grid = search.candidate_grid("papers", cfg.refine)
-    largest = cfg.run(grid).refine.bi_xy
+    largest = inputs.segment_config(cfg, grid).refine.bi_xy
     tried = [*search.references(), *grid]
     for best in (one.params for one in list(tried) if one.params):
         assert all(one.params.bi_xy <= largest for one in search.finer(best, tried))

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs import evaluate, segment_dataset
-from jobs.segment_dataset import Run
+from jobs import run as runs
+from jobs.run import Run
 from pipeline.classes import ClassMap
 from pipeline.config import EvaluateConfig
+from pipeline.evaluate import inputs
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.run import manifest, parts
@@ -38,15 +39,19 @@ def save_network(folder: Path, classes: ClassMap, *, seed: int = 0) -> str:
 
 
 def config(**said: object) -> EvaluateConfig:
-    return evaluate.completed(EvaluateConfig.model_validate(QUICK | said))
+    return inputs.complete_config(EvaluateConfig.model_validate(QUICK | said))
+
+
+def identify(cfg: EvaluateConfig) -> Run:
+    return runs.identify_labelled(cfg, inputs.data_digest(plan_source(cfg), cfg))
 
 
 def carry_out(cfg: EvaluateConfig) -> Run:
     """All stages over all shards, one after the other."""
     planned = plan_source(cfg)
-    run = evaluate.identify(cfg, evaluate.digest_of(planned, cfg))
-    segment_dataset.describe(run, planned)
-    job, ledger = segment_dataset.job_of(run, planned), Ledger()
+    run = identify(cfg)
+    runs.write_run_files(run, planned)
+    job, ledger = runs.stage_job(run, planned), Ledger()
     if job.masks:
         stages = [MaskStage(job, cfg.judge, ledger)]
     else:

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from jobs import evaluate
-from jobs.segment_dataset import Run
+from jobs.evaluate import EvaluateArguments
+from jobs.run import Run
 from pipeline import classes, records
-from pipeline.config import EvaluateConfig, JudgeConfig, ScoreConfig
+from pipeline.config import EvaluateConfig, JudgeConfig, ScoreConfig, SegmentConfig
 from pipeline.datasets import farmland
 from pipeline.errors import ERROR_CODES, ConfigError
 from pipeline.evaluate import evaluation, scoring
@@ -23,9 +24,10 @@ from pipeline.image import encode
 from pipeline.records import Row
 from pipeline.run import manifest, masks, parts
 from pipeline.score.metrics import Scores
+from pipeline.source.plan import plan_source
 from tests.support import bad_labels, judged_runs
 from tests.support.bad_labels import CASES, CLASSES
-from tests.support.judged_runs import carry_out, config, counted
+from tests.support.judged_runs import carry_out, config, counted, identify
 
 IMAGES = 6
 
@@ -177,7 +179,7 @@ def test_a_sample_that_a_tar_holds_twice_stops_the_evaluation(tmp_path: Path) ->
 def test_another_label_another_image_or_another_count_is_another_run(fields: Path, tmp_path: Path) -> None:
     def url(**changes: object) -> str:
         cfg = config(source=str(fields), output=str(tmp_path), checkpoint="farmland", **changes)
-        return evaluate.identify(cfg, evaluate.digest_of(evaluate.plan_source(cfg), cfg)).url
+        return identify(cfg).url
 
     first = url()
     assert url() == first
@@ -240,7 +242,7 @@ def test_rules_and_gates_that_do_not_fit_are_refused_before_anything_is_done(
         said = {"gates": str(tmp_path / "gates.yaml")}
     cfg = config(source=str(fields), output=str(tmp_path / "out"), checkpoint="farmland", **said)
     with pytest.raises(ConfigError, match=message):
-        evaluate.identify(cfg, "data")
+        evaluate.evaluate(EvaluateArguments(cfg))
 
 
 def test_the_line_at_the_end_is_json_where_no_image_has_a_score(
@@ -251,7 +253,7 @@ def test_the_line_at_the_end_is_json_where_no_image_has_a_score(
     said = {"source": str(fields / "images"), "output": str(tmp_path / "out"), "checkpoint": "farmland"}
     cfg = config(**said, read={"labels": str(tmp_path / "labels")})
     carry_out(cfg)
-    assert evaluate.evaluate(evaluate.Arguments(cfg)) == 1
+    assert evaluate.evaluate(EvaluateArguments(cfg)) == 1
     line = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert line["settings"]["default"]["mean_iou"] == {"network": None, "native": None}
 
@@ -263,7 +265,7 @@ def test_the_line_at_the_end_scores_by_the_rules_that_were_asked_for(
     names = classes.load_class_map("farmland").names
     cfg = config(**said, score={"samples": 100, "class_weights": {name: 0.0 for name in names if name != "crop"}})
     found = evaluation.read_evaluation(carry_out(cfg).url)
-    assert evaluate.evaluate(evaluate.Arguments(cfg)) == 0
+    assert evaluate.evaluate(EvaluateArguments(cfg)) == 0
     line = json.loads(capsys.readouterr().out)["settings"]["default"]
     assert line["mean_iou"]["native"] == pytest.approx(float(found.answer.scores.iou[names.index("crop")]))
 
@@ -282,7 +284,7 @@ def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
 def test_masks_of_other_classes_are_refused(run: Run, fields: Path, tmp_path: Path) -> None:
     cfg = config(source=str(fields), output=str(tmp_path), masks=run.url, classes="camvid")
     with pytest.raises(ConfigError, match="the masks have other classes: id 0"):
-        evaluate.identify(cfg, "data")
+        identify(cfg)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +303,7 @@ def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:
     manifest.reopen(run.url)
     with pytest.raises(ConfigError, match="is not a finished run"):
         evaluation.read_evaluation(run.url)
-    manifest.close_run(
-        run.url, evaluate.plan_source(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail"
-    )
+    manifest.close_run(run.url, plan_source(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail")
     manifest.succeed(run.url)
 
 
@@ -369,5 +369,5 @@ def test_many_numbers_are_cut_in_quarters() -> None:
 
 
 def test_judging_is_a_setting_that_a_plain_run_does_not_have(tmp_path: Path) -> None:
-    assert "judge" not in evaluate.segment_dataset.SegmentConfig.model_fields
+    assert "judge" not in SegmentConfig.model_fields
     assert JudgeConfig().trimap_px == tuple(sorted(JudgeConfig().trimap_px))

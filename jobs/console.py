@@ -1,0 +1,53 @@
+"""What every job says in the same way: changed settings as a log line, the summary as one JSON line on stdout."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+log = logging.getLogger(__name__)
+
+
+def print_json(summary: object) -> None:
+    """Print the JSON line of a job on stdout, after everything on stderr."""
+    sys.stderr.flush()
+    print(json.dumps(summary), flush=True)
+
+
+def log_changed_settings(cfg: BaseModel) -> None:
+    """Log every setting that differs from its default, one a line; required settings have none and are left out."""
+    for line in changed_settings(cfg) or ["all at their defaults"]:
+        log.info("settings: %s", line)
+
+
+def changed_settings(cfg: BaseModel) -> list[str]:
+    """`name default -> value` of every setting that differs from its default, in the order of the fields."""
+    fields = {name: field for name, field in type(cfg).model_fields.items() if not field.is_required()}
+    defaults = type(cfg).model_construct(
+        **{name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    )
+    before = dict(_flat(defaults.model_dump(mode="json", include=set(fields))))
+    after = dict(_flat(cfg.model_dump(mode="json", include=set(fields))))
+    names = [*after, *(name for name in before if name not in after)]
+    pairs = ((name, before.get(name, PydanticUndefined), after.get(name, PydanticUndefined)) for name in names)
+    return [f"{name} {_plain(default)} -> {_plain(value)}" for name, default, value in pairs if default != value]
+
+
+def _flat(data: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of the values in nested mappings; an empty mapping has none."""
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _plain(value: Any) -> str:
+    """A value on one line: text as it is, everything else as JSON."""
+    if value is None or value is PydanticUndefined:
+        return "unset"
+    return value if isinstance(value, str) and value and value.isprintable() else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,316 @@
+"""The lifecycle of a run that `segment_dataset`, `evaluate` and `tune_crf` share: identify, carry out, resume, report.
+
+    identify(cfg) -> Run        checkpoint and class map are loaded and checked, the fingerprint names the run
+    carry_out(run, plan)        segments the missing rows on Ray, closes the run, writes its report -> RunOutcome
+
+A driver that was killed leaves committed parts; `carry_out` of the same run continues from them. Importing this module
+imports torch and Ray, so a job does it after its flags are parsed.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import platform
+import sys
+import time
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import distributions
+
+import pyarrow.parquet as pq
+
+from infra import preflight, session
+from infra.progress import Reporter
+from jobs import command_line
+from pipeline import classes
+from pipeline.classes import ClassMap
+from pipeline.config import EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
+from pipeline.errors import ConfigError, JobError
+from pipeline.infer import segmenter
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.records import Footprint
+from pipeline.redact import redact
+from pipeline.refine.engine import resolve_engine
+from pipeline.run import flow, manifest, masks, report, workers
+from pipeline.run.ledger import RunProgress
+from pipeline.run.manifest import Manifest, Todo
+from pipeline.run.stages import Job
+from pipeline.source.plan import Plan, changed
+from pipeline.store import objects
+from pipeline.store.lease import Lease
+
+log = logging.getLogger(__name__)
+
+STORED_VERSIONS = {"ray", "torch", "pyarrow", "pillow", "pydensecrf", "pydensecrf2", "fsspec", "s3fs", "numpy"}
+"""Packages that shape masks: `environment.json` of a run has their versions."""
+BANDS = ("red", "green", "blue")
+"""Bands of a decoded image, in order."""
+NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
+"""Memory footprint of scoring existing masks: no network is loaded."""
+TYPICAL_IMAGE_BYTES = 200_000
+"""Estimates the images in a tar before it is read; sets only the share of images that keep a preview."""
+REPORT_PREVIEWS = 400
+"""Previews read back for the report at most: it shows the least certain ones and a random sample."""
+REPORTED_COUNTS = [
+    field.name for field in fields(report.RunSummary) if field.name not in ("parts", "wall_s", "images_per_s")
+]
+"""Fields of a manifest that the report takes over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One config on one output."""
+
+    cfg: SegmentConfig
+    classes: ClassMap
+    model: Checkpoint | None
+    """None when existing masks are scored."""
+    sha256: str
+    """Digest of the checkpoint, or of the masks."""
+    fingerprint: str
+    """64 hex digits; the first 12 name the run's folder."""
+    url: str
+    """`<output>/run=<fingerprint>`."""
+    judge: JudgeConfig | None = None
+    """How masks are compared with labels; None when nothing is scored."""
+    masks: str | None = None
+    """URL of existing masks, scored in place of a network's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """A finished run, and what this driver added to it."""
+
+    manifest: Manifest
+    progress: RunProgress
+    """Work of this driver alone; empty when the run was finished before."""
+    wall_s: float
+    """Seconds this driver took."""
+
+
+def identify(cfg: SegmentConfig) -> Run:
+    """Load the checkpoint, check it against class map, bands and stride, and name the run by its fingerprint."""
+    cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})
+    model = checkpoint.load_checkpoint(cfg.checkpoint)
+    class_map = classes.load_class_map(cfg.classes) if cfg.classes else model.card.classes
+    checkpoint.check_classes(model.card, class_map)
+    checkpoint.check_bands(model.card, BANDS)
+    checkpoint.blank(model.card, cfg.infer.output_stride)  # raises for a stride that the network does not have
+    fingerprint = cfg.fingerprint(model_sha256=model.sha256, classes=class_map.model_dump(mode="json"))
+    return Run(cfg, class_map, model, model.sha256, fingerprint, run_url(cfg.output, fingerprint))
+
+
+def identify_labelled(cfg: EvaluateConfig, data_sha256: str) -> Run:
+    """Name the run that scores a checkpoint's masks, or existing ones, on labelled images of this digest."""
+    run = identify_masks(cfg) if cfg.masks else identify(cfg)
+    fingerprint = hashlib.sha256(f"{run.fingerprint} {data_sha256}".encode()).hexdigest()
+    return replace(run, fingerprint=fingerprint, url=run_url(cfg.output, fingerprint), judge=cfg.judge)
+
+
+def identify_masks(cfg: EvaluateConfig) -> Run:
+    """Name the run that scores the existing masks at `cfg.masks`; its class map is theirs, or `--classes`."""
+    url = cfg.masks or ""
+    sha256 = masks.digest(url)
+    stored = masks.class_map_of_run(url)
+    class_map = classes.load_class_map(cfg.classes) if cfg.classes else stored
+    if stored and class_map and (lines := stored.differences(class_map)):
+        raise ConfigError(f"the masks have other classes: {'; '.join(lines[:3])}", hint="leave --classes unset")
+    if class_map is None:
+        raise ConfigError(f"{redact(url)} is a folder of PNGs, which names no classes", hint="give --classes")
+    fingerprint = cfg.fingerprint(model_sha256=sha256, classes=class_map.model_dump(mode="json"))
+    return Run(cfg, class_map, None, sha256, fingerprint, run_url(cfg.output, fingerprint), masks=url)
+
+
+def run_url(output: str, fingerprint: str) -> str:
+    """Folder of a run: `<output>/run=` and 12 digits of its fingerprint."""
+    return objects.join(output, f"run={fingerprint[:12]}")
+
+
+# ---------------------------------------------------------------- the lifecycle
+
+
+def carry_out(run: Run, plan: Plan) -> RunOutcome:
+    """Segment the rows that are missing, close the run and write its report; does nothing when it is finished."""
+    started, cfg = time.monotonic(), run.cfg
+    log.info("run %s, %s", redact(run.url), size_of(plan))
+    if plan.ignored:
+        log.info("files that are no input: %s", dict(plan.ignored))
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    finished = manifest.read_manifest(run.url)
+    if finished and not manifest.todo(run.url, plan, manifest.footers(run.url)):
+        log.info("nothing to do: every row of this run is committed")
+        return RunOutcome(finished, RunProgress(), time.monotonic() - started)
+    preflight.check_authentication()
+    preflight.check_output(objects.join(run.url, "_run"))
+    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
+        missing, committed = resume(run, plan)
+        progress = segment_missing(run, plan, missing, committed=committed) if missing else RunProgress()
+        closed = manifest.close_run(
+            run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
+        )
+        outcome = RunOutcome(closed, progress, time.monotonic() - started)
+        if run.model:
+            write_report(run, outcome)
+        manifest.succeed(run.url)
+    return outcome
+
+
+def size_of(plan: Plan) -> str:
+    """`24 image(s) in 1 shard(s), 6.2 MB`."""
+    images = "images counted while reading," if plan.rows is None else f"{plan.rows} image(s) in"
+    return f"{images} {len(plan.shards)} shard(s), {plan.bytes / 1e6:.1f} MB"
+
+
+def resume(run: Run, plan: Plan) -> tuple[list[Todo], int]:
+    """Missing work and the number of committed rows; a finished run whose source has grown is opened again."""
+    refuse_changed_source(run, plan)
+    write_run_files(run, plan)
+    manifest.reopen(run.url)
+    parts = manifest.footers(run.url)
+    missing = manifest.todo(run.url, plan, parts)
+    committed = sum(part.rows for part in parts)
+    if parts:
+        log.info(
+            "resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", committed, len(parts), len(missing)
+        )
+    return missing, committed
+
+
+def refuse_changed_source(run: Run, plan: Plan) -> None:
+    """Stop when an archive was replaced since the run was planned: its rows would mix two contents.
+
+    Raises:
+        JobError: with the number of changed files and the first one's name.
+    """
+    url = objects.join(run.url, "_run/plan.parquet")
+    if not objects.exists(url):
+        return
+    before = pq.read_table(io.BytesIO(objects.read_bytes(url)))
+    if names := changed(before, plan):
+        hint = "write to another --output, or give the new content a new name"
+        raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
+
+
+def write_run_files(run: Run, plan: Plan) -> None:
+    """Write `_run/config.yaml`, `_run/environment.json` (versions) and `_run/plan.parquet`."""
+    folder = objects.join(run.url, "_run")
+    environment = {
+        "fingerprint": run.fingerprint,
+        "model_sha256": run.sha256,
+        "atrous": command_line.code_version(),
+        "python": platform.python_version(),
+        **{package.name: package.version for package in distributions() if package.name in STORED_VERSIONS},
+    }
+    config_url = objects.join(folder, "config.yaml")
+    objects.put(config_url, command_line.to_yaml(run.cfg).encode())
+    log.info("every setting: %s", redact(config_url))
+    objects.put(objects.join(folder, "environment.json"), json.dumps(environment, indent=1).encode())
+    table = io.BytesIO()
+    pq.write_table(plan.to_table(), table)
+    objects.put(objects.join(folder, "plan.parquet"), table.getvalue())
+
+
+def segment_missing(run: Run, plan: Plan, missing: list[Todo], *, committed: int) -> RunProgress:
+    """Run the flow over the missing work on Ray, with progress lines that count the `committed` rows in."""
+    with session.connect() as nodes:
+        network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
+        crew = workers.plan_workers(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
+        log.info("%s", crew.describe())
+        ledger = flow.RemoteLedger()
+        reporter = Reporter(
+            ledger.progress,
+            planned=plan.rows,
+            already=committed,
+            slots={"infer": crew.infer, "refine": crew.refine},
+            every_s=run.cfg.runtime.progress_s,
+        )
+        with reporter:
+            flow.run_flow(stage_job(run, plan), missing, crew, ledger)
+    log_stages(reporter.latest)
+    return reporter.latest
+
+
+def stage_job(run: Run, plan: Plan) -> Job:
+    """The description of a run that its workers get."""
+    images = plan.rows or plan.bytes / TYPICAL_IMAGE_BYTES
+    return Job(
+        cfg=run.cfg,
+        classes=run.classes,
+        run_url=run.url,
+        model_fp=run.sha256[:12],
+        config_fp=run.fingerprint[:12],
+        preview_share=min(1.0, run.cfg.runtime.previews / max(images, 1)),
+        judge=run.judge,
+        masks=run.masks,
+    )
+
+
+def log_stages(progress: RunProgress) -> None:
+    """Log the time of every stage and the bytes it handed on."""
+    for stage, seconds in progress.seconds.items():
+        images = max(progress.done.get(stage, 0), 1)
+        kib = progress.bytes_out.get(stage, 0) / images / 1024
+        log.info(
+            "%-7s %8.1f s busy, %7.1f ms and %7.1f KiB handed on per image", stage, seconds, seconds / images * 1e3, kib
+        )
+
+
+# ---------------------------------------------------------------- the report
+
+
+def write_report(run: Run, outcome: RunOutcome) -> None:
+    """Write `report/index.html` and `report/overlays.png`."""
+    previews = manifest.read_previews(run.url, limit=REPORT_PREVIEWS)
+    counts = {field: getattr(outcome.manifest, field) for field in REPORTED_COUNTS}
+    rate = outcome.progress.committed / outcome.wall_s
+    page = report.render_run(
+        summary=report.RunSummary(
+            **counts, parts=len(outcome.manifest.parts), wall_s=outcome.wall_s, images_per_s=rate
+        ),
+        previews=previews,
+        classes=run.classes,
+        failures=manifest.failures(run.url),
+        facts=run_facts(run),
+        next_commands=_next_commands(run),
+    )
+    folder = objects.join(run.url, "report")
+    objects.put(objects.join(folder, "index.html"), page.encode())
+    objects.put(objects.join(folder, "overlays.png"), report.overlays_png(previews, run.classes))
+
+
+def run_facts(run: Run) -> dict[str, str]:
+    """Source, checkpoint, network, refinement, classes and version, by the name the report shows."""
+    return {
+        "run": redact(run.url),
+        "source": redact(", ".join(run.cfg.source)),
+        **_origin_of_masks(run),
+        "classes": f"{run.classes.name}, {len(run.classes)} classes",
+        "atrous": command_line.code_version(),
+    }
+
+
+def _origin_of_masks(run: Run) -> dict[str, str]:
+    if run.model is None:
+        return {"masks": redact(run.masks or "")}
+    cfg, card = run.cfg, run.model.card
+    return {
+        "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.sha256[:12]})",
+        "network": f"output stride {cfg.infer.output_stride or card.output_stride}, precision {cfg.infer.precision}",
+        "refinement": _refinement(cfg.refine),
+    }
+
+
+def _refinement(refine: RefineConfig) -> str:
+    has_preset = refine.engine not in ("none", "domain_transform")
+    return f"{refine.engine}, preset {refine.preset}" if has_preset else refine.engine
+
+
+def _next_commands(run: Run) -> list[str]:
+    url = redact(run.url)
+    return [
+        f"python -m jobs.inspect_run {url} --verify",
+        f"python -m jobs.inspect_run {url} --failures",
+        f"python -c \"import pandas; print(pandas.read_parquet('{url}/parts').head())\"",
+    ]

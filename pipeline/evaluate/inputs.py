@@ -1,0 +1,89 @@
+"""Inputs of an evaluation: where labels and outputs are, and a digest of the data.
+
+In: an `EvaluateConfig` as the user gave it. Out: the config with every location filled in. Lists objects, reads none.
+"""
+
+import hashlib
+import json
+
+from pipeline.classes import ClassMap
+from pipeline.config import EvaluateConfig
+from pipeline.errors import ConfigError, NothingThere
+from pipeline.evaluate import gate, scoring
+from pipeline.evaluate.history import LAST_GOOD
+from pipeline.evaluate.setting import gates_of
+from pipeline.redact import redact
+from pipeline.score.answers import coding_of
+from pipeline.source.plan import Plan, plan_source
+from pipeline.store import objects
+
+IMAGES, LABELS = "images", "labels"
+"""Folders of a labelled source."""
+LABELS_IN = {"webdataset": "png", "parquet": "label"}
+"""Default tar member and Parquet column of labels."""
+
+
+def complete_config(cfg: EvaluateConfig) -> EvaluateConfig:
+    """Check the config and fill in where labels are and where runs are written.
+
+    Raises:
+        ConfigError: neither checkpoint nor masks, or both; no output and no history; `last-good` without a history;
+            no labels.
+    """
+    models = {setting.checkpoint or setting.masks for setting in cfg.named().values()}
+    if None in models or "" in models or (cfg.masks and (cfg.checkpoint or cfg.settings)):
+        raise ConfigError("an evaluation needs --checkpoint, or --masks alone")
+    if not (cfg.output or cfg.history):
+        raise ConfigError("nowhere to write", hint="give --output, or --history to write beside it")
+    if cfg.baseline == LAST_GOOD and not cfg.history:
+        raise ConfigError(f"--baseline {LAST_GOOD} without a history finds none", hint="give --history")
+    output = cfg.output or objects.join(cfg.history or "", "_runs")
+    return locate_labels(cfg.model_copy(update={"output": output}))
+
+
+def locate_labels(cfg: EvaluateConfig) -> EvaluateConfig:
+    """Fill in `read.labels` where it is unset: the folder labels/ beside images/, or the default of tars and Parquet.
+
+    Raises:
+        ConfigError: the source is a folder without labels/ beside images/, or mixes kinds of files.
+    """
+    if cfg.read.labels:
+        return cfg
+    first = cfg.source[0]
+    if len(cfg.source) == 1 and _has_files(objects.join(first, LABELS)) and _has_files(objects.join(first, IMAGES)):
+        read = cfg.read.model_copy(update={"labels": objects.join(first, LABELS)})
+        return cfg.model_copy(update={"read": read, "source": (objects.join(first, IMAGES),)})
+    kinds = {shard.kind for shard in plan_source(cfg).shards}
+    if len(kinds) != 1 or not kinds <= LABELS_IN.keys():
+        raise ConfigError(f"{redact(first)} has no labels/ beside images/", hint="say where with --read.labels")
+    return cfg.model_copy(update={"read": cfg.read.model_copy(update={"labels": LABELS_IN[kinds.pop()]})})
+
+
+def _has_files(url: str) -> bool:
+    try:
+        return any(True for _ in objects.list_files(url))
+    except NothingThere:
+        return False
+
+
+def check_setting(cfg: EvaluateConfig, classes: ClassMap) -> None:
+    """Refuse labels, scores and gates that name what the class map or the counts do not have.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    coding_of(cfg.judge).check(classes)
+    scoring.check_rules(cfg.score, classes, cfg.judge.trimap_px)
+    gate.check_gates(gates_of(cfg), classes)
+
+
+def data_digest(plan: Plan, cfg: EvaluateConfig) -> str:
+    """SHA-256 over names and etags of all planned objects and of labels in files of their own: 64 hex digits.
+
+    It is part of an evaluation's fingerprint: rows record the version of an image, but not that of a label.
+    """
+    versions: list[object] = [[shard.uri, shard.etag, shard.row_group, shard.max_rows] for shard in plan.shards]
+    versions += [[member.key, member.etag] for shard in plan.shards for member in shard.members()]
+    if plan.shards and plan.shards[0].kind == "folder":
+        versions += [[file.path, file.etag] for file in objects.list_files(cfg.read.labels or "")]
+    return hashlib.sha256(json.dumps(versions).encode()).hexdigest()

@@ -1,0 +1,166 @@
+"""Outputs of an evaluation: `evaluation.json`, score and image tables, the report, and the headline in the log.
+
+In: judged settings. Out: objects in the evaluation's folder, and plain data for the summary line.
+"""
+
+import hashlib
+import io
+import logging
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pandas as pd
+from pydantic_core import to_json
+
+from pipeline.config import EvaluateConfig
+from pipeline.evaluate import history, report, samples, scoring
+from pipeline.evaluate.setting import JudgedSetting, record_in_history
+from pipeline.redact import redact
+from pipeline.score.metrics import Interval
+from pipeline.source.plan import Plan
+from pipeline.store import objects
+
+log = logging.getLogger(__name__)
+
+GATE_FAILED = 3
+"""Exit status."""
+LOGGED_SCORES = ("mean_iou", "pixel_accuracy", "mean_boundary_iou", "calibration_error")
+"""Scores in the log."""
+
+
+def write_evaluation(
+    settings: Sequence[JudgedSetting], cfg: EvaluateConfig, plan: Plan, *, command: str
+) -> tuple[int, dict[str, object]]:
+    """Write tables, history and report, log the headlines; returns the exit status and the summary line.
+
+    The status is 1 when more images failed than `runtime.max_failed_fraction`, else `GATE_FAILED`, else 0. `command`
+    made the evaluation.
+    """
+    folder = evaluation_url(cfg.output, settings)
+    write_tables(folder, settings)
+    for setting in settings:
+        if cfg.history:
+            record_in_history(setting, cfg, cfg.history, command=command)
+        log_headline(setting)
+    report_url = write_page(folder, settings, cfg, plan)
+    log.info("look here first: %s", redact(report_url))
+    verdicts = [setting.verdict.passed for setting in settings if setting.verdict]
+    too_many = any(setting.evaluation.failed_share > cfg.runtime.max_failed_fraction for setting in settings)
+    status = 1 if too_many else 0 if all(verdicts) else GATE_FAILED
+    return status, {
+        "evaluation": redact(folder),
+        "report": redact(report_url),
+        "settings": {setting.evaluation.name: headline(setting) for setting in settings},
+        "gate": None if not verdicts else "passed" if all(verdicts) else "failed",
+        "exit_status": status,
+    }
+
+
+def evaluation_url(output: str, settings: Sequence[JudgedSetting]) -> str:
+    """Folder of an evaluation: `<output>/evaluation=` and 12 digits of a digest of its runs' fingerprints."""
+    fingerprints = " ".join(setting.evaluation.fingerprint for setting in settings)
+    return objects.join(output, f"evaluation={hashlib.sha256(fingerprints.encode()).hexdigest()[:12]}")
+
+
+def write_tables(folder: str, settings: Sequence[JudgedSetting]) -> None:
+    """Write `evaluation.json`, `scores.parquet` and `images.parquet`."""
+    facts = {setting.evaluation.name: setting_facts(setting) for setting in settings}
+    objects.put(objects.join(folder, "evaluation.json"), to_json(facts, inf_nan_mode="null", indent=1))
+    tables = {
+        "scores": pd.concat(scoring.scores_table(setting.evaluation, setting.scores) for setting in settings),
+        "images": pd.concat(scoring.images_table(setting.evaluation) for setting in settings),
+    }
+    for name, table in tables.items():
+        out = io.BytesIO()
+        table.to_parquet(out, index=False)
+        objects.put(objects.join(folder, f"{name}.parquet"), out.getvalue())
+
+
+def write_page(folder: str, settings: Sequence[JudgedSetting], cfg: EvaluateConfig, plan: Plan) -> str:
+    """Write the report of the first setting, compared with the others; returns its URL."""
+    first = settings[0]
+    scored, *others = (report.ScoredSetting(setting.evaluation, setting.scores) for setting in settings)
+    worst, best = report.to_show(first.evaluation)
+    page = report.render_evaluation(
+        scored,
+        cfg=cfg.score,
+        others=others,
+        verdict=first.verdict,
+        drift=first.drift,
+        history=history.read_history(cfg.history) if cfg.history else [],
+        samples=list(samples.reread(first.evaluation, {*worst, *best}, plan, cfg)),
+        next_commands=[f"python -m jobs.inspect_run {shlex.quote(redact(first.evaluation.run_url))} --failures"],
+    )
+    url = objects.join(folder, "report/index.html")
+    objects.put(url, page.encode())
+    return url
+
+
+def setting_facts(setting: JudgedSetting) -> dict[str, object]:
+    """Everything about a setting except single images, as plain data: its entry in `evaluation.json`."""
+    evaluation = setting.evaluation
+    return {
+        "run": redact(evaluation.run_url),
+        "checkpoint": evaluation.checkpoint,
+        "model_fp": evaluation.model_fp,
+        "data_fp": evaluation.data_fp,
+        "facts": evaluation.facts,
+        "classes": list(evaluation.classes.names),
+        "images": len(evaluation.images),
+        "failures": evaluation.codes,
+        "seconds": evaluation.seconds,
+        "answers": {
+            name: {
+                "confusion": answer.counts_nkk.sum(axis=0).tolist(),
+                "scores": [asdict(score) for score in setting.scores[name]],
+            }
+            for name, answer in evaluation.answers.items()
+        },
+        "slices": {name: [asdict(row) for row in rows] for name, rows in evaluation.slices.items()},
+        "drift": [asdict(moved) for moved in setting.drift],
+        "gate": [asdict(check) for check in setting.verdict.checks] if setting.verdict else None,
+    }
+
+
+# ---------------------------------------------------------------- the summary
+
+
+def headline(setting: JudgedSetting) -> dict[str, object]:
+    """Images, failures, time and mean IoU of a setting, as plain data: its entry in the JSON line."""
+    evaluation = setting.evaluation
+    return {
+        "run": redact(evaluation.run_url),
+        "images": len(evaluation.images),
+        "failed": evaluation.codes,
+        "rows_now": setting.rows_now,
+        "wall_s": round(setting.wall_s, 2),
+        "mean_iou": {name: _mean_iou(scores) for name, scores in setting.scores.items()},
+    }
+
+
+def _mean_iou(scores: Sequence[scoring.Score]) -> float | None:
+    """Mean IoU by the rules of the config; None when no image has a score."""
+    interval = scoring.of_all(scores).get("mean_iou")
+    return interval.value if interval and not math.isnan(interval.value) else None
+
+
+def log_headline(setting: JudgedSetting) -> None:
+    """Log images, failures, the main scores of every answer, and every check of the gate."""
+    evaluation = setting.evaluation
+    images, failures = len(evaluation.images), len(evaluation.failures)
+    log.info("%s: %d image(s) scored, %d without a score %s", evaluation.name, images, failures, evaluation.codes)
+    for name, scores in setting.scores.items():
+        intervals = scoring.of_all(scores)
+        shown = (f"{score} {interval_text(intervals[score])}" for score in LOGGED_SCORES if score in intervals)
+        log.info("  %-16s %s", name, ", ".join(shown))
+    for check in setting.verdict.checks if setting.verdict else []:
+        level, word = (logging.INFO, "passed") if check.passed else (logging.ERROR, "FAILED")
+        log.log(level, "  gate %s %s: %s", word, check.name, check.says)
+
+
+def interval_text(interval: Interval) -> str:
+    """`0.6123 (0.5911 to 0.6308)`; without the interval where the bootstrap gives none."""
+    bounds = f" ({interval.low:.4f} to {interval.high:.4f})" if not math.isnan(interval.low) else ""
+    return f"{interval.value:.4f}{bounds}"

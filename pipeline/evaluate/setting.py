@@ -1,0 +1,97 @@
+"""One setting of an evaluation after its run: scores, slices, drift, and the verdict of the gate.
+
+In: the URL of a finished run and the config. Out: a `JudgedSetting`. Reads committed parts, the gates' file and the
+history; `record_in_history` appends to the history, nothing else is written.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pipeline.config import EvaluateConfig
+from pipeline.evaluate import evaluation, gate, history, scoring
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.gate import Gates, GateVerdict
+from pipeline.redact import redact
+from pipeline.run import manifest
+from pipeline.score import drift
+from pipeline.score.drift import Drift
+from pipeline.source.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedSetting:
+    """Everything measured of one setting."""
+
+    evaluation: Evaluation
+    scores: dict[str, list[scoring.Score]]
+    """By answer."""
+    drift: list[Drift]
+    """Empty when existing masks are scored."""
+    verdict: GateVerdict | None
+    """None without gates and without a baseline."""
+    rows_now: int
+    """Rows this driver committed; 0 when the run was finished before."""
+    wall_s: float
+    """Seconds this driver took for the run."""
+
+
+def judge_setting(
+    evaluated: Evaluation, cfg: EvaluateConfig, plan: Plan, *, rows_now: int, wall_s: float
+) -> JudgedSetting:
+    """Score an evaluation by answer and by slice, measure drift, and apply the gates.
+
+    Args:
+        evaluated: counts of a finished run.
+        cfg: rules, gates and baseline.
+        plan: of the source, for the slices by source.
+        rows_now: see `JudgedSetting`.
+        wall_s: see `JudgedSetting`.
+    """
+    sources = {shard.id: redact(shard.root) for shard in plan.shards}
+    evaluated = replace(evaluated, slices=scoring.slices_of(evaluated, cfg.score, sources))
+    classes = evaluated.classes
+    scores = {
+        answer.name: scoring.scores_of(answer, classes, evaluated.widths_px, cfg.score)
+        for answer in evaluated.answers.values()
+    }
+    moved = [] if cfg.masks else drift.measure_drift(evaluated.images, evaluated.training, classes.names)
+    return JudgedSetting(evaluated, scores, moved, gate_verdict(evaluated, cfg, moved), rows_now, wall_s)
+
+
+def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, moved: Sequence[Drift]) -> GateVerdict | None:
+    """Apply the gates; None when the config has neither gates nor a baseline."""
+    if not (cfg.gates or cfg.baseline):
+        return None
+    entries = history.read_history(cfg.history) if cfg.history else []
+    source = ", ".join(cfg.source)
+    baseline = history.find_baseline(cfg.baseline, entries, evaluated, source=source) if cfg.baseline else None
+    if cfg.baseline and not baseline:
+        log.warning("%s: no other evaluation of this source has passed, so there is no baseline yet", evaluated.name)
+    before = (
+        evaluation.read_evaluation(baseline.run_url) if baseline and manifest.read_manifest(baseline.run_url) else None
+    )
+    return gate.apply_gates(evaluated, gates_of(cfg), baseline=baseline, before=before, drift=moved)
+
+
+def gates_of(cfg: EvaluateConfig) -> Gates:
+    """Gates of the file `--gates`, or the default ones."""
+    return gate.load_gates(cfg.gates) if cfg.gates else Gates()
+
+
+def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: str, *, command: str) -> None:
+    """Append the evaluation and its verdict to the history at `url`; `command` is the one that made it."""
+    entries = history.entries_of(
+        setting.evaluation,
+        time=datetime.now(UTC),
+        command=command,
+        source=", ".join(cfg.source),
+        gates=gates_of(cfg) if setting.verdict else None,
+        verdict=setting.verdict,
+        drift=setting.drift,
+    )
+    if not history.append(url, entries):
+        log.info("%s: this evaluation is in the history already", setting.evaluation.name)

@@ -1,0 +1,35 @@
+"""Settings of a CRF parameter search, as a frozen pydantic class: schema, validation, command line, documentation."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
+
+
+class TuneConfig(BaseModel):
+    """Search for the CRF's parameters on images with labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: str = Field(description="Folder of images: local or s3://.")
+    labels: str = Field(description="Folder of their labels, PNG of class ids, under the same relative names.")
+    checkpoint: str = Field(
+        description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
+    )
+    output: str = Field(description="Folder that receives params.yaml, results.parquet and report/; overwritten.")
+    classes: str | None = Field(None, description="Class map of the labels; unset takes the checkpoint's.")
+    limit: int | None = Field(None, ge=1, description="Use only the first N images; the papers use 100.")
+    grid: str = Field("coarse", description="Grid of parameters to try first: coarse or papers.")
+    finer: int = Field(1, ge=0, le=5, description="Rounds of finer grids around the best, each with half the steps.")
+    trimap_px: tuple[float, ...] = Field(
+        (1, 2, 4, 8, 12, 16, 24, 32, 40), description="Half widths of the trimaps, px."
+    )
+    samples: int = Field(1000, ge=100, description="Bootstrap draws.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
+    chunk_images: int = Field(4, ge=1, description="Images per task, on average.")
+    decode: DecodeConfig = Field(DecodeConfig(), description="Decoding.")
+    tile: TileConfig = Field(TileConfig(), description="Tiling.")
+    segmenter: InferConfig = Field(InferConfig(), description="Network.")
+    refine: RefineConfig = Field(
+        RefineConfig(),
+        description="Settings shared by all candidates; pos_w 3, pos_xy 3 and 10 iterations unless given.",
+    )

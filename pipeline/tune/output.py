@@ -1,0 +1,95 @@
+"""Outputs of a parameter search: `params.yaml`, `results.parquet`, `report/index.html`, and the summary.
+
+In: the outcome of a search. Out: objects in the output folder, log lines, and plain data for the summary line.
+"""
+
+import io
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow.parquet as pq
+
+from pipeline.classes import ClassMap
+from pipeline.redact import redact
+from pipeline.store import objects
+from pipeline.tune import chunks, report
+from pipeline.tune.chunks import Outcome
+from pipeline.tune.config import TuneConfig
+from pipeline.tune.search import FIXED, SEARCHED
+
+log = logging.getLogger(__name__)
+
+LOGGED_KEYS = 5
+"""Images left out that the log names, per reason; the report names more."""
+
+
+def search_facts(cfg: TuneConfig, outcome: Outcome, run_facts: Mapping[str, str]) -> dict[str, str]:
+    """Data, checkpoint, grid and engine of a search, by the name the report shows; `run_facts` are the run's."""
+    return {
+        "images": f"{redact(cfg.images)}, {outcome.none.images} with labels",
+        "labels": redact(cfg.labels),
+        "checkpoint": run_facts["checkpoint"],
+        "classes": run_facts["classes"],
+        "search": f"grid {cfg.grid}, {cfg.finer} time(s) finer, {len(outcome.results) - 1} candidates",
+        "engine": f"{cfg.refine.engine}, classes below {cfg.refine.prune:g} pruned",
+        "atrous": run_facts["atrous"],
+    }
+
+
+def write_search(
+    cfg: TuneConfig,
+    outcome: Outcome,
+    classes: ClassMap,
+    left_out: Sequence[tuple[str, str]],
+    facts: Mapping[str, str],
+) -> None:
+    """Write parameters, table and report, and log the final comparison.
+
+    Args:
+        cfg: names the output.
+        outcome: of the search.
+        classes: names and colours.
+        left_out: (key, reason) of images that took no part.
+        facts: see `search_facts`.
+    """
+    params = chunks.params_yaml(outcome, cfg.refine, facts=facts)
+    page = report.render_search(outcome, classes=classes, left_out=left_out, facts=facts, params=params)
+    table = io.BytesIO()
+    pq.write_table(chunks.results_table(outcome), table)
+    objects.put(objects.join(cfg.output, "results.parquet"), table.getvalue())
+    objects.put(objects.join(cfg.output, "report/index.html"), page.encode())
+    objects.put(objects.join(cfg.output, "params.yaml"), params.encode())
+    for contender in outcome.contenders:
+        gain = contender.gain
+        shown = "" if gain is None else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        log.info("%-32s mean IoU %.4f %s", contender.name, contender.result.mean_iou, shown)
+    if unrefined := sum(result.notes.total() for result in outcome.results):
+        log.warning("%d mask(s) were judged as the network made them: refining took too long or failed", unrefined)
+    log.info("look here first: %s", redact(objects.join(cfg.output, "report/index.html")))
+
+
+def log_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+    """Log how many images took no part, by reason, with the first keys."""
+    for reason, count in Counter(reason for _, reason in left_out).items():
+        keys = [key for key, its in left_out if its == reason][:LOGGED_KEYS]
+        log.warning("%d image(s) left out, %s: %s", count, reason, ", ".join(keys) + ", ..." * (count > LOGGED_KEYS))
+
+
+def search_summary(cfg: TuneConfig, outcome: Outcome, left_out: Sequence[tuple[str, str]]) -> dict[str, object]:
+    """Verdict, gains, best parameters and URLs, as plain data: the JSON line without its times."""
+    verdict, params = outcome.verdict, outcome.best.candidate.params
+    gains = {"gain": verdict.gain, "fair_gain": verdict.fair_gain}
+    return {
+        "verdict": "crf" if verdict.helps else "no CRF",
+        "images": outcome.none.images,
+        "left_out": dict(Counter(reason for _, reason in left_out)),
+        "candidates": len(outcome.results) - 1,
+        "mean_iou_without": round(outcome.none.mean_iou, 5),
+        "mean_iou_best": round(outcome.best.mean_iou, 5),
+        **{name: [round(end, 5) for end in (gain.value, gain.low, gain.high)] for name, gain in gains.items()},
+        "best": {name: getattr(params, name) for name in (*SEARCHED, *FIXED)},
+        "seconds_per_image": round(outcome.best.seconds / outcome.best.images, 4),
+        "params": redact(objects.join(cfg.output, "params.yaml")),
+        "report": redact(objects.join(cfg.output, "report/index.html")),
+    }
