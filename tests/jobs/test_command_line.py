@@ -11,6 +11,7 @@ import yaml
 from jobs import command_line, evaluate
 from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import ConfigError, JobError
+from tests import ROOT
 
 REQUIRED = ["--source", "in", "--output", "out", "--checkpoint", "farmland"]
 
@@ -131,8 +132,6 @@ def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:
 
 
 # ---------------------------------------------------------------- the end of a process
-
-ROOT = Path(__file__).parents[1]
 
 BUSY_END = """
 import atexit, io, sys, threading, time
