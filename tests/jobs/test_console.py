@@ -4,6 +4,8 @@ import pytest
 
 from jobs import console
 from pipeline.config import EvaluateConfig, SegmentConfig
+from pipeline.datasets.catalogue import DATASET_LAYOUTS
+from pipeline.datasets.config import DATASET_NAMES
 from pipeline.tune.config import TuneConfig
 from pipeline.tune.search import GRIDS
 
@@ -42,3 +44,7 @@ def test_the_json_line_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str])
 def test_the_help_of_the_search_names_every_grid() -> None:
     description = TuneConfig.model_fields["grid"].description or ""
     assert [name for name in GRIDS if name not in description] == []
+
+
+def test_the_help_of_preparing_names_every_data_set() -> None:
+    assert tuple(DATASET_LAYOUTS) == DATASET_NAMES

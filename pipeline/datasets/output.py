@@ -1,0 +1,162 @@
+"""The output folder of a preparation: one value of each setting, shards that are left, and its summary.
+
+    <output>/_run/config.yaml   settings that decide its content
+    <output>/_run/plan.json     shard ids of each split
+
+In: a `PrepareConfig`, planned shards, receipts. Out: unfinished shards, log lines, plain data for the summary line.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+import yaml
+
+from pipeline.datasets import receipts
+from pipeline.datasets.catalogue import DATASET_LAYOUTS
+from pipeline.datasets.config import OUTPUT_SETTINGS, PrepareConfig
+from pipeline.datasets.layout import DatasetLayout
+from pipeline.datasets.prepare import ExampleShard, Preparation
+from pipeline.datasets.receipts import Origin, SetManifest
+from pipeline.errors import ConfigError, JobError
+from pipeline.redact import redact
+from pipeline.store import objects
+
+log = logging.getLogger(__name__)
+
+LOGGED_PROBLEMS = 20
+"""Problems that verifying logs at most."""
+
+
+def find_layout(name: str) -> DatasetLayout:
+    """The layout of a data set.
+
+    Raises:
+        ConfigError: for an unknown name, listing the known ones.
+    """
+    if name not in DATASET_LAYOUTS:
+        raise ConfigError(f"no data set {name!r}", hint=f"--layout is one of {', '.join(DATASET_LAYOUTS)}")
+    return DATASET_LAYOUTS[name]
+
+
+def preparation_of(cfg: PrepareConfig, layout: DatasetLayout, label_member: str) -> Preparation:
+    """The description of a preparation that its workers get."""
+    return Preparation(
+        layout=layout,
+        root=cfg.root,
+        output=cfg.output,
+        format=cfg.format,
+        label_member=label_member,
+        cut_px=cfg.cut_px,
+        part_bytes=int(cfg.part_mib * 2**20),
+        decode=cfg.decode,
+        timeout_s=cfg.item_timeout_s,
+    )
+
+
+def set_origin(job: Preparation, version: str) -> Origin:
+    """Source, licence and format of a prepared set, for its manifest; `version` is that of the code."""
+    return Origin(
+        layout=job.layout.name,
+        source=job.layout.source,
+        license=job.layout.license,
+        atrous=version,
+        format=job.format,
+        labels=job.label_member,
+        cut_px=job.cut_px,
+    )
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def refuse_other_settings(cfg: PrepareConfig) -> None:
+    """Stop when the output holds a set that was prepared with other settings.
+
+    Raises:
+        ConfigError: naming the settings and both values.
+    """
+    url = objects.join(cfg.output, "_run/config.yaml")
+    if not objects.exists(url):
+        return
+    stored = yaml.safe_load(objects.read_bytes(url))
+    settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
+    other = [
+        f"{name}: {stored.get(name)} stored, now {value}"
+        for name, value in settings.items()
+        if stored.get(name) != value
+    ]
+    if other:
+        hint = "write to another --output, or give the same settings again"
+        raise ConfigError(f"{redact(cfg.output)} was prepared otherwise: {redact('; '.join(other))}", hint=hint)
+
+
+def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> list[ExampleShard]:
+    """Store settings and plan in the output; returns the shards without a receipt.
+
+    Raises:
+        ConfigError: the output was prepared with other settings.
+        JobError: the download lists other examples than when the output was begun.
+    """
+    refuse_other_settings(cfg)
+    folder = objects.join(cfg.output, "_run")
+    settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
+    objects.put(objects.join(folder, "config.yaml"), yaml.safe_dump(settings, sort_keys=False).encode())
+    plan_url, plan = objects.join(folder, "plan.json"), shard_ids(shards)
+    if objects.exists(plan_url) and json.loads(objects.read_bytes(plan_url)) != plan:
+        hint = "write to another --output: this one holds the download as it was"
+        raise JobError(f"{redact(cfg.root)} lists other examples than when this output was begun", hint=hint)
+    objects.put(plan_url, json.dumps(plan, indent=1).encode())
+    if cfg.retry_failed:
+        log.info("%d failed example(s) are tried again", receipts.forget_failed_shards(cfg.output))
+    done = receipts.done(cfg.output)
+    return [shard for shard in shards if shard.id not in done]
+
+
+def shard_ids(shards: Sequence[ExampleShard]) -> dict[str, list[str]]:
+    """Ids of the shards of each split, in order."""
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for shard in shards:
+        ids[shard.split].append(shard.id)
+    return dict(ids)
+
+
+# ---------------------------------------------------------------- the summary
+
+
+def verify_set(output: str, manifest: SetManifest | None) -> int:
+    """Read every part again and log what differs from the manifest; returns the number of problems.
+
+    Raises:
+        JobError: the set is not finished.
+    """
+    if manifest is None:
+        raise JobError(f"{redact(output)} is not finished", hint="run the command without --verify first")
+    problems = list(receipts.set_problems(output, manifest))
+    for problem in problems[:LOGGED_PROBLEMS]:
+        log.error("%s", problem)
+    return len(problems)
+
+
+def set_summary(cfg: PrepareConfig, manifest: SetManifest, *, examples_now: int) -> tuple[int, dict[str, object]]:
+    """Log what a finished set holds; returns the exit status and the summary line.
+
+    The status is 1 when more examples failed than `max_failed_fraction`. `examples_now` were prepared by this driver.
+    """
+    for name, split in manifest.splits.items():
+        log.info("%-12s %8d ok %6d failed %8d images %s", name, split.ok, split.failed, split.rows, split.error_codes)
+    log.info("licence: %s (%s)", manifest.origin.license, manifest.origin.source)
+    labels = "" if manifest.origin.labels in ("label", "png") else f" --sets.labels {manifest.origin.labels}"
+    log.info("train on it: python -m jobs.train --data %s%s", redact(cfg.output), labels)
+    status = int(manifest.failed_fraction > cfg.max_failed_fraction)
+    if status:
+        shares = (manifest.failed_fraction * 100, cfg.max_failed_fraction * 100)
+        log.error("%.1f%% of the examples failed, limit %.1f%% (--max-failed-fraction)", *shares)
+    splits = manifest.splits.items()
+    return status, {
+        "output": redact(cfg.output),
+        "splits": {name: {"ok": split.ok, "failed": split.failed, "rows": split.rows} for name, split in splits},
+        "examples_now": examples_now,
+        "exit_status": status,
+    }
