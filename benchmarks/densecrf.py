@@ -36,9 +36,9 @@ from pipeline.datasets import farmland
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint
 from pipeline.records import Float16, Float32, Image, Item, Scored, UInt8, Window
-from pipeline.refine.engine import Engine, WindowInput, make_engine
-from pipeline.refine.presets import CrfParams, resolve, widest_sigma_px
-from pipeline.refine.refiner import HALO_SIGMAS, Refiner, windows, with_halo
+from pipeline.refine.engine import HALO_SIGMAS, REFINE_ENGINES, Engine, WindowInput, make_engine
+from pipeline.refine.presets import CrfParams, resolve
+from pipeline.refine.refiner import Refiner, windows, with_halo
 from pipeline.refine.unary import active_classes, softmax, upsample_window
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ ENGINES: dict[str, dict[str, str]] = {
     "pydensecrf": {"engine": "pydensecrf"},
     "native lattice": {"engine": "native", "spatial": "lattice"},
     "native auto": {"engine": "native", "spatial": "auto"},
-    "torch": {"engine": "torch"},
-    "domain_transform": {"engine": "domain_transform"},
+    **{name: {"engine": name} for name in REFINE_ENGINES if name not in ("pydensecrf", "native", "none")},
 }
-"""The first is what the others are compared with. The last is another filter: its labels are meant to differ."""
+"""Settings by name; the first engine is the reference. Engines without a preset are other filters: their labels are
+meant to differ."""
 STRIDE = 8
 ORACLE_PX = 48
 """Side of the crops on which every pair of pixels is summed up."""
@@ -94,9 +94,15 @@ class Workload:
 
 
 def refine_config(engine: str, preset: str, iterations: int) -> RefineConfig:
-    """Settings of one side. The domain transform keeps its own number of iterations."""
-    given = {} if engine == "domain_transform" else {"iterations": iterations}
-    return RefineConfig.model_validate({"preset": preset, "deadline_s": 1e6, **given, **ENGINES[engine]})
+    """Settings of one engine. Engines that are no CRF keep their own number of iterations."""
+    cfg = RefineConfig.model_validate({"preset": preset, "deadline_s": 1e6, **ENGINES[engine]})
+    given = {"iterations": iterations} if REFINE_ENGINES[cfg.engine].has_preset else {}
+    return RefineConfig.model_validate(cfg.model_dump() | given)
+
+
+def sigma_px(cfg: RefineConfig) -> float:
+    """Spatial sigma of the engine's widest kernel, pixels."""
+    return REFINE_ENGINES[cfg.engine].sigma_px(cfg)
 
 
 def pictures(photos: Path | None, count: int, height: int, width: int) -> Iterator[UInt8]:
@@ -359,7 +365,7 @@ def moved(case: Case, cfg: RefineConfig) -> float:
 
     Cells of a lattice start at the first pixel, so even wide halos leave differences of this order.
     """
-    engine, far = make_engine(cfg), int(max(HALOS) * widest_sigma_px(cfg))
+    engine, far = make_engine(cfg), int(max(HALOS) * sigma_px(cfg))
     if engine is None or min(case.window.height, case.window.width) <= far:
         return math.nan
     cut = Window(SHIFT_PX, SHIFT_PX, case.window.height - SHIFT_PX, case.window.width - SHIFT_PX)
@@ -388,13 +394,13 @@ def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict
         reference = in_windows(case, whole, 0)
         floor.append(moved(case, cfg))
         for sigmas, seen in shares.items():
-            mask = in_windows(case, parts, int(sigmas * widest_sigma_px(cfg)))
+            mask = in_windows(case, parts, int(sigmas * sigma_px(cfg)))
             seen.append(float((mask != reference).mean()))
         log.info("%s: %s moved %.6f", preset, {s: round(seen[-1], 6) for s, seen in shares.items()}, floor[-1])
     said = {}
     for sigmas, seen in shares.items():
-        work = work_factor(height, width, args.window_px, int(sigmas * widest_sigma_px(cfg)))
-        large = work_factor(8192, 8192, RefineConfig().window_px, int(sigmas * widest_sigma_px(cfg)))
+        work = work_factor(height, width, args.window_px, int(sigmas * sigma_px(cfg)))
+        large = work_factor(8192, 8192, RefineConfig().window_px, int(sigmas * sigma_px(cfg)))
         said[f"{sigmas:g}"] = {"differ": mean(seen), "worst": max(seen), "work": work, "work_default_window": large}
     tidy = {sigmas: {name: round(value, 6) for name, value in one.items()} for sigmas, one in said.items()}
     return tidy, round(mean(floor), 6)

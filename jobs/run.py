@@ -24,14 +24,14 @@ from infra.progress import Reporter
 from jobs import command_line
 from pipeline import classes
 from pipeline.classes import ClassMap
-from pipeline.config import EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
+from pipeline.config import EvaluateConfig, JudgeConfig, SegmentConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.records import Footprint
 from pipeline.redact import redact
-from pipeline.refine.engine import resolve_engine
+from pipeline.refine.engine import describe_engine, resolve_engine
 from pipeline.run import flow, manifest, masks, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, Todo
@@ -298,13 +298,8 @@ def _origin_of_masks(run: Run) -> dict[str, str]:
     return {
         "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.sha256[:12]})",
         "network": f"output stride {cfg.infer.output_stride or card.output_stride}, precision {cfg.infer.precision}",
-        "refinement": _refinement(cfg.refine),
+        "refinement": describe_engine(cfg.refine),
     }
-
-
-def _refinement(refine: RefineConfig) -> str:
-    has_preset = refine.engine not in ("none", "domain_transform")
-    return f"{refine.engine}, preset {refine.preset}" if has_preset else refine.engine
 
 
 def _next_commands(run: Run) -> list[str]:

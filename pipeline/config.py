@@ -23,6 +23,8 @@ Scale = Annotated[float, Field(ge=0.1, le=4)]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
 Width = Annotated[float, Field(gt=0, le=1000)]
 _Weight = Annotated[float, Field(ge=0)]
+EngineName = Literal["native", "torch", "pydensecrf", "domain_transform", "none"]
+"""Keys of `refine.engine.REFINE_ENGINES`."""
 
 
 class _Frozen(BaseModel):
@@ -112,7 +114,7 @@ class InferConfig(_Frozen):
 class RefineConfig(_Frozen):
     """How boundaries are refined."""
 
-    engine: Literal["native", "torch", "pydensecrf", "domain_transform", "none"] = Field(
+    engine: EngineName = Field(
         "native",
         description="Dense CRF in C++, in torch or by pydensecrf; an edge-aware filter; or the network's mask.",
     )

@@ -1,13 +1,12 @@
-"""The refinement engines behind one call: the logits of one window in, its labels and what is known of them out.
+"""Refinement engines: one window's logits and pixels in, its labels and the network's confidence out.
 
-native            our own dense CRF in C++ (`native.py`), where it was built: the default
-torch             the same in plain torch (`lattice_torch.py`), on a GPU if there is one
-pydensecrf        the reference (`densecrf.py`)
-domain_transform  edge-aware smoothing, another filter (`domain_transform.py`)
-none              the network's own labels
+`REFINE_ENGINES` is the only list of engines: a run plans memory, halo and data flow from it, builds an engine with it
+and names the engine in reports. A new engine is one entry there, and its name in `config.EngineName`. Engines that need
+torch or an extra import it when they are built.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -15,59 +14,66 @@ from typing import Protocol
 import numpy as np
 
 from pipeline import optional
-from pipeline.config import RefineConfig
+from pipeline.config import EngineName, RefineConfig
 from pipeline.errors import ConfigError, DeadlinePassed
-from pipeline.records import Bool, Float16, Float32, Scored, UInt8, Window
+from pipeline.records import Bool, Float16, Float32, Footprint, Scored, UInt8, Window
 from pipeline.refine import domain_transform, native
 from pipeline.refine.presets import CrfParams, domain_transform_params, resolve
 from pipeline.refine.unary import entropy, softmax, upsample_window
 
 log = logging.getLogger(__name__)
 
+HALO_SIGMAS = 2
+"""A window is refined with this many spatial sigmas around its core: pixels further off weigh less than exp(-2)."""
+VERTICES_PER_PIXEL = 1.5
+"""Vertices of the appearance kernel's lattice: photographs need at most 1.3 at the narrowest published colour sigma."""
+
 
 @dataclass(frozen=True, slots=True)
 class RefinedWindow:
-    """One window, labels as indices into the classes of its logits."""
+    """Result for one window; labels are indices into the classes of its logits."""
 
     labels_hw: UInt8
+    """(h, w) after refinement."""
     first_hw: UInt8
-    """What the network alone says."""
+    """(h, w) before refinement: argmax of the logits."""
     confidence_hw: Float32
-    """Largest probability the network gave, 0 to 1."""
+    """(h, w) largest probability of the logits, 0 to 1."""
     nats_hw: Float32
-    """Entropy of the network's probabilities."""
+    """(h, w) entropy of the probabilities of the logits, nats."""
     done: int = 0
-    """Iterations."""
+    """Iterations completed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowInput:
-    """What there is to know about one window of an image."""
+    """Input for one window of an image."""
 
     logits_khw: Float16
-    """Of the whole image, at the network's stride."""
+    """(K, h', w') of the whole image, at the network's stride."""
     scored: Scored
-    """The image whose logits these are."""
+    """Record of the image: stride and alignment of the logits."""
     window: Window
+    """Rows and columns to refine, in pixels of the image."""
     pixels_hwc: UInt8
-    """Of the window."""
+    """(h, w, 3) of the window."""
     valid_hw: Bool | None = None
-    """Of the window; None when every pixel is valid."""
+    """(h, w) of the window; None when every pixel is valid."""
 
 
 class Engine(Protocol):
     """Refines one window; keeps its buffers from call to call."""
 
-    asked: int
-    """Iterations."""
+    iterations: int
+    """Iterations of a call that meets its deadline."""
 
     def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
-        """Refine one window, or as much of it as can be done until `deadline`, in seconds of `time.monotonic`."""
+        """Refine one window, or as much of it as `deadline` (`time.monotonic()`, seconds) allows."""
         ...
 
 
 def network_answer(logits_khw: Float16, scored: Scored, window: Window) -> tuple[RefinedWindow, Float32]:
-    """What the network alone says of a window, and its full-size scores, (K, H, W)."""
+    """Result without refinement: labels, confidence and entropy of a window, and its full-size scores (K, h, w)."""
     scores = upsample_window(logits_khw, scored, window)
     probs = softmax(scores)
     first = probs.argmax(axis=0).astype(np.uint8)
@@ -75,42 +81,42 @@ def network_answer(logits_khw: Float16, scored: Scored, window: Window) -> tuple
 
 
 class Marginals(Protocol):
-    """Probabilities (K, H, W) of pixels, full-size scores and a valid mask; may raise DeadlinePassed."""
+    """Filter from pixels, full-size scores and a valid mask to probabilities (K, H, W); may raise DeadlinePassed."""
 
     def __call__(self, pixels_hwc: UInt8, logits_khw: Float32, valid_hw: Bool | None, *, deadline: float) -> Float32:
-        """All of one window."""
+        """Probabilities of one window."""
         ...
 
 
 class MarginalsEngine:
-    """An engine that works on full-size scores and gives probabilities, or nothing when it runs out of time."""
+    """Engine around a `Marginals` filter; without enough time it returns the network's labels."""
 
-    def __init__(self, marginals: Marginals, *, asked: int) -> None:
-        self.marginals, self.asked = marginals, asked
+    def __init__(self, marginals: Marginals, *, iterations: int) -> None:
+        self.marginals, self.iterations = marginals, iterations
 
     def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
-        alone, scores = network_answer(seen.logits_khw, seen.scored, seen.window)
+        before, scores = network_answer(seen.logits_khw, seen.scored, seen.window)
         try:
-            after = self.marginals(seen.pixels_hwc, scores, seen.valid_hw, deadline=deadline)
+            probs = self.marginals(seen.pixels_hwc, scores, seen.valid_hw, deadline=deadline)
         except DeadlinePassed:
-            return alone
-        labels = after.argmax(axis=0).astype(np.uint8)
-        return RefinedWindow(labels, alone.first_hw, alone.confidence_hw, alone.nats_hw, self.asked)
+            return before
+        labels = probs.argmax(axis=0).astype(np.uint8)
+        return RefinedWindow(labels, before.first_hw, before.confidence_hw, before.nats_hw, self.iterations)
 
 
 class NativeEngine:
-    """Our own engine: upsamples inside, and keeps the best it has when it runs out of time."""
+    """Engine around the C++ CRF: upsamples inside, and returns its best labels when time runs out."""
 
     def __init__(self, params: CrfParams, spatial: native.Spatial, *, freeze: float) -> None:
-        self.params, self.asked, self.freeze = params, params.iterations, freeze
-        self._engine = native.NativeCrf(spatial=spatial)
+        self.params, self.iterations, self.freeze = params, params.iterations, freeze
+        self._crf = native.NativeCrf(spatial=spatial)
 
     def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
         scored, window = seen.scored, seen.window
         grid = native.LogitsGrid(scored.stride, align_corners=scored.align_corners, y=window.y, x=window.x)
-        found = self._engine.refine(
+        refined = self._crf.refine(
             seen.pixels_hwc,
             seen.logits_khw,
             seen.valid_hw,
@@ -122,52 +128,121 @@ class NativeEngine:
             labels=True,
             first=True,
         )
-        maps = found.labels_hw, found.first_hw, found.confidence_hw, found.nats_hw
-        return RefinedWindow(*maps, found.iterations)  # type: ignore[arg-type]  # all of them were asked for
+        maps = refined.labels_hw, refined.first_hw, refined.confidence_hw, refined.nats_hw
+        return RefinedWindow(*maps, refined.iterations)  # type: ignore[arg-type]  # none is None: all were requested
 
 
-def _by_torch(params: CrfParams) -> Marginals:
+# The table -----------------------------------------------------------------------------------------------------------
+
+EngineMemory = Callable[[RefineConfig, int, Footprint], int]
+"""Bytes of a square window, from its side in pixels, halo included, and the network whose logits it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One refinement engine: everything the rest of the project needs to know to plan, build and name it."""
+
+    build: Callable[[RefineConfig], Engine] | None
+    """Factory; raises ConfigError where the engine is not installed. None leaves the network's labels as they are."""
+    sigma_px: Callable[[RefineConfig], float]
+    """Spatial sigma of the widest kernel, pixels: `reach_px` follows from it."""
+    window_bytes: EngineMemory
+    """Memory of one window, on top of the process and the decoded image."""
+    needs_pixels: bool = True
+    """False lets the stages before drop the encoded image."""
+    has_preset: bool = True
+    """The engine is a dense CRF and takes its parameters from `--refine.preset`."""
+    imports_torch: bool = False
+
+
+def _maps(count: int) -> EngineMemory:
+    """Memory of an engine that holds `count` float32 maps per class at full size."""
+    return lambda _cfg, side_px, model: side_px**2 * model.num_classes * 4 * count
+
+
+def _native_bytes(cfg: RefineConfig, side_px: int, model: Footprint) -> int:
+    return native.bytes_needed(
+        side_px,
+        side_px,
+        model.num_classes,
+        resolve(cfg),
+        spatial=cfg.spatial,
+        freeze=cfg.freeze,
+        vertices_per_pixel=VERTICES_PER_PIXEL,
+        cells=(side_px // model.stride + 2) ** 2,
+    )
+
+
+def _build_native(cfg: RefineConfig) -> Engine:
+    if not native.available():
+        reason = f"--refine.engine native: {native.UNAVAILABLE_BECAUSE}"
+        raise ConfigError(reason, hint="pip install with a C++ compiler")
+    return NativeEngine(resolve(cfg), cfg.spatial, freeze=cfg.freeze)
+
+
+def _build_torch(cfg: RefineConfig) -> Engine:
     from pipeline.refine.lattice_torch import DenseCRF  # noqa: PLC0415  # refiners without it save torch's memory
 
-    return partial(DenseCRF().refine_one, params=params)
+    params = resolve(cfg)
+    return MarginalsEngine(partial(DenseCRF().refine_one, params=params), iterations=params.iterations)
 
 
-def _by_pydensecrf(params: CrfParams) -> Marginals:
+def _build_pydensecrf(cfg: RefineConfig) -> Engine:
     with optional.package("pydensecrf2", extra="reference", needed_by="--refine.engine pydensecrf"):
         from pipeline.refine import densecrf  # noqa: PLC0415  # its package needs a compiler
-    return partial(densecrf.pydensecrf_marginals, params=params)
+    params = resolve(cfg)
+    return MarginalsEngine(partial(densecrf.pydensecrf_marginals, params=params), iterations=params.iterations)
+
+
+def _build_domain_transform(cfg: RefineConfig) -> Engine:
+    params = domain_transform_params(cfg)
+    marginals = partial(domain_transform.domain_transform_marginals, params=params)
+    return MarginalsEngine(marginals, iterations=params.iterations)
+
+
+def _appearance_sigma_px(cfg: RefineConfig) -> float:
+    """Spatial sigma of the appearance kernel, in every preset the wider of the two."""
+    return resolve(cfg).bi_xy
+
+
+# Maps at once, measured: torch 0.7 to 1.5 kB per pixel with 21 classes, pydensecrf 0.7 to 0.9 kB.
+REFINE_ENGINES: dict[EngineName, EngineSpec] = {
+    "native": EngineSpec(_build_native, _appearance_sigma_px, _native_bytes),
+    "torch": EngineSpec(_build_torch, _appearance_sigma_px, _maps(18), imports_torch=True),
+    "pydensecrf": EngineSpec(_build_pydensecrf, _appearance_sigma_px, _maps(10)),
+    "domain_transform": EngineSpec(_build_domain_transform, lambda cfg: cfg.sigma_s, _maps(6), has_preset=False),
+    "none": EngineSpec(None, lambda _: 0, _maps(4), needs_pixels=False, has_preset=False),
+}
+"""Every value of `--refine.engine`: the dense CRF in C++ (`native.py`), in torch (`lattice_torch.py`) and by pydensecrf
+(`densecrf.py`), the domain transform (`domain_transform.py`), and no refinement."""
 
 
 def make_engine(cfg: RefineConfig) -> Engine | None:
-    """The engine a config asks for; None for none.
+    """Build the engine of a config; None for `none`.
 
     Raises:
-        ConfigError: when it is not installed here.
+        ConfigError: the engine is not installed.
     """
-    if cfg.engine == "none":
-        return None
-    if cfg.engine == "domain_transform":
-        smooth = domain_transform_params(cfg)
-        return MarginalsEngine(
-            partial(domain_transform.domain_transform_marginals, params=smooth), asked=smooth.iterations
-        )
-    params = resolve(cfg)
-    if cfg.engine == "native":
-        if not native.available():
-            raise ConfigError(
-                f"--refine.engine native: {native.UNAVAILABLE_BECAUSE}", hint="pip install with a C++ compiler"
-            )
-        return NativeEngine(params, cfg.spatial, freeze=cfg.freeze)
-    by = _by_torch if cfg.engine == "torch" else _by_pydensecrf
-    return MarginalsEngine(by(params), asked=params.iterations)
+    build = REFINE_ENGINES[cfg.engine].build
+    return build(cfg) if build else None
+
+
+def reach_px(cfg: RefineConfig) -> float:
+    """Halo of a window: how far beyond a pixel the engine looks, pixels; 0 for `none`."""
+    return HALO_SIGMAS * REFINE_ENGINES[cfg.engine].sigma_px(cfg)
+
+
+def describe_engine(cfg: RefineConfig) -> str:
+    """Engine and preset in a few words, for a report."""
+    return f"{cfg.engine}, preset {cfg.preset}" if REFINE_ENGINES[cfg.engine].has_preset else cfg.engine
 
 
 def resolve_engine(cfg: RefineConfig) -> RefineConfig:
-    """The config with an engine that is there: torch in place of `native` where that was not built, with a warning."""
+    """Replace `native` by `torch` where the extension was not built, with a warning; leave every other config."""
     if cfg.engine != "native" or native.available():
         return cfg
     log.warning(
-        "the native CRF is not available (%s): torch's takes its place, several times slower on a CPU; install the "
+        "refine engine native is not available (%s): torch takes its place, several times slower on a CPU; install the "
         "package where there is a C++ compiler",
         native.UNAVAILABLE_BECAUSE,
     )

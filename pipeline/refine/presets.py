@@ -77,10 +77,3 @@ def domain_transform_params(cfg: RefineConfig) -> DomainTransformParams:
     """What the settings of the domain transform say; its own number of iterations unless one is given."""
     params = DomainTransformParams(cfg.sigma_s, cfg.sigma_r)
     return params if cfg.iterations is None else replace(params, iterations=cfg.iterations)
-
-
-def widest_sigma_px(cfg: RefineConfig) -> float:
-    """Spatial sigma of the widest kernel, pixels; 0 without an engine."""
-    if cfg.engine == "none":
-        return 0
-    return cfg.sigma_s if cfg.engine == "domain_transform" else resolve(cfg).bi_xy

@@ -1,7 +1,7 @@
-"""The refiner of one CPU worker: logits at the network's stride and the pixels in, a mask and its statistics out.
+"""Refiner of one CPU worker: logits at the network's stride and the image in, mask and statistics out.
 
-Images are worked on in windows with a halo, so memory is bounded by the window, not by the image. An engine that runs
-out of time leaves the best it has, or the network's own mask, and says so.
+A large image is refined window by window, each with a halo, so memory is bounded by the window. When the deadline
+passes, the labels so far stay (the network's own, if there are none), and a note says so.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,7 @@ import numpy as np
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
 from pipeline.records import LEFT_WHOLE, Float16, Image, PixelStats, Refinement, Scored, Window
-from pipeline.refine.engine import RefinedWindow, WindowInput, make_engine, network_answer
-from pipeline.refine.presets import widest_sigma_px
-
-HALO_SIGMAS = 2
-"""A window sees this many spatial sigmas beyond its core: what lies further off weighs below exp(-2)."""
+from pipeline.refine.engine import RefinedWindow, WindowInput, make_engine, network_answer, reach_px
 
 
 def windows(height: int, width: int, core_px: int) -> Iterator[Window]:
@@ -30,7 +26,7 @@ def windows(height: int, width: int, core_px: int) -> Iterator[Window]:
 
 
 def with_halo(core: Window, height: int, width: int, halo_px: int) -> Window:
-    """The core and its surroundings, as far as the image reaches."""
+    """The core widened by `halo_px` on each side, cut off at the borders of the image."""
     y, x = max(core.y - halo_px, 0), max(core.x - halo_px, 0)
     bottom = min(core.y + core.height + halo_px, height)
     right = min(core.x + core.width + halo_px, width)
@@ -43,56 +39,58 @@ class Refiner:
     def __init__(self, cfg: RefineConfig, classes: ClassMap) -> None:
         self.cfg, self.classes = cfg, classes
         self.engine = make_engine(cfg)
-        self.halo_px = int(HALO_SIGMAS * widest_sigma_px(cfg))
+        self.halo_px = int(reach_px(cfg))
 
     def __call__(self, scored: Scored, image: Image | None) -> Refinement:
-        """Refine one image. `image` may be None when the engine is `none` and every pixel is valid.
+        """Refine one image; the deadline counts from here.
 
-        The deadline counts from here. Raises ValueError when `scored` holds no logits.
+        Args:
+            scored: the image's record, with logits (K, h, w) of the classes `scored.class_ids`.
+            image: its pixels; None only with the engine `none`, and then every pixel is valid.
+
+        Raises:
+            ValueError: `scored` has no logits, or an engine has no image.
         """
         if scored.logits_khw is None:
             raise ValueError(f"{scored.item.key} has no logits")
+        if self.engine is not None and image is None:
+            raise ValueError(f"{scored.item.key} has no pixels, refine.engine {self.cfg.engine} needs them")
         height, width = scored.height, scored.width
         ids = np.array(scored.class_ids or range(len(self.classes)), np.uint8)
         deadline = monotonic() + self.cfg.deadline_s
         mask, network, confidence = np.empty((3, height, width), np.uint8)
         stats = PixelStats(np.zeros(len(self.classes), np.int64))
-        done = asked = 0
+        done = planned = 0
         for core in windows(height, width, self.cfg.window_px):
             outer = with_halo(core, height, width, self.halo_px)
-            answer, of = self._answer(scored.logits_khw, scored, outer, image, deadline)
-            done, asked = done + answer.done, asked + of
+            result, iterations = self._refine_window(scored.logits_khw, scored, outer, image, deadline)
+            done, planned = done + result.done, planned + iterations
             inner, here = _inside(outer, core), _inside(Window(0, 0, height, width), core)
-            label, first = ids[answer.labels_hw[inner]], ids[answer.first_hw[inner]]
+            label, first = ids[result.labels_hw[inner]], ids[result.first_hw[inner]]
             valid = None if image is None or image.valid_hw is None else image.valid_hw[here]
-            # Mean field marginals are all but 0 or 1: how sure the network was says more about where to look.
-            stats.add(label, answer.confidence_hw[inner], answer.nats_hw[inner], label != first, valid)
+            # Mean field marginals are almost 0 or 1: the network's confidence tells more about where to look.
+            stats.add(label, result.confidence_hw[inner], result.nats_hw[inner], label != first, valid)
             for whole, ids_hw in ((mask, label), (network, first)):
                 whole[here] = ids_hw if valid is None else np.where(valid, ids_hw, self.classes.ignore_id)
-            confidence[here] = (answer.confidence_hw[inner] * 255 + 0.5).astype(np.uint8)
-        refined, note = self._refined(done, asked, image), self._note(done, asked)
-        return Refinement(mask, network, confidence, stats, refined, note, len(ids))
+            confidence[here] = (result.confidence_hw[inner] * 255 + 0.5).astype(np.uint8)
+        refined = self.engine is not None and (done > 0 or planned == 0)
+        return Refinement(mask, network, confidence, stats, refined, self._note(done, planned), len(ids))
 
-    def _answer(
+    def _refine_window(
         self, logits_khw: Float16, scored: Scored, window: Window, image: Image | None, deadline: float
     ) -> tuple[RefinedWindow, int]:
-        """The answer for a window, and the iterations it should have; a class that is alone wins without any."""
+        """Result for a window, and the iterations it should have: none where there is one class only."""
         if self.engine is None or image is None or len(logits_khw) == 1:
             return network_answer(logits_khw, scored, window)[0], 0
         here = _inside(Window(0, 0, image.height, image.width), window)
         valid = None if image.valid_hw is None else image.valid_hw[here]
         seen = WindowInput(logits_khw, scored, window, image.pixels_hwc[here], valid)
-        answer = self.engine(seen, deadline=deadline)
-        return answer, self.engine.asked
+        return self.engine(seen, deadline=deadline), self.engine.iterations
 
-    def _refined(self, done: int, asked: int, image: Image | None) -> bool:
-        """Whether an engine had its say; one class that is alone needs none."""
-        return self.engine is not None and image is not None and (done > 0 or asked == 0)
-
-    def _note(self, done: int, asked: int) -> str | None:
-        if done == asked:
+    def _note(self, done: int, planned: int) -> str | None:
+        if done == planned:
             return None
-        limit = f"{self.cfg.deadline_s:g} s passed after {done} of {asked} iterations"
+        limit = f"{self.cfg.deadline_s:g} s passed after {done} of {planned} iterations"
         return f"refine_timeout: {limit} (--refine.deadline-s)"
 
 

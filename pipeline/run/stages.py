@@ -35,6 +35,7 @@ from pipeline.records import (
     scored_from_table,
     scored_to_table,
 )
+from pipeline.refine.engine import REFINE_ENGINES
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
 from pipeline.run.ledger import LedgerClient, guarded
@@ -208,7 +209,8 @@ class InferStage:
     def _needs_pixels_later(self, item: Item, image: Image) -> bool:
         preview = encode.is_preview(item.key, self.job.preview_share)
         judged = self.job.judge is not None
-        return self.job.cfg.refine.engine != "none" or image.valid_hw is not None or preview or judged
+        needs_pixels = REFINE_ENGINES[self.job.cfg.refine.engine].needs_pixels
+        return needs_pixels or image.valid_hw is not None or preview or judged
 
 
 class RefineStage:

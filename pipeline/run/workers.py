@@ -12,9 +12,7 @@ from pipeline.config import RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
 from pipeline.infer.tile import CPU_BATCH
 from pipeline.records import LEFT_WHOLE, Footprint
-from pipeline.refine import native
-from pipeline.refine.presets import resolve, widest_sigma_px
-from pipeline.refine.refiner import HALO_SIGMAS
+from pipeline.refine.engine import REFINE_ENGINES, reach_px
 
 GIB = 2**30
 READ_CPUS = 0.2
@@ -34,11 +32,6 @@ BYTES_PER_INPUT_PIXEL = {"full": 1500, "reduced": 700}
 and 16). bf16 needs two thirds of it."""
 REFINER_GIB = 0.4
 """A process that has not imported torch."""
-MAPS = {"torch": 18, "pydensecrf": 10, "domain_transform": 6, "none": 4}
-"""Float32 maps of all classes at full size that an engine holds at once, measured: pydensecrf 0.7 to 0.9 kB per pixel
-with 21 classes, torch 0.7 to 1.5 kB."""
-VERTICES_PER_PIXEL = 1.5
-"""Of the appearance kernel's lattice: photographs stay below 1.3 with the narrowest published colour sigma."""
 DECODED_AT_ONCE = 2
 """Images of the largest size that a network's process holds at once, as a rule: the one it cuts, the one being decoded.
 More of them only where several of that size follow each other."""
@@ -103,25 +96,12 @@ class Workers:
 
 def refiner_gib(cfg: SegmentConfig, model: Footprint) -> float:
     """Memory of one refiner: process, decoded image, and what its engine needs for one window with halo."""
-    side_px = int(
-        max(cfg.refine.window_px * LEFT_WHOLE, cfg.refine.window_px + 2 * HALO_SIGMAS * widest_sigma_px(cfg.refine))
-    )
+    refine = cfg.refine
+    engine = REFINE_ENGINES[refine.engine]
+    side_px = int(max(refine.window_px * LEFT_WHOLE, refine.window_px + 2 * reach_px(refine)))
     image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
-    if cfg.refine.engine == "native":
-        cells = (side_px // model.stride + 2) ** 2
-        window_bytes = native.bytes_needed(
-            side_px,
-            side_px,
-            model.num_classes,
-            resolve(cfg.refine),
-            spatial=cfg.refine.spatial,
-            freeze=cfg.refine.freeze,
-            vertices_per_pixel=VERTICES_PER_PIXEL,
-            cells=cells,
-        )
-    else:
-        window_bytes = side_px**2 * model.num_classes * 4 * MAPS[cfg.refine.engine]
-    return (PROCESS_GIB["cpu"] if cfg.refine.engine == "torch" else REFINER_GIB) + (image_bytes + window_bytes) / GIB
+    process_gib = PROCESS_GIB["cpu"] if engine.imports_torch else REFINER_GIB
+    return process_gib + (image_bytes + engine.window_bytes(refine, side_px, model)) / GIB
 
 
 def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:

@@ -1,20 +1,36 @@
-"""What every refinement engine has in common, and what becomes of one that is not there."""
+"""Refinement engines: laws that all of them keep, the table they stand in, and engines that are not installed."""
 
 from time import monotonic
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import RefineConfig
+from pipeline.classes import ClassMap
+from pipeline.config import EngineName, RefineConfig
 from pipeline.errors import ConfigError
-from pipeline.records import Item, Scored, Window
+from pipeline.records import Footprint, Image, Item, Scored, Window
 from pipeline.refine import native
-from pipeline.refine.engine import WindowInput, make_engine, network_answer, resolve_engine
+from pipeline.refine.engine import (
+    REFINE_ENGINES,
+    EngineSpec,
+    RefinedWindow,
+    WindowInput,
+    describe_engine,
+    make_engine,
+    network_answer,
+    reach_px,
+    resolve_engine,
+)
+from pipeline.refine.presets import PRESETS
+from pipeline.refine.refiner import Refiner
 
-ENGINES = ("native", "torch", "pydensecrf", "domain_transform")
+BUILT = [name for name, spec in REFINE_ENGINES.items() if spec.build]
+DENSE_CRFS = ("native", "torch", "pydensecrf")
 LATER = 60.0
+VOC = Footprint(weight_bytes=0, num_classes=21, stride=8)
 
 
 def scene(height: int, width: int, num_classes: int, *, stride: int = 4, align_corners: bool = False):
@@ -27,11 +43,11 @@ def scene(height: int, width: int, num_classes: int, *, stride: int = 4, align_c
 
 def ask(engine: str, scored: Scored, pixels: np.ndarray, window: Window, *, seconds: float = LATER):
     here = pixels[window.y : window.y + window.height, window.x : window.x + window.width]
-    made = make_engine(RefineConfig(engine=engine, iterations=2))
-    return made(WindowInput(scored.logits_khw, scored, window, here), deadline=monotonic() + seconds)
+    call = make_engine(RefineConfig(engine=engine, iterations=2))
+    return call(WindowInput(scored.logits_khw, scored, window, here), deadline=monotonic() + seconds)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BUILT)
 @settings(max_examples=15)
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -53,7 +69,7 @@ def test_every_engine_says_the_same_of_the_network_alone(engine: str, size, clas
     assert found.done == 2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BUILT)
 def test_an_engine_without_time_leaves_the_networks_labels(engine: str) -> None:
     scored, pixels = scene(30, 20, 4)
     found = ask(engine, scored, pixels, Window(0, 0, 30, 20), seconds=-1)
@@ -63,9 +79,68 @@ def test_an_engine_without_time_leaves_the_networks_labels(engine: str) -> None:
 
 def test_the_three_dense_crfs_agree() -> None:
     scored, pixels = scene(48, 64, 5)
-    labels = [ask(engine, scored, pixels, Window(0, 0, 48, 64)).labels_hw for engine in ENGINES[:3]]
+    labels = [ask(engine, scored, pixels, Window(0, 0, 48, 64)).labels_hw for engine in DENSE_CRFS]
     assert (labels[1] != labels[2]).mean() < 0.002
     assert (labels[0] != labels[2]).mean() < 0.01  # its smoothness kernel is nearer to the model
+
+
+def test_the_table_has_exactly_the_engines_that_the_setting_allows() -> None:
+    assert list(REFINE_ENGINES) == list(get_args(EngineName))
+
+
+def test_engines_with_a_preset_are_described_by_it_and_reach_two_of_its_sigmas() -> None:
+    wide = {"bi_xy": 40.5, "sigma_s": 30.25}
+    assert {name: describe_engine(RefineConfig(engine=name)) for name in REFINE_ENGINES} == {
+        **{name: f"{name}, preset deeplab-v2" for name in DENSE_CRFS},
+        "domain_transform": "domain_transform",
+        "none": "none",
+    }
+    assert {name: reach_px(RefineConfig(engine=name, **wide)) for name in REFINE_ENGINES} == {
+        **dict.fromkeys(DENSE_CRFS, 81.0),
+        "domain_transform": 60.5,
+        "none": 0,
+    }
+
+
+def test_memory_of_a_window_is_that_of_the_maps_an_engine_holds() -> None:
+    bytes_of = {name: spec.window_bytes(RefineConfig(), 100, VOC) for name, spec in REFINE_ENGINES.items()}
+    map_bytes = 100 * 100 * 21 * 4
+    maps = {name: size / map_bytes for name, size in bytes_of.items() if name != "native"}
+    assert maps == {"torch": 18, "pydensecrf": 10, "domain_transform": 6, "none": 4}
+    assert bytes_of["native"] == native.bytes_needed(
+        100,
+        100,
+        21,
+        PRESETS["deeplab-v2"],
+        spatial="auto",
+        freeze=0.99,
+        vertices_per_pixel=1.5,
+        cells=(100 // 8 + 2) ** 2,
+    )
+
+
+def test_a_new_engine_is_one_entry_of_the_table(monkeypatch) -> None:
+    """The refiner builds, runs and counts it without a change elsewhere."""
+
+    class Inverter:
+        iterations = 1
+
+        def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
+            before, _ = network_answer(seen.logits_khw, seen.scored, seen.window)
+            return RefinedWindow(1 - before.labels_hw, before.first_hw, before.confidence_hw, before.nats_hw, 1)
+
+    spec = EngineSpec(lambda _: Inverter(), lambda _: 5.0, lambda *_: 7, has_preset=False)
+    monkeypatch.setitem(REFINE_ENGINES, "inverter", spec)
+    cfg = RefineConfig().model_copy(update={"engine": "inverter"})
+    classes = ClassMap(name="two", classes=[{"name": name, "colour": (0, 0, 0)} for name in "ab"])
+    scored, pixels = scene(30, 20, 2)
+    refiner = Refiner(cfg, classes)
+    refinement = refiner(scored, Image(pixels, None))
+    np.testing.assert_array_equal(refinement.mask_hw, 1 - refinement.network_hw)
+    assert (refinement.refined, refinement.note, refinement.stats.changed_pixels) == (True, None, 600)
+    assert (refiner.halo_px, describe_engine(cfg)) == (10, "inverter")
+    with pytest.raises(ValueError, match=r"key has no pixels, refine\.engine inverter needs them"):
+        refiner(scored, None)
 
 
 def test_no_engine_is_made_for_none() -> None:

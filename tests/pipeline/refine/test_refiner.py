@@ -11,6 +11,7 @@ from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Image, Item, Scored, Window
 from pipeline.refine import densecrf
+from pipeline.refine.engine import REFINE_ENGINES
 from pipeline.refine.presets import PRESETS, CrfParams, resolve
 from pipeline.refine.refiner import Refiner, windows, with_halo
 from pipeline.refine.unary import active_classes, softmax, upsample_window
@@ -225,7 +226,7 @@ def test_a_deadline_that_passes_leaves_the_networks_mask_and_says_so() -> None:
 @given(
     st.integers(1, 20),
     st.integers(1, 20),
-    st.sampled_from(["none", "native", "torch", "pydensecrf", "domain_transform"]),
+    st.sampled_from(list(REFINE_ENGINES)),
 )
 def test_any_size_and_any_valid_mask_is_refined_and_counted(height: int, width: int, engine: str) -> None:
     image, logits = scene(height, width, seed=height)
