@@ -26,9 +26,9 @@ from pipeline.records import (
     Failure,
     Image,
     Item,
+    Refinement,
     Row,
     Scored,
-    UInt8,
     items_from_table,
     items_to_table,
     rows_to_table,
@@ -42,6 +42,7 @@ from pipeline.run.ledger import LedgerClient, guarded
 from pipeline.run.manifest import Todo
 from pipeline.run.masks import open_masks
 from pipeline.score import answers
+from pipeline.score.answers import AnswerJudge
 from pipeline.source.plan import read_items
 from pipeline.source.shard import read_failure
 
@@ -214,12 +215,13 @@ class InferStage:
 
 
 class RefineStage:
-    """Logits in, rows out: masks refined on one core, encoded and counted."""
+    """Logits in, rows out: masks refined on one core and encoded; judged against labels where there is a judge."""
 
     def __init__(self, job: Job, ledger: LedgerClient) -> None:
         keep_freed_memory()
         self.job, self.ledger = job, ledger
         self.refiner = Refiner(job.cfg.refine, job.classes)
+        self.judge = AnswerJudge(job.judge, job.classes, job.cfg.refine.engine) if job.judge else None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """SCORED_SCHEMA to ROW_SCHEMA, row for row."""
@@ -235,34 +237,29 @@ class RefineStage:
         return _sent(self.ledger, "refine", rows_to_table(rows))
 
     def _row(self, scored: Scored) -> Row:
-        job = self.job
-        if scored.item.failure:
-            return job.failed(scored.item, scored.item.failure)
+        """Refine and encode one image; with a judge, its label is read before and counted against after."""
+        job, item = self.job, scored.item
+        if item.failure:
+            return job.failed(item, item.failure)
         started = perf_counter()
-        with killed_after(job.cfg.runtime.item_timeout_s):
-            try:
-                image = decode_image(scored.item.data, job.cfg.decode) if scored.item.data else None
-                truth = self._truth(scored)
-            except InputError as error:  # the image was fine a stage ago: this node is out of memory
-                return job.failed(scored.item, read_failure(error))
-            except LabelError as error:
-                return job.failed(scored.item, answers.label_failure(error))
-            refinement = self.refiner(scored, image)
+        try:
+            with killed_after(job.cfg.runtime.item_timeout_s):
+                image = decode_image(item.data, job.cfg.decode) if item.data else None
+                truth_hw = self.judge.truth(item, height=scored.height, width=scored.width) if self.judge else None
+                refinement = self.refiner(scored, image)
+        except InputError as error:  # the image was fine a stage ago: this node is out of memory
+            return job.failed(item, read_failure(error))
+        except LabelError as error:
+            return job.failed(item, answers.label_failure(error))
         seconds = perf_counter() - started
-        shown = image if encode.is_preview(scored.item.key, job.preview_share) else None
-        fingerprints = {"model_fp": job.model_fp, "config_fp": job.config_fp}
-        row = encode.segmented_row(scored, refinement, shown, classes=job.classes, **fingerprints)
-        if job.judge and truth is not None and image:
-            judgements = answers.judgements_of(truth, refinement, job.judge, job.classes, engine=job.cfg.refine.engine)
-            row = replace(row, judgements=judgements, brightness=encode.brightness(image))
-        return replace(row, seconds_refine=seconds)
+        row = replace(self._encode(scored, refinement, image), seconds_refine=seconds)
+        return row if self.judge is None or truth_hw is None else self.judge(row, truth_hw, refinement, image)
 
-    def _truth(self, scored: Scored) -> UInt8 | None:
-        """The label, where answers are judged; raises LabelError."""
-        if self.job.judge is None:
-            return None
-        size = {"height": scored.height, "width": scored.width}
-        return answers.truth_of(scored.item, self.job.judge, self.job.classes, **size)
+    def _encode(self, scored: Scored, refinement: Refinement, image: Image | None) -> Row:
+        """The row of a refined image, with previews if it is one of the sample."""
+        shown = image if encode.is_preview(scored.item.key, self.job.preview_share) else None
+        fingerprints = {"model_fp": self.job.model_fp, "config_fp": self.job.config_fp}
+        return encode.segmented_row(scored, refinement, shown, classes=self.job.classes, **fingerprints)
 
 
 class MaskStage:

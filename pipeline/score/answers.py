@@ -4,6 +4,7 @@ In: the encoded label of an item, and the mask of the network and of what refine
 pixels that add up over images. A label that cannot be used is an error with a code, never a guess.
 """
 
+from dataclasses import dataclass, replace
 from math import hypot
 
 import numpy as np
@@ -12,8 +13,9 @@ from pipeline.classes import ClassMap
 from pipeline.config import JudgeConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.image import labels
+from pipeline.image.encode import brightness
 from pipeline.image.labels import Coding
-from pipeline.records import Failure, Item, Judgement, Refinement, UInt8
+from pipeline.records import Failure, Image, Item, Judgement, Refinement, Row, UInt8
 from pipeline.score.metrics import count_judgement
 
 NETWORK = "network"
@@ -76,6 +78,25 @@ def judgements_of(
     """
     masks = zip(names_of(None, engine), (refinement.network_hw, refinement.mask_hw), strict=False)
     return [_judged(truth_hw, mask, refinement.confidence_hw, cfg, classes, name=name) for name, mask in masks]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerJudge:
+    """Judging step of a run: adds to a row the counts of its answers against the label of the image."""
+
+    cfg: JudgeConfig
+    classes: ClassMap
+    engine: str
+    """Refine engine of the run; with `none` the network's answer is the only one."""
+
+    def truth(self, item: Item, *, height: int, width: int) -> UInt8:
+        """Label of an item, (height, width) class ids; raises LabelError as `truth_of`."""
+        return truth_of(item, self.cfg, self.classes, height=height, width=width)
+
+    def __call__(self, row: Row, truth_hw: UInt8, refinement: Refinement, image: Image | None) -> Row:
+        """The row with its columns `judgements` and `brightness`, None where the pixels were dropped."""
+        judgements = judgements_of(truth_hw, refinement, self.cfg, self.classes, engine=self.engine)
+        return replace(row, judgements=judgements, brightness=None if image is None else brightness(image))
 
 
 def judgement_of_mask(truth_hw: UInt8, mask_hw: UInt8, cfg: JudgeConfig, classes: ClassMap) -> Judgement:
