@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.records import Failure, Item
 from pipeline.source.shard import Shard, object_shard
 from pipeline.store import objects
-from pipeline.store.objects import FileInfo
+from pipeline.store.backend import FileInfo
 
 MAX_FOOTERS = 10_000
 """A source of more files than this is planned file by file without opening any; else by row group."""

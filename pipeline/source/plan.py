@@ -17,7 +17,7 @@ from pipeline.redact import redact
 from pipeline.source import folder, parquet, webdataset
 from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
 from pipeline.store import objects
-from pipeline.store.objects import FileInfo
+from pipeline.store.backend import FileInfo
 
 KINDS: dict[str, SourceKind] = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"), "folder"),

@@ -15,7 +15,7 @@ from typing import Literal
 from pipeline.errors import InputError, StorageError
 from pipeline.records import Failure, Item
 from pipeline.store import objects
-from pipeline.store.objects import FileInfo
+from pipeline.store.backend import FileInfo
 
 SourceKind = Literal["folder", "webdataset", "parquet"]
 

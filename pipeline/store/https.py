@@ -20,6 +20,8 @@ from fsspec.asyn import get_loop, sync
 from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.store import retry
+from pipeline.store.backend import Backend, FileInfo, check_info
 
 HOSTS = "ATROUS_HTTPS_HOSTS"
 """Environment variable: the hosts that may be read, separated by commas."""
@@ -102,3 +104,51 @@ class Client:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with self._session.request(verb, url, headers=asked, timeout=timeout, allow_redirects=False) as reply:
             return reply.headers, await reply.read()
+
+
+class HttpsBackend(Backend):
+    """The requests of https: single objects of allowed hosts, read only. Paths are whole URLs."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+
+    def info(self, path: str) -> FileInfo:
+        """Describe one object by a HEAD request.
+
+        Raises:
+            StorageError: the host reports no Content-Length.
+        """
+        headers = self.client.head(path, timeout_s=retry.RETRY.request_s)
+        if "Content-Length" not in headers:
+            raise StorageError(f"{path}: the host does not say how large it is", hint="copy the object to a bucket")
+        size = int(headers["Content-Length"])
+        version = headers.get("ETag") or f"{headers.get('Last-Modified', '')}-{size}"
+        return FileInfo(path.rpartition("/")[2], size, version)
+
+    def is_folder(self, path: str) -> bool:
+        """False: a host lists nothing."""
+        return False
+
+    def read(
+        self, path: str, *, span: tuple[int, int] | None = None, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes:
+        """Read by a HEAD and one ranged GET, bound to the version that the HEAD named."""
+        info = self.info(path)
+        check_info(info, max_bytes=max_bytes, etag=etag)
+        start, end = span or (0, info.size)
+        if start == end:
+            return b""
+        return self.client.get(path, start, end, etag=info.etag, timeout_s=retry.RETRY.deadline_s(end - start))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Refuse: https is for reading. Raises ConfigError."""
+        raise ConfigError(f"{path} cannot be written: https:// is for reading", hint="write to a folder or bucket")
+
+    def create(self, path: str, data: bytes, writer: str) -> bool:
+        """Refuse, as `put`."""
+        self.put(path, data)
+        return False
+
+    def delete(self, path: str) -> None:
+        """Refuse, as `put`."""
+        self.put(path, b"")

@@ -49,9 +49,9 @@ def without(monkeypatch):
         monkeypatch.delattr("pipeline.refine.densecrf", raising=False)
         monkeypatch.setitem(sys.modules, name, None)
 
-    objects._store.cache_clear()
+    objects._backend.cache_clear()
     yield hide
-    objects._store.cache_clear()
+    objects._backend.cache_clear()
 
 
 @pytest.mark.parametrize("module", NEEDS)

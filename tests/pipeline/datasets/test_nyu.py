@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.datasets.nyu import NYU13, NYU40, Nyu
 from pipeline.errors import ConfigError, InputError, LabelError
 from pipeline.store import objects
+from pipeline.store.local import LocalBackend
 from tests.support.miniatures import mat, put
 
 COUNT, HEIGHT, WIDTH = 5, 6, 8
@@ -93,8 +94,8 @@ def test_reading_an_example_leaves_the_rest_where_it_is(tmp_path: Path, monkeypa
     put(tmp_path, "classMapping40.mat", mat(mapClass=MAPPING[None]))
     monkeypatch.setattr(objects, "_BLOCK_BYTES", 2**14)
     fetched = []
-    whole = objects._Local.read
-    monkeypatch.setattr(objects._Local, "read", lambda *at, **how: fetched.append(whole(*at, **how)) or fetched[-1])
+    whole = LocalBackend.read
+    monkeypatch.setattr(LocalBackend, "read", lambda *at, **how: fetched.append(whole(*at, **how)) or fetched[-1])
     NYU40.read(str(tmp_path), NYU40.examples(str(tmp_path), "train")[0])
     assert sum(map(len, fetched)) < (tmp_path / FILE).stat().st_size / 5
 

@@ -17,7 +17,7 @@ from pipeline.run import manifest, parts, verify
 from pipeline.source.plan import Plan
 from pipeline.source.shard import Member, Shard, object_shard, slice_shard
 from pipeline.store import objects
-from pipeline.store.objects import FileInfo
+from pipeline.store.backend import FileInfo
 
 FARM = classes.load_class_map("farmland")
 

@@ -324,13 +324,13 @@ def test_a_limit_opens_no_more_files_than_it_needs(kind, monkeypatch):
 
 MILLION = """
 import json, resource, sys, time
-from pipeline.store import objects
 from pipeline.config import SegmentConfig
+from pipeline.store import backend, objects
 from pipeline.source.plan import changed, plan_source
 
 def listing(url):
     for n in range(1_000_000):
-        yield objects.FileInfo(f"train/{n // 1000:04}/laion-{n:08}.tar", 300_000_000 + n, f"{n:032x}")
+        yield backend.FileInfo(f"train/{n // 1000:04}/laion-{n:08}.tar", 300_000_000 + n, f"{n:032x}")
 
 objects.list_files = listing
 began = time.process_time()

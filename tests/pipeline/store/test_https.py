@@ -17,8 +17,8 @@ from PIL import Image
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
 from pipeline.source.plan import plan_source, read_items
-from pipeline.store import objects as storage
-from pipeline.store.objects import RetryPolicy
+from pipeline.store import objects, retry
+from pipeline.store.retry import RetryPolicy
 
 BODY = bytes(range(256)) * 40
 
@@ -94,29 +94,29 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server, pytest.MonkeyPatch.context() as patch:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         patch.setenv("SSL_CERT_FILE", str(trusted))
-        storage._store.cache_clear()
+        objects._backend.cache_clear()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
-        storage._store.cache_clear()
+        objects._backend.cache_clear()
         server.shutdown()
 
 
 @pytest.fixture
 def site(port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ATROUS_HTTPS_HOSTS", "data.example.org, 127.0.0.1")
-    monkeypatch.setattr(storage, "RETRY", RetryPolicy(attempts=6, first_s=0.01, request_s=5))
+    monkeypatch.setattr(retry, "RETRY", RetryPolicy(attempts=6, first_s=0.01, request_s=5))
     Site.requests.clear()
     return f"https://127.0.0.1:{port}"
 
 
 def test_an_object_is_described_and_read_whole_and_in_ranges(site: str) -> None:
     url = f"{site}/data.bin"
-    assert storage.info(url) == storage.FileInfo("data.bin", len(BODY), '"v1"')
-    assert storage.read_bytes(url) == BODY
-    with storage.open_read(url) as file:
+    assert objects.info(url) == objects.FileInfo("data.bin", len(BODY), '"v1"')
+    assert objects.read_bytes(url) == BODY
+    with objects.open_read(url) as file:
         file.seek(1000)
         assert file.read(500) == BODY[1000:1500]
-    assert storage.read_bytes(f"{site}/empty.bin") == b""
+    assert objects.read_bytes(f"{site}/empty.bin") == b""
 
 
 def test_a_tar_becomes_a_shard_and_its_members_items(site: str) -> None:
@@ -129,36 +129,36 @@ def test_a_tar_becomes_a_shard_and_its_members_items(site: str) -> None:
 
 def test_too_large_an_object_is_refused_before_its_body_is_asked_for(site: str) -> None:
     with pytest.raises(InputError, match="too_many_bytes"):
-        storage.read_bytes(f"{site}/data.bin", max_bytes=100)
+        objects.read_bytes(f"{site}/data.bin", max_bytes=100)
     assert Site.requests == ["HEAD /data.bin"]
 
 
 def test_an_object_that_changes_between_two_reads_is_noticed(site: str) -> None:
-    planned = storage.info(f"{site}/changing.bin")
+    planned = objects.info(f"{site}/changing.bin")
     with pytest.raises(InputError, match="source_changed"):
-        storage.read_bytes(f"{site}/changing.bin", etag=planned.etag)
+        objects.read_bytes(f"{site}/changing.bin", etag=planned.etag)
 
 
 def test_a_busy_host_is_asked_again(site: str) -> None:
-    assert storage.read_bytes(f"{site}/busy.bin") == BODY
+    assert objects.read_bytes(f"{site}/busy.bin") == BODY
 
 
 def test_a_missing_object_and_a_forbidden_one_are_told_apart(site: str) -> None:
     with pytest.raises(FileNotFoundError):
-        storage.info(f"{site}/none.bin")
+        objects.info(f"{site}/none.bin")
     with pytest.raises(AccessDenied):
-        storage.read_bytes(f"{site}/secret.bin")
+        objects.read_bytes(f"{site}/secret.bin")
     assert Site.requests == ["HEAD /none.bin", "HEAD /secret.bin"]
 
 
 def test_a_redirect_is_refused_with_where_it_leads(site: str) -> None:
     with pytest.raises(StorageError, match=r"redirect to 169\.254\.169\.254"):
-        storage.read_bytes(f"{site}/moved.bin")
+        objects.read_bytes(f"{site}/moved.bin")
 
 
 def test_a_host_without_ranges_is_refused_before_its_body_is_read(site: str) -> None:
     with pytest.raises(StorageError, match="ignores range requests"):
-        storage.read_bytes(f"{site}/no-range.bin")
+        objects.read_bytes(f"{site}/no-range.bin")
 
 
 def test_a_name_that_leads_inside_is_refused_while_connecting(
@@ -166,7 +166,7 @@ def test_a_name_that_leads_inside_is_refused_while_connecting(
 ) -> None:
     monkeypatch.setenv("ATROUS_HTTPS_HOSTS", "localhost")
     with pytest.raises(ConfigError, match="not a public address"):
-        storage.read_bytes(f"https://localhost:{port}/data.bin")
+        objects.read_bytes(f"https://localhost:{port}/data.bin")
     assert Site.requests == []
 
 
@@ -182,7 +182,7 @@ def test_a_name_that_leads_inside_is_refused_while_connecting(
 )
 def test_addresses_that_were_not_allowed_are_never_asked(site: str, address: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        storage.read_bytes(address)
+        objects.read_bytes(address)
     assert says in f"{caught.value}"
     assert "abc" not in f"{caught.value}"
     assert Site.requests == []
@@ -190,6 +190,6 @@ def test_addresses_that_were_not_allowed_are_never_asked(site: str, address: str
 
 def test_nothing_can_be_written(site: str) -> None:
     with pytest.raises(ConfigError, match="for reading"):
-        storage.put(f"{site}/data.bin", b"x")
+        objects.put(f"{site}/data.bin", b"x")
     with pytest.raises(ConfigError, match="for reading"):
-        storage.delete(f"{site}/data.bin")
+        objects.delete(f"{site}/data.bin")

@@ -1,0 +1,139 @@
+"""S3 and the stores that speak its protocol: one request per read, one per thousand names listed, exact keys."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
+
+from pipeline.errors import StorageError
+from pipeline.redact import redact
+from pipeline.store import retry
+from pipeline.store.backend import Backend, FileInfo, check_info
+from pipeline.store.retry import answer, with_retries
+
+
+class S3Backend(Backend):
+    """The requests of S3, straight to its API: no listing before a read, no key rewritten."""
+
+    def __init__(self) -> None:
+        super().__init__(_s3_filesystem())
+
+    def info(self, path: str) -> FileInfo:
+        """Describe one object by a HEAD request; a bucket is no object."""
+        if "/" not in path:
+            raise FileNotFoundError(path)
+        head = self._head(path)
+        return FileInfo(path.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
+
+    def is_folder(self, path: str) -> bool:
+        """Only the bucket exists without objects; its listing fails when it does not."""
+        return "/" not in path
+
+    def walk(self, url: str, path: str) -> Iterator[FileInfo]:
+        """List page by page. S3 sorts by code point; a store that does not is refused, for two plans would differ."""
+        bucket, _, key = path.partition("/")
+        prefix = f"{key}/" if key else ""
+        token: str | None = ""
+        last = ""
+        while token is not None:
+            files, token = with_retries("list", url, partial(self._page, bucket, prefix, token), self.refresh)
+            for file in files:
+                if file.path < last:  # such as S3 Express: plans made twice would differ
+                    raise StorageError(f"{redact(url)} is not listed in order: {file.path!r} after {last!r}")
+                last = file.path
+                yield file
+
+    def _page(self, bucket: str, prefix: str, token: str) -> tuple[list[FileInfo], str | None]:
+        """Up to 1000 objects, and the token of the next page. `name/` placeholders of empty folders are left out."""
+        more = {"ContinuationToken": token} if token else {}
+        page = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more, timeout=retry.RETRY.request_s)
+        files = [
+            FileInfo(entry["Key"][len(prefix) :], entry["Size"], entry["ETag"].strip('"'))
+            for entry in page.get("Contents", [])
+            if not entry["Key"].endswith("/")
+        ]
+        return files, page["NextContinuationToken"] if page.get("IsTruncated") else None
+
+    def read(
+        self, path: str, *, span: tuple[int, int] | None = None, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes:
+        """Read by one GET; size and etag of its answer are checked before the body is taken."""
+
+        def check(size: int, version: str) -> None:
+            check_info(FileInfo(path, size, version), max_bytes=max_bytes, etag=etag)
+
+        data: bytes = sync(self.fs.loop, self._get, path, span, check)
+        return data
+
+    async def _get(self, path: str, span: tuple[int, int] | None, check: Callable[[int, str], None]) -> bytes:
+        bucket, _, key = path.partition("/")
+        limits = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
+        request = self.fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
+        reply = await asyncio.wait_for(request, retry.RETRY.request_s)
+        try:
+            check(reply["ContentLength"], reply["ETag"].strip('"'))
+            data: bytes = await asyncio.wait_for(reply["Body"].read(), retry.RETRY.deadline_s(reply["ContentLength"]))
+            return data
+        finally:
+            reply["Body"].close()
+
+    def put(self, path: str, data: bytes, **conditions: Any) -> None:
+        """Write by one PUT; `conditions` are further fields of the request."""
+        bucket, _, key = path.partition("/")
+        timeout = retry.RETRY.deadline_s(len(data))
+        self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **conditions, timeout=timeout)
+
+    def create(self, path: str, data: bytes, writer: str) -> bool:
+        """When an answer is lost, the repeat meets its own object: `writer`, kept beside it, tells whose it is.
+
+        aiohttp itself repeats a PUT whose connection broke, so counting our own attempts would not be enough.
+        """
+        try:
+            self.put(path, data, IfNoneMatch="*", Metadata={"writer": writer})
+        except OSError as error:
+            if answer(error)[0] != 412:
+                raise
+            return bool(self._head(path).get("Metadata", {}).get("writer") == writer)
+        return True
+
+    def _head(self, path: str) -> dict[str, Any]:
+        bucket, _, key = path.partition("/")
+        head: dict[str, Any] = self.fs.call_s3("head_object", Bucket=bucket, Key=key, timeout=retry.RETRY.request_s)
+        return head
+
+    def delete(self, path: str) -> None:
+        """Delete by one request; S3 does not report a missing object."""
+        bucket, _, key = path.partition("/")
+        self.fs.call_s3("delete_object", Bucket=bucket, Key=key, timeout=retry.RETRY.request_s)
+
+    def refresh(self) -> None:
+        """Connect anew with the credentials of the environment's provider chain."""
+        self.fs.connect(refresh=True)
+
+
+def _s3_filesystem() -> AbstractFileSystem:
+    """An S3 client that sends each request once: all retries are those of `with_retries`.
+
+    Checksums that botocore adds since 1.36 are off unless the environment asks for them: several S3-compatible servers
+    refuse them (github.com/boto/boto3/issues/4392). TLS and the page checksums of Parquet remain.
+    """
+    fs = fsspec.filesystem(
+        "s3",
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        config_kwargs={
+            "connect_timeout": 5,
+            "read_timeout": 10,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "max_pool_connections": 64,
+            "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
+            "response_checksum_validation": os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
+        },
+    )
+    fs.retries = 1
+    return fs
