@@ -37,7 +37,7 @@ from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint
 from pipeline.records import Float16, Float32, Image, Item, Scored, UInt8, Window
 from pipeline.refine.engine import HALO_SIGMAS, REFINE_ENGINES, Engine, WindowInput, make_engine
-from pipeline.refine.presets import CrfParams, resolve
+from pipeline.refine.presets import CrfParams, crf_params
 from pipeline.refine.refiner import Refiner, windows, with_halo
 from pipeline.refine.unary import active_classes, softmax, upsample_window
 
@@ -189,7 +189,7 @@ def exact(pixels_hwc: UInt8, logits_khw: Float32, params: CrfParams) -> UInt8:
 def off_the_oracle(cases: list[Case], preset: str, iterations: int) -> dict[str, float]:
     """Share of labels that differ from the true mean field's, on crops from the middle of the images."""
     engines = {name: made for name in ENGINES if (made := make_engine(refine_config(name, preset, iterations)))}
-    params = resolve(refine_config("native auto", preset, iterations))
+    params = crf_params(refine_config("native auto", preset, iterations))
     off: dict[str, list[float]] = {name: [] for name in ENGINES}
     for case in cases:
         whole = case.window

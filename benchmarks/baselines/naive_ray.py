@@ -18,7 +18,7 @@ from pipeline.config import SegmentConfig
 from pipeline.models import checkpoint
 from pipeline.records import Image, Item, Scored, Window
 from pipeline.refine import densecrf
-from pipeline.refine.presets import resolve
+from pipeline.refine.presets import crf_params
 from pipeline.refine.unary import softmax, upsample_window
 
 CPUS = 0.25
@@ -78,7 +78,7 @@ class Crf:
     """Images and probabilities in, masks out."""
 
     def __init__(self, cfg: SegmentConfig, counter: ray.actor.ActorHandle) -> None:
-        self.params, self.counter = resolve(cfg.refine), counter
+        self.params, self.counter = crf_params(cfg.refine), counter
 
     def __call__(self, batch: NumpyBatch) -> NumpyBatch:
         """Refine a batch."""

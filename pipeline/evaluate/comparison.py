@@ -334,8 +334,8 @@ def counted(subject: Subject, size_px: int) -> dict[str, Any]:
         "year": variant.year,
         "paper": variant.paper,
         "output_stride": card.output_stride,
-        "parameters": catalogue.parameters(network),
-        "gmacs": catalogue.macs(network, size_px, in_channels=card.in_channels) / 1e9,
+        "parameters": catalogue.count_parameters(network),
+        "gmacs": catalogue.count_macs(network, size_px, in_channels=card.in_channels) / 1e9,
         "published_miou": variant.miou,
         "published_on": variant.measured_on,
     }

@@ -25,7 +25,7 @@ from pipeline.records import Float64, Int64, Judgement, judgements_from
 from pipeline.redact import redact
 from pipeline.run import manifest
 from pipeline.run import parts as sink
-from pipeline.score.answers import names_of
+from pipeline.score.answers import answer_names
 from pipeline.score.calibration import LEVELS
 from pipeline.score.metrics import Interval, Scores
 from pipeline.store import objects
@@ -174,7 +174,7 @@ def read_evaluation(
         raise ConfigError(f"{redact(run_url)} has no rows: its source holds no image")
     classes = sink.read_classes(run_url, parts[0])
     images, sums = _collect(run_url, parts)
-    answers = {one: _answer(one, sums[one], classes, cfg) for one in names_of(cfg.masks, cfg.refine.engine)}
+    answers = {one: _answer(one, sums[one], classes, cfg) for one in answer_names(cfg.masks, cfg.refine.engine)}
     return Evaluation(
         name=name,
         run_url=run_url,

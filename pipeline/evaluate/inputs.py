@@ -13,7 +13,7 @@ from pipeline.evaluate import gate, scoring
 from pipeline.evaluate.history import LAST_GOOD
 from pipeline.evaluate.setting import gates_of
 from pipeline.redact import redact
-from pipeline.score.answers import coding_of
+from pipeline.score.answers import label_coding
 from pipeline.source.plan import Plan, plan_source
 from pipeline.store import objects
 
@@ -72,7 +72,7 @@ def check_setting(cfg: EvaluateConfig, classes: ClassMap) -> None:
     Raises:
         ConfigError: naming it.
     """
-    coding_of(cfg.judge).check(classes)
+    label_coding(cfg.judge).check(classes)
     scoring.check_rules(cfg.score, classes, cfg.judge.trimap_px)
     gate.check_gates(gates_of(cfg), classes)
 

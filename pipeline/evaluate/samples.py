@@ -35,7 +35,7 @@ def _sample(item: Item, masks: PartMasks, found: Evaluation, cfg: EvaluateConfig
         return None
     try:
         image = decode_image(item.data, cfg.decode)
-        truth = answers.truth_of(item, cfg.judge, found.classes, height=image.height, width=image.width)
+        truth = answers.read_truth(item, cfg.judge, found.classes, height=image.height, width=image.width)
         return Sample(item.key, image.pixels_hwc, truth, read_mask_png(masks(item.key)))
     except (InputError, LabelError):
         return None

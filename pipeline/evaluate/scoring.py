@@ -19,7 +19,7 @@ from pipeline.records import Float64, Int64
 from pipeline.score.boundary import boundary_iou
 from pipeline.score.calibration import expected_calibration_error
 from pipeline.score.intervals import METRICS
-from pipeline.score.metrics import Interval, Scores, bootstrap_each, with_band, without
+from pipeline.score.metrics import Interval, Scores, bootstrap_each, weights_without, with_band
 
 CLASS_SCORES = ("iou", "dice", "recall", "precision")
 """What `Scores` gives for each class."""
@@ -112,7 +112,7 @@ class Rules:
         scores = Scores(plain.counts, self.weights_k, self.cfg.absent)
         means = [getattr(scores, name) for name in METRICS]
         if self.background is not None:
-            kept = self.weights_k * without(len(self.classes), self.background)
+            kept = self.weights_k * weights_without(len(self.classes), self.background)
             means.append(Scores(plain.counts, kept, self.cfg.absent).mean_iou)
         each = [getattr(scores, name) for name in CLASS_SCORES]
         return np.concatenate([np.stack(means, axis=-1), *each], axis=-1)

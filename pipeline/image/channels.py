@@ -41,7 +41,7 @@ def decode_channels(data: bytes, channels: tuple[str, ...]) -> Image:
     return Image(_eight_bits(pixels), None)
 
 
-def shown(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
+def visible_rgb(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
     """(H, W, 3) for the eye: red, green and blue where they are there, else the first three, or one as grey."""
     fallback = [0, 1, 2] if len(channels) >= len(RGB) else [0, 0, 0]
     chosen = [channels.index(name) for name in RGB] if set(RGB) <= set(channels) else fallback

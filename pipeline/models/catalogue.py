@@ -231,12 +231,12 @@ def find_variant(name: str) -> Variant:
     return found[0]
 
 
-def parameters(network: Network) -> int:
+def count_parameters(network: Network) -> int:
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def macs(network: Network, size_px: int, *, in_channels: int = 3) -> int:
+def count_macs(network: Network, size_px: int, *, in_channels: int = 3) -> int:
     """Multiply-accumulates of one image of `size_px` x `size_px`: those of convolutions and matrix products.
 
     Counted on tensors without memory, so the network should be on the meta device; it is left in eval mode.

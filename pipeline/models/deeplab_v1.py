@@ -100,7 +100,7 @@ def pool5a(*, average: bool) -> nn.Module:
     return nn.AvgPool2d(3, stride=1, padding=1) if average else nn.Identity()
 
 
-def add(scores: list[Tensor]) -> Tensor:
+def add_scores(scores: list[Tensor]) -> Tensor:
     """Sum of score maps of one shape."""
     return torch.stack(scores).sum(0)
 
@@ -146,4 +146,4 @@ class DeepLabV1(Network):
         found = [self.classifier(self.pool5a(pooled[-1]))]
         found += [branch(tapped) for branch, tapped in zip(self.branches, [x, *pooled], strict=False)]
         cropped = [(crop(features, x, self.stride), crop(scores, x, self.stride)) for features, scores in found]
-        return torch.cat([features for features, _ in cropped], dim=1), add([scores for _, scores in cropped])
+        return torch.cat([features for features, _ in cropped], dim=1), add_scores([scores for _, scores in cropped])

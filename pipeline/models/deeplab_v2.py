@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
 from pipeline.models.backbones.vgg import VGG16
-from pipeline.models.deeplab_v1 import Classifier, add, atrous_vgg16, pool5a, pools
+from pipeline.models.deeplab_v1 import Classifier, add_scores, atrous_vgg16, pool5a, pools
 from pipeline.models.layers import initialise, scaled_channels
 from pipeline.models.network import Network, Options, crop
 
@@ -95,7 +95,7 @@ class VGGHead(nn.Module):
         """(N, in_channels, h, w) -> fc7's features of all branches, concatenated, and scores; same height and width."""
         x = self.pool5a(x)
         found = [branch(x) for branch in self.branches]
-        return torch.cat([features for features, _ in found], dim=1), add([scores for _, scores in found])
+        return torch.cat([features for features, _ in found], dim=1), add_scores([scores for _, scores in found])
 
 
 class ResNetHead(nn.Module):
@@ -114,7 +114,7 @@ class ResNetHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, in_channels, h, w) -> the features as they came, and scores; same height and width."""
-        return x, add([branch(x) for branch in self.branches])
+        return x, add_scores([branch(x) for branch in self.branches])
 
 
 class DeepLabV2(Network):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import Bottleneck, FirstBlock, ResNet, resnet_stage, stage_rates
-from pipeline.models.fcn import head as fcn_head
+from pipeline.models.fcn import fcn_head
 from pipeline.models.layers import ASPP, conv_bn_relu, initialise, scaled_channels
 from pipeline.models.network import Network, Options
 

@@ -138,7 +138,7 @@ class FCNDilatedOptions(Options):
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
-def head(in_channels: int) -> nn.Sequential:
+def fcn_head(in_channels: int) -> nn.Sequential:
     """What stands in front of the scores: a 3x3 convolution to a quarter of the channels."""
     return nn.Sequential(conv_bn_relu(in_channels, max(1, in_channels // 4), 3), nn.Dropout(0.1))
 
@@ -161,11 +161,11 @@ class FCNDilated(Network):
         self.stride = output_stride
         *_, between, last = self.backbone.stage_channels
         self.feature_channels = max(1, last // 4)
-        self.head = head(last)
+        self.head = fcn_head(last)
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         self.aux = None
         if options.aux:
-            self.aux = nn.Sequential(*head(between), nn.Conv2d(max(1, between // 4), num_classes, 1))
+            self.aux = nn.Sequential(*fcn_head(between), nn.Conv2d(max(1, between // 4), num_classes, 1))
             # torchvision's references/segmentation/train.py
             self.loss_weights = {"logits": 1.0, "aux": 0.5}
         initialise(self, *self.last_layers())

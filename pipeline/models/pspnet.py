@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, Stem, StrideIn
-from pipeline.models.fcn import head as fcn_head
+from pipeline.models.fcn import fcn_head
 from pipeline.models.layers import conv_bn_relu, initialise, scaled_channels
 from pipeline.models.network import Network, Options
 

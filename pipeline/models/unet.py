@@ -35,7 +35,7 @@ class UNetOptions(Options):
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
-def mirrored(length: int, before: int, after: int, *, device: torch.device) -> Tensor:
+def mirror_indices(length: int, before: int, after: int, *, device: torch.device) -> Tensor:
     """Indices along an axis that is mirrored at both ends, to and fro if need be; the border itself is not repeated.
 
     `F.pad(mode="reflect")` does the same, but by less than a length only.
@@ -60,7 +60,7 @@ def mirror(x: Tensor, padding: Padding) -> Tensor:
     for axis in (2, 3):
         length = x.size(axis)
         after = margin + (REMAINDER[padding] - length - 2 * margin) % 16
-        x = x.index_select(axis, mirrored(length, margin, after, device=x.device))
+        x = x.index_select(axis, mirror_indices(length, margin, after, device=x.device))
     return x
 
 

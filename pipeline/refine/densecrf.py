@@ -1,6 +1,7 @@
-"""Fully connected CRF by pydensecrf: Krähenbühl and Koltun 2011, mean field over a permutohedral lattice.
+"""Dense CRF by the package pydensecrf: Krähenbühl and Koltun 2011, mean field over a permutohedral lattice.
 
-In: 8-bit RGB, full-size logits, valid mask. Out: the marginals Q. Single-threaded, holds the GIL: one process per core.
+In: 8-bit RGB, full-size logits, valid mask. Out: the marginals Q. The call runs on one thread and holds the GIL, so a
+machine needs one process per core.
 """
 
 from time import monotonic
@@ -18,8 +19,8 @@ def pydensecrf_marginals(
 ) -> Float32:
     """Marginals of the mean field after `params.iterations` steps: (K, H, W) float32, sums to 1 over K.
 
-    The unary is -logits: the energy -log softmax up to a constant per pixel, which the mean field does not see
-    (eq. 2). Pixels that are not valid get a flat unary, so that they follow their neighbours and decide nothing.
+    The unary is -logits: it equals -log softmax up to a constant per pixel, which cancels in the mean field (eq. 2).
+    Pixels that are not valid get a flat unary, so they follow their neighbours and influence no class.
 
     Args:
         pixels_hwc: (H, W, 3) uint8.
@@ -29,13 +30,13 @@ def pydensecrf_marginals(
         deadline: `time.monotonic()` after which no further iteration starts.
 
     Raises:
-        DeadlinePassed: between two iterations; the caller keeps the network's own mask.
+        DeadlinePassed: the deadline passed before an iteration.
     """
     num_classes, height, width = logits_khw.shape
     unary = np.negative(logits_khw).reshape(num_classes, -1)
     if valid_hw is not None:
         unary[:, ~valid_hw.ravel()] = 0
-    # Arrays from the object store and from decoders are read-only, which pydensecrf refuses: copy the image.
+    # pydensecrf refuses read-only arrays, as the object store and decoders give: copy the image.
     image = np.array(pixels_hwc, order="C")
     crf = pydensecrf.DenseCRF2D(width, height, num_classes)
     crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))

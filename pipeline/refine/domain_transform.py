@@ -1,9 +1,9 @@
 """Edge-aware smoothing by the domain transform's recursive filter: Gastal and Oliveira 2011, ACM TOG 30(4), 69.
 
-It was put behind a network as DeepLab-DT by Chen et al. 2016, arXiv 1511.03328, where the network draws the edges too.
+DeepLab-DT puts it behind a network that predicts the edges too: Chen et al. 2016, arXiv 1511.03328.
 
-In: 8-bit pixels or an edge map, full-size logits, valid mask. Out: probabilities. Every row and column is smoothed by a
-first-order recursion that all but stops at edges: one multiplication per pixel, class and pass, whatever the sigmas.
+In: 8-bit pixels or an edge map, full-size logits, valid mask. Out: probabilities. A first-order recursion smooths every
+row and column and almost stops at edges; it costs one multiplication per pixel, class and pass, at any sigma.
 """
 
 from time import monotonic
@@ -25,45 +25,45 @@ def domain_transform_marginals(
     edges_hw: Float32 | None = None,
     deadline: float = np.inf,
 ) -> Float32:
-    """Probabilities: the softmax of the scores, smoothed; (K, H, W) float32.
+    """Softmax of the smoothed scores: probabilities (K, H, W) float32.
 
-    The scores are filtered before the softmax, as in DeepLab-DT (sec. 3). Pixels that are not valid are walls: they
-    keep their scores and nothing passes them.
+    The scores are filtered before the softmax, as in DeepLab-DT (sec. 3). Pixels that are not valid keep their scores
+    and block the recursion.
 
     Args:
-        pixels_hwc: (H, W, B) uint8; only its size counts when there is an edge map.
+        pixels_hwc: (H, W, B) uint8; only its size matters beside an edge map.
         logits_khw: (K, H, W) float32, finite.
         valid_hw: (H, W) bool, or None when all pixels are valid.
         params: sigmas and number of iterations.
-        edges_hw: (H, W) float, 0 or more, finite: how strong an edge runs through each pixel. Without it, the changes
-            of colour from pixel to pixel are the edges.
+        edges_hw: (H, W) float, finite, at least 0: strength of the edge through each pixel. None takes the changes of
+            colour between neighbouring pixels.
         deadline: `time.monotonic()` after which no further iteration starts.
 
     Raises:
         ValueError: for shapes and dtypes other than these.
-        DeadlinePassed: between two iterations.
+        DeadlinePassed: the deadline passed before an iteration.
     """
     _check(pixels_hwc, logits_khw, valid_hw, edges_hw)
     rows, columns = gradients(pixels_hwc) if edges_hw is None else (edges_hw[1:], edges_hw[:, 1:])
-    smooth = smoothed(logits_khw, rows, columns, valid_hw, params, deadline=deadline)
+    smooth = smooth_scores(logits_khw, rows, columns, valid_hw, params, deadline=deadline)
     return softmax(smooth)
 
 
 def gradients(pixels_hwc: UInt8) -> tuple[Float32, Float32]:
-    """Changes from row to row (H - 1, W) and from column to column (H, W - 1): sum over the bands, colours in 0 to 1.
+    """Changes between rows (H - 1, W) and between columns (H, W - 1): summed over bands, colours scaled to 0 to 1.
 
     Gastal and Oliveira 2011, eq. 11.
     """
     return _change(pixels_hwc[1:], pixels_hwc[:-1]), _change(pixels_hwc[:, 1:], pixels_hwc[:, :-1])
 
 
-def _change(one: UInt8, other: UInt8) -> Float32:
-    up = np.maximum(one, other) - np.minimum(one, other)
-    total: Float32 = up.sum(axis=-1, dtype=np.float32) / np.float32(255)
+def _change(pixels: UInt8, neighbours: UInt8) -> Float32:
+    difference = np.maximum(pixels, neighbours) - np.minimum(pixels, neighbours)
+    total: Float32 = difference.sum(axis=-1, dtype=np.float32) / np.float32(255)
     return total
 
 
-def smoothed(
+def smooth_scores(
     scores_khw: Float32,
     row_edges: Float32,
     column_edges: Float32,
@@ -72,15 +72,15 @@ def smoothed(
     *,
     deadline: float = np.inf,
 ) -> Float32:
-    """The filter itself, linear in the scores: along the rows, then along the columns, `params.iterations` times.
+    """Recursive filter, linear in the scores: along the rows, then along the columns, `params.iterations` times.
 
     Args:
         scores_khw: (K, H, W) float32.
-        row_edges: (H - 1, W), 0 or more: what lies between a pixel and the one above it.
-        column_edges: (H, W - 1): what lies between a pixel and the one to its left.
-        valid_hw: (H, W) bool; pixels that are not keep their scores and pass nothing on.
+        row_edges: (H - 1, W), at least 0: edge between a pixel and its upper neighbour.
+        column_edges: (H, W - 1), at least 0: edge between a pixel and its left neighbour.
+        valid_hw: (H, W) bool; pixels that are False keep their scores and block the recursion.
         params: sigmas and number of iterations.
-        deadline: as for `refine`.
+        deadline: as for `domain_transform_marginals`.
     """
     num_classes, height, width = scores_khw.shape
     down, along = _feedback(row_edges, params), _feedback(column_edges, params)
@@ -88,7 +88,7 @@ def smoothed(
         down *= valid_hw[1:] & valid_hw[:-1]
         along *= valid_hw[:, 1:] & valid_hw[:, :-1]
     along = np.ascontiguousarray(along.T)
-    # Lines outermost, so that each step of the recursion works on contiguous memory.
+    # The axis of the recursion is outermost, so each step works on contiguous memory.
     by_row = np.array(scores_khw.transpose(1, 0, 2), order="C")
     by_column = np.empty((width, num_classes, height), np.float32)
     for done in range(params.iterations):
@@ -105,7 +105,7 @@ def smoothed(
 
 
 def _feedback(edges: Float32, params: DomainTransformParams) -> Float32:
-    """Feedback over each step in the first iteration: a ** d, Gastal and Oliveira 2011, eq. 11, 14 and 21."""
+    """Feedback coefficient of each step in the first iteration: a ** d, Gastal and Oliveira 2011, eq. 11, 14 and 21."""
     steps = params.iterations
     sigma = params.sigma_s * 3**0.5 * 2 ** (steps - 1) / (4**steps - 1) ** 0.5
     distance = 1 + (params.sigma_s / params.sigma_r) * edges.astype(np.float64)
@@ -114,7 +114,7 @@ def _feedback(edges: Float32, params: DomainTransformParams) -> Float32:
 
 
 def _recurse(lines: Float32, feedback: Float32) -> None:
-    """Smooth (L, K, S) lines in place, first to last and back: eq. 21. `feedback` (L - 1, S) is between lines."""
+    """Smooth (L, K, S) lines in place, forwards and backwards: eq. 21. `feedback` (L - 1, S) is between lines."""
     change = np.empty_like(lines[0])
     for order, weights in ((lines, feedback), (lines[::-1], feedback[::-1])):
         before = order[0]
@@ -126,20 +126,18 @@ def _recurse(lines: Float32, feedback: Float32) -> None:
 
 
 def _transpose(source: Float32, target: Float32) -> None:
-    """Copy (A, K, B) to (B, K, A), class by class: one plane fits a CPU's cache."""
+    """Copy (A, K, B) to (B, K, A), class by class, since one plane fits a CPU's cache."""
     for k in range(source.shape[1]):
         target[:, k] = source[:, k].T
 
 
 def _check(pixels_hwc: UInt8, logits_khw: Float32, valid_hw: Bool | None, edges_hw: Float32 | None) -> None:
     if pixels_hwc.ndim != 3 or pixels_hwc.dtype != np.uint8 or 0 in pixels_hwc.shape:
-        raise ValueError(f"pixels should be (H, W, B) uint8, not {pixels_hwc.shape} {pixels_hwc.dtype}")
+        raise ValueError(f"pixels must be (H, W, B) uint8, got {pixels_hwc.shape} {pixels_hwc.dtype}")
     size = pixels_hwc.shape[:2]
     if logits_khw.ndim != 3 or logits_khw.dtype != np.float32 or logits_khw.shape[1:] != size or not len(logits_khw):
-        raise ValueError(
-            f"logits should be (K, {size[0]}, {size[1]}) float32, not {logits_khw.shape} {logits_khw.dtype}"
-        )
+        raise ValueError(f"logits must be (K, {size[0]}, {size[1]}) float32, got {logits_khw.shape} {logits_khw.dtype}")
     if valid_hw is not None and (valid_hw.shape != size or valid_hw.dtype != np.bool_):
-        raise ValueError(f"valid should be {size} bool, not {valid_hw.shape} {valid_hw.dtype}")
+        raise ValueError(f"valid must be {size} bool, got {valid_hw.shape} {valid_hw.dtype}")
     if edges_hw is not None and (edges_hw.shape != size or edges_hw.dtype.kind != "f"):
-        raise ValueError(f"edges should be {size} float, not {edges_hw.shape} {edges_hw.dtype}")
+        raise ValueError(f"edges must be {size} float, got {edges_hw.shape} {edges_hw.dtype}")

@@ -18,7 +18,7 @@ from pipeline.config import EngineName, RefineConfig
 from pipeline.errors import ConfigError, DeadlinePassed
 from pipeline.records import Bool, Float16, Float32, Footprint, Scored, UInt8, Window
 from pipeline.refine import domain_transform, native
-from pipeline.refine.presets import CrfParams, domain_transform_params, resolve
+from pipeline.refine.presets import CrfParams, crf_params, domain_transform_params
 from pipeline.refine.unary import entropy, softmax, upsample_window
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def _native_bytes(cfg: RefineConfig, side_px: int, model: Footprint) -> int:
         side_px,
         side_px,
         model.num_classes,
-        resolve(cfg),
+        crf_params(cfg),
         spatial=cfg.spatial,
         freeze=cfg.freeze,
         vertices_per_pixel=VERTICES_PER_PIXEL,
@@ -177,20 +177,20 @@ def _build_native(cfg: RefineConfig) -> Engine:
     if not native.available():
         reason = f"--refine.engine native: {native.UNAVAILABLE_BECAUSE}"
         raise ConfigError(reason, hint="pip install with a C++ compiler")
-    return NativeEngine(resolve(cfg), cfg.spatial, freeze=cfg.freeze)
+    return NativeEngine(crf_params(cfg), cfg.spatial, freeze=cfg.freeze)
 
 
 def _build_torch(cfg: RefineConfig) -> Engine:
     from pipeline.refine.lattice_torch import DenseCRF  # noqa: PLC0415  # refiners without it save torch's memory
 
-    params = resolve(cfg)
+    params = crf_params(cfg)
     return MarginalsEngine(partial(DenseCRF().refine_one, params=params), iterations=params.iterations)
 
 
 def _build_pydensecrf(cfg: RefineConfig) -> Engine:
     with optional.package("pydensecrf2", extra="reference", needed_by="--refine.engine pydensecrf"):
         from pipeline.refine import densecrf  # noqa: PLC0415  # its package needs a compiler
-    params = resolve(cfg)
+    params = crf_params(cfg)
     return MarginalsEngine(partial(densecrf.pydensecrf_marginals, params=params), iterations=params.iterations)
 
 
@@ -202,7 +202,7 @@ def _build_domain_transform(cfg: RefineConfig) -> Engine:
 
 def _appearance_sigma_px(cfg: RefineConfig) -> float:
     """Spatial sigma of the appearance kernel, in every preset the wider of the two."""
-    return resolve(cfg).bi_xy
+    return crf_params(cfg).bi_xy
 
 
 # Maps at once, measured: torch 0.7 to 1.5 kB per pixel with 21 classes, pydensecrf 0.7 to 0.9 kB.

@@ -1,7 +1,7 @@
-"""The fully connected CRF in plain torch, for GPUs and for machines without a compiled engine.
+"""Dense CRF in plain torch, for GPUs and for machines without the C++ extension.
 
 In: a batch of 8-bit images of one size, their logits at any stride, valid masks. Out: the marginals Q. The kernels are
-filtered over a permutohedral lattice (Adams, Baek and Davis 2010), the mean field is Krähenbühl and Koltun's (2011),
+filtered over a permutohedral lattice (Adams, Baek and Davis 2010); the mean field is Krähenbühl and Koltun's (2011),
 with the self term and the symmetric normalisation of their code. Every step of the filter is one sparse matrix.
 """
 
@@ -20,10 +20,10 @@ from pipeline.records import Bool, Float32, UInt8
 from pipeline.refine.presets import CrfParams
 
 MAX_KEY = 2**62
-"""Keys below this fit int64, neighbours and all."""
+"""Limit of keys: below it the keys of neighbours fit int64 too."""
 
 _BLOCK_BYTES = 2**22
-"""Rows that are computed at a time on a CPU."""
+"""Size of the blocks of rows that a CPU computes at a time."""
 
 CACHED_LATTICES = 8
 """Spatial lattices kept, one per size of batch and sigma; the windows of an image have up to nine sizes."""
@@ -31,14 +31,14 @@ CACHED_LATTICES = 8
 
 @dataclass(frozen=True, slots=True)
 class SparseMatrix:
-    """A sparse matrix, row after row. On a CPU bags of embeddings are several times faster than torch's own CSR."""
+    """Sparse matrix by rows; its product is an embedding bag, on a CPU several times faster than torch's CSR."""
 
     starts: Tensor
-    """(rows + 1,) int32, where each row's entries start."""
+    """(rows + 1,) int32, first entry of each row."""
     columns: Tensor
     """(entries,) int32."""
     weights: Tensor
-    """(entries,) of the dtype of what is multiplied."""
+    """(entries,) of the dtype of the values they multiply."""
 
     def __matmul__(self, values: Tensor) -> Tensor:
         """(columns, K) -> (rows, K)."""
@@ -47,7 +47,7 @@ class SparseMatrix:
         )
 
     def in_blocks(self, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The product in blocks of rows, for a CPU to put into memory it has: fresh memory costs more than the sums."""
+        """The product in blocks of rows, so a CPU can reuse memory: fresh pages cost more than the sums."""
         size = max(1, _BLOCK_BYTES // (values.shape[1] * values.element_size()))
         if values.device.type != "cpu" or len(self.starts) <= size:
             yield slice(None), self @ values
@@ -61,7 +61,7 @@ class SparseMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """A Gaussian filter over P points, by way of M vertices: splat, blur along each axis, slice."""
+    """Gaussian filter of P points over M lattice vertices: splat, blur along each axis, slice."""
 
     splat: SparseMatrix
     """(M, P)."""
@@ -72,10 +72,10 @@ class Lattice:
 
     def __matmul__(self, values: Tensor) -> Tensor:
         """(P, K) -> (P, K)."""
-        return reduce(lambda found, step: step @ found, (self.splat, *self.blurs, self.slice), values)
+        return reduce(lambda filtered, step: step @ filtered, (self.splat, *self.blurs, self.slice), values)
 
     def add_to(self, total: Tensor, values: Tensor, scratch: Tensor) -> None:
-        """Add the filter of `values` to `total`, both (P, K), with the help of a tensor of at least (2, M, K)."""
+        """Add the filter of `values` to `total`, both (P, K); `scratch` is at least (2, M, K)."""
         here, there = scratch[:, : self.vertices]
         for rows, block in self.splat.in_blocks(values):
             here[rows] = block
@@ -92,11 +92,11 @@ class Lattice:
         return len(self.splat.starts) - 1
 
     def transposed(self) -> "Lattice":
-        """The transposed filter. Blurs along different axes do not commute where neighbours are missing."""
+        """Transposed filter: blurs in reverse, since they do not commute where neighbours are missing."""
         return replace(self, blurs=self.blurs[::-1])
 
     def normalised(self) -> "Lattice":
-        """D^-1/2 K D^-1/2, where D holds the sums of K's rows."""
+        """Symmetric normalisation D^-1/2 K D^-1/2, with the row sums of K in D."""
         scale = (self @ torch.ones_like(self.slice.weights[: len(self.slice.starts) - 1, None])).rsqrt()[:, 0]
         corners = len(self.blurs)
         return replace(
@@ -106,16 +106,16 @@ class Lattice:
         )
 
     def scaled(self, factor: float) -> "Lattice":
-        """The filter times a number."""
+        """The filter multiplied by a number."""
         return replace(self, slice=replace(self.slice, weights=self.slice.weights * factor))
 
 
 def build_lattice(features: Tensor, groups: Tensor) -> Lattice:
-    """The lattice whose filter is a Gaussian of sigma 1 in `features`, within each group of points.
+    """Build the lattice of a Gaussian of sigma 1 in `features`, separate for each group of points.
 
     Args:
         features: (d, P) float, P at least 1.
-        groups: (P,) int64: points of different groups share no vertices.
+        groups: (P,) int64; points of different groups share no vertices.
     """
     dims = len(features)
     corner, rank, weights = _simplex(features)
@@ -136,7 +136,7 @@ def build_lattice(features: Tensor, groups: Tensor) -> Lattice:
 
 
 def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The simplex around each point: (d+1, P) corner of remainder 0, rank of each coordinate, weight of each corner.
+    """Simplex around each point: (d+1, P) corner of remainder 0, rank of each coordinate, weight of each corner.
 
     Adams 2010, sec. 3.1: points are embedded in the plane of d+1 coordinates that sum to 0, scaled so that splatting,
     blurring and slicing together have a standard deviation of 1.
@@ -152,7 +152,7 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     elevated[0] = rest
     corner = (elevated / (dims + 1)).round().long()
     rank = _ranks(elevated - corner * (dims + 1)) + corner.sum(0)
-    # Rounding may leave the plane: the coordinates that were rounded furthest are moved back.
+    # Rounding may leave the plane: move the coordinates with the largest rounding error back.
     turns = rank.lt(0).long() - rank.gt(dims).long()
     rank, corner = rank + turns * (dims + 1), (corner + turns) * (dims + 1)
     distance = (elevated - corner) / (dims + 1)
@@ -174,10 +174,10 @@ def _ranks(distance: Tensor) -> Tensor:
 
 
 def _strides(corner: Tensor, groups: Tensor) -> list[int]:
-    """Factors of the first d coordinates and of the group, which make one int64 key of them.
+    """Factors that combine the first d coordinates and the group into one int64 key.
 
-    They are those of a box around all vertices and their neighbours. When the box is too large, as with many bands,
-    they are arbitrary: that two of ten million vertices then share a key has a chance of about one in 400 000.
+    They index a box around all vertices and their neighbours. A box that is too large, as with many bands, gets random
+    factors: then two of ten million vertices share a key with a probability of about one in 400 000.
     """
     dims = len(corner) - 1
     low, high = corner[:-1].amin(1).tolist(), corner[:-1].amax(1).tolist()
@@ -187,16 +187,16 @@ def _strides(corner: Tensor, groups: Tensor) -> list[int]:
     if strides[-1] * (int(groups.max()) + 1) < MAX_KEY:
         return strides
     random = np.random.default_rng(0)
-    return [int(one) | 1 for one in random.integers(-(2**63), 2**63, dims + 1)]
+    return [int(factor) | 1 for factor in random.integers(-(2**63), 2**63, dims + 1)]
 
 
 def _wrapped(number: int) -> int:
-    """The int64 that is left of a sum."""
+    """The int64 value of a sum after overflow."""
     return (number + 2**63) % 2**64 - 2**63
 
 
 def _assemble(keys: Tensor, weights: Tensor, axes: list[int]) -> Lattice:
-    """The lattice of points whose corners have (P, d+1) keys and weights, and neighbours at +-`axes` from a key."""
+    """Lattice of points with (P, d+1) keys and weights of their corners; neighbours are at +-`axes` from a key."""
     points, corners = keys.shape
     ordered, order = keys.flatten().sort(stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
@@ -213,18 +213,18 @@ def _assemble(keys: Tensor, weights: Tensor, axes: list[int]) -> Lattice:
 
 
 def _blur(vertices: Tensor, axis: int, like: Tensor) -> SparseMatrix:
-    """The blur along one axis of vertices with ascending keys (M,)."""
+    """Blur along one axis of vertices with ascending keys (M,)."""
     size = len(vertices)
     sought = vertices + axis
     here = torch.arange(size, device=vertices.device)
     after = torch.searchsorted(vertices, sought).clamp(max=size - 1)
-    found = vertices[after] == sought
+    exists = vertices[after] == sought
     before = torch.arange(size + 1, device=vertices.device)
-    before[torch.where(found, after, size)] = here
+    before[torch.where(exists, after, size)] = here
     before = before[:size]
     # A neighbour that does not exist is the vertex itself, times 0.
-    columns = torch.stack([here, torch.where(found, after, here), before], dim=1).int()
-    weights = torch.stack([torch.full_like(found, 2, dtype=like.dtype), found, before != here], dim=1) / 2
+    columns = torch.stack([here, torch.where(exists, after, here), before], dim=1).int()
+    weights = torch.stack([torch.full_like(exists, 2, dtype=like.dtype), exists, before != here], dim=1) / 2
     starts = torch.arange(0, 3 * size + 1, 3, dtype=torch.int32, device=vertices.device)
     return SparseMatrix(starts, columns.flatten(), weights.to(like.dtype).flatten())
 
@@ -236,7 +236,7 @@ def _places(height: int, width: int, sigma: float, like: Tensor) -> Tensor:
 
 
 def _points(images: Tensor, valid: Tensor | None, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(2, P) places in sigmas, (B, P) colours and (P,) image of each pixel that counts."""
+    """(2, P) places in sigmas, (B, P) colours and (P,) image index of each valid pixel."""
     count, height, width, _ = images.shape
     places = _places(height, width, sigma, images)
     if valid is None:
@@ -253,7 +253,7 @@ def _spatial(size: torch.Size, sigma: float, dtype: torch.dtype, device: torch.d
 
 
 def spatial_lattice(images: Tensor, valid: Tensor | None, sigma: float) -> Lattice:
-    """The smoothness kernel, normalised, of (N, H, W, B) float images; kept for the next batch of that size."""
+    """Smoothness kernel, normalised, of (N, H, W, B) float images; cached for the next batch of that size."""
     if valid is None:
         return _spatial(images.shape[:3], sigma, images.dtype, images.device)
     places, _, groups = _points(images, valid, sigma)
@@ -261,13 +261,13 @@ def spatial_lattice(images: Tensor, valid: Tensor | None, sigma: float) -> Latti
 
 
 def bilateral_lattice(images: Tensor, valid: Tensor | None, sigma_xy: float, sigma_colour: float) -> Lattice:
-    """The appearance kernel, normalised, of (N, H, W, B) float images, values 0 to 255."""
+    """Appearance kernel, normalised, of (N, H, W, B) float images, values 0 to 255."""
     places, colours, groups = _points(images, valid, sigma_xy)
     return build_lattice(torch.cat([places, colours / sigma_colour]), groups).normalised()
 
 
 def upsample_logits(logits: Tensor, height: int, width: int, *, stride: int, align_corners: bool) -> Tensor:
-    """(N, K, h, w) logits at a stride -> (N, H, W, K), by the rule of `refine.unary.upsample`."""
+    """(N, K, h, w) logits at a stride -> (N, H, W, K), by the rule of `unary.upsample_window`."""
     if stride == 1:
         return logits.permute(0, 2, 3, 1).contiguous()
     cells = logits.permute(0, 2, 3, 1)
@@ -283,10 +283,10 @@ def upsample_logits(logits: Tensor, height: int, width: int, *, stride: int, ali
 
 
 class DenseCRF:
-    """The engine on one device. Its filters add up in a fixed order: the same input gives the same output."""
+    """Dense CRF on one device. Sums have a fixed order, so the same input gives the same output."""
 
     def __init__(self, device: str | torch.device | None = None) -> None:
-        """`device` None takes the GPU if there is one."""
+        """`device` None takes a GPU where torch has one."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def refine_one(
@@ -298,7 +298,7 @@ class DenseCRF:
         *,
         deadline: float = float("inf"),
     ) -> Float32:
-        """`refine` for one image of numpy arrays and full-size logits: (K, H, W) float32."""
+        """`refine` for one image in numpy, with full-size logits: marginals (K, H, W) float32."""
         valid = None if valid_hw is None else torch.tensor(valid_hw)[None]
         images, logits = torch.tensor(pixels_hwc)[None], torch.tensor(logits_khw)[None]
         probs: Float32 = self.refine(images, logits, valid, params, deadline=deadline)[0].cpu().numpy()
@@ -318,9 +318,8 @@ class DenseCRF:
     ) -> Tensor:
         """Marginals of the mean field after `params.iterations` steps.
 
-        Pixels that are not valid have no part in it: no unary, no kernel reaches or leaves them, and they keep the
-        softmax of their logits. With 21 classes it takes 0.7 to 1.5 kB per pixel, the more the further apart colours
-        are in sigmas.
+        Pixels that are not valid take no part: they send and receive no message and keep the softmax of their logits.
+        With 21 classes it takes 0.7 to 1.5 kB per pixel, more where colours are many sigmas apart.
 
         Args:
             images: (N, H, W, B) uint8, of any number of bands.
@@ -328,15 +327,15 @@ class DenseCRF:
             valid: (N, H, W) bool, or None when all pixels are valid.
             params: kernel weights and sigmas.
             stride: pixels per logit and axis; 1 for logits of full size.
-            align_corners: which pixels a logit stands for, in the sense of `refine.unary.upsample`.
+            align_corners: alignment of the logits, as in `unary.upsample_window`.
             deadline: `time.monotonic()` after which no further iteration starts.
 
         Returns:
-            (N, K, H, W) float32 on the device of the engine, sums to 1 over K; K is innermost in memory.
+            (N, K, H, W) float32 on the engine's device, sum 1 over K; K is innermost in memory.
 
         Raises:
             ValueError: for shapes and dtypes other than these.
-            DeadlinePassed: between two iterations.
+            DeadlinePassed: the deadline passed before an iteration.
         """
         _check(images, logits, valid, stride)
         images, logits = images.to(self.device).float(), logits.to(self.device).float()
@@ -353,7 +352,7 @@ class DenseCRF:
 
 
 def _kernels(images: Tensor, valid: Tensor | None, params: CrfParams) -> list[Lattice]:
-    """The kernels whose weight is not 0, times it."""
+    """Kernels of non-zero weight, multiplied by it."""
     kernels = []
     if params.pos_w:
         kernels.append(spatial_lattice(images, valid, params.pos_xy).scaled(params.pos_w))
@@ -381,24 +380,24 @@ def _mean_field(scores: Tensor, kernels: list[Lattice], iterations: int, deadlin
 
 
 def _wait(deadline: float, device: torch.device) -> None:
-    """Let a GPU catch up, where what it has done by the deadline matters."""
+    """Wait for a GPU to finish, when a deadline is set: kernels run behind the host."""
     if deadline < float("inf") and device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _check(images: Tensor, logits: Tensor, valid: Tensor | None, stride: int) -> None:
     if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape:
-        raise ValueError(f"images should be (N, H, W, B) uint8, not {tuple(images.shape)} {images.dtype}")
+        raise ValueError(f"images must be (N, H, W, B) uint8, got {tuple(images.shape)} {images.dtype}")
     if stride < 1:
-        raise ValueError(f"stride should be at least 1, not {stride}")
+        raise ValueError(f"stride must be at least 1, got {stride}")
     count, height, width, _ = images.shape
     grid = -(-height // stride), -(-width // stride)
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape:
-        raise ValueError(f"logits should be (N, K, h, w) floating point, not {tuple(logits.shape)} {logits.dtype}")
+        raise ValueError(f"logits must be (N, K, h, w) floating point, got {tuple(logits.shape)} {logits.dtype}")
     if (len(logits), *logits.shape[2:]) != (count, *grid):
         raise ValueError(
             f"logits {tuple(logits.shape)} do not fit images {tuple(images.shape)} at stride {stride}: "
-            f"({count}, K, {grid[0]}, {grid[1]}) would"
+            f"expected ({count}, K, {grid[0]}, {grid[1]})"
         )
     if valid is not None and (valid.dtype != torch.bool or valid.shape != images.shape[:3]):
-        raise ValueError(f"valid should be {tuple(images.shape[:3])} bool, not {tuple(valid.shape)} {valid.dtype}")
+        raise ValueError(f"valid must be {tuple(images.shape[:3])} bool, got {tuple(valid.shape)} {valid.dtype}")

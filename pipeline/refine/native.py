@@ -1,8 +1,8 @@
-"""Fully connected CRF by our own kernels: mean field over permutohedral lattices, in C++ (`densecrf_native/`).
+"""Dense CRF in C++ (`densecrf_native/`): mean field over permutohedral lattices.
 
 In: 8-bit pixels of 1 to 8 bands, logits at the network's stride or full size, valid mask. Out: the marginals Q, the
-labels, or both. Same model as pydensecrf (Krähenbühl and Koltun 2011: Potts, symmetric normalisation, self term
-included), several times faster, and without the GIL. The extension is optional: ask `available()`.
+labels, or both. The model is pydensecrf's (Krähenbühl and Koltun 2011: Potts, symmetric normalisation, self term
+included); the code is several times faster and releases the GIL. The extension is optional: see `available()`.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from pipeline.records import Bool, Float16, Float32, UInt8
 from pipeline.refine.presets import CrfParams
 
 NATIVE_INTERFACE = 2
-"""Of the extension this file was written for."""
+"""Interface version of the extension that this module calls."""
 
 
 _densecrf, UNAVAILABLE_BECAUSE = extension.import_extension("pipeline.refine._densecrf", NATIVE_INTERFACE)
-"""The extension; and why `available()` is False, None when it is True."""
+"""The extension module, and the reason why it cannot be used, None when it can."""
 
 Spatial = Literal["auto", "lattice", "separable"]
-"""How the smoothness kernel is evaluated: on a lattice as pydensecrf does, as a Gaussian cut off at three sigmas, or
-whichever costs less (`auto`: separable below `SEPARABLE_BELOW_PX`)."""
+"""Evaluation of the smoothness kernel: on a lattice as in pydensecrf, as a separable Gaussian cut off at three sigmas,
+or the cheaper of the two (`auto`: separable below `SEPARABLE_BELOW_PX`)."""
 
 SEPARABLE_BELOW_PX = 2.0
 """Spatial sigma, pixels, below which the separable Gaussian beats the lattice."""
@@ -36,59 +36,59 @@ LANES = 8
 
 
 def available() -> bool:
-    """Whether the extension was built; `UNAVAILABLE_BECAUSE` says why not."""
+    """True when the extension was built; `UNAVAILABLE_BECAUSE` has the reason when not."""
     return UNAVAILABLE_BECAUSE is None
 
 
 @dataclass(frozen=True, slots=True)
 class LogitsGrid:
-    """Where logits at the network's stride lie, seen from the pixels: as in `unary.upsample`."""
+    """Position of logits at the network's stride relative to the pixels, as in `unary.upsample_window`."""
 
     stride: int
     """Pixels per cell."""
     align_corners: bool = False
-    """Cell (i, j) stands for the pixel (i*stride, j*stride), instead of for the centre of its square."""
+    """Cell (i, j) is the pixel (i*stride, j*stride), not the square of `stride` pixels from there on."""
     y: int = 0
-    """First row of the pixels, within the image the logits were made for."""
+    """First row of the pixels within the whole image of the logits."""
     x: int = 0
     """First column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """What the mean field came to."""
+    """Result of the mean field."""
 
     probs_khw: Float32 | None
-    """(K, H, W), sums to 1 over K; None when not asked for."""
+    """(K, H, W) marginals, sum 1 over K; None unless `probs`."""
     labels_hw: UInt8 | None
-    """(H, W) index of the largest, the first of equals; None when not asked for."""
+    """(H, W) index of the largest marginal, the first of equals; None unless `labels`."""
     first_hw: UInt8 | None
-    """(H, W) labels of the logits alone; None when not asked for."""
+    """(H, W) argmax of the logits; this and the next two are None unless `first`."""
     confidence_hw: Float32 | None
-    """(H, W) largest probability of the logits alone, 0 to 1."""
+    """(H, W) largest probability of the logits, 0 to 1."""
     nats_hw: Float32 | None
-    """(H, W) entropy of the probabilities of the logits alone."""
+    """(H, W) entropy of the probabilities of the logits, nats."""
     iterations: int
-    """Iterations that were done: fewer than asked for when the deadline passed, 0 for the softmax of the logits."""
+    """Iterations completed: fewer than `params.iterations` when the deadline passed; 0 leaves the logits' softmax."""
     spatial_vertices: int
-    """Vertices of the smoothness kernel's lattice; 0 when it has none."""
+    """Vertices of the smoothness kernel's lattice; 0 without a lattice."""
     bilateral_vertices: int
     """Vertices of the appearance kernel's lattice."""
 
 
 class NativeCrf:
-    """A dense CRF that keeps its buffers, and the lattice of the last image size, from call to call.
+    """A dense CRF that keeps its buffers, and the smoothness lattice of the last image size, from call to call.
 
-    Threads may share one engine: each call in flight has a workspace of its own, and results do not depend on how many
-    there are. Raises RuntimeError when the extension is not available.
+    Threads may share one object: each running call has a workspace of its own, and results do not depend on the number
+    of threads. Raises RuntimeError when the extension is not available.
     """
 
     def __init__(self, *, spatial: Spatial = "auto", isa: str = "") -> None:
-        """`isa` is `baseline`, `avx2` or `avx512`; empty takes the best this processor has."""
+        """`isa` is `baseline`, `avx2` or `avx512`; empty takes the widest that this processor has."""
         if not available():
             raise RuntimeError(f"no native CRF: {UNAVAILABLE_BECAUSE}")
         if spatial not in ("auto", "lattice", "separable"):
-            raise ValueError(f"spatial is auto, lattice or separable, not {spatial!r}")
+            raise ValueError(f"spatial must be auto, lattice or separable, got {spatial!r}")
         self.spatial = spatial
         self.isa = isa
         self._idle = [_densecrf.Engine(isa)]
@@ -110,25 +110,25 @@ class NativeCrf:
     ) -> Refined:
         """Marginals and labels after `params.iterations` steps of the mean field.
 
-        Pixels that are not valid take no part: they send no message, receive none, do not count in the normalisation,
+        Pixels that are not valid take no part: they send and receive no message, do not count in the normalisation,
         and keep the softmax of their logits.
 
         Args:
-            pixels_hwc: (H, W, bands) uint8, at most 2^26 pixels. Read-only and strided arrays are fine, here and below.
+            pixels_hwc: (H, W, bands) uint8, at most 2^26 pixels. All arrays may be read-only or strided.
             logits_khw: (K, H, W), or with `grid` (K, h, w) at the network's stride; K from 2 to 255, finite.
             valid_hw: (H, W), or None when all pixels are valid.
             params: kernel weights and sigmas; a weight of 0 leaves a kernel out.
-            grid: where small logits lie; they are upsampled on the way and never stored at full size.
+            grid: position of logits at a stride, which are upsampled on the fly and never stored at full size.
             band_sigmas: one sigma per band; None takes `params.bi_rgb` for each.
-            freeze: pixels whose largest probability by the logits alone is above this keep that answer, and only send
-                messages; from 1 on, none does.
-            deadline: `time.monotonic()` after which no further iteration starts; the best so far is returned.
-            probs: whether to return the marginals.
-            labels: whether to return the labels.
-            first: whether to return what the logits alone say: labels, confidence, entropy.
+            freeze: pixels with a largest probability of the logits above this keep their label and only send messages;
+                1 freezes none.
+            deadline: `time.monotonic()` after which no further iteration starts; the result so far is returned.
+            probs: return the marginals.
+            labels: return the labels.
+            first: return labels, confidence and entropy of the logits before the mean field.
 
         Raises:
-            TypeError: an array has another dtype or is none.
+            TypeError: an argument is no array, or an array of another dtype.
             ValueError: a shape, size or number is out of range, or a logit is not finite.
         """
         _check_arrays(pixels_hwc, logits_khw, valid_hw, grid)
@@ -139,7 +139,7 @@ class NativeCrf:
         place = grid or LogitsGrid(stride=1)
         workspace = self._workspace()
         try:
-            done = workspace.refine(
+            result = workspace.refine(
                 image=np.ascontiguousarray(pixels_hwc),
                 logits=np.ascontiguousarray(logits_khw, np.float32),
                 valid=None if valid_hw is None else np.ascontiguousarray(valid_hw),
@@ -163,19 +163,15 @@ class NativeCrf:
             )
         finally:
             self._idle.append(workspace)
-        return Refined(*done)
+        return Refined(*result)
 
     @property
     def bytes_held(self) -> int:
-        """Memory of the workspaces that are idle."""
+        """Memory of the idle workspaces, bytes."""
         return sum(workspace.bytes_held for workspace in self._idle)
 
-    def release(self) -> None:
-        """Give the memory of idle workspaces back."""
-        self._idle.clear()
-
     def _workspace(self) -> Any:
-        """One that no other thread has: list.pop and list.append are atomic."""
+        """A workspace that no other thread uses; list.pop and list.append are atomic."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -194,9 +190,9 @@ def bytes_needed(
     cells: int | None = None,
     freeze: float = 1.0,
 ) -> int:
-    """Upper bound on the memory of one `refine` beyond its inputs: outputs, and the buffers an engine keeps.
+    """Upper bound on the memory of one `refine` beyond its inputs, bytes: outputs and kept buffers.
 
-    Inputs that are not C-contiguous, or full-size logits in float16, are copied first: that comes on top.
+    Copies of inputs come on top: of arrays that are not C-contiguous, and of full-size logits in float16.
 
     Args:
         height: of the image.
@@ -204,11 +200,11 @@ def bytes_needed(
         classes: number of logits per pixel.
         params: kernel weights and sigmas.
         bands: of the image.
-        spatial: as the engine has it.
-        vertices_per_pixel: of the appearance kernel's lattice. None takes what noise could reach; photographs stay
-            below 0.15 with a colour sigma of 13 and below 1.3 with 3.
-        cells: of the logits; None when they are full-size.
-        freeze: as `refine` takes it.
+        spatial: as for `NativeCrf`.
+        vertices_per_pixel: of the appearance kernel's lattice. None takes the most that noise reaches; photographs
+            stay below 0.15 with a colour sigma of 13 and below 1.3 with 3.
+        cells: of the logits; None for full-size logits.
+        freeze: as for `refine`.
     """
     pixels = height * width
     row = -(-classes // LANES) * LANES * 4
@@ -235,7 +231,7 @@ def bytes_needed(
 
 
 def _most_vertices(height: int, width: int, sigma_xy: float, sigmas: tuple[float, ...]) -> int:
-    """Vertices a lattice can have: d + 1 per pixel, or as many as there are within reach of the box of all features.
+    """Most vertices of a lattice: d + 1 per pixel, or all vertices within reach of the box of features.
 
     A simplex has a diameter of at most 1.5 sigma up to five dimensions and sqrt(3 (d + 1) / 8) beyond, and the
     lattice (2/3)^(d/2) sqrt(d + 1) vertices per unit of volume (Adams et al. 2010, sec. 3; conf. A*_d).
@@ -250,19 +246,19 @@ def _most_vertices(height: int, width: int, sigma_xy: float, sigmas: tuple[float
 
 
 def _lattice_bytes(pixels: int, vertices: int, corners: int, row: int) -> int:
-    """Records, rows of values, chains, and the scratch of building: hash table, keys, neighbours."""
+    """Bytes of a lattice: records, rows of values, chains, and the scratch of building it (hash table, keys)."""
     slots = max(4 * (vertices + 64 * corners), pixels, 2**13)
     slot, key = (32, 16) if corners > 6 else (16, 8)
     return 8 * corners * pixels + (vertices + 1) * (2 * row + 4 * corners + 9) + slots * (slot + key)
 
 
 def _is_separable(spatial: Spatial, params: CrfParams) -> bool:
-    """Whether the smoothness kernel goes without a lattice."""
+    """True when the smoothness kernel is a separable Gaussian, without a lattice."""
     return spatial == "separable" or (spatial == "auto" and params.pos_xy < SEPARABLE_BELOW_PX)
 
 
 def _check_arrays(pixels: UInt8, logits: Float32 | Float16, valid: Bool | None, grid: LogitsGrid | None) -> None:
-    """Raise TypeError or ValueError that names the argument, what was seen and what is allowed."""
+    """Raise TypeError or ValueError that names the argument, its value and the allowed values."""
     _check_array("pixels_hwc", pixels, (np.uint8,), 3)
     _check_array("logits_khw", logits, (np.float32, np.float16), 3)
     height, width, bands = pixels.shape
@@ -294,7 +290,7 @@ def _check_array(name: str, array: object, dtypes: tuple[type, ...], ndim: int) 
 
 
 def _check_numbers(params: CrfParams, sigmas: tuple[float, ...], bands: int, grid: LogitsGrid | None) -> None:
-    """Raise ValueError that names the number and what is allowed."""
+    """Raise ValueError that names the number, its value and the allowed range."""
     for name in ("bi_w", "pos_w"):
         if not (isfinite(getattr(params, name)) and 0 <= getattr(params, name) <= 1e6):
             raise ValueError(f"{name} is {getattr(params, name)}, allowed is 0 to 1e6")

@@ -1,7 +1,7 @@
-"""From logits at the network's stride to what a refiner works on: full-size scores and probabilities.
+"""Unary potentials: logits at the network's stride in, full-size scores and probabilities of one window out.
 
-The logits travel small (float16, stride 4 to 16) and are upsampled here, one window of the image at a time, so that
-full-size maps never leave the process and never cover more than one window.
+Logits travel small (float16, stride 4 to 16). Upsampling them here, window by window, keeps full-size maps inside the
+process and no larger than a window.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from pipeline.records import Float16, Float32, Scored, Window
 def _taps(
     first: int, length: int, stride: int, cells: int, *, align_corners: bool
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float32]:
-    """Left cell, right cell and weight of the right one, for `length` pixels from `first` on, along one axis."""
+    """Left cell, right cell and weight of the right cell, for `length` pixels from `first` on, along one axis."""
     pixels = np.arange(first, first + length, dtype=np.float32)
     centres = pixels / stride if align_corners else (pixels + 0.5) / stride - 0.5
     centres = centres.clip(0, cells - 1)
@@ -24,14 +24,14 @@ def _taps(
 def upsample_window(logits_khw: Float16 | Float32, scored: Scored, window: Window) -> Float32:
     """Bilinear upsampling of one window: (K, window.height, window.width) float32.
 
-    Cell (i, j) of the logits stands for the pixels [i*stride, (i+1)*stride) of the image; with `scored.align_corners`
-    it stands for the single pixel i*stride. Equal to `torch.nn.functional.interpolate` on the padded input, cropped.
+    Cell (i, j) of the logits covers the pixels [i*stride, (i+1)*stride) of the image; with `scored.align_corners` it
+    is the single pixel i*stride. Equal to `torch.nn.functional.interpolate` on the padded input, cropped.
     """
     align = scored.align_corners
     top, bottom, down = _taps(window.y, window.height, scored.stride, logits_khw.shape[1], align_corners=align)
     left, right, along = _taps(window.x, window.width, scored.stride, logits_khw.shape[2], align_corners=align)
     first, last = top[0], bottom[-1] + 1
-    band = logits_khw[:, first:last].astype(np.float32)  # only the rows of cells this window touches
+    band = logits_khw[:, first:last].astype(np.float32)  # only the rows of cells under this window
     wide = band[:, :, left]
     wide += (band[:, :, right] - wide) * along
     tall = wide[:, top - first]
@@ -47,22 +47,21 @@ def softmax(logits_khw: Float32) -> Float32:
 
 
 def entropy(probs_khw: Float32) -> Float32:
-    """Shannon entropy of each pixel's probabilities, nats: (H, W), 0 where one class is certain, log(K) in a tie."""
+    """Shannon entropy of each pixel's probabilities, nats: (H, W), from 0 for a certain class to log(K) for a tie."""
     nats: Float32 = -np.einsum("khw,khw->hw", probs_khw, np.log(np.maximum(probs_khw, 1e-30)))
     return nats
 
 
 def active_classes(logits_khw: Float16, *, prune: float) -> tuple[tuple[int, ...], float]:
-    """Classes that can still win somewhere, and what is lost with the others.
+    """Pruning: ids of the classes that can still win a pixel, and the mean probability of the others.
 
-    A class is dropped when its probability stays below `prune` in every cell and no cell has it as the largest.
+    A class is dropped when its probability is below `prune` in every cell and no cell has it as the largest.
 
     Returns:
-        Ids, ascending, of all classes when `prune` is 0; and the mean over cells of the dropped classes' probability.
+        Ids, ascending, all of them when `prune` is 0; and the dropped classes' probability, mean over cells, 0 to 1.
     """
-    everything = tuple(range(len(logits_khw)))
     if prune == 0:
-        return everything, 0.0
+        return tuple(range(len(logits_khw))), 0.0
     probs = softmax(logits_khw.astype(np.float32)).reshape(len(logits_khw), -1)
     reached = probs.max(axis=1) >= prune
     reached[np.unique(probs.argmax(axis=0))] = True

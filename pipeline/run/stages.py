@@ -290,7 +290,7 @@ class MaskStage:
             png = self.masks(item.key)
             mask_hw = answers.read_mask(png, self.job.classes, key=item.key, max_mpx=self.job.cfg.decode.max_mpx)
             height, width = mask_hw.shape
-            truth_hw = answers.truth_of(item, self.judge, self.job.classes, height=height, width=width)
+            truth_hw = answers.read_truth(item, self.judge, self.job.classes, height=height, width=width)
         except InputError as error:
             return self.job.failed(item, read_failure(error))
         except LabelError as error:

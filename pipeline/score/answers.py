@@ -25,19 +25,19 @@ MASKS = "masks"
 NO_LABEL = Failure("label_missing", "this image has no label")
 
 
-def names_of(masks: str | None, engine: str) -> list[str]:
+def answer_names(masks: str | None, engine: str) -> list[str]:
     """The answers of a run in their order, the one in the masks last."""
     if masks:
         return [MASKS]
     return [NETWORK] if engine == "none" else [NETWORK, engine]
 
 
-def coding_of(cfg: JudgeConfig) -> Coding:
+def label_coding(cfg: JudgeConfig) -> Coding:
     """What the values of labels mean."""
     return Coding(cfg.labels_as, cfg.label_ids, cfg.ignored_colours)
 
 
-def truth_of(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, width: int) -> UInt8:
+def read_truth(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, width: int) -> UInt8:
     """The label of an item, (height, width) class ids, the size of its upright image.
 
     Raises:
@@ -48,7 +48,7 @@ def truth_of(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, wi
     if item.label.lstrip()[:1] == b"{":
         raise LabelError("the label says only classes or boxes, which cannot be scored", hint="give labels of pixels")
     name = f"of {item.key}"
-    truth_hw = labels.decode_label(item.label, classes, name=name, height=height, width=width, coding=coding_of(cfg))
+    truth_hw = labels.decode_label(item.label, classes, name=name, height=height, width=width, coding=label_coding(cfg))
     labels.check_used(truth_hw, classes, name=name)
     return truth_hw
 
@@ -76,7 +76,7 @@ def judgements_of(
     Both with the network's confidence, since what a CRF gives is all but 0 or 1; of the classes that were left where
     others were pruned, so `--refine.prune 0` is what tells calibration to the last digit.
     """
-    masks = zip(names_of(None, engine), (refinement.network_hw, refinement.mask_hw), strict=False)
+    masks = zip(answer_names(None, engine), (refinement.network_hw, refinement.mask_hw), strict=False)
     return [_judged(truth_hw, mask, refinement.confidence_hw, cfg, classes, name=name) for name, mask in masks]
 
 
@@ -91,7 +91,7 @@ class AnswerJudge:
 
     def truth(self, item: Item, *, height: int, width: int) -> UInt8:
         """Label of an item, (height, width) class ids; raises LabelError as `truth_of`."""
-        return truth_of(item, self.cfg, self.classes, height=height, width=width)
+        return read_truth(item, self.cfg, self.classes, height=height, width=width)
 
     def __call__(self, row: Row, truth_hw: UInt8, refinement: Refinement, image: Image | None) -> Row:
         """The row with its columns `judgements` and `brightness`, None where the pixels were dropped."""

@@ -120,7 +120,7 @@ def with_band(counts: Int64, band: Int64, weight: float) -> Float64:
     return counts - (1 - weight) * band
 
 
-def without(num_classes: int, *left_out: int) -> Float64:
+def weights_without(num_classes: int, *left_out: int) -> Float64:
     """Weights for `Scores` that leave classes out, such as the background, from every mean: (K,) of 0 and 1."""
     weights = np.ones(num_classes)
     weights[list(left_out)] = 0
@@ -249,7 +249,7 @@ class Interval:
     high: float
 
 
-def resampled(images: int, *, samples: int, seed: int) -> Int64:
+def bootstrap_weights(images: int, *, samples: int, seed: int) -> Int64:
     """How often each image is drawn in each of `samples` draws of as many images with replacement: (samples, images).
 
     Two runs over the same images that share these weights are compared pairwise: Efron and Tibshirani 1993, ch. 8.
@@ -300,7 +300,7 @@ def bootstrap_each(
 
     A score that a draw does not have, since a class is in none of its images, is left out of that score's interval.
     """
-    weights = resampled(len(counts_nkk), samples=samples, seed=seed)
+    weights = bootstrap_weights(len(counts_nkk), samples=samples, seed=seed)
     weights = np.concatenate([np.ones_like(weights[:1]), weights])  # the images as they are, before the draws
     found = score(Scores(_weighted(weights, counts_nkk)))
     if against_nkk is not None:

@@ -179,7 +179,7 @@ def _answer(
     )
     refined = refiner(scored, one.image)
     stats = refined.stats
-    picture = Image(bands.shown(one.image.pixels_hwc, channels), one.image.valid_hw)
+    picture = Image(bands.visible_rgb(one.image.pixels_hwc, channels), one.image.valid_hw)
     means = stats.mean(stats.confidence_sum), stats.mean(stats.entropy_sum), brightness(picture) or 0.0
     sample = Sample(one.key, picture.pixels_hwc, one.truth_hw, refined.mask_hw)
     return _Answer(sample, np.array([*stats.class_pixels, *means], np.float64))

@@ -68,7 +68,7 @@ def test_a_checkpoint_under_the_name_of_another_network_is_refused() -> None:
 def test_untrained_networks_are_the_published_ones_with_the_same_weights_every_time() -> None:
     subject = comparison.published(catalogue.find_variant("icnet"), classes.load_class_map("voc"))
     with torch.device("meta"):
-        assert comparison.counted(subject, 65)["parameters"] == catalogue.parameters(
+        assert comparison.counted(subject, 65)["parameters"] == catalogue.count_parameters(
             catalogue.find_variant("icnet").build(21)
         )
     one, other = (subject.load().state for _ in range(2))

@@ -13,7 +13,7 @@ from pipeline.datasets import farmland
 from pipeline.errors import ConfigError
 from pipeline.image import labels
 from pipeline.models import checkpoint
-from pipeline.refine.presets import CrfParams, resolve
+from pipeline.refine.presets import CrfParams, crf_params
 from pipeline.run.stages import Job
 from pipeline.source.plan import plan_source
 from pipeline.tune import chunks as tuning
@@ -76,7 +76,7 @@ def test_a_search_ends_with_parameters_a_table_a_page_and_a_summary(searched: tu
     ).cfg
     assert (cfg.refine.engine == "none") is (said["verdict"] == "no CRF")
     if said["verdict"] == "crf":
-        assert resolve(cfg.refine) == CrfParams(**said["best"])
+        assert crf_params(cfg.refine) == CrfParams(**said["best"])
 
 
 @pytest.mark.ray

@@ -99,4 +99,4 @@ def test_nothing_but_input_errors_comes_out_of_damaged_files(at, patch):
 )
 def test_what_is_shown_has_three_channels(channels, places):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, len(channels)), np.uint8)
-    assert np.array_equal(bands.shown(pixels, channels), pixels[..., places])
+    assert np.array_equal(bands.visible_rgb(pixels, channels), pixels[..., places])

@@ -147,10 +147,10 @@ def test_every_way_to_save_a_label_is_read_right_or_fails_by_name(case: bad_labe
     item = Item("a.jpg", "shard", "etag", label=case.make() if case.file.lower() == "{}.png" else None)
     size = {"height": bad_labels.HEIGHT, "width": bad_labels.WIDTH}
     if case.expected == "ok":
-        np.testing.assert_array_equal(answers.truth_of(item, case.judge, bad_labels.CLASSES, **size), case.truth)
+        np.testing.assert_array_equal(answers.read_truth(item, case.judge, bad_labels.CLASSES, **size), case.truth)
         return
     with pytest.raises(LabelError) as caught:
-        answers.truth_of(item, case.judge, bad_labels.CLASSES, **size)
+        answers.read_truth(item, case.judge, bad_labels.CLASSES, **size)
     assert caught.value.code == case.expected
     assert case.expected in ERROR_CODES
     assert "a.jpg" in caught.value.message or case.expected == "label_missing" or case.name == "only classes"

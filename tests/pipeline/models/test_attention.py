@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.attention import AttentionToScale, scaled_side
-from pipeline.models.catalogue import parameters
+from pipeline.models.catalogue import count_parameters
 
 LARGE_FOV = {"network": "deeplab_v1", "width_multiplier": 1 / 32}
 PLUS = {
@@ -173,7 +173,7 @@ def test_half_precision_and_channels_last_agree_with_float32(options: dict) -> N
 def test_the_defaults_are_large_fov_and_the_head_of_the_paper() -> None:
     with torch.device("meta"):
         network, alone = zoo.build_network("attention_to_scale", 7), zoo.build_network("deeplab_v1", 7)
-    assert parameters(network) - parameters(alone) == (3 * 1024 * 9 + 1) * 512 + (512 + 1) * 3
+    assert count_parameters(network) - count_parameters(alone) == (3 * 1024 * 9 + 1) * 512 + (512 + 1) * 3
     assert (network.stride, network.align_corners) == (8, True)
 
 

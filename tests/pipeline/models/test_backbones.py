@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled_to_eights
 from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.catalogue import macs, parameters
+from pipeline.models.catalogue import count_macs, count_parameters
 from pipeline.models.layers import ASPP, BatchNorm2d, conv3x3_bn_relu, set_batch_norm, widen
 
 CHANNELS = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4}
@@ -70,7 +70,7 @@ def backbone(name: str, output_stride: int, **options) -> nn.Module:
 
 @pytest.mark.parametrize(("options", "count"), PUBLIC.values(), ids=PUBLIC)
 def test_public_networks_have_exactly_their_parameters(options: dict, count: int) -> None:
-    assert parameters(on_meta(**options)) == count
+    assert count_parameters(on_meta(**options)) == count
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_public_networks_have_exactly_their_parameters(options: dict, count: int
     ],
 )
 def test_public_networks_cost_what_they_do(options: dict, side: int, billions: float, within: float) -> None:
-    assert macs(on_meta(**options), side) / 1e9 == pytest.approx(billions, abs=within)
+    assert count_macs(on_meta(**options), side) / 1e9 == pytest.approx(billions, abs=within)
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
 def test_shallow_backbones_have_exactly_the_parameters_of_torchvision_but_for_the_classifier(
     name: str, count: int
 ) -> None:
-    assert parameters(on_meta(backbone=name).backbone) == count - (512 + 1) * 1000
+    assert count_parameters(on_meta(backbone=name).backbone) == count - (512 + 1) * 1000
 
 
 def test_a_class_less_is_one_filter_and_one_bias_less() -> None:
-    assert parameters(on_meta(num_classes=21)) - parameters(on_meta(num_classes=19)) == 2 * (256 + 1)
+    assert count_parameters(on_meta(num_classes=21)) - count_parameters(on_meta(num_classes=19)) == 2 * (256 + 1)
 
 
 READY = [tiny(**options, output_stride=stride).eval() for options in EVERY_KIND.values() for stride in (16, 8)]

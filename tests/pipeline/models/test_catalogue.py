@@ -71,7 +71,7 @@ def test_every_network_has_a_variant_and_every_name_is_there_once() -> None:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_exactly_those_of_the_public_network(name: str) -> None:
     with torch.device("meta"):
-        assert catalogue.parameters(catalogue.find_variant(name).build(21)) == PARAMETERS[name]
+        assert catalogue.count_parameters(catalogue.find_variant(name).build(21)) == PARAMETERS[name]
 
 
 @every_variant
@@ -135,7 +135,7 @@ def test_an_unknown_variant_lists_the_known_ones() -> None:
 def test_macs_are_those_of_a_loop_over_the_output(capsys) -> None:
     with torch.device("meta"):
         network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1, bias=False))
-    assert catalogue.macs(network, 7) == 3 * 5 * 9 * 7 * 7
+    assert catalogue.count_macs(network, 7) == 3 * 5 * 9 * 7 * 7
 
 
 @pytest.mark.parametrize("form", ["table", "json", "parquet"])
@@ -148,7 +148,7 @@ def test_the_list_is_printed_in_each_format(form: str, capsysbinary, tmp_path) -
         (line,) = json.loads(said)
         with torch.device("meta"):
             network = catalogue.find_variant("deeplab_v3plus_mobilenet_v2").build(5)
-        assert line["parameters"] == catalogue.parameters(network)
+        assert line["parameters"] == catalogue.count_parameters(network)
         assert line["images_per_s"] > 0
     elif form == "table":
         assert b"deeplab_v3plus_mobilenet_v2    2018" in said

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
-from pipeline.models.catalogue import parameters
+from pipeline.models.catalogue import count_parameters
 from pipeline.models.deeplab_v1 import Classifier, DeepLabV1, pools
 
 VARIANTS = ["4x4", "7x7", "large_fov"]
@@ -80,8 +80,8 @@ def full_size_branch(branch: Classifier, tapped: Tensor, zoom: int) -> Tensor:
 
 @pytest.mark.parametrize(("variant", "count"), [("large_fov", 20_505_429), ("7x7", 134_346_581), ("4x4", 65_140_565)])
 def test_parameter_counts_are_the_published_ones(variant: str, count: int) -> None:
-    assert parameters(on_meta(variant=variant)) == count
-    assert parameters(on_meta(variant=variant, msc=True)) == count + 1_206_121
+    assert count_parameters(on_meta(variant=variant)) == count
+    assert count_parameters(on_meta(variant=variant, msc=True)) == count + 1_206_121
 
 
 @pytest.mark.parametrize(("side", "gmacs", "cells"), [(321, 50.9, 41), (513, 128.6, 65)])

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
-from pipeline.models.catalogue import parameters
+from pipeline.models.catalogue import count_parameters
 from pipeline.models.deeplab_v2 import DeepLabV2
 
 RATES = {"large_fov": [12], "aspp_s": [2, 4, 8, 12], "aspp_l": [6, 12, 18, 24]}
@@ -93,7 +93,7 @@ def cells(x: Tensor, stride: int = 8) -> tuple[int, int]:
     ],
 )
 def test_parameter_counts_are_the_published_ones(options: dict, count: int) -> None:
-    assert parameters(on_meta(**options)) == count
+    assert count_parameters(on_meta(**options)) == count
 
 
 @pytest.mark.parametrize(

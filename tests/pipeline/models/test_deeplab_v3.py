@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.backbones.resnet import ResNet
-from pipeline.models.catalogue import parameters
+from pipeline.models.catalogue import count_parameters
 
 torch.set_num_threads(1)
 
@@ -67,7 +67,7 @@ def test_a_backbone_has_as_many_parameters_as_torchvisions_without_its_last_laye
     """torchvision's table of weights lists 11,689,512 to 44,549,160 with a layer of 1,000 classes."""
     with torch.device("meta"):
         network = ResNet(depth, in_channels=3, output_stride=32)
-    assert parameters(network) == count
+    assert count_parameters(network) == count
     assert count + 1000 * (network.high_channels + 1) in {11_689_512, 21_797_672, 25_557_032, 44_549_160}
 
 
@@ -121,7 +121,7 @@ def test_a_deep_stem_is_three_convolutions_and_a_wider_first_block() -> None:
     convolutions = 9 * (3 * 64 + 64 * 64 + 64 * 128) - 49 * 3 * 64
     batch_norms = 2 * (64 + 128)
     wider = 64 * (64 + 256)
-    assert parameters(deep) - parameters(plain) == convolutions + batch_norms + wider
+    assert count_parameters(deep) - count_parameters(plain) == convolutions + batch_norms + wider
 
 
 @given(st.integers(1, 40), st.booleans())
@@ -178,17 +178,17 @@ def test_weights_of_another_convention_fit_and_give_other_features(options: dict
 )
 def test_parameter_counts_are_those_of_the_public_networks(options: dict, count: int) -> None:
     """The paper's, as in kazuto1011/deeplab-pytorch; VainF's and SMP's; torchvision's table of weights."""
-    assert parameters(on_meta(**options)) == count
+    assert count_parameters(on_meta(**options)) == count
 
 
 def test_mobilenet_v2_has_the_public_ports_parameters() -> None:
     """VainF's v3+ has 5,225,717 with a decoder of two inputs in place of v3's 3x3."""
     reduction, wider = 24 * 48 + 2 * 48, 9 * 48 * 256
-    assert parameters(on_meta(backbone="mobilenet_v2", head_conv=True)) == 5_225_717 - reduction - wider
+    assert count_parameters(on_meta(backbone="mobilenet_v2", head_conv=True)) == 5_225_717 - reduction - wider
 
 
 def test_each_block_of_the_cascade_is_a_copy_of_the_fourth_without_a_projection() -> None:
-    counts = [parameters(on_meta(backbone="resnet50", mode="cascade", blocks=blocks)) for blocks in (4, 5, 6, 7)]
+    counts = [count_parameters(on_meta(backbone="resnet50", mode="cascade", blocks=blocks)) for blocks in (4, 5, 6, 7)]
     copy = 3 * (2 * 2048 * 512 + 9 * 512**2 + 2 * (2 * 512 + 2048))
     assert counts[0] == 23_508_032 + 21 * (2048 + 1)
     assert [later - earlier for earlier, later in itertools.pairwise(counts)] == [copy] * 3

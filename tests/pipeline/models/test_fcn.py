@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import zoo
-from pipeline.models.catalogue import parameters
+from pipeline.models.catalogue import count_parameters
 from pipeline.models.fcn import UPSAMPLING, Upsampling
 
 CONVOLUTIONS = {"32s": 134_346_581, "16s": 134_346_581 + 10_773, "8s": 134_346_581 + 10_773 + 5_397}
@@ -44,7 +44,7 @@ def idle(network: nn.Module) -> list[str]:
 @pytest.mark.parametrize("variant", ["32s", "16s", "8s"])
 def test_the_papers_network_has_the_published_number_of_parameters(variant: str) -> None:
     upsampling = sum(21 * 21 * side * side for side in KERNELS[variant])
-    assert parameters(on_meta("fcn", variant=variant)) == CONVOLUTIONS[variant] + upsampling
+    assert count_parameters(on_meta("fcn", variant=variant)) == CONVOLUTIONS[variant] + upsampling
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_dilated_network_has_the_size_and_the_cost_of_torchvisions(
 ) -> None:
     """As in its table of weights, which counts multiplications at 520 x 520, the auxiliary head's too."""
     network = on_meta("fcn_dilated", backbone=backbone).eval()
-    assert parameters(network) == count
+    assert count_parameters(network) == count
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.supervised(torch.empty(1, 3, 520, 520, device="meta"))
     assert counter.get_total_flops() / 2e9 == pytest.approx(billions, abs=0.001)
@@ -63,7 +63,7 @@ def test_the_dilated_network_has_the_size_and_the_cost_of_torchvisions(
 
 def test_without_the_auxiliary_head_only_its_parameters_are_missing() -> None:
     without = on_meta("fcn_dilated", aux=False)
-    assert parameters(without) == 35_322_218 - (1024 * 256 * 9 + 2 * 256 + 256 * 21 + 21)
+    assert count_parameters(without) == 35_322_218 - (1024 * 256 * 9 + 2 * 256 + 256 * 21 + 21)
     assert without.loss_weights == {"logits": 1.0}
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
-from pipeline.models.catalogue import parameters
+from pipeline.models.catalogue import count_parameters
 
 torch.set_num_threads(1)
 
@@ -65,21 +65,21 @@ def layers(num_classes: int, *, guidance: bool) -> int:
 @pytest.mark.parametrize("guidance", [True, False])
 def test_it_has_the_parameters_of_the_authors_layers(num_classes: int, guidance: bool) -> None:
     expected = layers(num_classes, guidance=guidance)
-    assert parameters(on_meta(num_classes, label_guidance=guidance)) == expected
+    assert count_parameters(on_meta(num_classes, label_guidance=guidance)) == expected
 
 
 def test_it_has_6_7_million_parameters_for_cityscapes() -> None:
-    assert parameters(on_meta(19, label_guidance=False)) == 6_699_987
-    assert parameters(on_meta(19)) == 6_707_321
+    assert count_parameters(on_meta(19, label_guidance=False)) == 6_699_987
+    assert count_parameters(on_meta(19)) == 6_707_321
 
 
 def test_the_uncompressed_network_is_as_large_and_as_costly_as_openvinos() -> None:
     """icnet-camvid-ava-0001: 26.7043 M parameters, batch norm folded into biases, and 75.818 GFLOPs at 720 x 960."""
     network = on_meta(12, width_multiplier=2, label_guidance=False)
     folded = sum(one.num_features for one in network.modules() if isinstance(one, nn.BatchNorm2d))
-    assert parameters(network) == 26_732_684
-    assert parameters(network) - folded == 26_704_140
-    assert (parameters(network) - folded) / 1e6 == pytest.approx(26.7043, abs=0.0002)
+    assert count_parameters(network) == 26_732_684
+    assert count_parameters(network) - folded == 26_704_140
+    assert (count_parameters(network) - folded) / 1e6 == pytest.approx(26.7043, abs=0.0002)
     assert 2 * macs(network, 720, 960) / 1e9 == pytest.approx(75.818, rel=0.002)
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
-from pipeline.models.catalogue import parameters
+from pipeline.models.catalogue import count_parameters
 from pipeline.models.pspnet import PyramidPooling
 
 torch.set_num_threads(1)
@@ -68,21 +68,21 @@ def test_it_has_the_parameters_of_the_authors_layers(backbone: str, blocks: tupl
     head = conv_and_norm(3, 4096, 512) + (512 + 1) * num_classes
     aux = conv_and_norm(3, 1024, 256) + (256 + 1) * num_classes
     layers = deep_resnet(blocks) + pooling + head
-    assert parameters(on_meta(backbone=backbone, num_classes=num_classes, aux=False)) == layers
-    assert parameters(on_meta(backbone=backbone, num_classes=num_classes)) == layers + aux
+    assert count_parameters(on_meta(backbone=backbone, num_classes=num_classes, aux=False)) == layers
+    assert count_parameters(on_meta(backbone=backbone, num_classes=num_classes)) == layers + aux
 
 
 def test_it_has_46_7_million_parameters_with_resnet50_and_21_classes() -> None:
-    assert parameters(on_meta(backbone="resnet50", aux=False)) == 46_716_373
-    assert parameters(on_meta(backbone="resnet50")) == 49_081_578
+    assert count_parameters(on_meta(backbone="resnet50", aux=False)) == 46_716_373
+    assert count_parameters(on_meta(backbone="resnet50")) == 49_081_578
 
 
 def test_smps_network_is_its_public_one_without_the_layers_that_never_run() -> None:
     """It counts 24,393,173 parameters, with the last two stages of the encoder, and 12.0 G multiplications at 512."""
     network = on_meta("pspnet_smp", backbone="resnet50")
-    unused = sum(parameters(layer) for layer in last_two_stages())
+    unused = sum(count_parameters(layer) for layer in last_two_stages())
     assert unused == 7_098_368 + 14_964_736
-    assert parameters(network) + unused == 24_393_173
+    assert count_parameters(network) + unused == 24_393_173
     assert macs(network, 512) / 1e9 == pytest.approx(12.0, abs=0.05)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import zoo
-from pipeline.models.catalogue import parameters
-from pipeline.models.unet import mirror, mirrored
+from pipeline.models.catalogue import count_parameters
+from pipeline.models.unet import mirror, mirror_indices
 
 VARIANTS = {
     "valid": ("unet", {"width_multiplier": 1 / 32}),
@@ -51,18 +51,18 @@ def test_the_papers_network_has_the_published_number_of_parameters(
     in_channels: int, num_classes: int, count: int
 ) -> None:
     network = on_meta("unet", num_classes, in_channels=in_channels)
-    assert parameters(network) == counted(in_channels, num_classes) == count
-    assert parameters(on_meta("unet", num_classes, in_channels=in_channels, padding="same")) == count
+    assert count_parameters(network) == counted(in_channels, num_classes) == count
+    assert count_parameters(on_meta("unet", num_classes, in_channels=in_channels, padding="same")) == count
 
 
 def test_batch_norm_takes_the_place_of_the_bias() -> None:
-    assert parameters(on_meta("unet", 2, batch_norm=True)) == counted(3, 2, batch_norm=True)
+    assert count_parameters(on_meta("unet", 2, batch_norm=True)) == counted(3, 2, batch_norm=True)
 
 
 def test_the_resnet_network_has_the_size_and_the_cost_of_the_public_one() -> None:
     """segmentation_models.pytorch, `Unet("resnet50", classes=21)`, counted at 512 x 512."""
     network = on_meta("unet_resnet", 21).eval()
-    assert parameters(network) == 32_524_005
+    assert count_parameters(network) == 32_524_005
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, 3, 512, 512, device="meta"))
     assert counter.get_total_flops() / 2e9 == pytest.approx(43.3, abs=0.05)
@@ -94,7 +94,7 @@ def test_logits_have_the_size_of_the_input(variant: str, height: int, width: int
 @given(st.integers(1, 40), st.integers(0, 120), st.integers(0, 120))
 def test_mirroring_is_numpys_reflection(length: int, before: int, after: int) -> None:
     expected = np.pad(np.arange(length), (before, after), mode="reflect")
-    assert mirrored(length, before, after, device=torch.device("cpu")).tolist() == expected.tolist()
+    assert mirror_indices(length, before, after, device=torch.device("cpu")).tolist() == expected.tolist()
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["valid", "same"]))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.models import zoo
 from pipeline.models.backbones.xception import BATCH_NORM_EPS, Xception
-from pipeline.models.catalogue import macs, parameters
+from pipeline.models.catalogue import count_macs, count_parameters
 
 LAYOUTS = ("tensorflow", "timm", "jfzhang")
 CLASSIFIER = 2048 * 1000 + 1000
@@ -43,25 +43,25 @@ def deeplab(**options) -> nn.Module:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_xception65_has_exactly_the_parameters_of_the_port_whichever_it_is(layout: str) -> None:
     """github.com/jfzhang95/pytorch-deeplab-xception, counted without its decoder."""
-    assert parameters(on_meta(65, layout=layout)) == 37_867_312
+    assert count_parameters(on_meta(65, layout=layout)) == 37_867_312
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(41, 27.0), (65, 39.9), (71, 42.3)])
 def test_each_depth_has_the_parameters_that_timm_states(depth: int, millions: float) -> None:
     """Model cards of timm/xception41.tf_in1k, xception65.tf_in1k and xception71.tf_in1k."""
-    assert (parameters(on_meta(depth)) + CLASSIFIER) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert (count_parameters(on_meta(depth)) + CLASSIFIER) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_deeplab_around_it_has_exactly_the_parameters_of_the_public_ports() -> None:
     smp = {"separable": "plain", "aspp_conv": True, "decoder_convs": 1, "rates": (12, 24, 36), "align_corners": True}
-    assert parameters(deeplab(xception_layout="timm", **smp)) == 41_042_005
-    assert macs(deeplab(xception_layout="timm", **smp), 512) / 1e9 == pytest.approx(50.2, abs=0.05)
-    assert parameters(deeplab(xception_layout="jfzhang", align_corners=True)) == 54_705_317
+    assert count_parameters(deeplab(xception_layout="timm", **smp)) == 41_042_005
+    assert count_macs(deeplab(xception_layout="timm", **smp), 512) / 1e9 == pytest.approx(50.2, abs=0.05)
+    assert count_parameters(deeplab(xception_layout="jfzhang", align_corners=True)) == 54_705_317
 
 
 def test_deeplab_around_it_costs_what_its_authors_state() -> None:
     """54.17 billion in tensorflow/models, research/deeplab/g3doc/model_zoo.md, which counts more than convolutions."""
-    assert macs(deeplab(separable=True), 513) / 1e9 == pytest.approx(54.17, rel=0.005)
+    assert count_macs(deeplab(separable=True), 513) / 1e9 == pytest.approx(54.17, rel=0.005)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DeadlinePassed
-from pipeline.refine.domain_transform import domain_transform_marginals, gradients, smoothed
+from pipeline.refine.domain_transform import domain_transform_marginals, gradients, smooth_scores
 from pipeline.refine.presets import DomainTransformParams
 from pipeline.refine.unary import softmax
 
@@ -68,7 +68,7 @@ def test_the_filter_is_the_papers(
     params = DomainTransformParams(sigma_s=7, sigma_r=sigma_r, iterations=iterations)
     rows, columns = gradients(pixels)
     expected = slow(scores, rows, columns, valid, params)
-    np.testing.assert_allclose(smoothed(scores, rows, columns, valid, params), expected, atol=1e-4)
+    np.testing.assert_allclose(smooth_scores(scores, rows, columns, valid, params), expected, atol=1e-4)
 
 
 def test_edges_of_an_image_are_sums_over_its_bands_whichever_side_is_brighter() -> None:
@@ -84,7 +84,7 @@ def test_an_image_of_one_colour_is_smoothed_with_about_the_sigma_that_was_asked_
     scores = np.zeros((1, 1, 401), np.float32)
     scores[0, 0, 200] = 1
     params = DomainTransformParams(sigma_s=12)
-    response = smoothed(scores, np.zeros((0, 401)), np.zeros((1, 400)), None, params)[0, 0]
+    response = smooth_scores(scores, np.zeros((0, 401)), np.zeros((1, 400)), None, params)[0, 0]
     offsets = np.arange(401) - 200
     assert response.sum() == pytest.approx(1, abs=1e-3)
     assert (response * offsets).sum() == pytest.approx(0, abs=0.1)
@@ -127,8 +127,8 @@ def test_the_filter_is_linear(a: float, b: float) -> None:
     pixels, one = scene(8, 11)
     _, other = scene(8, 11, seed=1)
     rows, columns = gradients(pixels)
-    mixed = smoothed(np.float32(a) * one + np.float32(b) * other, rows, columns, None, PAPER)
-    parts = [smoothed(scores, rows, columns, None, PAPER) for scores in (one, other)]
+    mixed = smooth_scores(np.float32(a) * one + np.float32(b) * other, rows, columns, None, PAPER)
+    parts = [smooth_scores(scores, rows, columns, None, PAPER) for scores in (one, other)]
     np.testing.assert_allclose(mixed, np.float32(a) * parts[0] + np.float32(b) * parts[1], atol=1e-4)
 
 
@@ -136,8 +136,8 @@ def test_scores_that_are_the_same_everywhere_stay_and_all_stay_within_their_rang
     pixels, scores = scene(20, 25)
     rows, columns = gradients(pixels)
     same = np.full_like(scores, 2.5)
-    np.testing.assert_allclose(smoothed(same, rows, columns, None, PAPER), same, atol=1e-5)
-    smooth = smoothed(scores, rows, columns, None, PAPER)
+    np.testing.assert_allclose(smooth_scores(same, rows, columns, None, PAPER), same, atol=1e-5)
+    smooth = smooth_scores(scores, rows, columns, None, PAPER)
     assert scores.min() <= smooth.min() < smooth.max() <= scores.max()
 
 
@@ -189,7 +189,7 @@ def test_any_size_gives_probabilities_and_classes_do_not_mix(
 
 
 def logits_of(pixels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    return smoothed(logits, *gradients(pixels), None, PAPER)
+    return smooth_scores(logits, *gradients(pixels), None, PAPER)
 
 
 @pytest.mark.parametrize(

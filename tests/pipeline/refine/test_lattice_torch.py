@@ -274,7 +274,7 @@ def test_spatial_lattices_are_kept_by_size() -> None:
         ({"logits": torch.zeros(4, 8, 8)}, "logits"),
         ({"logits": torch.zeros(2, 4, 8, 8)}, "do not fit"),
         ({"logits": torch.zeros(1, 4, 8, 7)}, "do not fit"),
-        ({"stride": 8}, r"\(1, K, 1, 1\) would"),
+        ({"stride": 8}, r"expected \(1, K, 1, 1\)"),
         ({"stride": 0}, "stride"),
         ({"valid": torch.ones(1, 8, 8)}, "bool"),
         ({"valid": torch.ones(8, 8, dtype=torch.bool)}, "valid"),

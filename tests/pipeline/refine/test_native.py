@@ -393,8 +393,6 @@ def test_memory_stays_below_what_is_said_even_on_noise(
             freeze=freeze,
         )
         assert engine.bytes_held + got.probs_khw.nbytes + got.labels_hw.nbytes <= known <= said
-        engine.release()
-        assert engine.bytes_held == 0
 
 
 # ---------------------------------------------------------------- hostile inputs
@@ -466,7 +464,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 def test_an_engine_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="spatial is auto, lattice or separable"):
+    with pytest.raises(ValueError, match="spatial must be auto, lattice or separable"):
         NativeCrf(spatial="fft")
     with pytest.raises(ValueError, match="no kernels for instruction set 'mmx'"):
         NativeCrf(isa="mmx")

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import Image, Item, Scored, Window
 from pipeline.refine import densecrf
 from pipeline.refine.engine import REFINE_ENGINES
-from pipeline.refine.presets import PRESETS, CrfParams, resolve
+from pipeline.refine.presets import PRESETS, CrfParams, crf_params
 from pipeline.refine.refiner import Refiner, windows, with_halo
 from pipeline.refine.unary import active_classes, softmax, upsample_window
 
@@ -239,6 +239,6 @@ def test_any_size_and_any_valid_mask_is_refined_and_counted(height: int, width: 
 
 
 def test_settings_override_a_preset_one_by_one_and_unknown_presets_are_named() -> None:
-    assert resolve(RefineConfig(preset="deeplab-v2", bi_xy=40, iterations=3)) == CrfParams(4, 40, 3, 3, 1, 3)
+    assert crf_params(RefineConfig(preset="deeplab-v2", bi_xy=40, iterations=3)) == CrfParams(4, 40, 3, 3, 1, 3)
     with pytest.raises(ConfigError, match="no CRF preset 'best'"):
-        resolve(RefineConfig(preset="best"))
+        crf_params(RefineConfig(preset="best"))

@@ -16,12 +16,12 @@ from pipeline.score.metrics import (
     Scores,
     bootstrap,
     bootstrap_each,
+    bootstrap_weights,
     confusion,
     count_judgement,
-    resampled,
+    weights_without,
     with_band,
     within_bands,
-    without,
 )
 
 K = 4
@@ -192,7 +192,7 @@ def test_each_rule_for_absent_classes_is_what_it_says() -> None:
 @given(pairs)
 def test_without_background_means_are_over_the_other_classes(pair) -> None:
     whole = Scores(confusion(*pair, K))
-    scores = replace(whole, weights=without(K, 0))
+    scores = replace(whole, weights=weights_without(K, 0))
     for mean, each in (
         (scores.mean_iou, whole.iou),
         (scores.mean_accuracy, whole.recall),
@@ -262,9 +262,9 @@ def test_a_perfect_answer_is_judged_perfect() -> None:
 
 
 def test_resampling_draws_as_many_images_as_there_are() -> None:
-    weights = resampled(7, samples=50, seed=3)
+    weights = bootstrap_weights(7, samples=50, seed=3)
     assert (weights.sum(axis=1) == 7).all()
-    np.testing.assert_array_equal(weights, resampled(7, samples=50, seed=3))
+    np.testing.assert_array_equal(weights, bootstrap_weights(7, samples=50, seed=3))
 
 
 def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:

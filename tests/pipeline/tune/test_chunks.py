@@ -16,7 +16,7 @@ from pipeline.config import ReadConfig, RefineConfig, SegmentConfig
 from pipeline.datasets import farmland
 from pipeline.image import labels
 from pipeline.records import Item, Scored, scored_to_table
-from pipeline.refine.presets import resolve
+from pipeline.refine.presets import crf_params
 from pipeline.run.stages import Job
 from pipeline.score.metrics import confusion
 from pipeline.source.plan import plan_source
@@ -174,7 +174,7 @@ def test_the_parameters_are_a_config_of_the_main_job(noisy: Outcome, perfect: Ou
             assert "no CRF" in text
         else:
             assert cfg.refine.prune == 0.02
-            assert resolve(cfg.refine) == outcome.best.candidate.params
+            assert crf_params(cfg.refine) == outcome.best.candidate.params
         assert list(yaml.safe_load(text)) == ["refine"]
 
 
