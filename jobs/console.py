@@ -3,7 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,14 +19,18 @@ def print_json(summary: object) -> None:
     print(json.dumps(summary), flush=True)
 
 
-def log_changed_settings(cfg: BaseModel) -> None:
-    """Log every setting that differs from its default, one a line; required settings have none and are left out."""
-    for line in changed_settings(cfg) or ["all at their defaults"]:
-        log.info("settings: %s", line)
+def log_changed_settings(cfg: BaseModel, *, known: Collection[str] = ()) -> None:
+    """Log the settings that differ from their defaults, a line for each group; `known` ones are left out."""
+    changes = [change for change in changed_settings(cfg) if change.partition(" ")[0] not in known]
+    for _, group in groupby(changes, key=lambda change: change.partition(" ")[0].rpartition(".")[0]):
+        log.info("settings: %s", ", ".join(group))
 
 
 def changed_settings(cfg: BaseModel) -> list[str]:
-    """`name default -> value` of every setting that differs from its default, in the order of the fields."""
+    """`name default -> value` of every setting that differs from its default, in the order of the fields.
+
+    Required settings have no default and are left out.
+    """
     fields = {name: field for name, field in type(cfg).model_fields.items() if not field.is_required()}
     defaults = type(cfg).model_construct(
         **{name: field.get_default(call_default_factory=True) for name, field in fields.items()}

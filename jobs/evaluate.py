@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         logs.configure(args.cfg.runtime.log_format)
         cfg, source = args.cfg, ", ".join(args.cfg.source)
         log.info("evaluating %s on %s into %s", cfg.masks or cfg.checkpoint, source, cfg.output or cfg.history)
-        console.log_changed_settings(cfg)
+        console.log_changed_settings(cfg, known=("source", "output", "checkpoint", "masks"))
         return evaluate(args)
 
     return command_line.exit_status(job)

@@ -1,18 +1,25 @@
 """The comparison of networks as people read it: a Markdown table, and a plot of quality against speed.
 
-In: the rows of a comparison. Out: text, and a PNG. What was published stands beside what was measured, each line with
-its source, and never in one column with it.
+In: the rows of a comparison. Out: text, a PNG, and both with a Parquet table in a folder. Published figures stand
+beside measured ones, each line with its source, and never in one column with them.
 """
 
 import io
+import os
+import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from pipeline.evaluate.comparison import ComparisonRow
+from pipeline.evaluate.comparison import ComparisonRow, Measure
 from pipeline.models.catalogue import CITYSCAPES, PUBLISHED, Published
+from pipeline.store import objects
 
 HEADS = (
     "network",
@@ -143,3 +150,25 @@ def _names(axes: Axes, points: Sequence[_Point]) -> None:
         for one in tried:
             if one is not kept:
                 one.remove()
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_comparison(rows: Sequence[ComparisonRow], output: str, measure: Measure) -> str:
+    """Write comparison.parquet, .md and .png, over those of the round before; returns the Markdown."""
+    parquet = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), parquet)
+    text = markdown(rows, size_px=measure.size_px, machine=machine_text(measure))
+    objects.put(objects.join(output, "comparison.parquet"), parquet.getvalue())
+    objects.put(objects.join(output, "comparison.md"), text.encode())
+    objects.put(objects.join(output, "comparison.png"), scatter(rows))
+    return text
+
+
+def machine_text(measure: Measure) -> str:
+    """GPU, or threads and processor; torch version; load per core at the end."""
+    threads = f"{measure.threads} thread(s), {platform.machine()}"
+    device = torch.cuda.get_device_name() if measure.device == "cuda" else threads
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return f"{device}, torch {torch.__version__}, load per core {load:.1f} at the end"

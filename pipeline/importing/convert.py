@@ -19,7 +19,7 @@ from pipeline.config import explain
 from pipeline.errors import ConfigError
 from pipeline.importing.layouts import BY_NAME, REFUSED, WEIGHTS_LAYOUTS, WeightsLayout
 from pipeline.importing.reader import Source
-from pipeline.importing.shapes import Options, filters
+from pipeline.importing.shapes import ShapeOptions, filters
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.models.layers import widen
@@ -213,7 +213,7 @@ def _card(
         raise explain(error, origin=f"what {source.name} would be") from error
 
 
-def plain(options: Options) -> dict[str, Any]:
+def plain(options: ShapeOptions) -> dict[str, Any]:
     """Options as JSON has them: lists for tuples."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 

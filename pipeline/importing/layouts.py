@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.importing import names, shapes
-from pipeline.importing.shapes import Options, Tensors
+from pipeline.importing.shapes import ShapeOptions, Tensors
 from pipeline.models.normalisation import CAFFE, IMAGENET, INCEPTION, Normalisation
 
 
@@ -28,7 +28,7 @@ class WeightsLayout:
     """Our network; of a backbone, the one it goes into unless another is asked for."""
     rules: Mapping[str, str]
     """Beginnings of names, and of ours; what our networks call `encoder` is a `backbone` here too."""
-    options: Callable[[Tensors], Options]
+    options: Callable[[Tensors], ShapeOptions]
     """Options of our network, from the tensors under their aliases."""
     without: tuple[str, ...] = ()
     """Beginnings of names that such a file has not."""

@@ -148,7 +148,7 @@ def test_the_evaluation_takes_the_flags_of_every_file(name):
 def test_the_submitter_takes_the_flags_of_every_file(name):
     python, _, module, *flags = SUBMIT_COMMANDS[name]
     assert (python, module) == ("python", "jobs.submit")
-    args = submit.parser().parse_args(flags)
+    args = submit.parse_submission(flags)
     assert (args.name, args.wait, args.command) == ("eval", True, ENTRYPOINTS[name])
 
 

@@ -78,7 +78,7 @@ def test_untrained_networks_are_the_published_ones_with_the_same_weights_every_t
 def test_subjects_stand_in_the_order_asked_for_and_checkpoints_in_place_of_their_variants() -> None:
     flags = ["--output", "x", "--only", "deeplab_v3plus_mobilenet_v2", "icnet"]
     given = ["--checkpoint", "mine=farmland", "--checkpoint", "deeplab_v3plus_mobilenet_v2=farmland"]
-    found = compare_models.subjects(compare_models.parse([*flags, *given]))
+    found = compare_models.subjects(compare_models.parse_comparison([*flags, *given]))
     names = [(one.variant.name, one.checkpoint) for one in found]
     assert names == [("deeplab_v3plus_mobilenet_v2", "farmland"), ("icnet", None), ("mine", "farmland")]
 

@@ -36,6 +36,14 @@ def test_text_of_several_lines_stays_on_one_line() -> None:
     assert "\n" not in line
 
 
+def test_the_log_has_a_line_for_each_group(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    settings = {"output": "out", "tile": {"tile_px": 640, "overlap_px": 64}, "limit": 3}
+    console.log_changed_settings(EvaluateConfig.model_validate({"source": "in"} | settings), known=["output"])
+    tile = "settings: tile.tile_px 512 -> 640, tile.overlap_px 128 -> 64"
+    assert sorted(caplog.messages) == ["settings: limit unset -> 3", tile]
+
+
 def test_the_json_line_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_json({"a": [1, 2]})
     assert json.loads(capsys.readouterr().out) == {"a": [1, 2]}

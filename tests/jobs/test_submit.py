@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra import submission
 from jobs import submit
 from pipeline.errors import ConfigError, JobError
 from tests import ROOT
@@ -24,7 +25,7 @@ KUBERNETES_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 WAIT_S = 90.0
 
-names = st.text("ab0-", min_size=1, max_size=40).filter(submit.NAME.fullmatch)
+names = st.text("ab0-", min_size=1, max_size=40).filter(submit.ID_PREFIX.fullmatch)
 
 # Stands for the evaluation: notes under --history that it ran, and fails the gate for one checkpoint.
 STAND_IN = """
@@ -80,7 +81,7 @@ def test_a_name_that_no_id_can_begin_with_is_refused(name):
 
 
 def test_everything_after_the_dashes_is_the_command():
-    args = submit.parser().parse_args(["--name", "eval", "--date", "2026-11-20", "--", "python", "-m", "x", "--wait"])
+    args = submit.parse_submission(["--name", "eval", "--date", "2026-11-20", "--", "python", "-m", "x", "--wait"])
     assert args.command == ["python", "-m", "x", "--wait"]
     assert args.date == date(2026, 11, 20)
     assert not args.wait
@@ -90,7 +91,7 @@ class Head:
     """Answers like a head that is starting: so often that it has no agent yet, then with one more refusal or none."""
 
     def __init__(self, *, not_yet: int, then: str = "") -> None:
-        self.refusals = not_yet * [submit.NOT_YET] + ([then] if then else [])
+        self.refusals = not_yet * [submission.NO_AGENT] + ([then] if then else [])
         self.taken: list[str] = []
 
     def submit_job(self, *, entrypoint: str, submission_id: str) -> None:
@@ -103,18 +104,18 @@ class Head:
 
 
 def test_a_head_that_is_only_starting_is_waited_for(monkeypatch):
-    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    monkeypatch.setattr(submission, "POLL_S", 0.0)
     head = Head(not_yet=3)
-    assert submit.submit(head, "eval-2026-11-20", "true")
+    assert submission.submit_once(head, "eval-2026-11-20", "true")
     assert head.taken == ["eval-2026-11-20"]
 
 
 @pytest.mark.parametrize(("head", "patience_s"), [(Head(not_yet=0, then="no disk"), 60.0), (Head(not_yet=9), -1.0)])
 def test_another_refusal_and_a_head_that_never_starts_are_errors(monkeypatch, head, patience_s):
-    monkeypatch.setattr(submit, "POLL_S", 0.0)
-    monkeypatch.setattr(submit, "START_S", patience_s)
+    monkeypatch.setattr(submission, "POLL_S", 0.0)
+    monkeypatch.setattr(submission, "HEAD_START_S", patience_s)
     with pytest.raises(JobError, match="was not taken"):
-        submit.submit(head, "eval-2026-11-20", "true")
+        submission.submit_once(head, "eval-2026-11-20", "true")
     assert head.taken == []
 
 

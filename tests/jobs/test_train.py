@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from jobs import train
+from jobs import train, training_run
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
 from pipeline.store import objects
@@ -226,9 +226,13 @@ def test_a_run_leaves_in_a_store_what_it_leaves_in_a_folder(data, tmp_path, s3_u
 
 
 def test_the_card_says_how_to_train_again_and_not_on_which_machine():
-    said = train.command(["--config", "/home/me/field.yaml", "--data=/mnt/disk/field", "--output", "s3://bucket/run"])
+    said = training_run.repeatable_command(
+        ["--config", "/home/me/field.yaml", "--data=/mnt/disk/field", "--output", "s3://bucket/run"]
+    )
     assert said == "python -m jobs.train --config field.yaml --data=field --output s3://bucket/run"
-    assert train.command(["--data", "../field", "--optimise.lr", "0.1"]).endswith("--data ../field --optimise.lr 0.1")
+    assert training_run.repeatable_command(["--data", "../field", "--optimise.lr", "0.1"]).endswith(
+        "--data ../field --optimise.lr 0.1"
+    )
 
 
 def first_within(seconds: float, found: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional
@@ -153,7 +154,7 @@ def test_the_list_is_printed_in_each_format(form: str, capsysbinary, tmp_path) -
     elif form == "table":
         assert b"deeplab_v3plus_mobilenet_v2    2018" in said
     else:
-        assert listing.pq.read_table(path).column("name").to_pylist() == ["deeplab_v3plus_mobilenet_v2"]
+        assert pq.read_table(path).column("name").to_pylist() == ["deeplab_v3plus_mobilenet_v2"]
 
 
 @pytest.mark.parametrize("flags", [["--only", "alexnet"], ["--size", "0"], ["--classes", "0"]])

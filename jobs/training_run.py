@@ -1,0 +1,125 @@
+"""The lifecycle of a training run: lease, train here or on Ray, mark as finished; or rehearse it, or search a rate.
+
+Importing this module imports torch and Ray, so `jobs.train` does it after its flags are parsed.
+"""
+
+import logging
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from pydantic import JsonValue
+
+from infra import preflight, session
+from jobs import command_line, console
+from pipeline.models import checkpoint
+from pipeline.redact import redact
+from pipeline.store import objects
+from pipeline.store.lease import Lease
+from pipeline.training import forecast, on_ray, ranks, run
+from pipeline.training.config import TrainConfig
+from pipeline.training.worker import find_lr, take_part
+
+log = logging.getLogger(__name__)
+
+TRAINING_LEASE_S = 30.0
+"""A driver silent for this long has lost the output, seconds."""
+
+Work = Callable[[TrainConfig], None]
+"""Trains by a config, in this process or on Ray."""
+
+
+def train_on_cluster(cfg: TrainConfig, *, dry_run: bool) -> int:
+    """Train in workers of Ray, or rehearse it; returns the exit status."""
+
+    def work(cfg: TrainConfig) -> None:
+        preflight.check_authentication()
+        with session.connect() as nodes:
+            on_ray.train_on_ray(cfg, card_facts(), nodes)
+
+    return rehearse(cfg, work) if dry_run else lead(cfg, work)
+
+
+def train_bare(cfg: TrainConfig, *, dry_run: bool) -> int:
+    """Train in this process, or as one of torchrun's, or rehearse it; returns the exit status."""
+    with ranks.process_group(ranks.device_of(cfg.runtime.device)) as group:
+        work = partial(take_part, group=group, about=card_facts())
+        if group.leads:
+            return (rehearse if dry_run else lead)(cfg, work, broadcast=group.agreed)
+        if group.agreed(0):  # rank 0 sends whether there is work
+            work(forecast.rehearsal(cfg) if dry_run else cfg)
+        return 0
+
+
+def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) -> int:
+    """Train as rank 0, or as the driver of a cluster, under a lease on the output; returns the exit status.
+
+    Args:
+        cfg: of the run.
+        work: trains.
+        broadcast: sends a number to the other ranks: 1 when there is work, 0 when the run is finished.
+    """
+    run.refuse_changed_settings(cfg)
+    finished = objects.exists(objects.join(cfg.output, "_SUCCESS"))
+    broadcast(not finished)
+    if finished:
+        log.info("nothing to do: this run is finished")
+    else:
+        preflight.check_output(objects.join(cfg.output, "_run"))
+        with Lease(cfg.output, lease_s=TRAINING_LEASE_S, command=redact(shlex.join(sys.argv))):
+            config_url = objects.join(cfg.output, "_run/config.yaml")
+            objects.put(config_url, command_line.to_yaml(cfg).encode())
+            log.info("every setting: %s", redact(config_url))
+            work(cfg)
+            objects.put(objects.join(cfg.output, "_SUCCESS"), b"")
+    card = checkpoint.load_card(cfg.output)
+    summary = {"output": redact(cfg.output), "step": card.training["step"], "miou": card.training["miou"]}
+    log.info("%s: the best weights are of step %s, validation mIoU %s", *summary.values())
+    console.print_json(summary)
+    return 0
+
+
+def rehearse(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) -> int:
+    """Train a few steps of every phase, print a forecast of time and memory, delete the rehearsal; as `lead`."""
+    short = forecast.rehearsal(cfg)
+    broadcast(1)
+    try:
+        work(short)
+        expected = forecast.forecast_run(cfg, short.output)
+    finally:
+        forecast.clear(short.output)
+    log.info("%s", expected)
+    console.print_json(asdict(expected))
+    return 0
+
+
+def search_rate(cfg: TrainConfig) -> int:
+    """Train at growing learning rates and print the loss at each, and the rate to begin with; leaves nothing."""
+    untracked = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracker": "none"})})
+    with ranks.process_group(ranks.device_of(cfg.runtime.device)) as group:
+        search = find_lr(untracked, group)
+        if group.leads:
+            log.info("%s", search.table())
+            console.print_json({"lr": search.suggested})
+    return 0
+
+
+def card_facts() -> dict[str, JsonValue]:
+    """Command and versions, for the checkpoint card."""
+    return {
+        "command": repeatable_command(sys.argv[1:]),
+        "atrous": command_line.code_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def repeatable_command(flags: Sequence[str]) -> str:
+    """The command that starts such a run again, without credentials and without the folders of this machine."""
+    relative = [re.sub(r"(^|=)(/[^/]+)*/(?=[^/])", r"\1", flag) for flag in flags]
+    return redact(shlex.join(["python", "-m", "jobs.train", *relative]))

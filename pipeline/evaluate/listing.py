@@ -1,0 +1,104 @@
+"""The list of published networks: size and cost of each variant, its speed on this machine, its published mIoU.
+
+In: variants of `models.catalogue`. Out: one record per variant, as text, JSON or Parquet. Speed is measured one image
+at a time, in the precision that inference would choose.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.infer.segmenter import resolve_precision
+from pipeline.models import catalogue
+from pipeline.models.catalogue import Variant
+from pipeline.models.network import Network
+
+TIMED_PASSES = 3
+"""Forward passes whose median is the speed; one more before them warms up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedVariant:
+    """One line of the list."""
+
+    name: str
+    network: str
+    year: int
+    paper: str
+    output_stride: int
+    parameters: int
+    gmacs: float
+    """Multiply-accumulates of one image, 1e9."""
+    images_per_s: float | None
+    """None when not measured."""
+    miou: float | None
+    """Published, percent."""
+    measured_on: str
+
+
+def measure_speed(network: Network, size_px: int) -> float:
+    """Images a second, one at a time, on the GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_precision("auto", device)
+    network = network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.rand(1, 3, size_px, size_px, device=device).contiguous(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+        for _ in range(TIMED_PASSES + 1):
+            started = perf_counter()
+            network(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(perf_counter() - started)
+    return 1 / statistics.median(seconds[1:])
+
+
+def list_variant(variant: Variant, *, size_px: int, num_classes: int, measure: bool) -> ListedVariant:
+    """Count parameters and MACs of a variant; with `measure`, time it as well."""
+    with torch.device("meta"):
+        counted = variant.build(num_classes)
+    images_per_s = measure_speed(variant.build(num_classes), size_px) if measure else None
+    return ListedVariant(
+        name=variant.name,
+        network=variant.network,
+        year=variant.year,
+        paper=variant.paper,
+        output_stride=counted.output_strides[0],
+        parameters=catalogue.count_parameters(counted),
+        gmacs=round(catalogue.count_macs(counted, size_px) / 1e9, 3),
+        images_per_s=None if images_per_s is None else round(images_per_s, 2),
+        miou=variant.miou,
+        measured_on=variant.measured_on,
+    )
+
+
+def listing_text(variants: Sequence[ListedVariant]) -> str:
+    """A table for people, a line per variant."""
+    lines = [f"{'name':30} {'year':>4} {'Mparam':>7} {'GMAC':>7} {'img/s':>6} {'mIoU':>6}  published on; paper"]
+    for row in variants:
+        rate = "" if row.images_per_s is None else f"{row.images_per_s:.2f}"
+        miou = "" if row.miou is None else f"{row.miou:.2f}"
+        origin = "; ".join(filter(None, (row.measured_on, row.paper)))
+        parameters = f"{row.parameters / 1e6:7.2f}"
+        lines.append(f"{row.name:30} {row.year:4} {parameters} {row.gmacs:7.1f} {rate:>6} {miou:>6}  {origin}")
+    return "\n".join(lines)
+
+
+def write_listing(variants: Sequence[ListedVariant], form: str, path: str | None) -> None:
+    """Print the list as `table` or `json`, or write it as `parquet`: to `path`, or to stdout where that is None."""
+    rows = [asdict(row) for row in variants]
+    if form == "table":
+        print(listing_text(variants))
+    elif form == "json":
+        print(json.dumps(rows, indent=1))
+    elif path is None:
+        pq.write_table(pa.Table.from_pylist(rows), pa.PythonFile(sys.stdout.buffer, mode="w"))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
