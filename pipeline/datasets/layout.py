@@ -38,6 +38,10 @@ class ListedExample:
     more: tuple[str, ...] = ()
     """Other paths, ids or text that the set needs to make the label or the image."""
 
+    def __repr__(self) -> str:
+        """The text that shard ids are a digest of: it must stay as it is, or a begun output cannot be continued."""
+        return f"Example(key={self.key!r}, image={self.image!r}, label={self.label!r}, more={self.more!r})"
+
     @property
     def label_file(self) -> str:
         """`label`, in sets where every example has one."""

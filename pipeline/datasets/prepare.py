@@ -76,9 +76,9 @@ class ExampleShard:
 
     @property
     def id(self) -> str:
-        """16 hex digits, of the split and the examples."""
-        said = repr((self.split, self.examples))
-        return blake2b(said.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        """16 hex digits, a digest of the split and the examples; receipts and plans of outputs name shards by it."""
+        content = repr((self.split, self.examples))
+        return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

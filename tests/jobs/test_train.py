@@ -125,7 +125,7 @@ def assert_same_but_for_rounding(one: Path, other: Path) -> None:
     assert len(curve) == STEPS
     assert curve[-1] < 0.9 * curve[0], "there was something to learn"
     np.testing.assert_allclose(second, curve, rtol=1e-9)
-    (_, expected), (_, found) = (state.load(str(output), STEPS) for output in (one, other))
+    (_, expected), (_, found) = (state.load_state(str(output), STEPS) for output in (one, other))
     assert torch.float32 not in {tensor.dtype for tensor in expected.values()}
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 

@@ -24,9 +24,10 @@ from pipeline.training import learner, loop, on_ray, validate
 def use() -> None:
     """From here on this process trains in float64."""
     torch.set_default_dtype(torch.float64)
-    build = in_single_precision(learner.build)
-    learner.build = lambda *args: build(*args).double()
-    loop.validate, validate.look = map(in_single_precision, (loop.validate, validate.look))
+    build = in_single_precision(learner.build_phase_network)
+    learner.build_phase_network = lambda *args: build(*args).double()
+    loop.validate = in_single_precision(loop.validate)
+    validate.predict_samples = in_single_precision(validate.predict_samples)
 
 
 def in_single_precision(call: Callable) -> Callable:

@@ -18,7 +18,7 @@ from pipeline.config import DecodeConfig, ReadConfig, SegmentConfig
 from pipeline.datasets import prepare
 from pipeline.datasets import receipts as inventory
 from pipeline.datasets.layout import Labelled, ListedExample
-from pipeline.datasets.prepare import Preparation, PreparedRow
+from pipeline.datasets.prepare import ExampleShard, Preparation, PreparedRow
 from pipeline.errors import InputError, JobError
 from pipeline.image import labels
 from pipeline.image.decode import decode_image
@@ -75,6 +75,12 @@ def read_back(job: Preparation, split: str = "train") -> dict[str, tuple[bytes, 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_ids_of_shards_are_those_of_outputs_begun_earlier() -> None:
+    one = ExampleShard("train", (ListedExample("train/a", "a.jpg", "a.png"),))
+    two = (ListedExample("val/ä", "ä.jpg", None, ("b", "c")), ListedExample("val/'\"", "x.tif", "y.mat"))
+    assert [one.id, ExampleShard("val", two).id] == ["ba483dbbed667219", "15d4d7b750ad85b9"]
 
 
 # ---------------------------------------------------------------- what training reads
