@@ -1,14 +1,14 @@
 """Measure all refinement engines side by side, each called as the refiner calls it, on the same images and logits.
 
-    python -m benchmarks.densecrf --brief                        # a first look, a minute; generated farmland
+    python -m benchmarks.densecrf --brief                        # one minute, on generated farmland
 
     python -m benchmarks.densecrf --photos FOLDER --plot densecrf.png
 
-    python -m benchmarks.densecrf --halo --photos FOLDER --checkpoint FOLDER --enlarge 2    # how wide must a halo be
+    python -m benchmarks.densecrf --halo --photos FOLDER --checkpoint FOLDER --enlarge 2    # width of halos
 
-Engines take turns in one process on one core; what is compared are ratios, by the clock and by CPU time, which other
-work on the machine disturbs less than it does times. The logits are made up from the colours at stride 8, as soft as
-a DeepLab's. Progress on stderr, one JSON line at the end on stdout.
+Engines take turns in one process on one core. Figures are ratios of wall time and of CPU time, because other work on
+the machine disturbs ratios less than times. Logits are synthetic, from colours at stride 8, as soft as those of a
+DeepLab. Progress on stderr, one JSON line at the end on stdout.
 """
 
 import argparse
@@ -53,11 +53,13 @@ ENGINES: dict[str, dict[str, str]] = {
 meant to differ."""
 STRIDE = 8
 ORACLE_PX = 48
-"""Side of the crops on which every pair of pixels is summed up."""
+"""Side of the crops for the exact mean field, which sums over all pairs of pixels."""
 HALOS = (0, 0.5, 1, 1.5, 2, 3)
+"""Halos that are measured, in sigmas of the widest kernel."""
 SHIFT_PX = 8
+"""Rows and columns cut off to move the lattice."""
 LATTICE_ERROR = 0.002
-"""Share of labels in which lattice and separable Gaussian differ: an engine's own error."""
+"""Share of labels in which lattice and separable Gaussian differ: the error of an engine itself."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _MIB = 2**20
 
@@ -76,7 +78,7 @@ class Case:
 
     @property
     def logits_khw(self) -> Float16:
-        """At the network's stride."""
+        """(K, h, w), at the network's stride."""
         if self.scored.logits_khw is None:
             raise ValueError("a case without logits")
         return self.scored.logits_khw
@@ -84,7 +86,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a process of its own is to refine, small enough to be sent there."""
+    """One image to refine in a process of its own, described instead of sent."""
 
     photos: Path | None
     height: int
@@ -94,7 +96,7 @@ class Workload:
 
 
 def refine_config(engine: str, preset: str, iterations: int) -> RefineConfig:
-    """Settings of one engine. Engines that are no CRF keep their own number of iterations."""
+    """Settings of one engine; `iterations` holds for CRFs only."""
     cfg = RefineConfig.model_validate({"preset": preset, "deadline_s": 1e6, **ENGINES[engine]})
     given = {"iterations": iterations} if REFINE_ENGINES[cfg.engine].has_preset else {}
     return RefineConfig.model_validate(cfg.model_dump() | given)
@@ -106,7 +108,7 @@ def sigma_px(cfg: RefineConfig) -> float:
 
 
 def pictures(photos: Path | None, count: int, height: int, width: int) -> Iterator[UInt8]:
-    """Photographs of a folder, evenly spread and resized; or farmland."""
+    """Photographs spread evenly over a folder, resized; without a folder, generated farmland."""
     if photos is None:
         for seed in range(count):
             yield farmland.generate_scene(seed, height=height, width=width).image_hwc
@@ -117,8 +119,8 @@ def pictures(photos: Path | None, count: int, height: int, width: int) -> Iterat
             yield np.array(file.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS))
 
 
-def made_up(pixels_hwc: UInt8, classes: int) -> Case:
-    """Logits at stride 8 by brightness: as many classes as asked for, each the best on an equal share of the cells."""
+def synthetic_case(pixels_hwc: UInt8, classes: int) -> Case:
+    """Logits at stride 8 from brightness: each of `classes` is the largest in an equal share of the cells."""
     height, width, _ = pixels_hwc.shape
     cells = -(-height // STRIDE), -(-width // STRIDE)
     coarse = PILImage.fromarray(pixels_hwc).resize(cells[::-1], PILImage.Resampling.BOX)
@@ -131,23 +133,23 @@ def made_up(pixels_hwc: UInt8, classes: int) -> Case:
 
 
 def labels(engine: Engine, case: Case, window: Window) -> UInt8:
-    """One call, as the refiner makes it."""
+    """Labels of one call of an engine, with the arguments the refiner gives it."""
     here = slice(window.y, window.y + window.height), slice(window.x, window.x + window.width)
     return engine(WindowInput(case.logits_khw, case.scored, window, case.pixels_hwc[here]), deadline=math.inf).labels_hw
 
 
 def time_engine(engine: Engine, case: Case) -> tuple[float, float, UInt8]:
-    """Seconds by the clock, seconds of CPU time, labels."""
+    """Wall seconds, CPU seconds, labels."""
     wall, cpu = time.perf_counter(), time.process_time()
-    found = labels(engine, case, case.window)
-    return time.perf_counter() - wall, time.process_time() - cpu, found
+    labels_hw = labels(engine, case, case.window)
+    return time.perf_counter() - wall, time.process_time() - cpu, labels_hw
 
 
 def compare_engines(cases: list[Case], preset: str, iterations: int, repeats: int) -> dict[str, dict[str, float]]:
-    """All engines in turns, a case a round: pydensecrf's time over each one's, and the labels that differ from its."""
+    """Time of pydensecrf over that of each engine, and the share of labels that differ; engines take turns."""
     engines = {name: made for name in ENGINES if (made := make_engine(refine_config(name, preset, iterations)))}
     for engine in engines.values():
-        labels(engine, cases[0], Window(0, 0, 32, 32))  # what only a first call does
+        labels(engine, cases[0], Window(0, 0, 32, 32))  # warm-up
     rounds = []
     for case in (cases[number % len(cases)] for number in range(repeats)):
         rounds.append({name: time_engine(engine, case) for name, engine in engines.items()})
@@ -166,7 +168,7 @@ def _figures(pairs: list[tuple[tuple[float, float, UInt8], tuple[float, float, U
 
 
 def exact(pixels_hwc: UInt8, logits_khw: Float32, params: CrfParams) -> UInt8:
-    """Labels of the mean field with every pair of pixels, in float64: (H, W)."""
+    """Labels of the exact mean field, over every pair of pixels in float64: (H, W)."""
     classes, height, width = logits_khw.shape
     place = np.argwhere(np.ones((height, width), bool)).astype(float)
     colour = pixels_hwc.reshape(-1, 3) / params.bi_rgb
@@ -187,7 +189,7 @@ def exact(pixels_hwc: UInt8, logits_khw: Float32, params: CrfParams) -> UInt8:
 
 
 def off_the_oracle(cases: list[Case], preset: str, iterations: int) -> dict[str, float]:
-    """Share of labels that differ from the true mean field's, on crops from the middle of the images."""
+    """Share of labels that differ from the exact mean field, on crops from the middle of the images."""
     engines = {name: made for name in ENGINES if (made := make_engine(refine_config(name, preset, iterations)))}
     params = crf_params(refine_config("native auto", preset, iterations))
     off: dict[str, list[float]] = {name: [] for name in ENGINES}
@@ -196,9 +198,9 @@ def off_the_oracle(cases: list[Case], preset: str, iterations: int) -> dict[str,
         y, x = (whole.height - ORACLE_PX) // 2, (whole.width - ORACLE_PX) // 2
         crop = Window(y, x, ORACLE_PX, ORACLE_PX)
         pixels = case.pixels_hwc[y : y + ORACLE_PX, x : x + ORACLE_PX]
-        truth = exact(pixels, upsample_window(case.logits_khw, case.scored, crop), params)
+        exact_hw = exact(pixels, upsample_window(case.logits_khw, case.scored, crop), params)
         for name, engine in engines.items():
-            off[name].append(float((labels(engine, case, crop) != truth).mean()))
+            off[name].append(float((labels(engine, case, crop) != exact_hw).mean()))
     return {name: round(mean(shares), 6) for name, shares in off.items()}
 
 
@@ -212,13 +214,13 @@ def _prepared(work: Workload) -> tuple[Engine, Case]:
     engine = make_engine(work.cfg)
     if engine is None:
         raise ValueError("none is no engine")
-    return engine, made_up(next(pictures(work.photos, 1, work.height, work.width)), work.classes)
+    return engine, synthetic_case(next(pictures(work.photos, 1, work.height, work.width)), work.classes)
 
 
 def engine_peak_mib(work: Workload) -> float:
-    """Peak resident memory of one call beyond its inputs; in a process of its own."""
+    """Peak resident memory of one call beyond its inputs, MiB; run it in a process of its own."""
     engine, case = _prepared(work)
-    labels(engine, case, Window(0, 0, 32, 32))  # what a first call loads
+    labels(engine, case, Window(0, 0, 32, 32))  # warm-up
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak, see proc_pid_clear_refs(5)
     before = _status_bytes("VmRSS")
@@ -227,7 +229,7 @@ def engine_peak_mib(work: Workload) -> float:
 
 
 def seconds_each(work: Workload, seconds: float) -> tuple[float, float]:
-    """One call by the clock and in CPU time, over and over for some seconds: how many run beside it shows in both."""
+    """Mean wall and CPU seconds of a call, repeated for some seconds; processes beside it slow both down."""
     engine, case = _prepared(work)
     labels(engine, case, case.window)
     wall, cpu, done = time.perf_counter(), time.process_time(), 0
@@ -238,48 +240,48 @@ def seconds_each(work: Workload, seconds: float) -> tuple[float, float]:
 
 
 def throughput(pool: Pool, work: Workload, seconds: float) -> dict[str, float]:
-    """Images a second of one process and of two, by the clock and for each second of CPU time."""
-    said = {}
+    """Images per wall second and per CPU second, of one process and of two."""
+    rates = {}
     for name, count in (("one", 1), ("two", 2)):
         each = pool.starmap(seconds_each, [(work, seconds)] * count, chunksize=1)
-        said[f"{name}_per_s"] = round(sum(1 / wall for wall, _ in each), 3)
-        said[f"{name}_per_core_s"] = round(mean(1 / cpu for _, cpu in each), 3)
-    return said
+        rates[f"{name}_per_s"] = round(sum(1 / wall for wall, _ in each), 3)
+        rates[f"{name}_per_core_s"] = round(mean(1 / cpu for _, cpu in each), 3)
+    return rates
 
 
 def cores_per_gpu(rate: float, per_core_s: float) -> int:
-    """Cores that refine as many images as a GPU segments in the same time."""
+    """Cores that refine as fast as a GPU segments."""
     return math.ceil(rate / per_core_s)
 
 
 def measure_speed(args: argparse.Namespace) -> list[dict[str, object]]:
-    """One entry for each size, number of classes, preset and engine."""
-    found: list[dict[str, object]] = []
+    """Ratios of every size, number of classes, preset and engine."""
+    rows: list[dict[str, object]] = []
     for height, width in args.sizes:
         images = list(pictures(args.photos, args.images, height, width))
         for classes in args.classes:
-            cases = [made_up(pixels, classes) for pixels in images]
+            cases = [synthetic_case(pixels, classes) for pixels in images]
             for preset in args.presets:
                 what = {"size": f"{width}x{height}", "classes": classes, "preset": preset}
                 log.info("%s: pydensecrf's time over each engine's", what)
                 for name, figures in compare_engines(cases, preset, args.iterations, args.repeats).items():
-                    found.append({**what, "engine": name, **figures})
+                    rows.append({**what, "engine": name, **figures})
                     log.info("  %-16s %s", name, figures)
-    return found
+    return rows
 
 
 def measure_exactness(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Share of labels off the oracle's, by preset and engine."""
+    """Share of labels that differ from the exact mean field, by preset and engine."""
     height, width = args.sizes[0]
-    cases = [made_up(pixels, min(args.classes)) for pixels in pictures(args.photos, args.crops, height, width)]
-    found = {preset: off_the_oracle(cases, preset, args.iterations) for preset in args.presets}
-    log.info("share of labels off the true mean field: %s", found)
-    return found
+    cases = [synthetic_case(pixels, min(args.classes)) for pixels in pictures(args.photos, args.crops, height, width)]
+    shares = {preset: off_the_oracle(cases, preset, args.iterations) for preset in args.presets}
+    log.info("share of labels off the exact mean field: %s", shares)
+    return shares
 
 
 def measure_processes(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Peak memory at the largest size; throughput and the cores a GPU needs at the first size."""
-    fresh, found = multiprocessing.get_context("spawn"), []
+    """Peak memory at the largest size; throughput, and cores per GPU, at the first size."""
+    fresh, rows = multiprocessing.get_context("spawn"), []
     for preset in args.presets:
         for name in ENGINES:
             cfg = refine_config(name, preset, args.iterations)
@@ -290,36 +292,36 @@ def measure_processes(args: argparse.Namespace) -> list[dict[str, object]]:
             with fresh.Pool(1) as pool:
                 peak = pool.apply(engine_peak_mib, (largest,))
             with fresh.Pool(2) as pool:
-                said = throughput(pool, first, args.seconds)
-            cores = cores_per_gpu(args.rate, said["two_per_core_s"])
-            found.append({"preset": preset, "engine": name, "peak_mib": peak, **said, "cores_per_gpu": cores})
-            log.info("%s", found[-1])
-    return found
+                rates = throughput(pool, first, args.seconds)
+            cores = cores_per_gpu(args.rate, rates["two_per_core_s"])
+            rows.append({"preset": preset, "engine": name, "peak_mib": peak, **rates, "cores_per_gpu": cores})
+            log.info("%s", rows[-1])
+    return rows
 
 
 def sizing_line(args: argparse.Namespace, processes: list[dict[str, object]]) -> str:
-    """Cores per GPU, for a person."""
+    """Cores per GPU of every engine and preset, as a sentence."""
     height, width = args.sizes[0]
-    needs = ", ".join(f"{one['engine']} {one['preset']} {one['cores_per_gpu']}" for one in processes)
+    needs = ", ".join(f"{row['engine']} {row['preset']} {row['cores_per_gpu']}" for row in processes)
     what = f"images of {width}x{height} with {max(args.classes)} classes that can win"
     return f"cores per GPU at {args.rate:g} images/s, {what}: {needs}"
 
 
 def draw_ratios(speed: list[dict[str, object]], target: Path) -> None:
-    """Bars of the ratio of CPU times, one panel for each size and number of classes."""
+    """Draw bars of the ratios of CPU time, a panel per size and number of classes."""
     import matplotlib as mpl  # noqa: PLC0415  # only for the plot
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    panels = list(dict.fromkeys((one["size"], one["classes"]) for one in speed))
-    presets = list(dict.fromkeys(str(one["preset"]) for one in speed))
+    panels = list(dict.fromkeys((row["size"], row["classes"]) for row in speed))
+    presets = list(dict.fromkeys(str(row["preset"]) for row in speed))
     figure, axes = plt.subplots(1, len(panels), figsize=(1 + 3.2 * len(panels), 3.4), sharey=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for number, preset in enumerate(presets):
-            here = [one for one in speed if (one["size"], one["classes"]) == panel and one["preset"] == preset]
+            here = [row for row in speed if (row["size"], row["classes"]) == panel and row["preset"] == preset]
             rows = np.arange(len(here)) + (number - (len(presets) - 1) / 2) * 0.8 / len(presets)
-            bars = axis.barh(rows, [one["cpu_ratio"] for one in here], 0.8 / len(presets), label=preset)
+            bars = axis.barh(rows, [row["cpu_ratio"] for row in here], 0.8 / len(presets), label=preset)
             axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         axis.set_yticks(range(len(ENGINES)), list(ENGINES))
         axis.set(title=f"{panel[0]}, {panel[1]} classes", xlabel="times as fast as pydensecrf")
@@ -332,16 +334,16 @@ def draw_ratios(speed: list[dict[str, object]], target: Path) -> None:
 
 
 def segmented(args: argparse.Namespace) -> Iterator[Case]:
-    """Images with the logits of a real network, without the classes that cannot win."""
+    """Images with the logits of a trained network, without pruned classes."""
     height, width = args.sizes[0]
     images = list(pictures(args.photos, args.images, height // args.enlarge, width // args.enlarge))
-    large = [PILImage.fromarray(one).resize((width, height), PILImage.Resampling.BICUBIC) for one in images]
-    seen = [Image(np.array(one), None) for one in large]
+    large = [PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC) for pixels in images]
+    seen = [Image(np.array(picture), None) for picture in large]
     segmenter = Segmenter(checkpoint.load_checkpoint(args.checkpoint), InferConfig(), TileConfig())
     for image, prediction in zip(seen, segmenter(seen), strict=True):
         if prediction.logits_khw is None:
-            raise RuntimeError(f"the network gave nothing: {prediction.error}")
-        ids = active_classes(prediction.logits_khw, prune=RefineConfig().prune)
+            raise RuntimeError(f"the network gave no logits: {prediction.error}")
+        ids, _ = active_classes(prediction.logits_khw, prune=RefineConfig().prune)
         scored = Scored(
             Item(key="", shard="", etag=""),
             height=height,
@@ -355,15 +357,15 @@ def segmented(args: argparse.Namespace) -> Iterator[Case]:
 
 
 def in_windows(case: Case, refiner: Refiner, halo_px: int) -> UInt8:
-    """The mask of an image that is refined in windows with this halo."""
+    """Mask of an image refined in windows with a halo of `halo_px`."""
     refiner.halo_px = halo_px
     return refiner(case.scored, Image(case.pixels_hwc, None)).mask_hw
 
 
-def moved(case: Case, cfg: RefineConfig) -> float:
-    """Share of labels that change when a few rows and columns far away are cut off: how much the lattice's place does.
+def lattice_shift_share(case: Case, cfg: RefineConfig) -> float:
+    """Share of labels that change when `SHIFT_PX` rows and columns far away are cut off; NaN for a small image.
 
-    Cells of a lattice start at the first pixel, so even wide halos leave differences of this order.
+    The cells of a lattice start at the first pixel, so even wide halos leave differences of this order.
     """
     engine, far = make_engine(cfg), int(max(HALOS) * sigma_px(cfg))
     if engine is None or min(case.window.height, case.window.width) <= far:
@@ -374,13 +376,13 @@ def moved(case: Case, cfg: RefineConfig) -> float:
 
 
 def work_factor(height: int, width: int, core_px: int, halo_px: int) -> float:
-    """Pixels refined over pixels of the image."""
+    """Pixels refined, halos included, over pixels of the image."""
     outer = [with_halo(core, height, width, halo_px) for core in windows(height, width, core_px)]
-    return sum(one.height * one.width for one in outer) / (height * width)
+    return sum(window.height * window.width for window in outer) / (height * width)
 
 
 def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict[str, float]], float]:
-    """By halo in sigmas: share of labels unlike those of the image refined whole, and the work; the share `moved`."""
+    """Share of labels that differ from the image refined whole, and work, by halo in sigmas; `lattice_shift_share`."""
     classes, cfg = (
         checkpoint.load_checkpoint(args.checkpoint).card.classes,
         refine_config("native auto", preset, args.iterations),
@@ -392,49 +394,49 @@ def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict
     floor = []
     for case in segmented(args):
         reference = in_windows(case, whole, 0)
-        floor.append(moved(case, cfg))
+        floor.append(lattice_shift_share(case, cfg))
         for sigmas, seen in shares.items():
             mask = in_windows(case, parts, int(sigmas * sigma_px(cfg)))
             seen.append(float((mask != reference).mean()))
         log.info("%s: %s moved %.6f", preset, {s: round(seen[-1], 6) for s, seen in shares.items()}, floor[-1])
-    said = {}
+    figures = {}
     for sigmas, seen in shares.items():
         work = work_factor(height, width, args.window_px, int(sigmas * sigma_px(cfg)))
         large = work_factor(8192, 8192, RefineConfig().window_px, int(sigmas * sigma_px(cfg)))
-        said[f"{sigmas:g}"] = {"differ": mean(seen), "worst": max(seen), "work": work, "work_default_window": large}
-    tidy = {sigmas: {name: round(value, 6) for name, value in one.items()} for sigmas, one in said.items()}
-    return tidy, round(mean(floor), 6)
+        figures[f"{sigmas:g}"] = {"differ": mean(seen), "worst": max(seen), "work": work, "work_default_window": large}
+    rounded = {sigmas: {name: round(value, 6) for name, value in row.items()} for sigmas, row in figures.items()}
+    return rounded, round(mean(floor), 6)
 
 
 def smallest_halo(halos: dict[str, dict[str, float]], limit: float) -> float | None:
-    """The smallest halo, sigmas, that differs in a smaller share of labels than the limit; None when all are worse."""
-    return min((float(name) for name, one in halos.items() if one["differ"] < limit), default=None)
+    """The smallest halo, in sigmas, whose share of differing labels is below `limit`; None when there is none."""
+    return min((float(name) for name, figures in halos.items() if figures["differ"] < limit), default=None)
 
 
 def run_halos(args: argparse.Namespace) -> dict[str, object]:
-    """Halos of all presets."""
-    found: dict[str, object] = {}
+    """Measure the halos of all presets."""
+    results: dict[str, object] = {}
     for preset in args.presets:
         halos, floor = measure_halos(args, preset)
         smallest = smallest_halo(halos, LATTICE_ERROR)
-        found[preset] = {"halos": halos, "moved": floor, "smallest": smallest}
-        for sigmas, one in halos.items():
-            log.info("%s, halo of %s sigmas: %s", preset, sigmas, one)
+        results[preset] = {"halos": halos, "moved": floor, "smallest": smallest}
+        for sigmas, figures in halos.items():
+            log.info("%s, halo of %s sigmas: %s", preset, sigmas, figures)
         log.info("%s: below %g from %s sigmas on, HALO_SIGMAS is %g", preset, LATTICE_ERROR, smallest, HALO_SIGMAS)
-    return {"halo": found}
+    return {"halo": results}
 
 
 def run_engines(args: argparse.Namespace) -> dict[str, object]:
-    """All tables; the speed only, when brief."""
+    """Measure speed and exactness; without `--brief` also memory, throughput and cores per GPU."""
     speed = measure_speed(args)
     if args.plot:
         draw_ratios(speed, args.plot)
-    found: dict[str, object] = {"speed": speed, "off_the_oracle": measure_exactness(args)}
+    results: dict[str, object] = {"speed": speed, "off_the_oracle": measure_exactness(args)}
     if not args.brief:
         processes = measure_processes(args)
-        found |= {"processes": processes, "sizing": sizing_line(args, processes)}
-        log.info("%s", found["sizing"])
-    return found
+        results |= {"processes": processes, "sizing": sizing_line(args, processes)}
+        log.info("%s", results["sizing"])
+    return results
 
 
 def size(text: str) -> tuple[int, int]:
@@ -444,24 +446,24 @@ def size(text: str) -> tuple[int, int]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; what is not given depends on what is measured."""
+    """Parse the command line; default sizes depend on `--halo`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder of JPEG or PNG photographs; farmland without")
-    parser.add_argument("--images", type=int, default=4, help="of them to go through")
-    parser.add_argument("--sizes", type=size, nargs="+", help="height x width")
-    parser.add_argument("--classes", type=int, nargs="+", default=[21, 5])
-    parser.add_argument("--presets", nargs="+", default=["densecrf-demo", "deeplab-v2"])
-    parser.add_argument("--iterations", type=int, default=10, help="of every CRF")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; each makes every call once")
-    parser.add_argument("--crops", type=int, default=16, help="compared with the oracle")
-    parser.add_argument("--seconds", type=float, default=4, help="each measurement of throughput")
+    parser.add_argument("--photos", type=Path, help="folder of JPEG or PNG photographs; unset: generated farmland")
+    parser.add_argument("--images", type=int, default=4, help="images to use")
+    parser.add_argument("--sizes", type=size, nargs="+", help="image sizes, height x width")
+    parser.add_argument("--classes", type=int, nargs="+", default=[21, 5], help="numbers of classes")
+    parser.add_argument("--presets", nargs="+", default=["densecrf-demo", "deeplab-v2"], help="published parameters")
+    parser.add_argument("--iterations", type=int, default=10, help="iterations of every CRF")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; each calls every engine once")
+    parser.add_argument("--crops", type=int, default=16, help="crops compared with the exact mean field")
+    parser.add_argument("--seconds", type=float, default=4, help="duration of a throughput measurement, seconds")
     parser.add_argument("--rate", type=float, default=100, help="images/s of one GPU, for the sizing line")
-    parser.add_argument("--plot", type=Path, help="PNG or SVG to draw the ratios into")
-    parser.add_argument("--brief", action="store_true", help="one small size, one round, speed and oracle only")
+    parser.add_argument("--plot", type=Path, help="PNG or SVG file for a plot of the ratios")
+    parser.add_argument("--brief", action="store_true", help="one small size, one round, speed and exactness only")
     parser.add_argument("--halo", action="store_true", help="measure halos instead of engines")
-    parser.add_argument("--checkpoint", default="farmland", help="halo: whose logits")
-    parser.add_argument("--enlarge", type=int, default=1, help="halo: the photographs are smaller by this factor")
-    parser.add_argument("--window-px", type=int, default=256, help="halo: core of a window")
+    parser.add_argument("--checkpoint", default="farmland", help="halo: checkpoint that gives the logits")
+    parser.add_argument("--enlarge", type=int, default=1, help="halo: reduce photographs by this factor, then enlarge")
+    parser.add_argument("--window-px", type=int, default=256, help="halo: side of a window without its halo, pixels")
     args = parser.parse_args(argv)
     args.sizes = args.sizes or ([(720, 960)] if args.halo else [(375, 500), (1024, 1024)])
     if args.brief:

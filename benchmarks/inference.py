@@ -1,14 +1,14 @@
-"""Measure the network stage against the loop a person would write, side by side in one run.
+"""Measure the network stage against hand-written loops, on the same images in the same process.
 
     python -m benchmarks.inference --networks resnet101 resnet50 mobilenet_v2 --images 8 --repeats 5
 
-    python -m benchmarks.inference --networks mobilenet_v2 --images 2 --repeats 2      # a first look, one minute
+    python -m benchmarks.inference --networks mobilenet_v2 --images 2 --repeats 2      # one minute
 
-DeepLab v3+ with random weights, which cost what trained ones cost, on images of 513x513 and of mixed sizes. In every
-repeat all sides take their turn, so that whatever else the machine does disturbs all of them; ratios are medians over
-the repeats. On a machine that others use, `--threads 1` and the ratios of processor time say most. On a GPU also: its
-rate of bf16 matrix products and what the network reaches of it, copies beside the work or not, compiled or not. Ends
-with one JSON line.
+DeepLab v3+ with random weights, which take as long as trained ones, on images of 513x513 and of mixed sizes. The sides
+take turns in every repeat, so that other work on the machine disturbs all of them; ratios are medians over the repeats.
+On a shared machine, use `--threads 1` and the ratios of CPU time. On a GPU it also measures the rate of bf16 matrix
+products and the share of it that the network reaches, with and without overlapping copies, compiled or not. Ends with
+one JSON line.
 """
 
 import argparse
@@ -40,16 +40,16 @@ from pipeline.records import Image
 log = logging.getLogger(__name__)
 
 MIXED = ((375, 500), (500, 375), (333, 500), (427, 640), (513, 513), (240, 320), (480, 640), (600, 800))
-"""Heights and widths as photo collections have them: Pascal VOC, COCO, and a few that are larger or smaller."""
+"""Heights and widths of photo collections: Pascal VOC, COCO, and a few larger and smaller ones."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MATMUL = 8192
-"""Rows and columns of the matrices that the rate of a GPU is measured with; 1024 on a CPU."""
+"""Rows and columns of the matrices that measure the rate of a GPU; 1024 on a CPU."""
 
 _Side = Callable[[], object]
 
 
 class InStep(Segmenter):
-    """Copies and computes one after the other: what is lost without overlap."""
+    """A segmenter that copies and computes in turn, to measure the gain of overlapping them."""
 
     def _forward(self, pixels_nhwc: Tensor, dtype: torch.dtype) -> Tensor:
         logits = super()._forward(pixels_nhwc, dtype)
@@ -84,7 +84,7 @@ def random_images(sizes: Sequence[tuple[int, int]]) -> list[Image]:
 
 
 def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
-    """What a person writes: float32, one whole image at a time, memory as it comes."""
+    """A simple hand-written loop: float32, one whole image at a time, default memory format."""
     network = model.build().to(device)
     mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
 
@@ -98,7 +98,7 @@ def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _S
 
 
 def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
-    """The same by a person who knows autocast to bf16 and channels_last."""
+    """A tuned hand-written loop: autocast to bf16, channels_last."""
     network = model.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
 
@@ -113,7 +113,7 @@ def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _S
 
 
 def bare_network(segmenter: Segmenter, images: Sequence[Image]) -> _Side:
-    """The segmenter's own network on the batches it would make, already on the device: nothing but the network."""
+    """The segmenter's network alone, on the segmenter's batches, already on the device."""
     shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
     for image in images:
         grid = plan_tiles(image.height, image.width, segmenter.tile)
@@ -142,15 +142,15 @@ def whole_stream(segmenter: Segmenter, images: Sequence[Image]) -> _Side:
 
 @dataclass(slots=True)
 class Times:
-    """What one side took in each repeat, seconds."""
+    """Times of one side in each repeat, seconds."""
 
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
-    """Of all threads; on a GPU, of the host."""
+    """CPU time of all threads; on a GPU, of the host."""
 
 
 def interleaved(sides: dict[str, _Side], repeats: int, *, device: str) -> dict[str, Times]:
-    """Run every side in each repeat, after a warm-up; the sides take turns."""
+    """Time every side in each repeat, in turns, after a warm-up."""
     times = {name: Times() for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
@@ -165,7 +165,7 @@ def interleaved(sides: dict[str, _Side], repeats: int, *, device: str) -> dict[s
 
 
 def matmul_tflops(*, device: str, dtype: torch.dtype) -> float:
-    """Rate of matrix products, 10^12 operations a second: the best of ten."""
+    """Rate of matrix products, 1e12 operations a second, best of ten."""
     size = MATMUL if device == "cuda" else 1024
     a, b = torch.rand(2, size, size, device=device).to(dtype)
 
@@ -178,7 +178,7 @@ def matmul_tflops(*, device: str, dtype: torch.dtype) -> float:
 
 
 def gmacs(model: Checkpoint, sizes: Sequence[tuple[int, int]], tile: TileConfig) -> float:
-    """Multiply-accumulates of what the segmenter runs for images of some sizes, thousands of millions."""
+    """Multiply-accumulates of the segmenter's network on images of these sizes, 1e9."""
     network, total = checkpoint.blank(model.card), 0
     for height, width in sizes:
         grid = plan_tiles(height, width, tile)
@@ -191,7 +191,7 @@ def gmacs(model: Checkpoint, sizes: Sequence[tuple[int, int]], tile: TileConfig)
 def compare_inference(
     backbone: str, sizes: Sequence[tuple[int, int]], *, output_stride: int, args: argparse.Namespace
 ) -> dict[str, float]:
-    """All sides on the same images: images a second of ours, and ratios, above 1 where ours is faster."""
+    """Images a second of our segmenter, and time of each other side over ours: above 1 where ours is faster."""
     model, images, tile = random_checkpoint(backbone, output_stride), random_images(sizes), TileConfig()
     ours = Segmenter(model, InferConfig(), tile, device=args.device)
     sides = {
@@ -207,26 +207,26 @@ def compare_inference(
     times = interleaved(sides, args.repeats, device=args.device)
     mine = times.pop("ours")
     rate = len(images) / statistics.median(mine.wall)
-    said = {"images_per_s": rate, "tflops": rate / len(images) * 2 * gmacs(model, sizes, tile) / 1e3}
+    figures = {"images_per_s": rate, "tflops": rate / len(images) * 2 * gmacs(model, sizes, tile) / 1e3}
     for name, theirs in times.items():
-        said[f"{name}_over_ours"] = ratio(theirs.wall, mine.wall)
-        said[f"{name}_over_ours_processor"] = ratio(theirs.processor, mine.processor)
-    return {name: round(value, 3) for name, value in said.items()}
+        figures[f"{name}_over_ours"] = ratio(theirs.wall, mine.wall)
+        figures[f"{name}_over_ours_processor"] = ratio(theirs.processor, mine.processor)
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """Median over the repeats of one side's time over the other's."""
-    return statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
+    """Median over the repeats of one side's time over ours."""
+    return statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
 
 
 def agreement(device: str) -> dict[str, float]:
-    """Share of cells whose class differs from float32's, with the shipped network on the images it was made for."""
+    """Share of cells whose class differs from float32's, of the shipped network on farmland."""
     model = checkpoint.load_checkpoint("farmland")
     images = [Image(farmland.generate_scene(seed, height=513, width=513).image_hwc, None) for seed in range(8)]
     exact, ours = (
         [
-            one.logits_khw
-            for one in Segmenter(model, InferConfig(precision=precision), TileConfig(), device=device)(images)
+            prediction.logits_khw
+            for prediction in Segmenter(model, InferConfig(precision=precision), TileConfig(), device=device)(images)
         ]
         for precision in ("fp32", "auto")
     )
@@ -237,13 +237,13 @@ def agreement(device: str) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     """Compare, then print one JSON line with every figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet101", "resnet50", "mobilenet_v2"])
-    parser.add_argument("--output-strides", type=int, nargs="+", default=[16])
-    parser.add_argument("--images", type=int, default=8, help="Of 513x513; of mixed sizes there are as many.")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true", help="Also with torch.compile, which takes a minute each.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--networks", nargs="+", default=["resnet101", "resnet50", "mobilenet_v2"], help="backbones")
+    parser.add_argument("--output-strides", type=int, nargs="+", default=[16], help="encoder strides")
+    parser.add_argument("--images", type=int, default=8, help="images of 513x513, and as many of mixed sizes")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--compile", action="store_true", help="measure with torch.compile as well, a minute more each")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     args = parser.parse_args(argv)
     logs.configure()
     torch.set_num_threads(args.threads)
@@ -257,9 +257,9 @@ def main(argv: list[str] | None = None) -> int:
     for backbone in args.networks:
         for stride in args.output_strides:
             for name, sizes in {"513x513": [(513, 513)] * args.images, "mixed": mixed}.items():
-                said = compare_inference(backbone, sizes, output_stride=stride, args=args)
-                figures[f"{backbone}, output stride {stride}, {name}"] = said
-                log.info("%s, output stride %d, %s: %s", backbone, stride, name, said)
+                title = f"{backbone}, output stride {stride}, {name}"
+                figures[title] = compare_inference(backbone, sizes, output_stride=stride, args=args)
+                log.info("%s: %s", title, figures[title])
     print(json.dumps(figures))
     return 0
 

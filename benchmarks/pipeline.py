@@ -1,11 +1,11 @@
-"""Measure the main job against what a person would otherwise write, on the same machine in the same run.
+"""Measure the main job against two baselines, on the same machine in the same run.
 
     python -m benchmarks.pipeline --images 200 2000 --scratch /tmp/bench
 
-    python -m benchmarks.pipeline --images 40            # a first look, two minutes
+    python -m benchmarks.pipeline --images 40            # two minutes
 
-Both others live in `benchmarks/baselines/`: a hand-written multiprocessing script, and Ray Data as the tutorials
-use it. Prints ratios; absolute times say more about the machine than about the code.
+The baselines are in `benchmarks/baselines/`: a hand-written multiprocessing script, and Ray Data as in its tutorials.
+Prints ratios, because absolute times depend on the machine more than on the code.
 """
 
 import argparse
@@ -32,9 +32,9 @@ _SIDES = {
     "multiprocessing": "benchmarks.baselines.multiprocessing_script",
     "naive_ray": "benchmarks.baselines.naive_ray",
 }
-"""Benchmarks in files of their own."""
+"""Modules of the job and the baselines, by name."""
 SAMPLE_S = 2.0
-"""Between two looks at the memory: adding up the pages of twenty processes costs a core a tenth of a second."""
+"""Seconds between two memory samples: the pages of twenty processes take a core a tenth of a second to add up."""
 _MIB = 2**20
 
 
@@ -44,9 +44,9 @@ class MeasuredSide:
 
     wall_s: float
     peak_mib: float
-    """Largest sum over the process tree of proportional set sizes: shared memory counts once."""
+    """Peak memory of the process tree, MiB: proportional set sizes, so shared memory counts once."""
     bytes_per_image: float | None
-    """Handed on from stage to stage through the object store; None where there is none."""
+    """Bytes between stages through the object store; None without one."""
 
 
 def pss_bytes(pid: int) -> int:
@@ -59,24 +59,24 @@ def pss_bytes(pid: int) -> int:
 
 
 def family(pid: int) -> Iterator[int]:
-    """A process and everything that came from it, as far as it is there."""
+    """A process and all its descendants that are alive."""
     yield pid
     for child in children(pid):
         yield from family(child)
 
 
 def children(pid: int) -> list[int]:
-    """Children of all threads of a process, see proc_pid_task_children(5); threads and processes may end meanwhile."""
-    found: list[int] = []
+    """Children of all threads of a process, see proc_pid_task_children(5); those that end meanwhile are left out."""
+    pids: list[int] = []
     with suppress(OSError):
         for task in list(Path(f"/proc/{pid}/task").iterdir()):
             with suppress(OSError):
-                found += map(int, (task / "children").read_text(encoding="ascii").split())
-    return found
+                pids += map(int, (task / "children").read_text(encoding="ascii").split())
+    return pids
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """The status of a process once it has ended; None when it is still running after some seconds."""
+    """Exit status of a process; None when it still runs after `seconds`."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -84,13 +84,13 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 
 def measure_side(side: str, source: Path, output: Path, checkpoint: str) -> MeasuredSide:
-    """Run one side in a process of its own, from start to exit."""
+    """Run one side in a process of its own and measure it from start to exit."""
     command = [sys.executable, "-m", _SIDES[side], "--source", str(source), "--output", str(output)]
     command += ["--checkpoint", checkpoint]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        said: list[bytes] = []
-        reader = threading.Thread(target=lambda: said.append(process.stdout.read() if process.stdout else b""))
+        stdout: list[bytes] = []
+        reader = threading.Thread(target=lambda: stdout.append(process.stdout.read() if process.stdout else b""))
         reader.start()
         peak = 0
         while wait(process, SAMPLE_S) is None:
@@ -99,61 +99,61 @@ def measure_side(side: str, source: Path, output: Path, checkpoint: str) -> Meas
         reader.join()
     if process.returncode:
         raise RuntimeError(f"{side} ended with status {process.returncode}")
-    moved = json.loads(said[0].splitlines()[-1]).get("bytes_between_stages") if said[0].strip() else None
+    between = json.loads(stdout[0].splitlines()[-1]).get("bytes_between_stages") if stdout[0].strip() else None
     images = len(list(source.rglob("*.jpg")))
-    return MeasuredSide(wall_s, peak / _MIB, moved / images if moved else None)
+    return MeasuredSide(wall_s, peak / _MIB, between / images if between else None)
 
 
 def compare_pipelines(images: int, scratch: Path, *, size_px: int, checkpoint: str) -> dict[str, MeasuredSide]:
-    """Run all sides one after the other on the same files."""
+    """Run and measure all sides one after the other on the same files."""
     source = scratch / f"source-{images}-{size_px}"
     if not source.exists():
         log.info("generating %d images", images)
         farmland.write_folder(str(source), images, size_px=size_px, seed=1, workers=2)
-    found = {}
+    measured = {}
     for side in _SIDES:
         output = scratch / f"output-{side}"
         shutil.rmtree(output, ignore_errors=True)
         log.info("%d images: %s ...", images, side)
-        found[side] = measure_side(side, source, output, checkpoint)
-        log.info("%d images: %s %s", images, side, asdict(found[side]))
-    return found
+        measured[side] = measure_side(side, source, output, checkpoint)
+        log.info("%d images: %s %s", images, side, asdict(measured[side]))
+    return measured
 
 
-def ratios(found: dict[int, dict[str, MeasuredSide]]) -> dict[str, float]:
-    """What is promised, as ratios."""
-    said = {}
-    for images, sides in found.items():
+def ratios(measured: dict[int, dict[str, MeasuredSide]]) -> dict[str, float]:
+    """Ratios of wall time, bytes and peak memory between the sides, and of peak memory between sizes of the source."""
+    figures = {}
+    for images, sides in measured.items():
         ours, script, naive = (sides[name] for name in _SIDES)
-        said[f"wall_ours_over_multiprocessing_{images}"] = ours.wall_s / script.wall_s
-        said[f"wall_ours_over_naive_ray_{images}"] = ours.wall_s / naive.wall_s
-        said[f"bytes_naive_ray_over_ours_{images}"] = (naive.bytes_per_image or 0) / (ours.bytes_per_image or 1)
-        said[f"peak_ours_over_multiprocessing_{images}"] = ours.peak_mib / script.peak_mib
-        said[f"peak_ours_over_naive_ray_{images}"] = ours.peak_mib / naive.peak_mib
-    few, many = min(found), max(found)
+        figures[f"wall_ours_over_multiprocessing_{images}"] = ours.wall_s / script.wall_s
+        figures[f"wall_ours_over_naive_ray_{images}"] = ours.wall_s / naive.wall_s
+        figures[f"bytes_naive_ray_over_ours_{images}"] = (naive.bytes_per_image or 0) / (ours.bytes_per_image or 1)
+        figures[f"peak_ours_over_multiprocessing_{images}"] = ours.peak_mib / script.peak_mib
+        figures[f"peak_ours_over_naive_ray_{images}"] = ours.peak_mib / naive.peak_mib
+    few, many = min(measured), max(measured)
     if few != many:
-        said[f"peak_ours_{many}_over_{few}"] = found[many]["ours"].peak_mib / found[few]["ours"].peak_mib
-    return {name: round(value, 3) for name, value in said.items()}
+        figures[f"peak_ours_{many}_over_{few}"] = measured[many]["ours"].peak_mib / measured[few]["ours"].peak_mib
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Compare, then print one JSON line with every figure and every ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[200, 2000])
-    parser.add_argument("--size-px", type=int, default=256)
-    parser.add_argument("--checkpoint", default="farmland")
-    parser.add_argument("--scratch", type=Path, default=Path("demo/benchmark"))
+    parser.add_argument("--images", type=int, nargs="+", default=[200, 2000], help="sizes of the source")
+    parser.add_argument("--size-px", type=int, default=256, help="side of the images, pixels")
+    parser.add_argument("--checkpoint", default="farmland", help="folder or shipped name")
+    parser.add_argument("--scratch", type=Path, default=Path("demo/benchmark"), help="folder for images and outputs")
     args = parser.parse_args(argv)
     logs.configure()
-    found = {
+    measured = {
         images: compare_pipelines(images, args.scratch, size_px=args.size_px, checkpoint=args.checkpoint)
         for images in args.images
     }
-    said = ratios(found)
-    for name, value in said.items():
+    compared = ratios(measured)
+    for name, value in compared.items():
         log.info("%-44s %8.3f", name, value)
-    figures = {str(images): {side: asdict(one) for side, one in sides.items()} for images, sides in found.items()}
-    print(json.dumps({"ratios": said, "figures": figures}))
+    figures = {str(images): {name: asdict(side) for name, side in sides.items()} for images, sides in measured.items()}
+    print(json.dumps({"ratios": compared, "figures": figures}))
     return 0
 
 

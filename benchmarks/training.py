@@ -1,12 +1,12 @@
-"""Measure the training loop against the loop a person would write, on the same network and the same batches.
+"""Measure the training loop against a hand-written loop, on the same network and the same batches.
 
     python -m benchmarks.training --steps 30 --repeats 5
 
-    python -m benchmarks.training --steps 4 --repeats 1 --crop-px 128      # a first look, one minute
+    python -m benchmarks.training --steps 4 --repeats 1 --crop-px 128      # one minute
 
-DeepLab v3+ on generated farmland. *Bare*: forward, cross entropy, backward, SGD, in the precision and memory format
-that ours has. Both are fed by our loader, whose start counts on both sides; validations and checkpoints count on
-neither. The sides take turns, and ratios are medians over the repeats. Ends with one JSON line.
+DeepLab v3+ on generated farmland. The *bare* loop is forward, cross entropy, backward and SGD, in our precision and
+memory format. Our loader feeds both, and its start counts on both sides; validations and checkpoints count on neither.
+The sides take turns, and ratios are medians over the repeats. Ends with one JSON line.
 """
 
 import argparse
@@ -42,13 +42,13 @@ class MeasuredLoop:
 
     images_per_s: float
     data_wait: float
-    """Share of the time in which the step waited for the loader, 0 to 1."""
+    """Share of the time that steps waited for the loader, 0 to 1."""
 
 
 def train_config(args: argparse.Namespace, data: str, output: str) -> TrainConfig:
-    """A run with one line of progress and one short validation, both at its end."""
+    """A run with one progress line and one validation of one image, both at its end."""
     steps = args.steps
-    said = {
+    settings = {
         "data": data,
         "output": output,
         "classes": "farmland",
@@ -59,18 +59,18 @@ def train_config(args: argparse.Namespace, data: str, output: str) -> TrainConfi
         "validation": {"every": steps, "limit": 1},
         "runtime": {"log_every": steps, "checkpoint_every": steps, "tracker": "none", "cache": f"{data}/cache"},
     }
-    return TrainConfig.model_validate(said)
+    return TrainConfig.model_validate(settings)
 
 
 def ours(run: TrainingRun) -> MeasuredLoop:
-    """The loop as every run has it."""
+    """Time the training loop of every run."""
     story = loop.train_phases(run)
     values = next(point.values for point in story.history if "speed/data_wait" in point.values)
     return MeasuredLoop(values["speed/images_per_s"], values["speed/data_wait"])
 
 
 def bare_loop(run: TrainingRun) -> MeasuredLoop:
-    """What a person writes."""
+    """Time the hand-written loop."""
     cfg, device = run.cfg, run.group.device
     network = learner.build_phase_network(cfg, run.classes).to(device, memory_format=learner.layout_of(cfg)).train()  # type: ignore[call-overload]
     dtype = learner.precision_of(cfg, device)
@@ -88,18 +88,18 @@ def bare_loop(run: TrainingRun) -> MeasuredLoop:
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         waited += wait_s
-    float(loss)  # a GPU has finished only now
+    float(loss)  # waits for the GPU
     seconds = time.monotonic() - began
     return MeasuredLoop(cfg.schedule.steps * cfg.optimise.batch / seconds, waited / seconds)
 
 
 def compare_training(args: argparse.Namespace, scratch: Path) -> dict[str, list[MeasuredLoop]]:
-    """Both sides in every repeat, after one that is not counted."""
+    """Time both sides in every repeat, in turns, after a warm-up."""
     data = str(scratch / "data")
     for part, seed in (("train", 0), ("val", _IMAGES)):
         farmland.write_folder(f"{data}/{part}", _IMAGES, size_px=args.crop_px, seed=seed, with_labels=True)
     sides: dict[str, Callable[[TrainingRun], MeasuredLoop]] = {"ours": ours, "bare": bare_loop}
-    found: dict[str, list[MeasuredLoop]] = {name: [] for name in sides}
+    loops: dict[str, list[MeasuredLoop]] = {name: [] for name in sides}
     for turn in range(args.repeats + 1):
         for name, side in sides.items():
             run = open_run(
@@ -108,31 +108,31 @@ def compare_training(args: argparse.Namespace, scratch: Path) -> dict[str, list[
             measured = side(run)
             log.info("%s, turn %d: %s", name, turn, measured)
             if turn:
-                found[name].append(measured)
-    return found
+                loops[name].append(measured)
+    return loops
 
 
 def main(argv: list[str] | None = None) -> int:
     """Compare, then print one JSON line with every figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="mobilenet_v2")
-    parser.add_argument("--crop-px", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=30, help="of a run; the last one also judges and saves")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--backbone", default="mobilenet_v2", help="backbone of DeepLab v3+")
+    parser.add_argument("--crop-px", type=int, default=256, help="side of the crops, pixels")
+    parser.add_argument("--batch", type=int, default=4, help="images per step")
+    parser.add_argument("--steps", type=int, default=30, help="steps of a run; the last one also validates and saves")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     args = parser.parse_args(argv)
     logs.configure()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(prefix="atrous-benchmark-") as scratch:
-        found = compare_training(args, Path(scratch))
-    pairs = list(zip(found["ours"], found["bare"], strict=True))
-    said = {
-        "loop_over_bare": statistics.median(one.images_per_s / other.images_per_s for one, other in pairs),
-        "images_per_s": statistics.median(one.images_per_s for one in found["ours"]),
-        "data_wait": statistics.median(one.data_wait for one in found["ours"]),
+        loops = compare_training(args, Path(scratch))
+    pairs = zip(loops["ours"], loops["bare"], strict=True)
+    figures = {
+        "loop_over_bare": statistics.median(our.images_per_s / bare.images_per_s for our, bare in pairs),
+        "images_per_s": statistics.median(our.images_per_s for our in loops["ours"]),
+        "data_wait": statistics.median(our.data_wait for our in loops["ours"]),
     }
-    print(json.dumps({name: round(value, 3) for name, value in said.items()} | {"threads": args.threads}))
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()} | {"threads": args.threads}))
     return 0
 
 

@@ -1,13 +1,13 @@
-"""What weak labels are worth: a few images with full labels, and many of which only classes or boxes are known.
+"""Measure the gain of weak labels: mIoU after training on few full labels, with and without many weak ones.
 
-    python -m benchmarks.weak --seeds 1 --steps 60        # a first look, a minute of one core
+    python -m benchmarks.weak --seeds 1 --steps 60        # one minute on one core
 
     python -m benchmarks.weak                             # the table of docs/benchmarks/weak.md, fifteen minutes
 
-The scenes are generated farmland whose classes are turned into objects on a background: water, trees, and land for all
-else. Every seed draws its own few and many images; all are judged on the same others. A network that was trained on the
-few goes on in each way for as many steps: on the few alone, or with the many, half of each batch. Runs are those of the
-training job; an interrupted benchmark goes on where it stopped. Progress on stderr, the table on stdout.
+The scenes are generated farmland with three classes: water and trees as objects, land as background. Every seed draws
+its own few and many training images; all are validated on the same others. A network trained on the few images is
+trained further in each way, for as many steps: on the few alone, or with the many as half of each batch. Runs are those
+of the training job; an interrupted benchmark resumes. Progress on stderr, the table on stdout.
 """
 
 import argparse
@@ -41,19 +41,19 @@ log = logging.getLogger(__name__)
 
 _IMAGE_PX = 64
 FEW, MANY, JUDGED = 12, 300, 150
-GOING_ON = 0.3
-"""Factor on the learning rate after the start: what it knows must last until the first E-steps have used it."""
+FURTHER_LR = 0.3
+"""Factor on the learning rate of further training: the first E-steps need the network's knowledge intact."""
 FIRST_JUDGED_SEED = 900_000
 LEAST_PX = 12
-"""Objects with fewer pixels get no box: nobody would draw one."""
+"""Objects with fewer pixels get no box, as no annotator would draw one."""
 NAMES = ("land", "water", "tree")
 OF_FARMLAND = np.array([0, 0, 0, 1, 0, 2, 0], np.uint8)
-"""Our class of each of farmland's: soil, crop, meadow, road and building are land."""
+"""Class of ours for each class of farmland: soil, crop, meadow, road and building are land."""
 _SETTINGS: dict[str, Any] = {
     "network": {"name": "unet", "options": {"padding": "same", "batch_norm": True, "width_multiplier": 0.125}},
     "augment": {"crop_px": (_IMAGE_PX, _IMAGE_PX), "scale": (1, 1), "symmetries": True},
     "optimise": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.01, "batch": 4},
-    # Objects are a seventh of the pixels: by cross entropy alone a network calls everything land for hundreds of steps.
+    # Objects are a seventh of the pixels: with cross entropy alone a network predicts only land for hundreds of steps.
     "loss": {"terms": {"cross_entropy": 1.0, "dice": 1.0}},
     "runtime": {"device": "cpu", "loader_workers": 0, "tracker": "none"},
 }
@@ -61,10 +61,10 @@ _SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to go on from what the few have taught."""
+    """One way of further training."""
 
     part: str = ""
-    """What is known of the many; empty: they are left out."""
+    """Labels of the many images: a kind of `_LABELS`; empty leaves the images out."""
     weak: dict[str, Any] = field(default_factory=dict)
     """Fields of `WeakConfig`."""
 
@@ -85,31 +85,31 @@ WAYS = {
 
 def scene(seed: int) -> tuple[UInt8, UInt8]:
     """(H, W, 3) RGB and (H, W) ids of `NAMES`."""
-    made = farmland.generate_scene(seed, height=_IMAGE_PX, width=_IMAGE_PX)
-    return made.image_hwc, OF_FARMLAND[made.label_hw]
+    generated = farmland.generate_scene(seed, height=_IMAGE_PX, width=_IMAGE_PX)
+    return generated.image_hwc, OF_FARMLAND[generated.label_hw]
 
 
 def png(array: UInt8) -> bytes:
-    """An image or label, without loss."""
+    """PNG of an image or a label."""
     buffer = io.BytesIO()
     PILImage.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def weak_classes(label_hw: UInt8) -> bytes:
-    """The weak label that names the objects of an image."""
+    """Weak label with the names of an image's object classes, as JSON."""
     return json.dumps({"classes": [NAMES[k] for k in np.unique(label_hw) if k]}).encode()
 
 
 def boxes_of(label_hw: UInt8) -> bytes:
-    """The weak label with a box around every connected piece of an object."""
-    found = []
+    """Weak label with a box around every connected component of an object class, as JSON."""
+    boxes = []
     for k, name in enumerate(NAMES[1:], 1):
         pieces_hw, _ = ndimage.label(label_hw == k, np.ones((3, 3)))
         for number, (rows, columns) in enumerate(ndimage.find_objects(pieces_hw), 1):
             if np.count_nonzero(pieces_hw[rows, columns] == number) >= LEAST_PX:
-                found.append({"class": name, "box": [columns.start, rows.start, columns.stop, rows.stop]})
-    return json.dumps({"boxes": found}).encode()
+                boxes.append({"class": name, "box": [columns.start, rows.start, columns.stop, rows.stop]})
+    return json.dumps({"boxes": boxes}).encode()
 
 
 _LABELS: dict[str, tuple[str, Callable[[UInt8], bytes]]] = {
@@ -121,7 +121,7 @@ _LABELS: dict[str, tuple[str, Callable[[UInt8], bytes]]] = {
 
 
 def write_scenes(data: str, seeds: range, parts: dict[str, str]) -> None:
-    """Write the scenes of some seeds into parts of the data, each with its kind of label."""
+    """Write the scenes of these seeds into parts of the data, each part with its kind of label."""
     for seed in seeds:
         image_hwc, label_hw = scene(seed)
         for part, kind in parts.items():
@@ -131,7 +131,7 @@ def write_scenes(data: str, seeds: range, parts: dict[str, str]) -> None:
 
 
 def write_data(data: str, seed: int) -> None:
-    """Write what the runs of a seed learn from and are judged on; the class map last, as a sign that all is there."""
+    """Write training and validation images of a seed; the class map last, which marks the data as complete."""
     write_scenes(data, range(FIRST_JUDGED_SEED, FIRST_JUDGED_SEED + JUDGED), {"val": "full"})
     first = 1000 * seed
     write_scenes(data, range(first, first + FEW), {"few": "full"})
@@ -146,34 +146,34 @@ def write_data(data: str, seed: int) -> None:
 
 
 def weak_config(scratch: Path, seed: int, way: Way, *, steps: int, output: str, initial: str | None) -> TrainConfig:
-    """The settings of one run."""
+    """Settings of one run; `initial` is the checkpoint that further training starts from."""
     many = (way.part,) if way.part else ()
     optimise = _SETTINGS["optimise"]
-    said = _SETTINGS | {
+    settings = _SETTINGS | {
         "data": str(scratch / f"data-{seed}"),
         "output": output,
         "seed": seed,
         "sets": {"train": ("few", *many)},
         "network": _SETTINGS["network"] | {"initial": initial},
-        "optimise": optimise | {"lr": optimise["lr"] * (GOING_ON if initial else 1)},
+        "optimise": optimise | {"lr": optimise["lr"] * (FURTHER_LR if initial else 1)},
         "runtime": _SETTINGS["runtime"] | {"cache": str(scratch / "cache")},
         "sample": {"weak_share": 0.5 if way.weak else None},
         "schedule": {"steps": steps, "warmup": 10},
         "validation": {"every": steps, "samples": 0},
         "weak": way.weak,
     }
-    return TrainConfig.model_validate(said)
+    return TrainConfig.model_validate(settings)
 
 
 def train_once(cfg: TrainConfig) -> list[float]:
-    """Do one run; returns its validation mIoU and the IoU of every class. No step is chosen: the last one counts."""
+    """Train one run; returns validation mIoU and the IoU of every class after its last step."""
     loop.train_phases(run.open_run(cfg, Group(), about={}))
-    said: dict[str, Any] = checkpoint.load_checkpoint(cfg.output).card.training
-    return [float(said[name]) for name in ("miou", *(f"iou/{name}" for name in NAMES))]
+    measured: dict[str, Any] = checkpoint.load_checkpoint(cfg.output).card.training
+    return [float(measured[name]) for name in ("miou", *(f"iou/{name}" for name in NAMES))]
 
 
 def runs(scratch: Path, seed: int, *, steps: int) -> Iterator[tuple[str, list[float]]]:
-    """Every way of one seed, and what came of it."""
+    """Train one seed in every way; yields name and scores as in `train_once`."""
     data = str(scratch / f"data-{seed}")
     if not objects.exists(objects.join(data, run.CLASSES_FILE)):
         write_data(data, seed)
@@ -181,28 +181,28 @@ def runs(scratch: Path, seed: int, *, steps: int) -> Iterator[tuple[str, list[fl
     train_once(weak_config(scratch, seed, Way(), steps=steps, output=start, initial=None))
     for name, way in WAYS.items():
         output = str(scratch / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
-        found = train_once(weak_config(scratch, seed, way, steps=steps, output=output, initial=start))
-        log.info("seed %d, %s: mIoU %.3f", seed, name, found[0])
-        yield name, found
+        scores = train_once(weak_config(scratch, seed, way, steps=steps, output=output, initial=start))
+        log.info("seed %d, %s: mIoU %.3f", seed, name, scores[0])
+        yield name, scores
 
 
 # ---------------------------------------------------------------- table
 
 
-def table(found: dict[str, list[list[float]]]) -> str:
-    """Markdown: mean and standard deviation over seeds, in per cent, and what each way adds to the few alone."""
-    alone = [scores[0] for scores in found["the few alone"]]
-    lines = [f"| what is known of the many | mIoU | more than the few alone | {' | '.join(NAMES)} |", "|---" * 6 + "|"]
-    for name, rows in found.items():
+def table(scores_by_way: dict[str, list[list[float]]]) -> str:
+    """Markdown: mean and standard deviation over seeds, in percent, and the gain of each way over the few alone."""
+    alone = [scores[0] for scores in scores_by_way["the few alone"]]
+    lines = [f"| labels of the many | mIoU | gain over the few alone | {' | '.join(NAMES)} |", "|---" * 6 + "|"]
+    for name, rows in scores_by_way.items():
         gains = [100 * (scores[0] - before) for scores, before in zip(rows, alone, strict=True)]
         cells = [spread([100 * scores[place] for scores in rows]) for place in range(len(NAMES) + 1)]
-        more = f"{mean(gains):+.1f} ({min(gains):+.1f} to {max(gains):+.1f})"
-        lines.append(f"| {name} | {cells[0]} | {more} | {' | '.join(cells[1:])} |")
+        gain = f"{mean(gains):+.1f} ({min(gains):+.1f} to {max(gains):+.1f})"
+        lines.append(f"| {name} | {cells[0]} | {gain} | {' | '.join(cells[1:])} |")
     return "\n".join(lines)
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
+    """`55.0 ± 7.1`: mean and standard deviation; the value alone where there is one."""
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
@@ -210,16 +210,18 @@ def main(argv: list[str] | None = None) -> int:
     """Train in every way, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="repetitions, each with other images")
-    parser.add_argument("--steps", type=int, default=500, help="of the start, and again of every way to go on")
+    parser.add_argument(
+        "--steps", type=int, default=500, help="steps of the first training, and again of each further one"
+    )
     parser.add_argument("--scratch", type=Path, default=Path("demo/weak"), help="folder for data and runs")
     args = parser.parse_args(argv)
     logs.configure()
     torch.set_num_threads(1)
-    found: dict[str, list[list[float]]] = {name: [] for name in WAYS}
+    scores_by_way: dict[str, list[list[float]]] = {name: [] for name in WAYS}
     for seed in args.seeds:
         for name, scores in runs(args.scratch, seed, steps=args.steps):
-            found[name].append(scores)
-    print(table(found))
+            scores_by_way[name].append(scores)
+    print(table(scores_by_way))
     return 0
 
 

@@ -1,9 +1,9 @@
-"""What a careful person writes for one machine: a pool of processes, each doing every step for a few images at a time.
+"""Baseline: a hand-written script for one machine, a pool of processes that each do every step for a few images.
 
     python -m benchmarks.baselines.multiprocessing_script --source FOLDER --output FOLDER --checkpoint farmland
 
-Same decoder, network, refiner, rows and Parquet settings as the job; no resume, no object store, no failure of a worker
-survived. `benchmarks.pipeline` runs it as the thing to be measured against.
+Same decoder, network, refiner, rows and Parquet settings as the job; it cannot resume, has no object store, and does
+not survive the failure of a worker. `benchmarks.pipeline` measures the job against it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ IMAGES_AT_ONCE = 16
 
 
 class Worker:
-    """One network and one refiner, kept by each process of the pool."""
+    """One network and one refiner; each process of the pool has one."""
 
     def __init__(self, cfg: SegmentConfig) -> None:
         torch.set_num_threads(1)
@@ -37,7 +37,7 @@ class Worker:
         self.refiner = Refiner(cfg.refine, self.classes)
 
     def __call__(self, paths: list[Path]) -> list[Row]:
-        """Segment a few images."""
+        """Segment these images."""
         images = [decode_image(path.read_bytes(), self.cfg.decode) for path in paths]
         rows = []
         for path, image, prediction in zip(paths, images, self.segmenter(images), strict=True):
@@ -51,13 +51,13 @@ class Worker:
 
 
 def start(cfg: SegmentConfig) -> None:
-    """Runs once in each process."""
-    global worker  # noqa: PLW0603  # a pool has no other place for what its processes keep
+    """Create the worker of a process of the pool."""
+    global worker  # noqa: PLW0603  # a pool has no other place for the state of its processes
     worker = Worker(cfg)
 
 
 def segment_paths(paths: list[Path]) -> list[Row]:
-    """Runs in a process of the pool."""
+    """Segment in a process of the pool."""
     return worker(paths)
 
 
@@ -70,16 +70,16 @@ def main() -> int:
     cfg = SegmentConfig(source=args.source, output=args.output, checkpoint=args.checkpoint)
     classes = checkpoint.load_card(args.checkpoint).classes
     paths = sorted(Path(args.source).rglob("*.jpg"))
-    few = [paths[first : first + IMAGES_AT_ONCE] for first in range(0, len(paths), IMAGES_AT_ONCE)]
-    held: list[Row] = []
+    batches = [paths[first : first + IMAGES_AT_ONCE] for first in range(0, len(paths), IMAGES_AT_ONCE)]
+    pending: list[Row] = []
     with multiprocessing.get_context("spawn").Pool(initializer=start, initargs=(cfg,)) as pool:
-        for rows in pool.imap_unordered(segment_paths, few):
-            held += rows
-            if len(held) >= cfg.runtime.rows_per_part:
-                parts.write_part(args.output, rows_to_table(held), classes)
-                held = []
-    if held:
-        parts.write_part(args.output, rows_to_table(held), classes)
+        for rows in pool.imap_unordered(segment_paths, batches):
+            pending += rows
+            if len(pending) >= cfg.runtime.rows_per_part:
+                parts.write_part(args.output, rows_to_table(pending), classes)
+                pending = []
+    if pending:
+        parts.write_part(args.output, rows_to_table(pending), classes)
     return 0
 
 

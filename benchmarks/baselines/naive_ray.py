@@ -1,9 +1,9 @@
-"""What the tutorials lead to: Ray Data with its defaults, images and full-size probabilities between the stages.
+"""Baseline: Ray Data as in its tutorials, with images and full-size probabilities between the stages.
 
     python -m benchmarks.baselines.naive_ray --source FOLDER --output FOLDER --checkpoint farmland
 
-Same network and refiner as the job. `benchmarks.pipeline` runs it as the thing to be measured against; the last line on
-stdout says how many bytes the stages handed on.
+Same network and refiner as the job. `benchmarks.pipeline` measures the job against it; the last line on stdout is the
+number of bytes between the stages.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from pipeline.refine.presets import crf_params
 from pipeline.refine.unary import softmax, upsample_window
 
 CPUS = 0.25
-"""Of each actor: one of each stage per core, and a whole core left for the reader, or nothing ever starts."""
+"""CPUs of each actor: one of each stage fits a core, and half of every core is left for the reader."""
 
 NumpyBatch = dict[str, np.ndarray]
 
 
 @ray.remote(num_cpus=0)
 class Counter:
-    """Bytes handed on by all stages."""
+    """Counts the bytes between all stages."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -44,9 +44,9 @@ class Counter:
 
 
 def bytes_of(batch: NumpyBatch) -> int:
-    """Bytes of the arrays of a batch, also of those of differing shapes."""
-    arrays = (one for column in batch.values() for one in (column if column.dtype == object else [column]))
-    return sum(len(one) if isinstance(one, str) else one.nbytes for one in arrays)
+    """Bytes of the arrays and texts of a batch; columns of arrays of different shapes count by element."""
+    values = (value for column in batch.values() for value in (column if column.dtype == object else [column]))
+    return sum(len(value) if isinstance(value, str) else value.nbytes for value in values)
 
 
 class NaiveNetwork:
@@ -102,11 +102,11 @@ def main() -> int:
     counter = Counter.remote()
     cores = int(ray.cluster_resources()["CPU"])
     pool = ray.data.ActorPoolStrategy(size=cores)
-    known = {"cfg": cfg, "counter": counter}
+    arguments = {"cfg": cfg, "counter": counter}
     (
         ray.data.read_images(args.source, mode="RGB", include_paths=True)
-        .map_batches(NaiveNetwork, fn_constructor_kwargs=known, batch_size=16, compute=pool, num_cpus=CPUS)
-        .map_batches(Crf, fn_constructor_kwargs=known, batch_size=16, compute=pool, num_cpus=CPUS)
+        .map_batches(NaiveNetwork, fn_constructor_kwargs=arguments, batch_size=16, compute=pool, num_cpus=CPUS)
+        .map_batches(Crf, fn_constructor_kwargs=arguments, batch_size=16, compute=pool, num_cpus=CPUS)
         .write_parquet(args.output)
     )
     print(json.dumps({"bytes_between_stages": ray.get(counter.total.remote())}))

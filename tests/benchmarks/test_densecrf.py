@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the native CRF w
 
 
 def case(height: int = 56, width: int = 64, classes: int = 3) -> crf.Case:
-    return crf.made_up(next(crf.pictures(None, 1, height, width)), classes)
+    return crf.synthetic_case(next(crf.pictures(None, 1, height, width)), classes)
 
 
-def test_made_up_logits_give_every_class_an_equal_share():
+def test_synthetic_logits_give_every_class_an_equal_share():
     logits = case(160, 240, classes=5).logits_khw
     shares = np.bincount(logits.argmax(0).ravel(), minlength=5) / logits[0].size
     assert logits.dtype == np.float16
@@ -56,10 +56,10 @@ def test_a_halo_that_reaches_across_the_image_changes_nothing():
 
 def test_an_image_cut_off_nowhere_has_not_moved(monkeypatch):
     cfg = crf.refine_config("native auto", "deeplab-v2", 2).model_copy(update={"bi_xy": 10.0})
-    assert 0 <= crf.moved(case(), cfg) < 0.1
-    assert math.isnan(crf.moved(case(24, 24), cfg))
+    assert 0 <= crf.lattice_shift_share(case(), cfg) < 0.1
+    assert math.isnan(crf.lattice_shift_share(case(24, 24), cfg))
     monkeypatch.setattr(crf, "SHIFT_PX", 0)
-    assert crf.moved(case(), cfg) == 0
+    assert crf.lattice_shift_share(case(), cfg) == 0
 
 
 def test_work_counts_the_halos():
