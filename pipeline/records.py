@@ -209,7 +209,7 @@ class Judgement:
     counts: Int64
     """(K, K + 1) rows are the truth, columns the answer, the last column no answer; see `metrics.confusion`."""
     bands: Int64
-    """(B, K, K + 1) the same within each trimap width, narrow to wide; see `boundary.bands`."""
+    """(B, K, K + 1) the same within each trimap width, narrow to wide; see `boundary.boundary_rings`."""
     boundary: Int64
     """(K, 3) pixels on the boundary of the truth, of the answer, of both; see `boundary.overlap`."""
     reliability: Int64

@@ -1,7 +1,7 @@
-"""Encoded bytes become the bands a network is trained on: RGB as in a run, or any number of bands of a TIFF or PNG.
+"""Bands of a training image: RGB as a run decodes it, or any number of bands of a TIFF or PNG.
 
-In: the bytes of one image and the names of the bands expected. Out: (H, W, C) uint8 and which pixels are valid.
-Bands are taken as the file has them: nothing is converted, reordered or left out.
+In: the bytes of one image and the names of the expected bands. Out: (H, W, C) uint8 and the valid mask. Bands stay as
+in the file: none is converted, reordered or left out.
 """
 
 import io
@@ -20,12 +20,12 @@ LIMITS = DecodeConfig()
 
 
 def decode_channels(data: bytes, channels: tuple[str, ...]) -> Image:
-    """Decode one image to the bands `channels`; red, green and blue are read as a run reads them.
+    """Decode one image to the bands `channels`; red, green and blue go through `decode_image`.
 
-    Other bands come from a TIFF or a PNG of 8 or 16 bits with as many bands; 16 bits are divided by 257.
+    Other bands come from a TIFF or a PNG of 8 or 16 bits with the same number of bands; 16 bits are divided by 257.
 
     Raises:
-        InputError: as `decode`; `band_mismatch` for another number or type of bands.
+        InputError: as `decode_image`; `band_mismatch` for another number or type of bands.
     """
     if channels == RGB:
         return decode_image(data, LIMITS)
@@ -42,26 +42,26 @@ def decode_channels(data: bytes, channels: tuple[str, ...]) -> Image:
 
 
 def visible_rgb(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
-    """(H, W, 3) for the eye: red, green and blue where they are there, else the first three, or one as grey."""
+    """(H, W, 3) uint8 for display: red, green and blue, else the first three bands, else the first band as grey."""
     fallback = [0, 1, 2] if len(channels) >= len(RGB) else [0, 0, 0]
     chosen = [channels.index(name) for name in RGB] if set(RGB) <= set(channels) else fallback
     return pixels_hwc if channels == RGB else np.ascontiguousarray(pixels_hwc[..., chosen])
 
 
 def _tiff(data: bytes) -> np.ndarray:
-    """(H, W, C) of the first page, whichever way the bands lie in it."""
+    """(H, W, C) of the first page, from bands stored side by side or one after the other."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         _check_area(page.imagewidth, page.imagelength)
-        found = page.asarray()
-        return np.moveaxis(found, 0, -1) if page.axes.startswith("S") else found.reshape(*found.shape[:2], -1)
+        bands = page.asarray()
+        return np.moveaxis(bands, 0, -1) if page.axes.startswith("S") else bands.reshape(*bands.shape[:2], -1)
 
 
 def _png(data: bytes) -> np.ndarray:
     with PilImage.open(io.BytesIO(data), formats=["PNG"]) as file:
         _check_area(*file.size)
-        found = np.asarray(file)
-        return found.reshape(*found.shape[:2], -1)
+        bands = np.asarray(file)
+        return bands.reshape(*bands.shape[:2], -1)
 
 
 def _check_area(width: int, height: int) -> None:
@@ -74,4 +74,4 @@ def _eight_bits(pixels: np.ndarray) -> UInt8:
         return np.ascontiguousarray(pixels)
     if pixels.dtype == np.uint16:
         return np.ascontiguousarray((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    raise InputError("band_mismatch", f"bands of {pixels.dtype}, expected 8 or 16 bits without sign")
+    raise InputError("band_mismatch", f"bands of {pixels.dtype}, expected unsigned 8 or 16 bits")

@@ -1,4 +1,4 @@
-"""From a mask in memory to the committed row: palette PNG, statistics, and small previews for the report."""
+"""Encoding: the committed row of an image, with its mask as palette PNG, statistics and previews for the report."""
 
 import hashlib
 import io
@@ -17,27 +17,27 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def mask_png(mask_hw: UInt8, classes: ClassMap) -> bytes:
-    """Encode a mask as 8-bit palette PNG: the value of a pixel is its class id, the palette its colour."""
+    """Encode a mask as 8-bit palette PNG: pixel values are class ids, the palette holds the class colours."""
     picture = PIL.Image.fromarray(mask_hw, mode="P")
     picture.putpalette(classes.png_palette())
     return _saved(picture, "PNG", compress_level=1)
 
 
 def read_mask_png(data: bytes) -> UInt8:
-    """Class ids of a palette PNG, (H, W) uint8. Inverse of `mask_png`."""
+    """Class ids of a palette PNG, (H, W) uint8; the inverse of `mask_png`."""
     with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
         return np.asarray(picture, np.uint8)
 
 
 def is_preview(key: str, share: float) -> bool:
-    """Whether a row is one of the share (0 to 1) that carry previews: decided by its key, so the same on every run."""
+    """True for the `share` (0 to 1) of keys whose rows carry previews; by a hash of the key, so stable over runs."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) < share * 2**64
 
 
 def segmented_row(
     scored: Scored, refinement: Refinement, image: Image | None, *, classes: ClassMap, model_fp: str, config_fp: str
 ) -> Row:
-    """The row of a segmented image; with previews when `image` is given."""
+    """Row of a segmented image; with previews when `image` is given."""
     started = perf_counter()
     item, stats = scored.item, refinement.stats
     preview_image, preview_confidence = (
@@ -78,7 +78,7 @@ def segmented_row(
 
 
 def scored_row(item: Item, mask: bytes, mask_hw: UInt8, judgement: Judgement, *, model_fp: str, config_fp: str) -> Row:
-    """The row of a mask that was only scored: what its network knew of it is not known."""
+    """Row of a mask that another program made: the columns about a network stay empty."""
     pixels = np.bincount(mask_hw.ravel(), minlength=256)[: len(judgement.counts)]
     return Row(
         key=item.key,
@@ -99,7 +99,7 @@ def scored_row(item: Item, mask: bytes, mask_hw: UInt8, judgement: Judgement, *,
 
 
 def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -> Row:
-    """The row of a work item that has no mask."""
+    """Row of a work item without a mask."""
     return Row(
         key=item.key,
         status="failed",
@@ -115,18 +115,18 @@ def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -
 
 
 def brightness(image: Image) -> float | None:
-    """Mean luma of the valid pixels, 0 to 255, by the weights of ITU-R BT.601; None where no pixel is valid."""
+    """Mean luma of the valid pixels, 0 to 255, by the weights of ITU-R BT.601; None without a valid pixel."""
     pixels = image.pixels_hwc.reshape(-1, 3) if image.valid_hw is None else image.pixels_hwc[image.valid_hw]
     return float(pixels.mean(axis=0) @ LUMA) if len(pixels) else None
 
 
 def encode_previews(image: Image, confidence_hw: UInt8) -> tuple[bytes, bytes]:
-    """A JPEG of the image and a grey PNG of the confidence, both at most `PREVIEW_PX` on their longest side."""
+    """JPEG of the image and grey PNG of the confidence, each at most `PREVIEW_PX` on its longest side."""
     scale = min(1.0, PREVIEW_PX / max(image.height, image.width))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     small = PIL.Image.fromarray(image.pixels_hwc).resize(size, PIL.Image.Resampling.LANCZOS)
-    sure = PIL.Image.fromarray(confidence_hw).resize(size, PIL.Image.Resampling.BOX)
-    return _saved(small, "JPEG", quality=85), _saved(sure, "PNG")
+    confidence = PIL.Image.fromarray(confidence_hw).resize(size, PIL.Image.Resampling.BOX)
+    return _saved(small, "JPEG", quality=85), _saved(confidence, "PNG")
 
 
 def _saved(picture: PIL.Image.Image, form: str, **options: int) -> bytes:

@@ -1,8 +1,8 @@
-"""Labels people drew: the class of every pixel of an image, as a PNG.
+"""Labels: the class of every pixel of an image, drawn by people and stored as a PNG.
 
 In: the bytes of one PNG: class ids as palette or grey of up to 16 bits, or the colours of the classes. Out: (H, W)
-uint8, class ids and the ignore id. A label that does not fit its image or class map is an error that names the file and
-the value: a wrong label would give a wrong score, which nobody would see.
+uint8, class ids and the ignore id. A label that does not fit its image or class map raises an error with the file and
+the value, since a wrong label gives a wrong score without a trace.
 """
 
 import io
@@ -32,56 +32,58 @@ _CHUNK = struct.Struct(">I4s")
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _KINDS = {_GREY: "grey", _RGB: "RGB", _PALETTE: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-"""First row and column, and steps between rows and columns, of each pass: PNG specification, sec. 8.2."""
+"""First row, first column, row step and column step of each pass: PNG specification, sec. 8.2."""
 _OTHERS = {b"\xff\xd8\xff": "a JPEG", b"RIFF": "a WebP", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"GIF8": "a GIF"}
-"""How other images begin."""
+"""First bytes of other image formats, for error messages."""
 LABEL_SUFFIX = ".png"
 
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """What the values of label files mean."""
+    """Meaning of the values in label files."""
 
     kind: Literal["ids", "colours"] = "ids"
     ids: Mapping[int, int] = field(default_factory=dict)
-    """With `ids`: what becomes of each value of a file, 0 to 65535; empty leaves them as they are."""
+    """With `ids`: class id of each value in a file, 0 to 65535; empty keeps the values."""
     ignored: tuple[Colour, ...] = ()
-    """With `colours`: those that stand for no class, unless a class has them."""
+    """With `colours`: colours of unlabelled pixels, unless a class has them."""
 
     def check(self, classes: ClassMap) -> None:
-        """Refuse a coding that cannot give the ids of a class map.
+        """Refuse a coding that does not lead to the ids of a class map.
 
         Raises:
             ConfigError: two classes of one colour; an id that is neither a class nor the ignore id.
         """
-        colours = [one.colour for one in classes.classes]
+        colours = [label_class.colour for label_class in classes.classes]
         if self.kind == "colours" and len(set(colours)) < len(colours):
             twice = next(colour for colour in colours if colours.count(colour) > 1)
             raise ConfigError(f"classes of {classes.name!r} share the colour {twice}: labels in colours are ambiguous")
-        strange = set(self.ids.values()) - {*range(len(classes)), classes.ignore_id}
-        if strange:
-            raise ConfigError(f"label ids become {min(strange)}, which the class map {classes.name!r} does not have")
+        unknown = set(self.ids.values()) - {*range(len(classes)), classes.ignore_id}
+        if unknown:
+            raise ConfigError(
+                f"label ids give the class id {min(unknown)}, which the class map {classes.name!r} does not have"
+            )
 
 
 IDS = Coding()
-"""Values are class ids."""
+"""Coding of labels whose values are class ids."""
 
 
 def decode_label(data: bytes, classes: ClassMap, *, name: str, height: int, width: int, coding: Coding = IDS) -> UInt8:
-    """Decode and check one label: (height, width) class ids, `classes.ignore_id` where there is none.
+    """Decode and check one label: (height, width) uint8 class ids, `classes.ignore_id` for unlabelled pixels.
 
     Args:
-        data: the file. Grey of fewer than 8 bits counts from 0 as a palette does, and so does grey of 16 bits.
-        classes: what its values may be.
-        name: the file's, for messages.
-        height: of its image, upright, pixels. The label must be upright too.
+        data: the file. Grey samples of any depth are ids as they are; Pillow's scaling to 0 to 255 is undone.
+        classes: the allowed values.
+        name: of the file, for messages.
+        height: of its upright image, pixels. The label must be upright too.
         width: of its image, pixels.
-        coding: what its values mean.
+        coding: meaning of the values.
 
     Raises:
-        LabelError: no PNG, or a damaged one, or of another kind than the coding's; another size than the image; a value
-            that is neither a class nor the ignore id, or a colour that is none of theirs. Kind and size are checked on
-            the header, before a pixel is allocated.
+        LabelError: the file is no PNG, damaged, or of another kind than the coding's; its size is not the image's; it
+            has a value or colour that is neither a class's nor the ignore id's. Kind and size are checked on the
+            header, before a pixel is allocated.
     """
     header = _header(data, name)
     _check_kind(header, name, coding)
@@ -101,14 +103,14 @@ def decode_label(data: bytes, classes: ClassMap, *, name: str, height: int, widt
 
 
 def check_used(label_hw: UInt8, classes: ClassMap, *, name: str) -> None:
-    """Refuse a label without a single class: raises LabelError, `label_empty`."""
+    """Refuse a label whose pixels are all ignored: raises LabelError, `label_empty`."""
     if (label_hw == classes.ignore_id).all():
         raise LabelError(f"every pixel of the label {name} is ignored", code="label_empty")
 
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a PNG says of itself."""
+    """Header of a PNG."""
 
     height: int
     width: int
@@ -120,11 +122,11 @@ class _Header:
 
     @property
     def kind(self) -> str:
-        """In words."""
+        """Colour type and depth in words."""
         return f"{_KINDS.get(self.colour, f'of colour type {self.colour}')} with {self.bits} bits per sample"
 
     def data_bytes(self) -> int:
-        """Size of the image data before compression: a byte for the filter, then the samples, for each row and pass."""
+        """Size of the image data before compression: one filter byte and the samples of each row, for each pass."""
         depth = self.bits * (3 if self.colour == _RGB else 1)
         passes = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
         sizes = ((ceil((self.height - y) / down), ceil((self.width - x) / right)) for y, x, down, right in passes)
@@ -132,7 +134,7 @@ class _Header:
 
 
 def png_size(data: bytes, *, name: str) -> tuple[int, int]:
-    """Height and width that a PNG announces, pixels; raises LabelError when it is none."""
+    """Height and width in the header of a PNG, pixels; raises LabelError for another format."""
     header = _header(data, name)
     return header.height, header.width
 
@@ -162,21 +164,21 @@ def _check_kind(header: _Header, name: str, coding: Coding) -> None:
 
 
 def _check_data(data: bytes, name: str, header: _Header) -> None:
-    """Refuse what Pillow would take without a word: checksums that do not fit, and fewer rows than the header says."""
-    wanted, found = header.data_bytes(), 0
+    """Refuse damage that Pillow accepts: wrong checksums, and fewer rows than the header announces."""
+    expected, inflated = header.data_bytes(), 0
     inflater = zlib.decompressobj()
     try:
         for piece in _image_data(data, name):
-            if found < wanted:
-                found += len(inflater.decompress(piece, wanted - found))
+            if inflated < expected:
+                inflated += len(inflater.decompress(piece, expected - inflated))
     except zlib.error as error:
         raise LabelError(f"the label {name} is a damaged PNG: {error}") from error
-    if found < wanted:
-        raise LabelError(f"the label {name} is a damaged PNG: its data ends after {found} of {wanted} bytes")
+    if inflated < expected:
+        raise LabelError(f"the label {name} is a damaged PNG: its data ends after {inflated} of {expected} bytes")
 
 
 def _image_data(data: bytes, name: str) -> Iterator[bytes]:
-    """The compressed pieces of the image, in their order."""
+    """Compressed image data of each chunk, in file order."""
     at = len(_SIGNATURE)
     while at + _CHUNK.size <= len(data):
         size, kind = _CHUNK.unpack_from(data, at)
@@ -189,30 +191,30 @@ def _image_data(data: bytes, name: str) -> Iterator[bytes]:
 
 
 def _values(picture: PilImage.Image, header: _Header) -> npt.NDArray[np.integer]:
-    """Samples as they are in the file: Pillow spreads grey of fewer than 8 bits over 0 to 255."""
+    """Samples as stored: Pillow scales grey of fewer than 8 bits to 0 to 255, which is undone."""
     if header.colour == _GREY and header.bits < 8:
-        spread: UInt8 = np.array(picture.convert("L"), np.uint8)
-        return spread // np.uint8(255 // (2**header.bits - 1))
+        scaled: UInt8 = np.array(picture.convert("L"), np.uint8)
+        return scaled // np.uint8(255 // (2**header.bits - 1))
     return np.array(picture, np.uint16 if header.bits == 16 else np.uint8)
 
 
 def _as_ids(values_hw: npt.NDArray[np.integer], classes: ClassMap, coding: Coding, name: str) -> UInt8:
     if coding.ids:
         return from_ids(values_hw, coding.ids, name=name)
-    strange = np.bincount(values_hw.ravel(), minlength=256)
-    strange[: len(classes)] = 0
-    strange[classes.ignore_id] = 0
-    if strange.any():
+    unknown = np.bincount(values_hw.ravel(), minlength=256)
+    unknown[: len(classes)] = 0
+    unknown[classes.ignore_id] = 0
+    if unknown.any():
         allowed = f"the class map {classes.name!r} 0 to {len(classes) - 1} or {classes.ignore_id}"
         hint = "give the class map of the labels with --classes, or map their values to it"
-        raise LabelError(f"{_most(strange, name)}, {allowed}", code="label_value", hint=hint)
+        raise LabelError(f"{_most(unknown, name)}, {allowed}", code="label_value", hint=hint)
     return values_hw.astype(np.uint8)
 
 
 def _colours(classes: ClassMap, coding: Coding) -> dict[Colour, int]:
-    """What each colour of a label becomes."""
+    """Class id of each colour of a label."""
     table = dict.fromkeys(coding.ignored, classes.ignore_id)
-    return table | {one.colour: index for index, one in enumerate(classes.classes)}
+    return table | {label_class.colour: index for index, label_class in enumerate(classes.classes)}
 
 
 def from_ids(values_hw: npt.NDArray[np.integer], table: Mapping[int, int], *, name: str) -> UInt8:
@@ -220,21 +222,21 @@ def from_ids(values_hw: npt.NDArray[np.integer], table: Mapping[int, int], *, na
 
     Args:
         values_hw: (H, W) uint8 or uint16.
-        table: every value that may occur, and what becomes of it.
-        name: the file's, for messages.
+        table: class id of every allowed value.
+        name: of the file, for messages.
 
     Raises:
-        LabelError: a value that is not in the table; names it and on how many pixels it is.
+        LabelError: a value is not in the table; the message has the value and its number of pixels.
     """
     known = list(table)
-    strange = np.bincount(values_hw.ravel(), minlength=max([256, *known]) + 1)
-    strange[known] = 0
-    if strange.any():
-        raise LabelError(f"{_most(strange, name)}, which the set does not use", code="label_value")
-    lookup = np.zeros(len(strange), np.uint8)
+    unknown = np.bincount(values_hw.ravel(), minlength=max([256, *known]) + 1)
+    unknown[known] = 0
+    if unknown.any():
+        raise LabelError(f"{_most(unknown, name)}, which the set does not use", code="label_value")
+    lookup = np.zeros(len(unknown), np.uint8)
     lookup[known] = list(table.values())
-    found: UInt8 = lookup[values_hw]
-    return found
+    ids_hw: UInt8 = lookup[values_hw]
+    return ids_hw
 
 
 def _most(counts: npt.NDArray[np.integer], name: str) -> str:
@@ -246,23 +248,23 @@ def from_colours(rgb_hwc: UInt8, table: Mapping[Colour, int], *, name: str) -> U
 
     Args:
         rgb_hwc: (H, W, 3).
-        table: every colour that may occur, and the id it becomes.
-        name: the file's, for messages.
+        table: class id of every allowed colour.
+        name: of the file, for messages.
 
     Raises:
-        LabelError: a colour that is not in the table; names the most frequent such one and on how many pixels it is.
+        LabelError: a colour is not in the table; the message has the most frequent one and its number of pixels.
     """
-    lookup = np.zeros(1 << 24, np.uint16)  # id + 1, 0 for none; the system gives memory only to pages written to
+    lookup = np.zeros(1 << 24, np.uint16)  # id + 1, 0 for none; the system allocates only the pages that are written
     lookup[_codes(np.array(list(table), np.uint8))] = np.array(list(table.values())) + 1
     codes_hw = _codes(rgb_hwc)
-    found_hw = lookup[codes_hw]
-    if not found_hw.all():
-        raise _unknown_colour(codes_hw[found_hw == 0], name)
-    return (found_hw - 1).astype(np.uint8)
+    shifted_hw = lookup[codes_hw]
+    if not shifted_hw.all():
+        raise _unknown_colour(codes_hw[shifted_hw == 0], name)
+    return (shifted_hw - 1).astype(np.uint8)
 
 
 def _codes(rgb: UInt8) -> npt.NDArray[np.int32]:
-    """24-bit codes of colours in the last axis."""
+    """24-bit code of each colour in the last axis."""
     codes = rgb[..., 0].astype(np.int32)
     for channel in (1, 2):
         codes <<= 8
@@ -279,10 +281,10 @@ def _unknown_colour(codes: npt.NDArray[np.int32], name: str) -> LabelError:
 
 
 def label_stem(path: str) -> str:
-    """What a label shares with its image: the path relative to its folder, without the suffix."""
+    """Stem that a label shares with its image: the path relative to its folder, without the suffix."""
     return str(PurePosixPath(path).with_suffix(""))
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
-    """The label files among the paths, by what they share with their images; others are passed over."""
+    """Label files among the paths, by the stem they share with their images; other files are skipped."""
     return {label_stem(path): path for path in paths if PurePosixPath(path).suffix.lower() == LABEL_SUFFIX}

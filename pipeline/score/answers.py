@@ -1,7 +1,7 @@
-"""The answers to one image against its label.
+"""Judging: the answers to one image, network and refined, counted against its label.
 
-In: the encoded label of an item, and the mask of the network and of what refined it. Out: judgements, whole numbers of
-pixels that add up over images. A label that cannot be used is an error with a code, never a guess.
+In: the encoded label of an item and the masks. Out: judgements, whole numbers of pixels that add up over images. An
+unusable label raises an error with a code; nothing is guessed.
 """
 
 from dataclasses import dataclass, replace
@@ -19,34 +19,35 @@ from pipeline.records import Failure, Image, Item, Judgement, Refinement, Row, U
 from pipeline.score.metrics import count_judgement
 
 NETWORK = "network"
-"""The answer before any refinement; the refined one has the name of its engine."""
+"""Name of the network's own answer; a refined answer has the name of its engine."""
 MASKS = "masks"
-"""The answer of masks that somebody else has made."""
+"""Name of the answer in masks from another program."""
 NO_LABEL = Failure("label_missing", "this image has no label")
 
 
 def answer_names(masks: str | None, engine: str) -> list[str]:
-    """The answers of a run in their order, the one in the masks last."""
+    """Names of the answers of a run, in order; the last one is in the column `mask`."""
     if masks:
         return [MASKS]
     return [NETWORK] if engine == "none" else [NETWORK, engine]
 
 
 def label_coding(cfg: JudgeConfig) -> Coding:
-    """What the values of labels mean."""
+    """Meaning of the values in label files, by the config."""
     return Coding(cfg.labels_as, cfg.label_ids, cfg.ignored_colours)
 
 
 def read_truth(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, width: int) -> UInt8:
-    """The label of an item, (height, width) class ids, the size of its upright image.
+    """Label of an item: (height, width) uint8 class ids, the size of its upright image.
 
     Raises:
-        LabelError: there is none, it does not fit the image or the class map, or ignores every pixel; see its `code`.
+        LabelError: the item has no label, or one that does not fit the image or the class map, or ignores every pixel;
+            see its `code`.
     """
     if item.label is None:
         raise LabelError(NO_LABEL.detail, code=NO_LABEL.code)
     if item.label.lstrip()[:1] == b"{":
-        raise LabelError("the label says only classes or boxes, which cannot be scored", hint="give labels of pixels")
+        raise LabelError("the label holds only classes or boxes, which cannot be scored", hint="give labels of pixels")
     name = f"of {item.key}"
     truth_hw = labels.decode_label(item.label, classes, name=name, height=height, width=width, coding=label_coding(cfg))
     labels.check_used(truth_hw, classes, name=name)
@@ -54,10 +55,10 @@ def read_truth(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, 
 
 
 def read_mask(png: bytes, classes: ClassMap, *, key: str, max_mpx: float) -> UInt8:
-    """A mask that somebody else has made, (H, W) ids of the class map.
+    """Mask from another program: (H, W) uint8 ids of the class map.
 
     Raises:
-        InputError: `mask_unusable`, it is no PNG of such ids, or has more pixels than an image may have.
+        InputError: `mask_unusable`, for a file that is no PNG of such ids or has more than `max_mpx` megapixels.
     """
     try:
         height, width = labels.png_size(png, name=f"of {key}")
@@ -71,10 +72,10 @@ def read_mask(png: bytes, classes: ClassMap, *, key: str, max_mpx: float) -> UIn
 def judgements_of(
     truth_hw: UInt8, refinement: Refinement, cfg: JudgeConfig, classes: ClassMap, *, engine: str
 ) -> list[Judgement]:
-    """What was counted of the network's answer, and where an `engine` other than `none` refined it, of that one after.
+    """Counts of the network's answer and, with an `engine` other than `none`, of the refined answer.
 
-    Both with the network's confidence, since what a CRF gives is all but 0 or 1; of the classes that were left where
-    others were pruned, so `--refine.prune 0` is what tells calibration to the last digit.
+    Both use the network's confidence, since the marginals of a CRF are almost 0 or 1. The confidence is over the
+    classes that pruning left: exact calibration needs `--refine.prune 0`.
     """
     masks = zip(answer_names(None, engine), (refinement.network_hw, refinement.mask_hw), strict=False)
     return [_judged(truth_hw, mask, refinement.confidence_hw, cfg, classes, name=name) for name, mask in masks]
@@ -90,7 +91,7 @@ class AnswerJudge:
     """Refine engine of the run; with `none` the network's answer is the only one."""
 
     def truth(self, item: Item, *, height: int, width: int) -> UInt8:
-        """Label of an item, (height, width) class ids; raises LabelError as `truth_of`."""
+        """Label of an item, (height, width) class ids; raises LabelError as `read_truth`."""
         return read_truth(item, self.cfg, self.classes, height=height, width=width)
 
     def __call__(self, row: Row, truth_hw: UInt8, refinement: Refinement, image: Image | None) -> Row:
@@ -100,10 +101,10 @@ class AnswerJudge:
 
 
 def judgement_of_mask(truth_hw: UInt8, mask_hw: UInt8, cfg: JudgeConfig, classes: ClassMap) -> Judgement:
-    """What was counted of a mask alone; without a confidence there is no reliability, and its counts are zero."""
-    found = _judged(truth_hw, mask_hw, np.zeros_like(mask_hw), cfg, classes, name=MASKS)
-    found.reliability[:] = 0
-    return found
+    """Counts of a mask alone; its reliability counts are zero, since there is no confidence."""
+    judgement = _judged(truth_hw, mask_hw, np.zeros_like(mask_hw), cfg, classes, name=MASKS)
+    judgement.reliability[:] = 0
+    return judgement
 
 
 def _judged(
@@ -122,5 +123,5 @@ def _judged(
 
 
 def label_failure(error: LabelError) -> Failure:
-    """The record of an error: its hint belongs to the line a person reads."""
+    """Failure record of an error; the hint goes into the detail, which people read."""
     return Failure(error.code, error.message + (f" ({error.hint})" if error.hint else ""))

@@ -1,8 +1,7 @@
-"""Whether images still look to a network as they did when it was trained, asked without any label.
+"""Drift of a run's statistics from the reference in the checkpoint's card, without labels.
 
-In: the rows of segmented images, and the `reference` that training left in the card of the checkpoint. Out: for each of
-four quantities how far it has moved, and whether that is more than chance. Never looks at a pixel: everything it
-compares was counted when the images were segmented.
+In: the rows of segmented images, and the `reference` that training wrote into the card. Out: a population stability
+index for each of four quantities, with its significance. No pixel is read: the run has counted all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,24 +19,24 @@ Quantity = Literal["class_shares", "confidence", "entropy", "brightness"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 RANGES: dict[Quantity, tuple[int, float]] = {"confidence": (20, 1.0), "entropy": (20, 1.0), "brightness": (32, 256.0)}
-"""Bins of equal width, and where the last one ends; all begin at 0."""
+"""Number of bins of equal width, and upper end of the last bin; the first starts at 0."""
 MODERATE, SHIFTED = 0.1, 0.25
 """The usual bounds of the population stability index: Siddiqi 2006, "Credit risk scorecards" (Wiley), ch. 10."""
 CHANCE = 0.999
-"""Share of the draws without any drift that a value must exceed to be called one: a false alarm in a thousand."""
+"""Quantile of the index without drift that a value must exceed to count as drift: one false alarm in a thousand."""
 DRAWS, POPULATION = 1000, 2000
-"""Draws made for that, and images that stand for all of them."""
+"""Draws for this quantile, and images they are drawn from at most."""
 
 Count = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Reference(BaseModel):
-    """What images look like when all is well, as it stands in a card under `training.reference`."""
+    """Reference statistics of a checkpoint, in its card under `training.reference`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    images: int = Field(ge=1, description="Images it was counted on.")
+    images: int = Field(ge=1, description="Images the statistics are of.")
     class_shares: tuple[_Share, ...] = Field(description="Share of each class in all predicted pixels.")
     confidence: tuple[Count, ...] = Field(
         min_length=20, max_length=20, description="Images by mean confidence, 0 to 1."
@@ -48,20 +47,20 @@ class Reference(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far one quantity has moved."""
+    """Drift of one quantity."""
 
     quantity: Quantity
     value: float
-    """Population stability index, 0 for no change; NaN when it is not known."""
+    """Population stability index, 0 for no change; NaN when unknown."""
     chance: float
-    """What as many images of one kind reach once in a thousand times; NaN when it is not known."""
+    """Index that the same number of images without drift exceeds once in a thousand times; NaN when unknown."""
     verdict: Literal["stable", "moderate", "shifted", "unknown"]
     says: str
-    """For a person: what it was and is, or why it is not known."""
+    """Values in training and now, or the reason why they are unknown, in words."""
 
 
 def reference_of(images: pd.DataFrame) -> dict[str, object]:
-    """Count what `measure` will compare with: plain JSON for a card's `training.reference`.
+    """Reference statistics for `measure_drift`, as plain JSON for a card's `training.reference`.
 
     Args:
         images: one row each, at least one, with the columns `class_pixels`, `confidence`, `entropy`, `brightness` of a
@@ -75,18 +74,18 @@ def reference_of(images: pd.DataFrame) -> dict[str, object]:
 def measure_drift(
     images: pd.DataFrame, training: Mapping[str, object], classes: Sequence[str], *, seed: int = 0
 ) -> list[Drift]:
-    """Compare images with what the card says about those of training, quantity by quantity.
+    """Drift of images from the reference in a card, quantity by quantity.
 
     Args:
         images: as for `reference_of`.
-        training: `training` of the checkpoint's card; without a usable `reference` every verdict is `unknown`.
+        training: field `training` of the card; without a usable `reference` every verdict is `unknown`.
         classes: names by id.
-        seed: of the draws that say what chance does.
+        seed: of the draws behind `Drift.chance`.
     """
-    if (said := training.get("reference")) is None:
-        return _unknown("the checkpoint's card has no reference: it was trained before there was one, or elsewhere")
+    if (stored := training.get("reference")) is None:
+        return _unknown("the checkpoint's card has no reference: an older version or another program trained it")
     try:
-        reference = Reference.model_validate(said)
+        reference = Reference.model_validate(stored)
     except ValidationError as error:
         return _unknown(f"the reference in the checkpoint's card is damaged: {error.error_count()} fields are wrong")
     if images.empty:
@@ -102,8 +101,8 @@ def stability_index(expected: Float64, actual: Float64) -> Float64:
 
     The Kullback-Leibler divergence of both directions added: Kullback and Leibler 1951, eq. 2.6.
     """
-    found: Float64 = ((actual - expected) * np.log(actual / expected)).sum(axis=-1)
-    return found
+    index: Float64 = ((actual - expected) * np.log(actual / expected)).sum(axis=-1)
+    return index
 
 
 def _drift(
@@ -124,9 +123,9 @@ def _drift(
 
 
 def _chance(all_pb: Float64, sizes: tuple[int, int], rng: np.random.Generator) -> float:
-    """The index that two draws of these sizes from the same (P, B) images exceed once in a thousand times.
+    """Index that two draws of these sizes from the same (P, B) images exceed once in a thousand times.
 
-    With few images the usual bounds say nothing: a hundred images in twenty bins exceed 0.25 by chance alone (Yurdakul
+    The usual bounds fail for few images: a hundred images in twenty bins exceed 0.25 by chance alone (Yurdakul
     and Naranjo 2020, "Statistical properties of the population stability index", J. Risk Model Validation 14(4)).
     """
     population = all_pb[:: ceil(len(all_pb) / POPULATION)]
@@ -136,17 +135,17 @@ def _chance(all_pb: Float64, sizes: tuple[int, int], rng: np.random.Generator) -
 
 
 def _pooled(name: Quantity, before: Float64, each_nb: Float64) -> Float64:
-    """All images, were there no drift: those of training are known by their bins, but not their mixtures of classes."""
+    """All images, as one population; those of training are known by their bins, but not by their class shares."""
     if name == "class_shares":
         return each_nb
     return np.concatenate([each_nb, np.repeat(np.eye(len(before)), before.astype(np.int64), axis=0)])
 
 
 def _smooth(counts: Float64, images: int) -> Float64:
-    """Shares of (..., B) counts in so many images, none of them 0: half an image more in each bin (Jeffreys 1946)."""
+    """Shares of (..., B) counts of a number of images, all above 0: half an image more in each bin (Jeffreys 1946)."""
     shares = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
-    found: Float64 = (shares * images + 0.5) / (images + 0.5 * counts.shape[-1])
-    return found
+    smoothed: Float64 = (shares * images + 0.5) / (images + 0.5 * counts.shape[-1])
+    return smoothed
 
 
 def _class_pixels(images: pd.DataFrame) -> Float64:
@@ -155,7 +154,7 @@ def _class_pixels(images: pd.DataFrame) -> Float64:
 
 
 def _binned(images: pd.DataFrame, name: Quantity) -> Float64:
-    """(N, B): 1 in the bin that an image lies in; images without the value are left out."""
+    """(N, B): 1 in the bin of each image; images without the value are skipped."""
     bins, end = RANGES[name]
     values = images[name].dropna().to_numpy(np.float64)
     bin_of: Int64 = np.clip(values / end * bins, 0, bins - 1).astype(np.int64)

@@ -1,7 +1,7 @@
-"""What is done to every pixel of a map of class ids: counting two maps together, and looking around each pixel.
+"""Operations on maps of class ids: joint counts of two maps, distance rings and neighbours of each pixel.
 
 In: (H, W) uint8 maps. Out: int64 counts; rings and neighbours as maps of the same size. In C++ where the extension was
-built (`label_maps_native/`), with numpy and scipy otherwise: the same to the last pixel, and the tests hold them to it.
+built (`label_maps_native/`), else in numpy and scipy; both give the same result to the last pixel.
 """
 
 from math import isqrt, prod
@@ -13,15 +13,15 @@ from pipeline import extension
 from pipeline.records import Bool, Int64, UInt8
 
 LABEL_MAPS_INTERFACE = 1
-"""Of the extension this file was written for."""
+"""Interface version of the extension that this module calls."""
 
 _native, UNAVAILABLE_BECAUSE = extension.import_extension("pipeline.score._label_maps", LABEL_MAPS_INTERFACE)
-"""The extension; and why there is none, None when there is one."""
+"""The extension module or None, and the reason for None."""
 
 
 def index_of(num_classes: int, ignore_id: int) -> UInt8:
-    """Where each byte is counted, (256,) uint8: a class at its id, `ignore_id` at K, anything else at K + 1."""
-    index = np.full(256, min(num_classes + 1, 255), np.uint8)  # with 255 classes there is nothing else
+    """Index of each byte in counts, (256,) uint8: a class has its id, `ignore_id` has K, any other value K + 1."""
+    index = np.full(256, min(num_classes + 1, 255), np.uint8)  # with 255 classes there is no other value
     index[:num_classes] = np.arange(num_classes)
     index[ignore_id] = num_classes
     return index
@@ -36,21 +36,21 @@ def joint_counts(
     column_of: UInt8,
     groups: int = 1,
 ) -> Int64:
-    """Count how often two values meet, apart for each group of pixels.
+    """Count pixels by their pair of values in two maps, separately for each group of pixels.
 
     Args:
-        rows_hw: (H, W) the value that gives the row.
-        columns_hw: (H, W) the value that gives the column.
-        groups_hw: (H, W) the group of each pixel, below `groups`; None when all are in the first.
+        rows_hw: (H, W) values that give the row.
+        columns_hw: (H, W) values that give the column.
+        groups_hw: (H, W) group of each pixel, below `groups`; None puts all pixels into the first.
         row_of: (256,) row of each value.
         column_of: (256,) column of each value.
-        groups: how many groups there are, at least 1.
+        groups: number of groups, at least 1.
 
     Returns:
         (groups, R, C) int64, where R - 1 is the largest row and C - 1 the largest column.
 
     Raises:
-        ValueError: for maps of different sizes, and a group that is not there.
+        ValueError: the maps differ in size, or a group is not below `groups`.
     """
     rows, columns = np.ascontiguousarray(rows_hw), np.ascontiguousarray(columns_hw)
     apart = None if groups_hw is None else np.ascontiguousarray(groups_hw)
@@ -59,24 +59,24 @@ def joint_counts(
 
 
 def lookup_rings(labels_hw: UInt8, ring_of: UInt8) -> UInt8:
-    """Look up each pixel's distance from the nearest boundary: (H, W) uint8, exact.
+    """Look up each pixel's exact distance from the nearest boundary in a table: (H, W) uint8.
 
     Args:
         labels_hw: (H, W). Both pixels of a pair of neighbours (left and right, above and below) that differ are at a
             distance of 0.
-        ring_of: (cap * cap + 1,) what to give for each square of the Euclidean distance in pixels; the last one is for
-            everything further off. The cost grows with `cap`.
+        ring_of: (cap * cap + 1,) result for each square of the Euclidean distance in pixels; the last entry is for all
+            larger distances. The cost grows with `cap`.
     """
-    found: UInt8 = (_native.rings if _native else _rings)(
+    rings_hw: UInt8 = (_native.rings if _native else _rings)(
         np.ascontiguousarray(labels_hw), ring_of, isqrt(len(ring_of) - 1)
     )
-    return found
+    return rings_hw
 
 
 def has_neighbour(labels_hw: UInt8, reach_px: int) -> Bool:
-    """Pixels with another value, or the end of the map, within `reach_px` rows and columns: (H, W)."""
-    found: Bool = (_native.has_neighbour if _native else _has_neighbour)(np.ascontiguousarray(labels_hw), reach_px)
-    return found
+    """Pixels with another value, or the border of the map, within `reach_px` rows and columns: (H, W) bool."""
+    near_hw: Bool = (_native.has_neighbour if _native else _has_neighbour)(np.ascontiguousarray(labels_hw), reach_px)
+    return near_hw
 
 
 def _joint(
@@ -96,8 +96,8 @@ def _rings(labels: UInt8, ring_of: UInt8, cap: int) -> UInt8:
     if not edge.any():
         return np.full(labels.shape, ring_of[-1])
     squared = np.rint(distance_transform_edt(~edge) ** 2).astype(np.intp)
-    found: UInt8 = ring_of[np.minimum(squared, cap**2)]
-    return found
+    rings_hw: UInt8 = ring_of[np.minimum(squared, cap**2)]
+    return rings_hw
 
 
 def _edges(labels: UInt8) -> Bool:
@@ -111,8 +111,8 @@ def _edges(labels: UInt8) -> Bool:
 
 
 def _has_neighbour(labels: UInt8, reach: int) -> Bool:
-    wide, side = labels.astype(np.int16), 2 * reach + 1  # -1 is no label: it stands for what is beyond the map
+    wide, side = labels.astype(np.int16), 2 * reach + 1  # -1 is no label: it fills the outside of the map
     lowest = minimum_filter(wide, side, mode="constant", cval=-1)
     highest = maximum_filter(wide, side, mode="constant", cval=-1)
-    found: Bool = lowest != highest
-    return found
+    differs: Bool = lowest != highest
+    return differs

@@ -1,7 +1,7 @@
-"""How well masks agree with labels: counts of one image that can be added up, and the scores of any sum of them.
+"""Segmentation metrics: confusion counts of an image, and scores of any sum of counts.
 
 In: labels and masks, (H, W) uint8 class ids. Out: int64 confusion counts, and from them every usual score. Counts of
-images, shards and runs merge by addition, so a distributed evaluation gives exactly what a single process would.
+images, shards and runs merge by addition, so a distributed evaluation equals that of a single process exactly.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,42 +17,42 @@ from pipeline.score.calibration import reliability
 from pipeline.score.label_maps import index_of, joint_counts
 
 Absent = Literal["skip", "unlabelled", "zero", "one"]
-"""What a class scores that leaves nothing to divide by; see `Scores`."""
+"""Score of a class whose denominator is 0; see `Scores`."""
 
 
 def confusion(
     truth_hw: UInt8, mask_hw: UInt8, num_classes: int, *, ignore_id: int = 255, where: Bool | None = None
 ) -> Int64:
-    """Count how often each class was taken for each.
+    """Confusion counts: pixels by class of the truth and class of the answer.
 
     Args:
-        truth_hw: (H, W) labels; pixels of `ignore_id` are left out.
-        mask_hw: (H, W) the answer; `ignore_id` stands for no answer, and counts as a wrong one.
+        truth_hw: (H, W) labels; pixels of `ignore_id` are not counted.
+        mask_hw: (H, W) answer; `ignore_id` is no answer, and counts as a wrong one.
         num_classes: K.
         ignore_id: at least K.
-        where: (H, W), False for pixels to leave out.
+        where: (H, W) bool, False for pixels that are not counted.
 
     Returns:
-        (K, K + 1) int64: rows are the truth, columns the answer, and the last column no answer.
+        (K, K + 1) int64: rows are the truth, columns the answer, the last column no answer.
 
     Raises:
-        ValueError: for shapes that differ, and for a value that is neither a class nor `ignore_id`, naming it.
+        ValueError: the shapes differ, or a value is neither a class nor `ignore_id`; the message names it.
     """
     groups = None if where is None else (~where).view(np.uint8)
-    found: Int64 = _confusions(truth_hw, mask_hw, num_classes, groups, groups=2, ignore_id=ignore_id)[0]
-    return found
+    counts: Int64 = _confusions(truth_hw, mask_hw, num_classes, groups, groups=2, ignore_id=ignore_id)[0]
+    return counts
 
 
 def within_bands(
     truth_hw: UInt8, mask_hw: UInt8, num_classes: int, widths_px: Sequence[float], *, ignore_id: int = 255
 ) -> tuple[Int64, Int64]:
-    """`confusion` of all pixels, (K, K + 1), and of those within each band around the boundaries, (B, K, K + 1).
+    """`confusion` of all pixels, (K, K + 1), and of the pixels in each trimap band, (B, K, K + 1), in one pass.
 
-    `widths_px` ascend; a band is as in `boundary.trimap`. All in one pass over the pixels.
+    `widths_px` must increase strictly; bands are those of `boundary_rings`.
     """
     rings_hw = boundary_rings(truth_hw, widths_px)
-    apart = _confusions(truth_hw, mask_hw, num_classes, rings_hw, groups=len(widths_px) + 1, ignore_id=ignore_id)
-    return apart.sum(axis=0), apart[:-1].cumsum(axis=0)
+    by_ring = _confusions(truth_hw, mask_hw, num_classes, rings_hw, groups=len(widths_px) + 1, ignore_id=ignore_id)
+    return by_ring.sum(axis=0), by_ring[:-1].cumsum(axis=0)
 
 
 def _confusions(
@@ -86,17 +86,17 @@ def count_judgement(
     widths_px: Sequence[float] = (),
     boundary_px: int | None = None,
 ) -> Judgement:
-    """Count everything about one answer that scores are made of.
+    """All counts of one answer: confusion, trimap bands, boundary overlap and reliability.
 
     Args:
-        truth_hw: (H, W) labels; pixels of `ignore_id` are in no count.
-        mask_hw: (H, W) the answer; `ignore_id` stands for no answer.
-        confidence_hw: (H, W) 0 to 255, how sure it is.
+        truth_hw: (H, W) labels; pixels of `ignore_id` are not counted.
+        mask_hw: (H, W) answer; `ignore_id` is no answer.
+        confidence_hw: (H, W) 0 to 255 for 0 to 1.
         num_classes: K.
-        name: the answer's.
+        name: of the answer.
         ignore_id: at least K.
-        widths_px: of the trimaps, ascending.
-        boundary_px: reach of Boundary IoU; None is 2 % of the diagonal.
+        widths_px: half widths of the trimap bands, strictly increasing.
+        boundary_px: reach of Boundary IoU, pixels; None is 2 % of the diagonal.
 
     Raises:
         ValueError: as `confusion`.
@@ -113,63 +113,63 @@ def count_judgement(
 
 
 def with_band(counts: Int64, band: Int64, weight: float) -> Float64:
-    """Counts in which the pixels of a band weigh less, or with a weight of 0 nothing: what `Scores` takes, in float64.
+    """Counts for `Scores` in which pixels of a band have the given weight, 0 to 1; float64.
 
-    Left exact until here: `counts` and `band` are whole numbers that add up, and the weight is chosen when scoring.
+    The weight is applied when scoring, so stored counts stay whole numbers that add up exactly.
     """
     return counts - (1 - weight) * band
 
 
 def weights_without(num_classes: int, *left_out: int) -> Float64:
-    """Weights for `Scores` that leave classes out, such as the background, from every mean: (K,) of 0 and 1."""
+    """Weights for `Scores` that exclude classes, such as the background, from every mean: (K,) of 0 and 1."""
     weights = np.ones(num_classes)
     weights[list(left_out)] = 0
     return weights
 
 
 def _ratio(part: Any, whole: Any) -> Any:
-    """Their quotient, NaN where the whole is 0."""
+    """Quotient, NaN where the whole is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.divide(part, whole)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Every score of confusion counts of shape (..., K, K + 1): one sum of images, or a stack of sums.
+    """Scores of confusion counts (..., K, K + 1): of one sum of images, or of a stack of sums.
 
     Everingham 2010 (the VOC challenge, IJCV 88) for intersection over union; Shelhamer 2016 (arXiv 1605.06211), sec. 5,
     for the accuracies and the weighted mean.
 
-    A class that is labelled but never answered has an IoU of 0, and so has one that is answered but not labelled:
-    somebody was told that it is there. Where nothing is left to divide by (the IoU and Dice of a class in neither, the
-    recall of one that is not labelled, the precision of one that is not answered), `absent` says what the score is.
+    A class that is only in the labels, or only in the answers, has an IoU of 0. `absent` gives the score where the
+    denominator is 0: IoU and Dice of a class in neither, recall of a class without labels, precision of a class without
+    answers.
     """
 
     counts: Int64 | Float64
-    """(..., K, K + 1), see `confusion`; in float64 those of `with_band`."""
+    """(..., K, K + 1), see `confusion`; float64 from `with_band`."""
     weights: Float64 | None = None
-    """(K,) of each class in every mean and in the shares of pixels, at least 0; 0 leaves one out. None is 1 each."""
+    """(K,) weight of each class in means and pixel shares, at least 0; 0 excludes it. None is 1 for each."""
     absent: Absent = "skip"
-    """`skip`: no score (NaN), and no part in a mean. `unlabelled`: also none for a class that is answered but not
-    labelled, whatever the score. `zero`, `one`: a score of 0 or 1, which takes part."""
+    """`skip`: NaN, excluded from means. `unlabelled`: NaN also for every score of a class that is answered but not
+    labelled. `zero`, `one`: 0 or 1, included in means."""
 
     @cached_property
     def hits(self) -> Int64 | Float64:
-        """Pixels of each class that were found, (..., K)."""
+        """Correct pixels of each class, (..., K)."""
         hits = np.diagonal(self.counts, axis1=-2, axis2=-1)[..., : self.counts.shape[-2]]
         return cast("Int64 | Float64", hits)
 
     @cached_property
     def support(self) -> Int64 | Float64:
         """Labelled pixels of each class, (..., K)."""
-        found: Int64 = self.counts.sum(axis=-1)
-        return found
+        support: Int64 = self.counts.sum(axis=-1)
+        return support
 
     @cached_property
     def answered(self) -> Int64 | Float64:
-        """Pixels that were said to be of each class, (..., K)."""
-        found: Int64 = self.counts[..., :-1].sum(axis=-2)
-        return found
+        """Answered pixels of each class, (..., K)."""
+        answered: Int64 = self.counts[..., :-1].sum(axis=-2)
+        return answered
 
     @cached_property
     def iou(self) -> Float64:
@@ -178,12 +178,12 @@ class Scores:
 
     @cached_property
     def recall(self) -> Float64:
-        """Share of each class that was found, (..., K): its accuracy."""
+        """Share of the labelled pixels of each class that are correct, (..., K): class accuracy."""
         return self._each(self.hits, self.support)
 
     @cached_property
     def precision(self) -> Float64:
-        """Share of the answers of each class that are right, (..., K)."""
+        """Share of the answered pixels of each class that are correct, (..., K)."""
         return self._each(self.hits, self.answered)
 
     @cached_property
@@ -193,9 +193,9 @@ class Scores:
 
     @cached_property
     def pixel_accuracy(self) -> Float64:
-        """Share of labelled pixels that are right, (...)."""
-        found: Float64 = _ratio((self.hits * self._weights).sum(axis=-1), (self.support * self._weights).sum(axis=-1))
-        return found
+        """Share of labelled pixels that are correct, (...)."""
+        share: Float64 = _ratio((self.hits * self._weights).sum(axis=-1), (self.support * self._weights).sum(axis=-1))
+        return share
 
     @cached_property
     def mean_accuracy(self) -> Float64:
@@ -218,7 +218,7 @@ class Scores:
         return _mean(self.iou, self.support * self._weights)
 
     def mean(self, values: Float64) -> Float64:
-        """Mean of (..., K) scores over the classes that have one, with the weights; NaN where nothing is left."""
+        """Weighted mean of (..., K) scores over the classes that have one; NaN where none has."""
         return _mean(values, self._weights)
 
     @cached_property
@@ -226,23 +226,23 @@ class Scores:
         return np.ones(self.counts.shape[-2]) if self.weights is None else self.weights
 
     def _each(self, part: Int64 | Float64, whole: Int64 | Float64) -> Float64:
-        """Quotients of each class, by the rule for absent ones."""
-        found: Float64 = _ratio(part, whole)
+        """Quotient of each class, with the rule for absent classes."""
+        scores: Float64 = _ratio(part, whole)
         if self.absent == "unlabelled":
-            return np.where(self.support > 0, found, np.nan)
-        return found if self.absent == "skip" else np.where(whole > 0, found, float(self.absent == "one"))
+            return np.where(self.support > 0, scores, np.nan)
+        return scores if self.absent == "skip" else np.where(whole > 0, scores, float(self.absent == "one"))
 
 
 def _mean(values: Float64, weights: Float64) -> Float64:
-    """Weighted mean over the last axis of what is not NaN; NaN where nothing is left."""
-    there = ~np.isnan(values)
-    found: Float64 = _ratio(np.where(there, values * weights, 0).sum(axis=-1), (there * weights).sum(axis=-1))
-    return found
+    """Weighted mean over the last axis, without NaN values; NaN where all are."""
+    defined = ~np.isnan(values)
+    mean: Float64 = _ratio(np.where(defined, values * weights, 0).sum(axis=-1), (defined * weights).sum(axis=-1))
+    return mean
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A score and the percentile bootstrap interval around it."""
+    """Score with its percentile bootstrap interval."""
 
     value: float
     low: float
@@ -250,7 +250,7 @@ class Interval:
 
 
 def bootstrap_weights(images: int, *, samples: int, seed: int) -> Int64:
-    """How often each image is drawn in each of `samples` draws of as many images with replacement: (samples, images).
+    """Bootstrap draws: (samples, images) times each image is drawn, in rows of `images` draws with replacement.
 
     Two runs over the same images that share these weights are compared pairwise: Efron and Tibshirani 1993, ch. 8.
     """
@@ -267,13 +267,13 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """A score of the sum over images, and the interval in which it lies when images are drawn anew.
+    """Score of the sum over images, with its bootstrap interval.
 
     Args:
         counts_nkk: (N, K, K + 1) counts of each image, N at least 1.
-        score: what is asked, such as `lambda scores: scores.mean_iou`.
+        score: the score, such as `lambda scores: scores.mean_iou`.
         against_nkk: counts of another answer to the same images; the interval is then of the difference to it.
-        samples: draws.
+        samples: number of draws.
         seed: of the draws.
         level: share of the draws inside the interval.
     """
@@ -296,25 +296,25 @@ def bootstrap_each(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Interval]:
-    """`bootstrap` of several scores at once, over the same draws: `score` gives (..., S), and S intervals come back.
+    """`bootstrap` of several scores over the same draws: `score` gives (..., S), the result has S intervals.
 
-    A score that a draw does not have, since a class is in none of its images, is left out of that score's interval.
+    A draw in which a score is NaN, since a class is in none of its images, does not count for that score's interval.
     """
     weights = bootstrap_weights(len(counts_nkk), samples=samples, seed=seed)
     weights = np.concatenate([np.ones_like(weights[:1]), weights])  # the images as they are, before the draws
-    found = score(Scores(_weighted(weights, counts_nkk)))
+    values = score(Scores(_weighted(weights, counts_nkk)))
     if against_nkk is not None:
-        found = found - score(Scores(_weighted(weights, against_nkk)))
+        values = values - score(Scores(_weighted(weights, against_nkk)))
     tails = 50 * (1 - level), 50 * (1 + level)
     intervals = []
-    for value, *drawn in found.T:
-        there = [one for one in drawn if not np.isnan(one)]
-        low, high = np.percentile(there, tails) if there else (np.nan, np.nan)
+    for value, *drawn in values.T:
+        defined = [draw for draw in drawn if not np.isnan(draw)]
+        low, high = np.percentile(defined, tails) if defined else (np.nan, np.nan)
         intervals.append(Interval(float(value), float(low), float(high)))
     return intervals
 
 
 def _weighted(weights: Int64, counts_nkk: Int64 | Float64) -> Int64 | Float64:
-    """Sums over images as often as they were drawn. In float64: exact below 2^53, and BLAS knows no integers."""
+    """Sums over images, weighted by their draws; in float64, which is exact below 2^53, since BLAS has no integers."""
     summed = np.tensordot(weights.astype(np.float64), counts_nkk.astype(np.float64), axes=1)
     return summed.astype(np.int64) if counts_nkk.dtype == np.int64 else summed

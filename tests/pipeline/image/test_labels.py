@@ -83,7 +83,7 @@ def test_codings_that_cannot_be_right_are_refused() -> None:
     twins = ClassMap(name="twins", classes=({"name": "a", **grey}, {"name": "b", **grey}))
     with pytest.raises(ConfigError, match=r"share the colour \(9, 9, 9\)"):
         Coding("colours").check(twins)
-    with pytest.raises(ConfigError, match="become 11, which the class map 'camvid' does not have"):
+    with pytest.raises(ConfigError, match="give the class id 11, which the class map 'camvid' does not have"):
         Coding(ids={1: 11}).check(CAMVID)
     Coding("colours", ignored=(VOID,)).check(CAMVID)
     Coding(ids={1: 10, 0: 255}).check(CAMVID)

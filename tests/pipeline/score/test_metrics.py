@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from torchmetrics.functional import classification
 
 from pipeline.records import Judgement
-from pipeline.score.boundary import boundary_iou, trimap
+from pipeline.score.boundary import boundary_iou, boundary_rings
 from pipeline.score.calibration import expected_calibration_error
 from pipeline.score.metrics import (
     Scores,
@@ -210,8 +210,9 @@ def test_bands_are_the_counts_within_trimaps_and_can_be_left_out_or_weighted(pai
     counts, bands = within_bands(*pair, K, (1, 2, 4))
     np.testing.assert_array_equal(counts, confusion(*pair, K))
     for band, width in zip(bands, (1, 2, 4), strict=True):
-        np.testing.assert_array_equal(band, confusion(*pair, K, where=trimap(pair[0], width)))
-        np.testing.assert_array_equal(with_band(counts, band, 0), confusion(*pair, K, where=~trimap(pair[0], width)))
+        near = boundary_rings(pair[0], [width]) == 0
+        np.testing.assert_array_equal(band, confusion(*pair, K, where=near))
+        np.testing.assert_array_equal(with_band(counts, band, 0), confusion(*pair, K, where=~near))
         np.testing.assert_array_equal(with_band(counts, band, 1), counts)
         half = Scores(with_band(counts, band, 0.5)).support
         np.testing.assert_allclose(half, Scores(counts).support - Scores(band).support / 2)
