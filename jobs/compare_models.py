@@ -20,7 +20,7 @@ from jobs import command_line
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.comparison import Subject
+    from pipeline.evaluate.comparison import ComparedNetwork
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def parse_comparison(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def subjects(args: argparse.Namespace) -> "list[Subject]":
+def subjects(args: argparse.Namespace) -> "list[ComparedNetwork]":
     """Networks to compare, trained where there is a checkpoint: in catalogue order, then the other checkpoints.
 
     Raises:
@@ -57,9 +57,11 @@ def subjects(args: argparse.Namespace) -> "list[Subject]":
     names = [variant.name for variant in catalogue.VARIANTS] if args.only is None else args.only
     class_map = classes.load_class_map(args.classes)
     by_name = {
-        name: comparison.published(catalogue.find_variant(name), class_map) for name in names if name not in given
+        name: comparison.untrained_network(catalogue.find_variant(name), class_map)
+        for name in names
+        if name not in given
     }
-    by_name |= {name: comparison.checkpoint_subject(name, url) for name, url in given.items()}
+    by_name |= {name: comparison.compared_checkpoint(name, url) for name, url in given.items()}
     if not by_name:
         raise ConfigError("there is nothing to compare", hint="name variants with --only, or a --checkpoint")
     return [by_name[name] for name in dict.fromkeys([*names, *given])]
@@ -75,7 +77,7 @@ def compare(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)} must be at least 1")
     device = args.device or ("cuda" if torch.cuda.device_count() else "cpu")
-    measure = comparison.Measure(args.size, args.images, args.rounds, device, args.threads)
+    measure = comparison.SpeedSettings(args.size, args.images, args.rounds, device, args.threads)
     table = ""
     for rows in comparison.compare_networks(subjects(args), measure, args.data):
         table = comparison_table.write_comparison(rows, args.output, measure)

@@ -94,7 +94,7 @@ def prepare_shards(
         )
         work = partial(prepare.prepare_shard, job, ledger=ledger)
         with reporter:
-            flow.run_each(prepare.STAGE, left, work, deaths=CONDEMNED_AFTER * cfg.shard_examples)
+            flow.run_tasks(prepare.STAGE, left, work, deaths=CONDEMNED_AFTER * cfg.shard_examples)
     return reporter.latest
 
 

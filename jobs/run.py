@@ -34,7 +34,7 @@ from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, resolve_engine
 from pipeline.run import flow, manifest, masks, report, workers
 from pipeline.run.ledger import RunProgress
-from pipeline.run.manifest import Manifest, Todo
+from pipeline.run.manifest import Manifest, PendingShard
 from pipeline.run.stages import Job
 from pipeline.source.plan import Plan, changed
 from pipeline.store import objects
@@ -111,7 +111,7 @@ def identify_labelled(cfg: EvaluateConfig, data_sha256: str) -> Run:
 def identify_masks(cfg: EvaluateConfig) -> Run:
     """Name the run that scores the existing masks at `cfg.masks`; its class map is theirs, or `--classes`."""
     url = cfg.masks or ""
-    sha256 = masks.digest(url)
+    sha256 = masks.digest_masks(url)
     stored = masks.class_map_of_run(url)
     class_map = classes.load_class_map(cfg.classes) if cfg.classes else stored
     if stored and class_map and (lines := stored.differences(class_map)):
@@ -139,7 +139,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
     for warning in plan.warnings:
         log.warning("%s", warning)
     finished = manifest.read_manifest(run.url)
-    if finished and not manifest.todo(run.url, plan, manifest.footers(run.url)):
+    if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
         log.info("nothing to do: every row of this run is committed")
         return RunOutcome(finished, RunProgress(), time.monotonic() - started)
     preflight.check_authentication()
@@ -153,7 +153,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         outcome = RunOutcome(closed, progress, time.monotonic() - started)
         if run.model:
             write_report(run, outcome)
-        manifest.succeed(run.url)
+        manifest.mark_finished(run.url)
     return outcome
 
 
@@ -163,13 +163,13 @@ def size_of(plan: Plan) -> str:
     return f"{images} {len(plan.shards)} shard(s), {plan.bytes / 1e6:.1f} MB"
 
 
-def resume(run: Run, plan: Plan) -> tuple[list[Todo], int]:
+def resume(run: Run, plan: Plan) -> tuple[list[PendingShard], int]:
     """Missing work and the number of committed rows; a finished run whose source has grown is opened again."""
     refuse_changed_source(run, plan)
     write_run_files(run, plan)
-    manifest.reopen(run.url)
-    parts = manifest.footers(run.url)
-    missing = manifest.todo(run.url, plan, parts)
+    manifest.reopen_run(run.url)
+    parts = manifest.read_footers(run.url)
+    missing = manifest.pending_shards(run.url, plan, parts)
     committed = sum(part.rows for part in parts)
     if parts:
         log.info(
@@ -212,11 +212,11 @@ def write_run_files(run: Run, plan: Plan) -> None:
     objects.put(objects.join(folder, "plan.parquet"), table.getvalue())
 
 
-def segment_missing(run: Run, plan: Plan, missing: list[Todo], *, committed: int) -> RunProgress:
+def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], *, committed: int) -> RunProgress:
     """Run the flow over the missing work on Ray, with progress lines that count the `committed` rows in."""
     with session.connect() as nodes:
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
-        crew = workers.plan_workers(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
+        crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, run.cfg.runtime), network)
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()
         reporter = Reporter(
@@ -271,7 +271,7 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         ),
         previews=previews,
         classes=run.classes,
-        failures=manifest.failures(run.url),
+        failures=manifest.read_failures(run.url),
         facts=run_facts(run),
         next_commands=_next_commands(run),
     )

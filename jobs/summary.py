@@ -17,7 +17,7 @@ FIRST_PROBLEMS = 3
 
 def print_plan(run: Run, plan: Plan) -> int:
     """Print what a run would do, for `--plan`: shards, bytes, keys, committed rows, first problems; returns 0."""
-    parts = manifest.footers(run.url)
+    parts = manifest.read_footers(run.url)
     facts = {
         "run": redact(run.url),
         "shards": len(plan.shards),
@@ -25,7 +25,7 @@ def print_plan(run: Run, plan: Plan) -> int:
         "keys": plan.rows,
         "committed_rows": sum(part.rows for part in parts),
         "committed_parts": len(parts),
-        "shards_left": len(manifest.todo(run.url, plan, parts)),
+        "shards_left": len(manifest.pending_shards(run.url, plan, parts)),
         "ignored_files": plan.ignored,
         "problems": plan.warnings[:FIRST_PROBLEMS],
     }

@@ -47,11 +47,11 @@ def tune(cfg: TuneConfig) -> int:
     preflight.check_output(cfg.output)
     with session.connect() as nodes:
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride)
-        crew = workers.plan_workers(run.cfg, workers.nodes_of(nodes, run.cfg.runtime), network)
+        crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, run.cfg.runtime), network)
         job = runs.stage_job(run, plan)
         chunks, left_out = on_ray.score_images(job, plan.shards, label_urls, crew)
         before_search_s = time.monotonic() - started
-        search = on_ray.Search(job, chunks, crew, base=cfg.refine, widths_px=cfg.trimap_px)
+        search = on_ray.SearchOnRay(job, chunks, crew, base=cfg.refine, widths_px=cfg.trimap_px)
         left_out += search.left_out
         output.log_left_out(left_out)
         outcome = on_ray.search_parameters(search, cfg, grid)

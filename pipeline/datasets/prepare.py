@@ -35,8 +35,8 @@ from pipeline.image import channels, encode, labels
 from pipeline.image.decode import decode_image
 from pipeline.records import LEFT_WHOLE, Failure, UInt8
 from pipeline.run import parts as sink
-from pipeline.run.ledger import LedgerClient, guarded
-from pipeline.run.stages import killed_after
+from pipeline.run.ledger import LedgerClient, work_guarded
+from pipeline.run.stages import kill_process_after
 from pipeline.source.shard import read_failure
 from pipeline.store import objects
 
@@ -319,11 +319,11 @@ def prepare_shard(job: Preparation, shard: ExampleShard, ledger: PreparingLedger
 
 def _guarded(job: Preparation, one: ListedExample, ledger: LedgerClient) -> PreparedExample:
     def work(examples: Sequence[ListedExample]) -> list[PreparedExample]:
-        with killed_after(job.timeout_s):
+        with kill_process_after(job.timeout_s):
             return [prepare_example(job, example) for example in examples]
 
     condemned = Failure("crashed", "killed its worker twice")
-    (prepared,) = guarded(
+    (prepared,) = work_guarded(
         ledger,
         STAGE,
         [one],

@@ -50,7 +50,7 @@ CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ComparedNetwork:
     """One network to be compared."""
 
     variant: Variant
@@ -65,7 +65,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class SpeedSettings:
     """How speed and memory are measured."""
 
     size_px: int
@@ -81,7 +81,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RoundTiming:
     """What one network took in one round."""
 
     stream_s: float
@@ -140,7 +140,7 @@ def with_random_weights(card: Card) -> Checkpoint:
     return Checkpoint(card, network.state_dict(), "0" * 64)
 
 
-def published(variant: Variant, classes: ClassMap) -> Subject:
+def untrained_network(variant: Variant, classes: ClassMap) -> ComparedNetwork:
     """A variant of the catalogue, untrained, for these classes, at its published output stride."""
     with torch.device("meta"):
         output_stride = variant.build(len(classes)).output_strides[0]
@@ -154,10 +154,10 @@ def published(variant: Variant, classes: ClassMap) -> Subject:
         source="random",
         license="Apache-2.0",
     )
-    return Subject(variant, card)
+    return ComparedNetwork(variant, card)
 
 
-def checkpoint_subject(name: str, ref: str) -> Subject:
+def compared_checkpoint(name: str, ref: str) -> ComparedNetwork:
     """A checkpoint as the variant of that name, or under a name of its own.
 
     Raises:
@@ -171,7 +171,7 @@ def checkpoint_subject(name: str, ref: str) -> Subject:
         raise ConfigError(said, hint="give it another name")
     first = min(same, key=lambda one: one.year)
     own = Variant(name, card.architecture, first.year, first.paper, None, "", card.options)
-    return Subject(known[0] if known else own, card, ref)
+    return ComparedNetwork(known[0] if known else own, card, ref)
 
 
 # ---------------------------------------------------------------- speed and memory
@@ -189,21 +189,21 @@ def in_own_process(call: Callable[[], T]) -> T:
 
 
 @dataclass(slots=True)
-class Timings:
+class NetworkTimings:
     """What a network took so far."""
 
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[RoundTiming] = field(default_factory=list)
     note: str = ""
     """Why there are none, and will be none."""
 
 
-def one_round(subjects: Sequence[Subject], how: Measure, timings: Sequence[Timings]) -> None:
+def run_round(subjects: Sequence[ComparedNetwork], how: SpeedSettings, timings: Sequence[NetworkTimings]) -> None:
     """Give every network its turn, and add it to its timings; one that fails has no further turns."""
     for number, (subject, mine) in enumerate(zip(subjects, timings, strict=True), 1):
         if mine.note:
             continue
         try:
-            mine.turns.append(in_own_process(partial(take_turn, subject, how)))
+            mine.turns.append(in_own_process(partial(time_network, subject, how)))
         except BrokenProcessPool:
             mine.note = "its process was killed: out of memory?"
         except JobError as error:
@@ -214,7 +214,7 @@ def one_round(subjects: Sequence[Subject], how: Measure, timings: Sequence[Timin
         log.info("round %d, %d/%d %s: %s", len(mine.turns), number, len(subjects), subject.variant.name, said)
 
 
-def take_turn(subject: Subject, how: Measure) -> Turn:
+def time_network(subject: ComparedNetwork, how: SpeedSettings) -> RoundTiming:
     """Time a network and its memory, in the process that calls; the first pass over the stream warms up.
 
     Raises:
@@ -223,16 +223,16 @@ def take_turn(subject: Subject, how: Measure) -> Turn:
     torch.set_num_threads(how.threads)
     segmenter = Segmenter(subject.load(), InferConfig(), TileConfig(), device=how.device)
     stream = list(noise_images(how, len(subject.card.mean)))
-    forget_peak(how.device)
+    reset_peak(how.device)
     time_segmenter(segmenter, stream)
     worked = process_time()
     stream_s = time_segmenter(segmenter, stream)
     cpu_s = process_time() - worked
     alone_s = time_segmenter(segmenter, stream[:1])
-    return Turn(stream_s / len(stream), alone_s, cpu_s / len(stream), peak_mib(how.device))
+    return RoundTiming(stream_s / len(stream), alone_s, cpu_s / len(stream), peak_mib(how.device))
 
 
-def noise_images(how: Measure, channels: int) -> Iterator[Image]:
+def noise_images(how: SpeedSettings, channels: int) -> Iterator[Image]:
     """Images of random pixels: no network is faster on some than on others."""
     rng = np.random.default_rng(0)
     for _ in range(how.images):
@@ -252,7 +252,7 @@ def time_segmenter(segmenter: Segmenter, images: Sequence[Image]) -> float:
     return perf_counter() - started
 
 
-def forget_peak(device: str) -> None:
+def reset_peak(device: str) -> None:
     """Leave out what building the network took, where the system lets us."""
     gc.collect()
     if device == "cuda":
@@ -272,7 +272,7 @@ def peak_mib(device: str) -> float:
 # ---------------------------------------------------------------- quality
 
 
-def score_checkpoint(subject: Subject, data: str, device: str) -> tuple[float, int]:
+def score_checkpoint(subject: ComparedNetwork, data: str, device: str) -> tuple[float, int]:
     """Mean IoU of a checkpoint, percent, without a CRF, and on how many images.
 
     Args:
@@ -298,7 +298,7 @@ def score_checkpoint(subject: Subject, data: str, device: str) -> tuple[float, i
 
 
 def compare_networks(
-    subjects: Sequence[Subject], how: Measure, data: str | None = None
+    subjects: Sequence[ComparedNetwork], how: SpeedSettings, data: str | None = None
 ) -> Iterator[list[ComparisonRow]]:
     """Count, score and time; rows in the order of the subjects.
 
@@ -314,17 +314,17 @@ def compare_networks(
     if how.device == "cuda" and not torch.cuda.device_count():
         raise ConfigError("there is no GPU here", hint="take --device cpu")
     fixed = [
-        partial(comparison_row, counted(subject, how.size_px), *scored(subject, data, how.device))
+        partial(comparison_row, network_facts(subject, how.size_px), *score_in_own_process(subject, data, how.device))
         for subject in subjects
     ]
-    timings = [Timings() for _ in subjects]
+    timings = [NetworkTimings() for _ in subjects]
     for _ in range(how.rounds):
-        one_round(subjects, how, timings)
-        ratios = over_fastest([mine.turns for mine in timings], how.device)
+        run_round(subjects, how, timings)
+        ratios = ratios_to_fastest([mine.turns for mine in timings], how.device)
         yield [of(mine, ratio) for of, mine, ratio in zip(fixed, timings, ratios, strict=True)]
 
 
-def counted(subject: Subject, size_px: int) -> dict[str, Any]:
+def network_facts(subject: ComparedNetwork, size_px: int) -> dict[str, Any]:
     """The part of a row that needs no measurement."""
     variant, card = subject.variant, subject.card
     network = checkpoint.blank(card)
@@ -341,7 +341,7 @@ def counted(subject: Subject, size_px: int) -> dict[str, Any]:
     }
 
 
-def scored(subject: Subject, data: str | None, device: str) -> tuple[float | None, int]:
+def score_in_own_process(subject: ComparedNetwork, data: str | None, device: str) -> tuple[float | None, int]:
     """`score` in a process of its own; None for a network without weights, or without data."""
     if subject.checkpoint is None or data is None:
         return None, 0
@@ -350,7 +350,7 @@ def scored(subject: Subject, data: str | None, device: str) -> tuple[float | Non
     return miou, images
 
 
-def over_fastest(turns: Sequence[Sequence[Turn]], device: str) -> list[float | None]:
+def ratios_to_fastest(turns: Sequence[Sequence[RoundTiming]], device: str) -> list[float | None]:
     """Median over the rounds of each network's time over that of the one whose median is least."""
     seconds = [[turn.cpu_s if device == "cpu" else turn.stream_s for turn in mine] for mine in turns]
     fastest = min(filter(None, seconds), key=median, default=[])
@@ -358,12 +358,12 @@ def over_fastest(turns: Sequence[Sequence[Turn]], device: str) -> list[float | N
 
 
 def comparison_row(
-    facts: dict[str, Any], miou: float | None, images: int, timings: Timings, ratio: float | None
+    facts: dict[str, Any], miou: float | None, images: int, timings: NetworkTimings, ratio: float | None
 ) -> ComparisonRow:
     """One line, from what was counted, scored and timed."""
     turns = timings.turns
 
-    def middle(seconds: Callable[[Turn], float]) -> float | None:
+    def middle(seconds: Callable[[RoundTiming], float]) -> float | None:
         return median(map(seconds, turns)) if turns else None
 
     alone_ms = [turn.alone_s * 1e3 for turn in turns]

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from pipeline.evaluate.comparison import ComparisonRow, Measure
+from pipeline.evaluate.comparison import ComparisonRow, SpeedSettings
 from pipeline.models.catalogue import CITYSCAPES, PUBLISHED, Published
 from pipeline.store import objects
 
-HEADS = (
+MEASURED_COLUMNS = (
     "network",
     "year",
     "parameters, M",
@@ -34,16 +34,16 @@ HEADS = (
     "peak MiB",
     "published mean IoU, %",
 )
-SAME_DATA = "VOC 2012 val"
+PLOTTED_DATA = "VOC 2012 val"
 """On which most of the catalogue was measured: the published quality that the plot shows of untrained networks."""
 
 
-def markdown(rows: Sequence[ComparisonRow], *, size_px: int, machine: str) -> str:
+def comparison_markdown(rows: Sequence[ComparisonRow], *, size_px: int, machine: str) -> str:
     """Two tables: what was measured, and what was published."""
     title = f"{len(rows)} networks, images of {size_px}x{size_px}; {machine}."
     published = [_published_line(one) for one in PUBLISHED]
     heads = ("network", "year", "mean IoU, %", "images/s", "ms", "data", "source")
-    return "\n\n".join((title, _table(HEADS, [_line(one) for one in rows]), _table(heads, published))) + "\n"
+    return "\n\n".join((title, _table(MEASURED_COLUMNS, [_line(one) for one in rows]), _table(heads, published))) + "\n"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -76,7 +76,7 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def scatter(rows: Sequence[ComparisonRow]) -> bytes:
+def quality_speed_png(rows: Sequence[ComparisonRow]) -> bytes:
     """PNG of two panels: speed measured here, and all that others published on one test set.
 
     Quality in the first is what was measured here; where nothing is trained, what was published on one data set.
@@ -85,7 +85,7 @@ def scatter(rows: Sequence[ComparisonRow]) -> bytes:
     here, theirs = figure.subplots(1, 2)
     measured = [(one.name, one.images_per_s, one.miou) for one in rows if one.images_per_s and one.miou is not None]
     shown = measured or _with_published_quality(rows)
-    title = "Measured here" if measured else f"Speed here, quality as published on {SAME_DATA}"
+    title = "Measured here" if measured else f"Speed here, quality as published on {PLOTTED_DATA}"
     _panel(here, shown, title, filled=bool(measured))
     tested = [
         (one.name, one.images_per_s, one.miou) for one in PUBLISHED if one.data == CITYSCAPES and one.images_per_s
@@ -111,7 +111,7 @@ def _with_published_quality(rows: Sequence[ComparisonRow]) -> list[_Point]:
         for one in rows
         if one.images_per_s
         and one.published_miou is not None
-        and one.published_on.startswith(SAME_DATA)
+        and one.published_on.startswith(PLOTTED_DATA)
         and "MSC" not in one.published_on
     ]
 
@@ -155,18 +155,18 @@ def _names(axes: Axes, points: Sequence[_Point]) -> None:
 # ---------------------------------------------------------------- files
 
 
-def write_comparison(rows: Sequence[ComparisonRow], output: str, measure: Measure) -> str:
+def write_comparison(rows: Sequence[ComparisonRow], output: str, measure: SpeedSettings) -> str:
     """Write comparison.parquet, .md and .png, over those of the round before; returns the Markdown."""
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), parquet)
-    text = markdown(rows, size_px=measure.size_px, machine=machine_text(measure))
+    text = comparison_markdown(rows, size_px=measure.size_px, machine=machine_text(measure))
     objects.put(objects.join(output, "comparison.parquet"), parquet.getvalue())
     objects.put(objects.join(output, "comparison.md"), text.encode())
-    objects.put(objects.join(output, "comparison.png"), scatter(rows))
+    objects.put(objects.join(output, "comparison.png"), quality_speed_png(rows))
     return text
 
 
-def machine_text(measure: Measure) -> str:
+def machine_text(measure: SpeedSettings) -> str:
     """GPU, or threads and processor; torch version; load per core at the end."""
     threads = f"{measure.threads} thread(s), {platform.machine()}"
     device = torch.cuda.get_device_name() if measure.device == "cuda" else threads

@@ -188,7 +188,7 @@ def read_evaluation(
         widths_px=cfg.judge.trimap_px,
         images=images,
         answers=answers,
-        failures=manifest.failures(run_url),
+        failures=manifest.read_failures(run_url),
         seconds=finished.seconds,
     )
 

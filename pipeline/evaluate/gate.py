@@ -198,7 +198,7 @@ def compare_to_baseline(now: Evaluation, baseline: Baseline, before: Evaluation 
         raise ConfigError(
             f"the baseline has other classes: {'; '.join(lines[:3])}", hint="name another with --baseline"
         )
-    mine, theirs = shared(now, before)
+    mine, theirs = shared_images(now, before)
     groups, against = _grouped(now, gates, mine), _grouped(before, gates, theirs)
     note = f"paired over {len(mine)} of {len(now.images)} images" + (f" in {len(groups)} groups" if gates.group else "")
     if paired := len(groups) >= gates.min_images:
@@ -210,7 +210,7 @@ def compare_to_baseline(now: Evaluation, baseline: Baseline, before: Evaluation 
     return Comparison(baseline.run_url, before.checkpoint, paired, len(mine), note, change)
 
 
-def shared(now: Evaluation, before: Evaluation) -> tuple[Int64, Int64]:
+def shared_images(now: Evaluation, before: Evaluation) -> tuple[Int64, Int64]:
     """Where both have the same image with the same label: indices into the one and into the other, in the same order.
 
     The same is: key and version of the image object agree, and so does the number of labelled pixels of each class.

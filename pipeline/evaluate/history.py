@@ -88,7 +88,7 @@ class HistoryEntry:
 
 
 _INTERVALS = pa.list_(pa.float64())
-SCHEMA = pa.schema(
+HISTORY_SCHEMA = pa.schema(
     [
         ("time", pa.timestamp("us", "UTC")),
         *((name, pa.string()) for name in ("command", "setting", "answer")),
@@ -111,7 +111,7 @@ SCHEMA = pa.schema(
 # ---------------------------------------------------------------- entries
 
 
-def entries_of(
+def history_entries(
     evaluation: Evaluation,
     *,
     time: datetime,
@@ -180,17 +180,17 @@ def _plain(answer: AnswerCounts) -> dict[str, Interval]:
 # ---------------------------------------------------------------- the folder
 
 
-def append(url: str, entries: Sequence[HistoryEntry]) -> bool:
+def append_history(url: str, entries: Sequence[HistoryEntry]) -> bool:
     """Add the entries of one evaluation as one object of one row group; False when it is there already.
 
     The same evaluation under the same gates is the same object, whenever it is submitted.
     """
     out = io.BytesIO()
-    pq.write_table(to_table(entries), out, compression="zstd", write_page_checksum=True)
-    return objects.put_if_absent(objects.join(url, object_name(entries)), out.getvalue())
+    pq.write_table(history_to_table(entries), out, compression="zstd", write_page_checksum=True)
+    return objects.put_if_absent(objects.join(url, history_object_name(entries)), out.getvalue())
 
 
-def object_name(entries: Sequence[HistoryEntry]) -> str:
+def history_object_name(entries: Sequence[HistoryEntry]) -> str:
     """`evaluation-<20 hex digits>.parquet`: a digest of what was evaluated and of the gates, but of no time."""
     one = entries[0]
     said = json.dumps([one.run_url, one.run_fp, one.data_fp, one.setting, one.gates_fp])
@@ -216,26 +216,26 @@ def read_history(url: str) -> list[HistoryEntry]:
 def _read_object(url: str) -> list[HistoryEntry]:
     data = objects.read_bytes(url, max_bytes=_MAX_BYTES)
     try:
-        return from_table(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
+        return history_from_table(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # any column may be missing or null
         hint = "delete it, and the evaluation can be appended again"
         raise StorageError(f"{redact(url)} is no entry of a history: {error}", hint=hint) from error
 
 
-def to_table(entries: Iterable[HistoryEntry]) -> pa.Table:
+def history_to_table(entries: Iterable[HistoryEntry]) -> pa.Table:
     """Pack entries into a table of `SCHEMA`: an interval is three columns, `x`, `x_low` and `x_high`."""
-    return pa.Table.from_pylist([_to_row(one) for one in entries], schema=SCHEMA)
+    return pa.Table.from_pylist([_to_row(one) for one in entries], schema=HISTORY_SCHEMA)
 
 
 def _to_row(one: HistoryEntry) -> dict[str, Any]:
-    plain = {name: getattr(one, name) for name in SCHEMA.names if hasattr(one, name)}
+    plain = {name: getattr(one, name) for name in HISTORY_SCHEMA.names if hasattr(one, name)}
     for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
         plain[f"iou{end}"] = [getattr(interval, field) for interval in one.iou]
         plain |= {f"{name}{end}": getattr(interval, field) for name, interval in one.metrics.items()}
     return plain | {f"drift_{name}": value for name, value in one.drift.items()}
 
 
-def from_table(table: pa.Table) -> list[HistoryEntry]:
+def history_from_table(table: pa.Table) -> list[HistoryEntry]:
     """Inverse of `to_table`."""
     return [_from_row(row) for row in table.to_pylist()]
 

@@ -82,7 +82,7 @@ def write_page(folder: str, settings: Sequence[JudgedSetting], cfg: EvaluateConf
     """Write the report of the first setting, compared with the others; returns its URL."""
     first = settings[0]
     scored, *others = (report.ScoredSetting(setting.evaluation, setting.scores) for setting in settings)
-    worst, best = report.to_show(first.evaluation)
+    worst, best = report.shown_keys(first.evaluation)
     page = report.render_evaluation(
         scored,
         cfg=cfg.score,
@@ -142,7 +142,7 @@ def headline(setting: JudgedSetting) -> dict[str, object]:
 
 def _mean_iou(scores: Sequence[scoring.Score]) -> float | None:
     """Mean IoU by the rules of the config; None when no image has a score."""
-    interval = scoring.of_all(scores).get("mean_iou")
+    interval = scoring.overall_scores(scores).get("mean_iou")
     return interval.value if interval and not math.isnan(interval.value) else None
 
 
@@ -152,7 +152,7 @@ def log_headline(setting: JudgedSetting) -> None:
     images, failures = len(evaluation.images), len(evaluation.failures)
     log.info("%s: %d image(s) scored, %d without a score %s", evaluation.name, images, failures, evaluation.codes)
     for name, scores in setting.scores.items():
-        intervals = scoring.of_all(scores)
+        intervals = scoring.overall_scores(scores)
         shown = (f"{score} {interval_text(intervals[score])}" for score in LOGGED_SCORES if score in intervals)
         log.info("  %-16s %s", name, ", ".join(shown))
     for check in setting.verdict.checks if setting.verdict else []:

@@ -26,28 +26,28 @@ DARKEST = 0.75
 """Opacity of a share of 1: numbers must be read on it, in the light and in the dark."""
 FAINTEST = 0.005
 """Shares of a row below this are not drawn."""
-CELLS = 4000
+MAX_CELLS = 4000
 """Of the confusion matrix that are drawn at most, the darkest: a square takes a hundred bytes."""
-NUMBERED, LABELLED = 20, 40
+MAX_NUMBERED_CLASSES, MAX_LABELLED_CLASSES = 20, 40
 """Classes up to which cells have numbers, and rows and columns have names."""
-FORESTED = 24
+MAX_GAIN_ROWS = 24
 """Classes in the plot of gains at most, half of them from either end."""
 
 
-def matrix(counts: Int64, classes: ClassMap) -> Markup:
+def confusion_plot(counts: Int64, classes: ClassMap) -> Markup:
     """Confusion (K, K + 1) with every row in percent of its labels; the last column only where it is ever used."""
     used = counts if counts[:, -1].any() else counts[:, :-1]
     shares = used / np.maximum(used.sum(axis=1, keepdims=True), 1)
     names = [*classes.names, "(no class)"][: used.shape[1]]
-    cell = 0.36 if len(classes) <= NUMBERED else 7.2 / len(classes)
+    cell = 0.36 if len(classes) <= MAX_NUMBERED_CLASSES else 7.2 / len(classes)
     figure, axes = plots.new_figure(width=1.4 + cell * len(names), height=1.2 + cell * len(classes))
     _shade(axes, shares)
-    if len(classes) <= NUMBERED:
+    if len(classes) <= MAX_NUMBERED_CLASSES:
         for row, column in np.argwhere(shares >= FAINTEST):
             text = f"{shares[row, column] * 100:.0f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=INK)
-    size = 9 if len(classes) <= NUMBERED else 6.5
-    labels = [plots.short(name, 18) for name in names] if len(classes) <= LABELLED else []
+    size = 9 if len(classes) <= MAX_NUMBERED_CLASSES else 6.5
+    labels = [plots.shorten_label(name, 18) for name in names] if len(classes) <= MAX_LABELLED_CLASSES else []
     ticks = range(len(labels))
     axes.set_xticks(ticks, labels, rotation=90, fontsize=size)
     axes.set_yticks(ticks[: len(classes)], labels[: len(classes)], fontsize=size)
@@ -55,13 +55,13 @@ def matrix(counts: Int64, classes: ClassMap) -> Markup:
     axes.set_aspect("equal")
     axes.grid(visible=False)
     axes.spines[["top", "right"]].set_visible(True)
-    return plots.svg(figure, "matrix", "confusion matrix; each row adds up to the pixels of one class")
+    return plots.figure_svg(figure, "matrix", "confusion matrix; each row adds up to the pixels of one class")
 
 
 def _shade(axes: Axes, shares: Float64) -> None:
     """Squares as dark as the square root of their share; all of one shade are one path, so that many stay small."""
     shades = np.ceil(np.sqrt(shares) * SHADES).astype(int)
-    faintest = np.sort(shares, axis=None)[-CELLS:][0]
+    faintest = np.sort(shares, axis=None)[-MAX_CELLS:][0]
     shades[shares < max(FAINTEST, faintest)] = 0
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
     square = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
@@ -71,7 +71,7 @@ def _shade(axes: Axes, shares: Float64) -> None:
         axes.add_patch(PathPatch(path, facecolor=ACCENT, alpha=DARKEST * shade / SHADES, lw=0))
 
 
-def bands(found: Evaluation) -> Markup:
+def trimap_plot(found: Evaluation) -> Markup:
     """Mean IoU within bands around the boundaries of labels: the trimap figure of the DeepLab papers."""
     figure, axes = plots.new_figure()
     for (name, one), style in zip(found.answers.items(), _styles(found.answers), strict=True):
@@ -82,10 +82,10 @@ def bands(found: Evaluation) -> Markup:
     axes.annotate("whole images", (1, whole), (0, 3), side, "offset points", color=SOFT, ha="right", fontsize=8)
     axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
     _legend(axes)
-    return plots.svg(figure, "bands", "mean IoU within bands around boundaries")
+    return plots.figure_svg(figure, "bands", "mean IoU within bands around boundaries")
 
 
-def plot_reliability(counts: Mapping[str, Int64]) -> Markup:
+def reliability_plot(counts: Mapping[str, Int64]) -> Markup:
     """Accuracy over confidence of each answer, and how many pixels have each confidence of the last one."""
     figure, axes = plots.new_figure()
     axes.plot([0, 100], [0, 100], color=SOFT, lw=0.8, ls=":")
@@ -98,10 +98,10 @@ def plot_reliability(counts: Mapping[str, Int64]) -> Markup:
     axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=SOFT, alpha=0.25, label="share of pixels")
     axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 100), ylim=(0, 100))
     _legend(axes)
-    return plots.svg(figure, "reliability", "share of right pixels over confidence")
+    return plots.figure_svg(figure, "reliability", "share of right pixels over confidence")
 
 
-def images(iou: Float64) -> Markup:
+def image_iou_histogram(iou: Float64) -> Markup:
     """How many images have which mean IoU of their own."""
     figure, axes = plots.new_figure()
     known = iou[~np.isnan(iou)] * 100
@@ -113,17 +113,17 @@ def images(iou: Float64) -> Markup:
             "median", (np.median(known), 1), (-3, -2), side, "offset points", ha="right", va="top", fontsize=8
         )
     axes.set(xlabel="mean IoU of an image, %", ylabel="images", xlim=(0, 100))
-    return plots.svg(figure, "images", "number of images over their mean IoU")
+    return plots.figure_svg(figure, "images", "number of images over their mean IoU")
 
 
-def gains(iou: Sequence[Interval], classes: ClassMap, engine: str) -> Markup:
+def class_gain_plot(iou: Sequence[Interval], classes: ClassMap, engine: str) -> Markup:
     """What refinement does to each class, the largest gain on top; of many classes those that gain and lose most."""
     known = [(name, one) for name, one in zip(classes.names, iou, strict=True) if not np.isnan(one.value)]
     rows = sorted(known, key=lambda row: -row[1].value)
-    if len(rows) > FORESTED:
-        rows = rows[: FORESTED // 2] + rows[-FORESTED // 2 :]
+    if len(rows) > MAX_GAIN_ROWS:
+        rows = rows[: MAX_GAIN_ROWS // 2] + rows[-MAX_GAIN_ROWS // 2 :]
     title = f"differences of {engine} to the network alone"
-    return plots.forest(rows, "gains", title=title, than="the network alone")
+    return plots.forest_plot(rows, "gains", title=title, than="the network alone")
 
 
 def _styles(answers: Mapping[str, object]) -> list[dict[str, Any]]:

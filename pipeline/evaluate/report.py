@@ -18,10 +18,10 @@ from pipeline.evaluate import trend
 from pipeline.evaluate.evaluation import AnswerCounts, Evaluation
 from pipeline.evaluate.gate import GateVerdict
 from pipeline.evaluate.history import HistoryEntry
-from pipeline.evaluate.scoring import Score, of_all
-from pipeline.evaluate.trend import Series, series_of
+from pipeline.evaluate.scoring import Score, overall_scores
+from pipeline.evaluate.trend import EvaluationSeries, group_series
 from pipeline.page import frame, plots
-from pipeline.page.predictions import WRONG, PredictionCard, cards
+from pipeline.page.predictions import WRONG_COLOUR, PredictionCard, prediction_cards
 from pipeline.records import Int64, Sample
 from pipeline.run.report import failures_by_code
 from pipeline.score.drift import Drift
@@ -32,7 +32,7 @@ WORST, BEST = 24, 8
 """Images on the page at most."""
 PICTURE_BYTES = 3_500_000
 """Bytes all pictures may take: with them the page stays below 5 MB whatever else is on it."""
-MIXED_UP = 14
+MAX_CONFUSED_PAIRS = 14
 """Pairs of classes that are named as mixed up most."""
 TRENDS = 3
 """Plots of the history's own page that are on this one: mean IoU, failures, cost."""
@@ -87,7 +87,7 @@ class AnswerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class MixUp:
+class ConfusedPair:
     """Two classes of which one is taken for the other."""
 
     truth: ClassInfo
@@ -128,37 +128,37 @@ def render_evaluation(
     series = _series(history, found)
     with mpl.rc_context(plots.STYLE):
         drawn = _plots(found, gains[found.name])
-    return frame.template("evaluate/report", share=_share).render(
+    return frame.load_template("evaluate/report", share=_share).render(
         found=found,
         level=f"{cfg.level:.0%}",
-        named=[(name, title) for name, title in _NAMED if name in of_all(judged.scores[found.answer.name])],
-        scores=of_all(judged.scores[found.answer.name]),
+        named=[(name, title) for name, title in _NAMED if name in overall_scores(judged.scores[found.answer.name])],
+        scores=overall_scores(judged.scores[found.answer.name]),
         verdict=verdict,
         change=change,
         rows=_class_rows(judged, change),
-        mixed_up=mixed_up(total, found.classes, most=MIXED_UP),
+        mixed_up=most_confused(total, found.classes, most=MAX_CONFUSED_PAIRS),
         answers=[row for one in (judged, *others) for row in _answer_rows(one, gains[one.evaluation.name])],
         several=bool(others),
         drift=drift,
         series=series,
-        trend=trend.plots_of(series, name="trend")[:TRENDS] if series else [],
+        trend=trend.trend_plots(series, name="trend")[:TRENDS] if series else [],
         plots=drawn,
         pictures=_pictures(found, samples),
         legend=_legend(samples, found.classes),
-        wrong=WRONG,
+        wrong=WRONG_COLOUR,
         failures=failures_by_code(found.codes, found.failures),
         shown=_SHOWN,
         next_commands=next_commands,
     )
 
 
-def to_show(found: Evaluation) -> tuple[list[str], list[str]]:
+def shown_keys(found: Evaluation) -> tuple[list[str], list[str]]:
     """Keys of the worst images, the worst first, and of the best, the best first; no key twice."""
     worst = found.worst(WORST)
     return worst, [key for key in found.best(BEST) if key not in set(worst)]
 
 
-def mixed_up(counts: Int64, classes: ClassMap, *, most: int) -> list[MixUp]:
+def most_confused(counts: Int64, classes: ClassMap, *, most: int) -> list[ConfusedPair]:
     """Which class is taken for which in (K, K + 1) counts, by pixels: at most so many, and only what does happen."""
     support = counts.sum(axis=1)
     wrong = counts.copy()
@@ -166,7 +166,9 @@ def mixed_up(counts: Int64, classes: ClassMap, *, most: int) -> list[MixUp]:
     order = np.argsort(-wrong, axis=None, kind="stable")[: min(most, np.count_nonzero(wrong))]
     infos = [*classes.classes, None]
     return [
-        MixUp(classes.classes[row], infos[column], float(wrong[row, column] / support[row]), int(wrong[row, column]))
+        ConfusedPair(
+            classes.classes[row], infos[column], float(wrong[row, column] / support[row]), int(wrong[row, column])
+        )
         for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)
     ]
 
@@ -209,7 +211,7 @@ def _answer_rows(judged: ScoredSetting, gain: Estimates | None) -> list[AnswerRo
         AnswerRow(
             found.name,
             name,
-            of_all(judged.scores[name]),
+            overall_scores(judged.scores[name]),
             gain.metrics["mean_iou"] if gain and answer is found.answer else None,
         )
         for name, answer in found.answers.items()
@@ -230,10 +232,10 @@ def _gain(found: Evaluation, cfg: ScoreConfig) -> Estimates | None:
     )
 
 
-def _series(history: Sequence[HistoryEntry], found: Evaluation) -> Series | None:
+def _series(history: Sequence[HistoryEntry], found: Evaluation) -> EvaluationSeries | None:
     """The evaluations that this one can be compared with; None while it stands alone."""
     this = (found.run_url, found.data_fp)
-    for series in series_of(history):
+    for series in group_series(history):
         if len(series.judged) > 1 and this in {(one.run_url, one.data_fp) for one in series.judged}:
             return series
     return None
@@ -247,19 +249,21 @@ def _plots(found: Evaluation, gain: Estimates | None) -> dict[str, Markup | None
     calibrated = {name: one.reliability for name, one in found.answers.items() if one.reliability.any()}
     scored = len(found.images) > 0
     return {
-        "matrix": evaluation_plots.matrix(found.answer.counts_nkk.sum(axis=0), found.classes) if scored else None,
-        "bands": evaluation_plots.bands(found) if scored and found.widths_px else None,
-        "reliability": evaluation_plots.plot_reliability(calibrated) if calibrated else None,
-        "images": evaluation_plots.images(found.image_iou) if scored else None,
-        "gain": evaluation_plots.gains(gain.iou, found.classes, found.answer.name) if gain else None,
+        "matrix": evaluation_plots.confusion_plot(found.answer.counts_nkk.sum(axis=0), found.classes)
+        if scored
+        else None,
+        "bands": evaluation_plots.trimap_plot(found) if scored and found.widths_px else None,
+        "reliability": evaluation_plots.reliability_plot(calibrated) if calibrated else None,
+        "images": evaluation_plots.image_iou_histogram(found.image_iou) if scored else None,
+        "gain": evaluation_plots.class_gain_plot(gain.iou, found.classes, found.answer.name) if gain else None,
     }
 
 
 def _pictures(found: Evaluation, samples: Sequence[Sample]) -> list[tuple[str, str, list[tuple[PredictionCard, str]]]]:
     """(title, meaning, cards and what is said of them) of the worst and the best images."""
     by_key = {one.key: one for one in samples}
-    worst, best = ([by_key[key] for key in keys if key in by_key] for keys in to_show(found))
-    made = cards([*worst, *best], found.classes, budget=PICTURE_BYTES)
+    worst, best = ([by_key[key] for key in keys if key in by_key] for keys in shown_keys(found))
+    made = prediction_cards([*worst, *best], found.classes, budget=PICTURE_BYTES)
     said = _said(found, [card.key for card in made])
     shown = list(zip(made, said, strict=True))
     groups = [
@@ -276,7 +280,7 @@ def _said(found: Evaluation, keys: Sequence[str]) -> list[str]:
     for key in keys:
         counts = found.answer.counts_nkk[at[key]]
         words = f"mean IoU {_share(float(Scores(counts).mean_iou))}"
-        for one in mixed_up(counts, found.classes, most=1):
+        for one in most_confused(counts, found.classes, most=1):
             words += f"; mostly {one.truth.name} taken for {one.answer.name if one.answer else 'nothing'}"
         said.append(words)
     return said

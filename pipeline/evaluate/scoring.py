@@ -23,7 +23,7 @@ from pipeline.score.metrics import Interval, Scores, bootstrap_each, weights_wit
 
 CLASS_SCORES = ("iou", "dice", "recall", "precision")
 """What `Scores` gives for each class."""
-DERIVED = ("source", "size")
+DERIVED_COLUMNS = ("source", "size")
 """What images can be cut by beside the columns of their rows."""
 MAX_VALUES = 20
 """Different numbers in a column that images are cut by one by one."""
@@ -42,7 +42,7 @@ def check_rules(cfg: ScoreConfig, classes: ClassMap, widths_px: Sequence[float])
 
 
 def _check_columns(cfg: ScoreConfig) -> None:
-    known = [*IMAGE_COLUMNS, *DERIVED]
+    known = [*IMAGE_COLUMNS, *DERIVED_COLUMNS]
     if strange := [name for name in cfg.slice_columns if name not in known]:
         hint = f"columns: {', '.join(known)}"
         raise ConfigError(f"--score.slice-columns names {strange[0]!r}, which rows do not have", hint=hint)
@@ -59,12 +59,12 @@ class Score:
     """Low and high are NaN for what is only known of all images together."""
 
 
-def of_all(scores: Iterable[Score]) -> dict[str, Interval]:
+def overall_scores(scores: Iterable[Score]) -> dict[str, Interval]:
     """Scores of all classes together, by name."""
     return {one.name: one.interval for one in scores if not one.class_name}
 
 
-def scores_of(answer: AnswerCounts, classes: ClassMap, widths_px: Sequence[float], cfg: ScoreConfig) -> list[Score]:
+def score_answer(answer: AnswerCounts, classes: ClassMap, widths_px: Sequence[float], cfg: ScoreConfig) -> list[Score]:
     """Every score there is, by the rules of the config: of all classes first, then of each.
 
     Raises:
@@ -145,7 +145,7 @@ def _of_sums(
 # ---------------------------------------------------------------- slices
 
 
-def slices_of(evaluation: Evaluation, cfg: ScoreConfig, sources: dict[str, str]) -> dict[str, list[Slice]]:
+def score_slices(evaluation: Evaluation, cfg: ScoreConfig, sources: dict[str, str]) -> dict[str, list[Slice]]:
     """Tables of scores: images are cut by a column, by what they are, or by a named group of a pattern over keys.
 
     Args:

@@ -52,10 +52,10 @@ def judge_setting(
         wall_s: see `JudgedSetting`.
     """
     sources = {shard.id: redact(shard.root) for shard in plan.shards}
-    evaluated = replace(evaluated, slices=scoring.slices_of(evaluated, cfg.score, sources))
+    evaluated = replace(evaluated, slices=scoring.score_slices(evaluated, cfg.score, sources))
     classes = evaluated.classes
     scores = {
-        answer.name: scoring.scores_of(answer, classes, evaluated.widths_px, cfg.score)
+        answer.name: scoring.score_answer(answer, classes, evaluated.widths_px, cfg.score)
         for answer in evaluated.answers.values()
     }
     moved = [] if cfg.masks else drift.measure_drift(evaluated.images, evaluated.training, classes.names)
@@ -84,7 +84,7 @@ def gates_of(cfg: EvaluateConfig) -> Gates:
 
 def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: str, *, command: str) -> None:
     """Append the evaluation and its verdict to the history at `url`; `command` is the one that made it."""
-    entries = history.entries_of(
+    entries = history.history_entries(
         setting.evaluation,
         time=datetime.now(UTC),
         command=command,
@@ -93,5 +93,5 @@ def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: str, *, 
         verdict=setting.verdict,
         drift=setting.drift,
     )
-    if not history.append(url, entries):
+    if not history.append_history(url, entries):
         log.info("%s: this evaluation is in the history already", setting.evaluation.name)

@@ -21,15 +21,15 @@ from pipeline.page.plots import ACCENT, ALARM, INK, RULE, SOFT
 from pipeline.records import Float64
 from pipeline.score.drift import MODERATE, QUANTITIES, SHIFTED
 
-LISTED = 30
+MAX_TABLE_ROWS = 30
 """Evaluations in the table at most, the newest."""
-CLASSES_SHOWN = 40
+MAX_CLASS_ROWS = 40
 """Classes in the plot at most: those that changed most."""
-PLAIN_LINES = ("-", "--", ":", "-.")
+LINE_STYLES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class EvaluationSeries:
     """Evaluations that can be compared: one setting on one source with one class map, oldest first."""
 
     source: str
@@ -47,15 +47,15 @@ class Series:
 
 def render_trend(entries: Sequence[HistoryEntry]) -> str:
     """Lay out a history, with at least one entry, as one HTML file."""
-    return frame.template("evaluate/trend", signed=_signed).render(
-        series=[(one, plots_of(one, name=f"trend-{at}")) for at, one in enumerate(series_of(entries))],
+    return frame.load_template("evaluate/trend", signed=_signed).render(
+        series=[(one, trend_plots(one, name=f"trend-{at}")) for at, one in enumerate(group_series(entries))],
         evaluations=sum(one.judged for one in entries),
-        listed=LISTED,
-        shown=CLASSES_SHOWN,
+        listed=MAX_TABLE_ROWS,
+        shown=MAX_CLASS_ROWS,
     )
 
 
-def series_of(entries: Iterable[HistoryEntry]) -> list[Series]:
+def group_series(entries: Iterable[HistoryEntry]) -> list[EvaluationSeries]:
     """Cut a history into series, that with the newest evaluation first."""
     found: dict[tuple[object, ...], list[HistoryEntry]] = defaultdict(list)
     for one in entries:
@@ -64,15 +64,15 @@ def series_of(entries: Iterable[HistoryEntry]) -> list[Series]:
     return sorted(series, key=lambda one: one.newest.time, reverse=True)
 
 
-def _series(entries: Sequence[HistoryEntry]) -> Series:
+def _series(entries: Sequence[HistoryEntry]) -> EvaluationSeries:
     others: dict[str, list[HistoryEntry]] = defaultdict(list)
     for one in entries:
         if not one.judged:
             others[one.answer].append(one)
-    return Series(entries[0].source, entries[0].setting, [one for one in entries if one.judged], dict(others))
+    return EvaluationSeries(entries[0].source, entries[0].setting, [one for one in entries if one.judged], dict(others))
 
 
-def plots_of(series: Series, *, name: str) -> list[Markup]:
+def trend_plots(series: EvaluationSeries, *, name: str) -> list[Markup]:
     """Mean IoU with its interval, classes, failures, cost and drift over time; `name` tells their ids apart."""
     with mpl.rc_context(plots.STYLE):
         drawn = [_metric(series, name), _failed(series, name), _cost(series, name)]
@@ -83,10 +83,10 @@ def plots_of(series: Series, *, name: str) -> list[Markup]:
 # ---------------------------------------------------------------- plots
 
 
-def _metric(series: Series, name: str) -> Markup:
+def _metric(series: EvaluationSeries, name: str) -> Markup:
     """Of every answer; of the one in the masks with its interval and a cross where the gate failed."""
     figure, axes = plots.new_figure()
-    for line, (answer, entries) in zip(PLAIN_LINES[1:], series.others.items(), strict=False):
+    for line, (answer, entries) in zip(LINE_STYLES[1:], series.others.items(), strict=False):
         axes.plot(_times(entries), _metrics(entries)[:, 0], line, color=SOFT, lw=1.2, label=answer)
     value, low, high = _metrics(series.judged).T
     axes.fill_between(_times(series.judged), low, high, color=ACCENT, alpha=0.18, lw=0)
@@ -99,7 +99,7 @@ def _metric(series: Series, name: str) -> Markup:
     return _over_time(figure, axes, f"{name}-metric", "mean IoU over time with its 95 % interval")
 
 
-def _failed(series: Series, name: str) -> Markup:
+def _failed(series: EvaluationSeries, name: str) -> Markup:
     figure, axes = plots.new_figure()
     shares = [100 * one.failed / max(one.images + one.failed, 1) for one in series.judged]
     axes.plot(_times(series.judged), shares, color=ALARM, lw=1.6, marker="o", ms=3.5)
@@ -107,7 +107,7 @@ def _failed(series: Series, name: str) -> Markup:
     return _over_time(figure, axes, f"{name}-failed", "share of images without a score over time")
 
 
-def _cost(series: Series, name: str) -> Markup:
+def _cost(series: EvaluationSeries, name: str) -> Markup:
     figure, axes = plots.new_figure()
     each = [one.seconds / max(one.images + one.failed, 1) for one in series.judged]
     axes.plot(_times(series.judged), each, color=ACCENT, lw=1.6, marker="o", ms=3.5)
@@ -115,9 +115,9 @@ def _cost(series: Series, name: str) -> Markup:
     return _over_time(figure, axes, f"{name}-cost", "work of all workers per image over time")
 
 
-def _drift(series: Series, name: str) -> Markup:
+def _drift(series: EvaluationSeries, name: str) -> Markup:
     figure, axes = plots.new_figure()
-    for line, quantity in zip(PLAIN_LINES, QUANTITIES, strict=True):
+    for line, quantity in zip(LINE_STYLES, QUANTITIES, strict=True):
         values = [one.drift[quantity] for one in series.judged]
         label = quantity.replace("_", " ")
         axes.plot(_times(series.judged), values, line, color=ACCENT, lw=1.5, marker="o", ms=3, label=label)
@@ -128,11 +128,11 @@ def _drift(series: Series, name: str) -> Markup:
     return _over_time(figure, axes, f"{name}-drift", "distance from the images of training over time")
 
 
-def _has_drift(series: Series) -> bool:
+def _has_drift(series: EvaluationSeries) -> bool:
     return any(not np.isnan(value) for one in series.judged for value in one.drift.values())
 
 
-def _classes(series: Series, name: str) -> Markup:
+def _classes(series: EvaluationSeries, name: str) -> Markup:
     """IoU of each class, one strip below the other, each from 0 to 100 %; what it is now on the right."""
     iou = np.array([[100 * one.value for one in entry.iou] for entry in series.judged])
     chosen = _most_changed(iou)
@@ -163,7 +163,7 @@ def _classes(series: Series, name: str) -> Markup:
 def _most_changed(iou_tk: Float64) -> list[int]:
     """Classes to show, in the order of their ids: all, or those between whose evaluations lies most."""
     highest, lowest = (edge(iou_tk, axis=0, initial=bad, where=~np.isnan(iou_tk)) for edge, bad in _EDGES)
-    return sorted(np.argsort(lowest - highest, kind="stable")[:CLASSES_SHOWN].tolist())
+    return sorted(np.argsort(lowest - highest, kind="stable")[:MAX_CLASS_ROWS].tolist())
 
 
 _EDGES = ((np.max, -np.inf), (np.min, np.inf))
@@ -174,7 +174,7 @@ def _over_time(figure: Figure, axes: Axes, name: str, title: str) -> Markup:
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.xaxis.get_offset_text().set_color(SOFT)
-    return plots.svg(figure, name, title)
+    return plots.figure_svg(figure, name, title)
 
 
 def _times(entries: Sequence[HistoryEntry]) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pipeline.page.paint import HATCH
 
 
-def template(name: str, **filters: Callable[..., str]) -> Template:
+def load_template(name: str, **filters: Callable[..., str]) -> Template:
     """Open `name`.html.j2 below `pipeline/`, which extends page/page.html.j2.
 
     What it inserts is escaped; a name it is not given is an error.
@@ -32,15 +32,15 @@ def template(name: str, **filters: Callable[..., str]) -> Template:
     )
     pages.filters |= {
         "duration": format_duration,
-        "percent": percent,
+        "percent": format_percent,
         "figure": format_figure,
-        "points": points,
+        "points": format_points,
     } | filters
     pages.globals["hatch"] = HATCH
     return pages.get_template(f"{name}.html.j2")
 
 
-def uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
     """An encoded image as a data URI; `kind` is its format, such as PNG."""
     return f"data:image/{kind.lower()};base64,{b64encode(data).decode()}"
 
@@ -54,7 +54,7 @@ def format_duration(seconds: float) -> str:
     return f"{hours:,} h {minutes_left:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """42 %, 4.2 %, 0.42 %: two digits that matter; never 0 for something, never 100 for less than all."""
     for digits in (0, 1, 2):
         shown = round(share * 100, digits)
@@ -72,7 +72,7 @@ def format_figure(number: float) -> str:
     return f"{number:.3g}"
 
 
-def points(share: float) -> str:
+def format_points(share: float) -> str:
     """Percentage points with their sign: +1.25, \u22120.30; a dash for NaN."""
     if math.isnan(share):
         return "–"

@@ -48,7 +48,7 @@ def new_figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes
     return figure, figure.add_subplot()
 
 
-def svg(drawn: Figure, name: str, title: str) -> Markup:
+def figure_svg(drawn: Figure, name: str, title: str) -> Markup:
     """A plot as an element of the page, in the page's colours; ids are its own, since all share one document."""
     for axes in drawn.axes:
         axes.set_axisbelow(True)
@@ -66,7 +66,7 @@ def svg(drawn: Figure, name: str, title: str) -> Markup:
     return head + Markup(text.removeprefix("<svg "))  # noqa: S704
 
 
-def forest(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, than: str) -> Markup:
+def forest_plot(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, than: str) -> Markup:
     """Differences in IoU to `than` with their intervals, the first on top, coloured where they are surely not 0.
 
     `name` and `title` as for `svg`.
@@ -77,13 +77,13 @@ def forest(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, than:
         axes.plot([gain.low * 100, gain.high * 100], [at, at], color=colour, lw=2.2, solid_capstyle="round")
         axes.plot([gain.value * 100], [at], "o", color=colour, ms=5)
     axes.axvline(0, color=INK, lw=1)
-    axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
+    axes.set_yticks(range(len(rows)), [shorten_label(label) for label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=f"points of IoU more than {than}")
-    return svg(drawn, name, title)
+    return figure_svg(drawn, name, title)
 
 
-def short(label: str, letters: int = 26) -> str:
+def shorten_label(label: str, letters: int = 26) -> str:
     """A label cut to fit beside a plot."""
     return label if len(label) <= letters else f"{label[: letters - 1]}…"

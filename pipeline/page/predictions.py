@@ -17,9 +17,9 @@ from pipeline.records import Bool, Sample, UInt8
 
 PREDICTION_VIEWS = ("image", "truth", "prediction", "wrong")
 """What is shown of each sample, left to right."""
-LONGER_PX = (360, 240, 160)
+PICTURE_SIDES_PX = (360, 240, 160)
 """Longer side of each picture at most: the first of these at which all of them fit."""
-WRONG = (208, 52, 44)
+WRONG_COLOUR = (208, 52, 44)
 """Colour of a pixel whose prediction is not its label."""
 
 
@@ -37,9 +37,9 @@ class PredictionCard:
     """Share of labelled pixels that are wrong, 0 to 1."""
 
 
-def cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[PredictionCard]:
+def prediction_cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[PredictionCard]:
     """Cards whose data URIs take at most `budget` bytes: with smaller pictures rather than fewer, if need be."""
-    for longer_px in LONGER_PX:
+    for longer_px in PICTURE_SIDES_PX:
         made = [_card(one, classes, longer_px) for one in samples]
         ends = np.cumsum([sum(map(len, card.views.values())) for card in made])
         if not made or ends[-1] <= budget:
@@ -54,9 +54,12 @@ def _card(sample: Sample, classes: ClassMap, longer_px: int) -> PredictionCard:
         (small.image_hwc, "JPEG"),
         (paint(small.truth_hw, classes), "PNG"),
         (paint(small.mask_hw, classes), "PNG"),
-        (np.where(_missed(small, classes)[..., None], np.array(WRONG, np.uint8), small.image_hwc // 2 + 96), "JPEG"),
+        (
+            np.where(_missed(small, classes)[..., None], np.array(WRONG_COLOUR, np.uint8), small.image_hwc // 2 + 96),
+            "JPEG",
+        ),
     )
-    uris = [frame.uri(_encoded(pixels, kind), kind) for pixels, kind in pictures]
+    uris = [frame.data_uri(_encoded(pixels, kind), kind) for pixels, kind in pictures]
     labelled = int((sample.truth_hw != classes.ignore_id).sum())
     wrong = float(_missed(sample, classes).sum() / max(labelled, 1))
     return PredictionCard(sample.key, dict(zip(PREDICTION_VIEWS, uris, strict=True)), width, height, wrong)

@@ -3,7 +3,7 @@
     read -> infer -> refine -> write
     read ->  score masks   -> write
 
-Beside it `run_each`, for jobs of a single stage that reads and writes by itself.
+Beside it `run_tasks`, for jobs of a single stage that reads and writes by itself.
 
 Encoded bytes travel between the stages, never pixels: each stage that needs the pixels decodes them, which costs far
 less than moving them. What a stage does is in `stages.py`; here stand the resources each one reserves, and what is
@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.records import ROW_SCHEMA
 from pipeline.run import parts
 from pipeline.run.ledger import Ledger, RunProgress
-from pipeline.run.manifest import Todo
+from pipeline.run.manifest import PendingShard
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
 from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
 
@@ -82,7 +82,7 @@ class RemoteLedger:
 class ShardSource(Datasource):
     """Reads shards that are not done, and of those only the keys that are not committed."""
 
-    def __init__(self, job: Job, owed: Sequence[Todo], ledger: RemoteLedger) -> None:
+    def __init__(self, job: Job, owed: Sequence[PendingShard], ledger: RemoteLedger) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job, self.owed, self.ledger = job, owed, ledger
 
@@ -101,7 +101,7 @@ class ShardSource(Datasource):
         count = min(len(self.owed), MAX_READ_TASKS)
         return [self._task(self.owed[index::count]) for index in range(count)]
 
-    def _task(self, owed: Sequence[Todo]) -> ReadTask:
+    def _task(self, owed: Sequence[PendingShard]) -> ReadTask:
         size = sum(todo.shard.size for todo in owed)
         metadata = BlockMetadata(num_rows=None, size_bytes=size, exec_stats=None, input_files=None)
         return ReadTask(partial(read_shards, self.job, owed, self.ledger), metadata)
@@ -130,7 +130,7 @@ class PartSink(Datasink[None]):
         self.ledger.commit(len(table), dict(failed), perf_counter() - started)
 
 
-def build_dataset(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+def build_dataset(job: Job, owed: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
     """The whole pipeline up to the rows, not yet started; what is left is to write it to a `PartSink`.
 
     Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
@@ -186,7 +186,7 @@ def _scored(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteL
     return rows
 
 
-def run_flow(job: Job, owed: Sequence[Todo], workers: Workers, ledger: RemoteLedger) -> None:
+def run_flow(job: Job, owed: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> None:
     """Segment what is owed and commit it. Returns when every row is in a part."""
     with _settings(job.cfg.runtime.block_mib):
         dataset = build_dataset(job, owed, workers, ledger)
@@ -225,7 +225,7 @@ def _do(work: Callable[[T], object], units: Sequence[T]) -> Iterator[pa.Table]:
         yield pa.table({"done": [1]})
 
 
-def run_each(name: str, units: Sequence[T], work: Callable[[T], object], *, deaths: int) -> None:
+def run_tasks(name: str, units: Sequence[T], work: Callable[[T], object], *, deaths: int) -> None:
     """Do `work` on every unit, each on a core of its own. Returns when all are done.
 
     Args:

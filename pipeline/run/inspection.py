@@ -38,7 +38,7 @@ def run_urls(output: str) -> list[str]:
 
 def run_status(run_url: str) -> dict[str, object]:
     """Parts and rows, and of a finished run the rows by status."""
-    parts = manifest.footers(run_url)
+    parts = manifest.read_footers(run_url)
     done = manifest.read_manifest(run_url)
     status = {"run": redact(run_url), "finished": done is not None, "parts": len(parts)}
     status["rows"] = sum(part.rows for part in parts)
@@ -58,16 +58,16 @@ def count_problems(run_url: str) -> int:
 
 def failed_rows(run_url: str) -> Iterator[dict[str, object]]:
     """Key, code and detail of every failed row, by key."""
-    for key, code, detail in manifest.failures(run_url):
+    for key, code, detail in manifest.read_failures(run_url):
         yield {"key": key, "error_code": code, "error_detail": detail}
 
 
 def retry_failed_rows(run_url: str) -> int:
     """Remove failed rows from their parts, so that the run's own command does them again; returns how many."""
     with Lease(run_url, lease_s=REPAIR_LEASE_S, command="inspect_run --retry-failed"):
-        if not manifest.failures(run_url):
+        if not manifest.read_failures(run_url):
             return 0
-        manifest.reopen(run_url)
+        manifest.reopen_run(run_url)
         return manifest.forget_failed_rows(run_url)
 
 

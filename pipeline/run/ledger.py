@@ -112,7 +112,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def guarded(
+def work_guarded(
     ledger: LedgerClient,
     stage: str,
     units: Sequence[T],

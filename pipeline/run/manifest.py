@@ -33,17 +33,17 @@ R = TypeVar("R")
 _THREADS = 16
 """Requests at once when parts are read: latency, not bandwidth, is what they cost."""
 
-SUMMED = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
-AVERAGED = ["confidence", "entropy", "changed_share"]
-SCANNED = [
+SUMMED_COLUMNS = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
+AVERAGED_COLUMNS = ["confidence", "entropy", "changed_share"]
+SCANNED_COLUMNS = [
     *["status", "error_code", "class_pixels", "refined", "refine_note"],
-    *SUMMED,
-    *AVERAGED,
+    *SUMMED_COLUMNS,
+    *AVERAGED_COLUMNS,
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
+class PendingShard:
     """A shard that is not done, and its keys that are."""
 
     shard: Shard
@@ -97,7 +97,7 @@ def read_manifest(run_url: str) -> Manifest | None:
     return Manifest(**json.loads(objects.read_bytes(manifest_url(run_url))))
 
 
-def reopen(run_url: str) -> None:
+def reopen_run(run_url: str) -> None:
     """Take back `_SUCCESS`, then the manifest: the run has work again."""
     objects.delete(success_url(run_url))
     objects.delete(manifest_url(run_url))
@@ -109,12 +109,12 @@ def _each(call: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
         yield from ahead(pool, call, things, _THREADS + 1)
 
 
-def footers(run_url: str) -> list[Part]:
+def read_footers(run_url: str) -> list[Part]:
     """Footers of all committed parts."""
     return list(_each(lambda name: sink.read_part_footer(run_url, name), sink.list_parts(run_url)))
 
 
-def todo(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Todo]:
+def pending_shards(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[PendingShard]:
     """The shards that are not done, in plan order.
 
     A shard is done when as many of its rows are committed as it has. A folder that grew is cut into new slices, whose
@@ -136,7 +136,7 @@ def todo(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Todo]:
     partial = {shard.id for shard in open_shards if rows[shard.id]}
     known = _committed_keys(run_url, parts, partial | orphans) if partial or orphans else {}
     by_key = {key: etag for shard_id in orphans for key, etag in known.get(shard_id, {}).items()}
-    owed = [Todo(shard, _skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
+    owed = [PendingShard(shard, _skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
     return [one for one in owed if one.shard.rows is None or len(one.skip) < one.shard.rows]
 
 
@@ -215,7 +215,7 @@ def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, 
         JobError: when a key was met twice in the source and `on_duplicate` is `fail`, or rows are missing.
     """
     removed = remove_duplicates(run_url)
-    owed = todo(run_url, plan, footers(run_url))
+    owed = pending_shards(run_url, plan, read_footers(run_url))
     if owed:
         hint = "run the same command again"
         raise JobError(
@@ -229,7 +229,7 @@ def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, 
     return manifest
 
 
-def succeed(run_url: str) -> None:
+def mark_finished(run_url: str) -> None:
     """Put `_SUCCESS`, the last object of a run: whatever else belongs to it must be there before."""
     objects.put(success_url(run_url), b"")
 
@@ -237,7 +237,7 @@ def succeed(run_url: str) -> None:
 def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
     if not manifest.error_codes.get("duplicate_key"):
         return
-    twice = [detail for _, code, detail in failures(run_url) if code == "duplicate_key"]
+    twice = [detail for _, code, detail in read_failures(run_url) if code == "duplicate_key"]
     hint = "give the samples names of their own, or keep both with --read.on-duplicate suffix"
     raise JobError(f"{len(twice)} key(s) occur twice in the source, first: {twice[0]}", hint=hint)
 
@@ -247,7 +247,7 @@ def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: 
     total = Manifest(run=fingerprint[:12], shards=shards, classes=list(classes.names), parts=sink.list_parts(run_url))
     pixels = np.zeros(len(classes), np.int64)
     codes, notes, seconds, means = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for table in _each(lambda name: sink.read_columns(run_url, name, SCANNED), total.parts):
+    for table in _each(lambda name: sink.read_columns(run_url, name, SCANNED_COLUMNS), total.parts):
         frame = table.to_pandas()
         ok = frame[frame["status"] == "ok"]
         total.rows += len(frame)
@@ -255,15 +255,17 @@ def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: 
         total.refined += int(ok["refined"].sum())
         codes.update(frame["error_code"].dropna())
         notes.update(note.partition(":")[0] for note in ok["refine_note"].dropna())
-        seconds.update({name.removeprefix("seconds_"): float(frame[name].astype(float).sum()) for name in SUMMED})
-        means.update({name: float(ok[name].astype(float).sum()) for name in AVERAGED})
+        seconds.update(
+            {name.removeprefix("seconds_"): float(frame[name].astype(float).sum()) for name in SUMMED_COLUMNS}
+        )
+        means.update({name: float(ok[name].astype(float).sum()) for name in AVERAGED_COLUMNS})
         if len(ok):
             pixels += np.stack(ok["class_pixels"].to_list()).sum(axis=0)
     total.failed = total.rows - total.ok
     total.error_codes, total.refine_notes, total.seconds = dict(codes), dict(notes), dict(seconds)
     total.class_pixels = pixels.tolist()
     if total.ok:
-        total.confidence, total.entropy, total.changed_share = (means[name] / total.ok for name in AVERAGED)
+        total.confidence, total.entropy, total.changed_share = (means[name] / total.ok for name in AVERAGED_COLUMNS)
     return total
 
 
@@ -272,7 +274,7 @@ def read_parts(run_url: str, names: Iterable[str], columns: list[str]) -> Iterat
     return _each(lambda name: sink.read_columns(run_url, name, columns), names)
 
 
-def failures(run_url: str) -> list[tuple[str, str, str]]:
+def read_failures(run_url: str) -> list[tuple[str, str, str]]:
     """(key, error code, detail) of every failed row, sorted by key."""
     columns = ["key", "status", "error_code", "error_detail"]
     found = []

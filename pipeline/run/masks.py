@@ -16,10 +16,10 @@ from pipeline.redact import redact
 from pipeline.run import parts
 from pipeline.store import objects
 
-PARTS_HELD = 4
+CACHED_PARTS = 4
 """Parts whose masks a worker keeps: keys are sorted in a part and in a shard, so neighbours stand together."""
 
-IN_ARCHIVE = re.compile(r"(.*\.(?:tar|parquet))#(.*)", re.IGNORECASE | re.DOTALL)
+ARCHIVE_KEY = re.compile(r"(.*\.(?:tar|parquet))#(.*)", re.IGNORECASE | re.DOTALL)
 """Key of a sample or a row; the name of a file may hold a # too."""
 
 
@@ -36,7 +36,7 @@ class PartMasks:
     def __init__(self, run_url: str) -> None:
         names = parts.list_parts(run_url)
         self.part_of = {key: name for name in names for key in _keys(run_url, name)}
-        self._rows = lru_cache(PARTS_HELD)(lambda name: _rows(run_url, name))
+        self._rows = lru_cache(CACHED_PARTS)(lambda name: _rows(run_url, name))
 
     def __call__(self, key: str) -> bytes:
         """The mask of a row; a row that failed there fails here for the same reason."""
@@ -57,7 +57,7 @@ class FolderMasks:
 
     def __call__(self, key: str) -> bytes:
         """The PNG at the key without its suffix; a sample `a.tar#x` has `a.tar/x.png`."""
-        inside = IN_ARCHIVE.fullmatch(key)
+        inside = ARCHIVE_KEY.fullmatch(key)
         name = f"{inside[1]}/{inside[2]}.png" if inside else f"{PurePosixPath(key).with_suffix('')}.png"
         try:
             return objects.read_bytes(objects.join(self.url, name))
@@ -70,7 +70,7 @@ def open_masks(url: str) -> Masks:
     return PartMasks(url) if parts.list_parts(url) else FolderMasks(url)
 
 
-def digest(url: str) -> str:
+def digest_masks(url: str) -> str:
     """Of the names and versions of everything that holds masks: 64 hex digits.
 
     Raises:

@@ -110,9 +110,9 @@ def render_run(
         facts: what to know about the run, in this order: name to value. Shown as given, so without credentials.
         next_commands: shell commands worth running next.
     """
-    uncertain, sample = pick(previews, count=PAGE_ITEMS)
+    uncertain, sample = choose_previews(previews, count=PAGE_ITEMS)
     groups = [_cards(rows, classes, budget=_PAGE_BYTES // 2) for rows in (sample, uncertain)]
-    return frame.template("run/report").render(
+    return frame.load_template("run/report").render(
         summary=summary,
         groups=[
             ("Random sample", "drawn from the other previews; the same in every report of this run", groups[0]),
@@ -129,7 +129,7 @@ def render_run(
     )
 
 
-def pick(previews: Sequence[Row], *, count: int) -> tuple[list[Row], list[Row]]:
+def choose_previews(previews: Sequence[Row], *, count: int) -> tuple[list[Row], list[Row]]:
     """Choose what to show: the least certain half, and a random other half; no key twice.
 
     The choice depends on the set of rows only, not on their order. Both lists together hold at most `count` rows.
@@ -165,7 +165,7 @@ def overlays_png(previews: Sequence[Row], classes: ClassMap) -> bytes:
 
     No previews give a sheet that says so.
     """
-    uncertain, sample = pick(previews, count=PICTURE_ITEMS)
+    uncertain, sample = choose_previews(previews, count=PICTURE_ITEMS)
     rows = [*sample, *uncertain]
     lines = [_sheet_line(row, classes) for row in rows] or [_sheet_note("no previews were kept")]
     parts = [_sheet_head(), *lines, _sheet_legend([row.class_pixels or [] for row in rows], classes)]
@@ -203,10 +203,10 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
 def _card(row: Row, classes: ClassMap) -> PreviewCard:
     image, mask, tinted, confidence = _pictures(row, classes)
     uris = (
-        frame.uri(row.preview_image or b"", "JPEG"),
-        frame.uri(_encoded(mask, "PNG"), "PNG"),
-        frame.uri(_encoded(tinted, "JPEG"), "JPEG"),
-        frame.uri(_encoded(confidence, "PNG"), "PNG"),
+        frame.data_uri(row.preview_image or b"", "JPEG"),
+        frame.data_uri(_encoded(mask, "PNG"), "PNG"),
+        frame.data_uri(_encoded(tinted, "JPEG"), "JPEG"),
+        frame.data_uri(_encoded(confidence, "PNG"), "PNG"),
     )
     return PreviewCard(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
 

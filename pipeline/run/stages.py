@@ -38,8 +38,8 @@ from pipeline.records import (
 from pipeline.refine.engine import REFINE_ENGINES
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
-from pipeline.run.ledger import LedgerClient, guarded
-from pipeline.run.manifest import Todo
+from pipeline.run.ledger import LedgerClient, work_guarded
+from pipeline.run.manifest import PendingShard
 from pipeline.run.masks import open_masks
 from pipeline.score import answers
 from pipeline.score.answers import AnswerJudge
@@ -82,7 +82,7 @@ class Job:
 
 
 @contextmanager
-def killed_after(seconds: float) -> Generator[Callable[[], None]]:
+def kill_process_after(seconds: float) -> Generator[Callable[[], None]]:
     """Kill this process when the block takes longer, even while native code holds the GIL.
 
     The ledger then finds the key that hung, as it finds one that crashes. What is yielded starts the time anew: called
@@ -111,7 +111,7 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)
 
 
-def read_shards(job: Job, owed: Sequence[Todo], ledger: LedgerClient) -> Iterator[pa.Table]:
+def read_shards(job: Job, owed: Sequence[PendingShard], ledger: LedgerClient) -> Iterator[pa.Table]:
     """Tables of `ITEM_SCHEMA`, each about one block."""
     held: list[Item] = []
     size = 0
@@ -148,7 +148,7 @@ class InferStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """ITEM_SCHEMA to SCORED_SCHEMA, row for row."""
-        scored = guarded(
+        scored = work_guarded(
             self.ledger,
             "infer",
             items_from_table(table),
@@ -171,7 +171,7 @@ class InferStage:
                 if image is not None:
                     yield image
 
-        with killed_after(self.job.cfg.runtime.item_timeout_s) as progress:
+        with kill_process_after(self.job.cfg.runtime.item_timeout_s) as progress:
             predictions = iter(list(self.segmenter(images(progress))))
         return [self._scored(scored, next(predictions)) if good else scored for scored, good in decoded]
 
@@ -225,7 +225,7 @@ class RefineStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """SCORED_SCHEMA to ROW_SCHEMA, row for row."""
-        rows = guarded(
+        rows = work_guarded(
             self.ledger,
             "refine",
             scored_from_table(table),
@@ -243,7 +243,7 @@ class RefineStage:
             return job.failed(item, item.failure)
         started = perf_counter()
         try:
-            with killed_after(job.cfg.runtime.item_timeout_s):
+            with kill_process_after(job.cfg.runtime.item_timeout_s):
                 image = decode_image(item.data, job.cfg.decode) if item.data else None
                 truth_hw = self.judge.truth(item, height=scored.height, width=scored.width) if self.judge else None
                 refinement = self.refiner(scored, image)
@@ -271,7 +271,7 @@ class MaskStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """ITEM_SCHEMA to ROW_SCHEMA, row for row."""
-        rows = guarded(
+        rows = work_guarded(
             self.ledger,
             "refine",
             items_from_table(table),

@@ -60,7 +60,7 @@ class Resources:
         return min((int(has / needs + 1e-6) for has, needs in pairs if needs), default=0)
 
 
-def nodes_of(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) -> tuple[Resources, ...]:
+def cluster_nodes(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) -> tuple[Resources, ...]:
     """What Ray says each node has now; or as one, since nobody knows its nodes, what the cluster is to scale up to."""
     found = tuple(
         Resources(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0) / GIB) for node in nodes if node

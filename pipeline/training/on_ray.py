@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError, JobError, LabelError
-from pipeline.run.workers import Resources, nodes_of
+from pipeline.run.workers import Resources, cluster_nodes
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
 from pipeline.training.worker import take_part
@@ -79,7 +79,7 @@ def check_fits(cfg: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> bool:
         ConfigError: with the numbers.
     """
     asked = cfg.runtime
-    there = nodes_of(nodes, RuntimeConfig(expect_cpus=asked.expect_cpus, expect_gpus=asked.expect_gpus))
+    there = cluster_nodes(nodes, RuntimeConfig(expect_cpus=asked.expect_cpus, expect_gpus=asked.expect_gpus))
     use_gpu = asked.device == "cuda" or (asked.device == "auto" and any(node.gpus for node in there))
     one = Resources(asked.cpus_per_worker, float(use_gpu), 0)
     least = asked.min_workers or asked.workers

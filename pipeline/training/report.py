@@ -61,7 +61,7 @@ def render_training(
     best = _at(history, best_step)
     with mpl.rc_context(plots.STYLE):
         drawn = [_loss(history, phases), _learning_rate(history, phases), _validation(history, best_step, phases)]
-    return frame.template("training/report").render(
+    return frame.load_template("training/report").render(
         name=name,
         best_step=best_step,
         steps=max(phases.values()),
@@ -71,8 +71,8 @@ def render_training(
         data_wait=_mean(history, "speed/data_wait"),
         plots=drawn,
         per_class=_per_class(best, classes),
-        cards=predictions.cards(samples, classes, budget=_PAGE_BYTES),
-        wrong=predictions.WRONG,
+        cards=predictions.prediction_cards(samples, classes, budget=_PAGE_BYTES),
+        wrong=predictions.WRONG_COLOUR,
         classes=classes,
         facts=facts,
         next_commands=next_commands,
@@ -120,7 +120,7 @@ def _loss(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
         axes.minorticks_off()
     axes.set(xlabel="step", ylabel="loss")
     _mark(axes, phases)
-    return plots.svg(figure, "loss", "training loss over the steps, and its moving mean")
+    return plots.figure_svg(figure, "loss", "training loss over the steps, and its moving mean")
 
 
 def _learning_rate(history: Sequence[Point], phases: Mapping[str, int]) -> Markup:
@@ -128,7 +128,7 @@ def _learning_rate(history: Sequence[Point], phases: Mapping[str, int]) -> Marku
     axes.plot(*_curve(history, "train/lr"), color=ACCENT, lw=1.6)
     axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     _mark(axes, phases)
-    return plots.svg(figure, "rate", "learning rate of the body over the steps")
+    return plots.figure_svg(figure, "rate", "learning rate of the body over the steps")
 
 
 def _validation(history: Sequence[Point], best_step: int, phases: Mapping[str, int]) -> Markup:
@@ -138,7 +138,7 @@ def _validation(history: Sequence[Point], best_step: int, phases: Mapping[str, i
     axes.plot(best_step, 100 * values[steps.index(best_step)], "o", color=ACCENT, ms=7)
     axes.set(xlabel="step", ylabel="validation mean IoU, %")
     _mark(axes, phases)
-    return plots.svg(figure, "validation", "mean IoU of every validation; the large dot is what was kept")
+    return plots.figure_svg(figure, "validation", "mean IoU of every validation; the large dot is what was kept")
 
 
 def _mark(axes: Axes, phases: Mapping[str, int]) -> None:

@@ -32,13 +32,13 @@ from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, read_failure
 from pipeline.store import objects
 from pipeline.tune.search import (
-    FIXED,
-    SEARCHED,
+    FIXED_PARAMS,
+    SEARCHED_PARAMS,
     Candidate,
     Recommendation,
-    best,
-    best_without_each_fold,
-    folds,
+    best_index,
+    best_index_per_fold,
+    fold_of_each_image,
     recommend,
     refine_and_count,
 )
@@ -49,7 +49,7 @@ RESULT_SCHEMA = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
         pa.field("stage", pa.int32(), nullable=False),
-        *((name, pa.float64()) for name in SEARCHED),
+        *((name, pa.float64()) for name in SEARCHED_PARAMS),
         ("pos_w", pa.float64()),
         ("pos_xy", pa.float64()),
         ("iterations", pa.int32()),
@@ -76,7 +76,7 @@ class LabelledChunk:
 
 
 @dataclass(slots=True)
-class Findings:
+class ChunkProblems:
     """What was wrong with a shard."""
 
     images: int = 0
@@ -88,7 +88,7 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class ScoredChunk:
     """Images of one shard after the network."""
 
     scored: pa.Table
@@ -114,9 +114,9 @@ class ChunkCounts:
     """Of processor time, in decoding, refining and counting."""
 
 
-def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[LabelledChunk, Findings]:
+def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[LabelledChunk, ChunkProblems]:
     """Fetch the images of a shard that have a label, and the labels; check every label against its image."""
-    found = Findings()
+    found = ChunkProblems()
     without = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
     found.left_out += [(key, "no label") for key in sorted(without)]
     items = list(read_items(shard, job.cfg.read, max_bytes=job.max_bytes, skip=without))
@@ -132,7 +132,7 @@ def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[
     return LabelledChunk(items_to_table(kept), pngs), found
 
 
-def _is_usable(item: Item, png: bytes, url: str, job: Job, found: Findings) -> bool:
+def _is_usable(item: Item, png: bytes, url: str, job: Job, found: ChunkProblems) -> bool:
     """Whether image and label can be read and fit each other; if not, `found` says why."""
     if item.failure:
         found.left_out.append((item.key, item.failure.code))
@@ -155,13 +155,13 @@ class Scorer:
     def __init__(self, job: Job, *, threads: int) -> None:
         self.stage = InferStage(job, Ledger(), threads=threads)
 
-    def score(self, prepared: LabelledChunk) -> Chunk:
+    def score(self, prepared: LabelledChunk) -> ScoredChunk:
         """Give every image of a chunk its logits."""
-        return Chunk(self.stage(prepared.items), prepared.labels)
+        return ScoredChunk(self.stage(prepared.items), prepared.labels)
 
 
 def judge_chunk(
-    chunk: Chunk, refine: RefineConfig, classes: ClassMap, cfg: DecodeConfig, widths_px: Sequence[float] = ()
+    chunk: ScoredChunk, refine: RefineConfig, classes: ClassMap, cfg: DecodeConfig, widths_px: Sequence[float] = ()
 ) -> ChunkCounts:
     """Refine every image of a chunk with some parameters, and count how its masks agree with the labels."""
     keep_freed_memory()
@@ -194,7 +194,7 @@ def judge_chunk(
 
 
 @dataclass(slots=True)
-class Result:
+class CandidateResult:
     """What a candidate came to on all images."""
 
     candidate: Candidate
@@ -229,10 +229,10 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class ComparedCandidate:
     """A candidate of the final comparison."""
 
-    result: Result
+    result: CandidateResult
     gain: Interval | None
     """Mean IoU less that of no CRF; None for no CRF itself."""
     band_ious: tuple[float, ...]
@@ -256,14 +256,14 @@ class ClassGain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class SearchOutcome:
     """All that a search has found."""
 
-    results: Sequence[Result]
+    results: Sequence[CandidateResult]
     """In the order of trying, no CRF first."""
-    best: Result
+    best: CandidateResult
     """Of those with a CRF."""
-    contenders: Sequence[Contender]
+    contenders: Sequence[ComparedCandidate]
     """No CRF, the best, then the published presets, the better first."""
     class_gains: Sequence[ClassGain]
     verdict: Recommendation
@@ -271,32 +271,32 @@ class Outcome:
     """Of the bands."""
 
     @property
-    def none(self) -> Result:
+    def none(self) -> CandidateResult:
         """No CRF."""
         return self.results[0]
 
 
-def fold_choices(results: Sequence[Result]) -> list[Result]:
+def results_per_fold(results: Sequence[CandidateResult]) -> list[CandidateResult]:
     """The result each fold is judged by: the best CRF on the other folds."""
     crfs = [one for one in results if one.candidate.params]
-    return [crfs[index] for index in best_without_each_fold(np.stack([one.counts_fkk for one in crfs]))]
+    return [crfs[index] for index in best_index_per_fold(np.stack([one.counts_fkk for one in crfs]))]
 
 
-def best_of(results: Sequence[Result]) -> Result:
+def best_result(results: Sequence[CandidateResult]) -> CandidateResult:
     """The CRF with the highest mean IoU."""
     crfs = [one for one in results if one.candidate.params]
-    return crfs[best(np.stack([one.counts_fkk.sum(axis=0) for one in crfs]))]
+    return crfs[best_index(np.stack([one.counts_fkk.sum(axis=0) for one in crfs]))]
 
 
-def conclude(
-    results: Sequence[Result],
-    counts_of: Callable[[Result], Int64],
+def conclude_search(
+    results: Sequence[CandidateResult],
+    counts_of: Callable[[CandidateResult], Int64],
     classes: ClassMap,
     *,
     widths_px: Sequence[float],
     samples: int,
     seed: int,
-) -> Outcome:
+) -> SearchOutcome:
     """Choose, compare and give the intervals.
 
     Args:
@@ -307,25 +307,25 @@ def conclude(
         samples: bootstrap draws.
         seed: of the draws.
     """
-    none_nkk, won = counts_of(results[0]), best_of(results)
+    none_nkk, won = counts_of(results[0]), best_result(results)
     best_nkk = counts_of(won)
-    fair = np.stack([counts_of(one) for one in fold_choices(results)])
-    fair_nkk = fair[folds(len(none_nkk)), np.arange(len(none_nkk))]
+    fair = np.stack([counts_of(one) for one in results_per_fold(results)])
+    fair_nkk = fair[fold_of_each_image(len(none_nkk)), np.arange(len(none_nkk))]
 
-    def contender(one: Result) -> Contender:
+    def contender(one: CandidateResult) -> ComparedCandidate:
         against = None
         if one.candidate.params:
             against = bootstrap(
                 counts_of(one), lambda scores: scores.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed
             )
         ious = Scores(one.bands_bkk).mean_iou if one.bands_bkk is not None else ()
-        return Contender(one, against, tuple(map(float, ious)))
+        return ComparedCandidate(one, against, tuple(map(float, ious)))
 
     presets = [one for one in results[1:] if one.candidate.stage == 0 and one is not won]
     presets.sort(key=lambda one: -one.mean_iou)
     gains = bootstrap_each(best_nkk, lambda scores: scores.iou, against_nkk=none_nkk, samples=samples, seed=seed)
     ious = zip(classes.names, results[0].scores.iou, won.scores.iou, gains, strict=True)
-    return Outcome(
+    return SearchOutcome(
         results=results,
         best=won,
         contenders=[contender(one) for one in (results[0], won, *presets)],
@@ -335,7 +335,7 @@ def conclude(
     )
 
 
-def results_table(outcome: Outcome) -> pa.Table:
+def results_table(outcome: SearchOutcome) -> pa.Table:
     """One row per candidate, in the order of trying; intervals where the candidate was in the final comparison."""
     gains = {one.name: one.gain for one in outcome.contenders}
     rows = []
@@ -343,7 +343,7 @@ def results_table(outcome: Outcome) -> pa.Table:
         params, gain, scores = one.candidate.params, gains.get(one.candidate.name), one.scores
         rows.append(
             {"name": one.candidate.name, "stage": one.candidate.stage}
-            | {name: getattr(params, name, None) for name in (*SEARCHED, *FIXED)}
+            | {name: getattr(params, name, None) for name in (*SEARCHED_PARAMS, *FIXED_PARAMS)}
             | {
                 "images": one.images,
                 "mean_iou": one.mean_iou,
@@ -362,7 +362,7 @@ def results_table(outcome: Outcome) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
 
 
-def params_yaml(outcome: Outcome, base: RefineConfig, *, facts: Mapping[str, str]) -> str:
+def params_yaml(outcome: SearchOutcome, base: RefineConfig, *, facts: Mapping[str, str]) -> str:
     """A file `segment_dataset --config` takes: the best parameters, or no refinement where none helps."""
     gain, fair = outcome.verdict.gain, outcome.verdict.fair_gain
     chosen = outcome.best.candidate.config(base)
@@ -371,7 +371,10 @@ def params_yaml(outcome: Outcome, base: RefineConfig, *, facts: Mapping[str, str
     said += [f"difference {gain.value:+.4f}, 95% interval {gain.low:+.4f} to {gain.high:+.4f}"]
     said += [f"chosen on other images {fair.value:+.4f}, 95% interval {fair.low:+.4f} to {fair.high:+.4f}"]
     if outcome.verdict.helps:
-        data = {name: getattr(chosen, name) for name in ("engine", "preset", *SEARCHED, *FIXED, "prune", "window_px")}
+        data = {
+            name: getattr(chosen, name)
+            for name in ("engine", "preset", *SEARCHED_PARAMS, *FIXED_PARAMS, "prune", "window_px")
+        }
     else:
         said += ["no CRF: an interval of the difference reaches 0 or below"]
         data = {"engine": "none"}

@@ -24,7 +24,7 @@ from pipeline.run.workers import GIB, READ_CPUS, Workers
 from pipeline.source.shard import Shard
 from pipeline.tune import chunks as tuning
 from pipeline.tune import search
-from pipeline.tune.chunks import Findings, Outcome, Result
+from pipeline.tune.chunks import CandidateResult, ChunkProblems, SearchOutcome
 from pipeline.tune.config import TuneConfig
 from pipeline.tune.search import NO_CRF, Candidate
 
@@ -65,7 +65,7 @@ def fetch_chunks(
     """
     task: Any = ray.remote(num_cpus=READ_CPUS, num_returns=2, max_retries=RETRIES)(tuning.fetch_chunk)
     chunks: dict[int, Any] = {}
-    findings: dict[int, Findings] = {}
+    findings: dict[int, ChunkProblems] = {}
 
     def start(index: int, shard: Shard) -> Any:
         urls = {member.key: label_urls[member.key] for member in shard.members() if member.key in label_urls}
@@ -104,7 +104,7 @@ def infer_chunks(job: Job, fetched: Sequence[Any], crew: Workers) -> list[Any]:
     return [chunks[index] for index in range(len(fetched))]
 
 
-class Search:
+class SearchOnRay:
     """Judges candidates on all chunks; keeps counts by fold of every candidate, and counts per image of the best."""
 
     def __init__(
@@ -125,7 +125,7 @@ class Search:
         ends = list(accumulate(len(counts.keys) for counts in judged))
         if not ends or ends[-1] < search.FOLDS:
             raise JobError(f"{ends[-1] if ends else 0} image(s) can be judged, a choice needs {search.FOLDS}")
-        self._folds = np.split(search.folds(ends[-1]), ends[:-1])
+        self._folds = np.split(search.fold_of_each_image(ends[-1]), ends[:-1])
         self.left_out = [pair for counts in judged for pair in counts.left_out]
         self._done[NO_CRF] = self._tally(NO_CRF)
         for index, counts in enumerate(judged):
@@ -133,7 +133,7 @@ class Search:
             self._done[NO_CRF].refs[index] = refs[index]
 
     @property
-    def results(self) -> list[Result]:
+    def results(self) -> list[CandidateResult]:
         """Results of all candidates, in the order of trying."""
         return [tally.result for tally in self._done.values()]
 
@@ -147,18 +147,18 @@ class Search:
                 complete = [tally for tally in new.values() if len(tally.refs) == len(self.chunks)]
                 self._drop_beaten([*self._done.values(), *complete])
         self._done |= new
-        best = tuning.best_of(self.results)
+        best = tuning.best_result(self.results)
         gain = best.mean_iou - self._done[NO_CRF].result.mean_iou
         log.info("best so far: %s, mean IoU %.4f (%+.4f)", best.candidate.name, best.mean_iou, gain)
 
-    def counts(self, result: Result) -> Int64:
+    def counts(self, result: CandidateResult) -> Int64:
         """Confusion counts per image, (N, K, K + 1), of a candidate that was not dropped."""
         refs = self._done[result.candidate].refs
         return np.concatenate([_get(refs[index]).counts_nkk for index in range(len(self.chunks))])
 
     def _tally(self, candidate: Candidate) -> "_Tally":
         num_classes = len(self.job.classes)
-        return _Tally(Result(candidate, np.zeros((search.FOLDS, num_classes, num_classes + 1), np.int64)))
+        return _Tally(CandidateResult(candidate, np.zeros((search.FOLDS, num_classes, num_classes + 1), np.int64)))
 
     def _judge(
         self, title: str, candidates: Sequence[Candidate], widths_px: Sequence[float]
@@ -182,7 +182,7 @@ class Search:
         crfs = [tally.result for tally in complete if tally.result.candidate.params]
         if not crfs:
             return
-        needed = {result.candidate for result in [tuning.best_of(crfs), *tuning.fold_choices(crfs)]}
+        needed = {result.candidate for result in [tuning.best_result(crfs), *tuning.results_per_fold(crfs)]}
         for tally in complete:
             if tally.result.candidate not in needed and tally.result.candidate.stage:
                 tally.refs = dict.fromkeys(tally.refs)
@@ -192,24 +192,24 @@ class Search:
 class _Tally:
     """A candidate's result, and by chunk the counts per image that it is the sum of."""
 
-    result: Result
+    result: CandidateResult
     refs: dict[int, Any] = field(default_factory=dict)
     """Values are None once dropped."""
 
 
-def search_parameters(judges: Search, cfg: TuneConfig, grid: Sequence[Candidate]) -> Outcome:
+def search_parameters(judges: SearchOnRay, cfg: TuneConfig, grid: Sequence[Candidate]) -> SearchOutcome:
     """Judge the published parameters, the grid, then finer grids around the best; choose and compare."""
-    judges.judge("published", search.references()[1:], widths_px=cfg.trimap_px)
+    judges.judge("published", search.reference_candidates()[1:], widths_px=cfg.trimap_px)
     judges.judge(cfg.grid, grid)
     for number in range(cfg.finer):
-        params = tuning.best_of(judges.results).candidate.params
+        params = tuning.best_result(judges.results).candidate.params
         if params:
             tried = [result.candidate for result in judges.results]
-            judges.judge(f"finer {number + 1}", search.finer(params, tried))
-    best = tuning.best_of(judges.results)
+            judges.judge(f"finer {number + 1}", search.finer_grid(params, tried))
+    best = tuning.best_result(judges.results)
     if best.bands_bkk is None:
         judges.judge("boundaries", [best.candidate], widths_px=cfg.trimap_px)
-    return tuning.conclude(
+    return tuning.conclude_search(
         judges.results,
         judges.counts,
         judges.job.classes,

@@ -14,9 +14,9 @@ from pipeline.classes import ClassMap
 from pipeline.redact import redact
 from pipeline.store import objects
 from pipeline.tune import chunks, report
-from pipeline.tune.chunks import Outcome
+from pipeline.tune.chunks import SearchOutcome
 from pipeline.tune.config import TuneConfig
-from pipeline.tune.search import FIXED, SEARCHED
+from pipeline.tune.search import FIXED_PARAMS, SEARCHED_PARAMS
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ LOGGED_KEYS = 5
 """Images left out that the log names, per reason; the report names more."""
 
 
-def search_facts(cfg: TuneConfig, outcome: Outcome, run_facts: Mapping[str, str]) -> dict[str, str]:
+def search_facts(cfg: TuneConfig, outcome: SearchOutcome, run_facts: Mapping[str, str]) -> dict[str, str]:
     """Data, checkpoint, grid and engine of a search, by the name the report shows; `run_facts` are the run's."""
     return {
         "images": f"{redact(cfg.images)}, {outcome.none.images} with labels",
@@ -39,7 +39,7 @@ def search_facts(cfg: TuneConfig, outcome: Outcome, run_facts: Mapping[str, str]
 
 def write_search(
     cfg: TuneConfig,
-    outcome: Outcome,
+    outcome: SearchOutcome,
     classes: ClassMap,
     left_out: Sequence[tuple[str, str]],
     facts: Mapping[str, str],
@@ -76,7 +76,7 @@ def log_left_out(left_out: Sequence[tuple[str, str]]) -> None:
         log.warning("%d image(s) left out, %s: %s", count, reason, ", ".join(keys) + ", ..." * (count > LOGGED_KEYS))
 
 
-def search_summary(cfg: TuneConfig, outcome: Outcome, left_out: Sequence[tuple[str, str]]) -> dict[str, object]:
+def search_summary(cfg: TuneConfig, outcome: SearchOutcome, left_out: Sequence[tuple[str, str]]) -> dict[str, object]:
     """Verdict, gains, best parameters and URLs, as plain data: the JSON line without its times."""
     verdict, params = outcome.verdict, outcome.best.candidate.params
     gains = {"gain": verdict.gain, "fair_gain": verdict.fair_gain}
@@ -88,7 +88,7 @@ def search_summary(cfg: TuneConfig, outcome: Outcome, left_out: Sequence[tuple[s
         "mean_iou_without": round(outcome.none.mean_iou, 5),
         "mean_iou_best": round(outcome.best.mean_iou, 5),
         **{name: [round(end, 5) for end in (gain.value, gain.low, gain.high)] for name, gain in gains.items()},
-        "best": {name: getattr(params, name) for name in (*SEARCHED, *FIXED)},
+        "best": {name: getattr(params, name) for name in (*SEARCHED_PARAMS, *FIXED_PARAMS)},
         "seconds_per_image": round(outcome.best.seconds / outcome.best.images, 4),
         "params": redact(objects.join(cfg.output, "params.yaml")),
         "report": redact(objects.join(cfg.output, "report/index.html")),

@@ -14,8 +14,8 @@ from pipeline.classes import ClassMap
 from pipeline.page import frame, plots
 from pipeline.page.plots import ACCENT, ALARM, SOFT
 from pipeline.score.metrics import Interval
-from pipeline.tune.chunks import ClassGain, Contender, Outcome
-from pipeline.tune.search import SEARCHED
+from pipeline.tune.chunks import ClassGain, ComparedCandidate, SearchOutcome
+from pipeline.tune.search import SEARCHED_PARAMS
 
 _SHOWN = 200
 """Images left out that are named at most."""
@@ -27,7 +27,12 @@ AXIS_NAMES = {
 
 
 def render_search(
-    outcome: Outcome, *, classes: ClassMap, left_out: Sequence[tuple[str, str]], facts: Mapping[str, str], params: str
+    outcome: SearchOutcome,
+    *,
+    classes: ClassMap,
+    left_out: Sequence[tuple[str, str]],
+    facts: Mapping[str, str],
+    params: str,
 ) -> str:
     """Lay out what a search has found as one HTML file.
 
@@ -40,12 +45,12 @@ def render_search(
     """
     with mpl.rc_context(plots.STYLE):
         drawn = {
-            "searched": [_searched(outcome, name) for name in SEARCHED],
+            "searched": [_searched(outcome, name) for name in SEARCHED_PARAMS],
             "contenders": _forest([(one.name, one.gain) for one in outcome.contenders if one.gain], "contenders"),
             "classes": _forest([(one.name, one.gain) for one in _by_gain(outcome.class_gains)], "classes"),
             "bands": _bands(outcome) if outcome.widths_px else None,
         }
-    return frame.template("tune/report").render(
+    return frame.load_template("tune/report").render(
         outcome=outcome,
         plots=drawn,
         colours={one.name: one.colour for one in classes.classes},
@@ -66,10 +71,10 @@ def _by_gain(gains: Sequence[ClassGain]) -> list[ClassGain]:
 
 
 def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
-    return plots.forest(rows, f"forest-{name}", title=f"differences to no CRF: {name}", than="no CRF")
+    return plots.forest_plot(rows, f"forest-{name}", title=f"differences to no CRF: {name}", than="no CRF")
 
 
-def _searched(outcome: Outcome, name: str) -> Markup:
+def _searched(outcome: SearchOutcome, name: str) -> Markup:
     """Mean IoU of every candidate over one parameter; of those of the grids, the best at each value as a line."""
     figure, axes = plots.new_figure(width=3.7, height=2.9)
     tried = [
@@ -88,22 +93,24 @@ def _searched(outcome: Outcome, name: str) -> Markup:
     side = axes.get_yaxis_transform()
     axes.annotate("no CRF", (1, level), (0, 3), side, "offset points", color=ALARM, ha="right", fontsize=8)
     axes.set(xlabel=AXIS_NAMES[name], ylabel="mean IoU, %")
-    return plots.svg(figure, f"searched-{name}", f"mean IoU of every candidate over {name}")
+    return plots.figure_svg(figure, f"searched-{name}", f"mean IoU of every candidate over {name}")
 
 
-def _bands(outcome: Outcome) -> Markup:
+def _bands(outcome: SearchOutcome) -> Markup:
     """Mean IoU within bands around the boundaries of labels, over their width."""
     figure, axes = plots.new_figure()
     none, best, *presets = outcome.contenders
     for one in presets:
         axes.plot(outcome.widths_px, _percent(one), color=SOFT, lw=0.8, alpha=0.5)
     axes.plot([], [], color=SOFT, lw=0.8, alpha=0.5, label="published parameters")
-    axes.plot(outcome.widths_px, _percent(best), color=ACCENT, lw=1.8, marker="o", ms=3, label=plots.short(best.name))
+    axes.plot(
+        outcome.widths_px, _percent(best), color=ACCENT, lw=1.8, marker="o", ms=3, label=plots.shorten_label(best.name)
+    )
     axes.plot(outcome.widths_px, _percent(none), color=ALARM, lw=1.4, ls="--", marker="o", ms=3, label="no CRF")
     axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1)
-    return plots.svg(figure, "bands", "mean IoU within bands around boundaries")
+    return plots.figure_svg(figure, "bands", "mean IoU within bands around boundaries")
 
 
-def _percent(one: Contender) -> list[float]:
+def _percent(one: ComparedCandidate) -> list[float]:
     return [iou * 100 for iou in one.band_ious]

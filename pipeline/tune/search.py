@@ -21,17 +21,17 @@ from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.refiner import Refiner
 from pipeline.score.metrics import Interval, Scores, bootstrap, within_bands
 
-SEARCHED = ("bi_w", "bi_xy", "bi_rgb")
+SEARCHED_PARAMS = ("bi_w", "bi_xy", "bi_rgb")
 """w1, theta_alpha and theta_beta, in this order."""
-FIXED = ("pos_w", "pos_xy", "iterations")
+FIXED_PARAMS = ("pos_w", "pos_xy", "iterations")
 PROTOCOL = CrfParams(bi_w=5, bi_xy=50, bi_rgb=3, pos_w=3, pos_xy=3, iterations=10)
 """Only what is fixed of it counts."""
 
-Axes = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+GridAxes = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 """Values of each parameter of `SEARCHED`; a grid holds all their combinations."""
-_V1: Axes = ((5, 10), (50, 60, 70, 80, 90, 100), (3, 4, 5, 6, 7, 8, 9, 10))
-_V2: Axes = ((3, 4, 5, 6), (30, 40, 50, 60, 70, 80, 90, 100), (3, 4, 5, 6))
-GRIDS: dict[str, tuple[Axes, ...]] = {
+_V1: GridAxes = ((5, 10), (50, 60, 70, 80, 90, 100), (3, 4, 5, 6, 7, 8, 9, 10))
+_V2: GridAxes = ((3, 4, 5, 6), (30, 40, 50, 60, 70, 80, 90, 100), (3, 4, 5, 6))
+GRIDS: dict[str, tuple[GridAxes, ...]] = {
     # The ranges of both papers, ends and middle.
     "coarse": (((3, 5, 10), (30, 60, 100), (3, 6, 10)),),
     # Both papers as they print them: [5, 10], 50:10:100, 3:1:10 in MATLAB's notation, and 3:6, 30:10:100, 3:6.
@@ -55,13 +55,13 @@ class Candidate:
         """`base` with these parameters in its place, or without refinement."""
         if self.params is None:
             return base.model_copy(update={"engine": "none"})
-        return base.model_copy(update={name: getattr(self.params, name) for name in (*SEARCHED, *FIXED)})
+        return base.model_copy(update={name: getattr(self.params, name) for name in (*SEARCHED_PARAMS, *FIXED_PARAMS)})
 
 
 NO_CRF = Candidate("no CRF", None, 0)
 
 
-def references() -> list[Candidate]:
+def reference_candidates() -> list[Candidate]:
     """What every search is compared with: no CRF, and all published parameters."""
     return [NO_CRF, *(Candidate(name, params, 0) for name, params in PRESETS.items())]
 
@@ -76,22 +76,22 @@ def candidate_grid(name: str, base: RefineConfig) -> list[Candidate]:
     """
     if base.engine == "none":
         raise ConfigError("there is nothing to search with refine.engine none", hint="choose an engine")
-    if given := [name for name in SEARCHED if getattr(base, name) is not None]:
+    if given := [name for name in SEARCHED_PARAMS if getattr(base, name) is not None]:
         raise ConfigError(f"refine.{given[0]} is searched, so it cannot be given", hint="leave it out")
-    fixed: dict[str, Any] = {name: value for name in FIXED if (value := getattr(base, name)) is not None}
+    fixed: dict[str, Any] = {name: value for name in FIXED_PARAMS if (value := getattr(base, name)) is not None}
     boxes = (_combined(axes, replace(PROTOCOL, **fixed)) for axes in GRIDS[name])
     known = set(PRESETS.values())
     return [_candidate(params, 1) for params in dict.fromkeys(itertools.chain(*boxes)) if params not in known]
 
 
-def finer(best: CrfParams, tried: Collection[Candidate]) -> list[Candidate]:
+def finer_grid(best: CrfParams, tried: Collection[Candidate]) -> list[Candidate]:
     """What is tried next around the best: each searched parameter as it is, and half way to its neighbours.
 
     The neighbours are the nearest values of grids tried so far; where there is none on one side, the step to the other
     side counts for both, so that an optimum at the edge of a grid is followed outwards. What was tried is left out.
     """
     grids = [one.params for one in tried if one.params and one.stage]
-    axes = [_halfway(getattr(best, name), {getattr(one, name) for one in grids}) for name in SEARCHED]
+    axes = [_halfway(getattr(best, name), {getattr(one, name) for one in grids}) for name in SEARCHED_PARAMS]
     known = {one.params for one in tried}
     stage = 1 + max(one.stage for one in tried)
     around = _combined((axes[0], axes[1], axes[2]), best)
@@ -106,12 +106,12 @@ def _halfway(centre: float, values: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted({centre + step / 2 for step in steps if centre + step / 2 > 0}))
 
 
-def _combined(axes: Axes, fixed: CrfParams) -> list[CrfParams]:
+def _combined(axes: GridAxes, fixed: CrfParams) -> list[CrfParams]:
     return [replace(fixed, bi_w=w, bi_xy=xy, bi_rgb=rgb) for w, xy, rgb in itertools.product(*axes)]
 
 
 def _candidate(params: CrfParams, stage: int) -> Candidate:
-    names = [*SEARCHED, *(name for name in FIXED if getattr(params, name) != getattr(PROTOCOL, name))]
+    names = [*SEARCHED_PARAMS, *(name for name in FIXED_PARAMS if getattr(params, name) != getattr(PROTOCOL, name))]
     return Candidate(" ".join(f"{name}={getattr(params, name):g}" for name in names), params, stage)
 
 
@@ -143,20 +143,20 @@ def refine_and_count(
 # ---------------------------------------------------------------- the choice
 
 
-def folds(images: int) -> npt.NDArray[np.intp]:
+def fold_of_each_image(images: int) -> npt.NDArray[np.intp]:
     """The fold of each image, (N,): consecutive images, since frames of one film stand beside each other."""
     return np.arange(images) * FOLDS // max(images, 1)
 
 
-def best(counts_ckk: Int64) -> int:
+def best_index(counts_ckk: Int64) -> int:
     """Which of the candidates has the highest mean IoU, by counts (C, K, K + 1); the first of those that tie."""
     return int(np.nan_to_num(Scores(counts_ckk).mean_iou, nan=-1).argmax())
 
 
-def best_without_each_fold(counts_cfkk: Int64) -> list[int]:
+def best_index_per_fold(counts_cfkk: Int64) -> list[int]:
     """Which candidate each fold is to be judged by: the best on all the other folds. Counts are (C, F, K, K + 1)."""
     total = counts_cfkk.sum(axis=1)
-    return [best(total - counts_cfkk[:, fold]) for fold in range(counts_cfkk.shape[1])]
+    return [best_index(total - counts_cfkk[:, fold]) for fold in range(counts_cfkk.shape[1])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.datasets import farmland
 from pipeline.errors import ConfigError, JobError
 from pipeline.evaluate import comparison, comparison_table
-from pipeline.evaluate.comparison import ComparisonRow, Measure, Timings, Turn
+from pipeline.evaluate.comparison import ComparisonRow, NetworkTimings, RoundTiming, SpeedSettings
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import catalogue, checkpoint
 from pipeline.models.catalogue import PUBLISHED
@@ -25,21 +25,21 @@ from pipeline.records import Image, Item, Scored
 from pipeline.refine.refiner import Refiner
 from pipeline.score import metrics
 
-ONCE = Measure(size_px=65, images=2, rounds=1, device="cpu", threads=1)
-FARMLAND = comparison.checkpoint_subject("farmland", "farmland")
+ONCE = SpeedSettings(size_px=65, images=2, rounds=1, device="cpu", threads=1)
+FARMLAND = comparison.compared_checkpoint("farmland", "farmland")
 
 
-def turn(seconds: float, *, cpu_s: float = 1.0) -> Turn:
-    return Turn(stream_s=seconds, alone_s=2 * seconds, cpu_s=cpu_s, peak_mib=100)
+def turn(seconds: float, *, cpu_s: float = 1.0) -> RoundTiming:
+    return RoundTiming(stream_s=seconds, alone_s=2 * seconds, cpu_s=cpu_s, peak_mib=100)
 
 
 def a_row(name: str = "one", **changes) -> ComparisonRow:
-    made = comparison.comparison_row(comparison.counted(FARMLAND, 65), None, 0, Timings([turn(0.5)]), 1.0)
+    made = comparison.comparison_row(comparison.network_facts(FARMLAND, 65), None, 0, NetworkTimings([turn(0.5)]), 1.0)
     return replace(made, name=name, **changes)
 
 
-def farmland_turn() -> Turn:
-    return comparison.take_turn(FARMLAND, ONCE)
+def farmland_turn() -> RoundTiming:
+    return comparison.time_network(FARMLAND, ONCE)
 
 
 def raises() -> None:
@@ -55,20 +55,20 @@ def dies() -> None:
 
 def test_a_checkpoint_takes_the_line_of_its_variant_or_one_of_its_own() -> None:
     name = "deeplab_v3plus_mobilenet_v2"
-    assert comparison.checkpoint_subject(name, "farmland").variant == catalogue.find_variant(name)
+    assert comparison.compared_checkpoint(name, "farmland").variant == catalogue.find_variant(name)
     own = FARMLAND.variant
     assert (own.year, own.miou, own.options) == (2018, None, FARMLAND.card.options)
 
 
 def test_a_checkpoint_under_the_name_of_another_network_is_refused() -> None:
     with pytest.raises(ConfigError, match="is a deeplab_v3plus, the variant icnet a icnet"):
-        comparison.checkpoint_subject("icnet", "farmland")
+        comparison.compared_checkpoint("icnet", "farmland")
 
 
 def test_untrained_networks_are_the_published_ones_with_the_same_weights_every_time() -> None:
-    subject = comparison.published(catalogue.find_variant("icnet"), classes.load_class_map("voc"))
+    subject = comparison.untrained_network(catalogue.find_variant("icnet"), classes.load_class_map("voc"))
     with torch.device("meta"):
-        assert comparison.counted(subject, 65)["parameters"] == catalogue.count_parameters(
+        assert comparison.network_facts(subject, 65)["parameters"] == catalogue.count_parameters(
             catalogue.find_variant("icnet").build(21)
         )
     one, other = (subject.load().state for _ in range(2))
@@ -97,7 +97,7 @@ def test_what_was_freed_before_is_no_part_of_the_peak() -> None:
         for start in range(0, len(block), mmap.PAGESIZE):
             block[start] = 1
         before = comparison.peak_mib("cpu")
-    comparison.forget_peak("cpu")
+    comparison.reset_peak("cpu")
     assert comparison.peak_mib("cpu") < before - 100
 
 
@@ -105,9 +105,9 @@ def test_a_network_that_fails_or_dies_takes_no_other_along(monkeypatch) -> None:
     calls = iter([raises, farmland_turn, dies, farmland_turn])
     real = comparison.in_own_process
     monkeypatch.setattr(comparison, "in_own_process", lambda _: real(next(calls)))
-    timings = [Timings() for _ in range(3)]
+    timings = [NetworkTimings() for _ in range(3)]
     for _ in range(2):
-        comparison.one_round([FARMLAND] * 3, ONCE, timings)
+        comparison.run_round([FARMLAND] * 3, ONCE, timings)
         monkeypatch.setattr(comparison, "in_own_process", lambda _: real(farmland_turn))
     assert [mine.note for mine in timings] == [
         "the GPU has too little memory",
@@ -121,14 +121,14 @@ def test_ratios_compare_turns_of_the_same_round() -> None:
     slow_machine = [1.0, 1.0, 50.0]
     fast = [turn(0.1 * load, cpu_s=1 * load) for load in slow_machine]
     slow = [turn(0.4 * load, cpu_s=3 * load) for load in slow_machine]
-    assert comparison.over_fastest([slow, [], fast], "cpu") == pytest.approx([3, None, 1])
-    assert comparison.over_fastest([slow, [], fast], "cuda") == pytest.approx([4, None, 1])
-    assert comparison.over_fastest([[], []], "cpu") == [None, None]
+    assert comparison.ratios_to_fastest([slow, [], fast], "cpu") == pytest.approx([3, None, 1])
+    assert comparison.ratios_to_fastest([slow, [], fast], "cuda") == pytest.approx([4, None, 1])
+    assert comparison.ratios_to_fastest([[], []], "cpu") == [None, None]
 
 
 def test_a_row_has_medians_and_the_spread() -> None:
     found = comparison.comparison_row(
-        comparison.counted(FARMLAND, 65), 50.0, 3, Timings([turn(s) for s in (0.1, 0.5, 0.2)]), 1.0
+        comparison.network_facts(FARMLAND, 65), 50.0, 3, NetworkTimings([turn(s) for s in (0.1, 0.5, 0.2)]), 1.0
     )
     assert (found.images_per_s, found.ms, found.ms_least, found.ms_most) == pytest.approx((5, 400, 200, 1000))
 
@@ -173,11 +173,13 @@ def test_every_published_figure_has_a_source_and_stands_once() -> None:
 
 
 def test_the_table_says_what_is_untrained_and_why_figures_are_missing() -> None:
-    failed = comparison.comparison_row(comparison.counted(FARMLAND, 65), None, 0, Timings(note="too large"), None)
+    failed = comparison.comparison_row(
+        comparison.network_facts(FARMLAND, 65), None, 0, NetworkTimings(note="too large"), None
+    )
     rows = [a_row(), a_row("two", miou=55.5, images_scored=4), failed]
-    text = comparison_table.markdown(rows, size_px=65, machine="m")
+    text = comparison_table.comparison_markdown(rows, size_px=65, machine="m")
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert {len(line) for line in lines} == {len(comparison_table.HEADS), 7}
+    assert {len(line) for line in lines} == {len(comparison_table.MEASURED_COLUMNS), 7}
     assert "| untrained |" in text
     assert "| 55.5 (4 images) |" in text
     assert "| too large |" in text
@@ -187,8 +189,10 @@ def test_the_plot_shows_published_quality_only_where_nothing_was_measured(monkey
     shown = []
     monkeypatch.setattr(comparison_table, "_panel", lambda _, points, title, *, filled: shown.append((points, filled)))
     quoted = a_row(published_miou=70, published_on="VOC 2012 val")
-    comparison_table.scatter([quoted, a_row("msc", published_miou=75, published_on="VOC 2012 val, COCO, MSC")])
-    comparison_table.scatter([quoted, a_row("two", miou=55.5)])
+    comparison_table.quality_speed_png(
+        [quoted, a_row("msc", published_miou=75, published_on="VOC 2012 val, COCO, MSC")]
+    )
+    comparison_table.quality_speed_png([quoted, a_row("two", miou=55.5)])
     assert shown[0] == ([("one", 2.0, 70)], False)
     assert shown[2] == ([("two", 2.0, 55.5)], True)
 

@@ -41,7 +41,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     monkeypatch.setitem(DATASET_LAYOUTS, "tiny", TINY)
     monkeypatch.setattr(session, "connect", lambda: nullcontext([{"CPU": 1.0}]))
     monkeypatch.setattr(flow, "RemoteLedger", Ledger)
-    monkeypatch.setattr(flow, "run_each", lambda _, units, work, **__: [work(unit) for unit in units])
+    monkeypatch.setattr(flow, "run_tasks", lambda _, units, work, **__: [work(unit) for unit in units])
 
     def run(root: Path | str, output: Path | str, *flags: str) -> Outcome:
         status = prepare_dataset.main([*flags_for(root, output), *flags])

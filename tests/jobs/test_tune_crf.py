@@ -67,7 +67,7 @@ def test_a_search_ends_with_parameters_a_table_a_page_and_a_summary(searched: tu
     assert "no_label.jpg" in outcome.log
     assert "no_label.jpg" in (output / "report/index.html").read_text()
     rows = pq.read_table(output / "results.parquet").to_pylist()
-    assert said["candidates"] == len(rows) - 1 > len(search.references()) + 26
+    assert said["candidates"] == len(rows) - 1 > len(search.reference_candidates()) + 26
     assert max(row["stage"] for row in rows) == 2
     assert said["mean_iou_best"] == pytest.approx(max(row["mean_iou"] for row in rows[1:]), abs=1e-5)
     cfg = command_line.parse(
@@ -104,7 +104,7 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
             chunks.append(scorer.score(kept))
     rows = pq.read_table(output / "results.parquet").to_pylist()
     for row in [rows[0], rows[2], rows[-1]]:
-        names = (*search.SEARCHED, *search.FIXED)
+        names = (*search.SEARCHED_PARAMS, *search.FIXED_PARAMS)
         params = CrfParams(*(row[name] for name in names)) if row["bi_w"] is not None else None
         candidate = Candidate(row["name"], params, row["stage"])
         judged = [tuning.judge_chunk(one, candidate.config(cfg.refine), FARM, run.decode) for one in chunks]
@@ -163,6 +163,6 @@ def test_the_memory_of_refiners_is_planned_for_the_largest_sigma(fields: Path) -
     cfg = config(fields, finer=2)
     grid = search.candidate_grid("papers", cfg.refine)
     largest = inputs.segment_config(cfg, grid).refine.bi_xy
-    tried = [*search.references(), *grid]
+    tried = [*search.reference_candidates(), *grid]
     for best in (one.params for one in list(tried) if one.params):
-        assert all(one.params.bi_xy <= largest for one in search.finer(best, tried))
+        assert all(one.params.bi_xy <= largest for one in search.finer_grid(best, tried))

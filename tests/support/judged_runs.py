@@ -56,13 +56,13 @@ def carry_out(cfg: EvaluateConfig) -> Run:
         stages = [MaskStage(job, cfg.judge, ledger)]
     else:
         stages = [InferStage(job, ledger, threads=1), RefineStage(job, ledger)]
-    for table in read_shards(job, manifest.todo(run.url, planned, []), ledger):
+    for table in read_shards(job, manifest.pending_shards(run.url, planned, []), ledger):
         for stage in stages:
             table = stage(table)
         parts.write_part(run.url, table, run.classes)
     fingerprint, on_duplicate = run.fingerprint, cfg.read.on_duplicate
     manifest.close_run(run.url, planned, run.classes, fingerprint=fingerprint, on_duplicate=on_duplicate)
-    manifest.succeed(run.url)
+    manifest.mark_finished(run.url)
     return run
 
 

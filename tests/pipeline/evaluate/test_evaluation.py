@@ -300,11 +300,11 @@ def test_masks_in_a_folder_have_the_names_of_their_images(key: str, name: str, t
 def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:
     done = manifest.read_manifest(run.url)
     assert done is not None
-    manifest.reopen(run.url)
+    manifest.reopen_run(run.url)
     with pytest.raises(ConfigError, match="is not a finished run"):
         evaluation.read_evaluation(run.url)
     manifest.close_run(run.url, plan_source(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail")
-    manifest.succeed(run.url)
+    manifest.mark_finished(run.url)
 
 
 # ---------------------------------------------------------------- scores and slices
@@ -326,7 +326,7 @@ def test_scores_are_those_of_the_summed_counts(run: Run) -> None:
 
 def scores_of(found: evaluation.Evaluation, **said: object) -> list[scoring.Score]:
     cfg = ScoreConfig.model_validate({"samples": 100} | said)
-    return scoring.scores_of(found.answer, found.classes, found.widths_px, cfg)
+    return scoring.score_answer(found.answer, found.classes, found.widths_px, cfg)
 
 
 def test_classes_can_weigh_nothing_and_so_can_pixels_near_boundaries(run: Run) -> None:
@@ -351,7 +351,7 @@ def test_rules_that_do_not_fit_are_refused(said: dict, message: str, run: Run) -
 def test_slices_hold_every_image_once_and_score_it_alone(run: Run) -> None:
     found = evaluation.read_evaluation(run.url)
     cfg = ScoreConfig(samples=100, slice_columns=("size", "key"), slice_pattern=r"farm_0*(?P<odd>\d)")
-    slices = scoring.slices_of(found, cfg, {})
+    slices = scoring.score_slices(found, cfg, {})
     assert list(slices) == ["size", "key", "odd"]
     assert [(one.value, one.images) for one in slices["size"]] == [("48x48", 5)]
     assert [one.value for one in slices["odd"]] == ["0", "1", "2", "3", "5"]
@@ -359,7 +359,7 @@ def test_slices_hold_every_image_once_and_score_it_alone(run: Run) -> None:
     np.testing.assert_allclose(ious, found.image_iou)
     assert found.worst(2) == [found.keys[index] for index in np.argsort(ious)[:2]]
     with pytest.raises(ConfigError, match="'colour', which rows do not have"):
-        scoring.slices_of(found, ScoreConfig(slice_columns=("colour",)), {})
+        scoring.score_slices(found, ScoreConfig(slice_columns=("colour",)), {})
 
 
 def test_many_numbers_are_cut_in_quarters() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate import gate
-from pipeline.evaluate.gate import Baseline, Gates, GateVerdict, MetricGate, apply_gates, shared
+from pipeline.evaluate.gate import Baseline, Gates, GateVerdict, MetricGate, apply_gates, shared_images
 from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import estimate
 from tests import ROOT
@@ -84,7 +84,7 @@ def test_only_images_that_both_have_unchanged_are_compared():
     turned = np.arange(60)[::-1]
     answers = {name: replace(one, counts_nkk=one.counts_nkk[turned]) for name, one in before.answers.items()}
     before = replace(before, images=before.images.iloc[turned].reset_index(drop=True), answers=answers)
-    mine, theirs = shared(replace(now, images=rows), before)
+    mine, theirs = shared_images(replace(now, images=rows), before)
     assert mine.tolist() == list(range(3, 60))
     assert theirs.tolist() == list(range(56, -1, -1))
 

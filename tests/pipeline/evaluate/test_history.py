@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluate import history
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.gate import Baseline, Gates, apply_gates
-from pipeline.evaluate.history import HistoryEntry, entries_of, find_baseline
+from pipeline.evaluate.history import HistoryEntry, find_baseline, history_entries
 from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import METRICS, estimate
 from tests.support.evaluations import CLASSES, evaluation
@@ -29,7 +29,7 @@ def judged(
 ) -> list[HistoryEntry]:
     verdict = apply_gates(now, gates)
     time = NOON + timedelta(days=day)
-    return entries_of(now, time=time, command="evaluate", source=source, gates=gates, verdict=verdict)
+    return history_entries(now, time=time, command="evaluate", source=source, gates=gates, verdict=verdict)
 
 
 def same(one: list[HistoryEntry], other: list[HistoryEntry]) -> bool:
@@ -62,7 +62,7 @@ def test_an_entry_holds_every_score_of_its_answer_with_intervals() -> None:
 
 
 def test_secrets_of_command_and_source_are_left_out() -> None:
-    (entry, *_) = entries_of(
+    (entry, *_) = history_entries(
         evaluation(), time=NOON, command="evaluate --token=abcdefgh123", source="https://me:word@host/val"
     )
     assert "abcdefgh123" not in entry.command
@@ -74,7 +74,7 @@ def test_secrets_of_command_and_source_are_left_out() -> None:
 
 def test_what_is_appended_is_read_oldest_first(tmp_path: Path) -> None:
     days = [judged(evaluation(network=day), day=day) for day in (2, 0, 1)]
-    assert all(history.append(str(tmp_path), entries) for entries in days)
+    assert all(history.append_history(str(tmp_path), entries) for entries in days)
     assert same(history.read_history(str(tmp_path)), [*days[1], *days[2], *days[0]])
 
 
@@ -82,15 +82,15 @@ def test_what_is_appended_is_read_oldest_first(tmp_path: Path) -> None:
 def test_a_history_lives_in_an_object_store(s3_url: str) -> None:
     entries = judged(evaluation())
     assert history.read_history(f"{s3_url}/history") == []
-    assert history.append(f"{s3_url}/history", entries)
-    assert not history.append(f"{s3_url}/history", judged(evaluation(), day=1))
+    assert history.append_history(f"{s3_url}/history", entries)
+    assert not history.append_history(f"{s3_url}/history", judged(evaluation(), day=1))
     assert same(history.read_history(f"{s3_url}/history"), entries)
 
 
 def test_the_same_evaluation_submitted_again_appends_nothing(tmp_path: Path) -> None:
     first = judged(evaluation())
-    assert history.append(str(tmp_path), first)
-    assert not history.append(str(tmp_path), judged(evaluation(), day=1))
+    assert history.append_history(str(tmp_path), first)
+    assert not history.append_history(str(tmp_path), judged(evaluation(), day=1))
     assert same(history.read_history(str(tmp_path)), first)
 
 
@@ -104,11 +104,11 @@ def test_the_same_evaluation_submitted_again_appends_nothing(tmp_path: Path) -> 
     ],
 )
 def test_another_output_other_data_or_other_gates_are_another_evaluation(changed: list[HistoryEntry]) -> None:
-    assert history.object_name(changed) != history.object_name(judged(evaluation()))
+    assert history.history_object_name(changed) != history.history_object_name(judged(evaluation()))
 
 
 def test_each_evaluation_is_one_object_of_one_row_group(tmp_path: Path) -> None:
-    history.append(str(tmp_path), judged(evaluation()))
+    history.append_history(str(tmp_path), judged(evaluation()))
     (path,) = tmp_path.iterdir()
     assert pq.read_metadata(path).num_row_groups == 1
     assert pq.read_metadata(path).num_rows == 2
@@ -116,7 +116,7 @@ def test_each_evaluation_is_one_object_of_one_row_group(tmp_path: Path) -> None:
 
 def test_pandas_reads_the_folder_as_one_table(tmp_path: Path) -> None:
     for day in range(3):
-        history.append(str(tmp_path), judged(evaluation(network=day), day=day))
+        history.append_history(str(tmp_path), judged(evaluation(network=day), day=day))
     table = pd.read_parquet(tmp_path)
     assert len(table) == 6
     assert {"time", "mean_iou", "mean_iou_low", "mean_iou_high", "iou", "drift_brightness"} <= set(table.columns)
@@ -126,14 +126,14 @@ def test_pandas_reads_the_folder_as_one_table(tmp_path: Path) -> None:
 def test_an_entry_survives_its_table() -> None:
     now = evaluation()
     drift = measure_drift(now.images, {"reference": reference_of(now.images)}, CLASSES.names)
-    entries = entries_of(now, time=NOON, command="", source="here", drift=drift)
-    assert same(history.from_table(history.to_table(entries)), entries)
+    entries = history_entries(now, time=NOON, command="", source="here", drift=drift)
+    assert same(history.history_from_table(history.history_to_table(entries)), entries)
     assert entries[0].drift["brightness"] == pytest.approx(0)
     assert math.isnan(judged(now)[0].drift["brightness"])
 
 
 def test_an_evaluation_without_a_scored_image_is_history_too(tmp_path: Path) -> None:
-    assert history.append(str(tmp_path), judged(evaluation(0, failed=9)))
+    assert history.append_history(str(tmp_path), judged(evaluation(0, failed=9)))
     (_, entry) = history.read_history(str(tmp_path))
     assert (entry.verdict, entry.images) == ("failed", 0)
     assert math.isnan(entry.metrics["mean_iou"].value)
@@ -148,7 +148,7 @@ def test_other_files_are_left_alone_and_a_damaged_entry_is_named(tmp_path: Path)
     (tmp_path / "evaluation-mine.parquet").write_text("hello")
     assert history.read_history(str(tmp_path)) == []
     whole = io.BytesIO()
-    pq.write_table(history.to_table(judged(evaluation())), whole)
+    pq.write_table(history.history_to_table(judged(evaluation())), whole)
     name = "evaluation-0123456789abcdef0123.parquet"
     (tmp_path / name).write_bytes(whole.getvalue()[:-20])
     with pytest.raises(StorageError, match=name):
@@ -160,7 +160,7 @@ def test_other_files_are_left_alone_and_a_damaged_entry_is_named(tmp_path: Path)
     [("judged", "missing"), ("classes", "missing"), ("mean_iou", "missing"), ("time", "empty"), ("iou", "empty")],
 )
 def test_an_entry_of_other_columns_is_named(column: str, change: str, tmp_path: Path) -> None:
-    table = history.to_table(judged(evaluation()))
+    table = history.history_to_table(judged(evaluation()))
     at = table.column_names.index(column)
     empty = table.set_column(at, column, pa.nulls(len(table), table.schema.field(at).type))
     name = "evaluation-0123456789abcdef0123.parquet"
@@ -178,7 +178,7 @@ def past() -> Iterator[HistoryEntry]:
     """Four days: good, good, failed, never judged."""
     for day, gates in enumerate((GATES, GATES, BAD)):
         yield from judged(evaluation(20, network=day + 1), day=day, gates=gates)
-    yield from entries_of(
+    yield from history_entries(
         evaluation(20, network=4), time=NOON + timedelta(days=3), command="", source="s3://fields/val"
     )
 

@@ -11,7 +11,7 @@ from pipeline.config import ScoreConfig
 from pipeline.evaluate import gate, history, report, scoring
 from pipeline.evaluate.evaluation import AnswerCounts, Evaluation, Slice
 from pipeline.evaluate.gate import Baseline, Gates
-from pipeline.evaluate.report import ScoredSetting, mixed_up, to_show
+from pipeline.evaluate.report import ScoredSetting, most_confused, shown_keys
 from pipeline.records import Sample
 from pipeline.score.drift import Drift
 from pipeline.score.metrics import Interval
@@ -31,7 +31,7 @@ def judged(classes: ClassMap | None = None, images: int = 60, **changes) -> Scor
     facts = {"source": "s3://labelled/val"}
     one = replace(one, classes=classes or one.classes, widths_px=WIDTHS, answers=answers, facts=facts)
     return ScoredSetting(
-        one, {each.name: scoring.scores_of(each, one.classes, WIDTHS, CFG) for each in answers.values()}
+        one, {each.name: scoring.score_answer(each, one.classes, WIDTHS, CFG) for each in answers.values()}
     )
 
 
@@ -52,7 +52,7 @@ def sample(key: str, *, classes: ClassMap = evaluations.CLASSES, height: int = 2
 
 
 def samples(one: ScoredSetting, **size) -> list[Sample]:
-    worst, best = to_show(one.evaluation)
+    worst, best = shown_keys(one.evaluation)
     return [sample(key, classes=one.evaluation.classes, **size) for key in worst + best]
 
 
@@ -67,7 +67,9 @@ def entries(one: Evaluation, count: int = 3) -> list[history.HistoryEntry]:
     return [
         entry
         for at, run in enumerate(runs)
-        for entry in history.entries_of(run, time=start + timedelta(days=at), command="x", source="s3://labelled/val")
+        for entry in history.history_entries(
+            run, time=start + timedelta(days=at), command="x", source="s3://labelled/val"
+        )
     ]
 
 
@@ -112,7 +114,7 @@ def test_a_failed_gate_is_said_first_and_why():
 
 def test_what_is_mixed_up_is_every_mistake_once_most_pixels_first():
     counts = np.random.default_rng(0).integers(0, 50, (4, 5))
-    found = mixed_up(counts, evaluations.CLASSES, most=99)
+    found = most_confused(counts, evaluations.CLASSES, most=99)
     assert sum(one.pixels for one in found) == counts.sum() - np.trace(counts)
     assert [one.pixels for one in found] == sorted((one.pixels for one in found), reverse=True)
     names = [(one.truth.name, one.answer and one.answer.name) for one in found]
@@ -126,7 +128,7 @@ def test_what_is_mixed_up_is_every_mistake_once_most_pixels_first():
 @pytest.mark.parametrize("images", [1, 20, 28, 60])
 def test_the_worst_and_the_best_images_are_shown_and_none_twice(images):
     one = judged(images=images).evaluation
-    worst, best = to_show(one)
+    worst, best = shown_keys(one)
     assert len(worst) == min(24, images)
     assert len(set(worst + best)) == len(worst + best) == min(32, images)
     iou = dict(zip(one.keys, one.image_iou, strict=True))

@@ -8,8 +8,8 @@ import pytest
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.evaluate import trend
 from pipeline.evaluate.gate import apply_gates
-from pipeline.evaluate.history import HistoryEntry, entries_of
-from pipeline.evaluate.trend import series_of
+from pipeline.evaluate.history import HistoryEntry, history_entries
+from pipeline.evaluate.trend import group_series
 from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.metrics import Interval
 from tests.pipeline.evaluate.test_history import BAD, GATES, NOON
@@ -25,7 +25,7 @@ def entries(
     drift = measure_drift(now.images, {"reference": reference_of(evaluation(30, seed=1).images)}, NAMES)
     time = NOON + timedelta(days=day)
     verdict = apply_gates(now, gates)
-    return entries_of(now, time=time, command="", source=source, gates=gates, verdict=verdict, drift=drift)
+    return history_entries(now, time=time, command="", source=source, gates=gates, verdict=verdict, drift=drift)
 
 
 DAYS = [*entries(0), *entries(1), *entries(2, gates=BAD)]
@@ -60,7 +60,7 @@ def test_hostile_names_are_only_text() -> None:
 
 def test_only_what_can_be_compared_is_one_series() -> None:
     mixed = [*DAYS, *entries(3, source="s3://other"), *entries(4, name="stride 8")]
-    found = series_of(mixed)
+    found = group_series(mixed)
     assert [(one.source, one.setting, len(one.judged)) for one in found] == [
         ("s3://fields/val", "stride 8", 1),
         ("s3://other", "default", 1),
@@ -83,7 +83,7 @@ def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
         return replace(one, classes=[f"class {i}" for i in range(150)], iou=[Interval(v, v, v) for v in values])
 
     page = trend.render_trend([wide(one, 0.01 * day) for day, one in enumerate(DAYS)])
-    assert len(re.findall(r">class \d+<", page)) == trend.CLASSES_SHOWN
+    assert len(re.findall(r">class \d+<", page)) == trend.MAX_CLASS_ROWS
     assert ">class 7<" in page
     assert ">class 149<" in page
     assert "The 40 classes that changed most, of 150." in page

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from pipeline.run.ledger import Ledger, guarded
+from pipeline.run.ledger import Ledger, work_guarded
 
 
 class WorkerDiedError(Exception):
@@ -18,7 +18,7 @@ def live(ledger: Ledger, batch: list[str], poison: set[str], tries: list[list[st
             raise WorkerDiedError
         return [f"done {key}" for key in keys]
 
-    return guarded(
+    return work_guarded(
         ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, condemn=lambda key: f"crashed {key}"
     )
 

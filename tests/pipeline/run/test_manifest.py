@@ -64,12 +64,14 @@ def commit(run: Path | str, rows: list[Row]) -> str:
 
 def close(run: Path | str, plan: Plan, on_duplicate: str = "fail") -> manifest.Manifest:
     done = manifest.close_run(str(run), plan, FARM, fingerprint="f" * 64, on_duplicate=on_duplicate)
-    manifest.succeed(str(run))
+    manifest.mark_finished(str(run))
     return done
 
 
 def owed(run: Path | str, plan: Plan) -> dict[str, frozenset[str]]:
-    return {todo.shard.uri: todo.skip for todo in manifest.todo(str(run), plan, manifest.footers(str(run)))}
+    return {
+        todo.shard.uri: todo.skip for todo in manifest.pending_shards(str(run), plan, manifest.read_footers(str(run)))
+    }
 
 
 # ---------------------------------------------------------------- what is left to do

@@ -145,24 +145,24 @@ def test_the_ramp_gets_lighter_at_an_even_pace():
 
 def test_picks_do_not_depend_on_order_and_hold_no_key_twice():
     rows = [preview(f"{index % 40}", confidence=index % 40 / 40) for index in range(60)]
-    uncertain, sample = report.pick(rows, count=24)
+    uncertain, sample = report.choose_previews(rows, count=24)
     keys = [row.key for row in (*uncertain, *sample)]
     assert len(keys) == len(set(keys)) == 24
     assert [row.key for row in uncertain] == [str(index) for index in range(12)]
-    again = report.pick(rows[::-1], count=24)
+    again = report.choose_previews(rows[::-1], count=24)
     assert keys == [row.key for group in again for row in group]
     assert [row.key for row in sample] != sorted((row.key for row in sample), key=int)
 
 
 @pytest.mark.parametrize("available", [0, 1, 2, 23, 24])
 def test_all_previews_are_picked_when_there_are_few(available):
-    uncertain, sample = report.pick([preview(str(index)) for index in range(available)], count=24)
+    uncertain, sample = report.choose_previews([preview(str(index)) for index in range(available)], count=24)
     assert len(uncertain) + len(sample) == available
 
 
 def test_rows_without_previews_are_passed_over():
     rows = [preview("a"), replace(preview("b"), preview_confidence=None), replace(preview("c"), mask=None)]
-    uncertain, sample = report.pick(rows, count=24)
+    uncertain, sample = report.choose_previews(rows, count=24)
     assert [row.key for row in (*uncertain, *sample)] == ["a"]
 
 

@@ -14,7 +14,7 @@ from pipeline.image import encode
 from pipeline.models import checkpoint
 from pipeline.records import Failure, Item, items_from_table, items_to_table, rows_from_table, scored_from_table
 from pipeline.run.ledger import Ledger
-from pipeline.run.manifest import Todo
+from pipeline.run.manifest import PendingShard
 from pipeline.run.stages import InferStage, Job, RefineStage, read_shards
 from pipeline.source.shard import Member, slice_shard
 from pipeline.store import objects
@@ -84,7 +84,7 @@ def test_shards_are_read_in_blocks_of_bounded_size(tmp_path) -> None:
     files = [Member(found.path, found.size, found.etag) for found in objects.list_files(str(tmp_path))]
     shard = slice_shard(str(tmp_path), files)
     work = job(runtime={"block_mib": 0.5})
-    tables = list(read_shards(work, [Todo(shard, frozenset({"3.jpg"}))], Ledger()))
+    tables = list(read_shards(work, [PendingShard(shard, frozenset({"3.jpg"}))], Ledger()))
     assert [len(table) for table in tables] == [3, 3, 3]
     keys = [one.key for table in tables for one in items_from_table(table)]
     assert keys == [f"{index}.jpg" for index in range(10) if index != 3]
@@ -92,8 +92,8 @@ def test_shards_are_read_in_blocks_of_bounded_size(tmp_path) -> None:
 
 HANG = """
 import ctypes, time
-from pipeline.run.stages import killed_after
-with killed_after(0.3) as progress:
+from pipeline.run.stages import kill_process_after
+with kill_process_after(0.3) as progress:
     for _ in range(4):
         time.sleep(0.2)
         progress()

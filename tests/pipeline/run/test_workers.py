@@ -8,8 +8,8 @@ from pipeline.run.workers import (
     READ_CPUS,
     WRITE_CPUS,
     Resources,
+    cluster_nodes,
     network_gib,
-    nodes_of,
     plan_workers,
     refiner_gib,
 )
@@ -112,9 +112,9 @@ def test_a_cluster_that_is_too_small_is_told_the_sum() -> None:
 def test_a_cluster_that_scales_up_is_planned_for_what_it_will_have() -> None:
     now = [{"CPU": 0.0, "memory": 0.0}, {}]
     with pytest.raises(ConfigError):
-        plan_workers(config(), nodes_of(now, config().runtime), VOC)
+        plan_workers(config(), cluster_nodes(now, config().runtime), VOC)
     cfg = config(expect_cpus=64, expect_gpus=4)
-    crew = plan_workers(cfg, nodes_of(now, cfg.runtime), VOC)
+    crew = plan_workers(cfg, cluster_nodes(now, cfg.runtime), VOC)
     assert (crew.infer, crew.infer_gpus) == (4, 1.0)
     assert crew.refine > 32
 

@@ -90,7 +90,7 @@ def test_every_sample_shows_its_image_its_truth_its_prediction_and_what_is_wrong
     assert [picture.size for _, picture in pictures] == [(64, 48)] * 4 + [(360, 270)] * 4
     assert "9.1% of labelled pixels wrong" in outline.text
     wrong = np.asarray(pictures[3][1].convert("RGB"), int)
-    red = np.abs(wrong - predictions.WRONG).sum(-1) < 60
+    red = np.abs(wrong - predictions.WRONG_COLOUR).sum(-1) < 60
     assert red[5:7].mean() > 0.9
     assert red[10:].mean() < 0.1
     assert red[:3].mean() < 0.1, "what has no label is not wrong"

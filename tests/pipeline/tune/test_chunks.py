@@ -21,7 +21,7 @@ from pipeline.run.stages import Job
 from pipeline.score.metrics import confusion
 from pipeline.source.plan import plan_source
 from pipeline.tune import chunks, report, search
-from pipeline.tune.chunks import Chunk, Outcome, Result
+from pipeline.tune.chunks import CandidateResult, ScoredChunk, SearchOutcome
 from pipeline.tune.search import NO_CRF
 
 FARM = classes.load_class_map("farmland")
@@ -38,7 +38,7 @@ def fields(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepared(fields: Path) -> tuple[chunks.LabelledChunk, chunks.Findings]:
+def prepared(fields: Path) -> tuple[chunks.LabelledChunk, chunks.ChunkProblems]:
     cfg = SegmentConfig(
         source=(str(fields / "images"),), output="out", checkpoint="farmland", read=ReadConfig(kind="folder")
     )
@@ -84,7 +84,7 @@ def test_every_wrong_label_is_a_fault_with_its_file_and_value(fields: Path) -> N
 # ---------------------------------------------------------------- judging
 
 
-def chunk_of(images: int, *, noise: float, seed: int = 0) -> Chunk:
+def chunk_of(images: int, *, noise: float, seed: int = 0) -> ScoredChunk:
     """Farmland with logits that know the labels, but for the noise."""
     rng = np.random.default_rng(seed)
     scored, pngs = [], {}
@@ -97,10 +97,10 @@ def chunk_of(images: int, *, noise: float, seed: int = 0) -> Chunk:
         item = Item(f"{index}.png", "shard", "", files[0].getvalue())
         scored.append(Scored(item, 48, 56, logits_khw=logits.astype(np.float16), stride=1))
         pngs[item.key] = files[1].getvalue()
-    return Chunk(scored_to_table(scored), pngs)
+    return ScoredChunk(scored_to_table(scored), pngs)
 
 
-def judged(chunk: Chunk, candidate: search.Candidate, widths=()) -> chunks.ChunkCounts:
+def judged(chunk: ScoredChunk, candidate: search.Candidate, widths=()) -> chunks.ChunkCounts:
     cfg = SegmentConfig(source=("in",), output="out", checkpoint="farmland")
     return chunks.judge_chunk(chunk, candidate.config(RefineConfig()), FARM, cfg.decode, widths)
 
@@ -116,33 +116,33 @@ def test_a_chunk_is_judged_image_by_image() -> None:
         np.testing.assert_array_equal(counts, confusion(truth, logits.argmax(axis=0).astype(np.uint8), K))
 
 
-def outcome_of(noise: float, names: ClassMap = FARM, images: int = 10) -> Outcome:
+def outcome_of(noise: float, names: ClassMap = FARM, images: int = 10) -> SearchOutcome:
     chunk = chunk_of(images, noise=noise)
     of_all: dict[str, np.ndarray] = {}
     results = []
     grid = [one for one in search.candidate_grid("coarse", RefineConfig()) if one.params.bi_xy == 30][::2]
-    for candidate in [*search.references()[:3], *grid]:
+    for candidate in [*search.reference_candidates()[:3], *grid]:
         found = judged(chunk, candidate, (2, 8))
-        result = Result(candidate, np.zeros((search.FOLDS, K, K + 1), np.int64))
-        result.add(found, search.folds(images))
+        result = CandidateResult(candidate, np.zeros((search.FOLDS, K, K + 1), np.int64))
+        result.add(found, search.fold_of_each_image(images))
         results.append(result)
         of_all[candidate.name] = found.counts_nkk
-    return chunks.conclude(
+    return chunks.conclude_search(
         results, lambda one: of_all[one.candidate.name], names, widths_px=(2, 8), samples=200, seed=0
     )
 
 
 @pytest.fixture(scope="module")
-def noisy() -> Outcome:
+def noisy() -> SearchOutcome:
     return outcome_of(noise=2.5)
 
 
 @pytest.fixture(scope="module")
-def perfect() -> Outcome:
+def perfect() -> SearchOutcome:
     return outcome_of(noise=0)
 
 
-def test_a_crf_that_helps_is_found_and_one_that_cannot_is_not(noisy: Outcome, perfect: Outcome) -> None:
+def test_a_crf_that_helps_is_found_and_one_that_cannot_is_not(noisy: SearchOutcome, perfect: SearchOutcome) -> None:
     assert noisy.verdict.helps
     assert noisy.best.mean_iou == max(one.mean_iou for one in noisy.results) > noisy.none.mean_iou
     assert noisy.verdict.gain.value == pytest.approx(noisy.best.mean_iou - noisy.none.mean_iou)
@@ -151,7 +151,7 @@ def test_a_crf_that_helps_is_found_and_one_that_cannot_is_not(noisy: Outcome, pe
     assert not perfect.verdict.helps
 
 
-def test_the_table_of_results_adds_up(noisy: Outcome) -> None:
+def test_the_table_of_results_adds_up(noisy: SearchOutcome) -> None:
     table = chunks.results_table(noisy)
     assert table["name"].to_pylist() == [one.candidate.name for one in noisy.results]
     for row, one in zip(table.to_pylist(), noisy.results, strict=True):
@@ -162,7 +162,9 @@ def test_the_table_of_results_adds_up(noisy: Outcome) -> None:
     assert [row["gain_low"] is not None for row in table.to_pylist()].count(True) == len(noisy.contenders) - 1
 
 
-def test_the_parameters_are_a_config_of_the_main_job(noisy: Outcome, perfect: Outcome, tmp_path: Path) -> None:
+def test_the_parameters_are_a_config_of_the_main_job(
+    noisy: SearchOutcome, perfect: SearchOutcome, tmp_path: Path
+) -> None:
     base = RefineConfig(prune=0.02)
     flags = ["--source", "in", "--output", "out", "--checkpoint", "farmland", "--config", str(tmp_path / "params.yaml")]
     for outcome in (noisy, perfect):
@@ -199,7 +201,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def page_of(outcome: Outcome, names: ClassMap = FARM, left_out=()) -> str:
+def page_of(outcome: SearchOutcome, names: ClassMap = FARM, left_out=()) -> str:
     facts = {"images": HOSTILE}
     return report.render_search(outcome, classes=names, left_out=left_out, facts=facts, params="refine:\n  a: 1\n")
 
@@ -215,7 +217,7 @@ def test_names_of_files_and_classes_cannot_become_script() -> None:
     assert "and 100 more" in found.text
 
 
-def test_the_page_is_whole_by_itself_and_its_ids_are_its_own(noisy: Outcome) -> None:
+def test_the_page_is_whole_by_itself_and_its_ids_are_its_own(noisy: SearchOutcome) -> None:
     found = Page(page_of(noisy))
     assert found.tags["svg"] == 6
     ids = [value for name, value in found.attributes if name == "id"]
@@ -228,9 +230,9 @@ def test_the_page_is_whole_by_itself_and_its_ids_are_its_own(noisy: Outcome) -> 
     assert not re.search(r"#0[1-5]0[1-5]0[1-5]", page_of(noisy))
 
 
-def test_the_page_says_no_crf_where_none_helps(perfect: Outcome) -> None:
+def test_the_page_says_no_crf_where_none_helps(perfect: SearchOutcome) -> None:
     assert "No CRF" in Page(page_of(perfect)).text
 
 
-def test_the_page_does_not_depend_on_the_clock(noisy: Outcome) -> None:
+def test_the_page_does_not_depend_on_the_clock(noisy: SearchOutcome) -> None:
     assert page_of(noisy) == page_of(noisy)

@@ -40,9 +40,9 @@ def test_the_papers_grid_is_what_both_papers_print() -> None:
 
 @pytest.mark.parametrize("name", search.GRIDS)
 def test_no_two_candidates_have_a_name_or_parameters_in_common(name: str) -> None:
-    tried = [*search.references(), *search.candidate_grid(name, BASE)]
+    tried = [*search.reference_candidates(), *search.candidate_grid(name, BASE)]
     for preset in PRESETS.values():
-        tried += search.finer(preset, tried)
+        tried += search.finer_grid(preset, tried)
     assert len({one.name for one in tried}) == len({one.params for one in tried}) == len(tried)
 
 
@@ -74,7 +74,7 @@ def cube(*axes: tuple[float, ...]) -> list[Candidate]:
 
 def test_the_finer_grid_goes_half_way_to_each_neighbour() -> None:
     tried = cube((3, 5, 10), (30, 60, 100), (3, 6, 10))
-    found = search.finer(CrfParams(5, 60, 6, 3, 3), tried)
+    found = search.finer_grid(CrfParams(5, 60, 6, 3, 3), tried)
     assert values(found, "bi_w") == [4, 5, 7.5]
     assert values(found, "bi_xy") == [45, 60, 80]
     assert values(found, "bi_rgb") == [4.5, 6, 8]
@@ -83,7 +83,7 @@ def test_the_finer_grid_goes_half_way_to_each_neighbour() -> None:
 
 
 def test_at_the_edge_of_a_grid_the_finer_one_reaches_beyond_it() -> None:
-    found = search.finer(CrfParams(3, 100, 10, 3, 3), cube((3, 5, 10), (30, 60, 100), (3, 6, 10)))
+    found = search.finer_grid(CrfParams(3, 100, 10, 3, 3), cube((3, 5, 10), (30, 60, 100), (3, 6, 10)))
     assert values(found, "bi_w") == [2, 3, 4]
     assert values(found, "bi_xy") == [80, 100, 120]
     assert values(found, "bi_rgb") == [8, 10, 12]
@@ -93,13 +93,15 @@ def test_steps_are_halved_again_around_the_same_best() -> None:
     best = CrfParams(5, 60, 6, 3, 3)
     tried = cube((3, 5, 7), (40, 60, 80), (4, 6, 8))
     for width in (1, 0.5, 0.25):
-        new = search.finer(best, tried)
+        new = search.finer_grid(best, tried)
         assert values(new, "bi_w") == [5 - width, 5, 5 + width]
         tried += new
 
 
 def test_a_published_best_keeps_its_smoothness_kernel_and_takes_its_steps_from_the_grid() -> None:
-    found = search.finer(PRESETS["deeplab-v2"], [*search.references(), *search.candidate_grid("coarse", BASE)])
+    found = search.finer_grid(
+        PRESETS["deeplab-v2"], [*search.reference_candidates(), *search.candidate_grid("coarse", BASE)]
+    )
     assert values(found, "bi_xy") == [63.5, 67, 83.5]
     assert {one.params.pos_xy for one in found} == {1}
 
@@ -130,7 +132,7 @@ def counts(right: list[int], of: int = 100) -> np.ndarray:
 
 def test_folds_are_runs_of_images_of_about_one_size() -> None:
     for images in (5, 6, 21, 100):
-        found = search.folds(images)
+        found = search.fold_of_each_image(images)
         assert (np.diff(found) >= 0).all()
         sizes = np.bincount(found)
         assert len(sizes) == search.FOLDS
@@ -141,8 +143,8 @@ def test_each_fold_is_judged_by_what_the_others_choose() -> None:
     """The first candidate is far better on fold 0 alone, the second a little better everywhere else."""
     first, second = counts([99, 50, 50, 50, 50]), counts([10, 55, 55, 55, 55])
     stacked = np.stack([first, second])
-    assert search.best(stacked.sum(axis=1)) == 0
-    assert search.best_without_each_fold(stacked) == [1, 0, 0, 0, 0]
+    assert search.best_index(stacked.sum(axis=1)) == 0
+    assert search.best_index_per_fold(stacked) == [1, 0, 0, 0, 0]
 
 
 def test_a_gain_everywhere_is_a_crf_and_chance_is_none() -> None:
@@ -192,15 +194,15 @@ PLANTED = [
 
 def test_a_planted_optimum_is_found() -> None:
     found = judged([NO_CRF, *PLANTED], noise=2.0)
-    assert PLANTED[search.best(found[1:].sum(axis=1))].params.bi_rgb == 20
-    by_fold = np.stack([found[:, search.folds(10) == fold].sum(axis=1) for fold in range(5)], axis=1)
-    assert search.best_without_each_fold(by_fold[1:]) == [1] * 5
+    assert PLANTED[search.best_index(found[1:].sum(axis=1))].params.bi_rgb == 20
+    by_fold = np.stack([found[:, search.fold_of_each_image(10) == fold].sum(axis=1) for fold in range(5)], axis=1)
+    assert search.best_index_per_fold(by_fold[1:]) == [1] * 5
     assert search.recommend(found[2], found[2], found[0], samples=200, seed=0).helps
 
 
 def test_perfect_logits_need_no_crf() -> None:
     found = judged([NO_CRF, *PLANTED], noise=0.0)
-    won = found[1:][search.best(found[1:].sum(axis=1))]
+    won = found[1:][search.best_index(found[1:].sum(axis=1))]
     assert not search.recommend(won, won, found[0], samples=200, seed=0).helps
 
 
