@@ -1,7 +1,7 @@
-"""Overlapping tiles of logits become one map at the network's stride, before any upsampling.
+"""Stitching: logits of overlapping tiles blended into one map at the network's stride, before any upsampling.
 
-In: logits of the tiles of a `Grid`. Out: (K, ceil(H/stride), ceil(W/stride)). Memory is bounded by the image at the
-stride, never by the number of tiles.
+In: logits of the tiles of a `TileGrid`. Out: (K, ceil(H/stride), ceil(W/stride)). Memory depends on the size of the
+image at the stride, not on the number of tiles.
 """
 
 import numpy as np
@@ -10,20 +10,20 @@ from pipeline.infer.tile import TileGrid, blend_window
 from pipeline.records import Float16, Float32
 
 BAND_CELLS = 64
-"""Rows that are converted at once."""
+"""Rows of cells converted to float16 at a time, which bounds the memory."""
 
 
 def _weights(corners: set[int], length: int, total: int) -> dict[int, Float32]:
-    """Blend weights of the tiles along one axis by their first cell; over every cell they add up to 1."""
+    """Blend weights of the tiles along one axis, by first cell; the weights over each cell sum to 1."""
     window = blend_window(length)
-    heap = np.zeros(total, np.float32)
+    summed = np.zeros(total, np.float32)
     for corner in corners:
-        heap[corner : corner + length] += window
-    return {corner: window / heap[corner : corner + length] for corner in corners}
+        summed[corner : corner + length] += window
+    return {corner: window / summed[corner : corner + length] for corner in corners}
 
 
 class Canvas:
-    """Collects the logits of one image's tiles, in any order."""
+    """Sum of the weighted logits of one image's tiles, added in any order."""
 
     def __init__(self, grid: TileGrid, *, num_classes: int, stride: int) -> None:
         self.grid, self.stride = grid, stride
@@ -31,13 +31,13 @@ class Canvas:
         tile = -(-grid.tile_height // stride), -(-grid.tile_width // stride)
         corners = [(y // stride, x // stride) for y, x in grid.corners]
         height, width = (last + cells for last, cells in zip(corners[-1], tile, strict=True))
-        # The tiles stand in rows and columns, so that the sum of all windows is the product of one sum per axis.
+        # Tiles form rows and columns, so the sum of all windows is the product of one sum per axis.
         self._down = _weights({y for y, _ in corners}, tile[0], height)
         self._along = _weights({x for _, x in corners}, tile[1], width)
         self._scores: Float16 | Float32 = np.zeros((num_classes, height, width), np.float32)
 
     def add(self, index: int, logits_khw: Float16 | Float32) -> None:
-        """Blend in the logits of tile `index`: (K, ceil(tile_height/stride), ceil(tile_width/stride))."""
+        """Add the logits of tile `index`: (K, ceil(tile_height/stride), ceil(tile_width/stride))."""
         self.missing -= 1
         if len(self.grid.corners) == 1:
             self._scores = logits_khw
@@ -47,10 +47,10 @@ class Canvas:
         self._scores[:, y : y + len(down), x : x + len(along)] += logits_khw * (down[:, None] * along)
 
     def finish(self) -> Float16 | Float32:
-        """The blended logits, (K, ceil(H/stride), ceil(W/stride)): float32, or as they came where there is one tile.
+        """Blended logits, (K, ceil(H/stride), ceil(W/stride)): float32, or the logits of a single tile unchanged.
 
         Raises:
-            ValueError: when tiles are missing.
+            ValueError: tiles are missing.
         """
         if self.missing:
             raise ValueError(f"{self.missing} of {len(self.grid.corners)} tiles were never added")
@@ -59,12 +59,13 @@ class Canvas:
 
 
 def to_half(scores_khw: Float16 | Float32) -> Float16:
-    """Logits as they travel: (K, h, w) float16, shifted so that each cell's largest is 0; float16 has been before.
+    """Logits for the wire: (K, h, w) float16, shifted so that the largest of each cell is 0.
 
-    A shift common to all classes changes no softmax, and float16 is finest near 0, where the classes compete.
+    A shift common to all classes leaves the softmax as it is, and float16 is finest near 0, where classes compete.
+    Float16 scores are already shifted, and only copied.
     """
     if scores_khw.dtype == np.float16:
-        return np.array(scores_khw, np.float16)  # a copy: they may be a part of a batch
+        return np.array(scores_khw, np.float16)  # a copy, since they may be a view of a batch
     logits = np.empty(scores_khw.shape, np.float16)
     for top in range(0, scores_khw.shape[1], BAND_CELLS):
         band = scores_khw[:, top : top + BAND_CELLS]

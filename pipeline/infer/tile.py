@@ -1,7 +1,7 @@
-"""Where the network looks: an image of any size becomes equal tiles whose corners sit on multiples of 32 pixels.
+"""Tiling: an image of any size cut into equal tiles, whose corners are at multiples of 32 pixels.
 
-In: the size of an image. Out: a `Grid`, and the tiles it cuts. Nothing is resized, so a grid cell of the logits always
-stands for the same pixels, whichever tile it came from.
+In: the size of an image. Out: a `TileGrid`, and the tiles it cuts. Nothing is resized, so a cell of the logits covers
+the same pixels in every tile that holds it.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from pipeline.config import TileConfig
 from pipeline.records import LEFT_WHOLE, UInt8
 
 ALIGN_PX = 32
-"""Tile corners sit on multiples of this: the largest stride inside any network of the family."""
+"""Tile corners are at multiples of this: the largest stride inside any network of the zoo."""
 
 CPU_BATCH = 2
-"""Tiles at once on a CPU, unless set."""
+"""Tiles per batch on a CPU, unless set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class TileGrid:
     """Height of the image, pixels."""
     width: int
     tile_height: int
-    """Height of every tile, pixels; tiles may reach beyond the image, where they are padded."""
+    """Height of every tile, pixels; a tile that leaves the image is padded."""
     tile_width: int
     corners: tuple[tuple[int, int], ...]
     """(y, x) of the first pixel of each tile, row by row."""
@@ -38,7 +38,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _axis(size_px: int, cfg: TileConfig, beyond_px: int) -> tuple[int, list[int]]:
-    """Tile length and first pixels along one axis; the last tile is moved back so that it ends with the image."""
+    """Tile length and first pixels along one axis; the last tile ends with the image."""
     if cfg.mode == "whole":
         return max(_round_up(size_px - beyond_px, ALIGN_PX), ALIGN_PX) + beyond_px, [0]
     if size_px <= cfg.tile_px * LEFT_WHOLE:
@@ -48,14 +48,14 @@ def _axis(size_px: int, cfg: TileConfig, beyond_px: int) -> tuple[int, list[int]
 
 
 def plan_tiles(height: int, width: int, cfg: TileConfig, *, align_corners: bool = False) -> TileGrid:
-    """Decide the tiles of an image of `height` x `width` pixels, both at least 1.
+    """Tiles of an image of `height` x `width` pixels, both at least 1.
 
-    A side of at most `tile_px`, or a quarter more, gives one tile, rounded up to a multiple of `bucket_px` so that
-    images of nearly the same size share a batch; with mode `whole` every side does, rounded up to a multiple of 32.
+    A side of up to 1.25 `tile_px` is one tile, rounded up to a multiple of `bucket_px` so that images of nearly the
+    same size share a batch. With mode `whole` every side is one tile, rounded up to a multiple of 32.
 
-    With `align_corners` every tile has one row and one column more, 513 instead of 512: then the last cell of every
-    grid inside the network stands for the last pixel, as the first does for the first. It is why these networks were
-    trained on crops of 321 and 513 (Chen 2014, arXiv 1412.7062).
+    With `align_corners` every tile has one row and one column more, 513 instead of 512, so that in every grid inside
+    the network the first and last cells are the first and last pixels. These networks were trained on crops of 321 and
+    513 for the same reason (Chen 2014, arXiv 1412.7062).
     """
     beyond_px = int(align_corners)
     tile_height, ys = _axis(height, cfg, beyond_px)
@@ -72,10 +72,9 @@ def cut_tile(pixels_hwc: UInt8, grid: TileGrid, index: int) -> UInt8:
 
 
 def blend_window(length: int) -> npt.NDArray[np.float32]:
-    """Weights along one axis of a tile: a raised cosine, largest in the middle, never 0. Shape (length,).
+    """Blend weights along one axis of a tile, (length,) float32: a raised cosine, 0.01 or more at the border.
 
-    Any positive weights would do, since the canvas divides by their sum; a smooth fall to the border hides the place
-    where the tiles meet.
+    The canvas divides by their sum, so any positive weights would do; the smooth fall hides the seams.
     """
     phase = (np.arange(length, dtype=np.float32) + 0.5) / length
     return (0.01 + 0.99 * np.sin(np.pi * phase) ** 2).astype(np.float32)

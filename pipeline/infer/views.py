@@ -1,8 +1,8 @@
-"""Several looks at one image, at other sizes or mirrored, and the one map that their scores become.
+"""Multi-scale and flip inference: views of one image, and the fusion of their scores.
 
-In: pixels, and the scores of each look at the network's stride. Out: scores on the grid the image has at its own size.
-Resizing is bilinear without antialiasing, as `F.interpolate` and TensorFlow's `resize_bilinear` do it, which the
-published multi-scale figures were made with. Everything is done in bands of rows: memory is bounded by the result.
+In: pixels, and the scores of each view at the network's stride. Out: scores on the image's own grid. Resizing is
+bilinear without antialiasing, like `F.interpolate` and TensorFlow's `resize_bilinear`, as in the published multi-scale
+figures. All work is in bands of rows, so memory is bounded by the result.
 """
 
 from collections.abc import Iterator
@@ -16,38 +16,38 @@ from pipeline.records import Float16, Float32, UInt8
 from pipeline.refine.unary import softmax
 
 BAND_ROWS = 64
-"""Rows that are resized at once."""
+"""Rows resized at a time."""
 
 Positions = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One look at an image."""
+    """One view of an image: its scale and whether it is mirrored."""
 
     scale: float = 1.0
-    """Its size over the image's."""
+    """Size of the view over the size of the image."""
     flip: bool = False
     """Mirrored left to right."""
 
 
 def views(cfg: InferConfig) -> tuple[View, ...]:
-    """The looks a config asks for, the plain ones first."""
+    """Views of a config, those that are not mirrored first."""
     return tuple(View(scale, flip) for flip in ((False, True) if cfg.flip else (False,)) for scale in cfg.scales)
 
 
 def scaled_length(length_px: int, scale: float, *, align_corners: bool) -> int:
     """Pixels along an axis after scaling, rounded half up, at least 1.
 
-    Where corners are aligned it is the distance between the first and the last pixel that scales, as in
-    tensorflow/models, research/deeplab/core/utils.py, `scale_dimension`: 513 becomes 257 and 769.
+    With aligned corners the distance between the first and the last pixel is scaled, as in tensorflow/models,
+    research/deeplab/core/utils.py, `scale_dimension`: 513 becomes 257 and 769.
     """
     beyond_px = int(align_corners)
     return max(1, int((length_px - beyond_px) * scale + 0.5) + beyond_px)
 
 
 def apply_view(pixels_hwc: UInt8, view: View, *, align_corners: bool) -> UInt8:
-    """What the network sees of an image: (h, w, C) uint8, rounded to whole levels like any image file."""
+    """Pixels of a view: (h, w, C) uint8, resized, rounded and mirrored."""
     height, width = (scaled_length(length, view.scale, align_corners=align_corners) for length in pixels_hwc.shape[:2])
     seen = pixels_hwc
     if (height, width) != pixels_hwc.shape[:2]:
@@ -62,7 +62,7 @@ def apply_view(pixels_hwc: UInt8, view: View, *, align_corners: bool) -> UInt8:
 
 
 class ViewFusion:
-    """Collects the scores of all looks at one image, in any order."""
+    """Fusion of the scores of all views of one image, added in any order."""
 
     def __init__(self, cfg: InferConfig, *, height: int, width: int, stride: int, align_corners: bool) -> None:
         """Prepare for an image of `height` x `width` pixels."""
@@ -72,7 +72,7 @@ class ViewFusion:
         self._fused: Float16 | Float32 | None = None
 
     def add(self, view: View, scores_khw: Float16 | Float32) -> None:
-        """Take the scores of one look, (K, h, w) on the grid of what it saw."""
+        """Add the scores of one view, (K, h, w) on the view's grid."""
         self.missing -= 1
         if self.num_views == 1 and view == View():
             self._fused = scores_khw
@@ -90,16 +90,16 @@ class ViewFusion:
                 np.maximum(here, band, out=here)
 
     def finish(self) -> Float16 | Float32:
-        """Hand over the scores of the image, (K, ceil(H/stride), ceil(W/stride)).
+        """Fused scores of the image, (K, ceil(H/stride), ceil(W/stride)).
 
-        From a single plain look they are as they came. From several they are maxima, or logarithms of mean
-        probabilities: their softmax is the mean again, so that whatever refines them needs to know nothing of looks.
+        Scores of a single plain view are unchanged. Several give maxima, or logarithms of mean probabilities, whose
+        softmax is the mean again, so a refiner treats them like any logits.
 
         Raises:
-            ValueError: when looks are missing.
+            ValueError: views are missing.
         """
         if self.missing or self._fused is None:
-            raise ValueError(f"{self.missing} of {self.num_views} looks were never added")
+            raise ValueError(f"{self.missing} of {self.num_views} views were never added")
         fused, self._fused = self._fused, None
         if self.averages:
             np.divide(fused, self.num_views, out=fused)
@@ -112,26 +112,26 @@ class ViewFusion:
         return np.full((num_classes, height, width), start, np.float32)
 
     def _cells(self, length_px: int, cells: int, view: View) -> Positions:
-        """Where the image's own cells lie among the cells of a look, along one axis of `length_px` pixels."""
+        """Positions of the image's cells among the cells of a view, along one axis of `length_px` pixels."""
         own = np.arange(-(-length_px // self.stride), dtype=np.float64)
         pixels = own * self.stride if self.align_corners else (own + 0.5) * self.stride - 0.5
         seen_px = scaled_length(length_px, view.scale, align_corners=self.align_corners)
         seen = _moved(pixels, length_px, seen_px, align_corners=self.align_corners)
         if view.flip:
             seen = seen_px - 1 - seen
-        found = seen / self.stride if self.align_corners else (seen + 0.5) / self.stride - 0.5
-        return found.clip(0, cells - 1)
+        positions = seen / self.stride if self.align_corners else (seen + 0.5) / self.stride - 0.5
+        return positions.clip(0, cells - 1)
 
 
 def _moved(positions: Positions, length: int, other: int, *, align_corners: bool) -> Positions:
-    """Positions along an axis of `length` pixels, as positions along the same axis with `other` pixels."""
+    """Positions along an axis of `length` pixels, converted to the same axis with `other` pixels."""
     if align_corners:
         return positions * ((other - 1) / max(length - 1, 1))
     return (positions + 0.5) * (other / length) - 0.5
 
 
 def _bands(values_khw: Float16 | Float32 | UInt8, ys: Positions, xs: Positions) -> Iterator[tuple[int, Float32]]:
-    """Bilinear samples of (K, h, w) values at all pairs of positions, some rows at a time, each with its first row."""
+    """Bilinear samples of (K, h, w) values at all pairs of positions: bands of rows, each with its first row."""
     left = np.floor(xs).astype(np.intp)
     right, along = np.minimum(left + 1, values_khw.shape[2] - 1), (xs - left).astype(np.float32)
     for top in range(0, len(ys), BAND_ROWS):
