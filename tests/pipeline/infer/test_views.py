@@ -113,8 +113,8 @@ def test_a_class_that_is_impossible_everywhere_stays_finite() -> None:
     assert np.isfinite(one.finish()).all()
 
 
-def test_missing_looks_are_refused() -> None:
+def test_missing_views_are_refused() -> None:
     one = fusion(InferConfig(flip=True), 4, 4, 4, align_corners=False)
     one.add(View(), np.zeros((2, 1, 1), np.float32))
-    with pytest.raises(ValueError, match="1 of 2 looks"):
+    with pytest.raises(ValueError, match="1 of 2 views"):
         one.finish()
