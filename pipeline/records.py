@@ -239,21 +239,29 @@ class Row:
     """One committed row: everything known about one work item."""
 
     key: str
+    """Stable id of the work item: `{path relative to the source}#{member or row}`."""
     status: str
     """`ok` or `failed`."""
     shard: str
+    """Id of the shard it came from."""
     source_etag: str
+    """Version of the source object, as the store names it."""
     model_fp: str
     """First 12 hex digits of the checkpoint's SHA-256."""
     config_fp: str
     """First 12 hex digits of the run's fingerprint; the same as in `run=<fp12>/`."""
     error_code: str | None = None
+    """Stable name of the failure, one of `errors.ERROR_CODES`; null for `ok`."""
     error_detail: str | None = None
+    """What was seen, what is allowed, and the setting that changes it; null for `ok`."""
     height: int | None = None
     """Pixels, of the upright image."""
     width: int | None = None
+    """Pixels, of the upright image."""
     window_y: int | None = None
+    """Top row of the window in its image, pixels; 0 for a whole image."""
     window_x: int | None = None
+    """Left column of the window in its image, pixels; 0 for a whole image."""
     orientation: int | None = None
     """EXIF orientation of the source; the mask is in the upright frame."""
     inference: str | None = None
@@ -285,11 +293,17 @@ class Row:
     judgements: list[Judgement] | None = None
     """Each answer against the label of the image; None where labels were not asked for, or there is no answer."""
     seconds_read: float = 0.0
+    """Time spent fetching it, seconds."""
     seconds_decode: float = 0.0
+    """Time spent decoding it before the network, seconds."""
     seconds_infer: float = 0.0
+    """Its share of the time in the network, seconds."""
     seconds_refine: float = 0.0
+    """Time in the refiner, with decoding, seconds."""
     seconds_encode: float = 0.0
+    """Time spent encoding the mask, seconds."""
     shard_rows: int | None = None
+    """On the last row of a shard: how many rows the shard has in all. Null on every other row."""
     preview_image: bytes | None = None
     """On a seeded sample of rows: JPEG of the image, longest side at most 320 pixels, for the report."""
     preview_confidence: bytes | None = None
