@@ -48,5 +48,5 @@ def check_authentication() -> None:
         ConfigError: when RAY_AUTH_MODE is switched off for a cluster that others can reach.
     """
     if os.environ.get("RAY_AUTH_MODE", "token") == "disabled" and "RAY_ADDRESS" in os.environ:
-        hint = "start the cluster with RAY_AUTH_MODE=token; see SECURITY.md"
+        hint = "start the cluster with RAY_AUTH_MODE=token; see docs/SECURITY.md"
         raise ConfigError("Ray's token authentication is disabled: anyone who reaches the cluster owns it", hint=hint)

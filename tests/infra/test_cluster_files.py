@@ -173,7 +173,7 @@ def test_the_search_for_secrets_finds_them(leak):
 
 
 def test_example_policies_name_actions_and_buckets():
-    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "SECURITY.md").read_text(), re.S)
+    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "docs/SECURITY.md").read_text(), re.S)
     statements = [one for block in blocks for one in json.loads(block)["Statement"]]
     assert statements
     for statement in statements:
