@@ -1,0 +1,136 @@
+"""One image in this process, as a library: an array in, mask and confidence out, with the pixels of the main job.
+
+Nothing here knows Ray, reads an image file or writes anything. `from pipeline import segment` is the way in.
+"""
+
+import logging
+from functools import lru_cache
+from os import PathLike, fspath
+
+import numpy as np
+
+from pipeline.config import InferConfig, RefineConfig, TileConfig
+from pipeline.errors import ConfigError
+from pipeline.infer.segmenter import Segmenter
+from pipeline.models.checkpoint import Card, load_checkpoint
+from pipeline.records import Bool, Float32, Image, Item, Scored, UInt8
+from pipeline.refine.engine import resolve_engine
+from pipeline.refine.refiner import Refiner
+from pipeline.refine.unary import active_classes
+
+log = logging.getLogger(__name__)
+
+CACHED_NETWORKS = 2
+"""Networks that are kept in memory, the least recently used one goes first."""
+GUIDE_BANDS = ("red", "green", "blue")
+"""Bands by whose edges masks are refined."""
+
+
+def segment(
+    pixels_hwc: UInt8,
+    checkpoint: str | PathLike[str],
+    *,
+    refine: bool | RefineConfig = True,
+    valid_hw: Bool | None = None,
+    tile: TileConfig | None = None,
+    infer: InferConfig | None = None,
+) -> tuple[UInt8, Float32]:
+    """Segment one image; the same settings give the same pixels as `segment_dataset`, whose defaults these are.
+
+    The network of a checkpoint stays in memory for the next call, so a folder that is written again is not read again.
+    May be called from several threads: two first calls at once load the network twice, and nothing else is shared.
+
+    Args:
+        pixels_hwc: (H, W, 3) uint8 RGB, upright; (H, W, C) with the bands of the checkpoint's card, in its order, where
+            it names others.
+        checkpoint: shipped name such as `farmland`, or folder or URL of `model.safetensors` and `card.json`.
+        refine: True refines with the default dense CRF, a `RefineConfig` with that engine; False gives the network's
+            own mask.
+        valid_hw: (H, W) bool, False where there is no data; None when every pixel is valid.
+        tile: how a large image is cut.
+        infer: precision, output stride, scales and flip.
+
+    Returns:
+        mask, (H, W) uint8: class ids, and 255 where a pixel is not valid; and confidence, (H, W) float32: the largest
+        probability of the network before any refinement, 0 to 1 in steps of 1/255.
+
+    Raises:
+        TypeError: an array has another dtype.
+        ValueError: an array has another shape than allowed, or no pixel.
+        ConfigError: there is no such checkpoint, or a refiner cannot work on its bands.
+        InputError: the image is too large for the limits of `tile`, `infer` or the GPU, or the network's scores are
+            not finite.
+    """
+    network, card = _network(fspath(checkpoint), tile or TileConfig(), infer or InferConfig())
+    _check_pixels(pixels_hwc, card)
+    _check_valid(valid_hw, pixels_hwc)
+    cfg = resolve_engine(_refinement(refine))
+    guide_hwc = pixels_hwc if cfg.engine == "none" else _guide(pixels_hwc, card)
+    scored = _score(network, Image(pixels_hwc, valid_hw), cfg)
+    refinement = Refiner(cfg, card.classes)(scored, Image(guide_hwc, valid_hw))
+    if refinement.note:
+        log.warning("the mask is the network's, or not fully refined: %s", refinement.note)
+    return refinement.mask_hw, refinement.confidence_hw.astype(np.float32) / np.float32(255)
+
+
+@lru_cache(maxsize=CACHED_NETWORKS)
+def _network(checkpoint: str, tile: TileConfig, infer: InferConfig) -> tuple[Segmenter, Card]:
+    model = load_checkpoint(checkpoint)
+    return Segmenter(model, infer, tile), model.card
+
+
+def _score(network: Segmenter, image: Image, cfg: RefineConfig) -> Scored:
+    """The logits of an image, of the classes that can win."""
+    (prediction,) = network([image])
+    if prediction.error or prediction.logits_khw is None:
+        raise prediction.error or ValueError("the network gave neither logits nor an error")
+    ids, lost = active_classes(prediction.logits_khw, prune=0 if cfg.engine == "none" else cfg.prune)
+    return Scored(
+        Item(key="array", shard="", etag=""),
+        height=image.height,
+        width=image.width,
+        logits_khw=prediction.logits_khw[list(ids)],
+        class_ids=ids,
+        pruned_mass=lost,
+        stride=network.stride,
+        align_corners=network.align_corners,
+    )
+
+
+def _refinement(refine: bool | RefineConfig) -> RefineConfig:
+    if isinstance(refine, RefineConfig):
+        return refine
+    return RefineConfig() if refine else RefineConfig(engine="none")
+
+
+def _guide(pixels_hwc: UInt8, card: Card) -> UInt8:
+    """(H, W, 3) RGB, by whose edges a mask is refined."""
+    if missing := [band for band in GUIDE_BANDS if band not in card.channels]:
+        message = f"refining needs the bands {', '.join(GUIDE_BANDS)}; the checkpoint has no {', '.join(missing)}"
+        raise ConfigError(f"{message}: {', '.join(card.channels)}", hint="refine=False")
+    return np.ascontiguousarray(pixels_hwc[:, :, [card.channels.index(band) for band in GUIDE_BANDS]])
+
+
+def _check_pixels(pixels_hwc: UInt8, card: Card) -> None:
+    _check_dtype("pixels_hwc", pixels_hwc, np.uint8)
+    bands = f"(H, W, {len(card.channels)}): {', '.join(card.channels)}"
+    if pixels_hwc.ndim != 3 or pixels_hwc.shape[2] != len(card.channels):
+        raise ValueError(f"pixels_hwc has shape {pixels_hwc.shape}, this checkpoint takes {bands}")
+    if 0 in pixels_hwc.shape:
+        raise ValueError(f"pixels_hwc has shape {pixels_hwc.shape}: there is no pixel")
+
+
+def _check_valid(valid_hw: Bool | None, pixels_hwc: UInt8) -> None:
+    if valid_hw is None:
+        return
+    _check_dtype("valid_hw", valid_hw, np.bool_)
+    if valid_hw.shape != pixels_hwc.shape[:2]:
+        raise ValueError(f"valid_hw has shape {valid_hw.shape}, the image is {pixels_hwc.shape[:2]}")
+
+
+def _check_dtype(name: str, array: object, dtype: type[np.generic]) -> None:
+    allowed = f"allowed is a numpy array of {np.dtype(dtype)}"
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} is a {type(array).__name__}, {allowed}")
+    if array.dtype != dtype:
+        raise TypeError(f"{name} is an array of {array.dtype}, {allowed}")
