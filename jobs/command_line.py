@@ -1,98 +1,164 @@
-"""From `sys.argv` to a validated config: defaults, then `--config run.yaml`, then flags."""
+"""The command line of a job: a validated config from defaults, then the file of `--config`, then flags.
+
+Nothing heavy is imported here, neither torch nor Ray: help has to appear at once.
+"""
 
 import argparse
 import atexit
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
 
 import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import SegmentConfig, explain, read_yaml
-from pipeline.errors import JobError
+from jobs.help_text import WrappedFormatter, narrow, print_help, wrapped
+from pipeline.config import explain, read_yaml
+from pipeline.errors import ConfigError, JobError
 
 log = logging.getLogger(__name__)
 
 FILE_ONLY = ("settings",)
 """Fields of a config that are no flags: tyro would fill what they leave open with defaults."""
+RECIPES = Path(__file__).parent / "configs"
+"""`<job>/<name>.yaml` is the recipe that `--config <name>` of that job means."""
 
 
-class Asked(Protocol):
-    """What a job was asked to do: a dataclass with its config."""
+class JobArguments(Protocol):
+    """A dataclass of a job's flags: those of its config as `cfg`, and others beside it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    job: ClassVar[str]
+    """Name of the job as `atrous` has it: where its recipes are."""
+    shown: ClassVar[tuple[str, ...]]
+    """Settings that `--help` shows beside the required ones, such as `tile.mode`."""
 
     @property
     def cfg(self) -> Any:
         """The config of the job."""
 
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=JobArguments)
 C = TypeVar("C", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """What `segment_dataset` was asked to do."""
-
-    cfg: Annotated[SegmentConfig, tyro.conf.arg(name="")]
-    config: str | None = None
-    """YAML file with the same names as the flags; flags win."""
-    plan: bool = False
-    """Only say what would be done: shards, bytes, keys where known, what is committed, first problems."""
-
-
-def parse(argv: Sequence[str], arguments: type[A] = Arguments, *, description: str) -> A:  # type: ignore[assignment]
+def parse(argv: Sequence[str] | None, arguments: type[A], *, description: str) -> A:
     """Parse flags over the file over the defaults.
 
     Args:
-        argv: what follows the name of the job.
-        arguments: what the job can be asked, with its config as `cfg` and the file's name as `config`.
-        description: of the job, for --help.
+        argv: flags of the job; None takes those of this process.
+        arguments: dataclass of the job's flags, with its config as `cfg` and, where it takes one, the file as `config`.
+        description: of the job, for help.
 
     Raises:
-        ConfigError: when the file is wrong, or a flag outside all groups is. Other wrong flags end the process with a
-            message that names them.
+        ConfigError: the file is wrong, there is no recipe of that name, or a flag outside all groups is wrong. Other
+            wrong flags end the process with a message that names them, as help does.
     """
-    if "--version" in argv:
-        print(f"atrous {code_version()}")
-        raise SystemExit(0)
-    cfg = _from_file(argv, get_type_hints(arguments)["cfg"])
+    flags = sys.argv[1:] if argv is None else list(argv)
+    if "--version" in flags:
+        print_version()
+    if {"-h", "--help", "--help-all"} & set(flags):
+        print_help(arguments, description, program=program(), shown=None if "--help-all" in flags else arguments.shown)
+    kind = get_type_hints(arguments)["cfg"]
+    cfg = _from_file(flags, kind, arguments)
     kept = {name: getattr(cfg, name) for name in FILE_ONLY if hasattr(cfg, name)}
     default = arguments(cfg=cfg.model_copy(update={name: {} for name in kept}))  # type: ignore[call-arg]
     try:
-        parsed = tyro.cli(arguments, args=list(argv), default=default, description=description)
+        with narrow():
+            parsed = tyro.cli(arguments, prog=program(), args=flags, default=default)
     except ValidationError as error:  # tyro catches those of groups, and says so itself
         raise explain(error, origin="the flags") from error
-    except BrokenPipeError:  # `--help | head`: nobody reads on, and Python is not to flush to nobody either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     return replace(parsed, cfg=parsed.cfg.model_copy(update=kept))
 
 
-def _from_file(argv: Sequence[str], kind: type[C]) -> C:
+# ---------------------------------------------------------------- --config
+
+
+def _from_file(flags: Sequence[str], kind: type[C], arguments: type[JobArguments]) -> C:
     """The config of `--config`, or the defaults; what neither the file nor a default gives is left for flags."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(argv)[0].config
-    said = read_yaml(path) if path else {}
-    required = [name for name, field in kind.model_fields.items() if field.is_required()]
+    settings = _settings_of(flags, arguments.job) if "config" in arguments.__dataclass_fields__ else {}
+    required = [name for name, field in kind.model_fields.items() if field.is_required() and name not in settings]
     try:
-        config = kind.model_validate(dict.fromkeys(required, "-") | said)
+        config = kind.model_validate({name: _placeholder(kind, name) for name in required} | settings)
     except ValidationError as error:
         raise explain(error, origin="the settings in --config") from error
-    return config.model_copy(update={name: tyro.MISSING for name in required if name not in said})
+    return config.model_copy(update=dict.fromkeys(required, tyro.MISSING))
+
+
+def _settings_of(flags: Sequence[str], job: str) -> dict[str, Any]:
+    """What the file of `--config` holds; empty without one."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    config = finder.parse_known_args(flags)[0].config
+    return read_yaml(recipe_path(config, job)) if config else {}
+
+
+def _placeholder(kind: type[BaseModel], name: str) -> Any:
+    """A valid value of a required setting, which a flag then replaces: all of them are texts or tuples of texts."""
+    return "-" if kind.model_fields[name].annotation is str else ("-",)
+
+
+def recipe_path(config: str, job: str) -> str:
+    """The file that `--config` means: a path has a slash or ends in .yaml, all else is the name of a shipped recipe.
+
+    Raises:
+        ConfigError: there is no recipe of that name; the message lists those of the job.
+    """
+    if "/" in config or config.endswith((".yaml", ".yml")):
+        return config
+    names = recipe_names(job)
+    if config in names:
+        return str(RECIPES / job / f"{config}.yaml")
+    hint = f"one of {', '.join(names)}" if names else f"no recipe is shipped for `{job}`"
+    hint += f"; a file of yours: --config ./{config}, or a name that ends in .yaml"
+    raise ConfigError(f"--config {config}: no shipped recipe has this name", hint=hint)
+
+
+def recipe_names(job: str) -> list[str]:
+    """Names of the recipes that are shipped for a job, sorted."""
+    return sorted(path.stem for path in (RECIPES / job).glob("*.yaml"))
+
+
+# ---------------------------------------------------------------- the process
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """A parser for a job without a config: help wrapped to the terminal, `--version`; `--help-all` is `--help`."""
+    parser = argparse.ArgumentParser(prog=program(), description=wrapped(description), formatter_class=WrappedFormatter)
+    parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"atrous {code_version()}")
+    return parser
+
+
+def program() -> str:
+    """How this process was started: `atrous segment`, `python -m jobs.segment_dataset`, `python jobs/train.py`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if sys.argv[0].startswith("atrous "):
+        return sys.argv[0]
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
+
+
+def command(argv: Sequence[str] | None = None) -> str:
+    """The whole command as a shell takes it; `argv` are other flags than those of this process."""
+    return f"{program()} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
 
 
 def to_yaml(cfg: BaseModel) -> str:
     """The resolved config as it is printed and stored; a file `--config` takes."""
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+
+
+def print_version() -> NoReturn:
+    """Print the version, and end the process."""
+    print(f"atrous {code_version()}")
+    raise SystemExit(0)
 
 
 def code_version() -> str:

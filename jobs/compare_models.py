@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def parse_comparison(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.argument_parser(__doc__ or "")
     parser.add_argument("--output", required=True, help="folder for the tables and the plot: local or s3://")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="names of variants; unset: all of jobs.models")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=URL", help="trained weights")

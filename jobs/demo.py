@@ -5,7 +5,6 @@
 About a minute on two cores. The same command again finds everything done.
 """
 
-import argparse
 import importlib
 import logging
 from pathlib import Path
@@ -20,7 +19,7 @@ ALWAYS = ["--checkpoint", "farmland", "--runtime.progress-s", "2"]
 
 def main(argv: list[str] | None = None) -> int:
     """Generate, segment, say where to look."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.argument_parser(__doc__ or "")
     parser.add_argument("--output", default="demo", help="folder that receives images, masks and the evaluation")
     parser.add_argument("--images", type=int, default=24, help="how many images")
     parser.add_argument("--size-px", type=int, default=512, help="their side, pixels")

@@ -5,7 +5,7 @@
 
 The source is a folder with images/ and labels/, or tars, or Parquet files; --read.labels says where labels are else.
 Masks that a run has committed, or PNGs in a folder: `--masks s3://bucket/out/run=0123456789ab` instead of --checkpoint.
-Several settings in one go are `settings:` of a YAML file, see jobs/configs/evaluate.yaml.
+Several settings in one go are `settings:` of a YAML file, see jobs/configs/evaluate/settings.yaml.
 
 Two minutes on a laptop, with data made on the spot:
 
@@ -16,10 +16,8 @@ images failed than --runtime.max-failed-fraction, 3 when the gate fails.
 """
 
 import logging
-import shlex
-import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -34,9 +32,15 @@ log = logging.getLogger(__name__)
 class EvaluateArguments:
     """Flags of `evaluate`."""
 
+    job: ClassVar[str] = "evaluate"
+    shown: ClassVar[tuple[str, ...]] = (
+        *("output", "checkpoint", "masks", "classes", "limit", "read.labels", "refine.engine", "judge.labels_as"),
+        *("score.slice_columns", "history", "baseline", "gates", "runtime.max_failed_fraction"),
+    )
+
     cfg: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
     config: str | None = None
-    """YAML file with the same names as the flags; flags win."""
+    """Shipped recipe by name, or your YAML file by path (with a slash or .yaml); flags win over it."""
     plan: bool = False
     """Print shards, bytes, keys and committed rows of every setting, and do nothing."""
 
@@ -67,7 +71,7 @@ def evaluate(args: EvaluateArguments) -> int:
         evaluated = read_evaluation(run.url, name=name, training=training, facts=runs.run_facts(run))
         rows_now, wall_s = outcome.progress.committed, outcome.wall_s
         judged.append(setting.judge_setting(evaluated, cfg, plan, rows_now=rows_now, wall_s=wall_s))
-    status, line = output.write_evaluation(judged, cfg, plan, command=shlex.join(sys.argv))
+    status, line = output.write_evaluation(judged, cfg, plan, command=command_line.command())
     console.print_json(line)
     return status
 
@@ -77,8 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
 
     def job() -> int:
-        flags = sys.argv[1:] if argv is None else argv
-        args = command_line.parse(flags, EvaluateArguments, description=__doc__ or "")
+        args = command_line.parse(argv, EvaluateArguments, description=__doc__ or "")
         logs.configure(args.cfg.runtime.log_format)
         cfg, source = args.cfg, ", ".join(args.cfg.source)
         log.info("evaluating %s on %s into %s", cfg.masks or cfg.checkpoint, source, cfg.output or cfg.history)

@@ -40,7 +40,7 @@ def network_option(text: str) -> tuple[str, Any]:
 
 def parse_import(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = command_line.argument_parser(__doc__ or "")
     flags.add_argument("src", metavar="SRC", help="file of weights: a path or URL")
     flags.add_argument("dst", metavar="DST", help="folder of the new checkpoint: a path or URL")
     flags.add_argument(

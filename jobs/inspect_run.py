@@ -57,7 +57,7 @@ def inspect_runs(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Parse, inspect, and turn errors into a message and an exit status."""
     logs.configure()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.argument_parser(__doc__ or "")
     parser.add_argument("output", metavar="OUTPUT", help="output folder, or one run= folder in it")
     actions = parser.add_mutually_exclusive_group()
     for flag, text in ACTIONS.items():

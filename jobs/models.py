@@ -35,7 +35,7 @@ def list_models(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """List the networks, with progress on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.argument_parser(__doc__ or "")
     parser.add_argument("--size", type=int, default=513, help="side of the square input, pixels")
     parser.add_argument("--classes", type=int, default=21, help="number of classes")
     parser.add_argument("--format", choices=("table", "json", "parquet"), default="table", help="format of the list")

@@ -14,10 +14,10 @@ when nothing is left; with --verify it reads everything again and compares check
 """
 
 import logging
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -31,6 +31,19 @@ if TYPE_CHECKING:
     from pipeline.run.ledger import RunProgress
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrepareArguments:
+    """Flags of `prepare_dataset`."""
+
+    job: ClassVar[str] = "prepare"
+    shown: ClassVar[tuple[str, ...]] = (
+        *("format", "cut_px", "shard_examples", "part_mib", "max_failed_fraction", "retry_failed", "verify"),
+        *("decode.max_mpx", "log_format"),
+    )
+
+    cfg: Annotated[PrepareConfig, tyro.conf.arg(name="")]
 
 
 def prepare_dataset(cfg: PrepareConfig) -> int:
@@ -58,7 +71,7 @@ def prepare_dataset(cfg: PrepareConfig) -> int:
         preflight.check_output(objects.join(cfg.output, "_run"))
         member = prepare.label_member(shards, cfg.cut_px) if cfg.format == "tar" else "label"
         job = output.preparation_of(cfg, layout, member)
-        with Lease(cfg.output, lease_s=cfg.lease_s, command=redact(" ".join(sys.argv))):
+        with Lease(cfg.output, lease_s=cfg.lease_s, command=redact(command_line.command())):
             left = output.unfinished_shards(cfg, shards)
             progress = prepare_shards(cfg, job, shards, left) if left else progress
             origin = output.set_origin(job, command_line.code_version())
@@ -103,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
 
     def job() -> int:
-        cfg = tyro.cli(PrepareConfig, args=argv, description=__doc__)
+        cfg = command_line.parse(argv, PrepareArguments, description=__doc__ or "").cfg
         logs.configure(cfg.log_format)
         log.info("preparing %s of %s in %s into %s", ", ".join(cfg.splits), cfg.layout, cfg.root, cfg.output)
         console.log_changed_settings(cfg)

@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import platform
-import sys
 import time
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import distributions
@@ -144,7 +143,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         return RunOutcome(finished, RunProgress(), time.monotonic() - started)
     preflight.check_authentication()
     preflight.check_output(objects.join(run.url, "_run"))
-    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(" ".join(sys.argv))):
+    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(command_line.command())):
         missing, committed = resume(run, plan)
         progress = segment_missing(run, plan, missing, committed=committed) if missing else RunProgress()
         closed = manifest.close_run(

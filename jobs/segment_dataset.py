@@ -11,16 +11,36 @@ The same command again finishes what a crash left, and does nothing when nothing
 """
 
 import logging
-import sys
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import tyro
 
 from infra import log as logs
 from jobs import command_line, console
-from jobs.command_line import Arguments
+from pipeline.config import SegmentConfig
 
 log = logging.getLogger(__name__)
 
 
-def segment(args: Arguments) -> int:
+@dataclass(frozen=True)
+class SegmentArguments:
+    """Flags of `segment_dataset`."""
+
+    job: ClassVar[str] = "segment"
+    shown: ClassVar[tuple[str, ...]] = (
+        *("classes", "limit", "tile.mode", "infer.output_stride", "infer.scales", "infer.flip", "infer.fuse"),
+        *("infer.compile", "refine.engine", "refine.preset", "runtime.max_failed_fraction", "runtime.log_format"),
+    )
+
+    cfg: Annotated[SegmentConfig, tyro.conf.arg(name="")]
+    config: str | None = None
+    """Your YAML file, by path (with a slash or .yaml); its names are those of the flags, and flags win over it."""
+    plan: bool = False
+    """Print shards, bytes, keys, committed rows and first problems, and do nothing."""
+
+
+def segment_collection(args: SegmentArguments) -> int:
     """Segment what is missing, or print the plan for `--plan`; returns the exit status."""
     from infra import preflight
     from jobs import run, summary
@@ -40,12 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
 
     def job() -> int:
-        args = command_line.parse(sys.argv[1:] if argv is None else argv, description=__doc__ or "")
+        args = command_line.parse(argv, SegmentArguments, description=__doc__ or "")
         logs.configure(args.cfg.runtime.log_format)
         source = ", ".join(args.cfg.source)
         log.info("segmenting %s with checkpoint %s into %s", source, args.cfg.checkpoint, args.cfg.output)
         console.log_changed_settings(args.cfg)
-        return segment(args)
+        return segment_collection(args)
 
     return command_line.exit_status(job)
 

@@ -61,7 +61,7 @@ def submit(args: argparse.Namespace) -> int:
 def parse_submission(argv: list[str] | None) -> argparse.Namespace:
     """Parse flags, then `--`, then the command."""
     today, date_help = datetime.now(UTC).date(), "YYYY-MM-DD, for a day that was missed; default: today, UTC"
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = command_line.argument_parser(__doc__ or "")
     flags.add_argument("--name", required=True, help="beginning of the submission id; the date follows")
     flags.add_argument("--date", type=date.fromisoformat, default=today, help=date_help)
     flags.add_argument("--wait", action="store_true", help="wait until the job has ended; end with its status")

@@ -14,9 +14,8 @@ The same command again goes on where the last one stopped, and does nothing when
 """
 
 import logging
-import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -31,9 +30,15 @@ log = logging.getLogger(__name__)
 class TrainArguments:
     """Flags of `train`."""
 
+    job: ClassVar[str] = "train"
+    shown: ClassVar[tuple[str, ...]] = (
+        *("classes", "overfit", "sets.train", "sets.validation", "network.name", "network.initial"),
+        *("augment.crop_px", "optimise.lr", "optimise.batch", "schedule.steps", "runtime.workers", "runtime.tracker"),
+    )
+
     cfg: Annotated[TrainConfig, tyro.conf.arg(name="")]
     config: str | None = None
-    """YAML file with the same names as the flags; flags win."""
+    """Shipped recipe by name, or your YAML file by path (with a slash or .yaml); flags win over it."""
     bare: bool = False
     """Train in this process, or under torchrun, without Ray."""
     dry_run: bool = False
@@ -59,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
 
     def job() -> int:
-        flags = sys.argv[1:] if argv is None else argv
-        args = command_line.parse(flags, TrainArguments, description=__doc__ or "")
+        args = command_line.parse(argv, TrainArguments, description=__doc__ or "")
         logs.configure(args.cfg.runtime.log_format)
         log.info("training %s on %s into %s", args.cfg.network.name, args.cfg.data, args.cfg.output)
         console.log_changed_settings(args.cfg)

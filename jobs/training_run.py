@@ -71,7 +71,7 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
         log.info("nothing to do: this run is finished")
     else:
         preflight.check_output(objects.join(cfg.output, "_run"))
-        with Lease(cfg.output, lease_s=TRAINING_LEASE_S, command=redact(shlex.join(sys.argv))):
+        with Lease(cfg.output, lease_s=TRAINING_LEASE_S, command=redact(command_line.command())):
             config_url = objects.join(cfg.output, "_run/config.yaml")
             objects.put(config_url, command_line.to_yaml(cfg).encode())
             log.info("every setting: %s", redact(config_url))

@@ -13,8 +13,9 @@ Nothing is kept of a search that is stopped; the same command does it anew.
 """
 
 import logging
-import sys
 import time
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -23,6 +24,19 @@ from jobs import command_line, console
 from pipeline.tune.config import TuneConfig
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TuneArguments:
+    """Flags of `tune_crf`."""
+
+    job: ClassVar[str] = "tune-crf"
+    shown: ClassVar[tuple[str, ...]] = (
+        *("classes", "limit", "grid", "finer", "trimap_px", "samples", "tile.mode", "segmenter.output_stride"),
+        *("refine.engine", "refine.prune"),
+    )
+
+    cfg: Annotated[TuneConfig, tyro.conf.arg(name="")]
 
 
 def tune(cfg: TuneConfig) -> int:
@@ -67,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
 
     def job() -> int:
-        cfg = tyro.cli(TuneConfig, args=sys.argv[1:] if argv is None else argv, description=__doc__)
+        cfg = command_line.parse(argv, TuneArguments, description=__doc__ or "").cfg
         log.info("tuning the CRF for %s on %s into %s", cfg.checkpoint, cfg.images, cfg.output)
         console.log_changed_settings(cfg)
         return tune(cfg)

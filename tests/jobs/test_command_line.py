@@ -8,7 +8,8 @@ from typing import IO
 import pytest
 import yaml
 
-from jobs import command_line, evaluate
+from jobs import command_line, evaluate, train
+from jobs.segment_dataset import SegmentArguments
 from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import ConfigError, JobError
 from tests import ROOT
@@ -17,7 +18,7 @@ REQUIRED = ["--source", "in", "--output", "out", "--checkpoint", "farmland"]
 
 
 def parse(*flags: str) -> SegmentConfig:
-    return command_line.parse(list(flags), description="test").cfg
+    return command_line.parse(list(flags), SegmentArguments, description="test").cfg
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
@@ -129,6 +130,41 @@ def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:
     )
     job.stdout.close()
     assert (job.stderr.read(), job.wait()) == (b"", 0)
+
+
+# ---------------------------------------------------------------- --config by name
+
+
+def test_a_name_means_the_recipe_that_is_shipped_for_the_job() -> None:
+    flags = ["--config", "camvid", "--data", "d", "--output", "o"]
+    cfg = command_line.parse(flags, train.TrainArguments, description="").cfg
+    assert cfg.network.name == yaml.safe_load((ROOT / "jobs/configs/train/camvid.yaml").read_text())["network"]["name"]
+    assert set(command_line.recipe_names("train")) == {path.stem for path in (ROOT / "jobs/configs/train").iterdir()}
+
+
+def test_the_example_of_several_settings_is_a_recipe_of_the_evaluation() -> None:
+    cfg = command_line.parse(
+        ["--config", "settings", "--source", "in", "--output", "out"], evaluate.EvaluateArguments, description=""
+    ).cfg
+    assert list(cfg.named()) == ["as_trained", "stride_8", "scales_and_flip"]
+
+
+def test_a_file_in_the_working_directory_wins_only_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("camvid", "camvid.yaml", "mine"):
+        (tmp_path / name).write_text("seed: 77\n")
+    shipped = command_line.recipe_path("camvid", "train")
+    assert Path(shipped).parent == ROOT / "jobs/configs/train"
+    for path in ("./camvid", "camvid.yaml", "./mine"):
+        flags = ["--config", path, "--data", "d", "--output", "o"]
+        assert command_line.parse(flags, train.TrainArguments, description="").cfg.seed == 77
+    with pytest.raises(ConfigError, match=r"--config mine: no shipped recipe .*\n.*camvid.*--config \./mine"):
+        command_line.recipe_path("mine", "train")
+
+
+def test_a_job_without_recipes_says_that_there_are_none() -> None:
+    with pytest.raises(ConfigError, match="no recipe is shipped for `segment`"):
+        parse(*REQUIRED, "--config", "run")
 
 
 # ---------------------------------------------------------------- the end of a process

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image as PilImage
 
 from jobs import command_line, tune_crf
+from jobs.segment_dataset import SegmentArguments
 from pipeline import classes
 from pipeline.datasets import farmland
 from pipeline.errors import ConfigError
@@ -72,6 +73,7 @@ def test_a_search_ends_with_parameters_a_table_a_page_and_a_summary(searched: tu
     assert said["mean_iou_best"] == pytest.approx(max(row["mean_iou"] for row in rows[1:]), abs=1e-5)
     cfg = command_line.parse(
         ["--source", "in", "--output", "out", "--checkpoint", "farmland", "--config", str(output / "params.yaml")],
+        SegmentArguments,
         description="test",
     ).cfg
     assert (cfg.refine.engine == "none") is (said["verdict"] == "no CRF")

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image as PilImage
 
 from jobs import command_line
+from jobs.segment_dataset import SegmentArguments
 from pipeline import classes
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.config import ReadConfig, RefineConfig, SegmentConfig
@@ -170,7 +171,7 @@ def test_the_parameters_are_a_config_of_the_main_job(
     for outcome in (noisy, perfect):
         text = chunks.params_yaml(outcome, base, facts={"images": f"{HOSTILE}\nrefine: {{engine: none}}"})
         (tmp_path / "params.yaml").write_text(text)
-        cfg = command_line.parse(flags, description="test").cfg
+        cfg = command_line.parse(flags, SegmentArguments, description="test").cfg
         if outcome is perfect:
             assert cfg.refine.engine == "none"
             assert "no CRF" in text

@@ -1,0 +1,96 @@
+"""The command `atrous`: one word per job, and the flags of that job.
+
+    atrous segment --source photos --output masks --checkpoint farmland
+    atrous segment --help
+
+`python -m jobs.segment_dataset` takes the same flags. Only the module of the chosen job is imported.
+"""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple, NoReturn
+
+from jobs import command_line
+from jobs.completion import completion_script
+
+
+class Command(NamedTuple):
+    """One word of `atrous`."""
+
+    module: str
+    summary: str
+    """For `atrous --help`, where it has to fit one line of 80 columns."""
+
+
+JOBS = {
+    "segment": Command("jobs.segment_dataset", "Segment every image of a collection into Parquet files"),
+    "train": Command("jobs.train", "Train a network on labelled images"),
+    "evaluate": Command("jobs.evaluate", "Score a checkpoint or masks against labels, with gates"),
+    "prepare": Command("jobs.prepare_dataset", "Convert the download of a public data set for training"),
+    "import": Command("jobs.import_checkpoint", "Convert weights of another program to a checkpoint"),
+    "tune-crf": Command("jobs.tune_crf", "Search the parameters of the dense CRF on labelled images"),
+    "inspect": Command("jobs.inspect_run", "Show, verify or clean runs; list and retry failed images"),
+    "models": Command("jobs.models", "List the networks: size, speed here, published mIoU"),
+    "compare": Command("jobs.compare_models", "Measure networks side by side: size, speed, mIoU"),
+    "submit": Command("jobs.submit", "Submit a job to a running cluster, once a day"),
+    "demo": Command("jobs.demo", "Generate images, segment and evaluate them on this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; returns its exit status, or 2 for a command that is none."""
+    name, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        command_line.print_version()
+    if name == "completion":
+        return print_completion(flags)
+    if name not in JOBS:
+        nearest = get_close_matches(name, JOBS, n=1, cutoff=0)[0]
+        print(f"atrous: no command {name!r}; the nearest is {nearest!r}, `atrous --help` lists all", file=sys.stderr)
+        return 2
+    sys.argv = [f"atrous {name}", *flags]  # where `command_line.program` and the jobs look
+    status: int = import_module(JOBS[name].module).main()
+    return status
+
+
+def usage() -> str:
+    """Help of `atrous` itself."""
+    width = max(map(len, [*JOBS, "completion"]))
+    lines = [f"  {name:{width}}  {job.summary}" for name, job in JOBS.items()]
+    lines.append(f"  {'completion':{width}}  Print the completion of a shell: bash or zsh")
+    return "\n".join(
+        [
+            "usage: atrous COMMAND [flags]",
+            "",
+            "Semantic segmentation of image collections too large for one machine.",
+            "",
+            *lines,
+            "",
+            "`atrous COMMAND --help` shows the flags of a command, --help-all every setting.",
+            "`atrous --version` prints the version.",
+        ]
+    )
+
+
+def print_completion(flags: Sequence[str]) -> int:
+    """Answer `atrous completion SHELL`; returns the exit status."""
+    parser = command_line.argument_parser("Print the completion of a shell: `source <(atrous completion bash)`.")
+    parser.prog = "atrous completion"
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    shell = parser.parse_args(flags).shell
+    print(completion_script(shell, {name: job.module for name, job in JOBS.items()}))
+    return 0
+
+
+def run() -> NoReturn:
+    """Entry point of the command `atrous`: the process ends as that of every job does."""
+    command_line.leave(main())
+
+
+if __name__ == "__main__":
+    command_line.leave(main())

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+
+import pytest
+
+from jobs import cli
+from tests import ROOT
+
+
+def test_every_command_is_a_job_with_a_main() -> None:
+    assert all(find_spec(job.module) for job in cli.JOBS.values())
+    assert len({job.module for job in cli.JOBS.values()}) == len(cli.JOBS)
+
+
+def test_help_lists_every_command_in_one_line_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == [*cli.JOBS, "completion"]
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("segmnt", "segment"), ("tune_crf", "tune-crf"), ("prepare_dataset", "prepare")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest(
+    name: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([name, "--help"]) == 2
+    assert f"no command {name!r}; the nearest is {nearest!r}" in capsys.readouterr().err
+
+
+def test_a_job_gets_its_flags_and_its_status_is_the_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["atrous"])
+    assert cli.main(["segment", "--config", "nothing"]) == 1
+    assert sys.argv == ["atrous segment", "--config", "nothing"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["segment", "--limit"])
+    assert ended.value.code == 2
+    assert "--limit" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("atrous ")
+
+
+def test_the_package_installs_the_command() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["atrous"].partition(":")
+    assert (module, callable(getattr(cli, function))) == ("jobs.cli", True)
+
+
+IMPORTED = """
+import sys
+from jobs import cli
+sys.argv = ["atrous", *sys.argv[1:]]
+try:
+    cli.main()
+finally:
+    print(sorted({"torch", "ray", "scipy", "matplotlib", "pyarrow", "pandas"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("name", [*cli.JOBS, ""])
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_imports_nothing_heavy(name: str, flag: str) -> None:
+    flags = [name, flag] if name else ["--help"]
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
+    assert done.stdout.startswith(f"usage: atrous {name or 'COMMAND'}")
