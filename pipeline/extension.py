@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ def import_extension(name: str, interface: int) -> tuple[Any, str | None]:
             found = import_module(name)
         except ImportError:
             found = _installed(name)
-    except (ImportError, PackageNotFoundError) as missing:
+    except ImportError as missing:
         return None, f"the extension was not built, or not for this Python ({missing})"
     if (has := getattr(found, "INTERFACE", 0)) != interface:
         return None, f"the extension has interface {has}, this package needs {interface}: install it again"
@@ -28,9 +28,13 @@ def import_extension(name: str, interface: int) -> tuple[Any, str | None]:
 
 
 def _installed(name: str) -> ModuleType:
-    """The extension of the installed package: a job's working directory is a copy of this package without it."""
+    """The extension of the installed package: a job's working directory is a copy of this package without it.
+
+    The copy may hold the metadata of an editable install, which lists no extension, so every distribution of the
+    package on the path is looked through.
+    """
     start = name.rpartition(".")[2] + "."
-    for file in distribution("atrous").files or ():
+    for file in (file for package in distributions(name="atrous") for file in package.files or ()):
         if file.name.startswith(start) and file.name.endswith(tuple(EXTENSION_SUFFIXES)):
             spec = spec_from_file_location(name, str(file.locate()))
             if spec and spec.loader:

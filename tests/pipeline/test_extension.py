@@ -1,5 +1,4 @@
 import sys
-from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -30,7 +29,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the working directory of a submitted job, which comes before the installed package."""
     monkeypatch.setitem(sys.modules, NAME, None)
     monkeypatch.delattr(NAME, raising=False)
-    monkeypatch.setattr(extension, "distribution", lambda _: Distribution)
+    monkeypatch.setattr(extension, "distributions", lambda **_: [Distribution])
 
 
 needs_one = pytest.mark.skipif(not native.available(), reason=str(native.UNAVAILABLE_BECAUSE))
@@ -57,8 +56,12 @@ def test_an_extension_that_nobody_built_is_none(copied) -> None:
 
 
 def test_a_package_that_is_not_installed_has_no_extension(copied, monkeypatch) -> None:
-    def gone(_: str) -> None:
-        raise PackageNotFoundError("atrous")
-
-    monkeypatch.setattr(extension, "distribution", gone)
+    monkeypatch.setattr(extension, "distributions", lambda **_: [])
     assert "was not built" in extension.import_extension(NAME, native.NATIVE_INTERFACE)[1]
+
+
+@needs_one
+def test_metadata_in_the_working_directory_does_not_hide_the_installed_package(copied, monkeypatch) -> None:
+    installed = type("", (), {"files": (Installed(),)})
+    monkeypatch.setattr(extension, "distributions", lambda **_: [Distribution, installed])
+    assert extension.import_extension(NAME, native.NATIVE_INTERFACE)[1] is None
