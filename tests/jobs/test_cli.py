@@ -77,3 +77,11 @@ def test_help_imports_nothing_heavy(name: str, flag: str) -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED, *flags], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
     assert done.stdout.startswith(f"usage: atrous {name or 'COMMAND'}")
+
+
+def test_the_page_of_the_command_line_lists_the_same_commands() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    rows = [
+        f"| `atrous {name}` | `{job.module.replace('.', '/')}.py` | {job.summary} |" for name, job in cli.JOBS.items()
+    ]
+    assert [row for row in rows if row not in page] == []
