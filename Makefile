@@ -48,7 +48,7 @@ lint: develop
 	$(BIN)/lint-imports
 
 docs: develop
-	$(BIN)/mkdocs build --strict
+	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer, then built again without them.
 sanitize: develop
