@@ -1,9 +1,8 @@
-"""Networks side by side: what each costs, how fast it runs here, and how good it is on labelled images.
+"""Comparison of networks: parameters, MACs, speed and memory on this machine, and mIoU on labelled images.
 
 In: networks of the zoo with random weights, which cost what trained ones cost, and checkpoints. Out: one row for each.
-All go through the loop of the main job, `Segmenter` with its defaults, each time in a process of its own, so that the
-peak of its memory is the network's and a network that takes too much takes nobody along. Nothing is quoted here: what
-was published stands in `models.catalogue`.
+Every measurement uses the loop of the main job, `Segmenter` with its defaults, in one process each: peak memory is then
+the network's, and out of memory fails that network only. Published figures are in `models.catalogue`.
 """
 
 import gc
@@ -46,18 +45,18 @@ T = TypeVar("T")
 
 _MIB = 2**20
 CLEAR_PEAK = Path("/proc/self/clear_refs")
-"""Written 5, Linux forgets how large the process has been: proc(5)."""
+"""Writing 5 to it resets the peak resident size of this process on Linux: proc(5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedNetwork:
-    """One network to be compared."""
+    """Network and weights to compare."""
 
     variant: Variant
-    """What it is and what was published for it; of a checkpoint that is no published variant, made from its card."""
+    """Its entry of the catalogue; for a checkpoint that is no published variant, one made from its card."""
     card: Card
     checkpoint: str | None = None
-    """Folder of its weights, or a shipped name; None for random weights."""
+    """Folder of the checkpoint, or a shipped name; None for random weights."""
 
     def load(self) -> Checkpoint:
         """The network with its weights."""
@@ -66,37 +65,37 @@ class ComparedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class SpeedSettings:
-    """How speed and memory are measured."""
+    """Settings of the measurement of speed and memory."""
 
     size_px: int
     """Side of the square images, pixels."""
     images: int
-    """Images in a stream."""
+    """Images per round, segmented as one stream."""
     rounds: int
-    """How often each network has its turn."""
+    """Rounds; each measures every network once."""
     device: str
     """cpu or cuda."""
     threads: int
-    """That a network on the CPU computes with."""
+    """CPU threads of a network."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundTiming:
-    """What one network took in one round."""
+    """Time and peak memory of one network in one round."""
 
     stream_s: float
-    """Wall time of one image in a stream of them, which share batches."""
+    """Wall time per image of a stream, whose images share batches, seconds."""
     alone_s: float
-    """Wall time of one image on its own, from pixels to logits."""
+    """Latency: wall time of a single image from pixels to logits, seconds."""
     cpu_s: float
-    """Processor time of one image in the stream, of all threads; on a GPU, of the host."""
+    """Processor time per image of the stream, all threads, seconds; with a GPU, that of the host."""
     peak_mib: float
-    """Most memory while it ran: of the GPU, or of the whole process, with Python, torch and their libraries."""
+    """Peak memory, MiB: of tensors on the GPU, or of the whole process including Python and torch."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One line of the comparison. Figures of speed are medians over the rounds, None where there is none."""
+    """Costs and scores of one network. Speeds are medians over the rounds, None where nothing was measured."""
 
     name: str
     network: str
@@ -105,30 +104,30 @@ class ComparisonRow:
     output_stride: int
     parameters: int
     gmacs: float
-    """Multiply-accumulates of one image, thousands of millions."""
+    """Multiply-accumulates of one image, 1e9."""
     images_per_s: float | None
-    """In a stream."""
+    """Throughput of a stream."""
     ms: float | None
-    """Of one image on its own."""
+    """Latency of a single image, milliseconds: median, and below it minimum and maximum."""
     ms_least: float | None
     ms_most: float | None
     cpu_ms: float | None
-    """Processor time of one image in the stream."""
+    """Processor time per image of the stream, milliseconds."""
     times_fastest: float | None
-    """Time over that of the fastest network in the same round: processor time on a CPU, the clock's on a GPU."""
+    """Time relative to the fastest network in the same round: processor time on a CPU, wall time on a GPU."""
     peak_mib: float | None
-    """See `Turn`."""
+    """See `RoundTiming`."""
     miou: float | None
-    """Mean IoU measured here, percent; None: untrained, or nothing to score it on."""
+    """Mean IoU measured here, percent; None without a checkpoint or without labelled images."""
     images_scored: int
     published_miou: float | None
     published_on: str
     note: str
-    """Why figures are missing."""
+    """Reason for missing figures; empty where none are missing."""
 
 
 def with_random_weights(card: Card) -> Checkpoint:
-    """A checkpoint of the card's network as it is before training; always the same one."""
+    """Checkpoint of the card's network with random weights of a fixed seed."""
     torch.manual_seed(0)
     network = zoo.build_network(
         card.architecture,
@@ -141,7 +140,7 @@ def with_random_weights(card: Card) -> Checkpoint:
 
 
 def untrained_network(variant: Variant, classes: ClassMap) -> ComparedNetwork:
-    """A variant of the catalogue, untrained, for these classes, at its published output stride."""
+    """Catalogue variant with random weights for these classes, at its published output stride."""
     with torch.device("meta"):
         output_stride = variant.build(len(classes)).output_strides[0]
     card = Card(
@@ -158,29 +157,29 @@ def untrained_network(variant: Variant, classes: ClassMap) -> ComparedNetwork:
 
 
 def compared_checkpoint(name: str, ref: str) -> ComparedNetwork:
-    """A checkpoint as the variant of that name, or under a name of its own.
+    """Checkpoint to compare: as the catalogue variant `name`, or as a network of its own.
 
     Raises:
         ConfigError: there is no checkpoint at `ref`, or its network is not the variant's.
     """
     card = checkpoint.load_card(ref)
-    same = [one for one in catalogue.VARIANTS if one.network == card.architecture]
-    known = [one for one in catalogue.VARIANTS if one.name == name]
-    if known and known[0] not in same:
-        said = f"checkpoint {name}={ref} is a {card.architecture}, the variant {name} a {known[0].network}"
-        raise ConfigError(said, hint="give it another name")
-    first = min(same, key=lambda one: one.year)
-    own = Variant(name, card.architecture, first.year, first.paper, None, "", card.options)
-    return ComparedNetwork(known[0] if known else own, card, ref)
+    same = [variant for variant in catalogue.VARIANTS if variant.network == card.architecture]
+    named = [variant for variant in catalogue.VARIANTS if variant.name == name]
+    if named and named[0] not in same:
+        message = f"checkpoint {name}={ref} is a {card.architecture}, the variant {name} a {named[0].network}"
+        raise ConfigError(message, hint="give it another name")
+    first = min(same, key=lambda variant: variant.year)
+    unpublished = Variant(name, card.architecture, first.year, first.paper, None, "", card.options)
+    return ComparedNetwork(named[0] if named else unpublished, card, ref)
 
 
 # ---------------------------------------------------------------- speed and memory
 
 
 def in_own_process(call: Callable[[], T]) -> T:
-    """What a call returns that is made in a new process; BrokenProcessPool when that dies.
+    """Run `call` in a new process and return its result; raises BrokenProcessPool if the process dies.
 
-    It is forked from a process that has imported torch and done nothing else, so it starts at once and small.
+    The process is forked from one that has only imported torch, so it starts at once and small.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -190,60 +189,60 @@ def in_own_process(call: Callable[[], T]) -> T:
 
 @dataclass(slots=True)
 class NetworkTimings:
-    """What a network took so far."""
+    """Timings of one network over the rounds so far."""
 
     turns: list[RoundTiming] = field(default_factory=list)
     note: str = ""
-    """Why there are none, and will be none."""
+    """Error that excludes the network from all further rounds; empty while there is none."""
 
 
-def run_round(subjects: Sequence[ComparedNetwork], how: SpeedSettings, timings: Sequence[NetworkTimings]) -> None:
-    """Give every network its turn, and add it to its timings; one that fails has no further turns."""
-    for number, (subject, mine) in enumerate(zip(subjects, timings, strict=True), 1):
-        if mine.note:
+def run_round(networks: Sequence[ComparedNetwork], settings: SpeedSettings, timings: Sequence[NetworkTimings]) -> None:
+    """Time every network once and append to its timings; a network that fails is excluded from then on."""
+    for number, (compared, timing) in enumerate(zip(networks, timings, strict=True), 1):
+        if timing.note:
             continue
         try:
-            mine.turns.append(in_own_process(partial(time_network, subject, how)))
+            timing.turns.append(in_own_process(partial(time_network, compared, settings)))
         except BrokenProcessPool:
-            mine.note = "its process was killed: out of memory?"
+            timing.note = "its process was killed, probably out of memory"
         except JobError as error:
-            mine.note = str(error)
-        if mine.note:
-            mine.turns.clear()
-        said = mine.note or f"{mine.turns[-1].alone_s * 1e3:.0f} ms"
-        log.info("round %d, %d/%d %s: %s", len(mine.turns), number, len(subjects), subject.variant.name, said)
+            timing.note = str(error)
+        if timing.note:
+            timing.turns.clear()
+        result = timing.note or f"{timing.turns[-1].alone_s * 1e3:.0f} ms"
+        log.info("round %d, %d/%d %s: %s", len(timing.turns), number, len(networks), compared.variant.name, result)
 
 
-def time_network(subject: ComparedNetwork, how: SpeedSettings) -> RoundTiming:
-    """Time a network and its memory, in the process that calls; the first pass over the stream warms up.
+def time_network(compared: ComparedNetwork, settings: SpeedSettings) -> RoundTiming:
+    """Measure time and peak memory of a network in this process; the first pass over the stream warms up.
 
     Raises:
-        JobError: the network fails on the images, for instance when the GPU has too little memory.
+        JobError: the network fails on an image, for instance out of GPU memory.
     """
-    torch.set_num_threads(how.threads)
-    segmenter = Segmenter(subject.load(), InferConfig(), TileConfig(), device=how.device)
-    stream = list(noise_images(how, len(subject.card.mean)))
-    reset_peak(how.device)
+    torch.set_num_threads(settings.threads)
+    segmenter = Segmenter(compared.load(), InferConfig(), TileConfig(), device=settings.device)
+    stream = list(noise_images(settings, len(compared.card.mean)))
+    reset_peak(settings.device)
     time_segmenter(segmenter, stream)
-    worked = process_time()
+    busy = process_time()
     stream_s = time_segmenter(segmenter, stream)
-    cpu_s = process_time() - worked
+    cpu_s = process_time() - busy
     alone_s = time_segmenter(segmenter, stream[:1])
-    return RoundTiming(stream_s / len(stream), alone_s, cpu_s / len(stream), peak_mib(how.device))
+    return RoundTiming(stream_s / len(stream), alone_s, cpu_s / len(stream), peak_mib(settings.device))
 
 
-def noise_images(how: SpeedSettings, channels: int) -> Iterator[Image]:
-    """Images of random pixels: no network is faster on some than on others."""
+def noise_images(settings: SpeedSettings, channels: int) -> Iterator[Image]:
+    """Images of random pixels, (size_px, size_px, channels) uint8; speed does not depend on content."""
     rng = np.random.default_rng(0)
-    for _ in range(how.images):
-        yield Image(rng.integers(0, 256, (how.size_px, how.size_px, channels), np.uint8), None)
+    for _ in range(settings.images):
+        yield Image(rng.integers(0, 256, (settings.size_px, settings.size_px, channels), np.uint8), None)
 
 
 def time_segmenter(segmenter: Segmenter, images: Sequence[Image]) -> float:
-    """Seconds from pixels to logits in host memory.
+    """Wall time from pixels to logits in host memory, seconds.
 
     Raises:
-        JobError: for an image that fails, saying why.
+        JobError: an image failed; the text is its error.
     """
     started = perf_counter()
     for prediction in segmenter(images):
@@ -253,7 +252,7 @@ def time_segmenter(segmenter: Segmenter, images: Sequence[Image]) -> float:
 
 
 def reset_peak(device: str) -> None:
-    """Leave out what building the network took, where the system lets us."""
+    """Reset the peak of memory, so that building the network does not count; without effect where unsupported."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -262,7 +261,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak_mib(device: str) -> float:
-    """Most memory since `forget_peak`: of tensors on the GPU, or of this process."""
+    """Peak memory since `reset_peak`, MiB: of tensors on the GPU, or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / _MIB
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kilobytes elsewhere
@@ -272,25 +271,25 @@ def peak_mib(device: str) -> float:
 # ---------------------------------------------------------------- quality
 
 
-def score_checkpoint(subject: ComparedNetwork, data: str, device: str) -> tuple[float, int]:
-    """Mean IoU of a checkpoint, percent, without a CRF, and on how many images.
+def score_checkpoint(compared: ComparedNetwork, data: str, device: str) -> tuple[float, int]:
+    """Mean IoU of a checkpoint without a CRF, percent, and the number of images.
 
     Args:
-        subject: one with a checkpoint.
+        compared: network with a checkpoint.
         data: folder of images/ and labels/, or of tars or Parquet files with both.
         device: cpu or cuda.
 
     Raises:
-        JobError: an image or a label is bad, by its name, or there is none.
+        JobError: there is no image, or an image or label cannot be used; the text names it.
     """
     parent, _, part = data.rstrip("/").rpartition("/")
-    card = subject.card
+    card = compared.card
     with tempfile.TemporaryDirectory() as cache:
         collection = open_collection(
             parent or ".", [part], classes=card.classes, cache=Path(cache), channels=card.channels
         )
         cfg = TrainConfig(data=parent, output="", license=card.license)
-        verdict = validate(subject.load(), collection, cfg, Group(device=torch.device(device)))
+        verdict = validate(compared.load(), collection, cfg, Group(device=torch.device(device)))
         return float(verdict.scores.mean_iou) * 100, int((~collection.weak_n).sum())
 
 
@@ -298,35 +297,39 @@ def score_checkpoint(subject: ComparedNetwork, data: str, device: str) -> tuple[
 
 
 def compare_networks(
-    subjects: Sequence[ComparedNetwork], how: SpeedSettings, data: str | None = None
+    networks: Sequence[ComparedNetwork], settings: SpeedSettings, data: str | None = None
 ) -> Iterator[list[ComparisonRow]]:
-    """Count, score and time; rows in the order of the subjects.
+    """Measure size, speed and mIoU of every network; rows in their order.
 
-    The networks take turns, so that whatever else the machine does disturbs all of them.
+    Each round times all networks in turn, so that other load on the machine disturbs all of them alike.
 
     Yields:
         All rows after each round, with the medians so far.
 
     Raises:
-        ConfigError: there is no such device.
-        JobError: the data to score on are bad.
+        ConfigError: `device` is cuda and there is no GPU.
+        JobError: an image or label of `data` cannot be used.
     """
-    if how.device == "cuda" and not torch.cuda.device_count():
-        raise ConfigError("there is no GPU here", hint="take --device cpu")
+    if settings.device == "cuda" and not torch.cuda.device_count():
+        raise ConfigError("no GPU on this machine", hint="use --device cpu")
     fixed = [
-        partial(comparison_row, network_facts(subject, how.size_px), *score_in_own_process(subject, data, how.device))
-        for subject in subjects
+        partial(
+            comparison_row,
+            network_facts(compared, settings.size_px),
+            *score_in_own_process(compared, data, settings.device),
+        )
+        for compared in networks
     ]
-    timings = [NetworkTimings() for _ in subjects]
-    for _ in range(how.rounds):
-        run_round(subjects, how, timings)
-        ratios = ratios_to_fastest([mine.turns for mine in timings], how.device)
-        yield [of(mine, ratio) for of, mine, ratio in zip(fixed, timings, ratios, strict=True)]
+    timings = [NetworkTimings() for _ in networks]
+    for _ in range(settings.rounds):
+        run_round(networks, settings, timings)
+        ratios = ratios_to_fastest([timing.turns for timing in timings], settings.device)
+        yield [of(timing, ratio) for of, timing, ratio in zip(fixed, timings, ratios, strict=True)]
 
 
-def network_facts(subject: ComparedNetwork, size_px: int) -> dict[str, Any]:
-    """The part of a row that needs no measurement."""
-    variant, card = subject.variant, subject.card
+def network_facts(compared: ComparedNetwork, size_px: int) -> dict[str, Any]:
+    """Fields of a row that need no measurement: names, parameters, MACs and published figures."""
+    variant, card = compared.variant, compared.card
     network = checkpoint.blank(card)
     return {
         "name": variant.name,
@@ -341,41 +344,46 @@ def network_facts(subject: ComparedNetwork, size_px: int) -> dict[str, Any]:
     }
 
 
-def score_in_own_process(subject: ComparedNetwork, data: str | None, device: str) -> tuple[float | None, int]:
-    """`score` in a process of its own; None for a network without weights, or without data."""
-    if subject.checkpoint is None or data is None:
+def score_in_own_process(compared: ComparedNetwork, data: str | None, device: str) -> tuple[float | None, int]:
+    """`score_checkpoint` in a process of its own; (None, 0) without a checkpoint or without data."""
+    if compared.checkpoint is None or data is None:
         return None, 0
-    miou, images = in_own_process(partial(score_checkpoint, subject, data, device))
-    log.info("%s: mean IoU %.2f on %d images", subject.variant.name, miou, images)
+    miou, images = in_own_process(partial(score_checkpoint, compared, data, device))
+    log.info("%s: mean IoU %.2f on %d images", compared.variant.name, miou, images)
     return miou, images
 
 
 def ratios_to_fastest(turns: Sequence[Sequence[RoundTiming]], device: str) -> list[float | None]:
-    """Median over the rounds of each network's time over that of the one whose median is least."""
-    seconds = [[turn.cpu_s if device == "cpu" else turn.stream_s for turn in mine] for mine in turns]
+    """Each network's time relative to the fastest by median: the median of this ratio over the rounds."""
+    seconds = [[turn.cpu_s if device == "cpu" else turn.stream_s for turn in rounds] for rounds in turns]
     fastest = min(filter(None, seconds), key=median, default=[])
-    return [median(one / other for one, other in zip(mine, fastest, strict=True)) if mine else None for mine in seconds]
+    return [
+        median(seconds_here / other for seconds_here, other in zip(unpublished, fastest, strict=True))
+        if unpublished
+        else None
+        for unpublished in seconds
+    ]
 
 
 def comparison_row(
     facts: dict[str, Any], miou: float | None, images: int, timings: NetworkTimings, ratio: float | None
 ) -> ComparisonRow:
-    """One line, from what was counted, scored and timed."""
+    """Row of one network from `network_facts`, its score and its timings."""
     turns = timings.turns
 
-    def middle(seconds: Callable[[RoundTiming], float]) -> float | None:
+    def median_of(seconds: Callable[[RoundTiming], float]) -> float | None:
         return median(map(seconds, turns)) if turns else None
 
     alone_ms = [turn.alone_s * 1e3 for turn in turns]
     return ComparisonRow(
         **facts,
-        images_per_s=middle(lambda turn: 1 / turn.stream_s),
-        ms=middle(lambda turn: turn.alone_s * 1e3),
+        images_per_s=median_of(lambda turn: 1 / turn.stream_s),
+        ms=median_of(lambda turn: turn.alone_s * 1e3),
         ms_least=min(alone_ms, default=None),
         ms_most=max(alone_ms, default=None),
-        cpu_ms=middle(lambda turn: turn.cpu_s * 1e3),
+        cpu_ms=median_of(lambda turn: turn.cpu_s * 1e3),
         times_fastest=ratio,
-        peak_mib=middle(lambda turn: turn.peak_mib),
+        peak_mib=median_of(lambda turn: turn.peak_mib),
         miou=miou,
         images_scored=images,
         note=timings.note,

@@ -1,7 +1,7 @@
-"""The comparison of networks as people read it: a Markdown table, and a plot of quality against speed.
+"""Tables and plot of a comparison of networks: Markdown, Parquet, and mean IoU against speed as PNG.
 
-In: the rows of a comparison. Out: text, a PNG, and both with a Parquet table in a folder. Published figures stand
-beside measured ones, each line with its source, and never in one column with them.
+In: the rows of a comparison. Out: text, a PNG, and both with a Parquet table in a folder. Published figures are in
+columns of their own, each with its source: they were measured on other hardware.
 """
 
 import io
@@ -30,46 +30,46 @@ MEASURED_COLUMNS = (
     "images/s",
     "ms, least to most",
     "processor ms",
-    "time over the fastest's",
+    "time relative to the fastest",
     "peak MiB",
     "published mean IoU, %",
 )
 PLOTTED_DATA = "VOC 2012 val"
-"""On which most of the catalogue was measured: the published quality that the plot shows of untrained networks."""
+"""Data set of most published figures: the plot shows mean IoU on it for networks without a checkpoint."""
 
 
 def comparison_markdown(rows: Sequence[ComparisonRow], *, size_px: int, machine: str) -> str:
-    """Two tables: what was measured, and what was published."""
+    """Markdown of two tables: figures measured here, and published figures with their sources."""
     title = f"{len(rows)} networks, images of {size_px}x{size_px}; {machine}."
-    published = [_published_line(one) for one in PUBLISHED]
+    published = [_published_line(figures) for figures in PUBLISHED]
     heads = ("network", "year", "mean IoU, %", "images/s", "ms", "data", "source")
-    return "\n\n".join((title, _table(MEASURED_COLUMNS, [_line(one) for one in rows]), _table(heads, published))) + "\n"
+    return "\n\n".join((title, _table(MEASURED_COLUMNS, [_line(row) for row in rows]), _table(heads, published))) + "\n"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
 
 
-def _line(one: ComparisonRow) -> tuple[str, ...]:
-    spread = "" if one.ms is None else f"{one.ms:.0f} ({one.ms_least:.0f} to {one.ms_most:.0f})"
+def _line(row: ComparisonRow) -> tuple[str, ...]:
+    spread = "" if row.ms is None else f"{row.ms:.0f} ({row.ms_least:.0f} to {row.ms_most:.0f})"
     return (
-        one.name,
-        str(one.year),
-        f"{one.parameters / 1e6:.1f}",
-        f"{one.gmacs:.1f}",
-        "untrained" if one.miou is None else f"{one.miou:.1f} ({one.images_scored} images)",
-        _figure(one.images_per_s, ".3g"),
-        one.note or spread,
-        _figure(one.cpu_ms, ".0f"),
-        _figure(one.times_fastest, ".1f"),
-        _figure(one.peak_mib, ".0f"),
-        "" if one.published_miou is None else f"{one.published_miou:g}, {one.published_on}",
+        row.name,
+        str(row.year),
+        f"{row.parameters / 1e6:.1f}",
+        f"{row.gmacs:.1f}",
+        "untrained" if row.miou is None else f"{row.miou:.1f} ({row.images_scored} images)",
+        _figure(row.images_per_s, ".3g"),
+        row.note or spread,
+        _figure(row.cpu_ms, ".0f"),
+        _figure(row.times_fastest, ".1f"),
+        _figure(row.peak_mib, ".0f"),
+        "" if row.published_miou is None else f"{row.published_miou:g}, {row.published_on}",
     )
 
 
-def _published_line(one: Published) -> tuple[str, ...]:
-    speed = _figure(one.images_per_s, "g"), _figure(one.ms, "g")
-    return one.name, str(one.year), f"{one.miou:g}", *speed, one.data, one.source
+def _published_line(figures: Published) -> tuple[str, ...]:
+    speed = _figure(figures.images_per_s, "g"), _figure(figures.ms, "g")
+    return figures.name, str(figures.year), f"{figures.miou:g}", *speed, figures.data, figures.source
 
 
 def _figure(value: float | None, form: str) -> str:
@@ -77,24 +77,26 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def quality_speed_png(rows: Sequence[ComparisonRow]) -> bytes:
-    """PNG of two panels: speed measured here, and all that others published on one test set.
+    """Plot mean IoU against speed as PNG: measured here on the left, published on one test set on the right.
 
-    Quality in the first is what was measured here; where nothing is trained, what was published on one data set.
+    The left panel shows mean IoU measured here; if nothing was measured, mean IoU published on `PLOTTED_DATA`.
     """
     figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=110)
-    here, theirs = figure.subplots(1, 2)
-    measured = [(one.name, one.images_per_s, one.miou) for one in rows if one.images_per_s and one.miou is not None]
+    here, elsewhere = figure.subplots(1, 2)
+    measured = [(row.name, row.images_per_s, row.miou) for row in rows if row.images_per_s and row.miou is not None]
     shown = measured or _with_published_quality(rows)
     title = "Measured here" if measured else f"Speed here, quality as published on {PLOTTED_DATA}"
     _panel(here, shown, title, filled=bool(measured))
-    tested = [
-        (one.name, one.images_per_s, one.miou) for one in PUBLISHED if one.data == CITYSCAPES and one.images_per_s
+    on_cityscapes = [
+        (figures.name, figures.images_per_s, figures.miou)
+        for figures in PUBLISHED
+        if figures.data == CITYSCAPES and figures.images_per_s
     ]
-    _panel(theirs, tested, f"Published on {CITYSCAPES}, each on its own hardware", filled=False)
+    _panel(elsewhere, on_cityscapes, f"Published on {CITYSCAPES}, each on its own hardware", filled=False)
     figure.draw_without_rendering()
-    for axes, points in ((here, shown), (theirs, tested)):
+    for axes, points in ((here, shown), (elsewhere, on_cityscapes)):
         if points:
-            _names(axes, points)
+            _place_labels(axes, points)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
@@ -105,14 +107,14 @@ _Point = tuple[str, float, float]
 
 
 def _with_published_quality(rows: Sequence[ComparisonRow]) -> list[_Point]:
-    """Not those that were published with several looks at an image, which cost several times the speed shown."""
+    """Points with mean IoU published at a single scale: multi-scale testing costs several times the speed shown."""
     return [
-        (one.name, one.images_per_s, one.published_miou)
-        for one in rows
-        if one.images_per_s
-        and one.published_miou is not None
-        and one.published_on.startswith(PLOTTED_DATA)
-        and "MSC" not in one.published_on
+        (row.name, row.images_per_s, row.published_miou)
+        for row in rows
+        if row.images_per_s
+        and row.published_miou is not None
+        and row.published_on.startswith(PLOTTED_DATA)
+        and "MSC" not in row.published_on
     ]
 
 
@@ -130,33 +132,33 @@ _SIDES = (
     ((0, 6), "center", "bottom"),
     ((0, -6), "center", "top"),
 )
-"""Where a name may stand beside its point, best first: offset in points, and which side of the name is there."""
+"""Places of a label beside its point, best first: offset in points, horizontal and vertical alignment."""
 
 
-def _names(axes: Axes, points: Sequence[_Point]) -> None:
-    """Write each name beside its point, on the first side where it covers no point and no other name, if there is one.
+def _place_labels(axes: Axes, points: Sequence[_Point]) -> None:
+    """Label each point on the first of `_SIDES` without overlap of a point or another label, else on the first side.
 
-    The figure must be laid out by now: what covers what is a matter of pixels.
+    The figure must have been drawn before, since overlap is computed in pixels.
     """
-    at = axes.transData.transform([(rate, miou) for _, rate, miou in points])
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
+    places = axes.transData.transform([(rate, miou) for _, rate, miou in points])
+    occupied = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
     for name, rate, miou in points:
         tried = [
             axes.annotate(name, (rate, miou), offset, textcoords="offset points", ha=ha, va=va, fontsize=7.5)
             for offset, ha, va in _SIDES
         ]
-        kept = next((one for one in tried if not one.get_window_extent().count_overlaps(taken)), tried[0])
-        taken.append(kept.get_window_extent())
-        for one in tried:
-            if one is not kept:
-                one.remove()
+        chosen = next((label for label in tried if not label.get_window_extent().count_overlaps(occupied)), tried[0])
+        occupied.append(chosen.get_window_extent())
+        for label in tried:
+            if label is not chosen:
+                label.remove()
 
 
 # ---------------------------------------------------------------- files
 
 
 def write_comparison(rows: Sequence[ComparisonRow], output: str, measure: SpeedSettings) -> str:
-    """Write comparison.parquet, .md and .png, over those of the round before; returns the Markdown."""
+    """Write comparison.parquet, .md and .png, replacing those of the round before; returns the Markdown."""
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), parquet)
     text = comparison_markdown(rows, size_px=measure.size_px, machine=machine_text(measure))
@@ -167,7 +169,7 @@ def write_comparison(rows: Sequence[ComparisonRow], output: str, measure: SpeedS
 
 
 def machine_text(measure: SpeedSettings) -> str:
-    """GPU, or threads and processor; torch version; load per core at the end."""
+    """Machine in one line: GPU, or threads and processor; torch version; load per core at the end."""
     threads = f"{measure.threads} thread(s), {platform.machine()}"
     device = torch.cuda.get_device_name() if measure.device == "cuda" else threads
     load = os.getloadavg()[0] / (os.cpu_count() or 1)

@@ -1,8 +1,7 @@
-"""Evaluations: what a finished run over labelled images is worth.
+"""Evaluation: confusion counts and failures of a finished run over labelled images.
 
-In: the committed parts of a run whose rows carry judgements. Out: an `Evaluation`, whose counts are whole numbers of
-pixels that add up exactly, whatever workers there were and however often they died. Never reads an image, a label or a
-checkpoint's weights.
+In: the committed parts of a run whose rows carry judgements. Out: an `Evaluation`. Its counts are whole numbers of
+pixels, so sums are exact, whatever the number of workers and retries. Never reads an image, a label or weights.
 """
 
 import hashlib
@@ -34,15 +33,15 @@ IMAGE_COLUMNS = [
     *("key", "shard", "source_etag", "height", "width", "orientation", "class_pixels"),
     *("confidence", "entropy", "brightness", "changed_share", "refine_note", "inference"),
 ]
-"""Kept of the row of every scored image."""
+"""Columns of a row that an evaluation keeps for every scored image."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerCounts:
-    """What was counted of one answer to every scored image: of the network, or of what refined it."""
+    """Pixel counts of one answer over all scored images. An answer is one kind of masks: the network's, or refined."""
 
     name: str
-    """`network`, the engine that refined it, or `masks`."""
+    """`network`, the refinement engine, or `masks`."""
     counts_nkk: Int64
     """(N, K, K + 1) of each image; see `metrics.confusion`."""
     bands_bkk: Int64
@@ -54,64 +53,63 @@ class AnswerCounts:
 
     @property
     def scores(self) -> Scores:
-        """Of the sum over all images."""
+        """Scores of the counts summed over all images."""
         return Scores(self.counts_nkk.sum(axis=0))
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The images that share a value, scored alone."""
+    """Scores of the images that share one value of a column or of a pattern group."""
 
     value: str
     images: int
     mean_iou: Interval
     iou: list[float]
-    """Of each class; NaN for one that does not occur."""
+    """IoU of each class; NaN for a class in no label and no mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One setting on one labelled source."""
+    """Counts, images and failures of one setting on one labelled source."""
 
     name: str
-    """Of the setting; `default` when there is only one."""
+    """Name of the setting; `default` when there is only one."""
     run_url: str
-    """Whose parts hold what each image counted."""
+    """Run whose parts hold the counts of each image."""
     fingerprint: str
-    """Of the run, 12 hex digits: model, data, settings and code."""
+    """Fingerprint of the run, 12 hex digits: model, data, settings and code."""
     data_fp: str
-    """Digest of keys, etags and labelled pixels of the scored images, 12 hex digits: two that agree can be paired."""
+    """Digest of keys, etags and labelled pixels of the scored images, 12 hex digits; equal digests can be paired."""
     checkpoint: str
-    """As it was given, without secrets; empty when masks were scored that somebody else had made."""
+    """Checkpoint as given, without secrets; empty when existing masks were scored."""
     model_fp: str
-    """Its digest, 12 hex digits."""
+    """Digest of the checkpoint or of the masks, 12 hex digits."""
     training: dict[str, object]
-    """What its card says about its training; with `reference` also what drift is measured against."""
+    """Training facts of the checkpoint card; `reference`, if there, is what drift is measured against."""
     facts: dict[str, str]
-    """What explains the run, for people."""
+    """Facts about the run for the report, name to text."""
     classes: ClassMap
     widths_px: tuple[float, ...]
-    """(B,) of the trimaps, narrow to wide."""
+    """(B,) half widths of the trimaps, px, increasing."""
     images: pd.DataFrame
-    """The N scored images, sorted by `key`; the small columns of their rows, such as `source_etag`, `height`, `width`,
-    `confidence`, `entropy`, `brightness`, `class_pixels`, `changed_share`."""
+    """`IMAGE_COLUMNS` of the N scored images, sorted by `key`."""
     answers: dict[str, AnswerCounts]
-    """By name; the last one is the one that is in the masks."""
+    """Counts by answer; the last answer is the one stored as the run's masks."""
     failures: list[tuple[str, str, str]] = field(default_factory=list)
-    """(key, code, detail) of every image that has no score, sorted."""
+    """(key, code, detail) of every image without a score, sorted."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Work per stage, summed over all workers: what it cost."""
+    """Busy time per stage, summed over all workers."""
     slices: dict[str, list[Slice]] = field(default_factory=dict)
-    """By what they are cut by: a column, or a named group of a regular expression over the key."""
+    """Slices by column, or by named group of a regular expression over the key."""
 
     @property
     def answer(self) -> AnswerCounts:
-        """The one that is in the masks."""
+        """Counts of the answer stored as the run's masks."""
         return list(self.answers.values())[-1]
 
     @property
     def keys(self) -> list[str]:
-        """Of the scored images, in the order of every (N, ...) array."""
+        """Keys of the scored images, in the order of every (N, ...) array."""
         return list(self.images["key"])
 
     @property
@@ -154,27 +152,30 @@ def read_evaluation(
     training: dict[str, object] | None = None,
     facts: dict[str, str] | None = None,
 ) -> Evaluation:
-    """Add up what a finished run has committed; `cut` gives it slices.
+    """Sum the counts of a finished run. `scoring.score_slices` computes its slices.
 
     Args:
-        run_url: of a run of `jobs.evaluate`.
-        name: of the setting.
+        run_url: run of `jobs.evaluate`.
+        name: name of the setting.
         training: see `Evaluation`; empty where the checkpoint is not at hand.
         facts: see `Evaluation`.
 
     Raises:
-        ConfigError: the run is not finished, or has judged nothing.
+        ConfigError: the run is not finished, has no rows, or is no run of an evaluation.
     """
     finished = manifest.read_manifest(run_url)
     if finished is None:
         raise ConfigError(f"{redact(run_url)} is not a finished run", hint="submit the same evaluation again")
-    cfg, digest = _described(run_url)
+    cfg, digest = _read_run_config(run_url)
     parts = sink.list_parts(run_url)
     if not parts:
         raise ConfigError(f"{redact(run_url)} has no rows: its source holds no image")
     classes = sink.read_classes(run_url, parts[0])
     images, sums = _collect(run_url, parts)
-    answers = {one: _answer(one, sums[one], classes, cfg) for one in answer_names(cfg.masks, cfg.refine.engine)}
+    answers = {
+        answer: _answer_counts(answer, sums[answer], classes, cfg)
+        for answer in answer_names(cfg.masks, cfg.refine.engine)
+    }
     return Evaluation(
         name=name,
         run_url=run_url,
@@ -195,46 +196,48 @@ def read_evaluation(
 
 @dataclass(slots=True)
 class _Sums:
-    """What was collected of one answer."""
+    """Counts of one answer while parts are read."""
 
     counts: list[Int64] = field(default_factory=list)
     total: Judgement | None = None
 
-    def take(self, one: Judgement) -> None:
-        """One more image."""
-        self.counts.append(one.counts)
-        self.total = one if self.total is None else self.total + one
+    def take(self, judgement: Judgement) -> None:
+        """Add the counts of one image."""
+        self.counts.append(judgement.counts)
+        self.total = judgement if self.total is None else self.total + judgement
 
 
-def _described(run_url: str) -> tuple[EvaluateConfig, str]:
-    """Config of a run, and the digest of what answered."""
+def _read_run_config(run_url: str) -> tuple[EvaluateConfig, str]:
+    """Config of a run, and the SHA-256 of its checkpoint or masks."""
     folder = objects.join(run_url, "_run")
     try:
-        said = yaml.safe_load(objects.read_bytes(objects.join(folder, "config.yaml")))
+        config = yaml.safe_load(objects.read_bytes(objects.join(folder, "config.yaml")))
         environment = json.loads(objects.read_bytes(objects.join(folder, "environment.json")))
-        said["judge"]  # a segmentation has none, and all else of its config would fit
-        return EvaluateConfig.model_validate(said), environment["model_sha256"]
+        config["judge"]  # a segmentation has none, and all else of its config would fit
+        return EvaluateConfig.model_validate(config), environment["model_sha256"]
     except (FileNotFoundError, KeyError, ValidationError) as error:
-        raise ConfigError(f"{redact(run_url)} is no run of an evaluation", hint="submit jobs/evaluate.py") from error
+        raise ConfigError(f"{redact(run_url)} is not a run of an evaluation", hint="submit jobs/evaluate.py") from error
 
 
 def _collect(run_url: str, parts: Sequence[str]) -> tuple[pd.DataFrame, defaultdict[str, _Sums]]:
-    """The small columns of all scored images, by key, and the counts of every answer in the same order."""
+    """`IMAGE_COLUMNS` of all scored images, sorted by key, and the counts of every answer in the same order."""
     frames: list[pd.DataFrame] = []
-    judged: list[tuple[str, list[Judgement]]] = []
+    by_key: list[tuple[str, list[Judgement]]] = []
     for table in manifest.read_parts(run_url, parts, ["status", *IMAGE_COLUMNS, "judgements"]):
         ok = table.filter(pc.equal(table["status"], "ok"))
         frames.append(ok.drop_columns(["status", "judgements"]).to_pandas())
-        judged += zip(ok["key"].to_pylist(), (one or [] for one in judgements_from(ok["judgements"])), strict=True)
+        by_key += zip(
+            ok["key"].to_pylist(), (judgements or [] for judgements in judgements_from(ok["judgements"])), strict=True
+        )
     sums: defaultdict[str, _Sums] = defaultdict(_Sums)
-    for _, judgements in sorted(judged, key=itemgetter(0)):
-        for one in judgements:
-            sums[one.name].take(one)
+    for _, judgements in sorted(by_key, key=itemgetter(0)):
+        for judgement in judgements:
+            sums[judgement.name].take(judgement)
     images = pd.concat(frames).sort_values("key", ignore_index=True)
     return images, sums
 
 
-def _answer(name: str, sums: _Sums, classes: ClassMap, cfg: EvaluateConfig) -> AnswerCounts:
+def _answer_counts(name: str, sums: _Sums, classes: ClassMap, cfg: EvaluateConfig) -> AnswerCounts:
     k = len(classes)
     if sums.total is None:
         bands = np.zeros((len(cfg.judge.trimap_px), k, k + 1), np.int64)
@@ -250,7 +253,7 @@ def _answer(name: str, sums: _Sums, classes: ClassMap, cfg: EvaluateConfig) -> A
 
 
 def _data_fp(images: pd.DataFrame, answer: AnswerCounts) -> str:
-    said = [*zip(images["key"], images["source_etag"], strict=True)]
-    digest = hashlib.sha256(json.dumps(said).encode())
+    versions = [*zip(images["key"], images["source_etag"], strict=True)]
+    digest = hashlib.sha256(json.dumps(versions).encode())
     digest.update(answer.counts_nkk.sum(axis=-1).tobytes())
     return digest.hexdigest()[:12]

@@ -1,10 +1,9 @@
-"""The gate: whether an evaluation is good enough, by floors and against another one, in words with figures.
+"""Gate: pass or fail an evaluation by floors, by regression against a baseline, and by drift.
 
-In: an `Evaluation`, the gates, and what it is compared with. Out: a `Verdict` of every check. Nothing is read but the
-file of gates, and nothing is written.
+In: an `Evaluation`, the gates and the baseline. Out: a `GateVerdict` with every check. Reads the gates' file only.
 
-With two networks that are equally good a gate fails at most as often as `level` says: half of what is outside an
-interval lies below it, and the metrics share it (Bonferroni). A tolerance makes it rarer still.
+False alarms: if a network is as good as the baseline, the gate fails with probability at most (1 - level) / 2. An
+interval leaves (1 - level) / 2 below it, and the metrics share that (Bonferroni correction). A tolerance lowers it.
 """
 
 import hashlib
@@ -30,32 +29,38 @@ Limit = Annotated[float, Field(ge=0)]
 
 
 class MetricGate(BaseModel):
-    """What one metric must keep."""
+    """Limits of one metric."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tolerance: _Share = Field(0.002, description="How much worse than the baseline it may surely be, 0 to 1.")
-    floor: _Share | None = Field(None, description="What it must reach, 0 to 1.")
+    tolerance: _Share = Field(0.002, description="Largest significant drop below the baseline, 0 to 1.")
+    floor: _Share | None = Field(None, description="Least value of the metric, 0 to 1; unset checks none.")
 
 
 class Gates(BaseModel):
-    """What an evaluation must keep to pass: the file of `--gates`."""
+    """Limits that an evaluation must keep to pass: the file of `--gates`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metrics: dict[Metric, MetricGate] = Field(
-        {"mean_iou": MetricGate()}, description="Metrics that may not fall, by name."
+        {"mean_iou": MetricGate()}, description="Metrics compared with the baseline, by name."
     )
-    floors: dict[str, _Share] = Field({}, description="IoU that a class must reach, by its name, 0 to 1.")
-    min_images: int = Field(20, ge=2, description="Scored images or groups of them, here and shared with the baseline.")
-    max_failed_share: _Share = Field(0.01, description="Images without a score over all images.")
+    floors: dict[str, _Share] = Field({}, description="Least IoU of a class, by class name, 0 to 1.")
+    min_images: int = Field(
+        20,
+        ge=2,
+        description="Least number of scored images, or groups of them; also for a paired comparison.",
+    )
+    max_failed_share: _Share = Field(0.01, description="Largest share of images without a score, 0 to 1.")
     drift: dict[Quantity, Limit] = Field(
-        {}, description="Population stability index that a quantity may reach, where it is more than chance."
+        {}, description="Largest population stability index of a quantity; indices that chance explains pass."
     )
-    group: str | None = Field(None, description="Regular expression over keys: images that agree in it are one.")
-    level: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of all metrics together.")
-    samples: int = Field(2000, ge=100, description="Draws of the bootstrap.")
-    seed: int = Field(0, ge=0, description="Of the draws.")
+    group: str | None = Field(
+        None, description="Regular expression over keys: images with equal matches are resampled together as one group."
+    )
+    level: float = Field(0.95, gt=0.5, lt=1, description="Joint confidence level of the intervals of all metrics.")
+    samples: int = Field(2000, ge=100, description="Bootstrap resamples.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
 
     @field_validator("group")
     @classmethod
@@ -63,55 +68,55 @@ class Gates(BaseModel):
         try:
             re.compile(value or "")
         except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
+            raise ValueError(f"group is not a regular expression: {error}") from error
         return value
 
     def fingerprint(self) -> str:
-        """12 hex digits of everything it asks for."""
+        """Digest of all limits, 12 hex digits."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What an evaluation is to be compared with."""
+    """Earlier run that an evaluation is compared with."""
 
     run_url: str
-    """Whose parts hold the counts of each image."""
+    """Run whose parts hold the counts of each image."""
     checkpoint: str = ""
-    """As the history has it; empty for a run that the history does not know."""
+    """Checkpoint in the history; empty for a run that is not in the history."""
     estimates: Estimates | None = None
-    """What the history kept of it, with intervals of 95 %: all there is when the run is gone."""
+    """Metrics in the history with 95 % intervals, used when the run is gone; None for a run not in the history."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was asked."""
+    """Result of one check."""
 
     name: str
     """`mean_iou`, `mean_iou floor`, `crop floor`, `images`, `failed` or `brightness drift`."""
     passed: bool
     says: str
-    """Figures, and the limit they are held against."""
+    """Measured value and limit, as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Differences to the baseline: above 0 is better than it."""
+    """Differences to the baseline; above 0 is better than the baseline."""
 
     run_url: str
     checkpoint: str
     paired: bool
-    """Over the same images; False compares the intervals of both, and finds less."""
+    """True: image by image over shared images. False: between two independent estimates, which detects less."""
     images: int
-    """That both have."""
+    """Images shared with the baseline."""
     note: str
-    """How it was made, in words."""
+    """Kind of comparison, as text."""
     change: Estimates
 
 
 @dataclass(frozen=True, slots=True)
 class GateVerdict:
-    """What the gate says."""
+    """Checks of a gate and the comparison with the baseline."""
 
     checks: list[Check]
     comparison: Comparison | None
@@ -119,12 +124,12 @@ class GateVerdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every check did."""
+        """True when every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def reasons(self) -> list[str]:
-        """What did not pass, in words."""
+        """Texts of the failed checks."""
         return [f"{check.name}: {check.says}" for check in self.checks if not check.passed]
 
 
@@ -132,7 +137,7 @@ def load_gates(path: str) -> Gates:
     """Read a file of gates.
 
     Raises:
-        ConfigError: naming each setting that is wrong.
+        ConfigError: naming each invalid setting.
     """
     try:
         return Gates.model_validate(read_yaml(path))
@@ -141,103 +146,127 @@ def load_gates(path: str) -> Gates:
 
 
 def check_gates(gates: Gates, classes: ClassMap) -> None:
-    """Refuse gates that no evaluation of these classes can be held against.
+    """Refuse gates that do not fit the class map.
 
     Raises:
-        ConfigError: a floor of a class that there is not.
+        ConfigError: a floor names a class that the class map lacks.
     """
-    if strange := sorted(gates.floors.keys() - set(classes.names)):
-        raise ConfigError(f"the gates have a floor for {strange[0]!r}", hint=f"classes: {', '.join(classes.names)}")
+    if unknown := sorted(gates.floors.keys() - set(classes.names)):
+        raise ConfigError(
+            f"floors names {unknown[0]!r}, which is not a class of {classes.name}",
+            hint=f"classes: {', '.join(classes.names)}",
+        )
 
 
 def apply_gates(
-    now: Evaluation,
+    evaluation: Evaluation,
     gates: Gates,
     *,
     baseline: Baseline | None = None,
-    before: Evaluation | None = None,
+    baseline_evaluation: Evaluation | None = None,
     drift: Sequence[Drift] = (),
 ) -> GateVerdict:
-    """Hold an evaluation against its gates.
+    """Check an evaluation against its gates.
 
     Args:
-        now: the evaluation.
-        gates: what it must keep.
-        baseline: what `history.find_baseline` found; None checks floors only.
-        before: the baseline's evaluation, read from its run; None when the run is gone.
-        drift: of the evaluated images.
+        evaluation: counts of the run to check.
+        gates: limits.
+        baseline: result of `history.find_baseline`; None leaves out the comparison.
+        baseline_evaluation: the baseline, read from its run; None when the run is gone.
+        drift: drift of the evaluated images.
 
     Raises:
-        ConfigError: a floor of a class that there is not; a baseline of other classes, or gone without a trace.
+        ConfigError: a floor names an unknown class; the baseline has other classes, or is in neither store nor history.
     """
-    check_gates(gates, now.classes)
-    comparison = compare_to_baseline(now, baseline, before, gates) if baseline else None
-    checks = [_images(now, gates), _failed(now, gates), *_floors(now, gates)]
+    check_gates(gates, evaluation.classes)
+    comparison = compare_to_baseline(evaluation, baseline, baseline_evaluation, gates) if baseline else None
+    checks = [
+        _image_count_check(evaluation, gates),
+        _failed_check(evaluation, gates),
+        *_floor_checks(evaluation, gates),
+    ]
     if comparison:
-        checks += [_kept(name, gate.tolerance, comparison) for name, gate in gates.metrics.items()]
-    checks += [_drifted(one, gates.drift[one.quantity]) for one in drift if one.quantity in gates.drift]
+        checks += [_metric_check(name, gate.tolerance, comparison) for name, gate in gates.metrics.items()]
+    checks += [_drift_check(moved, gates.drift[moved.quantity]) for moved in drift if moved.quantity in gates.drift]
     return GateVerdict(checks, comparison)
 
 
 # ---------------------------------------------------------------- the baseline
 
 
-def compare_to_baseline(now: Evaluation, baseline: Baseline, before: Evaluation | None, gates: Gates) -> Comparison:
-    """Differences to the baseline: paired over the images that both have, else between two independent estimates.
+def compare_to_baseline(
+    evaluation: Evaluation, baseline: Baseline, baseline_evaluation: Evaluation | None, gates: Gates
+) -> Comparison:
+    """Differences to the baseline: paired over shared images, else between two independent estimates.
 
     Raises:
-        ConfigError: as `judge`.
+        ConfigError: as `apply_gates`.
     """
-    if before is None:
+    if baseline_evaluation is None:
         if baseline.estimates is None:
-            raise ConfigError(f"the baseline {baseline.run_url} is gone", hint="name another with --baseline")
-        note = "not paired, since its run is gone: by what the history kept of it"
-        change = estimate(_grouped(now, gates), **_draws(gates)).minus(baseline.estimates)
+            raise ConfigError(
+                f"the run of the baseline, {baseline.run_url}, is gone", hint="name another with --baseline"
+            )
+        note = "not paired: its run is gone, the history has its metrics only"
+        change = estimate(_group_counts(evaluation, gates), **_bootstrap_settings(gates)).minus(baseline.estimates)
         return Comparison(baseline.run_url, baseline.checkpoint, paired=False, images=0, note=note, change=change)
-    if lines := before.classes.differences(now.classes):
+    if lines := baseline_evaluation.classes.differences(evaluation.classes):
         raise ConfigError(
             f"the baseline has other classes: {'; '.join(lines[:3])}", hint="name another with --baseline"
         )
-    mine, theirs = shared_images(now, before)
-    groups, against = _grouped(now, gates, mine), _grouped(before, gates, theirs)
-    note = f"paired over {len(mine)} of {len(now.images)} images" + (f" in {len(groups)} groups" if gates.group else "")
+    indices, baseline_indices = shared_images(evaluation, baseline_evaluation)
+    groups, against = (
+        _group_counts(evaluation, gates, indices),
+        _group_counts(baseline_evaluation, gates, baseline_indices),
+    )
+    note = f"paired over {len(indices)} of {len(evaluation.images)} images" + (
+        f" in {len(groups)} groups" if gates.group else ""
+    )
     if paired := len(groups) >= gates.min_images:
-        change = estimate(groups, against_nkk=against, **_draws(gates))
+        change = estimate(groups, against_nkk=against, **_bootstrap_settings(gates))
     else:
-        note = f"not paired, since only {len(mine)} images are the same"
-        mine_all, theirs_all = (estimate(_grouped(one, gates), **_draws(gates)) for one in (now, before))
+        note = f"not paired: only {len(indices)} images are shared"
+        mine_all, theirs_all = (
+            estimate(_group_counts(either, gates), **_bootstrap_settings(gates))
+            for either in (evaluation, baseline_evaluation)
+        )
         change = mine_all.minus(theirs_all)
-    return Comparison(baseline.run_url, before.checkpoint, paired, len(mine), note, change)
+    return Comparison(baseline.run_url, baseline_evaluation.checkpoint, paired, len(indices), note, change)
 
 
-def shared_images(now: Evaluation, before: Evaluation) -> tuple[Int64, Int64]:
-    """Where both have the same image with the same label: indices into the one and into the other, in the same order.
+def shared_images(evaluation: Evaluation, baseline_evaluation: Evaluation) -> tuple[Int64, Int64]:
+    """Indices of the shared images in both evaluations, in the same order.
 
-    The same is: key and version of the image object agree, and so does the number of labelled pixels of each class.
+    An image is shared if key, etag and the number of labelled pixels of each class are equal.
     """
-    at = {key: index for index, key in enumerate(before.keys)}
-    both = [(index, at[key]) for index, key in enumerate(now.keys) if key in at]
-    mine, theirs = np.array(both, np.int64).reshape(-1, 2).T
-    etags = now.images["source_etag"].to_numpy()[mine] == before.images["source_etag"].to_numpy()[theirs]
-    labels = now.answer.counts_nkk[mine].sum(axis=-1) == before.answer.counts_nkk[theirs].sum(axis=-1)
+    positions = {key: index for index, key in enumerate(baseline_evaluation.keys)}
+    both = [(index, positions[key]) for index, key in enumerate(evaluation.keys) if key in positions]
+    indices, baseline_indices = np.array(both, np.int64).reshape(-1, 2).T
+    etags = (
+        evaluation.images["source_etag"].to_numpy()[indices]
+        == baseline_evaluation.images["source_etag"].to_numpy()[baseline_indices]
+    )
+    labels = evaluation.answer.counts_nkk[indices].sum(axis=-1) == baseline_evaluation.answer.counts_nkk[
+        baseline_indices
+    ].sum(axis=-1)
     same = etags & labels.all(axis=-1)
-    return mine[same], theirs[same]
+    return indices[same], baseline_indices[same]
 
 
-def _grouped(one: Evaluation, gates: Gates, where: Int64 | None = None) -> Int64:
-    """Counts of each group of images, of all of them or of those at `where`."""
-    chosen = np.arange(len(one.images)) if where is None else where
-    return by_group(one.answer.counts_nkk[chosen], [one.keys[index] for index in chosen], gates.group)
+def _group_counts(evaluation: Evaluation, gates: Gates, where: Int64 | None = None) -> Int64:
+    """Confusion counts of each group of images, (G, K, K + 1); `where` selects images, None takes all."""
+    chosen = np.arange(len(evaluation.images)) if where is None else where
+    return by_group(evaluation.answer.counts_nkk[chosen], [evaluation.keys[index] for index in chosen], gates.group)
 
 
-class _Draws(TypedDict):
+class _BootstrapSettings(TypedDict):
     samples: int
     seed: int
     level: float
 
 
-def _draws(gates: Gates) -> _Draws:
-    """Arguments of the bootstrap: the metrics share what lies outside their intervals."""
+def _bootstrap_settings(gates: Gates) -> _BootstrapSettings:
+    """Arguments of the bootstrap; level with Bonferroni correction over the metrics."""
     level = 1 - (1 - gates.level) / max(len(gates.metrics), 1)
     return {"samples": gates.samples, "seed": gates.seed, "level": level}
 
@@ -245,44 +274,48 @@ def _draws(gates: Gates) -> _Draws:
 # ---------------------------------------------------------------- checks
 
 
-def _images(now: Evaluation, gates: Gates) -> Check:
-    found, what = len(_grouped(now, gates)), "groups of images" if gates.group else "images"
+def _image_count_check(evaluation: Evaluation, gates: Gates) -> Check:
+    count, what = len(_group_counts(evaluation, gates)), "groups of images" if gates.group else "images"
     return Check(
-        "images", found >= gates.min_images, f"{found} {what} have a score, at least {gates.min_images} needed"
+        "images", count >= gates.min_images, f"{count} {what} have a score, at least {gates.min_images} are needed"
     )
 
 
-def _failed(now: Evaluation, gates: Gates) -> Check:
-    codes = ", ".join(f"{code} {count}" for code, count in now.codes.items())
-    says = f"{now.failed_share:.2%} of the images have no score, limit {gates.max_failed_share:.2%}"
-    return Check("failed", now.failed_share <= gates.max_failed_share, says + (f"; {codes}" if codes else ""))
+def _failed_check(evaluation: Evaluation, gates: Gates) -> Check:
+    codes = ", ".join(f"{code} {count}" for code, count in evaluation.codes.items())
+    figures = f"{evaluation.failed_share:.2%} of the images have no score, limit {gates.max_failed_share:.2%}"
+    return Check("failed", evaluation.failed_share <= gates.max_failed_share, figures + (f"; {codes}" if codes else ""))
 
 
-def _floors(now: Evaluation, gates: Gates) -> list[Check]:
-    scores = now.answer.scores
-    ious = dict(zip(now.classes.names, scores.iou, strict=True))
+def _floor_checks(evaluation: Evaluation, gates: Gates) -> list[Check]:
+    scores = evaluation.answer.scores
+    ious = dict(zip(evaluation.classes.names, scores.iou, strict=True))
     metrics = [(name, float(getattr(scores, name)), gate.floor) for name, gate in gates.metrics.items()]
-    asked = [*metrics, *((name, float(ious[name]), floor) for name, floor in gates.floors.items())]
-    return [_floor(name, value, floor) for name, value, floor in asked if floor is not None]
+    limits = [*metrics, *((name, float(ious[name]), floor) for name, floor in gates.floors.items())]
+    return [_floor_check(name, value, floor) for name, value, floor in limits if floor is not None]
 
 
-def _floor(name: str, value: float, floor: float) -> Check:
-    says = f"{value:.4f}, floor {floor:.4f}" if not math.isnan(value) else f"in no label and no mask, floor {floor:.4f}"
-    return Check(f"{name} floor", value >= floor, says)
+def _floor_check(name: str, value: float, floor: float) -> Check:
+    figures = (
+        f"{value:.4f}, floor {floor:.4f}"
+        if not math.isnan(value)
+        else f"undefined: in no label and no mask, floor {floor:.4f}"
+    )
+    return Check(f"{name} floor", value >= floor, figures)
 
 
-def _kept(name: Metric, tolerance: float, comparison: Comparison) -> Check:
-    """Fails when the whole interval of the difference lies below minus the tolerance, or nothing could be compared."""
+def _metric_check(name: Metric, tolerance: float, comparison: Comparison) -> Check:
+    """Fails if the interval of the difference lies wholly below -tolerance, or is NaN."""
     change = comparison.change.metrics[name]
-    says = (
-        f"{change.value:+.4f}, interval {change.low:+.4f} to {change.high:+.4f}, may surely fall by {tolerance:.4f}; "
+    figures = (
+        f"{change.value:+.4f}, interval {change.low:+.4f} to {change.high:+.4f}, tolerance {tolerance:.4f}; "
         f"against {comparison.checkpoint or comparison.run_url}, {comparison.note}"
     )
-    return Check(name, bool(change.high >= -tolerance), says)
+    return Check(name, bool(change.high >= -tolerance), figures)
 
 
-def _drifted(one: Drift, limit: float) -> Check:
-    if one.verdict == "unknown":
-        return Check(f"{one.quantity} drift", True, f"unknown: {one.says}")
-    says = f"index {one.value:.3f}, limit {limit:.3f}, by chance up to {one.chance:.3f}; {one.says}"
-    return Check(f"{one.quantity} drift", one.value <= max(limit, one.chance), says)
+def _drift_check(moved: Drift, limit: float) -> Check:
+    if moved.verdict == "unknown":
+        return Check(f"{moved.quantity} drift", True, f"unknown: {moved.says}")
+    figures = f"index {moved.value:.3f}, limit {limit:.3f}, chance alone reaches {moved.chance:.3f}; {moved.says}"
+    return Check(f"{moved.quantity} drift", moved.value <= max(limit, moved.chance), figures)

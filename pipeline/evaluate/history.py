@@ -1,8 +1,8 @@
-"""The history of evaluations: a folder of small Parquet objects, one for each; `pd.read_parquet` reads it as one table.
+"""History of evaluations: a folder of small Parquet objects, one each; `pd.read_parquet` reads it as one table.
 
-In: evaluations and what their gates said. Out: entries, oldest first, and the one that a new evaluation is to be
-compared with. An object is never changed and never written twice: its name is a digest of what was evaluated and how it
-was judged. Counts of single images stay in the run's parts, which an entry points to.
+In: evaluations and verdicts of their gates. Out: entries, oldest first, and the baseline of a new evaluation. An object
+is never changed and never written twice: its name is a digest of run, data, setting and gates. Counts of single images
+stay in the run's parts, to which an entry points.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from pipeline.score.intervals import METRICS, Estimates, by_group, estimate
 from pipeline.score.metrics import Interval
 from pipeline.store import objects
 
-_PLAIN = ("boundary_iou", "calibration_error")
-"""What is only known of all images together, beside `METRICS`."""
+_POOLED_METRICS = ("boundary_iou", "calibration_error")
+"""Metrics of all images pooled, beside `METRICS`; the bootstrap gives them no interval."""
 
 LAST_GOOD = "last-good"
 _MAX_BYTES = 64 * 2**20
 _THREADS = 16
 PREFIX_DIGITS = 6
-"""Digits of a fingerprint that are enough to name it."""
+"""Least number of digits that name a fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +45,46 @@ class HistoryEntry:
     """One answer of one evaluation: a row of the history."""
 
     time: datetime
-    """When it was judged, UTC."""
+    """Time of the evaluation, UTC."""
     command: str
-    """That made it, without secrets."""
+    """Command line of the evaluation, without secrets."""
     setting: str
     answer: str
-    """`network`, or the engine that refined it."""
+    """`network`, the refinement engine, or `masks`."""
     judged: bool
-    """Whether this answer is the one in the masks, which the gate judged."""
+    """True for the answer stored as the run's masks, which the gate checks."""
     source: str
-    """Where the images came from, without secrets."""
+    """URLs of the images, without secrets."""
     data_fp: str
     run_url: str
-    """Whose parts hold the counts of each image."""
+    """Run whose parts hold the counts of each image."""
     run_fp: str
     gates_fp: str
-    """Of the gates that judged it; empty without gates."""
+    """Digest of the gates; empty without gates."""
     checkpoint: str
     model_fp: str
     class_map: str
     classes: list[str]
     images: int
-    """Scored."""
+    """Scored images."""
     failed: int
     """Images without a score."""
     seconds: float
-    """Work of all workers."""
+    """Busy time of all workers."""
     verdict: Literal["passed", "failed", "none"]
-    """What the gate said; `none` without gates, and for an answer that was not judged."""
+    """Verdict of the gate; `none` without gates, and for answers that the gate does not check."""
     baseline: str
-    """The run that it was compared with; empty for none."""
+    """Run of the baseline; empty for none."""
     reasons: list[str]
-    """Why it failed."""
+    """Texts of the failed checks."""
     support: list[int]
     """(K,) labelled pixels of each class."""
     iou: list[Interval]
-    """(K,) of each class; NaN for one that does not occur."""
+    """(K,) IoU of each class; NaN for a class in no label and no mask."""
     metrics: dict[str, Interval]
-    """`METRICS` and `PLAIN` by name, 0 to 1; the interval of the latter is NaN."""
+    """`METRICS` and `_POOLED_METRICS` by name, 0 to 1; the interval of the latter is NaN."""
     drift: dict[Quantity, float]
-    """Population stability index of each quantity; NaN for one that is not known."""
+    """Population stability index of each quantity; NaN where it is unknown."""
 
 
 _INTERVALS = pa.list_(pa.float64())
@@ -102,7 +102,7 @@ HISTORY_SCHEMA = pa.schema(
         ("reasons", pa.list_(pa.string())),
         ("support", pa.list_(pa.int64())),
         *((f"iou{end}", _INTERVALS) for end in ("", "_low", "_high")),
-        *((f"{name}{end}", pa.float64()) for name in (*METRICS, *_PLAIN) for end in ("", "_low", "_high")),
+        *((f"{name}{end}", pa.float64()) for name in (*METRICS, *_POOLED_METRICS) for end in ("", "_low", "_high")),
         *((f"drift_{name}", pa.float64()) for name in QUANTITIES),
     ]
 )
@@ -121,23 +121,25 @@ def history_entries(
     verdict: GateVerdict | None = None,
     drift: Sequence[Drift] = (),
 ) -> list[HistoryEntry]:
-    """What the history keeps of an evaluation: an entry for each of its answers.
+    """Entries of an evaluation for the history, one per answer.
 
     Args:
-        evaluation: what was measured.
+        evaluation: counts to record.
         time: now, with a time zone.
-        command: that made it.
+        command: command line of the evaluation.
         source: URLs of the images, as one text.
-        gates: that judged it; None when nothing was asked of it.
-        verdict: of these gates, on the answer in the masks.
-        drift: of the evaluated images.
+        gates: gates that checked it; None without gates.
+        verdict: of these gates, on the answer stored as masks.
+        drift: drift of the evaluated images.
     """
-    indices: dict[Quantity, float] = dict.fromkeys(QUANTITIES, np.nan) | {one.quantity: one.value for one in drift}
+    indices: dict[Quantity, float] = dict.fromkeys(QUANTITIES, np.nan) | {
+        moved.quantity: moved.value for moved in drift
+    }
 
     def entry(answer: AnswerCounts) -> HistoryEntry:
-        said = verdict if answer is evaluation.answer else None
+        own_verdict = verdict if answer is evaluation.answer else None
         counts_nkk = by_group(answer.counts_nkk, evaluation.keys, gates.group if gates else None)
-        found = estimate(counts_nkk)
+        estimates = estimate(counts_nkk)
         return HistoryEntry(
             time=time,
             command=redact(command),
@@ -156,34 +158,34 @@ def history_entries(
             images=len(evaluation.images),
             failed=len(evaluation.failures),
             seconds=float(sum(evaluation.seconds.values())),
-            verdict="none" if said is None else "passed" if said.passed else "failed",
-            baseline=said.comparison.run_url if said and said.comparison else "",
-            reasons=said.reasons if said else [],
+            verdict="none" if own_verdict is None else "passed" if own_verdict.passed else "failed",
+            baseline=own_verdict.comparison.run_url if own_verdict and own_verdict.comparison else "",
+            reasons=own_verdict.reasons if own_verdict else [],
             support=answer.scores.support.tolist(),
-            iou=found.iou,
-            metrics=dict(found.metrics) | _plain(answer),
+            iou=estimates.iou,
+            metrics=dict(estimates.metrics) | _pooled_metrics(answer),
             drift=indices,
         )
 
     return [entry(answer) for answer in evaluation.answers.values()]
 
 
-def _plain(answer: AnswerCounts) -> dict[str, Interval]:
+def _pooled_metrics(answer: AnswerCounts) -> dict[str, Interval]:
     ious = boundary_iou(answer.boundary)
-    found = (
+    values = (
         float(np.nanmean(ious)) if not np.isnan(ious).all() else np.nan,
         expected_calibration_error(answer.reliability),
     )
-    return {name: Interval(value, np.nan, np.nan) for name, value in zip(_PLAIN, found, strict=True)}
+    return {name: Interval(value, np.nan, np.nan) for name, value in zip(_POOLED_METRICS, values, strict=True)}
 
 
 # ---------------------------------------------------------------- the folder
 
 
 def append_history(url: str, entries: Sequence[HistoryEntry]) -> bool:
-    """Add the entries of one evaluation as one object of one row group; False when it is there already.
+    """Write the entries of one evaluation as one object; False when the object exists already.
 
-    The same evaluation under the same gates is the same object, whenever it is submitted.
+    The same evaluation under the same gates has the same object name, whenever it is submitted.
     """
     out = io.BytesIO()
     pq.write_table(history_to_table(entries), out, compression="zstd", write_page_checksum=True)
@@ -191,26 +193,26 @@ def append_history(url: str, entries: Sequence[HistoryEntry]) -> bool:
 
 
 def history_object_name(entries: Sequence[HistoryEntry]) -> str:
-    """`evaluation-<20 hex digits>.parquet`: a digest of what was evaluated and of the gates, but of no time."""
-    one = entries[0]
-    said = json.dumps([one.run_url, one.run_fp, one.data_fp, one.setting, one.gates_fp])
-    return f"evaluation-{hashlib.sha256(said.encode()).hexdigest()[:20]}.parquet"
+    """`evaluation-<20 hex digits>.parquet`: a digest of run, data, setting and gates, independent of time."""
+    entry = entries[0]
+    identity = json.dumps([entry.run_url, entry.run_fp, entry.data_fp, entry.setting, entry.gates_fp])
+    return f"evaluation-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.parquet"
 
 
 def read_history(url: str) -> list[HistoryEntry]:
-    """All entries, oldest first; empty where there is no history yet.
+    """All entries, oldest first; empty when nothing has been recorded.
 
     Raises:
-        StorageError: an object is damaged, or the store refuses.
+        StorageError: an object is damaged, or the store fails.
     """
     try:
-        names = [found.path for found in objects.list_files(url)]
+        names = [file.path for file in objects.list_files(url)]
     except NothingThere:
         return []
     urls = [objects.join(url, name) for name in names if re.fullmatch(r"evaluation-[0-9a-f]{20}\.parquet", name)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        entries = [entry for some in pool.map(_read_object, urls) for entry in some]
-    return sorted(entries, key=lambda one: (one.time, one.run_url, one.judged))
+        entries = [entry for entries_of_object in pool.map(_read_object, urls) for entry in entries_of_object]
+    return sorted(entries, key=lambda entry: (entry.time, entry.run_url, entry.judged))
 
 
 def _read_object(url: str) -> list[HistoryEntry]:
@@ -218,21 +220,21 @@ def _read_object(url: str) -> list[HistoryEntry]:
     try:
         return history_from_table(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # any column may be missing or null
-        hint = "delete it, and the evaluation can be appended again"
-        raise StorageError(f"{redact(url)} is no entry of a history: {error}", hint=hint) from error
+        hint = "delete it, then submit its evaluation again to record it"
+        raise StorageError(f"{redact(url)} is not an object of a history: {error}", hint=hint) from error
 
 
 def history_to_table(entries: Iterable[HistoryEntry]) -> pa.Table:
     """Pack entries into a table of `SCHEMA`: an interval is three columns, `x`, `x_low` and `x_high`."""
-    return pa.Table.from_pylist([_to_row(one) for one in entries], schema=HISTORY_SCHEMA)
+    return pa.Table.from_pylist([_to_row(entry) for entry in entries], schema=HISTORY_SCHEMA)
 
 
-def _to_row(one: HistoryEntry) -> dict[str, Any]:
-    plain = {name: getattr(one, name) for name in HISTORY_SCHEMA.names if hasattr(one, name)}
+def _to_row(entry: HistoryEntry) -> dict[str, Any]:
+    columns = {name: getattr(entry, name) for name in HISTORY_SCHEMA.names if hasattr(entry, name)}
     for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
-        plain[f"iou{end}"] = [getattr(interval, field) for interval in one.iou]
-        plain |= {f"{name}{end}": getattr(interval, field) for name, interval in one.metrics.items()}
-    return plain | {f"drift_{name}": value for name, value in one.drift.items()}
+        columns[f"iou{end}"] = [getattr(interval, field) for interval in entry.iou]
+        columns |= {f"{name}{end}": getattr(interval, field) for name, interval in entry.metrics.items()}
+    return columns | {f"drift_{name}": value for name, value in entry.drift.items()}
 
 
 def history_from_table(table: pa.Table) -> list[HistoryEntry]:
@@ -244,7 +246,7 @@ def _from_row(row: dict[str, Any]) -> HistoryEntry:
     def interval(name: str) -> Interval:
         return Interval(row.pop(name), row.pop(f"{name}_low"), row.pop(f"{name}_high"))
 
-    metrics = {name: interval(name) for name in (*METRICS, *_PLAIN)}
+    metrics = {name: interval(name) for name in (*METRICS, *_POOLED_METRICS)}
     iou = [Interval(*values) for values in zip(row.pop("iou"), row.pop("iou_low"), row.pop("iou_high"), strict=True)]
     drift: dict[Quantity, float] = {name: row.pop(f"drift_{name}") for name in QUANTITIES}
     row["time"] = row["time"].astimezone(UTC)
@@ -256,45 +258,47 @@ def _from_row(row: dict[str, Any]) -> HistoryEntry:
 # ---------------------------------------------------------------- baselines
 
 
-def find_baseline(wanted: str, entries: Sequence[HistoryEntry], now: Evaluation, *, source: str) -> Baseline | None:
-    """The evaluation that `--baseline` names.
+def find_baseline(
+    wanted: str, entries: Sequence[HistoryEntry], evaluation: Evaluation, *, source: str
+) -> Baseline | None:
+    """Baseline named by `--baseline`.
 
-    Only entries of the same classes and source are looked at, and never this very evaluation. In this order:
+    Only entries of the same classes and source count, and never the evaluation itself. Resolution, in this order:
 
-    1. `last-good`: the newest of the same setting that passed its gate; None when there is none yet.
-    2. The checkpoint, as it was given or by its last name, or at least six digits of the fingerprint of a model or run:
-       the newest such entry, of the same setting if there is one.
-    3. The URL of a run, whether the history knows it or not.
+    1. `last-good`: the newest entry of the same setting that passed its gate; None when there is none yet.
+    2. A checkpoint as given or by its last path component, or at least six digits of a model or run fingerprint: the
+       newest such entry, of the same setting if there is one.
+    3. The URL of a run, in the history or not.
 
     Raises:
-        ConfigError: for a name that nothing has, listing those that there are.
+        ConfigError: nothing has this name; the hint lists the checkpoints in the history.
     """
-    known = [one for one in entries if _comparable(one, now, redact(source))]
+    known = [entry for entry in entries if _comparable(entry, evaluation, redact(source))]
     if wanted == LAST_GOOD:
-        good = [one for one in known if one.verdict == "passed" and one.setting == now.name]
+        good = [entry for entry in known if entry.verdict == "passed" and entry.setting == evaluation.name]
         return _as_baseline(good[-1]) if good else None
-    if named := [one for one in known if _is_named(one, wanted)]:
-        best = max(named, key=lambda one: (one.setting == now.name, one.time))
+    if named := [entry for entry in known if _is_named(entry, wanted)]:
+        best = max(named, key=lambda entry: (entry.setting == evaluation.name, entry.time))
         return _as_baseline(best)
     if "/run=" in wanted:
         return Baseline(wanted.rstrip("/"))
-    names = ", ".join(sorted({one.checkpoint for one in known})) or "nothing yet"
+    names = ", ".join(sorted({entry.checkpoint for entry in known})) or "no entry of this source and class map"
     raise ConfigError(
         f"no baseline {wanted!r} in the history", hint=f"it has {names}; or give {LAST_GOOD} or a run's URL"
     )
 
 
-def _as_baseline(one: HistoryEntry) -> Baseline:
-    metrics = {name: one.metrics[name] for name in METRICS}
-    return Baseline(one.run_url, one.checkpoint, Estimates(metrics, one.iou))
+def _as_baseline(entry: HistoryEntry) -> Baseline:
+    metrics = {name: entry.metrics[name] for name in METRICS}
+    return Baseline(entry.run_url, entry.checkpoint, Estimates(metrics, entry.iou))
 
 
-def _comparable(one: HistoryEntry, now: Evaluation, source: str) -> bool:
-    itself = (one.run_url, one.data_fp) == (now.run_url, now.data_fp)
-    return one.judged and not itself and one.source == source and one.classes == list(now.classes.names)
+def _comparable(entry: HistoryEntry, evaluation: Evaluation, source: str) -> bool:
+    itself = (entry.run_url, entry.data_fp) == (evaluation.run_url, evaluation.data_fp)
+    return entry.judged and not itself and entry.source == source and entry.classes == list(evaluation.classes.names)
 
 
-def _is_named(one: HistoryEntry, wanted: str) -> bool:
-    exactly = {one.checkpoint, one.checkpoint.rstrip("/").rpartition("/")[2], one.run_url}
-    prefix = len(wanted) >= PREFIX_DIGITS and (one.model_fp.startswith(wanted) or one.run_fp.startswith(wanted))
+def _is_named(entry: HistoryEntry, wanted: str) -> bool:
+    exactly = {entry.checkpoint, entry.checkpoint.rstrip("/").rpartition("/")[2], entry.run_url}
+    prefix = len(wanted) >= PREFIX_DIGITS and (entry.model_fp.startswith(wanted) or entry.run_fp.startswith(wanted))
     return wanted.rstrip("/") in exactly or wanted in exactly or prefix

@@ -1,4 +1,4 @@
-"""Inputs of an evaluation: where labels and outputs are, and a digest of the data.
+"""Inputs of an evaluation: locations of labels and outputs, checks of the config, and a digest of the data.
 
 In: an `EvaluateConfig` as the user gave it. Out: the config with every location filled in. Lists objects, reads none.
 """
@@ -24,7 +24,7 @@ LABELS_IN = {"webdataset": "png", "parquet": "label"}
 
 
 def complete_config(cfg: EvaluateConfig) -> EvaluateConfig:
-    """Check the config and fill in where labels are and where runs are written.
+    """Check the config and fill in the locations of labels and of runs.
 
     Raises:
         ConfigError: neither checkpoint nor masks, or both; no output and no history; `last-good` without a history;
@@ -32,11 +32,13 @@ def complete_config(cfg: EvaluateConfig) -> EvaluateConfig:
     """
     models = {setting.checkpoint or setting.masks for setting in cfg.named().values()}
     if None in models or "" in models or (cfg.masks and (cfg.checkpoint or cfg.settings)):
-        raise ConfigError("an evaluation needs --checkpoint, or --masks alone")
+        raise ConfigError("an evaluation needs --checkpoint, or --masks alone without --checkpoint and --settings")
     if not (cfg.output or cfg.history):
-        raise ConfigError("nowhere to write", hint="give --output, or --history to write beside it")
+        raise ConfigError(
+            "no output folder", hint="give --output, or --history: runs are then written to its folder _runs"
+        )
     if cfg.baseline == LAST_GOOD and not cfg.history:
-        raise ConfigError(f"--baseline {LAST_GOOD} without a history finds none", hint="give --history")
+        raise ConfigError(f"--baseline {LAST_GOOD} needs a history", hint="give --history")
     output = cfg.output or objects.join(cfg.history or "", "_runs")
     return locate_labels(cfg.model_copy(update={"output": output}))
 
@@ -55,7 +57,7 @@ def locate_labels(cfg: EvaluateConfig) -> EvaluateConfig:
         return cfg.model_copy(update={"read": read, "source": (objects.join(first, IMAGES),)})
     kinds = {shard.kind for shard in plan_source(cfg).shards}
     if len(kinds) != 1 or not kinds <= LABELS_IN.keys():
-        raise ConfigError(f"{redact(first)} has no labels/ beside images/", hint="say where with --read.labels")
+        raise ConfigError(f"{redact(first)} has no labels/ beside images/", hint="name the labels with --read.labels")
     return cfg.model_copy(update={"read": cfg.read.model_copy(update={"labels": LABELS_IN[kinds.pop()]})})
 
 
@@ -67,10 +69,10 @@ def _has_files(url: str) -> bool:
 
 
 def check_setting(cfg: EvaluateConfig, classes: ClassMap) -> None:
-    """Refuse labels, scores and gates that name what the class map or the counts do not have.
+    """Refuse labels, scores and gates that do not fit the class map or the counted trimaps.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: naming the class, trimap width or column that is missing.
     """
     label_coding(cfg.judge).check(classes)
     scoring.check_rules(cfg.score, classes, cfg.judge.trimap_px)
@@ -80,7 +82,7 @@ def check_setting(cfg: EvaluateConfig, classes: ClassMap) -> None:
 def data_digest(plan: Plan, cfg: EvaluateConfig) -> str:
     """SHA-256 over names and etags of all planned objects and of labels in files of their own: 64 hex digits.
 
-    It is part of an evaluation's fingerprint: rows record the version of an image, but not that of a label.
+    Part of an evaluation's fingerprint, because rows record the etag of an image but not that of its label.
     """
     versions: list[object] = [[shard.uri, shard.etag, shard.row_group, shard.max_rows] for shard in plan.shards]
     versions += [[member.key, member.etag] for shard in plan.shards for member in shard.members()]

@@ -1,4 +1,4 @@
-"""The list of published networks: size and cost of each variant, its speed on this machine, its published mIoU.
+"""List of published networks: parameters, MACs, speed on this machine and published mIoU of each variant.
 
 In: variants of `models.catalogue`. Out: one record per variant, as text, JSON or Parquet. Speed is measured one image
 at a time, in the precision that inference would choose.
@@ -26,7 +26,7 @@ TIMED_PASSES = 3
 
 @dataclass(frozen=True, slots=True)
 class ListedVariant:
-    """One line of the list."""
+    """Figures of one variant."""
 
     name: str
     network: str

@@ -25,9 +25,9 @@ from pipeline.store import objects
 log = logging.getLogger(__name__)
 
 GATE_FAILED = 3
-"""Exit status."""
+"""Exit status when a gate failed."""
 LOGGED_SCORES = ("mean_iou", "pixel_accuracy", "mean_boundary_iou", "calibration_error")
-"""Scores in the log."""
+"""Scores that the log shows."""
 
 
 def write_evaluation(
@@ -35,8 +35,8 @@ def write_evaluation(
 ) -> tuple[int, dict[str, object]]:
     """Write tables, history and report, log the headlines; returns the exit status and the summary line.
 
-    The status is 1 when more images failed than `runtime.max_failed_fraction`, else `GATE_FAILED`, else 0. `command`
-    made the evaluation.
+    The status is 1 when more images failed than `runtime.max_failed_fraction` allows, `GATE_FAILED` when a gate failed,
+    else 0. `command` is the command line, for the history.
     """
     folder = evaluation_url(cfg.output, settings)
     write_tables(folder, settings)

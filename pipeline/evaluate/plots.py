@@ -1,6 +1,6 @@
-"""The plots of an evaluation's page.
+"""Plots of the evaluation report: confusion matrix, trimap IoU, reliability, IoU per image, gain per class.
 
-In: counts and scores. Out: SVG elements in the page's colours. Everything is drawn within `rc_context(plots.STYLE)`.
+In: counts and scores. Out: SVG elements in the page's colours. Callers draw within `rc_context(plots.STYLE)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,27 +21,27 @@ from pipeline.score.calibration import reliability_curve
 from pipeline.score.metrics import Interval, Scores
 
 SHADES = 16
-"""Of the confusion matrix."""
+"""Shades of the confusion matrix."""
 DARKEST = 0.75
-"""Opacity of a share of 1: numbers must be read on it, in the light and in the dark."""
+"""Opacity of a share of 1, at which numbers stay legible in light and dark mode."""
 FAINTEST = 0.005
-"""Shares of a row below this are not drawn."""
+"""Least share of a row that is drawn."""
 MAX_CELLS = 4000
-"""Of the confusion matrix that are drawn at most, the darkest: a square takes a hundred bytes."""
+"""Most cells of the confusion matrix drawn, the largest shares first: a cell takes a hundred bytes."""
 MAX_NUMBERED_CLASSES, MAX_LABELLED_CLASSES = 20, 40
-"""Classes up to which cells have numbers, and rows and columns have names."""
+"""Most classes with numbers in the cells, and with names at rows and columns."""
 MAX_GAIN_ROWS = 24
-"""Classes in the plot of gains at most, half of them from either end."""
+"""Most classes in the plot of gains: half with the largest gains, half with the largest losses."""
 
 
 def confusion_plot(counts: Int64, classes: ClassMap) -> Markup:
-    """Confusion (K, K + 1) with every row in percent of its labels; the last column only where it is ever used."""
+    """Plot the confusion matrix (K, K + 1), each row in percent of its labels; the last column only if used."""
     used = counts if counts[:, -1].any() else counts[:, :-1]
     shares = used / np.maximum(used.sum(axis=1, keepdims=True), 1)
     names = [*classes.names, "(no class)"][: used.shape[1]]
     cell = 0.36 if len(classes) <= MAX_NUMBERED_CLASSES else 7.2 / len(classes)
     figure, axes = plots.new_figure(width=1.4 + cell * len(names), height=1.2 + cell * len(classes))
-    _shade(axes, shares)
+    _shade_cells(axes, shares)
     if len(classes) <= MAX_NUMBERED_CLASSES:
         for row, column in np.argwhere(shares >= FAINTEST):
             text = f"{shares[row, column] * 100:.0f}"
@@ -51,15 +51,17 @@ def confusion_plot(counts: Int64, classes: ClassMap) -> Markup:
     ticks = range(len(labels))
     axes.set_xticks(ticks, labels, rotation=90, fontsize=size)
     axes.set_yticks(ticks[: len(classes)], labels[: len(classes)], fontsize=size)
-    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(classes) - 0.5, -0.5), xlabel="answer", ylabel="truth")
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(classes) - 0.5, -0.5), xlabel="prediction", ylabel="label")
     axes.set_aspect("equal")
     axes.grid(visible=False)
     axes.spines[["top", "right"]].set_visible(True)
-    return plots.figure_svg(figure, "matrix", "confusion matrix; each row adds up to the pixels of one class")
+    return plots.figure_svg(
+        figure, "matrix", "confusion matrix, each row in percent of the pixels labelled as one class"
+    )
 
 
-def _shade(axes: Axes, shares: Float64) -> None:
-    """Squares as dark as the square root of their share; all of one shade are one path, so that many stay small."""
+def _shade_cells(axes: Axes, shares: Float64) -> None:
+    """Draw cells, opacity by the square root of the share; one path per shade keeps the SVG small."""
     shades = np.ceil(np.sqrt(shares) * SHADES).astype(int)
     faintest = np.sort(shares, axis=None)[-MAX_CELLS:][0]
     shades[shares < max(FAINTEST, faintest)] = 0
@@ -71,38 +73,40 @@ def _shade(axes: Axes, shares: Float64) -> None:
         axes.add_patch(PathPatch(path, facecolor=ACCENT, alpha=DARKEST * shade / SHADES, lw=0))
 
 
-def trimap_plot(found: Evaluation) -> Markup:
-    """Mean IoU within bands around the boundaries of labels: the trimap figure of the DeepLab papers."""
+def trimap_plot(evaluation: Evaluation) -> Markup:
+    """Plot mean IoU within bands around label boundaries over band width: the trimap figure of the DeepLab papers."""
     figure, axes = plots.new_figure()
-    for (name, one), style in zip(found.answers.items(), _styles(found.answers), strict=True):
-        axes.plot(found.widths_px, Scores(one.bands_bkk).mean_iou * 100, marker="o", ms=3, label=name, **style)
-    whole = float(found.answer.scores.mean_iou) * 100
+    for (name, answer), style in zip(evaluation.answers.items(), _line_styles(evaluation.answers), strict=True):
+        axes.plot(evaluation.widths_px, Scores(answer.bands_bkk).mean_iou * 100, marker="o", ms=3, label=name, **style)
+    whole = float(evaluation.answer.scores.mean_iou) * 100
     axes.axhline(whole, color=SOFT, lw=0.8, ls=":")
     side = axes.get_yaxis_transform()
     axes.annotate("whole images", (1, whole), (0, 3), side, "offset points", color=SOFT, ha="right", fontsize=8)
-    axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
+    axes.set(xlabel="width of the band on either side of a boundary, px", ylabel="mean IoU, %", xlim=(0, None))
     _legend(axes)
     return plots.figure_svg(figure, "bands", "mean IoU within bands around boundaries")
 
 
 def reliability_plot(counts: Mapping[str, Int64]) -> Markup:
-    """Accuracy over confidence of each answer, and how many pixels have each confidence of the last one."""
+    """Reliability diagram: accuracy over confidence of each answer, and the histogram of the last one's confidence."""
     figure, axes = plots.new_figure()
     axes.plot([0, 100], [0, 100], color=SOFT, lw=0.8, ls=":")
-    for (name, one), style in zip(counts.items(), _styles(counts), strict=True):
-        curve = reliability_curve(one)
-        there = curve.pixels > 0
-        axes.plot(curve.confidence[there] * 100, curve.accuracy[there] * 100, marker="o", ms=3, label=name, **style)
+    for (name, reliability), style in zip(counts.items(), _line_styles(counts), strict=True):
+        curve = reliability_curve(reliability)
+        occupied = curve.pixels > 0
+        axes.plot(
+            curve.confidence[occupied] * 100, curve.accuracy[occupied] * 100, marker="o", ms=3, label=name, **style
+        )
     edges = np.linspace(0, 100, len(curve.pixels) + 1)
     heights = curve.pixels / curve.pixels.sum() * 100
     axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=SOFT, alpha=0.25, label="share of pixels")
-    axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 100), ylim=(0, 100))
+    axes.set(xlabel="confidence, %", ylabel="correct pixels, %", xlim=(0, 100), ylim=(0, 100))
     _legend(axes)
-    return plots.figure_svg(figure, "reliability", "share of right pixels over confidence")
+    return plots.figure_svg(figure, "reliability", "share of correct pixels over confidence")
 
 
 def image_iou_histogram(iou: Float64) -> Markup:
-    """How many images have which mean IoU of their own."""
+    """Histogram of the mean IoU of each image."""
     figure, axes = plots.new_figure()
     known = iou[~np.isnan(iou)] * 100
     axes.hist(known, bins=list(range(0, 101, 5)), color=ACCENT, alpha=0.6)
@@ -117,8 +121,8 @@ def image_iou_histogram(iou: Float64) -> Markup:
 
 
 def class_gain_plot(iou: Sequence[Interval], classes: ClassMap, engine: str) -> Markup:
-    """What refinement does to each class, the largest gain on top; of many classes those that gain and lose most."""
-    known = [(name, one) for name, one in zip(classes.names, iou, strict=True) if not np.isnan(one.value)]
+    """Plot the IoU change by refinement per class, largest gain on top; at most `MAX_GAIN_ROWS` classes."""
+    known = [(name, gain) for name, gain in zip(classes.names, iou, strict=True) if not np.isnan(gain.value)]
     rows = sorted(known, key=lambda row: -row[1].value)
     if len(rows) > MAX_GAIN_ROWS:
         rows = rows[: MAX_GAIN_ROWS // 2] + rows[-MAX_GAIN_ROWS // 2 :]
@@ -126,8 +130,8 @@ def class_gain_plot(iou: Sequence[Interval], classes: ClassMap, engine: str) -> 
     return plots.forest_plot(rows, "gains", title=title, than="the network alone")
 
 
-def _styles(answers: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Lines of the answers: the last one, which is in the masks, stands out."""
+def _line_styles(answers: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Line style of each answer; the last answer, stored as masks, is solid in the accent colour."""
     return [{"color": SOFT, "lw": 1.4, "ls": "--"}] * (len(answers) - 1) + [{"color": ACCENT, "lw": 1.8}]
 
 

@@ -1,7 +1,7 @@
-"""The page of an evaluation: one self-contained HTML file with its scores, plots and pictures inside.
+"""HTML report of an evaluation: scores, plots and pictures in one self-contained file.
 
-In: what was measured, what the gate said, what was measured before, and predictions to look at. Out: a string. Nothing
-is read or written here; text is escaped, whatever files and classes are called.
+In: evaluation, gate verdict, drift, history and sample images. Out: a string. Nothing is read or written here; names of
+files and classes are escaped.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,16 +29,16 @@ from pipeline.score.intervals import Estimates, estimate
 from pipeline.score.metrics import Interval, Scores
 
 WORST, BEST = 24, 8
-"""Images on the page at most."""
+"""Most images of a group on the page."""
 PICTURE_BYTES = 3_500_000
-"""Bytes all pictures may take: with them the page stays below 5 MB whatever else is on it."""
+"""Most bytes of all pictures, which keeps the page below 5 MB."""
 MAX_CONFUSED_PAIRS = 14
-"""Pairs of classes that are named as mixed up most."""
+"""Rows of the table of confused classes."""
 TRENDS = 3
-"""Plots of the history's own page that are on this one: mean IoU, failures, cost."""
-_SHOWN = 16
-"""Rows of a table that are seen without a click."""
-_NAMED = (
+"""Plots of `trend.trend_plots` on this page: mean IoU, failures, cost."""
+_ROWS_SHOWN = 16
+"""Rows of a table shown without a click."""
+_SCORE_TITLES = (
     ("mean_iou", "Mean IoU"),
     ("mean_iou_without_background", "Without background"),
     ("pixel_accuracy", "Pixel accuracy"),
@@ -48,28 +48,28 @@ _NAMED = (
     ("mean_boundary_iou", "Boundary IoU"),
     ("calibration_error", "Calibration error"),
 )
-"""Scores of all classes, and what they are called on the page."""
+"""Scores of all classes together and their titles on the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSetting:
-    """One setting and its scores."""
+    """Evaluation of one setting and its scores."""
 
     evaluation: Evaluation
     scores: Mapping[str, Sequence[Score]]
-    """Of each answer, by its name."""
+    """Scores by answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """How well one class is found; NaN for what nothing says."""
+    """Scores of one class; NaN where undefined."""
 
     info: ClassInfo
     support: float
     """Share of all labelled pixels, 0 to 1."""
     iou: Interval
     change: Interval | None
-    """Of the IoU against the baseline; None without one."""
+    """Difference of the IoU to the baseline; None without a baseline."""
     precision: float
     recall: float
     boundary: float
@@ -77,29 +77,29 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class AnswerRow:
-    """One answer of one setting beside the others."""
+    """Scores of one answer of one setting."""
 
     setting: str
     answer: str
     scores: Mapping[str, Interval]
     gain: Interval | None
-    """In mean IoU against the network's own answer, over the same images; None for that one."""
+    """Difference in mean IoU to the network's own answer, paired by image; None for the network's own answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """Two classes of which one is taken for the other."""
+    """Pixels of one class predicted as another."""
 
     truth: ClassInfo
     answer: ClassInfo | None
-    """None for no class at all."""
+    """Predicted class; None for the ignore id."""
     share: float
-    """Of the pixels labelled `truth`, 0 to 1."""
+    """Share of the pixels labelled `truth`, 0 to 1."""
     pixels: int
 
 
 def render_evaluation(
-    judged: ScoredSetting,
+    setting: ScoredSetting,
     *,
     cfg: ScoreConfig,
     others: Sequence[ScoredSetting] = (),
@@ -112,54 +112,58 @@ def render_evaluation(
     """Lay out an evaluation as one HTML file below 5 MB.
 
     Args:
-        judged: what the page is about.
+        setting: setting that the page reports.
         cfg: rules of its scores.
-        others: further settings on the same source, for the table that compares them.
-        verdict: of the gate; None without one.
-        drift: of the images against those of training.
-        history: evaluations before this one and this one, oldest first.
-        samples: of `to_show`, in any order; those that could not be read again are missing.
+        others: further settings on the same source, for the table of settings.
+        verdict: verdict of the gate; None without a gate.
+        drift: drift of the images from those of training.
+        history: entries including this evaluation, oldest first.
+        samples: images of `shown_keys`, in any order; images that could not be read again are missing.
         next_commands: shell commands worth running next.
     """
-    found = judged.evaluation
+    evaluation = setting.evaluation
     change = verdict.comparison.change if verdict and verdict.comparison else None
-    total = found.answer.counts_nkk.sum(axis=0)
-    gains = {one.evaluation.name: _gain(one.evaluation, cfg) for one in (judged, *others)}
-    series = _series(history, found)
+    total = evaluation.answer.counts_nkk.sum(axis=0)
+    gains = {scored.evaluation.name: _refinement_gain(scored.evaluation, cfg) for scored in (setting, *others)}
+    series = _series(history, evaluation)
     with mpl.rc_context(plots.STYLE):
-        drawn = _plots(found, gains[found.name])
+        svgs = _render_plots(evaluation, gains[evaluation.name])
     return frame.load_template("evaluate/report", share=_share).render(
-        found=found,
+        evaluation=evaluation,
         level=f"{cfg.level:.0%}",
-        named=[(name, title) for name, title in _NAMED if name in overall_scores(judged.scores[found.answer.name])],
-        scores=overall_scores(judged.scores[found.answer.name]),
+        score_titles=[
+            (name, title)
+            for name, title in _SCORE_TITLES
+            if name in overall_scores(setting.scores[evaluation.answer.name])
+        ],
+        scores=overall_scores(setting.scores[evaluation.answer.name]),
         verdict=verdict,
         change=change,
-        rows=_class_rows(judged, change),
-        mixed_up=most_confused(total, found.classes, most=MAX_CONFUSED_PAIRS),
-        answers=[row for one in (judged, *others) for row in _answer_rows(one, gains[one.evaluation.name])],
+        rows=_class_rows(setting, change),
+        confused_pairs=most_confused(total, evaluation.classes, most=MAX_CONFUSED_PAIRS),
+        answers=[row for scored in (setting, *others) for row in _answer_rows(scored, gains[scored.evaluation.name])],
         several=bool(others),
         drift=drift,
         series=series,
         trend=trend.trend_plots(series, name="trend")[:TRENDS] if series else [],
-        plots=drawn,
-        pictures=_pictures(found, samples),
-        legend=_legend(samples, found.classes),
+        plots=svgs,
+        pictures=_pictures(evaluation, samples),
+        legend=_legend(samples, evaluation.classes),
         wrong=WRONG_COLOUR,
-        failures=failures_by_code(found.codes, found.failures),
-        shown=_SHOWN,
+        failures=failures_by_code(evaluation.codes, evaluation.failures),
+        shown=_ROWS_SHOWN,
         next_commands=next_commands,
     )
 
 
-def shown_keys(found: Evaluation) -> tuple[list[str], list[str]]:
+def shown_keys(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     """Keys of the worst images, the worst first, and of the best, the best first; no key twice."""
-    worst = found.worst(WORST)
-    return worst, [key for key in found.best(BEST) if key not in set(worst)]
+    worst = evaluation.worst(WORST)
+    return worst, [key for key in evaluation.best(BEST) if key not in set(worst)]
 
 
 def most_confused(counts: Int64, classes: ClassMap, *, most: int) -> list[ConfusedPair]:
-    """Which class is taken for which in (K, K + 1) counts, by pixels: at most so many, and only what does happen."""
+    """Pairs of classes with the most confused pixels in (K, K + 1) counts; at most `most`, none without a pixel."""
     support = counts.sum(axis=1)
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
@@ -176,19 +180,19 @@ def most_confused(counts: Int64, classes: ClassMap, *, most: int) -> list[Confus
 # ---------------------------------------------------------------- scores
 
 
-def _of_each(scores: Iterable[Score], name: str) -> dict[str, Interval]:
-    """One score of each class by its name."""
-    return {one.class_name: one.interval for one in scores if one.name == name and one.class_name}
+def _class_scores(scores: Iterable[Score], name: str) -> dict[str, Interval]:
+    """The score `name` of each class, by class name."""
+    return {score.class_name: score.interval for score in scores if score.name == name and score.class_name}
 
 
-def _class_rows(judged: ScoredSetting, change: Estimates | None) -> list[ClassRow]:
-    """Every class, the best first, those without a score last."""
-    found = judged.evaluation
-    scores = judged.scores[found.answer.name]
+def _class_rows(setting: ScoredSetting, change: Estimates | None) -> list[ClassRow]:
+    """Rows of all classes by descending IoU, undefined ones last."""
+    evaluation = setting.evaluation
+    scores = setting.scores[evaluation.answer.name]
     iou, precision, recall, boundary = (
-        _of_each(scores, name) for name in ("iou", "precision", "recall", "boundary_iou")
+        _class_scores(scores, name) for name in ("iou", "precision", "recall", "boundary_iou")
     )
-    support = found.answer.scores.support / max(found.answer.scores.support.sum(), 1)
+    support = evaluation.answer.scores.support / max(evaluation.answer.scores.support.sum(), 1)
     nothing = Interval(np.nan, np.nan, np.nan)
     rows = [
         ClassRow(
@@ -200,31 +204,31 @@ def _class_rows(judged: ScoredSetting, change: Estimates | None) -> list[ClassRo
             recall.get(info.name, nothing).value,
             boundary.get(info.name, nothing).value,
         )
-        for index, info in enumerate(found.classes.classes)
+        for index, info in enumerate(evaluation.classes.classes)
     ]
     return sorted(rows, key=lambda row: (np.isnan(row.iou.value), -row.iou.value))
 
 
-def _answer_rows(judged: ScoredSetting, gain: Estimates | None) -> list[AnswerRow]:
-    found = judged.evaluation
+def _answer_rows(setting: ScoredSetting, gain: Estimates | None) -> list[AnswerRow]:
+    evaluation = setting.evaluation
     return [
         AnswerRow(
-            found.name,
+            evaluation.name,
             name,
-            overall_scores(judged.scores[name]),
-            gain.metrics["mean_iou"] if gain and answer is found.answer else None,
+            overall_scores(setting.scores[name]),
+            gain.metrics["mean_iou"] if gain and answer is evaluation.answer else None,
         )
-        for name, answer in found.answers.items()
+        for name, answer in evaluation.answers.items()
     ]
 
 
-def _gain(found: Evaluation, cfg: ScoreConfig) -> Estimates | None:
-    """What the answer in the masks gains on the network's own, image by image; None where they are the same."""
-    network: AnswerCounts = next(iter(found.answers.values()))
-    if network is found.answer or not len(network.counts_nkk):
+def _refinement_gain(evaluation: Evaluation, cfg: ScoreConfig) -> Estimates | None:
+    """Paired differences of the refined answer to the network's own; None without refinement or without images."""
+    network: AnswerCounts = next(iter(evaluation.answers.values()))
+    if network is evaluation.answer or not len(network.counts_nkk):
         return None
     return estimate(
-        found.answer.counts_nkk,
+        evaluation.answer.counts_nkk,
         against_nkk=network.counts_nkk,
         samples=cfg.samples,
         seed=cfg.seed,
@@ -232,11 +236,11 @@ def _gain(found: Evaluation, cfg: ScoreConfig) -> Estimates | None:
     )
 
 
-def _series(history: Sequence[HistoryEntry], found: Evaluation) -> EvaluationSeries | None:
-    """The evaluations that this one can be compared with; None while it stands alone."""
-    this = (found.run_url, found.data_fp)
+def _series(history: Sequence[HistoryEntry], evaluation: Evaluation) -> EvaluationSeries | None:
+    """Series of comparable evaluations in the history; None when this evaluation is the only one."""
+    this = (evaluation.run_url, evaluation.data_fp)
     for series in group_series(history):
-        if len(series.judged) > 1 and this in {(one.run_url, one.data_fp) for one in series.judged}:
+        if len(series.judged) > 1 and this in {(entry.run_url, entry.data_fp) for entry in series.judged}:
             return series
     return None
 
@@ -244,28 +248,32 @@ def _series(history: Sequence[HistoryEntry], found: Evaluation) -> EvaluationSer
 # ---------------------------------------------------------------- plots and pictures
 
 
-def _plots(found: Evaluation, gain: Estimates | None) -> dict[str, Markup | None]:
-    """Every plot of the page by name; None for one that there is nothing to draw for."""
-    calibrated = {name: one.reliability for name, one in found.answers.items() if one.reliability.any()}
-    scored = len(found.images) > 0
+def _render_plots(evaluation: Evaluation, gain: Estimates | None) -> dict[str, Markup | None]:
+    """Plots of the page by name; None for a plot without data."""
+    calibrated = {name: answer.reliability for name, answer in evaluation.answers.items() if answer.reliability.any()}
+    scored = len(evaluation.images) > 0
     return {
-        "matrix": evaluation_plots.confusion_plot(found.answer.counts_nkk.sum(axis=0), found.classes)
+        "matrix": evaluation_plots.confusion_plot(evaluation.answer.counts_nkk.sum(axis=0), evaluation.classes)
         if scored
         else None,
-        "bands": evaluation_plots.trimap_plot(found) if scored and found.widths_px else None,
+        "bands": evaluation_plots.trimap_plot(evaluation) if scored and evaluation.widths_px else None,
         "reliability": evaluation_plots.reliability_plot(calibrated) if calibrated else None,
-        "images": evaluation_plots.image_iou_histogram(found.image_iou) if scored else None,
-        "gain": evaluation_plots.class_gain_plot(gain.iou, found.classes, found.answer.name) if gain else None,
+        "images": evaluation_plots.image_iou_histogram(evaluation.image_iou) if scored else None,
+        "gain": evaluation_plots.class_gain_plot(gain.iou, evaluation.classes, evaluation.answer.name)
+        if gain
+        else None,
     }
 
 
-def _pictures(found: Evaluation, samples: Sequence[Sample]) -> list[tuple[str, str, list[tuple[PredictionCard, str]]]]:
-    """(title, meaning, cards and what is said of them) of the worst and the best images."""
-    by_key = {one.key: one for one in samples}
-    worst, best = ([by_key[key] for key in keys if key in by_key] for keys in shown_keys(found))
-    made = prediction_cards([*worst, *best], found.classes, budget=PICTURE_BYTES)
-    said = _said(found, [card.key for card in made])
-    shown = list(zip(made, said, strict=True))
+def _pictures(
+    evaluation: Evaluation, samples: Sequence[Sample]
+) -> list[tuple[str, str, list[tuple[PredictionCard, str]]]]:
+    """(title, order, cards with captions) of the worst and the best images."""
+    by_key = {sample.key: sample for sample in samples}
+    worst, best = ([by_key[key] for key in keys if key in by_key] for keys in shown_keys(evaluation))
+    pictures = prediction_cards([*worst, *best], evaluation.classes, budget=PICTURE_BYTES)
+    captions = _captions(evaluation, [card.key for card in pictures])
+    shown = list(zip(pictures, captions, strict=True))
     groups = [
         ("Worst images", "lowest mean IoU first", shown[: len(worst)]),
         ("Best images", "highest mean IoU first", shown[len(worst) :]),
@@ -273,25 +281,29 @@ def _pictures(found: Evaluation, samples: Sequence[Sample]) -> list[tuple[str, s
     return [group for group in groups if group[2]]
 
 
-def _said(found: Evaluation, keys: Sequence[str]) -> list[str]:
-    """A few words on each image: its score, and what was mixed up most."""
-    at = {key: index for index, key in enumerate(found.keys)}
-    said = []
+def _captions(evaluation: Evaluation, keys: Sequence[str]) -> list[str]:
+    """Caption of each image: its mean IoU and its most confused pair of classes."""
+    positions = {key: index for index, key in enumerate(evaluation.keys)}
+    captions = []
     for key in keys:
-        counts = found.answer.counts_nkk[at[key]]
+        counts = evaluation.answer.counts_nkk[positions[key]]
         words = f"mean IoU {_share(float(Scores(counts).mean_iou))}"
-        for one in most_confused(counts, found.classes, most=1):
-            words += f"; mostly {one.truth.name} taken for {one.answer.name if one.answer else 'nothing'}"
-        said.append(words)
-    return said
+        for pair in most_confused(counts, evaluation.classes, most=1):
+            words += (
+                f"; most confused: {pair.truth.name} predicted as {pair.answer.name if pair.answer else 'no class'}"
+            )
+        captions.append(words)
+    return captions
 
 
 def _legend(samples: Sequence[Sample], classes: ClassMap) -> list[ClassInfo]:
-    """Classes on any of the pictures, in the order of their ids."""
-    seen = {index for one in samples for maps in (one.truth_hw, one.mask_hw) for index in np.unique(maps).tolist()}
-    return [one for index, one in enumerate(classes.classes) if index in seen]
+    """Classes in any label or mask of the samples, by id."""
+    seen = {
+        index for sample in samples for maps in (sample.truth_hw, sample.mask_hw) for index in np.unique(maps).tolist()
+    }
+    return [info for index, info in enumerate(classes.classes) if index in seen]
 
 
 def _share(value: float) -> str:
-    """A score in percent: 61.3; a dash where there is none."""
+    """Format a score as percent without sign: 61.3; a dash for NaN."""
     return "–" if np.isnan(value) else f"{value * 100:.1f}"

@@ -1,7 +1,7 @@
-"""Images of a run to look at: read again from the source, with their labels, beside the masks that are committed.
+"""Samples for the report: images and labels read again from the source, with their committed masks.
 
-In: an evaluation and keys. Out: samples, in the order of the plan. What cannot be read any more is left out: a page
-with a picture less is better than none.
+In: an evaluation and keys. Out: samples, in the order of the plan. Images that cannot be read any more are left out,
+so that the report is written all the same.
 """
 
 from collections.abc import Iterator, Set
@@ -17,25 +17,25 @@ from pipeline.score import answers
 from pipeline.source.plan import Plan, read_items
 
 
-def reread(found: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) -> Iterator[Sample]:
-    """The images of some keys. Only their shards are read, and of a folder only their files."""
-    images = found.images
+def reread(evaluation: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) -> Iterator[Sample]:
+    """Reread images and labels of `keys` for the report. Reads only their shards, and in a folder only their files."""
+    images = evaluation.images
     shards = set(images["shard"][images["key"].isin(keys)])
-    masks = PartMasks(found.run_url)
+    masks = PartMasks(evaluation.run_url)
     others = frozenset(images["key"]) - keys
     for shard in planned.shards:
         if shard.id in shards:
             for item in read_items(shard, cfg.read, max_bytes=int(cfg.decode.max_mib * 2**20), skip=others):
-                if item.key in keys and (sample := _sample(item, masks, found, cfg)):
+                if item.key in keys and (sample := _sample(item, masks, evaluation, cfg)):
                     yield sample
 
 
-def _sample(item: Item, masks: PartMasks, found: Evaluation, cfg: EvaluateConfig) -> Sample | None:
+def _sample(item: Item, masks: PartMasks, evaluation: Evaluation, cfg: EvaluateConfig) -> Sample | None:
     if item.failure:
         return None
     try:
         image = decode_image(item.data, cfg.decode)
-        truth = answers.read_truth(item, cfg.judge, found.classes, height=image.height, width=image.width)
+        truth = answers.read_truth(item, cfg.judge, evaluation.classes, height=image.height, width=image.width)
         return Sample(item.key, image.pixels_hwc, truth, read_mask_png(masks(item.key)))
     except (InputError, LabelError):
         return None

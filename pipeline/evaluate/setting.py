@@ -1,4 +1,4 @@
-"""One setting of an evaluation after its run: scores, slices, drift, and the verdict of the gate.
+"""Scoring of one setting after its run: scores, slices, drift, and the verdict of the gate.
 
 In: the URL of a finished run and the config. Out: a `JudgedSetting`. Reads committed parts, the gates' file and the
 history; `record_in_history` appends to the history, nothing else is written.
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JudgedSetting:
-    """Everything measured of one setting."""
+    """Evaluation of one setting with scores, drift and verdict."""
 
     evaluation: Evaluation
     scores: dict[str, list[scoring.Score]]
-    """By answer."""
+    """Scores by answer."""
     drift: list[Drift]
-    """Empty when existing masks are scored."""
+    """Drift from the images of training; empty when existing masks are scored."""
     verdict: GateVerdict | None
     """None without gates and without a baseline."""
     rows_now: int
@@ -42,12 +42,12 @@ class JudgedSetting:
 def judge_setting(
     evaluated: Evaluation, cfg: EvaluateConfig, plan: Plan, *, rows_now: int, wall_s: float
 ) -> JudgedSetting:
-    """Score an evaluation by answer and by slice, measure drift, and apply the gates.
+    """Score an evaluation per answer and per slice, measure drift, and apply the gates.
 
     Args:
         evaluated: counts of a finished run.
-        cfg: rules, gates and baseline.
-        plan: of the source, for the slices by source.
+        cfg: score rules, gates and baseline.
+        plan: plan of the source, for slices by source.
         rows_now: see `JudgedSetting`.
         wall_s: see `JudgedSetting`.
     """
@@ -58,11 +58,11 @@ def judge_setting(
         answer.name: scoring.score_answer(answer, classes, evaluated.widths_px, cfg.score)
         for answer in evaluated.answers.values()
     }
-    moved = [] if cfg.masks else drift.measure_drift(evaluated.images, evaluated.training, classes.names)
-    return JudgedSetting(evaluated, scores, moved, gate_verdict(evaluated, cfg, moved), rows_now, wall_s)
+    drifts = [] if cfg.masks else drift.measure_drift(evaluated.images, evaluated.training, classes.names)
+    return JudgedSetting(evaluated, scores, drifts, gate_verdict(evaluated, cfg, drifts), rows_now, wall_s)
 
 
-def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, moved: Sequence[Drift]) -> GateVerdict | None:
+def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, drifts: Sequence[Drift]) -> GateVerdict | None:
     """Apply the gates; None when the config has neither gates nor a baseline."""
     if not (cfg.gates or cfg.baseline):
         return None
@@ -70,20 +70,24 @@ def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, moved: Sequence[Dri
     source = ", ".join(cfg.source)
     baseline = history.find_baseline(cfg.baseline, entries, evaluated, source=source) if cfg.baseline else None
     if cfg.baseline and not baseline:
-        log.warning("%s: no other evaluation of this source has passed, so there is no baseline yet", evaluated.name)
-    before = (
+        log.warning(
+            "%s: no baseline yet, since no earlier evaluation of this source has passed its gate", evaluated.name
+        )
+    baseline_evaluation = (
         evaluation.read_evaluation(baseline.run_url) if baseline and manifest.read_manifest(baseline.run_url) else None
     )
-    return gate.apply_gates(evaluated, gates_of(cfg), baseline=baseline, before=before, drift=moved)
+    return gate.apply_gates(
+        evaluated, gates_of(cfg), baseline=baseline, baseline_evaluation=baseline_evaluation, drift=drifts
+    )
 
 
 def gates_of(cfg: EvaluateConfig) -> Gates:
-    """Gates of the file `--gates`, or the default ones."""
+    """Gates of the file `--gates`, or the defaults."""
     return gate.load_gates(cfg.gates) if cfg.gates else Gates()
 
 
 def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: str, *, command: str) -> None:
-    """Append the evaluation and its verdict to the history at `url`; `command` is the one that made it."""
+    """Append the evaluation and its verdict to the history at `url`; `command` is its command line."""
     entries = history.history_entries(
         setting.evaluation,
         time=datetime.now(UTC),

@@ -1,7 +1,7 @@
-"""The page of a history: how scores, failures, cost and drift went from one evaluation to the next.
+"""HTML report of a history: mean IoU, IoU per class, failures, cost and drift over time.
 
-In: the entries of a history, oldest first. Out: one self-contained HTML file, or its plots for another page. Nothing is
-read or written here; text is escaped, whatever classes and checkpoints are called.
+In: entries of a history, oldest first. Out: one self-contained HTML file, or its plots for another page. Nothing is
+read or written here; names of classes and checkpoints are escaped.
 """
 
 from collections import defaultdict
@@ -22,119 +22,123 @@ from pipeline.records import Float64
 from pipeline.score.drift import MODERATE, QUANTITIES, SHIFTED
 
 MAX_TABLE_ROWS = 30
-"""Evaluations in the table at most, the newest."""
+"""Most evaluations in the table, newest first."""
 MAX_CLASS_ROWS = 40
-"""Classes in the plot at most: those that changed most."""
+"""Most classes in the plot: those whose IoU changed most."""
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSeries:
-    """Evaluations that can be compared: one setting on one source with one class map, oldest first."""
+    """Comparable evaluations: one setting, source and list of classes, oldest first."""
 
     source: str
     setting: str
     judged: list[HistoryEntry]
-    """The answers in the masks."""
+    """Entries of the answers stored as masks."""
     others: dict[str, list[HistoryEntry]]
-    """Further answers of the same evaluations, by name."""
+    """Entries of the other answers, by answer."""
 
     @property
     def newest(self) -> HistoryEntry:
-        """The entry that is last."""
+        """The newest entry."""
         return self.judged[-1]
 
 
 def render_trend(entries: Sequence[HistoryEntry]) -> str:
-    """Lay out a history, with at least one entry, as one HTML file."""
+    """Lay out a history of at least one entry as one HTML file."""
     return frame.load_template("evaluate/trend", signed=_signed).render(
-        series=[(one, trend_plots(one, name=f"trend-{at}")) for at, one in enumerate(group_series(entries))],
-        evaluations=sum(one.judged for one in entries),
+        series=[
+            (series, trend_plots(series, name=f"trend-{number}")) for number, series in enumerate(group_series(entries))
+        ],
+        evaluations=sum(entry.judged for entry in entries),
         listed=MAX_TABLE_ROWS,
         shown=MAX_CLASS_ROWS,
     )
 
 
 def group_series(entries: Iterable[HistoryEntry]) -> list[EvaluationSeries]:
-    """Cut a history into series, that with the newest evaluation first."""
-    found: dict[tuple[object, ...], list[HistoryEntry]] = defaultdict(list)
-    for one in entries:
-        found[one.source, one.setting, *one.classes].append(one)
-    series = [_series(some) for some in found.values() if any(one.judged for one in some)]
-    return sorted(series, key=lambda one: one.newest.time, reverse=True)
+    """Group entries into series, the one with the newest evaluation first."""
+    groups: dict[tuple[object, ...], list[HistoryEntry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.source, entry.setting, *entry.classes].append(entry)
+    series = [_series(group) for group in groups.values() if any(entry.judged for entry in group)]
+    return sorted(series, key=lambda group: group.newest.time, reverse=True)
 
 
 def _series(entries: Sequence[HistoryEntry]) -> EvaluationSeries:
     others: dict[str, list[HistoryEntry]] = defaultdict(list)
-    for one in entries:
-        if not one.judged:
-            others[one.answer].append(one)
-    return EvaluationSeries(entries[0].source, entries[0].setting, [one for one in entries if one.judged], dict(others))
+    for entry in entries:
+        if not entry.judged:
+            others[entry.answer].append(entry)
+    return EvaluationSeries(
+        entries[0].source, entries[0].setting, [entry for entry in entries if entry.judged], dict(others)
+    )
 
 
 def trend_plots(series: EvaluationSeries, *, name: str) -> list[Markup]:
-    """Mean IoU with its interval, classes, failures, cost and drift over time; `name` tells their ids apart."""
+    """Plots over time: mean IoU, failures, cost, drift if known, IoU per class; `name` makes their ids unique."""
     with mpl.rc_context(plots.STYLE):
-        drawn = [_metric(series, name), _failed(series, name), _cost(series, name)]
-        drawn += [_drift(series, name)] if _has_drift(series) else []
-        return [*drawn, _classes(series, name)]
+        svgs = [_miou_plot(series, name), _failure_plot(series, name), _cost_plot(series, name)]
+        svgs += [_drift_plot(series, name)] if _has_drift(series) else []
+        return [*svgs, _class_plot(series, name)]
 
 
 # ---------------------------------------------------------------- plots
 
 
-def _metric(series: EvaluationSeries, name: str) -> Markup:
-    """Of every answer; of the one in the masks with its interval and a cross where the gate failed."""
+def _miou_plot(series: EvaluationSeries, name: str) -> Markup:
+    """Mean IoU of every answer; of the answer stored as masks with its interval, and a cross at each failed gate."""
     figure, axes = plots.new_figure()
     for line, (answer, entries) in zip(LINE_STYLES[1:], series.others.items(), strict=False):
-        axes.plot(_times(entries), _metrics(entries)[:, 0], line, color=SOFT, lw=1.2, label=answer)
-    value, low, high = _metrics(series.judged).T
+        axes.plot(_times(entries), _miou_intervals(entries)[:, 0], line, color=SOFT, lw=1.2, label=answer)
+    value, low, high = _miou_intervals(series.judged).T
     axes.fill_between(_times(series.judged), low, high, color=ACCENT, alpha=0.18, lw=0)
     axes.plot(_times(series.judged), value, color=ACCENT, lw=1.8, marker="o", ms=3.5, label=series.newest.answer)
-    failed = [one.verdict == "failed" for one in series.judged]
+    failed = [entry.verdict == "failed" for entry in series.judged]
     if any(failed):
         axes.plot(_times(series.judged)[failed], value[failed], "X", color=ALARM, ms=7, ls="none", label="gate failed")
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1)
     axes.set(ylabel="mean IoU, %")
-    return _over_time(figure, axes, f"{name}-metric", "mean IoU over time with its 95 % interval")
+    return _finish_plot(figure, axes, f"{name}-metric", "mean IoU over time with its 95 % interval")
 
 
-def _failed(series: EvaluationSeries, name: str) -> Markup:
+def _failure_plot(series: EvaluationSeries, name: str) -> Markup:
     figure, axes = plots.new_figure()
-    shares = [100 * one.failed / max(one.images + one.failed, 1) for one in series.judged]
+    shares = [100 * entry.failed / max(entry.images + entry.failed, 1) for entry in series.judged]
     axes.plot(_times(series.judged), shares, color=ALARM, lw=1.6, marker="o", ms=3.5)
     axes.set(ylabel="images without a score, %", ylim=(0, max(1.0, *shares) * 1.08))
-    return _over_time(figure, axes, f"{name}-failed", "share of images without a score over time")
+    return _finish_plot(figure, axes, f"{name}-failed", "share of images without a score over time")
 
 
-def _cost(series: EvaluationSeries, name: str) -> Markup:
+def _cost_plot(series: EvaluationSeries, name: str) -> Markup:
     figure, axes = plots.new_figure()
-    each = [one.seconds / max(one.images + one.failed, 1) for one in series.judged]
-    axes.plot(_times(series.judged), each, color=ACCENT, lw=1.6, marker="o", ms=3.5)
-    axes.set(ylabel="work per image, seconds", ylim=(0, max(each) * 1.08 or 1.0))
-    return _over_time(figure, axes, f"{name}-cost", "work of all workers per image over time")
+    seconds = [entry.seconds / max(entry.images + entry.failed, 1) for entry in series.judged]
+    axes.plot(_times(series.judged), seconds, color=ACCENT, lw=1.6, marker="o", ms=3.5)
+    axes.set(ylabel="work per image, seconds", ylim=(0, max(seconds) * 1.08 or 1.0))
+    return _finish_plot(figure, axes, f"{name}-cost", "work of all workers per image over time")
 
 
-def _drift(series: EvaluationSeries, name: str) -> Markup:
+def _drift_plot(series: EvaluationSeries, name: str) -> Markup:
     figure, axes = plots.new_figure()
     for line, quantity in zip(LINE_STYLES, QUANTITIES, strict=True):
-        values = [one.drift[quantity] for one in series.judged]
+        values = [entry.drift[quantity] for entry in series.judged]
         label = quantity.replace("_", " ")
         axes.plot(_times(series.judged), values, line, color=ACCENT, lw=1.5, marker="o", ms=3, label=label)
     for bound, colour in ((MODERATE, SOFT), (SHIFTED, ALARM)):
         axes.axhline(bound, color=colour, lw=1, alpha=0.7)
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1)
     axes.set(ylabel="population stability index", ylim=(0, None))
-    return _over_time(figure, axes, f"{name}-drift", "distance from the images of training over time")
+    return _finish_plot(figure, axes, f"{name}-drift", "drift from the images of training over time")
 
 
 def _has_drift(series: EvaluationSeries) -> bool:
-    return any(not np.isnan(value) for one in series.judged for value in one.drift.values())
+    return any(not np.isnan(value) for entry in series.judged for value in entry.drift.values())
 
 
-def _classes(series: EvaluationSeries, name: str) -> Markup:
-    """IoU of each class, one strip below the other, each from 0 to 100 %; what it is now on the right."""
-    iou = np.array([[100 * one.value for one in entry.iou] for entry in series.judged])
+def _class_plot(series: EvaluationSeries, name: str) -> Markup:
+    """IoU of each class, one strip of 0 to 100 % each; the newest value on the right."""
+    iou = np.array([[100 * interval.value for interval in entry.iou] for entry in series.judged])
     chosen = _most_changed(iou)
     figure, axes = plots.new_figure(height=0.9 + 0.34 * len(chosen))
     for row, index in enumerate(chosen):
@@ -151,17 +155,17 @@ def _classes(series: EvaluationSeries, name: str) -> Markup:
             fontsize=8,
             va="center",
         )
-    axes.set_yticks(np.arange(len(chosen)) - 0.25, [_short(series.newest.classes[index]) for index in chosen])
+    axes.set_yticks(np.arange(len(chosen)) - 0.25, [_shorten(series.newest.classes[index]) for index in chosen])
     axes.set_ylim(len(chosen) - 0.8, -1)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    return _over_time(
+    return _finish_plot(
         figure, axes, f"{name}-classes", "IoU of each class over time; percent of the newest on the right"
     )
 
 
 def _most_changed(iou_tk: Float64) -> list[int]:
-    """Classes to show, in the order of their ids: all, or those between whose evaluations lies most."""
+    """Ids of the classes with the largest range of IoU over (T, K), at most `MAX_CLASS_ROWS`, ascending."""
     highest, lowest = (edge(iou_tk, axis=0, initial=bad, where=~np.isnan(iou_tk)) for edge, bad in _EDGES)
     return sorted(np.argsort(lowest - highest, kind="stable")[:MAX_CLASS_ROWS].tolist())
 
@@ -169,7 +173,7 @@ def _most_changed(iou_tk: Float64) -> list[int]:
 _EDGES = ((np.max, -np.inf), (np.min, np.inf))
 
 
-def _over_time(figure: Figure, axes: Axes, name: str, title: str) -> Markup:
+def _finish_plot(figure: Figure, axes: Axes, name: str, title: str) -> Markup:
     locator = AutoDateLocator(minticks=2, maxticks=6)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
@@ -178,22 +182,22 @@ def _over_time(figure: Figure, axes: Axes, name: str, title: str) -> Markup:
 
 
 def _times(entries: Sequence[HistoryEntry]) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:
-    return np.array([one.time.replace(tzinfo=None) for one in entries], "datetime64[us]")
+    return np.array([entry.time.replace(tzinfo=None) for entry in entries], "datetime64[us]")
 
 
-def _metrics(entries: Sequence[HistoryEntry]) -> Float64:
+def _miou_intervals(entries: Sequence[HistoryEntry]) -> Float64:
     """(T, 3) mean IoU and its interval, percent."""
-    found = [one.metrics["mean_iou"] for one in entries]
-    return 100 * np.array([[one.value, one.low, one.high] for one in found])
+    intervals = [entry.metrics["mean_iou"] for entry in entries]
+    return 100 * np.array([[interval.value, interval.low, interval.high] for interval in intervals])
 
 
 # ---------------------------------------------------------------- words
 
 
-def _short(label: str) -> str:
+def _shorten(label: str) -> str:
     return label if len(label) <= 22 else f"{label[:21]}…"
 
 
 def _signed(share: float) -> str:
-    """Percentage points with their sign; a dash for none."""
+    """Format percentage points with sign; a dash for NaN."""
     return "–" if np.isnan(share) else f"{share * 100:+.2f}".replace("-", "\u2212")

@@ -48,14 +48,14 @@ def new_figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes
     return figure, figure.add_subplot()
 
 
-def figure_svg(drawn: Figure, name: str, title: str) -> Markup:
+def figure_svg(figure: Figure, name: str, title: str) -> Markup:
     """A plot as an element of the page, in the page's colours; ids are its own, since all share one document."""
-    for axes in drawn.axes:
+    for axes in figure.axes:
         axes.set_axisbelow(True)
     out = StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        drawn.savefig(out, format="svg", transparent=True, metadata=metadata)
+        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     for colour, variable in zip(COLOURS, VARIABLES, strict=True):
@@ -71,17 +71,17 @@ def forest_plot(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, 
 
     `name` and `title` as for `svg`.
     """
-    drawn, axes = new_figure(height=0.75 + 0.24 * max(len(rows), 1))
-    for at, (_, gain) in enumerate(rows):
+    figure, axes = new_figure(height=0.75 + 0.24 * max(len(rows), 1))
+    for row, (_, gain) in enumerate(rows):
         colour = ACCENT if gain.low > 0 else ALARM if gain.high < 0 else SOFT
-        axes.plot([gain.low * 100, gain.high * 100], [at, at], color=colour, lw=2.2, solid_capstyle="round")
-        axes.plot([gain.value * 100], [at], "o", color=colour, ms=5)
+        axes.plot([gain.low * 100, gain.high * 100], [row, row], color=colour, lw=2.2, solid_capstyle="round")
+        axes.plot([gain.value * 100], [row], "o", color=colour, ms=5)
     axes.axvline(0, color=INK, lw=1)
     axes.set_yticks(range(len(rows)), [shorten_label(label) for label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=f"points of IoU more than {than}")
-    return figure_svg(drawn, name, title)
+    return figure_svg(figure, name, title)
 
 
 def shorten_label(label: str, letters: int = 26) -> str:

@@ -40,11 +40,11 @@ class PredictionCard:
 def prediction_cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[PredictionCard]:
     """Cards whose data URIs take at most `budget` bytes: with smaller pictures rather than fewer, if need be."""
     for longer_px in PICTURE_SIDES_PX:
-        made = [_card(one, classes, longer_px) for one in samples]
-        ends = np.cumsum([sum(map(len, card.views.values())) for card in made])
-        if not made or ends[-1] <= budget:
-            return made
-    return made[: int(np.searchsorted(ends, budget, side="right"))]
+        shown = [_card(sample, classes, longer_px) for sample in samples]
+        ends = np.cumsum([sum(map(len, card.views.values())) for card in shown])
+        if not shown or ends[-1] <= budget:
+            return shown
+    return shown[: int(np.searchsorted(ends, budget, side="right"))]
 
 
 def _card(sample: Sample, classes: ClassMap, longer_px: int) -> PredictionCard:

@@ -82,9 +82,9 @@ class RemoteLedger:
 class ShardSource(Datasource):
     """Reads shards that are not done, and of those only the keys that are not committed."""
 
-    def __init__(self, job: Job, owed: Sequence[PendingShard], ledger: RemoteLedger) -> None:
+    def __init__(self, job: Job, pending: Sequence[PendingShard], ledger: RemoteLedger) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.job, self.owed, self.ledger = job, owed, ledger
+        self.job, self.owed, self.ledger = job, pending, ledger
 
     def get_name(self) -> str:
         """Shown in Ray's plan and dashboard."""
@@ -101,10 +101,10 @@ class ShardSource(Datasource):
         count = min(len(self.owed), MAX_READ_TASKS)
         return [self._task(self.owed[index::count]) for index in range(count)]
 
-    def _task(self, owed: Sequence[PendingShard]) -> ReadTask:
-        size = sum(todo.shard.size for todo in owed)
+    def _task(self, pending: Sequence[PendingShard]) -> ReadTask:
+        size = sum(todo.shard.size for todo in pending)
         metadata = BlockMetadata(num_rows=None, size_bytes=size, exec_stats=None, input_files=None)
-        return ReadTask(partial(read_shards, self.job, owed, self.ledger), metadata)
+        return ReadTask(partial(read_shards, self.job, pending, self.ledger), metadata)
 
 
 class PartSink(Datasink[None]):
@@ -130,16 +130,18 @@ class PartSink(Datasink[None]):
         self.ledger.commit(len(table), dict(failed), perf_counter() - started)
 
 
-def build_dataset(job: Job, owed: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+def build_dataset(
+    job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger
+) -> ray.data.Dataset:
     """The whole pipeline up to the rows, not yet started; what is left is to write it to a `PartSink`.
 
     Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
     """
     items: ray.data.Dataset = ray.data.read_datasource(
-        ShardSource(job, owed, ledger),
+        ShardSource(job, pending, ledger),
         num_cpus=READ_CPUS,
-        compute=TaskPoolStrategy(min(len(owed), 2 * workers.infer)),
-        override_num_blocks=min(len(owed), MAX_READ_TASKS),
+        compute=TaskPoolStrategy(min(len(pending), 2 * workers.infer)),
+        override_num_blocks=min(len(pending), MAX_READ_TASKS),
         ray_remote_args={"max_retries": TASK_RETRIES},
     )
     return _scored(items, job, workers, ledger) if job.masks else _segmented(items, job, workers, ledger)
@@ -186,10 +188,10 @@ def _scored(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteL
     return rows
 
 
-def run_flow(job: Job, owed: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> None:
+def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> None:
     """Segment what is owed and commit it. Returns when every row is in a part."""
     with _settings(job.cfg.runtime.block_mib):
-        dataset = build_dataset(job, owed, workers, ledger)
+        dataset = build_dataset(job, pending, workers, ledger)
         dataset.set_name("segment")
         dataset.write_datasink(
             PartSink(job, ledger), ray_remote_args={"num_cpus": WRITE_CPUS, "max_retries": TASK_RETRIES}

@@ -136,8 +136,8 @@ def pending_shards(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Pend
     partial = {shard.id for shard in open_shards if rows[shard.id]}
     known = _committed_keys(run_url, parts, partial | orphans) if partial or orphans else {}
     by_key = {key: etag for shard_id in orphans for key, etag in known.get(shard_id, {}).items()}
-    owed = [PendingShard(shard, _skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
-    return [one for one in owed if one.shard.rows is None or len(one.skip) < one.shard.rows]
+    pending = [PendingShard(shard, _skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
+    return [shard for shard in pending if shard.shard.rows is None or len(shard.skip) < shard.shard.rows]
 
 
 def _skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -> frozenset[str]:
@@ -153,12 +153,12 @@ def _skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -> frozen
 def _committed_keys(run_url: str, parts: Sequence[Part], shard_ids: set[str]) -> dict[str, dict[str, str]]:
     """Keys and etags of the committed rows of some shards; opens only the parts that hold them."""
     names = [part.name for part in parts if not shard_ids.isdisjoint(part.shards)]
-    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    etags: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for table in _each(lambda name: sink.read_columns(run_url, name, ["key", "shard", "source_etag"]), names):
         for key, shard_id, etag in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
             if shard_id in shard_ids:
-                found[shard_id][key] = etag
-    return found
+                etags[shard_id][key] = etag
+    return etags
 
 
 def remove_duplicates(run_url: str) -> int:
@@ -204,8 +204,8 @@ def _hashes(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
 
 
 def _rows_at(table: pa.Table, where: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[str, str]]:
-    some = table.filter(pa.array(where))
-    return list(zip(some["key"].to_pylist(), some["status"].to_pylist(), strict=True))
+    selected = table.filter(pa.array(where))
+    return list(zip(selected["key"].to_pylist(), selected["status"].to_pylist(), strict=True))
 
 
 def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
@@ -215,11 +215,11 @@ def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, 
         JobError: when a key was met twice in the source and `on_duplicate` is `fail`, or rows are missing.
     """
     removed = remove_duplicates(run_url)
-    owed = pending_shards(run_url, plan, read_footers(run_url))
-    if owed:
+    pending = pending_shards(run_url, plan, read_footers(run_url))
+    if pending:
         hint = "run the same command again"
         raise JobError(
-            f"{len(owed)} of {len(plan.shards)} shards are not complete, first {owed[0].shard.uri}", hint=hint
+            f"{len(pending)} of {len(plan.shards)} shards are not complete, first {pending[0].shard.uri}", hint=hint
         )
     manifest = summarise_run(run_url, classes, fingerprint=fingerprint, shards=len(plan.shards))
     manifest.duplicates_removed = removed
@@ -277,22 +277,22 @@ def read_parts(run_url: str, names: Iterable[str], columns: list[str]) -> Iterat
 def read_failures(run_url: str) -> list[tuple[str, str, str]]:
     """(key, error code, detail) of every failed row, sorted by key."""
     columns = ["key", "status", "error_code", "error_detail"]
-    found = []
+    failed = []
     for table in _each(lambda name: sink.read_columns(run_url, name, columns), sink.list_parts(run_url)):
         frame = table.to_pandas()
         bad = frame[frame["status"] == "failed"]
-        found += list(zip(bad["key"], bad["error_code"], bad["error_detail"], strict=True))
-    return sorted(found)
+        failed += list(zip(bad["key"], bad["error_code"], bad["error_detail"], strict=True))
+    return sorted(failed)
 
 
 def read_previews(run_url: str, *, limit: int) -> list[Row]:
     """Up to `limit` rows that carry previews, sorted by key."""
-    found: list[Row] = []
+    previews: list[Row] = []
     for rows in _each(lambda name: _previews_of(run_url, name), sink.list_parts(run_url)):
-        found += rows
-        if len(found) >= limit:
+        previews += rows
+        if len(previews) >= limit:
             break
-    return sorted(found[:limit], key=lambda row: row.key)
+    return sorted(previews[:limit], key=lambda row: row.key)
 
 
 def _previews_of(run_url: str, name: str) -> list[Row]:

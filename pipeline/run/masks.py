@@ -78,7 +78,7 @@ def digest_masks(url: str) -> str:
     """
     try:
         files = sorted(
-            (one.path, one.etag) for one in objects.list_files(url) if one.path.endswith((".parquet", ".png"))
+            (file.path, file.etag) for file in objects.list_files(url) if file.path.endswith((".parquet", ".png"))
         )
     except NothingThere as error:
         raise ConfigError(f"{redact(url)} is not there", hint="give --masks the URL of a run or of a folder") from error

@@ -115,7 +115,7 @@ def read_columns(run_url: str, name: str, columns: list[str]) -> pa.Table:
 def list_parts(run_url: str) -> list[str]:
     """Names of the committed parts, sorted; empty when nothing is committed yet."""
     try:
-        names = [found.path for found in objects.list_files(parts_url(run_url))]
+        names = [file.path for file in objects.list_files(parts_url(run_url))]
     except NothingThere:
         return []
     return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))

@@ -145,8 +145,8 @@ def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[ClassSh
     """Share of each class that has a pixel at all, largest first."""
     total = sum(class_pixels) or 1
     shares = [
-        ClassShare(one.name, one.colour, pixels, pixels / total)
-        for one, pixels in zip(classes.classes, class_pixels, strict=False)
+        ClassShare(info.name, info.colour, pixels, pixels / total)
+        for info, pixels in zip(classes.classes, class_pixels, strict=False)
         if pixels
     ]
     return sorted(shares, key=lambda share: -share.pixels)
@@ -155,8 +155,8 @@ def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[ClassSh
 def confidence_ramp() -> UInt8:
     """Colours of confidence 0/255 to 255/255: (256, 3) RGB, dark where unsure, pale where sure."""
     anchors = np.array(RAMP_ANCHORS, np.float64)
-    at = np.linspace(0, len(anchors) - 1, 256)
-    channels = [np.interp(at, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
+    positions = np.linspace(0, len(anchors) - 1, 256)
+    channels = [np.interp(positions, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
@@ -180,7 +180,7 @@ def overlays_png(previews: Sequence[Row], classes: ClassMap) -> bytes:
 def _legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> list[ClassInfo]:
     """Classes with a pixel in any of the counts, in the order of their ids; all of them when none has."""
     seen = {index for pixels in counts for index, number in enumerate(pixels) if number}
-    return [one for index, one in enumerate(classes.classes) if index in seen or not seen]
+    return [info for index, info in enumerate(classes.classes) if index in seen or not seen]
 
 
 def _pictures(row: Row, classes: ClassMap) -> list[Image.Image]:
@@ -228,7 +228,12 @@ def failures_by_code(
 ) -> list[tuple[str, int, str, list[tuple[str, str]]]]:
     """(code, count, meaning, up to three (key, detail)) per code, most frequent first."""
     return [
-        (code, count, ERROR_CODES.get(code, ""), [(key, detail) for key, its, detail in failures if its == code][:3])
+        (
+            code,
+            count,
+            ERROR_CODES.get(code, ""),
+            [(key, detail) for key, failure_code, detail in failures if failure_code == code][:3],
+        )
         for code, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     ]
 
@@ -267,15 +272,15 @@ def _sheet_note(text: str) -> Image.Image:
 
 def _sheet_line(row: Row, classes: ClassMap) -> Image.Image:
     """One item: its four views side by side, its key and largest classes below."""
-    fitted = [ImageOps.contain(one.convert("RGB"), (CELL_PX, CELL_PX)) for one in _pictures(row, classes)]
+    fitted = [ImageOps.contain(picture.convert("RGB"), (CELL_PX, CELL_PX)) for picture in _pictures(row, classes)]
     tall = fitted[0].height
     strip, draw = _strip(tall + 48)
     for column, picture in enumerate(fitted):
         strip.paste(picture, (_left(column) + (CELL_PX - picture.width) // 2, 0))
     top = [f"{share.name} {share.share:.0%}" for share in class_shares(row.class_pixels or [], classes)[:3]]
-    said = "   ".join([*top, f"confidence {row.confidence or 0.0:.2f}"])
-    draw.text((SHEET_PX - MARGIN_PX, tall + 8), said, FAINT, _font(14), anchor="ra")
-    room = SHEET_PX - 2 * MARGIN_PX - 2 * GAP_PX - _font(14).getlength(said)
+    caption = "   ".join([*top, f"confidence {row.confidence or 0.0:.2f}"])
+    draw.text((SHEET_PX - MARGIN_PX, tall + 8), caption, FAINT, _font(14), anchor="ra")
+    room = SHEET_PX - 2 * MARGIN_PX - 2 * GAP_PX - _font(14).getlength(caption)
     draw.text((MARGIN_PX, tall + 8), _shortened(row.key, room), INK, _font(14))
     return strip
 
@@ -292,12 +297,12 @@ def _shortened(key: str, room_px: float) -> str:
 def _sheet_legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> Image.Image:
     """Swatches and names of the classes drawn, wrapped, then the stripes of no class and the ramp of confidence."""
     legend = _legend(counts, classes)
-    names = [*(one.name for one in legend), "no class", "confidence 0 to 1"]
-    swatches = [Image.new("RGB", (18, 18), one.colour) for one in legend]
+    names = [*(info.name for info in legend), "no class", "confidence 0 to 1"]
+    swatches = [Image.new("RGB", (18, 18), info.colour) for info in legend]
     swatches.append(Image.fromarray(paint(np.full((18, 18), classes.ignore_id, np.uint8), classes)))
     swatches.append(Image.fromarray(np.repeat(confidence_ramp()[None, ::4], 18, axis=0)))
     places, height = _wrapped(
-        [_font(14).getlength(name) + one.width for name, one in zip(names, swatches, strict=True)]
+        [_font(14).getlength(name) + swatch.width for name, swatch in zip(names, swatches, strict=True)]
     )
     strip, draw = _strip(height)
     for name, swatch, (left, top) in zip(names, swatches, places, strict=True):

@@ -111,11 +111,11 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)
 
 
-def read_shards(job: Job, owed: Sequence[PendingShard], ledger: LedgerClient) -> Iterator[pa.Table]:
+def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient) -> Iterator[pa.Table]:
     """Tables of `ITEM_SCHEMA`, each about one block."""
     held: list[Item] = []
     size = 0
-    for todo in owed:
+    for todo in pending:
         for item in read_items(todo.shard, job.cfg.read, max_bytes=job.max_bytes, skip=todo.skip):
             held.append(item)
             size += len(item.data)
@@ -154,7 +154,7 @@ class InferStage:
             items_from_table(table),
             key=lambda item: item.key,
             work=self._segment,
-            seconds=lambda one: one.seconds_decode + one.seconds_infer,
+            seconds=lambda scored: scored.seconds_decode + scored.seconds_infer,
             condemn=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
         )
         return _sent(self.ledger, "infer", scored_to_table(scored))
@@ -232,7 +232,7 @@ class RefineStage:
             key=lambda scored: scored.item.key,
             work=lambda batch: [self._row(scored) for scored in batch],
             seconds=lambda row: row.seconds_refine + row.seconds_encode,
-            condemn=lambda one: self.job.failed(one.item, Failure("refine_crashed", "killed its refiner twice")),
+            condemn=lambda scored: self.job.failed(scored.item, Failure("refine_crashed", "killed its refiner twice")),
         )
         return _sent(self.ledger, "refine", rows_to_table(rows))
 

@@ -32,9 +32,9 @@ def run_problems(run_url: str) -> Iterator[str]:
                 yield f"{name}: key {key!r} is also in {seen[key]}"
             seen[key] = name
     yield from _manifest_problems(run_url, rows=len(seen), parts=names)
-    for found in objects.list_files(run_url):
-        if found.path.rpartition("/")[2].startswith(".tmp-"):
-            yield f"{found.path}: left behind by a writer that died (--clean removes it)"
+    for file in objects.list_files(run_url):
+        if file.path.rpartition("/")[2].startswith(".tmp-"):
+            yield f"{file.path}: left behind by a writer that died (--clean removes it)"
 
 
 def _part_problems(name: str, table: pa.Table) -> Iterator[str]:

@@ -62,12 +62,12 @@ class Resources:
 
 def cluster_nodes(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) -> tuple[Resources, ...]:
     """What Ray says each node has now; or as one, since nobody knows its nodes, what the cluster is to scale up to."""
-    found = tuple(
+    available = tuple(
         Resources(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0) / GIB) for node in nodes if node
     )
     if runtime.expect_cpus is None and runtime.expect_gpus is None:
-        return found
-    now = sum(found, start=Resources(0, 0, 0))
+        return available
+    now = sum(available, start=Resources(0, 0, 0))
     cpus = now.cpus if runtime.expect_cpus is None else runtime.expect_cpus
     memory_gib = max(now.memory_gib, (runtime.expect_cpus or 0) * GIB_PER_EXPECTED_CPU)
     return (Resources(cpus, now.gpus if runtime.expect_gpus is None else runtime.expect_gpus, memory_gib),)

@@ -116,35 +116,35 @@ class ChunkCounts:
 
 def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[LabelledChunk, ChunkProblems]:
     """Fetch the images of a shard that have a label, and the labels; check every label against its image."""
-    found = ChunkProblems()
+    problems = ChunkProblems()
     without = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
-    found.left_out += [(key, "no label") for key in sorted(without)]
+    problems.left_out += [(key, "no label") for key in sorted(without)]
     items = list(read_items(shard, job.cfg.read, max_bytes=job.max_bytes, skip=without))
     kept: list[Item] = []
     pngs: dict[str, bytes] = {}
     with ThreadPoolExecutor(LABELS_AHEAD, thread_name_prefix="labels") as pool:
         urls = [label_urls[item.key] for item in items]
         for item, png in zip(items, pool.map(objects.read_bytes, urls), strict=True):
-            if _is_usable(item, png, label_urls[item.key], job, found):
+            if _is_usable(item, png, label_urls[item.key], job, problems):
                 kept.append(item)
                 pngs[item.key] = png
-    found.images = len(kept)
-    return LabelledChunk(items_to_table(kept), pngs), found
+    problems.images = len(kept)
+    return LabelledChunk(items_to_table(kept), pngs), problems
 
 
-def _is_usable(item: Item, png: bytes, url: str, job: Job, found: ChunkProblems) -> bool:
+def _is_usable(item: Item, png: bytes, url: str, job: Job, problems: ChunkProblems) -> bool:
     """Whether image and label can be read and fit each other; if not, `found` says why."""
     if item.failure:
-        found.left_out.append((item.key, item.failure.code))
+        problems.left_out.append((item.key, item.failure.code))
         return False
     try:
         image = decode_image(item.data, job.cfg.decode)
         labels.decode_label(png, job.classes, name=url, height=image.height, width=image.width)
     except InputError as error:
-        found.left_out.append((item.key, read_failure(error).code))
+        problems.left_out.append((item.key, read_failure(error).code))
         return False
     except LabelError as error:
-        found.faults.append(str(error))
+        problems.faults.append(str(error))
         return False
     return True
 
@@ -169,25 +169,25 @@ def judge_chunk(
     shape = len(classes), len(classes) + 1
     refiner = Refiner(refine, classes)
     all_counts: list[Int64] = []
-    told = ChunkCounts(
+    counts = ChunkCounts(
         [], np.zeros((0, *shape), np.int64), np.zeros((len(widths_px), *shape), np.int64), [], Counter(), 0
     )
     for scored in scored_from_table(chunk.scored):
         key = scored.item.key
         if scored.item.failure:
-            told.left_out.append((key, scored.item.failure.code))
+            counts.left_out.append((key, scored.item.failure.code))
             continue
         image = decode_image(scored.item.data, cfg)
         truth = labels.decode_label(chunk.labels[key], classes, name=key, height=image.height, width=image.width)
-        judged = refine_and_count(scored, image, truth, refiner, widths_px=widths_px)
-        told.keys.append(key)
-        all_counts.append(judged.counts_kk)
-        told.bands_bkk += judged.bands_bkk
-        if judged.note:
-            told.notes[judged.note.partition(":")[0]] += 1
-    told.counts_nkk = np.array(all_counts, np.int64).reshape(-1, *shape)
-    told.seconds = process_time() - started
-    return told
+        image_counts = refine_and_count(scored, image, truth, refiner, widths_px=widths_px)
+        counts.keys.append(key)
+        all_counts.append(image_counts.counts_kk)
+        counts.bands_bkk += image_counts.bands_bkk
+        if image_counts.note:
+            counts.notes[image_counts.note.partition(":")[0]] += 1
+    counts.counts_nkk = np.array(all_counts, np.int64).reshape(-1, *shape)
+    counts.seconds = process_time() - started
+    return counts
 
 
 # ---------------------------------------------------------------- what comes out
@@ -208,14 +208,14 @@ class CandidateResult:
     bands_bkk: Int64 | None = None
     """As in `Judgement`; None where the bands were not looked at."""
 
-    def add(self, judged: ChunkCounts, fold_n: npt.NDArray[np.intp]) -> None:
+    def add(self, counts: ChunkCounts, fold_n: npt.NDArray[np.intp]) -> None:
         """Count a chunk, whose images are in these folds."""
-        np.add.at(self.counts_fkk, fold_n, judged.counts_nkk)
-        self.images += len(judged.keys)
-        self.seconds += judged.seconds
-        self.notes += judged.notes
-        if len(judged.bands_bkk):
-            self.bands_bkk = judged.bands_bkk + (0 if self.bands_bkk is None else self.bands_bkk)
+        np.add.at(self.counts_fkk, fold_n, counts.counts_nkk)
+        self.images += len(counts.keys)
+        self.seconds += counts.seconds
+        self.notes += counts.notes
+        if len(counts.bands_bkk):
+            self.bands_bkk = counts.bands_bkk + (0 if self.bands_bkk is None else self.bands_bkk)
 
     @property
     def scores(self) -> Scores:
@@ -278,14 +278,14 @@ class SearchOutcome:
 
 def results_per_fold(results: Sequence[CandidateResult]) -> list[CandidateResult]:
     """The result each fold is judged by: the best CRF on the other folds."""
-    crfs = [one for one in results if one.candidate.params]
-    return [crfs[index] for index in best_index_per_fold(np.stack([one.counts_fkk for one in crfs]))]
+    crfs = [result for result in results if result.candidate.params]
+    return [crfs[index] for index in best_index_per_fold(np.stack([result.counts_fkk for result in crfs]))]
 
 
 def best_result(results: Sequence[CandidateResult]) -> CandidateResult:
     """The CRF with the highest mean IoU."""
-    crfs = [one for one in results if one.candidate.params]
-    return crfs[best_index(np.stack([one.counts_fkk.sum(axis=0) for one in crfs]))]
+    crfs = [result for result in results if result.candidate.params]
+    return crfs[best_index(np.stack([result.counts_fkk.sum(axis=0) for result in crfs]))]
 
 
 def conclude_search(
@@ -309,26 +309,26 @@ def conclude_search(
     """
     none_nkk, won = counts_of(results[0]), best_result(results)
     best_nkk = counts_of(won)
-    fair = np.stack([counts_of(one) for one in results_per_fold(results)])
+    fair = np.stack([counts_of(result) for result in results_per_fold(results)])
     fair_nkk = fair[fold_of_each_image(len(none_nkk)), np.arange(len(none_nkk))]
 
-    def contender(one: CandidateResult) -> ComparedCandidate:
+    def contender(result: CandidateResult) -> ComparedCandidate:
         against = None
-        if one.candidate.params:
+        if result.candidate.params:
             against = bootstrap(
-                counts_of(one), lambda scores: scores.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed
+                counts_of(result), lambda scores: scores.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed
             )
-        ious = Scores(one.bands_bkk).mean_iou if one.bands_bkk is not None else ()
-        return ComparedCandidate(one, against, tuple(map(float, ious)))
+        ious = Scores(result.bands_bkk).mean_iou if result.bands_bkk is not None else ()
+        return ComparedCandidate(result, against, tuple(map(float, ious)))
 
-    presets = [one for one in results[1:] if one.candidate.stage == 0 and one is not won]
-    presets.sort(key=lambda one: -one.mean_iou)
+    presets = [result for result in results[1:] if result.candidate.stage == 0 and result is not won]
+    presets.sort(key=lambda result: -result.mean_iou)
     gains = bootstrap_each(best_nkk, lambda scores: scores.iou, against_nkk=none_nkk, samples=samples, seed=seed)
     ious = zip(classes.names, results[0].scores.iou, won.scores.iou, gains, strict=True)
     return SearchOutcome(
         results=results,
         best=won,
-        contenders=[contender(one) for one in (results[0], won, *presets)],
+        contenders=[contender(result) for result in (results[0], won, *presets)],
         class_gains=[ClassGain(name, float(before), float(after), gain) for name, before, after, gain in ious],
         verdict=recommend(best_nkk, fair_nkk, none_nkk, samples=samples, seed=seed),
         widths_px=widths_px,
@@ -337,26 +337,26 @@ def conclude_search(
 
 def results_table(outcome: SearchOutcome) -> pa.Table:
     """One row per candidate, in the order of trying; intervals where the candidate was in the final comparison."""
-    gains = {one.name: one.gain for one in outcome.contenders}
+    gains = {contender.name: contender.gain for contender in outcome.contenders}
     rows = []
-    for one in outcome.results:
-        params, gain, scores = one.candidate.params, gains.get(one.candidate.name), one.scores
+    for result in outcome.results:
+        params, gain, scores = result.candidate.params, gains.get(result.candidate.name), result.scores
         rows.append(
-            {"name": one.candidate.name, "stage": one.candidate.stage}
+            {"name": result.candidate.name, "stage": result.candidate.stage}
             | {name: getattr(params, name, None) for name in (*SEARCHED_PARAMS, *FIXED_PARAMS)}
             | {
-                "images": one.images,
-                "mean_iou": one.mean_iou,
-                "gain": one.mean_iou - outcome.none.mean_iou,
+                "images": result.images,
+                "mean_iou": result.mean_iou,
+                "gain": result.mean_iou - outcome.none.mean_iou,
                 "gain_low": gain.low if gain else None,
                 "gain_high": gain.high if gain else None,
                 "pixel_accuracy": float(scores.pixel_accuracy),
                 "mean_accuracy": float(scores.mean_accuracy),
                 "frequency_weighted_iou": float(scores.frequency_weighted_iou),
                 "class_iou": scores.iou.tolist(),
-                "seconds_per_image": one.seconds / max(one.images, 1),
-                "not_refined": one.notes.total(),
-                "counts": one.counts_fkk.sum(axis=0).ravel().tolist(),
+                "seconds_per_image": result.seconds / max(result.images, 1),
+                "not_refined": result.notes.total(),
+                "counts": result.counts_fkk.sum(axis=0).ravel().tolist(),
             }
         )
     return pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
@@ -366,17 +366,17 @@ def params_yaml(outcome: SearchOutcome, base: RefineConfig, *, facts: Mapping[st
     """A file `segment_dataset --config` takes: the best parameters, or no refinement where none helps."""
     gain, fair = outcome.verdict.gain, outcome.verdict.fair_gain
     chosen = outcome.best.candidate.config(base)
-    said = [f"{name}: {value}" for name, value in facts.items()]
-    said += [f"mean IoU {outcome.none.mean_iou:.4f} without a CRF, {outcome.best.mean_iou:.4f} with the best"]
-    said += [f"difference {gain.value:+.4f}, 95% interval {gain.low:+.4f} to {gain.high:+.4f}"]
-    said += [f"chosen on other images {fair.value:+.4f}, 95% interval {fair.low:+.4f} to {fair.high:+.4f}"]
+    comments = [f"{name}: {value}" for name, value in facts.items()]
+    comments += [f"mean IoU {outcome.none.mean_iou:.4f} without a CRF, {outcome.best.mean_iou:.4f} with the best"]
+    comments += [f"difference {gain.value:+.4f}, 95% interval {gain.low:+.4f} to {gain.high:+.4f}"]
+    comments += [f"chosen on other images {fair.value:+.4f}, 95% interval {fair.low:+.4f} to {fair.high:+.4f}"]
     if outcome.verdict.helps:
         data = {
             name: getattr(chosen, name)
             for name in ("engine", "preset", *SEARCHED_PARAMS, *FIXED_PARAMS, "prune", "window_px")
         }
     else:
-        said += ["no CRF: an interval of the difference reaches 0 or below"]
+        comments += ["no CRF: an interval of the difference reaches 0 or below"]
         data = {"engine": "none"}
-    lines = "".join(f"# {' '.join(line.split())}\n" for line in said)
+    lines = "".join(f"# {' '.join(line.split())}\n" for line in comments)
     return lines + yaml.safe_dump({"refine": data}, sort_keys=False)

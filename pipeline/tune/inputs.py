@@ -34,7 +34,9 @@ def first_grid(cfg: TuneConfig) -> list[Candidate]:
 
 def segment_config(cfg: TuneConfig, grid: Sequence[Candidate]) -> SegmentConfig:
     """The run whose refinement is searched; its refiners' memory is planned for the largest sigma."""
-    largest = FINER_REACH * max(one.params.bi_xy for one in (*grid, *search.reference_candidates()) if one.params)
+    largest = FINER_REACH * max(
+        candidate.params.bi_xy for candidate in (*grid, *search.reference_candidates()) if candidate.params
+    )
     return SegmentConfig(
         source=(cfg.images,),
         output=cfg.output,

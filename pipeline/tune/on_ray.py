@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def score_images(
-    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, str], crew: Workers
+    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, str], workers: Workers
 ) -> tuple[list[Any], list[tuple[str, str]]]:
     """Read and check every image and label, then run the network over them once.
 
@@ -52,7 +52,7 @@ def score_images(
         LabelError: naming the first labels that are wrong.
     """
     fetched, left_out = fetch_chunks(job, shards, label_urls)
-    return infer_chunks(job, fetched, crew), left_out
+    return infer_chunks(job, fetched, workers), left_out
 
 
 def fetch_chunks(
@@ -69,8 +69,8 @@ def fetch_chunks(
 
     def start(index: int, shard: Shard) -> Any:
         urls = {member.key: label_urls[member.key] for member in shard.members() if member.key in label_urls}
-        chunks[index], found = task.remote(job, shard, urls)
-        return found
+        chunks[index], problems = task.remote(job, shard, urls)
+        return problems
 
     calls = ((index, lambda index=index, shard=shard: start(index, shard)) for index, shard in enumerate(shards))
     for index, ref in _finished("reading", calls, total=len(shards)):
@@ -83,17 +83,17 @@ def fetch_chunks(
     return usable, [pair for index in sorted(findings) for pair in findings[index].left_out]
 
 
-def infer_chunks(job: Job, fetched: Sequence[Any], crew: Workers) -> list[Any]:
+def infer_chunks(job: Job, fetched: Sequence[Any], workers: Workers) -> list[Any]:
     """Run the network over all chunks once, in actors that end afterwards; returns references to the scored chunks."""
     scorer: Any = ray.remote(tuning.Scorer).options(
-        num_cpus=crew.infer_cpus,
-        num_gpus=crew.infer_gpus or None,
-        memory=int(crew.infer_gib * GIB),
+        num_cpus=workers.infer_cpus,
+        num_gpus=workers.infer_gpus or None,
+        memory=int(workers.infer_gib * GIB),
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )
-    threads = 4 if crew.infer_gpus else 1
-    actors = [scorer.remote(job, threads=threads) for _ in range(min(crew.infer, len(fetched)))]
+    threads = 4 if workers.infer_gpus else 1
+    actors = [scorer.remote(job, threads=threads) for _ in range(min(workers.infer, len(fetched)))]
     calls = (
         (index, lambda index=index, chunk=chunk: actors[index % len(actors)].score.remote(chunk))
         for index, chunk in enumerate(fetched)
@@ -108,7 +108,7 @@ class SearchOnRay:
     """Judges candidates on all chunks; keeps counts by fold of every candidate, and counts per image of the best."""
 
     def __init__(
-        self, job: Job, chunks: Sequence[Any], crew: Workers, *, base: RefineConfig, widths_px: Sequence[float]
+        self, job: Job, chunks: Sequence[Any], workers: Workers, *, base: RefineConfig, widths_px: Sequence[float]
     ) -> None:
         """Judge the network's masks without a CRF first: that is fast, and shows which images can be judged.
 
@@ -117,18 +117,18 @@ class SearchOnRay:
         """
         self.job, self.base, self.chunks = job, base, list(chunks)
         self._task: Any = ray.remote(tuning.judge_chunk).options(
-            num_cpus=1, memory=int(crew.refine_gib * GIB), max_retries=RETRIES
+            num_cpus=1, memory=int(workers.refine_gib * GIB), max_retries=RETRIES
         )
         self._done: dict[Candidate, _Tally] = {}
         refs = {index: ref for (_, index), ref in self._judge("no CRF", [NO_CRF], widths_px)}
-        judged = [_get(refs[index]) for index in range(len(self.chunks))]
-        ends = list(accumulate(len(counts.keys) for counts in judged))
+        baseline = [_get(refs[index]) for index in range(len(self.chunks))]
+        ends = list(accumulate(len(counts.keys) for counts in baseline))
         if not ends or ends[-1] < search.FOLDS:
             raise JobError(f"{ends[-1] if ends else 0} image(s) can be judged, a choice needs {search.FOLDS}")
         self._folds = np.split(search.fold_of_each_image(ends[-1]), ends[:-1])
-        self.left_out = [pair for counts in judged for pair in counts.left_out]
+        self.left_out = [pair for counts in baseline for pair in counts.left_out]
         self._done[NO_CRF] = self._tally(NO_CRF)
-        for index, counts in enumerate(judged):
+        for index, counts in enumerate(baseline):
             self._done[NO_CRF].result.add(counts, self._folds[index])
             self._done[NO_CRF].refs[index] = refs[index]
 

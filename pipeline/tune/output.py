@@ -72,7 +72,7 @@ def write_search(
 def log_left_out(left_out: Sequence[tuple[str, str]]) -> None:
     """Log how many images took no part, by reason, with the first keys."""
     for reason, count in Counter(reason for _, reason in left_out).items():
-        keys = [key for key, its in left_out if its == reason][:LOGGED_KEYS]
+        keys = [key for key, reason_of_key in left_out if reason_of_key == reason][:LOGGED_KEYS]
         log.warning("%d image(s) left out, %s: %s", count, reason, ", ".join(keys) + ", ..." * (count > LOGGED_KEYS))
 
 

@@ -44,18 +44,20 @@ def render_search(
         params: the text of params.yaml.
     """
     with mpl.rc_context(plots.STYLE):
-        drawn = {
+        svgs = {
             "searched": [_searched(outcome, name) for name in SEARCHED_PARAMS],
-            "contenders": _forest([(one.name, one.gain) for one in outcome.contenders if one.gain], "contenders"),
-            "classes": _forest([(one.name, one.gain) for one in _by_gain(outcome.class_gains)], "classes"),
+            "contenders": _forest(
+                [(contender.name, contender.gain) for contender in outcome.contenders if contender.gain], "contenders"
+            ),
+            "classes": _forest([(gain.name, gain.gain) for gain in _by_gain(outcome.class_gains)], "classes"),
             "bands": _bands(outcome) if outcome.widths_px else None,
         }
     return frame.load_template("tune/report").render(
         outcome=outcome,
-        plots=drawn,
-        colours={one.name: one.colour for one in classes.classes},
+        plots=svgs,
+        colours={info.name: info.colour for info in classes.classes},
         class_gains=_by_gain(outcome.class_gains),
-        unseen=[one.name for one in outcome.class_gains if np.isnan(one.gain.value)],
+        unseen=[gain.name for gain in outcome.class_gains if np.isnan(gain.gain.value)],
         left_out=left_out,
         shown=_SHOWN,
         facts=facts,
@@ -64,7 +66,7 @@ def render_search(
 
 
 def _by_gain(gains: Sequence[ClassGain]) -> list[ClassGain]:
-    return sorted((one for one in gains if not np.isnan(one.gain.value)), key=lambda one: -one.gain.value)
+    return sorted((gain for gain in gains if not np.isnan(gain.gain.value)), key=lambda gain: -gain.gain.value)
 
 
 # ---------------------------------------------------------------- plots
@@ -78,11 +80,14 @@ def _searched(outcome: SearchOutcome, name: str) -> Markup:
     """Mean IoU of every candidate over one parameter; of those of the grids, the best at each value as a line."""
     figure, axes = plots.new_figure(width=3.7, height=2.9)
     tried = [
-        (one.candidate.stage, getattr(one.candidate.params, name), one.mean_iou * 100) for one in outcome.results[1:]
+        (result.candidate.stage, getattr(result.candidate.params, name), result.mean_iou * 100)
+        for result in outcome.results[1:]
     ]
     values = sorted({value for stage, value, _ in tried if stage})
     axes.plot(
-        values, [max(iou for stage, its, iou in tried if stage and its == value) for value in values], color=ACCENT
+        values,
+        [max(iou for stage, tried_value, iou in tried if stage and tried_value == value) for value in values],
+        color=ACCENT,
     )
     for published, marker in ((False, "o"), (True, "x")):
         dots = [(value, iou) for stage, value, iou in tried if published is (stage == 0)]
@@ -100,8 +105,8 @@ def _bands(outcome: SearchOutcome) -> Markup:
     """Mean IoU within bands around the boundaries of labels, over their width."""
     figure, axes = plots.new_figure()
     none, best, *presets = outcome.contenders
-    for one in presets:
-        axes.plot(outcome.widths_px, _percent(one), color=SOFT, lw=0.8, alpha=0.5)
+    for contender in presets:
+        axes.plot(outcome.widths_px, _percent(contender), color=SOFT, lw=0.8, alpha=0.5)
     axes.plot([], [], color=SOFT, lw=0.8, alpha=0.5, label="published parameters")
     axes.plot(
         outcome.widths_px, _percent(best), color=ACCENT, lw=1.8, marker="o", ms=3, label=plots.shorten_label(best.name)
@@ -112,5 +117,5 @@ def _bands(outcome: SearchOutcome) -> Markup:
     return plots.figure_svg(figure, "bands", "mean IoU within bands around boundaries")
 
 
-def _percent(one: ComparedCandidate) -> list[float]:
-    return [iou * 100 for iou in one.band_ious]
+def _percent(contender: ComparedCandidate) -> list[float]:
+    return [iou * 100 for iou in contender.band_ious]

@@ -90,10 +90,10 @@ def finer_grid(best: CrfParams, tried: Collection[Candidate]) -> list[Candidate]
     The neighbours are the nearest values of grids tried so far; where there is none on one side, the step to the other
     side counts for both, so that an optimum at the edge of a grid is followed outwards. What was tried is left out.
     """
-    grids = [one.params for one in tried if one.params and one.stage]
-    axes = [_halfway(getattr(best, name), {getattr(one, name) for one in grids}) for name in SEARCHED_PARAMS]
-    known = {one.params for one in tried}
-    stage = 1 + max(one.stage for one in tried)
+    grids = [candidate.params for candidate in tried if candidate.params and candidate.stage]
+    axes = [_halfway(getattr(best, name), {getattr(params, name) for params in grids}) for name in SEARCHED_PARAMS]
+    known = {candidate.params for candidate in tried}
+    stage = 1 + max(candidate.stage for candidate in tried)
     around = _combined((axes[0], axes[1], axes[2]), best)
     return [_candidate(params, stage) for params in around if params not in known]
 
@@ -178,6 +178,6 @@ def recommend(best_nkk: Int64, fair_nkk: Int64, none_nkk: Int64, *, samples: int
     """Compare the counts per image, (N, K, K + 1), of the best parameters and of the folds' choices with no CRF."""
 
     def gain(counts: Int64) -> Interval:
-        return bootstrap(counts, lambda one: one.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed)
+        return bootstrap(counts, lambda scores: scores.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed)
 
     return Recommendation(gain(best_nkk), gain(fair_nkk))

@@ -112,7 +112,7 @@ def test_a_network_that_fails_or_dies_takes_no_other_along(monkeypatch) -> None:
     assert [mine.note for mine in timings] == [
         "the GPU has too little memory",
         "",
-        "its process was killed: out of memory?",
+        "its process was killed, probably out of memory",
     ]
     assert [len(mine.turns) for mine in timings] == [0, 2, 0]
 
@@ -203,7 +203,7 @@ def test_no_name_in_the_plot_covers_another_name_or_a_point() -> None:
     axes = figure.subplots()
     comparison_table._panel(axes, points, "", filled=True)
     figure.draw_without_rendering()
-    comparison_table._names(axes, points)
+    comparison_table._place_labels(axes, points)
     names = [text.get_window_extent() for text in axes.texts]
     assert [text.get_text() for text in axes.texts] == [name for name, _, _ in points]
     assert all(one.count_overlaps([*names[:at], *names[at + 1 :]]) == 0 for at, one in enumerate(names))

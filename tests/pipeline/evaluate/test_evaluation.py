@@ -213,9 +213,9 @@ def test_settings_change_what_they_say_and_nothing_else() -> None:
     [
         ({}, "needs --checkpoint, or --masks alone"),
         ({"checkpoint": "farmland", "masks": "m"}, "needs --checkpoint, or --masks alone"),
-        ({"checkpoint": "farmland", "output": ""}, "nowhere to write"),
+        ({"checkpoint": "farmland", "output": ""}, "no output folder"),
         ({"checkpoint": "farmland"}, "has no labels/ beside images/"),
-        ({"checkpoint": "farmland", "baseline": "last-good"}, "last-good without a history"),
+        ({"checkpoint": "farmland", "baseline": "last-good"}, "last-good needs a history"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(said: dict, message: str, tmp_path: Path) -> None:
@@ -228,10 +228,10 @@ def test_what_cannot_be_evaluated_is_refused(said: dict, message: str, tmp_path:
     ("said", "message"),
     [
         ({"gates": "metrics: {iou: {}}"}, "metrics.iou"),
-        ({"gates": "floors: {snow: 0.5}"}, "a floor for 'snow'"),
-        ({"score": {"class_weights": {"snow": 1.0}}}, "'snow', which is no class"),
-        ({"score": {"band_px": 5}}, "band-px 5 is none of"),
-        ({"score": {"slice_columns": ["colour"]}}, "'colour', which rows do not have"),
+        ({"gates": "floors: {snow: 0.5}"}, "floors names 'snow'"),
+        ({"score": {"class_weights": {"snow": 1.0}}}, "'snow', which is not a class"),
+        ({"score": {"band_px": 5}}, "band-px 5 is not one of"),
+        ({"score": {"slice_columns": ["colour"]}}, "'colour', which is not a column"),
     ],
 )
 def test_rules_and_gates_that_do_not_fit_are_refused_before_anything_is_done(
@@ -274,10 +274,10 @@ def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.url, tmp_path / "run=0123456789ab")
     described = tmp_path / "run=0123456789ab/_run/config.yaml"
     described.write_text("source: in\noutput: out\ncheckpoint: farmland\n")
-    with pytest.raises(ConfigError, match="is no run of an evaluation"):
+    with pytest.raises(ConfigError, match="is not a run of an evaluation"):
         evaluation.read_evaluation(str(tmp_path / "run=0123456789ab"))
     described.unlink()
-    with pytest.raises(ConfigError, match="is no run of an evaluation"):
+    with pytest.raises(ConfigError, match="is not a run of an evaluation"):
         evaluation.read_evaluation(str(tmp_path / "run=0123456789ab"))
 
 
@@ -341,7 +341,7 @@ def test_classes_can_weigh_nothing_and_so_can_pixels_near_boundaries(run: Run) -
 
 @pytest.mark.parametrize(
     ("said", "message"),
-    [({"class_weights": {"snow": 1.0}}, "'snow', which is no class"), ({"band_px": 5}, "band-px 5 is none of")],
+    [({"class_weights": {"snow": 1.0}}, "'snow', which is not a class"), ({"band_px": 5}, "band-px 5 is not one of")],
 )
 def test_rules_that_do_not_fit_are_refused(said: dict, message: str, run: Run) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -358,14 +358,14 @@ def test_slices_hold_every_image_once_and_score_it_alone(run: Run) -> None:
     ious = [one.mean_iou.value for one in slices["key"]]
     np.testing.assert_allclose(ious, found.image_iou)
     assert found.worst(2) == [found.keys[index] for index in np.argsort(ious)[:2]]
-    with pytest.raises(ConfigError, match="'colour', which rows do not have"):
+    with pytest.raises(ConfigError, match="'colour', which is not a column"):
         scoring.score_slices(found, ScoreConfig(slice_columns=("colour",)), {})
 
 
 def test_many_numbers_are_cut_in_quarters() -> None:
     values = pd.Series(np.arange(100.0))
-    assert scoring._binned(values).value_counts().tolist() == [25] * 4
-    assert scoring._binned(pd.Series(["a", None])).tolist() == ["a", "(unknown)"]
+    assert scoring._bin_values(values).value_counts().tolist() == [25] * 4
+    assert scoring._bin_values(pd.Series(["a", None])).tolist() == ["a", "(unknown)"]
 
 
 def test_judging_is_a_setting_that_a_plain_run_does_not_have(tmp_path: Path) -> None:

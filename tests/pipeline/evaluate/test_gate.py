@@ -19,7 +19,7 @@ def gates(**changes: object) -> Gates:
 
 
 def against(now, before, **changes) -> GateVerdict:
-    return apply_gates(now, gates(**changes), baseline=Baseline(before.run_url), before=before)
+    return apply_gates(now, gates(**changes), baseline=Baseline(before.run_url), baseline_evaluation=before)
 
 
 def failed(verdict: GateVerdict) -> list[str]:
@@ -101,7 +101,7 @@ def test_too_few_images_in_common_are_compared_unpaired_and_it_is_said():
     now.images["source_etag"] = "changed"
     comparison = against(now, before).comparison
     assert (comparison.paired, comparison.images) == (False, 0)
-    assert comparison.note == "not paired, since only 0 images are the same"
+    assert comparison.note == "not paired: only 0 images are shared"
 
 
 def test_a_vanished_run_is_compared_by_what_the_history_kept():
@@ -114,7 +114,7 @@ def test_a_vanished_run_is_compared_by_what_the_history_kept():
 
 
 def test_a_vanished_run_that_no_history_knows_is_an_error():
-    with pytest.raises(ConfigError, match="s3://gone/run=1 is gone"):
+    with pytest.raises(ConfigError, match="s3://gone/run=1, is gone"):
         apply_gates(evaluation(), gates(), baseline=Baseline("s3://gone/run=1"))
 
 
@@ -150,11 +150,14 @@ def test_a_class_that_is_nowhere_cannot_keep_its_floor():
     now = evaluation()
     now.answer.counts_nkk[:, 3, :] = now.answer.counts_nkk[:, :, 3] = 0
     verdict = apply_gates(now, gates(floors={"stone": 0.0}))
-    assert verdict.reasons == ["stone floor: in no label and no mask, floor 0.0000"]
+    assert verdict.reasons == ["stone floor: undefined: in no label and no mask, floor 0.0000"]
 
 
 def test_a_floor_of_no_class_is_an_error_that_lists_the_classes():
-    with pytest.raises(ConfigError, match="floor for 'wheat'\n  -> classes: soil, crop, weed, stone"):
+    with pytest.raises(
+        ConfigError,
+        match="floors names 'wheat', which is not a class of field\n  -> classes: soil, crop, weed, stone",
+    ):
         apply_gates(evaluation(), gates(floors={"wheat": 0.5}))
 
 
@@ -174,7 +177,7 @@ def test_too_few_images_fail_and_none_is_no_accident():
 def test_a_baseline_without_a_scored_image_is_nothing_to_keep_up_with():
     verdict = against(evaluation(), evaluation(0))
     assert failed(verdict) == ["mean_iou"]
-    assert "since only 0 images are the same" in verdict.reasons[0]
+    assert "not paired: only 0 images are shared" in verdict.reasons[0]
 
 
 def test_drift_beyond_its_limit_fails_and_unknown_drift_does_not():
@@ -207,7 +210,7 @@ def test_the_example_says_what_the_defaults_are():
         ("floors: {crop: 60}", "floors.crop"),
         ("drift: {colour: 1}", "drift.colour"),
         ("min_image: 3", "min_image"),
-        ("group: '(['", "no regular expression"),
+        ("group: '(['", "not a regular expression"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, text, says):

@@ -58,7 +58,9 @@ def samples(one: ScoredSetting, **size) -> list[Sample]:
 
 def verdict(one: Evaluation, **gates) -> gate.GateVerdict:
     before = replace(one, run_url="s3://runs/before", checkpoint="s3://models/before")
-    return gate.apply_gates(one, Gates(samples=100, **gates), baseline=Baseline(before.run_url), before=before)
+    return gate.apply_gates(
+        one, Gates(samples=100, **gates), baseline=Baseline(before.run_url), baseline_evaluation=before
+    )
 
 
 def entries(one: Evaluation, count: int = 3) -> list[history.HistoryEntry]:
@@ -95,12 +97,14 @@ def usual() -> str:
 def test_the_page_leads_with_the_score_its_interval_and_the_change_to_the_baseline():
     one = judged()
     text = Outline(usual()).text
-    head = text.partition("Class by class")[0]
+    head = text.partition("Scores per class")[0]
     miou = one.evaluation.answer.scores.mean_iou
     assert f"{miou * 100:.1f}% mean IoU" in head
     low, high = re.search(r"95% interval ([\d.]+) to ([\d.]+)", head).groups()
     assert float(low) < miou * 100 < float(high)
-    assert re.search(r"Against the baseline\s*0.00\s*0.00 to 0.00 points", head), "the baseline is the same network"
+    assert re.search(r"Change from the baseline\s*0.00\s*0.00 to 0.00 percentage points", head), (
+        "the baseline is the same network"
+    )
 
 
 def test_a_failed_gate_is_said_first_and_why():
@@ -142,21 +146,21 @@ def test_every_image_shown_has_its_four_pictures_and_a_word_on_what_went_wrong()
     assert len(pictures) == 4 * 32
     assert {picture.size for _, picture in pictures} == {(32, 24)}
     assert [attrs["alt"].partition(" of ")[0] for attrs, _ in pictures[:4]] == ["image", "truth", "prediction", "wrong"]
-    assert outline.text.count("taken for crop") + outline.text.count("taken for weed") > 8
+    assert outline.text.count("predicted as crop") + outline.text.count("predicted as weed") > 8
 
 
 def test_images_that_could_not_be_read_again_are_left_out():
     one = judged()
     outline = Outline(full(one, samples=samples(one)[:3]))
     assert len(list(outline.images())) == 12
-    assert "None are shown" in Outline(page(one)).text
+    assert "No images: none has a score" in Outline(page(one)).text
 
 
 def test_classes_come_by_score_and_one_that_never_occurs_last_without():
     names = ("a", "b", "c", "d", "never")
     classes = ClassMap(name="five", classes=tuple(ClassInfo(name=f"class {name}", colour=(1, 2, 3)) for name in names))
     one = judged(classes)
-    rows = Outline(page(one)).text.partition("Class by class")[2].partition("What is taken")[0]
+    rows = Outline(page(one)).text.partition("Scores per class")[2].partition("Confused classes")[0]
     iou = one.evaluation.answer.scores.iou
     order = sorted(range(4), key=lambda index: -iou[index])
     places = [rows.index(f"class {names[index]}") for index in [*order, 4]]
@@ -172,7 +176,7 @@ def test_settings_stand_in_one_table_and_only_what_is_refined_has_a_gain():
     assert "stride 8" in table
     single = replace(one.evaluation, answers={"network": one.evaluation.answers["network"]})
     text = Outline(page(ScoredSetting(single, one.scores))).text
-    assert "There is only one answer" in text
+    assert "no refinement ran" in text
 
 
 def test_names_of_anything_cannot_become_script():
