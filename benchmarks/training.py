@@ -28,7 +28,7 @@ from pipeline.datasets import farmland
 from pipeline.training import learner, loop
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import batches
-from pipeline.training.ranks import Group, device_of
+from pipeline.training.ranks import Group, rank_device
 from pipeline.training.run import TrainingRun, open_run
 
 log = logging.getLogger(__name__)
@@ -64,23 +64,23 @@ def train_config(args: argparse.Namespace, data: str, output: str) -> TrainConfi
 
 def ours(run: TrainingRun) -> MeasuredLoop:
     """Time the training loop of every run."""
-    story = loop.train_phases(run)
-    values = next(point.values for point in story.history if "speed/data_wait" in point.values)
+    run_state = loop.train_phases(run)
+    values = next(point.values for point in run_state.history if "speed/data_wait" in point.values)
     return MeasuredLoop(values["speed/images_per_s"], values["speed/data_wait"])
 
 
 def bare_loop(run: TrainingRun) -> MeasuredLoop:
     """Time the hand-written loop."""
     cfg, device = run.cfg, run.group.device
-    network = learner.build_phase_network(cfg, run.classes).to(device, memory_format=learner.layout_of(cfg)).train()  # type: ignore[call-overload]
-    dtype = learner.precision_of(cfg, device)
+    network = learner.build_phase_network(cfg, run.classes).to(device, memory_format=learner.memory_format(cfg)).train()  # type: ignore[call-overload]
+    dtype = learner.convolution_dtype(cfg, device)
     optimiser = torch.optim.SGD(network.parameters(), lr=cfg.optimise.lr, momentum=0.9, weight_decay=4e-5)
     mean, std = (torch.tensor(band, device=device).view(1, 3, 1, 1) for band in (cfg.network.mean, cfg.network.std))
     began, waited = time.monotonic(), 0.0
     examples = batches(run.training[cfg.sets.train], cfg, run.classes, first_step=0, last_step=cfg.schedule.steps)
     for batch, wait_s in loop.timed_batches(examples):
         images, labels = batch.images_nchw.to(device), batch.labels_nhw.to(device)
-        x = ((images / 255 - mean) / std).contiguous(memory_format=learner.layout_of(cfg))
+        x = ((images / 255 - mean) / std).contiguous(memory_format=learner.memory_format(cfg))
         optimiser.zero_grad()
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             logits = interpolate(network(x), size=labels.shape[1:], mode="bilinear")
@@ -103,7 +103,7 @@ def compare_training(args: argparse.Namespace, scratch: Path) -> dict[str, list[
     for turn in range(args.repeats + 1):
         for name, side in sides.items():
             run = open_run(
-                train_config(args, data, str(scratch / f"{name}-{turn}")), Group(device=device_of("auto")), about={}
+                train_config(args, data, str(scratch / f"{name}-{turn}")), Group(device=rank_device("auto")), about={}
             )
             measured = side(run)
             log.info("%s, turn %d: %s", name, turn, measured)

@@ -23,7 +23,7 @@ from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.training import forecast, on_ray, ranks, run
 from pipeline.training.config import TrainConfig
-from pipeline.training.worker import find_lr, take_part
+from pipeline.training.worker import find_lr, train_rank
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ def train_on_cluster(cfg: TrainConfig, *, dry_run: bool) -> int:
 
 def train_bare(cfg: TrainConfig, *, dry_run: bool) -> int:
     """Train in this process, or as one of torchrun's, or rehearse it; returns the exit status."""
-    with ranks.process_group(ranks.device_of(cfg.runtime.device)) as group:
-        work = partial(take_part, group=group, about=card_facts())
+    with ranks.process_group(ranks.rank_device(cfg.runtime.device)) as group:
+        work = partial(train_rank, group=group, about=card_facts())
         if group.leads:
-            return (rehearse if dry_run else lead)(cfg, work, broadcast=group.agreed)
-        if group.agreed(0):  # rank 0 sends whether there is work
-            work(forecast.rehearsal(cfg) if dry_run else cfg)
+            return (rehearse if dry_run else lead)(cfg, work, broadcast=group.broadcast)
+        if group.broadcast(0):  # rank 0 sends whether there is work
+            work(forecast.trial_config(cfg) if dry_run else cfg)
         return 0
 
 
@@ -86,13 +86,13 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
 
 def rehearse(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) -> int:
     """Train a few steps of every phase, print a forecast of time and memory, delete the rehearsal; as `lead`."""
-    short = forecast.rehearsal(cfg)
+    short = forecast.trial_config(cfg)
     broadcast(1)
     try:
         work(short)
         expected = forecast.forecast_run(cfg, short.output)
     finally:
-        forecast.clear(short.output)
+        forecast.delete_trial(short.output)
     log.info("%s", expected)
     console.print_json(asdict(expected))
     return 0
@@ -101,7 +101,7 @@ def rehearse(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int
 def search_rate(cfg: TrainConfig) -> int:
     """Train at growing learning rates and print the loss at each, and the rate to begin with; leaves nothing."""
     untracked = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracker": "none"})})
-    with ranks.process_group(ranks.device_of(cfg.runtime.device)) as group:
+    with ranks.process_group(ranks.rank_device(cfg.runtime.device)) as group:
         search = find_lr(untracked, group)
         if group.leads:
             log.info("%s", search.table())

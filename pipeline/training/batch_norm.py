@@ -1,7 +1,7 @@
-"""Batch norm of a network in training: statistics over all workers, or statistics that stay as they are.
+"""Batch norm in training: synchronised over all workers, or frozen at its running statistics.
 
 In: a network, changed in place before its optimiser is made. Its parameters and buffers stay the same tensors under the
-same names. Never changes what batch norm does in use.
+same names. Inference is never changed.
 """
 
 from typing import Any, cast
@@ -14,10 +14,10 @@ from pipeline.models import layers
 
 
 def sync(network: nn.Module) -> None:
-    """Take statistics over the images of all workers, of which each may have another number.
+    """Synchronise batch norm: take statistics over the images of all workers, also where workers have unequal numbers.
 
-    On GPUs by torch's own layer, on CPUs by the one below: call it when the network is where it will stay, before it is
-    wrapped. Alone, or without a process group, nothing changes.
+    GPUs use torch's `nn.SyncBatchNorm`, CPUs `SyncBatchNorm2d`: call this on the network's final device, before DDP
+    wraps it. With one worker, or without a process group, nothing changes.
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
         on_gpu = next(network.parameters()).is_cuda
@@ -25,7 +25,7 @@ def sync(network: nn.Module) -> None:
 
 
 def freeze(network: nn.Module) -> None:
-    """Normalise by the running statistics as they are, also in training; weight and bias still learn.
+    """Freeze batch norm: normalise by the running statistics also in training; weight and bias still learn.
 
     The second phase of DeepLab v3 (arXiv 1706.05587, sec. 4.1). The paper freezes "batch normalization parameters"; in
     the authors' code (tensorflow/models, research/deeplab, `fine_tune_batch_norm`) those are the statistics.
@@ -34,20 +34,20 @@ def freeze(network: nn.Module) -> None:
 
 
 class FrozenBatchNorm2d(layers.BatchNorm2d):
-    """Batch norm that is always in use, never in training."""
+    """Batch norm that stays in evaluation mode."""
 
     def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
-        """Stay in evaluation mode."""
+        """Ignore `mode`: stay in evaluation mode."""
         del mode
         super().train(False)
         return self
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """What `nn.SyncBatchNorm` does, which refuses to do it on CPUs."""
+    """Synchronised batch norm for CPUs, where `nn.SyncBatchNorm` raises an error."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W); in training all workers must call it, with at least one image each."""
+        """(N, C, H, W) -> (N, C, H, W); in training every worker must call it, with at least one image."""
         if not self.training:
             return super().forward(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -57,14 +57,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (normal + _per_channel(self.bias)).to(x.dtype)
 
     def _remember(self, mean: Tensor, unbiased_variance: Tensor) -> None:
-        momentum = cast(float, self.momentum)  # None, a plain average, is in no network of the zoo
+        momentum = cast(float, self.momentum)  # no network of the zoo has None, the cumulative average
         cast(Tensor, self.num_batches_tracked).add_(1)
         cast(Tensor, self.running_mean).lerp_(mean, momentum)
         cast(Tensor, self.running_var).lerp_(unbiased_variance, momentum)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel over all workers, (C,), and of how many values per channel, a scalar.
+    """Mean and biased variance of each channel over all workers, both (C,), and the values per channel, a scalar.
 
     Differentiable: the gradient of one worker's loss reaches the images of the others.
 
@@ -75,13 +75,13 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     summed = _sum_over_workers(torch.cat([own, x.sum((0, 2, 3))]))
     count = summed[0].detach()
     mean = summed[1:] / count
-    # In a second pass, since the mean of squares less the square of the mean loses digits.
+    # A second pass, because the mean of squares minus the square of the mean loses digits.
     variance = _sum_over_workers((x - _per_channel(mean)).square().sum((0, 2, 3))) / count
     return mean, variance, count
 
 
 class SumOverWorkers(torch.autograd.Function):
-    """An all-reduce with a gradient, which is the sum of the workers': the loss of each depends on it.
+    """A differentiable all-reduce: its gradient is a sum too, because every worker's loss depends on the total.
 
     `torch.distributed.nn` has one too, but is deprecated in favour of private modules.
     """
@@ -94,7 +94,7 @@ class SumOverWorkers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """The gradient to what this worker gave."""
+        """Gradient of this worker's input."""
         del ctx
         return _all_reduced(grads[0])
 
@@ -115,7 +115,7 @@ def _per_channel(x: Tensor) -> Tensor:
 
 
 def _replace(network: nn.Module, kind: type[nn.BatchNorm2d] | type[nn.SyncBatchNorm]) -> None:
-    """Put layers of another kind in the place of every batch norm, around the same tensors."""
+    """Replace every batch norm by a layer of another kind that holds the same tensors."""
     for parent in list(network.modules()):
         for name, old in parent.named_children():
             if isinstance(old, nn.BatchNorm2d | nn.SyncBatchNorm):

@@ -1,9 +1,9 @@
-"""A labelled collection: every image of one or more parts of the data, with its label, still encoded.
+"""Labelled collection: the encoded images and labels of one or more parts of the data, in a local cache.
 
-In: a folder of images/ and labels/, tars, or Parquet files, in any store. Out: a `Collection`, from which any example
-can be read at random at the speed of memory. Everything is fetched, decoded and checked once; what is left out is
-named with its code, and a label that contradicts the class map stops the run. The copy is a folder of Arrow files, one
-per shard, that all processes of a machine map into memory together. Nothing is ever changed in the source.
+In: a folder of images/ and labels/, tars, or Parquet files, in any store. Out: a `Collection` with random access to its
+examples at memory speed. Each image is fetched, decoded and checked once; an image that is left out is listed with its
+error code, and a label that contradicts the class map stops the run. The cache is a folder of Arrow files, one per
+shard, memory-mapped by all processes of a machine. The source is never changed.
 """
 
 import fcntl
@@ -40,19 +40,19 @@ from pipeline.training import weak
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Raised by hand when what the Arrow files hold changes."""
+"""Version of the Arrow files' content; raised by hand when that changes."""
 
 _MAX_BYTES = int(bands.LIMITS.max_mib * 2**20)
 BATCH_BYTES = 64 * 2**20
-"""Encoded bytes per record batch of an Arrow file: what a thread holds while it writes."""
+"""Encoded bytes per record batch of an Arrow file: the memory of a thread that writes one."""
 _PROGRESS_S = 5.0
 _THREADS = min(32, 2 * (os.cpu_count() or 1))
-"""Shards read at once: one waits for the store while another decodes."""
+"""Shards read at once: one thread decodes while another waits for the store."""
 
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("code", pa.string()),  # why it is left out; null for an example
+        ("code", pa.string()),  # error code of an image that is left out; null for an example
         ("image", pa.large_binary()),
         ("label", pa.large_binary()),
         ("weak", pa.bool_()),
@@ -64,7 +64,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image and its label, both as they were stored."""
+    """One image and its label, both encoded as in the source."""
 
     key: str
     image: bytes
@@ -74,18 +74,18 @@ class Example:
 
 
 class Collection:
-    """Examples in the order of their source, at random access; a process that is given one maps the same files."""
+    """Examples in source order with random access; pickling one sends its file names, not its bytes."""
 
     def __init__(self, files: Sequence[Path], classes: ClassMap, rows: Int64 | None = None) -> None:
         self._files, self._classes = tuple(files), classes
-        batches = [batch for file in files for batch in _batches_of(file)]
+        batches = [batch for file in files for batch in _open_batches(file)]
         self._table = pa.Table.from_batches(batches, schema=_SCHEMA)
-        """Mapped, not read: its pages are the file's."""
+        """Memory-mapped."""
         self._all = np.flatnonzero(self._table["code"].is_null()) if rows is None else rows
         """Rows of the table that are examples of this collection."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Not the bytes, but where they are."""
+        """Pickle the file names; the receiving process maps the same files."""
         return type(self), (self._files, self._classes, self._all)
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class Collection:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Of every example."""
+        """Key of every example."""
         return self._column("key")
 
     @cached_property
@@ -108,18 +108,18 @@ class Collection:
 
     @cached_property
     def weak_n(self) -> Bool:
-        """(N,) whether the label is weak."""
+        """(N,) True where the label is weak."""
         return np.array(self._column("weak"), bool)
 
     @cached_property
     def left_out(self) -> list[tuple[str, str]]:
-        """(key, error code) of every image of the source that is no example."""
+        """(key, error code) of every image of the source that is left out."""
         out = self._table.filter(pa.compute.is_valid(self._table["code"]))
         return list(zip(out["key"].to_pylist(), out["code"].to_pylist(), strict=True))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of keys, bytes of images and labels, their order, and the class map: 64 hex digits."""
+        """SHA-256 of keys, image and label bytes, their order, and the class map: 64 hex digits."""
         facts = [[key, digest.hex()] for key, digest in zip(self.keys, self._column("digest"), strict=True)]
         return hashlib.sha256(json.dumps([facts, self._classes.model_dump()]).encode()).hexdigest()
 
@@ -128,44 +128,44 @@ class Collection:
         return Collection(self._files, self._classes, self._all[np.asarray(indices, np.int64)])
 
     def without(self, keys: Iterable[str]) -> "Collection":
-        """All examples but those of `keys`."""
+        """All examples except those of `keys`."""
         left_out = set(keys)
         return self.subset([index for index, key in enumerate(self.keys) if key not in left_out])
 
     def split(self, share: float) -> tuple["Collection", "Collection"]:
-        """(the larger, the smaller of about `share`), decided by the key alone: more images move none.
+        """Split by hash of the key: (the rest, about `share` of the examples).
 
-        Both have an example at least.
+        Images that are added later move no image from one side to the other. Both sides have at least one example.
 
         Raises:
             ConfigError: when there is only one example.
         """
         if len(self) < 2:
-            raise ConfigError("one image cannot be cut into a part to train on and one to validate on")
-        places = np.array([_place_of(key) for key in self.keys])
+            raise ConfigError("one labelled image cannot be split into training and validation, at least 2 are needed")
+        places = np.array([_split_place(key) for key in self.keys])
         order = places.argsort(kind="stable")
         count = min(max(1, int((places < share).sum())), len(self) - 1)
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
 
     def _column(self, name: str) -> list[Any]:
-        found: list[Any] = self._table[name].take(pa.array(self._all)).to_pylist()
-        return found
+        values: list[Any] = self._table[name].take(pa.array(self._all)).to_pylist()
+        return values
 
 
-def _place_of(key: str) -> float:
-    """0 to 1, by hash of the image's name: which tar or Parquet file it is in does not matter."""
+def _split_place(key: str) -> float:
+    """Place of a key in a split, 0 to 1: a hash of the image's name, whatever tar or Parquet file holds it."""
     name = key.rpartition("#")[2]
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) / 2**64
 
 
-def _batches_of(file: Path) -> Iterator[pa.RecordBatch]:
+def _open_batches(file: Path) -> Iterator[pa.RecordBatch]:
     try:
-        opened = pa.ipc.open_file(pa.memory_map(str(file)))
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
-            f"the copy {file} is damaged: {error}", hint="delete it; it is then fetched again"
+            f"the cached file {file} is damaged: {error}", hint="delete it; the next run fetches it again"
         ) from error
-    return (opened.get_batch(index) for index in range(opened.num_record_batches))
+    return (reader.get_batch(index) for index in range(reader.num_record_batches))
 
 
 # ---------------------------------------------------------------- opening
@@ -180,56 +180,57 @@ def open_collection(
     where: str | None = None,
     channels: tuple[str, ...] = bands.RGB,
 ) -> Collection:
-    """Fetch and check every labelled image of some parts, or map what is already in the cache.
+    """Fetch and check every labelled image of some parts, or map the files already in the cache.
 
-    A process that opens what another one of this machine is fetching waits for it.
+    One process of a machine fetches; others that open the same cache wait for it.
 
     Args:
         data: URL of the folder that holds the parts.
-        parts: one or more, relative to `data`, whose examples follow each other.
-        classes: what the labels' values are.
-        cache: local folder of the copy.
-        where: folder in the part, tar member or Parquet column of labels; unset: `labels`, `png`, `label`.
-        channels: bands the images must have.
+        parts: one or more, relative to `data`; their examples are concatenated in this order.
+        classes: class map of the labels.
+        cache: local folder of the Arrow files.
+        where: folder in the part, tar member or Parquet column of labels; default `labels`, `png`, `label`.
+        channels: bands every image must have.
 
     Raises:
-        ConfigError: a part is not there or holds no labelled image.
+        ConfigError: a part does not exist or has no labelled image.
         LabelError: a label contradicts its image or the class map; names the label, the value and the count.
-        StorageError: the store failed, or the copy cannot be written.
+        StorageError: the store failed, or the cache cannot be written.
     """
     urls = [objects.join(data, part) for part in parts]
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(cache):
+        with _locked(cache):
             files = [file for url in urls for file in _fetch_part(url, where, classes, channels, cache)]
     except OSError as error:
-        hint = "name a folder with room for it with --runtime.cache"
-        raise StorageError(f"the data cannot be copied to {cache}: {error}", hint=hint) from error
-    found = Collection(files, classes)
-    _report(found, f"{redact(data)}: {', '.join(parts)}")
-    return found
+        hint = "set --runtime.cache to a folder with free space"
+        raise StorageError(f"the cache {cache} cannot be written: {error}", hint=hint) from error
+    collection = Collection(files, classes)
+    _report(collection, f"{redact(data)}: {', '.join(parts)}")
+    return collection
 
 
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Keep other processes of this machine waiting; the lock of a process that dies is released."""
+def _locked(cache: Path) -> Iterator[None]:
+    """Lock the cache against other processes of this machine; the kernel releases the lock of a process that dies."""
     with (cache / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _report(found: Collection, name: str) -> None:
-    codes = Counter(code for _, code in found.left_out)
-    said = ", ".join(f"{count} {code}" for code, count in sorted(codes.items())) or "none"
-    if not len(found):
-        raise ConfigError(f"{name} has no labelled image; left out: {said}", hint="look at --sets.labels")
-    log.info("%s: %d labelled images (%d weak); left out: %s", name, len(found), found.weak_n.sum(), said)
+def _report(collection: Collection, name: str) -> None:
+    counts = Counter(code for _, code in collection.left_out)
+    left_out = ", ".join(f"{count} {code}" for code, count in sorted(counts.items())) or "none"
+    if not len(collection):
+        raise ConfigError(f"{name} has no labelled image; left out: {left_out}", hint="check --sets.labels")
+    weak_images = collection.weak_n.sum()
+    log.info("%s: %d labelled images (%d weak); left out: %s", name, len(collection), weak_images, left_out)
 
 
 def _fetch_part(
     url: str, where: str | None, classes: ClassMap, channels: tuple[str, ...], cache: Path
 ) -> Iterator[Path]:
-    """The Arrow file of every shard of a part, in order."""
+    """Yield the Arrow file of every shard of a part, in order."""
     cfg, shards, versions = _layout(url, where)
     checks = _Checks(cfg, classes, channels)
     files = [cache / f"{shard.id}-{checks.digest(shard, versions)}.arrow" for shard in shards]
@@ -246,10 +247,10 @@ def _fetch_part(
 
 
 def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
-    """How the labels of a part are read, its shards, and the version of each label file by its stem.
+    """Read settings of a part, its shards, and the etag of each label file by its stem.
 
     Raises:
-        ConfigError: there is nothing, or images without a folder of labels.
+        ConfigError: the part does not exist, or its folder of labels does not.
     """
     try:
         shards = _shards(objects.join(url, "images"), ReadConfig(kind="folder"))
@@ -259,21 +260,21 @@ def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
     try:
         versions = {labels.label_stem(file.path): file.etag for file in objects.list_files(folder)}
     except NothingThere as error:
-        raise ConfigError(f"{redact(folder)} is not there", hint="name it with --sets.labels") from error
+        raise ConfigError(f"{redact(folder)} does not exist", hint="set --sets.labels") from error
     return ReadConfig(kind="folder", labels=folder), shards, versions
 
 
 def _archives(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
-    """The same of a part of tars or Parquet files, in which labels have no versions of their own."""
+    """`_layout` of a part of tars or Parquet files, whose labels have no etags of their own."""
     try:
         shards = _shards(url, ReadConfig())
     except NothingThere as error:
-        raise ConfigError(f"{redact(url)} is not there", hint="name the parts with --sets.train") from error
+        raise ConfigError(f"{redact(url)} does not exist", hint="set --sets.train or --sets.validation") from error
     kind = shards[0].kind if shards else "folder"
     if kind == "folder":
         raise ConfigError(f"{redact(url)} has neither images/ and labels/, nor tars, nor Parquet files")
-    asked = where or {"webdataset": "png", "parquet": "label"}[kind]
-    return ReadConfig(kind=kind, labels=asked, key_column="key"), shards, {}
+    place = where or {"webdataset": "png", "parquet": "label"}[kind]
+    return ReadConfig(kind=kind, labels=place, key_column="key"), shards, {}
 
 
 def _shards(url: str, cfg: ReadConfig) -> list[Shard]:
@@ -285,14 +286,14 @@ def _shards(url: str, cfg: ReadConfig) -> list[Shard]:
 
 @dataclass(frozen=True, slots=True)
 class _Checks:
-    """What an image and its label are held against."""
+    """Checks of an image against its channels and of a label against the class map."""
 
     cfg: ReadConfig
     classes: ClassMap
     channels: tuple[str, ...]
 
     def digest(self, shard: Shard, versions: dict[str, str]) -> str:
-        """Of everything but the shard's id that its Arrow file depends on: 16 hex digits."""
+        """Hash of everything, except the shard's id, that its Arrow file depends on: 16 hex digits."""
         members = [versions.get(labels.label_stem(member.path)) for member in shard.members()]
         facts = [VERSION, self.cfg.model_dump(), self.classes.model_dump(), self.channels, members]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -312,31 +313,31 @@ class _Checks:
             return out | {"code": error.code}
         counts = self._counts(item, item.label, image.height, image.width)
         digest = hashlib.sha256(hashlib.sha256(item.data).digest() + item.label).digest()
-        found = {"image": item.data, "label": item.label, "weak": is_weak(item.label)}
-        return out | found | {"counts": counts, "digest": digest}
+        example = {"image": item.data, "label": item.label, "weak": is_weak(item.label)}
+        return out | example | {"counts": counts, "digest": digest}
 
     def _counts(self, item: Item, label: bytes, height: int, width: int) -> list[int]:
-        """Pixels of each class; zeros for a weak label, which is checked as well."""
+        """Pixels of each class; zeros for a weak label, which is parsed to check it."""
         if is_weak(label):
-            weak.parse_weak_label(label, self.classes, name=name_of(item.key), height=height, width=width)
+            weak.parse_weak_label(label, self.classes, name=label_name(item.key), height=height, width=width)
             return [0] * len(self.classes)
-        found = labels.decode_label(label, self.classes, name=name_of(item.key), height=height, width=width)
-        counts: list[int] = np.bincount(found.ravel(), minlength=256)[: len(self.classes)].tolist()
+        label_hw = labels.decode_label(label, self.classes, name=label_name(item.key), height=height, width=width)
+        counts: list[int] = np.bincount(label_hw.ravel(), minlength=256)[: len(self.classes)].tolist()
         return counts
 
 
-def name_of(key: str) -> str:
-    """What messages call a label: the name of its image."""
+def label_name(key: str) -> str:
+    """Name of a label in error messages."""
     return f"of {key}"
 
 
 def is_weak(label: bytes) -> bool:
-    """Whether an encoded label is JSON of weak labels, not a PNG."""
+    """Return True for JSON of a weak label, False for a PNG."""
     return label.lstrip()[:1] == b"{"
 
 
 def _fetch_shard(checks: _Checks, shard: Shard, file: Path) -> Path:
-    """Write the Arrow file of a shard unless it is there. A reader sees a whole file or none."""
+    """Write the Arrow file of a shard unless it exists; the rename makes it appear whole."""
     if file.exists():
         return file
     temporary = file.with_suffix(f".tmp-{uuid.uuid4().hex}")
@@ -352,12 +353,12 @@ def _fetch_shard(checks: _Checks, shard: Shard, file: Path) -> Path:
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
     """Rows in batches of about `BATCH_BYTES`."""
-    held: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        held.append(row)
+        pending.append(row)
         size += len(row["image"]) + len(row["label"])
         if size > BATCH_BYTES:
-            yield pa.RecordBatch.from_pylist(held, schema=_SCHEMA)
-            held, size = [], 0
-    yield pa.RecordBatch.from_pylist(held, schema=_SCHEMA)
+            yield pa.RecordBatch.from_pylist(pending, schema=_SCHEMA)
+            pending, size = [], 0
+    yield pa.RecordBatch.from_pylist(pending, schema=_SCHEMA)

@@ -1,7 +1,7 @@
-"""Every setting of a training run, as frozen pydantic classes: schema, command line, documentation and fingerprint.
+"""Settings of a training run as frozen pydantic classes: schema, command line, documentation and fingerprint.
 
-What can change the weights is in the fingerprint; what cannot (worker counts, log lines, trackers) sits in
-`RuntimeConfig` and is left out of it.
+The fingerprint holds every setting that can change the weights. Settings that cannot (worker counts, log lines,
+trackers) are in `TrainRuntimeConfig`, outside it.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline.config import Scale
 
 TRAINING_CODE_VERSION = 2
-"""Raised by hand when a change of the code changes weights; part of the fingerprint."""
+"""Version of the training code in the fingerprint; raised by hand when a change of code changes weights."""
 
 UNFINGERPRINTED = {"data", "output", "classes", "runtime", "license"}
-"""Left out of the fingerprint: what changes no weights, and what is there as its content instead of its name."""
+"""Fields outside the fingerprint: they change no weights, or their content is hashed instead of their name."""
 
 Factor = Annotated[float, Field(gt=0, le=10)]
 _Side = Annotated[int, Field(ge=1)]
@@ -31,239 +31,283 @@ class _Frozen(BaseModel):
 
 
 class SetsConfig(_Frozen):
-    """Which parts of the data are for what. A part holds images/ and labels/, or tars, or Parquet files."""
+    """Parts of the data to train and validate on. A part holds images/ and labels/, or tars, or Parquet files."""
 
-    train: tuple[str, ...] = Field(("train",), min_length=1, description="Parts to train on, relative to --data.")
-    validation: str = Field("val", description="Part to choose the best weights on; empty cuts it from the first.")
-    validation_share: float = Field(0.1, gt=0, lt=1, description="Share of images cut, where no part is given.")
+    train: tuple[str, ...] = Field(("train",), min_length=1, description="Training parts, relative to --data.")
+    validation: str = Field(
+        "val", description="Validation part, which selects the best weights; empty: split from sets.train."
+    )
+    validation_share: float = Field(
+        0.1, gt=0, lt=1, description="Validation share of images when sets.validation is empty."
+    )
     labels: str | None = Field(
-        None, description="Folder, tar member or Parquet column of labels; unset: labels, png, label."
+        None, description="Label folder, tar member or Parquet column; default: labels, png, label."
     )
 
 
 class NetworkConfig(_Frozen):
-    """What is trained, and from where."""
+    """Architecture, input bands and initial weights."""
 
-    name: str = Field("deeplab_v3plus", description="A name of `python -m jobs.models`.")
-    options: dict[str, Any] = Field({}, description="Options of the network.")
-    output_stride: int | None = Field(None, ge=1, description="Encoder stride; unset takes the published one.")
-    channels: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1, description="Bands, in their order.")
-    mean: tuple[_Share, ...] = Field((0.485, 0.456, 0.406), description="Subtracted from each band, of 0 to 1.")
-    std: tuple[_Deviation, ...] = Field((0.229, 0.224, 0.225), description="Divides each band after that.")
-    initial: str | None = Field(None, description="Checkpoint to start from: folder or shipped name; unset: scratch.")
+    name: str = Field("deeplab_v3plus", description="Architecture; `python -m jobs.models` lists the names.")
+    options: dict[str, Any] = Field({}, description="Architecture options, by name.")
+    output_stride: int | None = Field(None, ge=1, description="Encoder output stride; default: the published one.")
+    channels: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1, description="Input bands, in this order.")
+    mean: tuple[_Share, ...] = Field(
+        (0.485, 0.456, 0.406), description="Mean of each band, on values of 0 to 1; subtracted first."
+    )
+    std: tuple[_Deviation, ...] = Field(
+        (0.229, 0.224, 0.225), description="Standard deviation of each band; divides after the mean is subtracted."
+    )
+    initial: str | None = Field(None, description="Initial checkpoint: folder or shipped name; default: from scratch.")
     initial_classes: dict[str, str] = Field(
-        {}, description="Class of ours to the checkpoint's that starts it, where the names differ."
+        {}, description="Class of this run to the checkpoint's class that initialises it, where the names differ."
     )
 
     @model_validator(mode="after")
     def _one_value_per_band(self) -> "NetworkConfig":
         for name in ("mean", "std"):
             if len(getattr(self, name)) != len(self.channels):
-                raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.channels)} channels")
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} values, channels has {len(self.channels)}: one each"
+                )
         return self
 
 
 class AugmentConfig(_Frozen):
-    """How a training example is varied. Labels are never interpolated."""
+    """Augmentation of training examples. Labels are never interpolated."""
 
-    crop_px: tuple[_Side, _Side] = Field((513, 513), description="Height and width the network sees, pixels.")
-    scale: tuple[Factor, Factor] = Field((0.5, 2.0), description="Random scale, from and to.")
-    aspect: float = Field(1.0, ge=1, le=4, description="Random stretch of width over height, up to this factor.")
-    rare_share: _Share = Field(0.0, description="Crops are drawn again until this share of pixels is of a rare class.")
-    rare_tries: int = Field(10, ge=1, description="How often at most.")
-    flip: bool = Field(True, description="Mirror left and right at random.")
-    symmetries: bool = Field(False, description="Any of the eight symmetries of a square: for views from above.")
-    brightness: _Share = Field(0.0, description="Factor on brightness, up to this far from 1.")
-    contrast: _Share = Field(0.0, description="The same of contrast.")
-    saturation: _Share = Field(0.0, description="The same of saturation; RGB only.")
-    hue: float = Field(0.0, ge=0, le=0.5, description="Shift of hue, as a share of the circle; RGB only.")
-    blur_px: float = Field(0.0, ge=0, description="Sigma of a Gaussian blur, up to this, pixels; half the images.")
-    haze: _Share = Field(0.0, description="Blend towards the colour of haze, up to this share; half the images.")
-    elastic_px: float = Field(0.0, ge=0, description="Deviation of an elastic deformation, pixels (U-Net: 10).")
-    jpeg: int = Field(
-        100, ge=10, le=100, description="Lowest JPEG quality of a round trip; half the images; 100: none."
+    crop_px: tuple[_Side, _Side] = Field(
+        (513, 513), description="Crop height and width in pixels, the network's input."
     )
+    scale: tuple[Factor, Factor] = Field((0.5, 2.0), description="Range of the random scale.")
+    aspect: float = Field(1.0, ge=1, le=4, description="Aspect ratio: largest random stretch of width over height.")
+    rare_share: _Share = Field(
+        0.0, description="Rare-class share: a crop with a smaller share of rare-class pixels is drawn again."
+    )
+    rare_tries: int = Field(10, ge=1, description="Largest number of crops drawn for rare_share.")
+    flip: bool = Field(True, description="Random horizontal flip.")
+    symmetries: bool = Field(False, description="Random rotation by 90 degrees and flip; for views from above.")
+    brightness: _Share = Field(0.0, description="Brightness factor: 1 plus or minus at most this.")
+    contrast: _Share = Field(0.0, description="Contrast factor: 1 plus or minus at most this.")
+    saturation: _Share = Field(0.0, description="Saturation factor: 1 plus or minus at most this; RGB only.")
+    hue: float = Field(0.0, ge=0, le=0.5, description="Hue shift, as a share of the colour circle; RGB only.")
+    blur_px: float = Field(0.0, ge=0, description="Gaussian blur: largest sigma, pixels; on half the images.")
+    haze: _Share = Field(0.0, description="Haze: largest share of bright grey blended in; on half the images.")
+    elastic_px: float = Field(
+        0.0, ge=0, description="Elastic deformation: standard deviation of displacements, pixels (U-Net: 10)."
+    )
+    jpeg: int = Field(100, ge=10, le=100, description="JPEG compression: lowest quality; on half the images; 100: off.")
 
     @model_validator(mode="after")
     def _from_small_to_large(self) -> "AugmentConfig":
         if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale goes from {self.scale[0]:g} down to {self.scale[1]:g}")
+            raise ValueError(f"scale must not decrease, got {self.scale[0]:g} to {self.scale[1]:g}")
         return self
 
 
 class SampleConfig(_Frozen):
-    """How often an image is drawn."""
+    """Sampling of training images."""
 
-    hard_classes: tuple[str, ...] = Field((), description="Images with one of these are drawn more often.")
-    hard_times: int = Field(2, ge=1, description="How often they are, per epoch (Chen 2017, sec. 4.1: bootstrapping).")
-    weak_share: _Share | None = Field(None, description="Share of weak images per batch; unset: as many as there are.")
+    hard_classes: tuple[str, ...] = Field((), description="Hard classes: images that contain one are repeated.")
+    hard_times: int = Field(
+        2, ge=1, description="Repeats per epoch of images with a hard class (bootstrapping, Chen 2017, sec. 4.1)."
+    )
+    weak_share: _Share | None = Field(
+        None, description="Weakly labelled share of each batch; default: their share of the data."
+    )
 
 
 class OptimiseConfig(_Frozen):
     """The optimiser."""
 
-    kind: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW.")
-    lr: float = Field(0.007, gt=0, description="Learning rate of the body.")
-    head_lr: float = Field(1.0, gt=0, description="Factor on the learning rate of the last layers' weights.")
-    head_bias_lr: float = Field(1.0, gt=0, description="Factor on that of their biases.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum.")
-    weight_decay: float = Field(4e-5, ge=0, description="L2 penalty (SGD), or decoupled decay (AdamW).")
-    decay_all: bool = Field(True, description="Also decay biases and batch norm, as the papers do.")
-    clip_norm: float | None = Field(None, gt=0, description="Largest norm of the gradient.")
-    batch: int = Field(16, ge=1, description="Images per step, over all workers.")
-    accumulate: int = Field(1, ge=1, description="Passes in which a worker takes its images of a step.")
+    kind: Literal["sgd", "adamw"] = Field("sgd", description="Optimiser: SGD with momentum, or AdamW.")
+    lr: float = Field(0.007, gt=0, description="Learning rate of the body, before the schedule.")
+    head_lr: float = Field(1.0, gt=0, description="Learning rate factor of the last layers' weights.")
+    head_bias_lr: float = Field(1.0, gt=0, description="Learning rate factor of the last layers' biases.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(4e-5, ge=0, description="Weight decay: L2 penalty (SGD) or decoupled (AdamW).")
+    decay_all: bool = Field(True, description="Decay biases and batch norm too, as the papers do.")
+    clip_norm: float | None = Field(None, gt=0, description="Gradient clipping: largest norm; default: off.")
+    batch: int = Field(16, ge=1, description="Batch size: images per step, over all workers.")
+    accumulate: int = Field(1, ge=1, description="Gradient accumulation: passes per step on each worker.")
 
 
 class ScheduleConfig(_Frozen):
-    """The learning rate over the steps of a phase."""
+    """Learning rate schedule of a phase."""
 
-    kind: Literal["poly", "step", "cosine", "constant"] = Field("poly", description="How it falls.")
-    steps: int = Field(30_000, ge=1, description="Steps of the phase.")
-    power: float = Field(0.9, gt=0, description="poly: (1 - step / steps) ** power.")
-    every: int = Field(2000, ge=1, description="step: steps between falls.")
-    factor: float = Field(0.1, gt=0, lt=1, description="step: factor of a fall.")
-    warmup: int = Field(0, ge=0, description="Steps of a linear rise at the start.")
-    floor: float = Field(0.0, ge=0, lt=1, description="Share of the learning rate that is left at least.")
+    kind: Literal["poly", "step", "cosine", "constant"] = Field("poly", description="Decay of the learning rate.")
+    steps: int = Field(30_000, ge=1, description="Length of the phase, steps.")
+    power: float = Field(0.9, gt=0, description="poly: exponent of (1 - step / steps).")
+    every: int = Field(2000, ge=1, description="step: steps between reductions.")
+    factor: float = Field(0.1, gt=0, lt=1, description="step: factor of each reduction.")
+    warmup: int = Field(0, ge=0, description="Linear warm-up, steps.")
+    floor: float = Field(0.0, ge=0, lt=1, description="Smallest share of lr that the decay reaches.")
 
 
 class LossConfig(_Frozen):
-    """What is minimised."""
+    """Training loss."""
 
-    terms: dict[Term, _Weight] = Field({"cross_entropy": 1.0}, min_length=1, description="Losses and their weights.")
+    terms: dict[Term, _Weight] = Field(
+        {"cross_entropy": 1.0}, min_length=1, description="Loss terms and their weights."
+    )
     at: Literal["labels", "logits"] = Field(
-        "labels", description="Compare at the size of labels (logits upsampled), or of logits (labels subsampled)."
+        "labels", description="Loss resolution: labels (logits are upsampled) or logits (labels are subsampled)."
     )
     class_weights: Literal["none", "inverse", "median_frequency", "effective_number"] = Field(
-        "none", description="Weights of classes from their pixels in the training data."
+        "none", description="Class weights, from pixel counts of the training data."
     )
-    effective_beta: float = Field(0.999, gt=0, lt=1, description="effective_number: beta, over images' pixels.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of probability spread over all classes.")
-    ohem_keep: float = Field(0.0625, gt=0, le=1, description="ohem: share of the hardest pixels of an image kept.")
-    ohem_below: _Share = Field(0.7, description="ohem: pixels below this probability of their class are kept as well.")
-    focal_gamma: float = Field(2.0, ge=0, description="focal: exponent.")
-    branches: dict[str, _Weight] = Field({}, description="Weights of the network's scores; unset takes its own.")
+    effective_beta: float = Field(0.999, gt=0, lt=1, description="effective_number: beta (Cui 2019).")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Label smoothing: share of probability spread over all classes."
+    )
+    ohem_keep: float = Field(0.0625, gt=0, le=1, description="ohem: share of each image's pixels kept, the hardest.")
+    ohem_below: _Share = Field(0.7, description="ohem: also keep pixels whose class has a probability below this.")
+    focal_gamma: float = Field(2.0, ge=0, description="focal: exponent gamma.")
+    branches: dict[str, _Weight] = Field(
+        {}, description="Weight of each score output of the network; default: the network's own."
+    )
 
 
 class WeakConfig(_Frozen):
-    """What labels images are given that have only classes or boxes. Papandreou 2015, arXiv 1502.02734."""
+    """Weak supervision: pixel labels from image-level classes or boxes. Papandreou 2015, arXiv 1502.02734."""
 
-    classes: Literal["em_fixed", "em_adapt"] = Field("em_adapt", description="From image-level classes.")
-    boxes: Literal["rect", "seg", "em_fixed"] = Field("seg", description="From boxes.")
-    background: str | None = Field(None, description="Class every image has; unset takes the class with id 0.")
-    bias_fg: float = Field(5.0, description="em_fixed: added to the scores of present classes.")
-    bias_bg: float = Field(3.0, description="em_fixed: added to those of background.")
-    share_fg: _Share = Field(0.2, description="em_adapt: share of pixels each present class gets at least.")
-    share_bg: _Share = Field(0.4, description="em_adapt: the same of background.")
-    sure_share: _Share = Field(0.2, description="seg: share of a box, around its centre, that is surely of its class.")
+    classes: Literal["em_fixed", "em_adapt"] = Field(
+        "em_adapt", description="Labels from image-level classes: EM-Fixed or EM-Adapt."
+    )
+    boxes: Literal["rect", "seg", "em_fixed"] = Field(
+        "seg", description="Labels from boxes: Bbox-Rect (rect), Bbox-Seg (seg) or Bbox-EM-Fixed."
+    )
+    background: str | None = Field(None, description="Background class, present in every image; default: id 0.")
+    bias_fg: float = Field(5.0, description="em_fixed: bias on the scores of present classes.")
+    bias_bg: float = Field(3.0, description="em_fixed: bias on the score of background.")
+    share_fg: _Share = Field(0.2, description="em_adapt: smallest pixel share of each present class.")
+    share_bg: _Share = Field(0.4, description="em_adapt: smallest pixel share of background.")
+    sure_share: _Share = Field(0.2, description="seg: share of a box around its centre that is fixed to its class.")
 
 
 class Phase(_Frozen):
-    """A later phase: starts from the weights before it; what is unset stays as it was."""
+    """A later phase: starts from the weights of the phase before it and keeps every unset setting."""
 
-    name: str = Field(description="For logs and curves.")
-    schedule: ScheduleConfig = Field(description="Its learning rates.")
-    lr: float | None = Field(None, gt=0, description="Learning rate of the body.")
-    output_stride: int | None = Field(None, ge=1, description="Encoder stride.")
-    options: dict[str, Any] = Field({}, description="Options of the network that change.")
-    batch_norm: Literal["train", "sync", "frozen"] | None = Field(None, description="As above.")
-    batch: int | None = Field(None, ge=1, description="Images per step.")
-    train: tuple[str, ...] | None = Field(None, min_length=1, description="Parts to train on.")
+    name: str = Field(description="Phase name in logs and curves.")
+    schedule: ScheduleConfig = Field(description="Learning rate schedule of the phase.")
+    lr: float | None = Field(None, gt=0, description="Learning rate of the body, before the schedule.")
+    output_stride: int | None = Field(None, ge=1, description="Encoder output stride.")
+    options: dict[str, Any] = Field({}, description="Architecture options that change.")
+    batch_norm: Literal["train", "sync", "frozen"] | None = Field(None, description="Batch norm, as in the run.")
+    batch: int | None = Field(None, ge=1, description="Batch size: images per step, over all workers.")
+    train: tuple[str, ...] | None = Field(None, min_length=1, description="Training parts, relative to --data.")
 
 
 class ValidateConfig(_Frozen):
-    """When and how the weights are judged."""
+    """Validation of the weights during training."""
 
-    every: int = Field(1000, ge=1, description="Steps between validations; there is one at the end.")
-    limit: int | None = Field(None, ge=1, description="Only the first N images; unset takes all.")
-    scales: tuple[Scale, ...] = Field((1.0,), min_length=1, description="Mean of probabilities over these scales.")
-    flip: bool = Field(False, description="And over the mirrored image.")
-    samples: int = Field(8, ge=0, description="Predictions shown to the tracker and in the report.")
+    every: int = Field(1000, ge=1, description="Validation interval, steps; the end of a phase is always validated.")
+    limit: int | None = Field(
+        None, ge=1, description="Largest number of images validated, the first ones; default: all."
+    )
+    scales: tuple[Scale, ...] = Field(
+        (1.0,), min_length=1, description="Multi-scale validation: probabilities are averaged over these scales."
+    )
+    flip: bool = Field(False, description="Average over the mirrored image too.")
+    samples: int = Field(8, ge=0, description="Sample predictions in the tracker and the report.")
 
     @model_validator(mode="after")
     def _scales_differ(self) -> "ValidateConfig":
         if len(set(self.scales)) < len(self.scales):
-            raise ValueError(f"scales {self.scales} hold the same one twice")
+            raise ValueError(f"scales must differ, got {self.scales}")
         return self
 
 
 class TrainRuntimeConfig(_Frozen):
-    """Everything that does not change what is learned, but for rounding: outside the fingerprint."""
+    """Workers, precision, checkpoints and logs: outside the fingerprint, as they change weights by rounding alone."""
 
-    workers: int = Field(1, ge=1, description="Training processes; on GPUs one each.")
-    min_workers: int | None = Field(None, ge=1, description="Elastic: go on with as few as this; unset: never fewer.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where the cluster has them.")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs reserved per training process.")
-    expect_cpus: int | None = Field(None, ge=1, description="CPUs an autoscaling cluster will reach.")
-    expect_gpus: int | None = Field(None, ge=0, description="GPUs an autoscaling cluster will reach.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs.")
-    channels_last: bool = Field(True, description="Memory format of images and weights.")
-    compile: bool = Field(False, description="torch.compile the network.")
-    loader_workers: int = Field(1, ge=0, description="Processes per worker that decode and vary images; 0: none.")
-    prefetch: int = Field(4, ge=1, description="Batches each of them is ahead.")
-    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
-    max_failures: int = Field(3, ge=0, description="Worker failures before the run gives up.")
-    log_every: int = Field(20, ge=1, description="Steps between progress lines and points of the curves.")
-    tracker: Literal["auto", "tensorboard", "mlflow", "wandb", "none"] = Field(
-        "auto", description="Where curves go; auto: TensorBoard's files where it is installed, else the report only."
+    workers: int = Field(1, ge=1, description="Training processes, one GPU each where there are GPUs.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Elastic training: smallest number of workers; default: runtime.workers."
     )
-    cache: str | None = Field(None, description="Local folder for a copy of the data; unset: a temporary one.")
-    log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or JSON.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device; auto: GPUs where the cluster has them.")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs reserved per training process.")
+    expect_cpus: int | None = Field(None, ge=1, description="CPUs that an autoscaling cluster will reach.")
+    expect_gpus: int | None = Field(None, ge=0, description="GPUs that an autoscaling cluster will reach.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Number format of convolutions; auto: bf16 on GPUs, fp32 on CPUs."
+    )
+    channels_last: bool = Field(True, description="Channels-last memory format of images and weights.")
+    compile: bool = Field(False, description="Compile the network with torch.compile.")
+    loader_workers: int = Field(
+        1, ge=0, description="Loader processes per worker, which decode and augment; 0: load in the worker."
+    )
+    prefetch: int = Field(4, ge=1, description="Batches that each loader process prepares ahead.")
+    checkpoint_every: int = Field(500, ge=1, description="Checkpoint interval, steps.")
+    max_failures: int = Field(3, ge=0, description="Worker failures that are retried before the run fails.")
+    log_every: int = Field(20, ge=1, description="Interval of progress lines and curve points, steps.")
+    tracker: Literal["auto", "tensorboard", "mlflow", "wandb", "none"] = Field(
+        "auto", description="Tracker of curves; auto: TensorBoard files where it is installed, else the report only."
+    )
+    cache: str | None = Field(
+        None, description="Local folder that caches the data; default: below the temporary folder."
+    )
+    log_format: Literal["human", "json"] = Field("human", description="Log format: lines for people, or JSON.")
 
     @model_validator(mode="after")
     def _fewest_are_no_more_than_most(self) -> "TrainRuntimeConfig":
         if self.min_workers and self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+            raise ValueError(f"min_workers {self.min_workers} exceeds workers {self.workers}")
         return self
 
 
 class TrainConfig(_Frozen):
-    """Train a network on labelled images and leave a checkpoint that segment_dataset takes."""
+    """Train a network on labelled images and write a checkpoint for segment_dataset."""
 
-    data: str = Field(description="Folder of the labelled data: local or s3://.")
-    output: str = Field(description="Folder that receives model.safetensors, card.json, checkpoints/ and report/.")
-    classes: str | None = Field(None, description="Class map name or YAML; unset takes classes.yaml of the data.")
-    license: str = Field("unknown", description="SPDX name, or words, of the licence that the weights come under.")
-    seed: int = Field(0, ge=0, description="Of first weights, order, augmentation and dropout.")
-    overfit: int | None = Field(None, ge=1, description="Train and validate on the first N images, never varied.")
+    data: str = Field(description="Labelled data: local folder or s3:// URL.")
+    output: str = Field(description="Output folder for model.safetensors, card.json, checkpoints/ and report/.")
+    classes: str | None = Field(None, description="Class map: name or YAML file; default: classes.yaml of the data.")
+    license: str = Field("unknown", description="Licence of the weights: SPDX name or words.")
+    seed: int = Field(0, ge=0, description="Random seed of initial weights, order, augmentation and dropout.")
+    overfit: int | None = Field(
+        None, ge=1, description="Overfitting test: train and validate on the first N images, without augmentation."
+    )
     sets: SetsConfig = Field(SetsConfig(), description="Parts of the data.")
     network: NetworkConfig = Field(NetworkConfig(), description="Network.")
-    augment: AugmentConfig = Field(AugmentConfig(), description="Variation.")
-    sample: SampleConfig = Field(SampleConfig(), description="Drawing.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Augmentation.")
+    sample: SampleConfig = Field(SampleConfig(), description="Sampling.")
     optimise: OptimiseConfig = Field(OptimiseConfig(), description="Optimiser.")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="Learning rate.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="Learning rate schedule.")
     loss: LossConfig = Field(LossConfig(), description="Loss.")
     weak: WeakConfig = Field(WeakConfig(), description="Weak labels.")
     batch_norm: Literal["train", "sync", "frozen"] = Field(
-        "train", description="Statistics per worker, over all workers, or the initial weights' kept."
+        "train", description="Batch norm statistics: per worker, over all workers, or frozen at the initial weights'."
     )
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of weights that is kept; 0: none.")
-    half: bool = Field(True, description="Keep the best weights in float16; they are judged as they are kept.")
-    then: tuple[Phase, ...] = Field((), description="Later phases; from a file only.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Exponential moving average (EMA) of weights: decay; 0: off.")
+    half: bool = Field(
+        True, description="Save the best weights in float16, which are also the weights that are validated."
+    )
+    then: tuple[Phase, ...] = Field((), description="Later phases; in a config file only.")
     validation: ValidateConfig = Field(ValidateConfig(), description="Validation.")
     runtime: TrainRuntimeConfig = Field(TrainRuntimeConfig(), description="Workers, checkpoints, trackers.")
 
     def phases(self) -> tuple["TrainConfig", ...]:
-        """The run as one config per phase, the first of them this one."""
-        made = [self]
+        """One config per phase; the first is this one."""
+        configs = [self]
         for phase in self.then:
-            made.append(_changed(made[-1], phase))
-        return tuple(made)
+            configs.append(_apply_phase(configs[-1], phase))
+        return tuple(configs)
 
     def fingerprint(self, *, data: str, initial: str | None, classes: Any) -> str:
-        """Identify everything that can change the weights: 64 hex digits.
+        """Hash everything that can change the weights: 64 hex digits.
 
         Args:
             data: fingerprint of the examples, their labels and order.
-            initial: SHA-256 of the checkpoint it starts from.
-            classes: the class map, as plain data.
+            initial: SHA-256 of the initial checkpoint; None: from scratch.
+            classes: the class map as plain data.
         """
-        said = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
-        said["network"].pop("initial")
-        said |= {"data": data, "initial": initial, "classes": classes, "code": TRAINING_CODE_VERSION}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        facts = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
+        facts["network"].pop("initial")
+        facts |= {"data": data, "initial": initial, "classes": classes, "code": TRAINING_CODE_VERSION}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _changed(before: TrainConfig, phase: Phase) -> TrainConfig:
+def _apply_phase(before: TrainConfig, phase: Phase) -> TrainConfig:
     network = before.network.model_copy(
         update={
             "options": before.network.options | phase.options,

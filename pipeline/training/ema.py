@@ -1,6 +1,6 @@
-"""A moving average of a network's weights, which often scores better than the weights themselves.
+"""Exponential moving average (EMA) of a network's weights, which often scores better than the weights themselves.
 
-In: the network after each step. Out: torch's own `AveragedModel`: a second network, `.module`, to validate and save.
+In: the network after each step. Out: torch's `AveragedModel`, whose `.module` is a second network to validate and save.
 Its state dict holds plain tensors, the count of updates among them.
 """
 
@@ -12,11 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def make_average(network: nn.Module, decay: float) -> AveragedModel:
-    """The average of a network, to be fed by `.update_parameters(network)` behind every step.
+    """Make the average of a network; call `.update_parameters(network)` after every step.
 
-    Floating parameters and buffers are averaged, in their own precision: keep them in float32. Counters are copied. The
-    decay rises with the updates t to its full value as min(decay, (1 + t) / (10 + t)), so that first weights are soon
-    forgotten: `tf.train.ExponentialMovingAverage` with `num_updates`.
+    Floating-point parameters and buffers are averaged in their own precision: keep them in float32. Counters are
+    copied. The decay after t updates is min(decay, (1 + t) / (10 + t)), so the initial weights are soon forgotten:
+    `tf.train.ExponentialMovingAverage` with `num_updates`.
 
     Args:
         network: not wrapped by DDP or compiled.
@@ -24,7 +24,7 @@ def make_average(network: nn.Module, decay: float) -> AveragedModel:
     """
 
     def update(averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
-        # A tensor: to read its value would make every step wait for the GPU.
+        # It stays a tensor: reading its value would make every step wait for the GPU.
         share = 1 - torch.as_tensor((1 + updates) / (10 + updates)).clamp(max=decay)
         for average, now in zip(averages, current, strict=True):
             if average.is_floating_point():

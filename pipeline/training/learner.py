@@ -1,7 +1,7 @@
-"""What learns in one phase, and how it takes a step.
+"""Network, optimiser and loss of one phase, and a training step.
 
-In: the settings of a phase and batches of images and labels. Out: weights after each step. Whoever shares a step adds
-up to the loss and the gradient that one process alone would have. Never reads or writes anything.
+In: the settings of a phase and batches of images and labels. Out: the weights after each step. The losses and gradients
+of all ranks add up to those of a single process with the whole batch. Nothing is read or written here.
 """
 
 from contextlib import nullcontext
@@ -28,7 +28,7 @@ from pipeline.training.ranks import Group
 
 
 class Supervised(nn.Module):
-    """Pixels in, every score with a loss on it out: `Network.supervised` as a `forward`, which DDP and compile want."""
+    """`Network.supervised` as a `forward`, which DDP and torch.compile need: pixels in, every supervised score out."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -41,81 +41,86 @@ class Supervised(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """What learns in one phase."""
+    """Network, optimiser and loss of one phase."""
 
     cfg: TrainConfig
     network: Network
     supervised: nn.Module
-    """The network behind `Supervised`, compiled and distributed as asked."""
+    """The network wrapped in `Supervised`, and in torch.compile and DDP where the config asks for them."""
     optimiser: torch.optim.Optimizer
     average: AveragedModel | None
     loss: Loss
     branches: dict[str, float]
     """Weight of the loss on each of the network's scores."""
     dtype: torch.dtype
-    """Of convolutions."""
+    """Number format of convolutions."""
     background: int
-    """Class that every image has."""
+    """Id of the background class, for weak labels."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a later process needs to go on; the tensors themselves, not copies."""
-        found = state.prefixed("network", self.network.state_dict())
-        found |= state.prefixed("optimiser", state.of_optimiser(self.optimiser))
-        return found | (state.prefixed("average", self.average.state_dict()) if self.average else {})
+        """Every tensor that a resumed run needs: the tensors themselves, not copies."""
+        tensors = state.add_prefix("network", self.network.state_dict())
+        tensors |= state.add_prefix("optimiser", state.optimiser_buffers(self.optimiser))
+        return tensors | (state.add_prefix("average", self.average.state_dict()) if self.average else {})
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `tensors`."""
-        self.network.load_state_dict(state.part("network", tensors))
-        state.into_optimiser(self.optimiser, state.part("optimiser", tensors))
+        """Load what `tensors` returned."""
+        self.network.load_state_dict(state.take_prefix("network", tensors))
+        state.load_optimiser_buffers(self.optimiser, state.take_prefix("optimiser", tensors))
         if self.average:
-            self.average.load_state_dict(state.part("average", tensors))
+            self.average.load_state_dict(state.take_prefix("average", tensors))
 
     def weights(self) -> dict[str, Tensor]:
-        """What is judged and kept: the moving average where there is one, in half precision where that is asked for."""
-        judged = self.average.module if self.average else self.network
-        own: dict[str, Tensor] = judged.state_dict()
-        return {name: halved(tensor) for name, tensor in own.items()} if self.cfg.half else own
+        """Weights to validate and save: the moving average where there is one, in float16 with `cfg.half`."""
+        network = self.average.module if self.average else self.network
+        weights: dict[str, Tensor] = network.state_dict()
+        return {name: half_precision(tensor) for name, tensor in weights.items()} if self.cfg.half else weights
 
 
-def halved(tensor: Tensor) -> Tensor:
-    """Fractions in float16; as they are where one is beyond its range, as a variance may be."""
+def half_precision(tensor: Tensor) -> Tensor:
+    """Convert floating-point tensors to float16, unless a value is beyond its range, as a variance may be."""
     if not tensor.is_floating_point():
         return tensor
     half = tensor.half()
     return half if bool(half.isfinite().all()) else tensor
 
 
-# ---------------------------------------------------------------- making it
+# ---------------------------------------------------------------- construction
 
 
 def build_phase_network(cfg: TrainConfig, classes: ClassMap) -> Network:
-    """The network of a phase with first weights from torch's generator.
+    """Build the network of a phase with initial weights from torch's generator.
 
     Raises:
-        ConfigError: options or an output stride that the network has not.
+        ConfigError: the network does not support an option or the output stride.
     """
-    said = cfg.network
-    if taken := BUILDERS_OWN & said.options.keys():
-        raise ConfigError(f"--network.options may not hold {', '.join(sorted(taken))}: other settings say it")
+    settings = cfg.network
+    if reserved := BUILDERS_OWN & settings.options.keys():
+        names = ", ".join(sorted(reserved))
+        raise ConfigError(f"--network.options must not contain {names}: other settings determine it")
     return zoo.build_network(
-        said.name, len(classes), in_channels=len(said.channels), output_stride=said.output_stride, **said.options
+        settings.name,
+        len(classes),
+        in_channels=len(settings.channels),
+        output_stride=settings.output_stride,
+        **settings.options,
     )
 
 
 def make_learner(network: Network, cfg: TrainConfig, classes: ClassMap, counts_nk: Int64, group: Group) -> Learner:
-    """Everything around a network of which its training in a phase is made.
+    """Make optimiser, loss and wrappers for a network in one phase.
 
     Args:
-        network: with the weights it begins with; is moved and changed.
-        cfg: of the phase.
-        classes: what labels are.
-        counts_nk: (N, K) labelled pixels of each class in each image, for weights of classes.
-        group: who trains together.
+        network: with its initial weights; moved to the device and changed in place.
+        cfg: settings of the phase.
+        classes: class map of the labels.
+        counts_nk: (N, K) labelled pixels of each class in each image, for class weights.
+        group: ranks that train together.
 
     Raises:
-        ConfigError: for settings that do not fit the network, the classes or the data.
+        ConfigError: settings do not fit the network, the classes or the data.
     """
-    network.to(group.device, memory_format=layout_of(cfg)).train()  # type: ignore[call-overload]
+    network.to(group.device, memory_format=memory_format(cfg)).train()  # type: ignore[call-overload]
     if cfg.batch_norm == "sync" and group.size > 1:
         batch_norm.sync(network)
     if cfg.batch_norm == "frozen":
@@ -131,24 +136,24 @@ def make_learner(network: Network, cfg: TrainConfig, classes: ClassMap, counts_n
     return Learner(
         cfg=cfg,
         network=network,
-        supervised=distributed(network, cfg, group),
+        supervised=wrap_network(network, cfg, group),
         optimiser=optimiser.make_optimiser(network, cfg.optimise),
         average=ema.make_average(network, cfg.ema) if cfg.ema else None,
         loss=loss.to(group.device),
         branches=losses.branch_weights(cfg.loss, network),
-        dtype=precision_of(cfg, group.device),
+        dtype=convolution_dtype(cfg, group.device),
         background=weak.background_id(cfg.weak, classes),
     )
 
 
-def distributed(network: Network, cfg: TrainConfig, group: Group) -> nn.Module:
-    """The network as it is called in a step."""
+def wrap_network(network: Network, cfg: TrainConfig, group: Group) -> nn.Module:
+    """Wrap a network for a step: `Supervised`, then torch.compile and DDP where needed."""
     supervised: nn.Module = Supervised(network)
     if cfg.runtime.compile:
         supervised = cast(nn.Module, torch.compile(supervised))
     if group.size == 1:
         return supervised
-    # A branch without a loss leaves layers without gradients.
+    # A branch without a loss leaves layers without gradients, which DDP must search for.
     all_used = losses.branch_weights(cfg.loss, network).keys() == network.loss_weights.keys()
     return DistributedDataParallel(
         supervised,
@@ -158,46 +163,46 @@ def distributed(network: Network, cfg: TrainConfig, group: Group) -> nn.Module:
     )
 
 
-def layout_of(cfg: TrainConfig) -> torch.memory_format:
-    """How images and weights lie in memory."""
+def memory_format(cfg: TrainConfig) -> torch.memory_format:
+    """Memory format of images and weights."""
     return torch.channels_last if cfg.runtime.channels_last else torch.contiguous_format
 
 
-def precision_of(cfg: TrainConfig, device: torch.device) -> torch.dtype:
-    """The dtype of convolutions: as asked, or bf16 on GPUs and float32 on CPUs."""
-    said = cfg.runtime.precision
-    if said == "auto":
+def convolution_dtype(cfg: TrainConfig, device: torch.device) -> torch.dtype:
+    """Number format of convolutions: `runtime.precision`, where auto is bf16 on GPUs and float32 on CPUs."""
+    precision = cfg.runtime.precision
+    if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return PRECISIONS[said]
+    return PRECISIONS[precision]
 
 
 # ---------------------------------------------------------------- a step
 
 
 def take_step(learner: Learner, batch: Batch, group: Group, *, step: int, rate: float) -> Tensor:
-    """One update of the weights.
+    """Update the weights once.
 
     Args:
-        learner: is changed.
-        batch: this process's images of the step.
-        group: who shares the step.
-        step: steps done before it; seeds dropout.
+        learner: changed in place.
+        batch: this rank's images of the step.
+        group: ranks that share the step.
+        step: number of steps before this one; seeds dropout.
         rate: factor on all learning rates.
 
     Returns:
-        This process's share of the loss, on its device; the shares of all processes add up to it.
+        This rank's share of the loss, a scalar on its device; the shares of all ranks add up to the loss.
     """
     cfg = learner.cfg
-    torch.manual_seed(seed_of(cfg.seed, step, group.rank))
+    torch.manual_seed(derive_seed(cfg.seed, step, group.rank))
     optimiser.set_lr(learner.optimiser, cfg.optimise.lr * rate)
-    passes = [on(group.device, one) for one in split(batch, cfg.optimise.accumulate)]
-    units = group.sum(torch.stack([learner.loss.units(one.labels_nhw) for one in passes]).sum(0))
+    passes = [to_device(group.device, part) for part in split_batch(batch, cfg.optimise.accumulate)]
+    units = group.sum(torch.stack([learner.loss.units(part.labels_nhw) for part in passes]).sum(0))
     learner.optimiser.zero_grad(set_to_none=True)
     total = torch.zeros((), device=group.device)
-    for number, one in enumerate(passes, 1):
-        with nullcontext() if number == len(passes) else unsynchronised(learner.supervised):
-            loss = loss_of(learner, one, units)
-            # DDP takes the mean over processes, where shares are to be added up.
+    for number, part in enumerate(passes, 1):
+        with nullcontext() if number == len(passes) else without_sync(learner.supervised):
+            loss = pass_loss(learner, part, units)
+            # DDP takes the mean over ranks; shares need the sum.
             (loss * group.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     if cfg.optimise.clip_norm is not None:
@@ -208,8 +213,8 @@ def take_step(learner: Learner, batch: Batch, group: Group, *, step: int, rate: 
     return total
 
 
-def split(batch: Batch, passes: int) -> list[Batch]:
-    """The images of a batch in that many parts, whose sizes differ by one at most."""
+def split_batch(batch: Batch, passes: int) -> list[Batch]:
+    """Split a batch into `passes` parts whose sizes differ by at most one."""
     parts = zip(
         *(
             torch.tensor_split(field, passes)
@@ -220,17 +225,17 @@ def split(batch: Batch, passes: int) -> list[Batch]:
     return [Batch(*fields) for fields in parts]
 
 
-def on(device: torch.device, batch: Batch) -> Batch:
-    """The batch on a device; what kind of labels an image has stays here, where it is looked at."""
+def to_device(device: torch.device, batch: Batch) -> Batch:
+    """Copy a batch to a device; `supervision_n` stays on the CPU, where it is read."""
     images, labels, present = (
         field.to(device, non_blocking=True) for field in (batch.images_nchw, batch.labels_nhw, batch.present_nk)
     )
     return Batch(images, labels, present, batch.supervision_n)
 
 
-def loss_of(learner: Learner, batch: Batch, units: Tensor) -> Tensor:
-    """This pass's share of the loss of a step, over all branches."""
-    pixels = normalised(batch.images_nchw, learner.cfg)
+def pass_loss(learner: Learner, batch: Batch, units: Tensor) -> Tensor:
+    """This pass's share of the loss of a step, summed over all branches."""
+    pixels = normalise(batch.images_nchw, learner.cfg)
     with torch.autocast(pixels.device.type, learner.dtype, enabled=learner.dtype is not torch.float32):
         scores = learner.supervised(pixels)
     labels = batch.labels_nhw
@@ -240,22 +245,22 @@ def loss_of(learner: Learner, batch: Batch, units: Tensor) -> Tensor:
     return torch.stack(shares).sum()
 
 
-def unsynchronised(supervised: nn.Module) -> Any:
-    """Within it gradients stay on their worker: for all passes of a step but the last."""
+def without_sync(supervised: nn.Module) -> Any:
+    """Keep gradients on their rank within this context: for all passes of a step except the last."""
     return supervised.no_sync() if isinstance(supervised, DistributedDataParallel) else nullcontext()
 
 
-def normalised(images_nchw: Tensor, cfg: TrainConfig) -> Tensor:
-    """(N, C, H, W) uint8 to float32 as the network takes it."""
+def normalise(images_nchw: Tensor, cfg: TrainConfig) -> Tensor:
+    """Normalise (N, C, H, W) uint8 to the network's float32 input."""
     mean, std = (
         torch.tensor(band, device=images_nchw.device).view(1, -1, 1, 1) * 255
         for band in (cfg.network.mean, cfg.network.std)
     )
-    return ((images_nchw.float() - mean) / std).contiguous(memory_format=layout_of(cfg))
+    return ((images_nchw.float() - mean) / std).contiguous(memory_format=memory_format(cfg))
 
 
 def complete_labels(learner: Learner, logits_nkhw: Tensor, batch: Batch) -> Tensor:
-    """The labels of a batch, with those that the network itself has to find in weakly labelled images."""
+    """Complete the labels of a batch: the E-step labels weakly labelled images by the network's own scores."""
     height, width = batch.labels_nhw.shape[1:]
     network = learner.network
     scores = losses.upsample_scores(
@@ -272,6 +277,6 @@ def complete_labels(learner: Learner, logits_nkhw: Tensor, batch: Batch) -> Tens
     )
 
 
-def seed_of(*numbers: int) -> int:
-    """One seed of several numbers."""
+def derive_seed(*numbers: int) -> int:
+    """Derive one seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,10 +1,10 @@
-"""What is minimised: terms that compare scores with labels, each a sum and the units it is divided by.
+"""Losses between scores and labels: cross entropy, OHEM, focal, Dice and Lovász-softmax.
 
-In: (N, K, h, w) scores of any float type on the grid of a network, and (N, H, W) labels. Out: one number, in float32 at
-least, also under autocast. A loss is a sum over pixels or images divided by how many there are, and that number is
-taken over the whole step before any score is known. So the losses of any split of a batch, into passes or over workers,
-add up to the loss of the batch, and their gradients to its gradient. Pixels of the ignore id have no part in anything;
-a batch of nothing else has a loss of 0 and no gradient. Never touches weights or communicates.
+In: (N, K, h, w) scores of any float type on the grid of a network, and (N, H, W) labels. Out: a scalar, in float32 at
+least, also under autocast. A loss is a sum over pixels or images divided by their number, its unit, which is counted
+from the labels of the whole step. So the losses of any split of a batch, into passes or over workers, add up to the
+loss of the batch, and their gradients to its gradient. Pixels of the ignore id are left out; a batch of only those has
+a loss of 0 and no gradient. Weights are not changed and ranks do not communicate here.
 """
 
 import numpy as np
@@ -18,14 +18,14 @@ from pipeline.records import Float64, Int64
 from pipeline.training.config import LossConfig, Term
 
 PER_IMAGE: frozenset[Term] = frozenset({"ohem", "dice", "lovasz"})
-"""Terms that are a number per image; the others are one per pixel."""
+"""Terms that are divided by images; the others are divided by pixels."""
 
 
 class Loss(nn.Module):
-    """The weighted sum of a config's terms. Move it to the device of the scores, as any module."""
+    """Weighted sum of a config's loss terms. Move it to the device of the scores like any module."""
 
     weight_of_id: Tensor
-    """(256,) float32: weight of every value of a label, 0 for the ignore id and what is no class."""
+    """(256,) float32: weight of every label value, 0 for the ignore id and values that are no class."""
 
     def __init__(
         self, cfg: LossConfig, class_weights_k: Float64, *, ignore_id: int, stride: int, align_corners: bool
@@ -38,31 +38,31 @@ class Loss(nn.Module):
         self.register_buffer("weight_of_id", table, persistent=False)
 
     def units(self, labels_nhw: Tensor) -> Tensor:
-        """What the sum of each term is divided by, to be added up over the passes and workers of a step.
+        """Divisor of each term, to be summed over the passes and workers of a step.
 
         Args:
             labels_nhw: (N, H, W) uint8.
 
         Returns:
-            (T,) float32: for terms per pixel the weights of all labelled pixels, as `F.cross_entropy` divides; for
-            terms per image how many images have a labelled pixel.
+            (T,) float32: for terms per pixel the summed weights of labelled pixels, as `F.cross_entropy` divides;
+            for terms per image the number of images with a labelled pixel.
         """
         pixels = self.weight_of_id[labels_nhw.long()].sum()
         images = (labels_nhw != self.ignore_id).any(2).any(1).sum().to(pixels)
         return torch.stack([images if term in PER_IMAGE else pixels for term in self.cfg.terms])
 
     def forward(self, scores_nkhw: Tensor, labels_nhw: Tensor, units: Tensor) -> Tensor:
-        """This part's share of the loss of a step: the sum over terms of weight * sum / units, a scalar.
+        """Share of these images in the loss of a step: the sum over terms of weight * sum / units, a scalar.
 
         Args:
-            scores_nkhw: (N, K, h, w), before softmax, on the grid of the network's logits or any other.
-            labels_nhw: (N, H, W) uint8. Where (H, W) is (h, w) nothing is resized.
-            units: (T,), of the whole step.
+            scores_nkhw: (N, K, h, w), before softmax, on the grid of the network's logits or another grid.
+            labels_nhw: (N, H, W) uint8; resizing happens only where (H, W) differs from (h, w).
+            units: (T,), summed over the whole step.
         """
         with torch.autocast(scores_nkhw.device.type, enabled=False):
             scores = scores_nkhw.to(torch.promote_types(scores_nkhw.dtype, torch.float32))
             scores, labels = self._at_one_size(scores, labels_nhw)
-            # A cell counts as the pixels it stands for: units are known from labels alone.
+            # A cell weighs as much as the pixels it covers, because units are counted from labels.
             pixels_per_cell = labels_nhw.numel() / labels.numel()
             total = scores.new_zeros(())
             for (term, weight), unit in zip(self.cfg.terms.items(), units, strict=True):
@@ -102,39 +102,39 @@ class Loss(nn.Module):
 def make_loss(
     cfg: LossConfig, *, class_weights: Float64, ignore_id: int, stride: int = 1, align_corners: bool = False
 ) -> Loss:
-    """The loss of a config.
+    """Make the loss of a config.
 
     Args:
-        cfg: its terms.
-        class_weights: (K,), what the function of that name gives.
-        ignore_id: the label of pixels that have none, at least K.
-        stride: input pixels per logit: the network's.
-        align_corners: how logits are resized: the network's.
+        cfg: loss terms and their settings.
+        class_weights: (K,), from `class_weights`.
+        ignore_id: label of unlabelled pixels, at least K.
+        stride: input pixels per logit, as in the network.
+        align_corners: grid convention of the logits, as in the network.
     """
     return Loss(cfg, class_weights, ignore_id=ignore_id, stride=stride, align_corners=align_corners)
 
 
 def branch_weights(cfg: LossConfig, network: Network) -> dict[str, float]:
-    """Weight of the loss on each of a network's `supervised` scores; those of weight 0 are left out.
+    """Loss weight of each `supervised` score of a network, without those of weight 0.
 
     Raises:
-        ConfigError: the config names scores that the network has not, or leaves none.
+        ConfigError: the config names a score that the network does not have, or every weight is 0.
     """
     known = network.loss_weights
     if unknown := cfg.branches.keys() - known.keys():
         hint = f"it has {', '.join(known)}"
-        raise ConfigError(f"--loss.branches: the network has no scores {', '.join(sorted(unknown))}", hint=hint)
+        raise ConfigError(f"--loss.branches: the network has no score {', '.join(sorted(unknown))}", hint=hint)
     chosen = {name: weight for name, weight in (cfg.branches or known).items() if weight > 0}
     if not chosen:
-        raise ConfigError("--loss.branches: every weight is 0", hint="weigh one of the scores above 0")
+        raise ConfigError("--loss.branches: every weight is 0", hint="set one weight above 0")
     return chosen
 
 
 def upsample_scores(scores_nkhw: Tensor, height: int, width: int, *, stride: int, align_corners: bool) -> Tensor:
-    """Scores at the size of labels, (N, K, height, width), bilinear.
+    """Upsample scores to the size of labels, (N, K, height, width), bilinear.
 
-    On the grid of the network's logits, by what each cell stands for (`pipeline.models.network`), as the main job does
-    it. On any other grid, where a network does not say it, the grid is stretched to the size.
+    On the grid of the network's logits each cell covers the pixels that `pipeline.models.network` defines, as in
+    segment_dataset. Any other grid is stretched to the size.
     """
     cells = scores_nkhw.shape[2:]
     if cells == (height, width):
@@ -143,14 +143,14 @@ def upsample_scores(scores_nkhw: Tensor, height: int, width: int, *, stride: int
         return F.interpolate(scores_nkhw, (height, width), mode="bilinear", align_corners=align_corners)
     covered = [(side - 1) * stride + 1 if align_corners else side * stride for side in cells]
     full = F.interpolate(scores_nkhw, covered, mode="bilinear", align_corners=align_corners)
-    beyond = (0, max(0, width - covered[1]), 0, max(0, height - covered[0]))  # behind the pixel of the last cell
+    beyond = (0, max(0, width - covered[1]), 0, max(0, height - covered[0]))  # pixels after the last cell's
     return F.pad(full[:, :, :height, :width], beyond, mode="replicate")
 
 
 def centres(cells: int, length: int, *, stride: int, align_corners: bool) -> Tensor:
-    """Along an axis of `length` pixels, the one in the middle of each cell: (cells,) int64.
+    """Central pixel of each cell along an axis of `length` pixels: (cells,) int64.
 
-    On the grid of the network's logits by what a cell stands for, on any other by stretching, as in `upsample`.
+    Cells cover pixels as in `upsample_scores`.
     """
     cell = torch.arange(cells)
     if cells == grid_cells(length, stride):
@@ -163,7 +163,7 @@ def centres(cells: int, length: int, *, stride: int, align_corners: bool) -> Ten
 def cross_entropy(
     scores_nkhw: Tensor, labels_nhw: Tensor, weights_k: Tensor, *, ignore_id: int, smoothing: float = 0.0
 ) -> Tensor:
-    """Sum over pixels of the weighted cross entropy, nats.
+    """Cross entropy: weighted sum over pixels, nats.
 
     Label smoothing: Szegedy 2015, arXiv 1512.00567, sec. 7.
     """
@@ -175,73 +175,72 @@ def cross_entropy(
 def ohem(
     scores_nkhw: Tensor, labels_nhw: Tensor, weights_nhw: Tensor, *, ignore_id: int, keep: float, below: float
 ) -> Tensor:
-    """Sum over images of the mean cross entropy of their hard pixels: online hard example mining, or bootstrapping.
+    """Online hard example mining (bootstrapping): sum over images of the mean cross entropy of their hard pixels.
 
-    Hard is the `keep` share of an image's labelled pixels that is least sure of its label, and every pixel whose label
-    has a probability under `below`. Wu 2016, arXiv 1605.06885, with a share in place of their number of
-    pixels. Where they and others choose among the pixels of a whole batch, this chooses within each image: what is
-    chosen must not depend on how a batch is split.
+    Hard pixels are the `keep` share of an image's labelled pixels with the lowest probability of their label, and every
+    pixel whose label has a probability below `below`. Wu 2016, arXiv 1605.06885, with a share in place of their number
+    of pixels. They choose among the pixels of a whole batch; this chooses within each image, so that the choice does
+    not depend on how a batch is split.
 
     Args:
         scores_nkhw: (N, K, H, W).
         labels_nhw: (N, H, W) int64.
-        weights_nhw: (N, H, W), 0 where ignored; weights of the mean.
-        ignore_id: the label of pixels that have no part.
+        weights_nhw: (N, H, W), weights of the mean, 0 where ignored.
+        ignore_id: label of unlabelled pixels.
         keep: above 0, at most 1.
         below: 0 to 1.
     """
     nats = F.cross_entropy(scores_nkhw, labels_nhw, ignore_index=ignore_id, reduction="none").flatten(1)
     labelled = (labels_nhw != ignore_id).flatten(1)
-    sure = torch.exp(-nats.detach()).masked_fill(~labelled, torch.inf)
+    probs = torch.exp(-nats.detach()).masked_fill(~labelled, torch.inf)
     last = (labelled.sum(1) * keep).ceil().long().clamp(min=1) - 1
-    hardest = sure <= sure.sort(1).values.gather(1, last[:, None])
-    weights = weights_nhw.flatten(1) * (labelled & (hardest | (sure < below)))
+    hardest = probs <= probs.sort(1).values.gather(1, last[:, None])
+    weights = weights_nhw.flatten(1) * (labelled & (hardest | (probs < below)))
     return _mean((weights * nats).sum(1), weights.sum(1)).sum()
 
 
 def focal(scores_nkhw: Tensor, labels_nhw: Tensor, weights_nhw: Tensor, *, ignore_id: int, gamma: float) -> Tensor:
-    """Sum over pixels of -alpha_t (1 - p_t)^gamma log p_t, where weights are the alphas.
+    """Focal loss: sum over pixels of -alpha_t (1 - p_t)^gamma log p_t, where the weights are the alphas.
 
-    Lin 2017, arXiv 1708.02002, eq. 5, with softmax for their sigmoid. Without gamma it is the cross entropy.
+    Lin 2017, arXiv 1708.02002, eq. 5, with softmax for their sigmoid. With gamma 0 it is the cross entropy.
     """
     nats = F.cross_entropy(scores_nkhw, labels_nhw, ignore_index=ignore_id, reduction="none")
-    wrong = -torch.expm1(-nats)  # 1 - p_t, without losing the digits of a small one
-    # Above 0, where the slope is infinite for a gamma below 1.
+    wrong = -torch.expm1(-nats)  # 1 - p_t, exact also where it is small
+    # Clamped above 0, where the slope is infinite for a gamma below 1.
     return (weights_nhw * wrong.clamp(min=torch.finfo(wrong.dtype).tiny) ** gamma * nats).sum()
 
 
 def dice(scores_nkhw: Tensor, labels_nhw: Tensor, *, ignore_id: int) -> Tensor:
-    """Sum over images of the mean, over the classes in their labels, of 1 - 2 sum(p g) / (sum(p) + sum(g)).
+    """Dice loss: sum over images of the mean, over classes in their labels, of 1 - 2 sum(p g) / (sum(p) + sum(g)).
 
     Sudre 2017, arXiv 1707.03237, sec. 2, the Dice loss DL2 of each class against the others; Milletari 2016 (arXiv
-    1606.04797) squares in the denominator. Class weights have no part: each class counts as much as any other.
+    1606.04797) squares in the denominator. Class weights are not applied: all classes count equally.
     """
-    probs, truth, present = _compared(scores_nkhw, labels_nhw, ignore_id)
+    probs, truth, present = _one_hot(scores_nkhw, labels_nhw, ignore_id)
     overlap = 2 * (probs * truth).sum(2) / (probs.sum(2) + truth.sum(2)).clamp(min=1)
     return _mean(((1 - overlap) * present).sum(1), present.sum(1)).sum()
 
 
 def lovasz_softmax(scores_nkhw: Tensor, labels_nhw: Tensor, *, ignore_id: int) -> Tensor:
-    """Sum over images of the mean, over the classes in their labels, of the Lovász extension of 1 - IoU.
+    """Lovász-softmax: sum over images of the mean, over classes in their labels, of the Lovász extension of 1 - IoU.
 
-    Berman 2018, arXiv 1705.08790, sec. 2.2, per image. Class weights have no part.
+    Berman 2018, arXiv 1705.08790, sec. 2.2, per image. Class weights are not applied.
     """
-    probs, truth, present = _compared(scores_nkhw, labels_nhw, ignore_id)
+    probs, truth, present = _one_hot(scores_nkhw, labels_nhw, ignore_id)
     ignored = (labels_nhw == ignore_id).flatten(1)
-    total = 0 * probs.sum((1, 2))  # not plain zeros: without a class there is still a gradient, of 0
-    for k in present.any(0).nonzero()[:, 0].tolist():  # one class at a time: a sort takes several times its memory
+    total = 0 * probs.sum((1, 2))  # zeros with a gradient of 0, also for an image without a class
+    for k in present.any(0).nonzero()[:, 0].tolist():  # one class at a time: sorting takes several times its memory
         rows = present[:, k].nonzero()[:, 0]
-        errors = (truth[rows, k] - probs[rows, k]).abs().masked_fill(ignored[rows], -1)  # sorted behind all others
-        found = lovasz(errors, truth[rows, k])
-        total = total.index_add(0, rows, found)
+        errors = (truth[rows, k] - probs[rows, k]).abs().masked_fill(ignored[rows], -1)  # sorted last
+        total = total.index_add(0, rows, lovasz(errors, truth[rows, k]))
     return _mean(total, present.sum(1)).sum()
 
 
 def lovasz(errors_np: Tensor, truth_np: Tensor) -> Tensor:
-    """The Lovász extension of the Jaccard loss of one class. Berman 2018, alg. 1.
+    """Lovász extension of the Jaccard loss of one class. Berman 2018, alg. 1.
 
     Args:
-        errors_np: (N, P) from 0 to 1; below 0 for pixels that have no part.
+        errors_np: (N, P) from 0 to 1; below 0 for ignored pixels.
         truth_np: (N, P), 1 in the class and 0 outside.
 
     Returns:
@@ -256,8 +255,8 @@ def lovasz(errors_np: Tensor, truth_np: Tensor) -> Tensor:
     return (errors.clamp(min=0) * steps).sum(1)
 
 
-def _compared(scores: Tensor, labels: Tensor, ignore_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities and one-hot labels, both (N, K, P) and 0 where ignored, and which classes an image has, (N, K)."""
+def _one_hot(scores: Tensor, labels: Tensor, ignore_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities and one-hot labels, both (N, K, P) and 0 where ignored, and classes present, (N, K) bool."""
     labelled = (labels != ignore_id).flatten(1)[:, None]
     probs = scores.softmax(1).flatten(2) * labelled
     truth = torch.zeros_like(probs).scatter_(1, labels.flatten(1)[:, None] * labelled, 1.0) * labelled
@@ -265,46 +264,46 @@ def _compared(scores: Tensor, labels: Tensor, ignore_id: int) -> tuple[Tensor, T
 
 
 def _mean(total: Tensor, count: Tensor) -> Tensor:
-    """Their quotient, 0 where there is nothing."""
+    """Divide `total` by `count`; 0 where `count` is 0."""
     return total / torch.where(count > 0, count, 1)
 
 
 def class_weights(kind: str, counts_nk: Int64, *, beta: float = 0.999) -> Float64:
-    """Weights of classes from how often they occur: (K,) float64, 1 in the mean over the classes that do.
+    """Class weights from pixel counts: (K,) float64 with a mean of 1 over the classes that occur.
 
-    A class with no pixel gets 1: what weakly labelled images hold of it counts as the average class.
+    A class without a pixel gets 1, the average, for its pixels in weakly labelled images.
 
     Args:
         kind: "none": 1 for every class. "inverse": 1 / pixels. "median_frequency": Eigen and Fergus 2015, arXiv
-            1411.4734, sec. 6.3.2: 1 / frequency, which is a class's pixels over those of the images it is in.
-            "effective_number": (1 - beta) / (1 - beta^n), Cui 2019, arXiv 1901.05555, sec. 4; n is how many images of
-            average size the class's pixels would fill.
-        counts_nk: (N, K) labelled pixels of each class in each image; all 0 for one that is not fully labelled.
+            1411.4734, sec. 6.3.2: 1 / frequency; frequency is a class's pixels over all pixels of the images that
+            contain it. "effective_number": (1 - beta) / (1 - beta^n), Cui 2019, arXiv 1901.05555, sec. 4; n is a
+            class's pixels over those of an average image.
+        counts_nk: (N, K) labelled pixels of each class in each image; all 0 for a weakly labelled image.
         beta: of "effective_number", above 0 and below 1.
 
     Raises:
-        ConfigError: nothing is counted, and weights are wanted.
+        ConfigError: `kind` needs counts and all are 0.
     """
     pixels_k = counts_nk.sum(0)
     weights = np.ones(len(pixels_k))
     if kind == "none":
         return weights
-    there = pixels_k > 0
-    if not there.any():
+    occurs_k = pixels_k > 0
+    if not occurs_k.any():
         hint = "set --loss.class-weights none"
-        raise ConfigError(f"class weights {kind!r} need fully labelled images, and there is none", hint=hint)
-    raw = _raw_weights(kind, counts_nk[:, there], beta)
-    weights[there] = raw / raw.mean()
+        raise ConfigError(f"--loss.class-weights {kind} needs fully labelled images, the data has none", hint=hint)
+    raw = _raw_weights(kind, counts_nk[:, occurs_k], beta)
+    weights[occurs_k] = raw / raw.mean()
     return weights
 
 
 def _raw_weights(kind: str, counts_nk: Int64, beta: float) -> Float64:
-    """Weights up to a factor, of classes that all occur."""
+    """Weights of classes that all occur, up to a common factor."""
     pixels_k, pixels_n = counts_nk.sum(0).astype(np.float64), counts_nk.sum(1)
     if kind == "inverse":
         weights = 1 / pixels_k
     elif kind == "median_frequency":
-        weights = ((counts_nk > 0).T @ pixels_n) / pixels_k  # the median is a factor of all
+        weights = ((counts_nk > 0).T @ pixels_n) / pixels_k  # the median is a common factor
     else:
         images_k = pixels_k / pixels_n[pixels_n > 0].mean()
         weights = -1 / np.expm1(images_k * np.log(beta))

@@ -1,7 +1,7 @@
-"""A learning rate to begin with: Smith 2015, arXiv 1506.01186, sec. 3.3, over rates that grow by a factor.
+"""Learning rate finder: a range test over rates that grow by a factor (Smith 2015, arXiv 1506.01186, sec. 3.3).
 
-In: something that takes a step at a given rate and says the loss. Out: what the loss did at every rate, and where it
-fell fastest. Nothing is kept of the steps here: whoever gives `step` throws the weights away afterwards.
+In: a function that takes a step at a given rate and returns the loss. Out: the loss at every rate, and the rate where
+it fell fastest. The caller discards the weights afterwards.
 """
 
 import math
@@ -9,39 +9,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 SMOOTHING = 0.95
-"""Weight of the past in the mean of losses, which is corrected for its start as in Kingma and Ba 2014, sec. 3."""
+"""Decay of the moving mean of losses, with the bias correction of Kingma and Ba 2014, sec. 3."""
 DIVERGED = 4.0
-"""The search ends where the mean is this many times the least so far."""
-SETTLED = 10
-"""Steps before which neither is judged: the mean is of too few."""
+"""The sweep ends where the mean loss exceeds its minimum by this factor."""
+MIN_STEPS = 10
+"""Steps before divergence and slope are judged: earlier means are of too few losses."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """One rate."""
+class RatePoint:
+    """Loss at one learning rate."""
 
     lr: float
     loss: float
-    """Moving mean up to here."""
+    """Moving mean of losses up to this rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class LrSearch:
-    """What a search came to."""
+    """Result of a sweep."""
 
-    tried: tuple[Tried, ...]
-    """In the order of their rates; the last one may be where the loss diverged."""
+    points: tuple[RatePoint, ...]
+    """By ascending rate; at the last one the loss may have diverged."""
     suggested: float
-    """Rate at which the loss fell fastest, per factor of the rate."""
+    """Rate at which the loss fell fastest per factor of the rate."""
 
     def table(self, rows: int = 20) -> str:
-        """About `rows` of the rates with their losses, for the console; an arrow at the one suggested."""
-        every = max(1, len(self.tried) // rows)
+        """Format about `rows` of the points for the console, with an arrow at the suggested rate."""
+        every = max(1, len(self.points) // rows)
         lines = [f"{'lr':>10}  {'loss':>8}"]
-        for index, one in enumerate(self.tried):
-            chosen = one.lr == self.suggested
+        for index, point in enumerate(self.points):
+            chosen = point.lr == self.suggested
             if chosen or index % every == 0:
-                lines.append(f"{one.lr:>10.2e}  {one.loss:>8.4f}{'  <- suggested' if chosen else ''}")
+                lines.append(f"{point.lr:>10.2e}  {point.loss:>8.4f}{'  <- suggested' if chosen else ''}")
         return "\n".join(lines)
 
 
@@ -51,17 +51,17 @@ def lr_sweep(
     """Take steps at rates that grow from `lowest` to `highest`, until the loss diverges.
 
     Args:
-        step: takes one training step at the rate it is given; the loss before the step comes back.
+        step: takes one training step at the given rate and returns the loss before it.
         lowest: first rate.
         highest: last rate.
-        steps: how many at most, at least 2.
+        steps: largest number of steps, at least 2.
 
     Raises:
-        ValueError: rates that do not grow, or fewer than 2 steps.
+        ValueError: `lowest` is not between 0 and `highest`, or `steps` is below 2.
     """
     if not 0 < lowest < highest or steps < 2:
-        raise ValueError(f"{steps} steps from a rate of {lowest} to {highest}")
-    tried: list[Tried] = []
+        raise ValueError(f"need 0 < lowest < highest and 2 steps, got {lowest}, {highest} and {steps} steps")
+    points: list[RatePoint] = []
     mean, least = 0.0, math.inf
     for index in range(steps):
         lr = lowest * (highest / lowest) ** (index / (steps - 1))
@@ -69,19 +69,19 @@ def lr_sweep(
         if not math.isfinite(loss):
             break
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        tried.append(Tried(lr, mean / (1 - SMOOTHING ** (index + 1))))
-        if index >= SETTLED:
-            least = min(least, tried[-1].loss)
-            if tried[-1].loss > DIVERGED * least:
+        points.append(RatePoint(lr, mean / (1 - SMOOTHING ** (index + 1))))
+        if index >= MIN_STEPS:
+            least = min(least, points[-1].loss)
+            if points[-1].loss > DIVERGED * least:
                 break
-    return LrSearch(tuple(tried), _steepest(tried, lowest))
+    return LrSearch(tuple(points), _steepest(points, lowest))
 
 
-def _steepest(tried: list[Tried], lowest: float) -> float:
-    """The rate before which the mean fell most from one step to the next; the lowest where it never fell."""
+def _steepest(points: list[RatePoint], lowest: float) -> float:
+    """Rate before which the mean loss fell most in one step; `lowest` if it never fell."""
     falls = [
         (after.loss - before.loss, after.lr)
-        for before, after in zip(tried[SETTLED:], tried[SETTLED + 1 :], strict=False)
+        for before, after in zip(points[MIN_STEPS:], points[MIN_STEPS + 1 :], strict=False)
     ]
     slope, lr = min(falls, default=(0.0, lowest))
     return lr if slope < 0 else lowest

@@ -1,9 +1,9 @@
-"""The loop in workers of Ray Train v2: the only part of training that knows Ray.
+"""Training in workers of Ray Train v2: the only module of training that imports Ray.
 
-In: a config and the resources of a cluster's nodes. Out: the run's output, finished. Workers that die are started
-again, as often as the config allows, and go on from the newest state in the output; Ray's own checkpoints are not used,
-so a run can go on with Ray or without. Nor are its reports: each is a barrier that waits for Ray's controller, which
-looks every two seconds.
+In: a config and the resources of a cluster's nodes. Out: the run's finished output. Ray restarts workers that die, up
+to `runtime.max_failures`, and they resume from the newest state in the output. Ray's checkpoints are not used, so a run
+can be resumed with or without Ray. Ray's reports are not used either: each is a barrier until Ray's controller polls,
+every two seconds.
 """
 
 import logging
@@ -29,35 +29,35 @@ from pipeline.errors import ConfigError, JobError, LabelError
 from pipeline.run.workers import Resources, cluster_nodes
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
-from pipeline.training.worker import take_part
+from pipeline.training.worker import train_rank
 
 log = logging.getLogger(__name__)
 
-LISTEN_S = 0.5
-"""Between two looks at what the workers say."""
+RELAY_S = 0.5
+"""Interval at which the driver fetches log lines, seconds."""
 
 
 def train_on_ray(cfg: TrainConfig, about: Mapping[str, JsonValue], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Train on the cluster that is connected, and say here what the first worker says there.
+    """Train on the connected cluster; the driver logs the lines of rank 0.
 
     Args:
-        cfg: what is asked.
-        about: what the card is to say.
+        cfg: settings of the run.
+        about: facts for the checkpoint card.
         nodes: resources of each node of the cluster, by Ray's names.
 
     Raises:
-        ConfigError: the workers do not fit into the cluster, or what they all meet and no repetition changes.
+        ConfigError: the workers do not fit into the cluster, or every worker raised a ConfigError or LabelError.
         JobError: workers failed more often than `runtime.max_failures`.
     """
     use_gpu = check_fits(cfg, nodes)
-    # Relative paths mean what they mean to the driver of a local cluster.
+    # Relative paths resolve in the driver's folder on a local cluster.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    with heard() as board, tempfile.TemporaryDirectory(prefix="atrous-ray-") as folder:
+    with relay_logs() as board, tempfile.TemporaryDirectory(prefix="atrous-ray-") as folder:
         trainer = TorchTrainer(
-            worker,  # type: ignore[arg-type]  # v2 hands on what it returns
+            train_worker,  # type: ignore[arg-type]  # v2 returns its return value
             train_loop_config={"cfg": cfg.model_dump(mode="json"), "about": dict(about), "board": board},
-            scaling_config=scaling(cfg, use_gpu=use_gpu),
-            # Ray keeps nothing of value here: states are in the output.
+            scaling_config=scaling_config(cfg, use_gpu=use_gpu),
+            # Nothing of value is in this folder: states are in the output.
             run_config=RunConfig(
                 storage_path=folder, failure_config=FailureConfig(max_failures=cfg.runtime.max_failures)
             ),
@@ -66,35 +66,35 @@ def train_on_ray(cfg: TrainConfig, about: Mapping[str, JsonValue], nodes: Sequen
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            hint = "the same command goes on from the newest state; --runtime.max-failures is the budget"
+            hint = "run the same command to resume from the newest state, or raise --runtime.max-failures"
             raise JobError(f"workers failed too often: {error}", hint=hint) from error
-    if said := result.return_value:  # type: ignore[attr-defined]  # the stubs are of Train v1
-        raise ConfigError(said)
+    if message := result.return_value:  # type: ignore[attr-defined]  # the stubs are of Train v1
+        raise ConfigError(message)
 
 
 def check_fits(cfg: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> bool:
-    """Refuse what Ray would wait for without an end; returns whether workers get a GPU each.
+    """Check that the workers fit into the cluster, where Ray would wait forever; returns True if each gets a GPU.
 
     Raises:
-        ConfigError: with the numbers.
+        ConfigError: the cluster has too few CPUs or GPUs.
     """
-    asked = cfg.runtime
-    there = cluster_nodes(nodes, RuntimeConfig(expect_cpus=asked.expect_cpus, expect_gpus=asked.expect_gpus))
-    use_gpu = asked.device == "cuda" or (asked.device == "auto" and any(node.gpus for node in there))
-    one = Resources(asked.cpus_per_worker, float(use_gpu), 0)
-    least = asked.min_workers or asked.workers
-    fit = sum(node.times(one) for node in there)
+    runtime = cfg.runtime
+    available = cluster_nodes(nodes, RuntimeConfig(expect_cpus=runtime.expect_cpus, expect_gpus=runtime.expect_gpus))
+    use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and any(node.gpus for node in available))
+    per_worker = Resources(runtime.cpus_per_worker, float(use_gpu), 0)
+    least = runtime.min_workers or runtime.workers
+    fit = sum(node.times(per_worker) for node in available)
     if fit < least:
-        has = sum(there, start=Resources(0, 0, 0))
-        hint = "lower --runtime.workers or --runtime.cpus-per-worker, or say with --runtime.expect-cpus and"
-        hint += " --runtime.expect-gpus what the cluster will scale up to"
-        needs = f"{least} worker(s) of {one.cpus:g} CPU, {one.gpus:g} GPU"
+        has = sum(available, start=Resources(0, 0, 0))
+        hint = "lower --runtime.workers or --runtime.cpus-per-worker, or, if the cluster scales up, set"
+        hint += " --runtime.expect-cpus and --runtime.expect-gpus"
+        needs = f"{least} worker(s) of {per_worker.cpus:g} CPU, {per_worker.gpus:g} GPU"
         raise ConfigError(f"the cluster has {has.cpus:g} CPU, {has.gpus:g} GPU, too few for {needs}", hint=hint)
     return use_gpu
 
 
-def scaling(cfg: TrainConfig, *, use_gpu: bool) -> ScalingConfig:
-    """How many workers, and what each of them reserves."""
+def scaling_config(cfg: TrainConfig, *, use_gpu: bool) -> ScalingConfig:
+    """Number of workers and the resources of each."""
     most, least = cfg.runtime.workers, cfg.runtime.min_workers
     return ScalingConfig(
         num_workers=most if least is None else (least, most),  # type: ignore[arg-type]  # v2 is elastic
@@ -103,26 +103,26 @@ def scaling(cfg: TrainConfig, *, use_gpu: bool) -> ScalingConfig:
     )
 
 
-def worker(said: dict[str, Any]) -> str:
-    """What every worker does. Returns the message of an error that all workers meet, since trying again is in vain."""
-    cfg = TrainConfig.model_validate(said["cfg"])
+def train_worker(job: dict[str, Any]) -> str:
+    """Train in a Ray worker; returns '', or the message of a ConfigError or LabelError: a retry would repeat it."""
+    cfg = TrainConfig.model_validate(job["cfg"])
     torch.set_num_threads(max(1, int(cfg.runtime.cpus_per_worker)))
     with ranks.process_group(ray.train.torch.get_device()) as ours:
         if ours.leads:
-            logging.getLogger("pipeline").addHandler(_Sender(said["board"]))
+            logging.getLogger("pipeline").addHandler(_Sender(job["board"]))
             log.info("training in %d worker(s) on %s", ours.size, ours.device.type)
         try:
-            take_part(cfg, ours, about=said["about"])
+            train_rank(cfg, ours, about=job["about"])
         except (ConfigError, LabelError) as error:
             return str(error)
     return ""
 
 
-# ---------------------------------------------------------------- log lines, from the first worker to the driver
+# ---------------------------------------------------------------- log lines, from rank 0 to the driver
 
 
 class _Board:
-    """An actor that holds what the first worker said until the driver asks."""
+    """Actor that holds the log lines of rank 0 until the driver fetches them."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, str]] = []
@@ -131,12 +131,12 @@ class _Board:
         self.lines.append((level, message))
 
     def take(self) -> list[tuple[int, str]]:
-        taken, self.lines = self.lines, []
-        return taken
+        lines, self.lines = self.lines, []
+        return lines
 
 
 class _Sender(logging.Handler):
-    """Sends every record to the board."""
+    """Log handler that sends every record to the board."""
 
     def __init__(self, board: Any) -> None:
         super().__init__(logging.INFO)
@@ -147,9 +147,9 @@ class _Sender(logging.Handler):
 
 
 @contextmanager
-def heard() -> Generator[Any]:
-    """A board whose lines are logged by this process for as long as the block lasts, and once more at its end."""
-    # On any other node it would die with that node, and an elastic run that goes on without it would have no voice.
+def relay_logs() -> Generator[Any]:
+    """Yield a board whose lines this process logs, every `RELAY_S` within the context and once at its end."""
+    # On another node the actor would die with that node, and an elastic run that survives would log nothing.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_Board)
     board = actor.options(scheduling_strategy=here).remote()
@@ -160,7 +160,7 @@ def heard() -> Generator[Any]:
             log.log(level, "%s", message)
 
     def listen() -> None:
-        while not done.wait(LISTEN_S):
+        while not done.wait(RELAY_S):
             repeat()
 
     listener = threading.Thread(target=listen, name="listener", daemon=True)

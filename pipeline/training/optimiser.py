@@ -1,7 +1,7 @@
-"""The optimiser of a network, whose parameters may learn at different rates.
+"""Optimiser of a network, SGD or AdamW, with parameter groups of different learning rates.
 
-In: a network and the settings. Out: a torch optimiser whose groups carry the factor on the learning rate of each. What
-the learning rate is at a step is the loop's to say, by `set_lr`.
+In: a network and the settings. Out: a torch optimiser whose groups hold a factor on the learning rate. The loop sets
+the learning rate of a step with `set_lr`.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,19 @@ from pipeline.training.config import OptimiseConfig
 
 
 class Treatment(NamedTuple):
-    """How the parameters of a group are learned."""
+    """Learning rate factor and weight decay of a parameter group."""
 
     factor: float
-    """On the learning rate."""
+    """Factor on the learning rate."""
     weight_decay: float
 
 
 def make_optimiser(network: Network, cfg: OptimiseConfig) -> torch.optim.Optimizer:
-    """The optimiser of all parameters that take a gradient.
+    """Make the optimiser of all parameters that require a gradient.
 
-    The last layers learn at rates of their own: Chen 2014 (arXiv 1412.7062), sec. 5, ten times that of the body, and
-    20 times for their biases in the authors' prototxt files. Without `decay_all`, vectors are not decayed: biases, and
-    what batch norm learns.
+    The last layers have learning rates of their own: Chen 2014 (arXiv 1412.7062), sec. 5, ten times that of the body,
+    and 20 times for their biases in the authors' prototxt files. Without `decay_all`, vectors are not decayed: biases
+    and the parameters of batch norm.
 
     Returns:
         SGD or AdamW, at `cfg.lr`; its groups hold "factor".
@@ -39,15 +39,15 @@ def make_optimiser(network: Network, cfg: OptimiseConfig) -> torch.optim.Optimiz
             groups.setdefault(treatment, []).append(parameter)
     described = [{"params": parameters, **treatment._asdict()} for treatment, parameters in groups.items()]
     if cfg.kind == "sgd":
-        made: torch.optim.Optimizer = torch.optim.SGD(described, lr=cfg.lr, momentum=cfg.momentum)
+        optimiser: torch.optim.Optimizer = torch.optim.SGD(described, lr=cfg.lr, momentum=cfg.momentum)
     else:
-        made = torch.optim.AdamW(described, lr=cfg.lr)
-    set_lr(made, cfg.lr)
-    return made
+        optimiser = torch.optim.AdamW(described, lr=cfg.lr)
+    set_lr(optimiser, cfg.lr)
+    return optimiser
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of the body's learning rate."""
+    """Set the learning rate of every group: `lr`, the body's, times the group's factor."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["factor"]
 

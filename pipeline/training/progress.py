@@ -1,7 +1,7 @@
-"""The line that says how far a training run is, how fast it goes, and whether it waits for its data.
+"""Progress lines of a training run: steps, loss, speed, share of time spent waiting for data, ETA.
 
-In: what each step took, and a clock's readings. Out: a line for people, or one JSON object. Nothing is printed, timed
-or waited for here.
+In: images and waiting time of each step, and readings of a clock. Out: a line for people, or one JSON object. Nothing
+is printed or timed here.
 """
 
 import json
@@ -9,24 +9,24 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One line of progress. Rates are over the time since the last one."""
+class ProgressLine:
+    """One progress line. Rates are over the time since the line before it."""
 
     epoch: float
-    """How often the training data was gone through, whole and in part."""
+    """Epochs done, with fractions."""
     step: int
-    """Steps taken, over all phases."""
+    """Steps done, over all phases."""
     steps: int
-    """Steps there are."""
+    """Steps of all phases."""
     loss: float
     lr: float
-    """Of the network's body."""
+    """Learning rate of the network's body."""
     images_per_s: float
     """Over all workers."""
     data_wait: float
-    """Share of the time in which the step waited for the loader, 0 to 1."""
+    """Share of time spent waiting for the loader, 0 to 1."""
     eta_s: float
-    """Seconds that the steps left take at the mean pace of all steps so far, without pauses."""
+    """Seconds that the remaining steps take at the mean speed of all steps so far, without pauses."""
 
     def human(self) -> str:
         """`epoch 2.25, step 900/3000, loss 0.4132, lr 0.0052, 38.1 images/s, ETA 3 min 40 s, data wait 0%`."""
@@ -36,11 +36,11 @@ class Line:
         )
 
     def json(self) -> str:
-        """The fields as one JSON object on one line."""
+        """Format the fields as one JSON object on one line."""
         return json.dumps(asdict(self))
 
     def scalars(self) -> dict[str, float]:
-        """The points it adds to the curves of a tracker."""
+        """Points for the curves of a tracker, by name."""
         return {
             "train/loss": self.loss,
             "train/lr": self.lr,
@@ -65,24 +65,24 @@ class TrainingProgress:
         self._wait_s += wait_s
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was no step's: a validation, a checkpoint."""
+        """Exclude `seconds` of a validation or checkpoint from the speed."""
         self._line_s += seconds
 
-    def line(self, now_s: float, *, epoch: float, step: int, steps: int, loss: float, lr: float) -> Line:
-        """Say what happened since the last line, or the start, and begin to count anew.
+    def line(self, now_s: float, *, epoch: float, step: int, steps: int, loss: float, lr: float) -> ProgressLine:
+        """Summarise the steps since the last line, or the start, and reset the counters.
 
         Args:
             now_s: reading of the clock.
-            epoch: as in `Line`, like the rest.
-            step: may start above 0, where a run was resumed.
-            steps: all there are.
-            loss: mean since the last line; the caller's, who alone knows when a device has it ready.
-            lr: of the last step.
+            epoch: as in `ProgressLine`, like the other fields.
+            step: starts above 0 in a resumed run.
+            steps: of all phases.
+            loss: mean since the last line; the caller reads it, because reading waits for the device.
+            lr: learning rate of the last step.
         """
         passed_s = max(now_s - self._line_s, 1e-9)
         self._all_s += passed_s
         self._all_steps += self._steps
-        made = Line(
+        line = ProgressLine(
             epoch=epoch,
             step=step,
             steps=steps,
@@ -93,11 +93,11 @@ class TrainingProgress:
             eta_s=(steps - step) * self._all_s / max(self._all_steps, 1),
         )
         self._line_s, self._images, self._steps, self._wait_s = now_s, 0, 0, 0.0
-        return made
+        return line
 
 
 def short_duration(seconds: float) -> str:
-    """12 s, 4 min 05 s, 3 h 07 min: two units at most."""
+    """Format seconds in at most two units: 12 s, 4 min 05 s, 3 h 07 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
     if hours:

@@ -1,7 +1,7 @@
-"""The processes that train together: one alone, or the workers of torchrun or Ray Train.
+"""Ranks: the processes that train together, one alone or the workers of torchrun or Ray Train.
 
-In: a process group that somebody has set up, or the environment variables of torchrun. Out: this process's place in it.
-Only tensors travel, never objects.
+In: an existing process group, or the environment variables of torchrun. Out: this process's rank and the collective
+operations of training. Only tensors are sent, never objects.
 """
 
 import os
@@ -18,57 +18,60 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process's place among those that train together."""
+    """Rank of this process in a process group, and its device."""
 
     rank: int = 0
-    """0 to size - 1; process 0 writes checkpoints and logs."""
+    """0 to size - 1; rank 0 writes checkpoints and logs."""
     size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one process that speaks and writes for all."""
+        """True on rank 0, which logs and writes for all."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place: any shape, on `device`."""
+        """Sum over all ranks, in place: any shape, on `device`."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def agreed(self, number: int) -> int:
-        """What process 0 says."""
-        said = torch.tensor(number, dtype=torch.int64, device=self.device)
+    def broadcast(self, number: int) -> int:
+        """Return rank 0's number on every rank."""
+        value = torch.tensor(number, dtype=torch.int64, device=self.device)
         if self.size > 1:
-            dist.broadcast(said, src=0)
-        return int(said)
+            dist.broadcast(value, src=0)
+        return int(value)
 
-    def share(self, tensors: list[Tensor]) -> None:
-        """Give every process the values that process 0 has, in place."""
+    def broadcast_tensors(self, tensors: list[Tensor]) -> None:
+        """Copy rank 0's values to every rank, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
 
-def device_of(asked: str) -> torch.device:
-    """The device of this process: its own GPU by LOCAL_RANK, or the CPU.
+def rank_device(kind: str) -> torch.device:
+    """Device of this process: the GPU of LOCAL_RANK, or the CPU.
+
+    Args:
+        kind: "cuda", "cpu", or "auto": a GPU where there is one.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: `kind` is "cuda" and there is no GPU.
     """
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no GPU here", hint="leave --runtime.device auto, or take cpu")
-    if asked == "cpu" or not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--runtime.device cuda: this machine has no GPU", hint="set --runtime.device auto or cpu")
+    if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager
 def process_group(device: torch.device) -> Generator[Group]:
-    """Take this process's place for as long as the block lasts.
+    """Join a process group within this context.
 
-    1. A process group that exists, as in a worker of Ray Train. 2. That of torchrun, by its environment variables.
-    3. Alone.
+    1. The existing one, as in a worker of Ray Train. 2. One that torchrun's environment variables describe, which is
+    destroyed at the end. 3. None: this process trains alone.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)

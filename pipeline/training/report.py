@@ -1,7 +1,7 @@
-"""The page of a training run: one self-contained HTML file with its curves, scores and predictions inside.
+"""Report of a training run: one self-contained HTML page with curves, scores and sample predictions.
 
-In: what was measured step by step, and samples of the weights that are kept. Out: a string. Nothing is read or written
-here; text is escaped, whatever files and classes are called.
+In: the history of a run, and sample predictions of its best weights. Out: a string. Nothing is read or written here;
+names of files and classes are escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,19 @@ from pipeline.records import Float64, Sample
 from pipeline.training.state import Point
 
 _PAGE_BYTES = 4_500_000
-"""Bytes all pictures of the page may take, so that the page can be mailed."""
+"""Largest size of all pictures together, bytes, so that the page can be mailed."""
 SMOOTHED = 40
-"""The loss is also drawn as its mean over one part in this many of the run: single points of it are noise."""
+"""The smoothed loss is a moving mean over 1 / SMOOTHED of the run, because single points are noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassIoU:
-    """How well one class is found."""
+    """IoU of one class."""
 
     name: str
     colour: tuple[int, int, int]
     iou: float | None
-    """0 to 1; None when it occurs neither in labels nor in predictions."""
+    """0 to 1; None if the class occurs neither in labels nor in predictions."""
 
 
 def render_training(
@@ -46,21 +46,21 @@ def render_training(
     facts: Mapping[str, str],
     next_commands: Sequence[str] = (),
 ) -> str:
-    """Lay out a finished run as one HTML file below 5 MB.
+    """Render a finished run as one HTML file below 5 MB.
 
     Args:
-        name: of the run.
-        history: every point of every curve, by step, under the names the tracker is given.
-        best_step: the validation whose weights were kept.
-        phases: name to the step it ends at, in their order.
+        name: title, the run's output.
+        history: points of all curves by step, under the tracker's names.
+        best_step: step of the validation whose weights were saved.
+        phases: end step of each phase by name, in order.
         samples: predictions of those weights; as many are shown as fit.
         classes: names and colours.
-        facts: what to know about the run, in this order. Shown as given, so without credentials.
-        next_commands: shell commands worth running next.
+        facts: facts about the run, shown in this order and unchanged, so without credentials.
+        next_commands: shell commands to run next.
     """
-    best = _at(history, best_step)
+    best = _validation_at(history, best_step)
     with mpl.rc_context(plots.STYLE):
-        drawn = [_loss(history, phases), _learning_rate(history, phases), _validation(history, best_step, phases)]
+        curves = [_loss(history, phases), _learning_rate(history, phases), _validation(history, best_step, phases)]
     return frame.load_template("training/report").render(
         name=name,
         best_step=best_step,
@@ -69,7 +69,7 @@ def render_training(
         last=_curve(history, "validation/miou")[1][-1],
         speed=_mean(history, "speed/images_per_s"),
         data_wait=_mean(history, "speed/data_wait"),
-        plots=drawn,
+        plots=curves,
         per_class=_per_class(best, classes),
         cards=predictions.prediction_cards(samples, classes, budget=_PAGE_BYTES),
         wrong=predictions.WRONG_COLOUR,
@@ -84,25 +84,25 @@ def render_training(
 
 def _curve(history: Sequence[Point], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one curve."""
-    points = [(one.step, one.values[name]) for one in history if name in one.values]
+    points = [(point.step, point.values[name]) for point in history if name in point.values]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _at(history: Sequence[Point], step: int) -> dict[str, float]:
-    """What the validation after `step` steps found."""
-    return next(one.values for one in history if one.step == step and "validation/miou" in one.values)
+def _validation_at(history: Sequence[Point], step: int) -> dict[str, float]:
+    """Scores of the validation after `step` steps."""
+    return next(point.values for point in history if point.step == step and "validation/miou" in point.values)
 
 
 def _mean(history: Sequence[Point], name: str) -> float | None:
-    """Of all points; None for a run too short to have one."""
+    """Mean of a curve; None if it has no point, in a very short run."""
     values = _curve(history, name)[1]
     return float(np.mean(values)) if values else None
 
 
 def _per_class(best: Mapping[str, float], classes: ClassMap) -> list[ClassIoU]:
-    """Every class, the best first, those that do not occur last."""
-    found = [ClassIoU(one.name, one.colour, best.get(f"validation/iou/{one.name}")) for one in classes.classes]
-    return sorted(found, key=lambda one: (one.iou is None, -(one.iou or 0.0)))
+    """Classes by descending IoU; classes that do not occur come last."""
+    scores = [ClassIoU(cls.name, cls.colour, best.get(f"validation/iou/{cls.name}")) for cls in classes.classes]
+    return sorted(scores, key=lambda score: (score.iou is None, -(score.iou or 0.0)))
 
 
 # ---------------------------------------------------------------- plots
@@ -142,7 +142,7 @@ def _validation(history: Sequence[Point], best_step: int, phases: Mapping[str, i
 
 
 def _mark(axes: Axes, phases: Mapping[str, int]) -> None:
-    """A line where each later phase begins, with its name."""
+    """Draw a vertical line where each later phase begins, with its name."""
     for name, begins in zip(list(phases)[1:], phases.values(), strict=False):
         axes.axvline(begins, color=RULE, lw=1.2)
         axes.annotate(
@@ -151,7 +151,7 @@ def _mark(axes: Axes, phases: Mapping[str, int]) -> None:
 
 
 def _smooth(values: Float64) -> Float64:
-    """Mean over a window around each point, which is cut off at both ends."""
+    """Moving mean over a centred window, which is truncated at both ends."""
     half = len(values) // (2 * SMOOTHED)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(len(values))

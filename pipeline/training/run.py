@@ -1,7 +1,7 @@
-"""What a training run works on: opened examples, class map, tracker, and what names the run.
+"""Inputs of a training run: collections, class map, tracker, and fingerprint.
 
-In: a config and this process's place in its group. Out: a `Run` for the loop. Refuses to go on with an output that was
-begun with other settings, and names them.
+In: a config and this process's rank. Out: a `TrainingRun` for the loop. An output that was begun with other settings is
+refused, with the settings that differ.
 """
 
 import hashlib
@@ -30,53 +30,53 @@ from pipeline.training.ranks import Group
 from pipeline.training.tracker import Tracker
 
 CLASSES_FILE = "classes.yaml"
-"""The class map of labelled data, beside its parts."""
+"""File name of the class map, beside the parts of the data."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What all phases of a run share."""
+    """Inputs that all phases of a run share."""
 
     cfg: TrainConfig
     classes: ClassMap
     training: Mapping[tuple[str, ...], Collection]
-    """What is trained on, by the parts that a phase names."""
+    """Training collections, by the parts that a phase names."""
     validation: Collection
     began: dict[str, str]
-    """What the run begins with, as digests; a state of another beginning is refused."""
+    """Digests of settings, data, class map, initial weights and code; a state with other digests is refused."""
     about: dict[str, JsonValue]
-    """What the card is to say of the training beside its figures: command, versions, data."""
+    """Facts for the checkpoint card beside scores: command, versions, data."""
     group: Group
     tracker: Tracker
 
     @property
     def ends(self) -> list[int]:
-        """The step that each phase ends with, counted over all phases."""
+        """Last step of each phase, counted over all phases."""
         ends: list[int] = np.cumsum([phase.schedule.steps for phase in self.cfg.phases()]).tolist()
         return ends
 
 
 def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) -> TrainingRun:
-    """Open what a run works on.
+    """Open the inputs of a run.
 
     Args:
-        cfg: what is asked.
-        group: this process's place.
-        about: what the card is to say beside what is known here.
+        cfg: settings of the run.
+        group: this process's rank.
+        about: facts for the checkpoint card; fingerprint, data, numbers of images and seed are added.
 
     Raises:
-        ConfigError: for data, classes or a checkpoint that are not there or do not fit each other.
-        LabelError: for a label that does not fit its image or the class map.
+        ConfigError: data, classes or a checkpoint do not exist or do not fit each other.
+        LabelError: a label does not fit its image or the class map.
     """
     class_map = class_map_of_config(cfg)
     validation = validation_set(cfg, class_map)
     training = {phase.sets.train: training_set(phase, class_map) for phase in cfg.phases()}
-    if not (cfg.sets.validation or cfg.overfit):  # of other parts another image may be the one that is cut at least
-        training = {parts: one.without(validation.keys) for parts, one in training.items()}
+    if not (cfg.sets.validation or cfg.overfit):  # other parts may put other images on the validation side
+        training = {parts: examples.without(validation.keys) for parts, examples in training.items()}
     initial = checkpoint.load_checkpoint(cfg.network.initial).sha256 if cfg.network.initial else None
-    data = _digest([one.fingerprint for one in (*training.values(), validation)])
+    data = _digest([examples.fingerprint for examples in (*training.values(), validation)])
     fingerprint = cfg.fingerprint(data=data, initial=initial, classes=class_map.model_dump(mode="json"))
-    ours: dict[str, JsonValue] = {
+    facts: dict[str, JsonValue] = {
         "fingerprint": fingerprint,
         "data": data,
         "training_images": len(training[cfg.sets.train]),
@@ -84,7 +84,7 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         "seed": cfg.seed,
     }
     kind = cfg.runtime.tracker if group.leads else "none"
-    first_step = max(state.steps(cfg.output), default=0)
+    first_step = max(state.saved_steps(cfg.output), default=0)
     return TrainingRun(
         cfg=cfg,
         classes=class_map,
@@ -97,7 +97,7 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
             "initial weights": initial or "",
             "code": str(TRAINING_CODE_VERSION),
         },
-        about={**about, **ours},
+        about={**about, **facts},
         group=group,
         tracker=tracker.make_tracker(
             kind, output=cfg.output, run=fingerprint, first_step=first_step, classes=class_map
@@ -109,10 +109,10 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
 
 
 def class_map_of_config(cfg: TrainConfig) -> ClassMap:
-    """The class map that the config names, or the one beside the data.
+    """Load the class map that the config names, or the one beside the data.
 
     Raises:
-        ConfigError: there is none, or it is not a class map.
+        ConfigError: there is no class map, or the file is not one.
     """
     if cfg.classes:
         return classes.load_class_map(cfg.classes)
@@ -120,46 +120,44 @@ def class_map_of_config(cfg: TrainConfig) -> ClassMap:
     try:
         data = objects.read_bytes(url, max_bytes=1 << 20)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{redact(cfg.data)} has no {CLASSES_FILE}", hint="name a class map with --classes"
-        ) from error
+        raise ConfigError(f"{redact(cfg.data)} has no {CLASSES_FILE}", hint="set --classes to a class map") from error
     return classes.from_yaml(data, origin=redact(url))
 
 
 def training_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
-    """What a phase trains on: its parts, without what is cut from them to validate on.
+    """Open the training collection of a phase: its parts, without the validation split.
 
     Raises:
-        ConfigError: its labels name no class.
+        ConfigError: every pixel of its labels is ignored.
     """
-    found = _open(cfg, cfg.sets.train, classes)
+    examples = _open(cfg, cfg.sets.train, classes)
     if cfg.overfit:
-        found = found.subset(range(min(cfg.overfit, len(found))))
+        examples = examples.subset(range(min(cfg.overfit, len(examples))))
     elif not cfg.sets.validation:
-        found = found.split(cfg.sets.validation_share)[0]
-    if not found.weak_n.any() and not found.counts_nk.any():
-        raise ConfigError("every pixel of the labels to train on is ignored", hint="look at ignore_id of the class map")
-    return found
+        examples = examples.split(cfg.sets.validation_share)[0]
+    if not examples.weak_n.any() and not examples.counts_nk.any():
+        raise ConfigError("every pixel of the training labels is ignored", hint="check ignore_id of the class map")
+    return examples
 
 
 def validation_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
-    """What weights are chosen on: a part of its own, or cut from those the run begins with.
+    """Open the validation collection: a part of its own, or a split of the first phase's training parts.
 
     Raises:
         ConfigError: none of its images has full labels, or all their pixels are ignored.
     """
     if cfg.overfit:
-        found = training_set(cfg, classes)
+        examples = training_set(cfg, classes)
     elif cfg.sets.validation:
-        found = _open(cfg, (cfg.sets.validation,), classes)
+        examples = _open(cfg, (cfg.sets.validation,), classes)
     else:
-        found = _open(cfg, cfg.sets.train, classes).split(cfg.sets.validation_share)[1]
-    if found.weak_n.all():
-        raise ConfigError("no image to validate on has full labels", hint="name another part with --sets.validation")
-    if not found.counts_nk.any():
-        said = "every pixel of the labels to validate on is ignored"
-        raise ConfigError(said, hint="name another part with --sets.validation")
-    return found
+        examples = _open(cfg, cfg.sets.train, classes).split(cfg.sets.validation_share)[1]
+    hint = "set --sets.validation to another part"
+    if examples.weak_n.all():
+        raise ConfigError("no validation image has full labels", hint=hint)
+    if not examples.counts_nk.any():
+        raise ConfigError("every pixel of the validation labels is ignored", hint=hint)
+    return examples
 
 
 def _open(cfg: TrainConfig, parts: tuple[str, ...], classes: ClassMap) -> Collection:
@@ -169,26 +167,26 @@ def _open(cfg: TrainConfig, parts: tuple[str, ...], classes: ClassMap) -> Collec
     )
 
 
-# ---------------------------------------------------------------- what names a run
+# ---------------------------------------------------------------- fingerprint
 
 
 def settings(cfg: TrainConfig) -> dict[str, Any]:
-    """Every setting that can change the weights, by its dotted path."""
+    """Every setting that can change the weights, by dotted path."""
     return dict(_leaves(cfg.model_dump(mode="json", exclude=UNFINGERPRINTED)))
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    leaves: list[tuple[str, Any]] = []
     for name, value in tree.items():
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(prefix + name, value)]
-    return found
+        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(prefix + name, value)]
+    return leaves
 
 
 def refuse_changed_settings(cfg: TrainConfig) -> None:
-    """Stop when the output was begun with other settings.
+    """Refuse an output that was begun with other settings.
 
     Raises:
-        ConfigError: naming those that differ, with both values.
+        ConfigError: settings differ; the message has both values of each.
     """
     url = objects.join(cfg.output, "_run/config.yaml")
     try:
@@ -196,12 +194,12 @@ def refuse_changed_settings(cfg: TrainConfig) -> None:
     except FileNotFoundError:
         return
     except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{redact(url)} is damaged", hint="take another --output") from error
+        raise ConfigError(f"{redact(url)} is damaged", hint="set another --output") from error
     now = settings(cfg)
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if names:
         lines = "".join(f"\n  {name}: {before.get(name)!r}, now {now.get(name)!r}" for name in names)
-        raise ConfigError(f"{redact(cfg.output)} was begun with other settings:{lines}", hint="take another --output")
+        raise ConfigError(f"{redact(cfg.output)} was begun with other settings:{lines}", hint="set another --output")
 
 
 def _digest(plain: Any) -> str:

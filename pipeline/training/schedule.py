@@ -1,4 +1,4 @@
-"""The learning rate over a phase, as a share of its highest.
+"""Learning rate schedule of a phase: poly, step, cosine or constant decay, with warm-up.
 
 In: a step. Out: a factor from 0 to 1, a pure function of the step, so a resumed run needs no state.
 """
@@ -8,22 +8,22 @@ import math
 from pipeline.training.config import ScheduleConfig
 
 
-def factor(step: int, cfg: ScheduleConfig) -> float:
+def lr_factor(step: int, cfg: ScheduleConfig) -> float:
     """Factor on the learning rate in a step of a phase.
 
-    The product of a linear rise over the first `warmup` steps (Goyal 2017, arXiv 1706.02677, sec. 2.2), which ends at
-    1, and of a fall from 1 to `floor`, which begins at step 0.
+    The product of a linear warm-up to 1 over the first `warmup` steps (Goyal 2017, arXiv 1706.02677, sec. 2.2) and a
+    decay from 1 to `floor`, which begins at step 0.
 
     Args:
-        step: from 0 to `cfg.steps` - 1; later ones stay at the end of the fall.
-        cfg: the schedule.
+        step: from 0 to `cfg.steps` - 1; later steps have the factor at the end of the decay.
+        cfg: schedule of the phase.
     """
-    rise = min(1.0, (step + 1) / (cfg.warmup + 1))
-    return rise * (cfg.floor + (1 - cfg.floor) * _fall(step, cfg))
+    warmup = min(1.0, (step + 1) / (cfg.warmup + 1))
+    return warmup * (cfg.floor + (1 - cfg.floor) * _decay(step, cfg))
 
 
-def _fall(step: int, cfg: ScheduleConfig) -> float:
-    """1 at step 0; poly and cosine are 0 at the end."""
+def _decay(step: int, cfg: ScheduleConfig) -> float:
+    """Decay factor: 1 at step 0; poly and cosine reach 0 at the end."""
     done = min(1.0, step / cfg.steps)
     match cfg.kind:
         case "poly":  # Chen 2016, arXiv 1606.00915, sec. 4.1.2

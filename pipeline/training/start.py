@@ -1,7 +1,7 @@
-"""The weights a run starts from, where it does not start from scratch.
+"""Initial weights from a checkpoint (`--network.initial`), matched by tensor name and class name.
 
-In: a network with first values, and a checkpoint of any classes and bands. Out: the network with all that fits, and
-the scores of a class taken over by its name. Never downloads anything.
+In: a randomly initialised network, and a checkpoint of any classes and bands. Out: the network with every tensor that
+fits, and score weights copied class by class. Nothing is downloaded.
 """
 
 import logging
@@ -21,34 +21,37 @@ log = logging.getLogger(__name__)
 
 
 def load_initial_weights(network: Network, cfg: NetworkConfig, classes: ClassMap) -> None:
-    """Start a network from the checkpoint that its config names, if it names one.
+    """Load the checkpoint `cfg.initial`, if there is one, into a network.
 
-    Tensors are taken by name and shape. Where their shape follows the number of classes, each class of ours takes the
-    values of the class of the same name, or of the one that `cfg.initial_classes` gives, and keeps its own without one.
-    A network around another one also takes the checkpoint of that other one.
+    Tensors are matched by name and shape. In tensors whose shape depends on the number of classes, each class takes the
+    values of the checkpoint's class of the same name or of the one in `cfg.initial_classes`; without either it keeps
+    its initial values. A network that wraps another one also takes a checkpoint of the inner network.
 
     Raises:
-        ConfigError: for a class that does not exist, and when nothing fits.
+        ConfigError: a class does not exist, or no tensor fits.
     """
     if cfg.initial is None:
         return
     model = checkpoint.load_checkpoint(cfg.initial)
     pairs = class_pairs(cfg, classes, model.card.classes)
-    own, found, heads = network.state_dict(), {}, per_class(model.card)
+    own, initial, heads = network.state_dict(), {}, class_tensors(model.card)
     for theirs, tensor in model.state.items():
         name = theirs if theirs in own else f"inner.{theirs}"
-        found[name] = with_classes(own[name], tensor, pairs) if theirs in heads and name in own else tensor
-    kept = state.carry(network, found)
+        initial[name] = copy_classes(own[name], tensor, pairs) if theirs in heads and name in own else tensor
+    kept = state.copy_fitting(network, initial)
     if len(kept) == len(own):
-        raise ConfigError(f"nothing of {cfg.initial} ({model.card.architecture}) fits the network {cfg.name}")
+        raise ConfigError(
+            f"no tensor of {cfg.initial} ({model.card.architecture}) fits the network {cfg.name}",
+            hint="check --network.name",
+        )
     log.info("starting from %s: %d of %d tensors, %d classes", cfg.initial, len(own) - len(kept), len(own), len(pairs))
 
 
 def class_pairs(cfg: NetworkConfig, ours: ClassMap, theirs: ClassMap) -> dict[int, int]:
-    """Ids of our classes and of the checkpoint's that start them.
+    """Map ids of this run's classes to ids of the checkpoint's classes that initialise them.
 
     Raises:
-        ConfigError: `initial_classes` names a class that is not there.
+        ConfigError: `initial_classes` names a class that does not exist.
     """
     names = {name: name for name in ours.names if name in theirs.names} | cfg.initial_classes
     for name, known in [*((mine, ours) for mine in names), *((yours, theirs) for yours in names.values())]:
@@ -58,8 +61,8 @@ def class_pairs(cfg: NetworkConfig, ours: ClassMap, theirs: ClassMap) -> dict[in
     return {ours.names.index(mine): theirs.names.index(yours) for mine, yours in names.items()}
 
 
-def per_class(card: Card) -> set[str]:
-    """Names of the tensors of a network whose shape follows the number of classes."""
+def class_tensors(card: Card) -> set[str]:
+    """Names of the tensors of a network whose shape depends on the number of classes."""
 
     def shapes(num_classes: int) -> dict[str, torch.Size]:
         with torch.device("meta"):
@@ -72,17 +75,17 @@ def per_class(card: Card) -> set[str]:
             )
         return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
-    one, other = shapes(len(card.classes)), shapes(len(card.classes) + 1)
-    return {name for name, shape in one.items() if other[name] != shape}
+    same, one_more = shapes(len(card.classes)), shapes(len(card.classes) + 1)
+    return {name for name, shape in same.items() if one_more[name] != shape}
 
 
-def with_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int]) -> Tensor:
-    """First values with those of the classes that the checkpoint knows; classes are along the first axis.
+def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int]) -> Tensor:
+    """Copy the rows of paired classes from the checkpoint's tensor; classes are along the first axis.
 
-    Where anything but the number of classes differs, the first values stay.
+    A tensor that differs in any other axis keeps its initial values.
     """
     if own.shape[1:] != theirs.shape[1:] or not pairs:
         return own
-    found = own.clone()
-    found[list(pairs)] = theirs[list(pairs.values())].to(found)
-    return found
+    mixed = own.clone()
+    mixed[list(pairs)] = theirs[list(pairs.values())].to(mixed)
+    return mixed

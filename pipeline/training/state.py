@@ -1,9 +1,9 @@
-"""The exact state of a training run: everything that a later process needs to go on as if nothing had happened.
+"""State of a training run: everything that another process needs to resume it exactly.
 
 In: networks and optimisers. Out: `checkpoints/step-00000500/` with `state.safetensors` (every tensor) and `state.json`
-(everything else), in any store. The tensors are written first, so a folder with a JSON is whole. Nothing here pickles.
+(everything else), in any store. The tensors are written first, so a folder with a JSON is whole. Pickle is not used.
 
-There is no state of random generators: everything random is derived from the seed and the step.
+Random generators have no state here: all randomness is derived from the seed and the step.
 """
 
 import json
@@ -25,97 +25,98 @@ from pipeline.store import objects
 log = logging.getLogger(__name__)
 
 STATES_FOLDER = "checkpoints"
-TENSORS, STORY = "state.safetensors", "state.json"
-KEPT = 2
-"""States that are kept: the newest, and the one before it in case somebody damages that."""
+STATE_TENSORS, STATE_JSON = "state.safetensors", "state.json"
+STATES_KEPT = 2
+"""Number of states kept: the newest, and the one before it in case the newest is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was measured at a step."""
+    """Measurements at a step."""
 
     step: int
-    """Steps that were done."""
+    """Steps done, over all phases."""
     values: dict[str, float]
-    """By the names that the tracker is given, such as `train/loss`."""
+    """Values by curve name, such as `train/loss`."""
 
 
 @dataclass(slots=True)
-class Story:
-    """How far a run is and how it went."""
+class RunState:
+    """Step, phase, best score and history of a run: the content of `state.json`."""
 
     step: int = 0
     """Steps done, over all phases."""
     phase: int = 0
-    """Number of the phase the weights are of."""
+    """Phase of the weights, from 0."""
     best_miou: float = -1.0
-    """Of this phase's validations, 0 to 1; -1 before the first."""
+    """Best mIoU of this phase's validations, 0 to 1; -1 before the first."""
     best_step: int = -1
-    """Steps that were done then."""
+    """Step of the best validation; -1 before the first."""
     history: list[Point] = field(default_factory=list)
+    """Points of all curves, by step."""
     began: dict[str, str] = field(default_factory=dict)
-    """What the run began with, as digests: settings, data, classes, initial weights, code."""
+    """Digests of what the run began with: settings, data, class map, initial weights, code."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the packages that this state was made with."""
+    """Versions of packages; no longer filled in."""
 
     def to_json(self) -> bytes:
-        """The whole of it, with the history."""
+        """Serialise every field."""
         return json.dumps(asdict(self), indent=1).encode()
 
 
-def from_json(data: bytes) -> Story:
-    """Inverse of `Story.to_json`."""
-    said = json.loads(data)
-    return Story(**said | {"history": [Point(**point) for point in said["history"]]})
+def parse_state(data: bytes) -> RunState:
+    """Parse `state.json`: inverse of `RunState.to_json`."""
+    fields = json.loads(data)
+    return RunState(**fields | {"history": [Point(**point) for point in fields["history"]]})
 
 
-# ---------------------------------------------------------------- tensors of one thing
+# ---------------------------------------------------------------- tensors
 
 
-def of_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Its buffers, by number of the parameter and name: `17/momentum_buffer`."""
+def optimiser_buffers(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Buffers of an optimiser, by index of the parameter and name: `17/momentum_buffer`."""
     buffers = optimiser.state_dict()["state"]
     return {
         f"{index}/{name}": torch.as_tensor(value)
-        for index, one in buffers.items()
-        for name, value in one.items()
+        for index, values in buffers.items()
+        for name, value in values.items()
         if value is not None
     }
 
 
-def into_optimiser(optimiser: torch.optim.Optimizer, buffers: Mapping[str, Tensor]) -> None:
-    """Inverse of `of_optimiser`. Buffers get the memory layout of their parameters, so that rounding is the same."""
-    parameters = [one for group in optimiser.param_groups for one in group["params"]]
-    found: dict[int, dict[str, Tensor]] = {}
+def load_optimiser_buffers(optimiser: torch.optim.Optimizer, buffers: Mapping[str, Tensor]) -> None:
+    """Load `optimiser_buffers`. They get the memory format of their parameters, so that rounding is the same."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    by_index: dict[int, dict[str, Tensor]] = {}
     for key, value in buffers.items():
         index, _, name = key.partition("/")
         like = parameters[int(index)]
-        laid = torch.empty_like(like, device="cpu").copy_(value) if value.shape == like.shape else value
-        found.setdefault(int(index), {})[name] = laid
-    optimiser.load_state_dict({"state": found, "param_groups": optimiser.state_dict()["param_groups"]})
+        same_format = torch.empty_like(like, device="cpu").copy_(value) if value.shape == like.shape else value
+        by_index.setdefault(int(index), {})[name] = same_format
+    optimiser.load_state_dict({"state": by_index, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def carry(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Copy into a network every tensor that it has by name and shape; returns the names that keep their own values."""
+def copy_fitting(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Copy every tensor that fits a network by name and shape; returns the names of the network's other tensors."""
     own = network.state_dict()
     fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
     network.load_state_dict(fitting, strict=False)
     return sorted(own.keys() - fitting.keys())
 
 
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as part `prefix` of a state."""
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Prepend `prefix/` to the names of tensors."""
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `prefixed`: the tensors of one part of a state."""
+def take_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the tensors whose names begin with `prefix/`, and remove it: inverse of `add_prefix`."""
     start = prefix + "/"
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, contiguous, that later steps do not change."""
+    """Copy tensors to the CPU, contiguous, so that later steps do not change them."""
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -125,62 +126,61 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- states in a store
 
 
-def url_of(output: str, step: int) -> str:
-    """Folder of the state after `step` steps."""
+def state_url(output: str, step: int) -> str:
+    """URL of the folder of the state after `step` steps."""
     return objects.join(output, STATES_FOLDER, f"step-{step:08d}")
 
 
-def save_state(output: str, story: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
-    """Write a state: tensors, then the JSON that makes it whole."""
-    url = url_of(output, step)
-    objects.put(objects.join(url, TENSORS), safetensors.torch.save(dict(tensors)))
-    objects.put(objects.join(url, STORY), story)
+def save_state(output: str, run_state: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
+    """Write a state: the tensors, then the JSON, which makes it whole."""
+    url = state_url(output, step)
+    objects.put(objects.join(url, STATE_TENSORS), safetensors.torch.save(dict(tensors)))
+    objects.put(objects.join(url, STATE_JSON), run_state)
 
 
-def steps(output: str) -> list[int]:
-    """Steps of the whole states of a run, ascending; folders of other names, such as copies, are none."""
+def saved_steps(output: str) -> list[int]:
+    """Steps of the whole states of a run, ascending; folders with other names, such as copies, are ignored."""
     try:
-        paths = [one.path for one in objects.list_files(objects.join(output, STATES_FOLDER))]
+        paths = [file.path for file in objects.list_files(objects.join(output, STATES_FOLDER))]
     except NothingThere:
         return []
-    found = (re.fullmatch(rf"step-(\d{{8,}})/{re.escape(STORY)}", path) for path in paths)
-    return sorted(int(one[1]) for one in found if one)
+    matches = (re.fullmatch(rf"step-(\d{{8,}})/{re.escape(STATE_JSON)}", path) for path in paths)
+    return sorted(int(match[1]) for match in matches if match)
 
 
-def load_state(output: str, step: int) -> tuple[Story, dict[str, Tensor]]:
+def load_state(output: str, step: int) -> tuple[RunState, dict[str, Tensor]]:
     """Read the state after `step` steps.
 
     Raises:
-        JobError: it is damaged; says what to delete.
+        JobError: the state is damaged; the hint names the folder to delete.
     """
-    url = url_of(output, step)
+    url = state_url(output, step)
     try:
-        story = from_json(objects.read_bytes(objects.join(url, STORY)))
-        return story, safetensors.torch.load(objects.read_bytes(objects.join(url, TENSORS)))
+        run_state = parse_state(objects.read_bytes(objects.join(url, STATE_JSON)))
+        return run_state, safetensors.torch.load(objects.read_bytes(objects.join(url, STATE_TENSORS)))
     except (SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        hint = f"delete {url}; the run then goes on from the state before it"
+        hint = f"delete {url}; the run then resumes from the state before it"
         raise JobError(f"the state after step {step} is damaged: {error}", hint=hint) from error
 
 
-def prune(output: str) -> None:
-    """Delete all but the newest `KEPT` states. The JSON goes first: half a state is none."""
-    for step in steps(output)[:-KEPT]:
-        for name in (STORY, TENSORS):
-            objects.delete(objects.join(url_of(output, step), name))
+def delete_old_states(output: str) -> None:
+    """Delete all but the newest `STATES_KEPT` states. The JSON is deleted first, so that no half state looks whole."""
+    for step in saved_steps(output)[:-STATES_KEPT]:
+        for name in (STATE_JSON, STATE_TENSORS):
+            objects.delete(objects.join(state_url(output, step), name))
 
 
-class Writer:
-    """Writes in a thread of its own, one thing at a time, while training goes on.
+class BackgroundWriter:
+    """Writer in a background thread, one write at a time, while training continues.
 
-    An error of writing, which storage has tried to avoid as often as it does, is raised by the next `put` or at the end
-    of the block.
+    An error of a write, after the store's own retries, is raised by the next `put` or at the end of the context.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -190,10 +190,10 @@ class Writer:
             self._thread.join()
 
     def put(self, *writes: Callable[[], object]) -> None:
-        """Start writing, one after the other, as soon as what was put before is written.
+        """Wait for the writes before, then run these in the background, one after the other.
 
         Raises:
-            StorageError: the one before it failed.
+            StorageError: a write before these failed.
         """
         if writes:
             self.wait()
@@ -201,21 +201,21 @@ class Writer:
             self._thread.start()
 
     def wait(self) -> None:
-        """Return when everything is written.
+        """Wait until everything is written.
 
         Raises:
-            StorageError: it could not be.
+            StorageError: a write failed.
         """
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:
             error, self._error = self._error, None
-            hint = "the same command goes on from the last state that is whole"
+            hint = "run the same command to resume from the last whole state"
             raise StorageError(f"a checkpoint could not be written: {error}", hint=hint) from error
 
     def _run(self, writes: Sequence[Callable[[], object]]) -> None:
         try:
             for write in writes:
                 write()
-        except Exception as error:  # noqa: BLE001  raised again where it can stop the run
+        except Exception as error:  # noqa: BLE001  # raised again by `wait`, in the thread that it can stop
             self._error = error

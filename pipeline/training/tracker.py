@@ -1,7 +1,7 @@
-"""Where the curves and sample predictions of a training run go: TensorBoard, MLflow, Weights & Biases, or nowhere.
+"""Trackers of curves and sample predictions: TensorBoard, MLflow, Weights & Biases, or none.
 
-In: numbers and pictures by step. Out: a tracker's own files or requests. A tracker never steers training, and only one
-process of a run has one.
+In: numbers and pictures by step. Out: a tracker's own files or requests. A tracker does not affect training, and only
+rank 0 has one.
 """
 
 import importlib
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 TrackerKind = Literal["auto", "tensorboard", "mlflow", "wandb", "none"]
 TENSORBOARD_FOLDER = "tensorboard"
-"""Below the run's output."""
+"""Folder of TensorBoard's files, below the run's output."""
 GAP_PX = 8
-"""White between the pictures of a sample."""
+"""White gap between the pictures of a sample, pixels."""
 LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""Module of a tracker. Its package, and the extra that brings it, are called as the tracker is."""
+"""Module of each tracker; its package and its extra have the tracker's name."""
 
 
 class Tracker(Protocol):
-    """Takes what a run says about itself."""
+    """Receiver of a run's curves and sample predictions."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each curve named."""
@@ -44,36 +44,36 @@ class Tracker(Protocol):
         """Show predictions after `step` steps."""
 
     def close(self) -> None:
-        """Send what is left. Nothing may follow."""
+        """Send everything that is buffered; no other call may follow."""
 
 
 def make_tracker(kind: TrackerKind, *, output: str, run: str, first_step: int, classes: ClassMap) -> Tracker:
-    """Start a tracker, or go on with the curves of an interrupted run.
+    """Start a tracker, or continue the curves of an interrupted run.
 
     Args:
-        kind: which; `auto` is TensorBoard where it is installed, and none, with a warning, where it is not.
+        kind: `auto` is TensorBoard where it is installed, else none, with a warning.
         output: folder of the run, local or in a store; TensorBoard's files go below it.
-        run: fingerprint of the run; what the other trackers know it by.
-        first_step: where the run starts or resumes; TensorBoard hides points from there on that a killed run left.
-        classes: colours of truths and predictions.
+        run: fingerprint of the run, its id in MLflow and Weights & Biases.
+        first_step: where the run starts or resumes; TensorBoard hides later points of a killed run.
+        classes: colours of labels and predictions.
 
     Raises:
         ConfigError: the tracker is not installed.
     """
     match _installed(kind):
         case "tensorboard":
-            made: Tracker = _TensorBoard(objects.join(output, TENSORBOARD_FOLDER), first_step, classes)
+            tracker: Tracker = _TensorBoard(objects.join(output, TENSORBOARD_FOLDER), first_step, classes)
         case "mlflow":
-            made = _MLflow(output, run, classes)
+            tracker = _MLflow(output, run, classes)
         case "wandb":
-            made = _WeightsAndBiases(output, run, classes)
+            tracker = _WeightsAndBiases(output, run, classes)
         case _:
-            made = _Nowhere()
-    return _Expendable(made)
+            tracker = _Nowhere()
+    return _Expendable(tracker)
 
 
 def draw_sample(sample: Sample, classes: ClassMap) -> UInt8:
-    """Image, truth and prediction side by side: (H, 3 W + 2 `GAP_PX`, 3) uint8 RGB, stripes where there is no class."""
+    """Draw image, label and prediction side by side: (H, 3 W + 2 `GAP_PX`, 3) uint8 RGB; ignored pixels are striped."""
     gap = np.full((sample.image_hwc.shape[0], GAP_PX, 3), 255, np.uint8)
     return np.hstack([sample.image_hwc, gap, paint(sample.truth_hw, classes), gap, paint(sample.mask_hw, classes)])
 
@@ -90,7 +90,7 @@ class _Nowhere:
 
 
 class _Expendable:
-    """A tracker that is left out from its first failure on: no run ends for its curves, which its state has as well."""
+    """A tracker that is dropped at its first failure, so that it cannot end a run: the state has the curves too."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
@@ -104,24 +104,24 @@ class _Expendable:
     def close(self) -> None:
         self._try(self.tracker.close)
 
-    def _try(self, say: Callable[[], None]) -> None:
+    def _try(self, call: Callable[[], None]) -> None:
         try:
-            say()
+            call()
         except Exception as error:  # noqa: BLE001  # whatever a server, its client or a disk may raise
-            log.warning("the tracker failed; the run goes on without it: %s", redact(str(error)))
+            log.warning("the tracker failed; the run continues without it: %s", redact(str(error)))
             self.tracker = _Nowhere()
 
 
 class _TensorBoard:
-    """Event files. For a store they are written here first, and copied whole with every set of images and at the end.
+    """Event files. For a store they are written locally and copied whole after every set of images and at the end.
 
-    A resumed run opens a file of its own, so that what was copied before stays, also from another machine.
+    A resumed run opens a new file, so that files copied before, also from another machine, stay.
     """
 
     def __init__(self, url: str, first_step: int, classes: ClassMap) -> None:
         self.url, self.classes = url, classes
-        self.here = tempfile.TemporaryDirectory(prefix="atrous-curves-") if "://" in url else None
-        self.folder = Path(self.here.name if self.here else url)
+        self.local = tempfile.TemporaryDirectory(prefix="atrous-curves-") if "://" in url else None
+        self.folder = Path(self.local.name if self.local else url)
         self.writer: Any = _library("tensorboard").SummaryWriter(self.folder, purge_step=first_step or None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -132,21 +132,21 @@ class _TensorBoard:
         for sample in samples:
             self.writer.add_image(f"samples/{sample.key}", draw_sample(sample, self.classes), step, dataformats="HWC")
         self.writer.flush()
-        self._send()
+        self._copy()
 
     def close(self) -> None:
         self.writer.close()
-        self._send()
-        if self.here:
-            self.here.cleanup()
+        self._copy()
+        if self.local:
+            self.local.cleanup()
 
-    def _send(self) -> None:
-        for file in self.folder.iterdir() if self.here else ():
+    def _copy(self) -> None:
+        for file in self.folder.iterdir() if self.local else ():
             objects.put(objects.join(self.url, file.name), file.read_bytes())
 
 
 class _MLflow:
-    """A run of the server, and of the experiment, that MLflow's own environment variables name."""
+    """A run on the server and in the experiment that MLflow's environment variables name."""
 
     def __init__(self, output: str, run: str, classes: ClassMap) -> None:
         self.mlflow, self.classes = _library("mlflow"), classes
@@ -161,7 +161,7 @@ class _MLflow:
     def images(self, step: int, samples: Sequence[Sample]) -> None:
         for sample in samples:
             picture = Image.fromarray(draw_sample(sample, self.classes))
-            # Not in MLflow's own thread, which a worker that Ray ends would not wait for.
+            # Not in MLflow's thread: Ray ends workers without waiting for it.
             self.mlflow.log_image(picture, key=sample.key.replace("/", "-"), step=step, synchronous=True)
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class _MLflow:
 
 
 class _WeightsAndBiases:
-    """A run of the project that WANDB_PROJECT names. Steps it saw before a resume stay as they are."""
+    """A run of the project that WANDB_PROJECT names. Steps logged before a resume stay unchanged."""
 
     def __init__(self, output: str, run: str, classes: ClassMap) -> None:
         self.wandb, self.classes = _library("wandb"), classes
@@ -179,7 +179,7 @@ class _WeightsAndBiases:
         self.run.log(dict(values), step=step)
 
     def images(self, step: int, samples: Sequence[Sample]) -> None:
-        pictures = [self.wandb.Image(draw_sample(one, self.classes), caption=one.key) for one in samples]
+        pictures = [self.wandb.Image(draw_sample(sample, self.classes), caption=sample.key) for sample in samples]
         self.run.log({"samples": pictures}, step=step)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class _WeightsAndBiases:
 
 
 def _installed(kind: TrackerKind) -> TrackerKind:
-    """The tracker that `auto` stands for on this machine; any other one is what it is."""
+    """Resolve `auto` to a tracker that is installed; other kinds are unchanged."""
     if kind != "auto":
         return kind
     try:
@@ -200,7 +200,7 @@ def _installed(kind: TrackerKind) -> TrackerKind:
 
 
 def _library(kind: str) -> ModuleType:
-    instead = "give --runtime.tracker none"
+    instead = "set --runtime.tracker none"
     with optional.package(kind, extra=kind, needed_by=f"--runtime.tracker {kind}", instead=instead):
         return importlib.import_module(LIBRARIES[kind])
 

@@ -1,11 +1,11 @@
-"""How a training example is varied: where it is cut, how it is turned and warped, and what light it is seen in.
+"""Augmentation: random crop, scale, flip, rotation, elastic deformation, colour, blur, haze and JPEG compression.
 
 In: pixels (H, W, C) uint8 with any number of bands, and the label (H, W) uint8 of the same size. Out: both at exactly
-the size of a crop. Every draw comes from the generator that is given, so the same generator gives the same example.
-Labels are only ever moved, never blended: every value of the result was in the label before, or is the ignore id.
+the crop size. Every draw comes from the given generator, so the same generator gives the same example. Labels are
+resampled by nearest neighbour: every value of the result was in the label before, or is the ignore id.
 
-Light is changed before pixels move, on the window that was cut and not on the whole image, and padding comes last: a
-padded pixel has the mean colour, whatever the light.
+Colour changes apply to the crop, not to the whole image, and before deformation and rotation. Padding is added after
+them, so a padded pixel has the mean colour.
 """
 
 import io
@@ -25,13 +25,13 @@ from pipeline.training.config import AugmentConfig
 Size = tuple[int, int]
 
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-"""Luma and two axes of chroma from red, green and blue: FCC NTSC, 1953."""
+"""YIQ, luma and two axes of chroma, from RGB: FCC NTSC, 1953."""
 
 AIRLIGHT = (180.0, 255.0)
-"""Colour of haze, from and to: bright grey."""
+"""Range of the grey level of haze."""
 
 
-def vary(
+def augment(
     pixels_hwc: UInt8,
     label_hw: UInt8,
     cfg: AugmentConfig,
@@ -41,52 +41,52 @@ def vary(
     fill: Sequence[int],
     rare: Sequence[int] = (),
 ) -> tuple[UInt8, UInt8]:
-    """A random view of an example: (h, w, C) pixels and (h, w) label with (h, w) = `cfg.crop_px`.
+    """Augment an example: (h, w, C) pixels and (h, w) label with (h, w) = `cfg.crop_px`.
 
     Args:
-        pixels_hwc: of the whole image.
-        label_hw: class ids and `ignore_id`, as large as the image.
-        cfg: how far from the image a view may be.
-        rng: what every draw comes from.
-        ignore_id: of pixels that padding adds.
-        fill: their colour, one value per band, 0 to 255.
-        rare: class ids of which a crop should hold `cfg.rare_share`.
+        pixels_hwc: (H, W, C) uint8 of the whole image.
+        label_hw: (H, W) uint8 class ids and `ignore_id`.
+        cfg: ranges of the random changes.
+        rng: source of every draw.
+        ignore_id: label of padded pixels.
+        fill: colour of padded pixels, one value per band, 0 to 255.
+        rare: ids of rare classes, for `cfg.rare_share`.
     """
-    margin = math.ceil(3 * cfg.elastic_px)  # displacements seldom reach further
+    margin = math.ceil(3 * cfg.elastic_px)  # three standard deviations: displacements seldom exceed it
     turns = int(rng.integers(4)) if cfg.symmetries else 0
     mirrored = bool(rng.integers(2)) if cfg.flip or cfg.symmetries else False
     height, width = cfg.crop_px[:: -1 if turns % 2 else 1]
-    crop = _draw(label_hw, (height + 2 * margin, width + 2 * margin), cfg, rng, rare)
+    crop = _random_crop(label_hw, (height + 2 * margin, width + 2 * margin), cfg, rng, rare)
     pixels, label = crop.pixels_of(pixels_hwc), crop.label_of(label_hw)
-    pixels, label = crop.pad(_relight(pixels, cfg, rng), fill), crop.pad(label, [ignore_id])
+    pixels, label = crop.pad(_recolour(pixels, cfg, rng), fill), crop.pad(label, [ignore_id])
     if margin:
         pixels, label = _warp(pixels, label, cfg.elastic_px, rng, fill=fill, ignore_id=ignore_id)
-        pixels, label = (one[margin:-margin, margin:-margin] for one in (pixels, label))
+        pixels, label = (array[margin:-margin, margin:-margin] for array in (pixels, label))
     return _turn(pixels, turns, mirrored), _turn(label, turns, mirrored)
 
 
 def centre_crop(
     pixels_hwc: UInt8, label_hw: UInt8, size: Size, *, ignore_id: int, fill: Sequence[int]
 ) -> tuple[UInt8, UInt8]:
-    """The middle of an example at its own scale, padded where it is smaller than `size` (height, width)."""
+    """Crop the centre of an example at its own scale, padded where it is smaller than `size` (height, width)."""
     (image_h, image_w), (height, width) = label_hw.shape, size
     crop = _Crop((image_h, image_w), ((image_h - height) // 2, (image_w - width) // 2), size)
     return crop.pad(crop.pixels_of(pixels_hwc), fill), crop.pad(crop.label_of(label_hw), [ignore_id])
 
 
-# ---------------------------------------------------------------- where it is cut
+# ---------------------------------------------------------------- crop and scale
 
 
 @dataclass(frozen=True, slots=True)
 class _Crop:
-    """A window of an image that was scaled; it may reach beyond the image. Only the part inside is ever resized."""
+    """Crop window in a scaled image, possibly beyond its edges. Only the part inside the image is resized."""
 
     scaled: Size
     """Height and width of the whole image after scaling, pixels."""
     corner: Size
-    """Top and left of the window in the scaled image; negative above and left of it."""
+    """Top and left of the window in the scaled image, pixels; negative beyond its edges."""
     size: Size
-    """Height and width of the window."""
+    """Height and width of the window, pixels."""
 
     @property
     def inside(self) -> tuple[int, int, int, int]:
@@ -95,26 +95,26 @@ class _Crop:
         return max(top, 0), max(left, 0), min(top + height, self.scaled[0]), min(left + width, self.scaled[1])
 
     def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The part inside in pixels of the image as it was, in Pillow's order: left, top, right, bottom."""
+        """The part inside, in pixels of the unscaled image and Pillow's order: left, top, right, bottom."""
         top, left, bottom, right = self.inside
         down, across = height / self.scaled[0], width / self.scaled[1]
         return left * across, top * down, min(right * across, width), min(bottom * down, height)
 
     def pixels_of(self, pixels_hwc: UInt8) -> UInt8:
-        """The part inside, bilinear, and with antialiasing where it shrinks."""
+        """Resize the part inside, bilinear, with antialiasing where it shrinks."""
         return _per_image(pixels_hwc, lambda image: self._resized(image, PilImage.Resampling.BILINEAR))
 
     def label_of(self, label_hw: UInt8) -> UInt8:
-        """The part inside, each pixel that of the nearest."""
-        found: UInt8 = np.asarray(self._resized(PilImage.fromarray(label_hw), PilImage.Resampling.NEAREST))
-        return found
+        """Resize the part inside by nearest neighbour."""
+        label: UInt8 = np.asarray(self._resized(PilImage.fromarray(label_hw), PilImage.Resampling.NEAREST))
+        return label
 
     def _resized(self, image: PilImage.Image, how: PilImage.Resampling) -> PilImage.Image:
         top, left, bottom, right = self.inside
         return image.resize((right - left, bottom - top), how, box=self.box(image.height, image.width))
 
     def pad(self, part: UInt8, fill: Sequence[int]) -> UInt8:
-        """The whole window: the part inside, surrounded by `fill`."""
+        """Pad the part inside with `fill` to the whole window."""
         top, left, bottom, right = self.inside
         if part.shape[:2] == self.size:
             return part
@@ -125,15 +125,17 @@ class _Crop:
         return whole
 
     def share_of(self, wanted: UInt8, label_hw: UInt8) -> float:
-        """Share of labelled pixels inside, every fourth of them looked at, for which the table `wanted` is 1."""
+        """Share of the pixels inside, at every fourth row and column, whose label has a 1 in the table `wanted`."""
         left, top, right, bottom = (int(edge) for edge in self.box(*label_hw.shape))
         return float(wanted[label_hw[top : bottom + 1 : 4, left : right + 1 : 4]].mean())
 
 
-def _draw(label_hw: UInt8, size: Size, cfg: AugmentConfig, rng: np.random.Generator, rare: Sequence[int]) -> _Crop:
-    """A window at a random place of the image at a random scale; of several tries, the first with enough rare pixels.
+def _random_crop(
+    label_hw: UInt8, size: Size, cfg: AugmentConfig, rng: np.random.Generator, rare: Sequence[int]
+) -> _Crop:
+    """Draw a window at a random place and scale, up to `rare_tries` times until it has `rare_share` of rare pixels.
 
-    If none has enough, the best is taken.
+    If no window has enough, the best one is returned.
     """
     scaled = _scaled(label_hw.shape, cfg, rng)
     best = _place(scaled, size, rng)
@@ -146,32 +148,32 @@ def _draw(label_hw: UInt8, size: Size, cfg: AugmentConfig, rng: np.random.Genera
         if share >= cfg.rare_share:
             break
         other = _place(scaled, size, rng)
-        best, share = max((best, share), (other, other.share_of(wanted, label_hw)), key=lambda one: one[1])
+        best, share = max((best, share), (other, other.share_of(wanted, label_hw)), key=lambda pair: pair[1])
     return best
 
 
 def _scaled(shape: tuple[int, ...], cfg: AugmentConfig, rng: np.random.Generator) -> Size:
-    """Height and width of the whole image at a random scale; stretching keeps the area."""
+    """Height and width of the whole image at a random scale and aspect ratio, which keeps the area."""
     scale = rng.uniform(*cfg.scale)
     stretch = math.exp(rng.uniform(-1, 1) * math.log(cfg.aspect) / 2)
     return max(1, round(shape[0] * scale / stretch)), max(1, round(shape[1] * scale * stretch))
 
 
 def _place(scaled: Size, size: Size, rng: np.random.Generator) -> _Crop:
-    """Inside the image where it is larger than the window, around the image where it is smaller."""
+    """Random place of a window: inside a larger image, around a smaller one."""
     top, left = (
         int(rng.integers(min(0, have - want), max(0, have - want) + 1)) for have, want in zip(scaled, size, strict=True)
     )
     return _Crop(scaled, (top, left), size)
 
 
-# ---------------------------------------------------------------- the light it is seen in
+# ---------------------------------------------------------------- colour, blur, compression
 
 
-def _relight(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) -> UInt8:
-    """Brightness, contrast and haze, then chroma, blur and compression; every draw is made, whatever is used of it.
+def _recolour(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) -> UInt8:
+    """Change brightness, contrast and haze, then chroma, blur and compression; every draw is made, used or not.
 
-    Haze is the model of atmospheric scattering with one depth for all of the image: I = J t + A (1 - t), t the
+    Haze is the model of atmospheric scattering with one depth for the whole image: I = J t + A (1 - t), t the
     transmission and A the airlight (He 2009, "Single Image Haze Removal Using Dark Channel Prior", eq. 1).
     """
     brightness, contrast, saturation = (
@@ -190,16 +192,16 @@ def _relight(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) ->
 
 
 def _levels(pixels_hwc: UInt8, gain: float, offset: float) -> UInt8:
-    """`gain` times each value plus `offset`, rounded, within 0 to 255."""
+    """Map each value to `gain` times it plus `offset`, rounded and clipped to 0 to 255."""
     if (gain, offset) == (1, 0):
         return pixels_hwc
     table = np.rint(np.arange(256) * gain + offset).clip(0, 255).astype(np.uint8)
-    found: UInt8 = table.take(pixels_hwc)
-    return found
+    levels: UInt8 = table.take(pixels_hwc)
+    return levels
 
 
 def _chroma(pixels_hwc: UInt8, saturation: float, hue: float) -> UInt8:
-    """Chroma times `saturation`, and turned by `hue` of the circle; luma and greys are kept, but for rounding."""
+    """Multiply chroma by `saturation` and rotate it by `hue` of the circle; luma and greys change by rounding only."""
     cosine, sine = saturation * math.cos(2 * math.pi * hue), saturation * math.sin(2 * math.pi * hue)
     turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     mixing = np.column_stack([np.linalg.inv(_YIQ) @ turn @ _YIQ, np.zeros(3)])
@@ -207,20 +209,20 @@ def _chroma(pixels_hwc: UInt8, saturation: float, hue: float) -> UInt8:
 
 
 def _recompressed(image: PilImage.Image, quality: int) -> PilImage.Image:
-    held = io.BytesIO()
-    image.save(held, "JPEG", quality=quality)
-    return PilImage.open(held, formats=["JPEG"])
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return PilImage.open(buffer, formats=["JPEG"])
 
 
 def _per_image(pixels_hwc: UInt8, change: Callable[[PilImage.Image], PilImage.Image]) -> UInt8:
-    """What Pillow makes of RGB, or of each band by itself: it has no image of other bands."""
+    """Apply a Pillow operation to RGB, or to each band alone: Pillow has no images of other bands."""
     if pixels_hwc.shape[2] == 3:
         return np.asarray(change(PilImage.fromarray(pixels_hwc)))
     bands = (PilImage.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(pixels_hwc, 2, 0))
     return np.stack([np.asarray(change(band)) for band in bands], axis=2)
 
 
-# ---------------------------------------------------------------- how it is warped and turned
+# ---------------------------------------------------------------- deformation and rotation
 
 
 def _warp(
@@ -232,10 +234,10 @@ def _warp(
     fill: Sequence[int],
     ignore_id: int,
 ) -> tuple[UInt8, UInt8]:
-    """Move every pixel by a smooth random field. Ronneberger 2015 (U-Net, arXiv 1505.04597), sec. 3.1.
+    """Elastic deformation by a smooth random field. Ronneberger 2015 (U-Net, arXiv 1505.04597), sec. 3.1.
 
-    Displacements of a Gaussian with deviation `sigma_px` on a grid of 3x3, bicubic between. Pixels are read bilinear,
-    labels nearest; what would come from beyond the edge is `fill` and `ignore_id`.
+    Displacements are Gaussian with standard deviation `sigma_px` on a 3x3 grid, interpolated bicubic. Pixels are
+    sampled bilinear, labels nearest; samples beyond the edge are `fill` and `ignore_id`.
     """
     height, width = label_hw.shape
     coarse = torch.from_numpy(rng.normal(0, sigma_px, (1, 2, 3, 3)).astype(np.float32))
@@ -248,15 +250,15 @@ def _warp(
 
 
 def _sampled(pixels_hwc: UInt8, grid_hw2: torch.Tensor, how: str, fill: Sequence[int]) -> UInt8:
-    """Read at the places of a grid; beyond the edge there is `fill`: it is taken off, so that it becomes zero."""
+    """Sample at the points of a grid; `fill` is subtracted first, so that the zeros beyond the edge become `fill`."""
     around = torch.tensor(fill, dtype=torch.float32)[:, None, None]
     bands = torch.from_numpy(np.moveaxis(pixels_hwc, 2, 0).astype(np.float32)) - around
     read = functional.grid_sample(bands[None], grid_hw2[None], mode=how, align_corners=False)[0] + around
-    found: UInt8 = read.round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return found
+    sampled: UInt8 = read.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return sampled
 
 
 def _turn(array: UInt8, turns: int, mirrored: bool) -> UInt8:
-    """Quarter turns, then a mirror image: one of the eight symmetries of a square."""
+    """Rotate by quarter turns, then flip: one of the eight symmetries of a square."""
     turned = np.rot90(array, turns)
     return turned[:, ::-1] if mirrored else turned

@@ -1,7 +1,7 @@
-"""How good weights are on labelled images: the same counts, by the same path, as evaluation of a finished checkpoint.
+"""Validation: the confusion matrix of weights on labelled images, by the path that evaluates a finished checkpoint.
 
-In: a checkpoint, in memory, and labelled examples. Out: int64 confusion counts of whole images and what later drift is
-measured against, exactly as one process would count, however many share the work. No dense CRF.
+In: a checkpoint in memory, and labelled examples. Out: int64 confusion counts of whole images, and the reference
+statistics for later drift; both are the same for any number of ranks. No dense CRF.
 """
 
 from collections import deque
@@ -36,34 +36,34 @@ from pipeline.training.ranks import Group
 A = TypeVar("A", Int64, Float64)
 
 _THREADS = 4
-"""For decoding and masks, on each process."""
+"""Threads for decoding and masks, on each rank."""
 MEANS = ("confidence", "entropy", "brightness")
-"""Columns of the reference beside the pixels of each class."""
+"""Columns of the drift reference beside the pixels of each class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a validation found."""
+    """Result of a validation."""
 
     scores: Scores
-    """Of all images and processes."""
+    """Scores over all images and ranks."""
     samples: list[Sample]
-    """The first few images of process 0; empty on others."""
+    """The first few images of rank 0; empty on other ranks."""
     reference: dict[str, JsonValue]
-    """What the images look like to these weights: `drift.Reference` as plain JSON."""
+    """Statistics of the images under these weights: `drift.Reference` as plain JSON."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Predicted:
     """One example with its mask."""
 
     sample: Sample
     row_d: Float64
-    """Of the reference: pixels of each class, then confidence, entropy and brightness, in a committed row's units."""
+    """Row of the drift reference: class pixels, then confidence, entropy and brightness, in a committed row's units."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
+class _Labelled:
     """One decoded example."""
 
     key: str
@@ -74,28 +74,28 @@ class _Open:
 def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> Validation:
     """Segment whole images and compare them with their labels.
 
-    Process r of W takes every W-th image from the r-th on, so none is left out and none counts twice.
+    Rank r of W takes every W-th image from the r-th on, so every image counts once.
 
     Args:
-        model: what is judged.
-        collection: with full labels; examples without a labelled pixel are passed over, as those of boxes alone.
-        cfg: says how many images, and how they are looked at.
-        group: who shares the work; every process gets the same scores.
+        model: checkpoint to validate.
+        collection: examples; those without a labelled pixel, such as weakly labelled ones, are skipped.
+        cfg: number of images, scales, flip and precision.
+        group: ranks that share the work; every rank gets the same scores.
 
     Raises:
-        JobError: an image that cannot be read or does not fit the device, by its key.
+        JobError: an image cannot be decoded or does not fit the device; the message has its key.
     """
     segmenter = _segmenter(model, cfg, group)
     classes = model.card.classes
-    chosen = _labelled(collection, cfg.validation.limit)
+    chosen = _labelled_indices(collection, cfg.validation.limit)
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
     rows_nd = np.zeros((len(chosen), len(classes) + len(MEANS)))
     samples: list[Sample] = []
     mine = range(group.rank, len(chosen), group.size)
     examples = (collection[chosen[place]] for place in mine)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for place, answer in zip(mine, _answers(segmenter, examples, model.card, pool), strict=True):
-            sample, rows_nd[place] = answer.sample, answer.row_d
+        for place, predicted in zip(mine, _predictions(segmenter, examples, model.card, pool), strict=True):
+            sample, rows_nd[place] = predicted.sample, predicted.row_d
             counts += metrics.confusion(sample.truth_hw, sample.mask_hw, len(classes), ignore_id=classes.ignore_id)
             if group.leads and len(samples) < cfg.validation.samples:
                 samples.append(sample)
@@ -103,22 +103,22 @@ def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group:
 
 
 def predict_samples(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> list[Sample]:
-    """Predictions of the first images with full labels, as `validate`, by this process alone."""
-    examples = (collection[index] for index in _labelled(collection, cfg.validation.samples))
+    """Predict the first fully labelled images as in `validate`, on this rank alone."""
+    examples = (collection[index] for index in _labelled_indices(collection, cfg.validation.samples))
     with ThreadPoolExecutor(_THREADS) as pool:
-        answers = _answers(_segmenter(model, cfg, group), examples, model.card, pool)
-        return [answer.sample for answer in answers]
+        predictions = _predictions(_segmenter(model, cfg, group), examples, model.card, pool)
+        return [predicted.sample for predicted in predictions]
 
 
 def _segmenter(model: Checkpoint, cfg: TrainConfig, group: Group) -> Segmenter:
-    said = {"scales": cfg.validation.scales, "flip": cfg.validation.flip, "precision": cfg.runtime.precision}
-    return Segmenter(model, InferConfig.model_validate(said), TileConfig(), device=str(group.device))
+    settings = {"scales": cfg.validation.scales, "flip": cfg.validation.flip, "precision": cfg.runtime.precision}
+    return Segmenter(model, InferConfig.model_validate(settings), TileConfig(), device=str(group.device))
 
 
-def _labelled(collection: Collection, limit: int | None) -> list[int]:
-    """Numbers of the first `limit` examples with full labels that are not ignored from edge to edge."""
-    found: list[int] = np.flatnonzero(collection.counts_nk.any(axis=1))[:limit].tolist()
-    return found
+def _labelled_indices(collection: Collection, limit: int | None) -> list[int]:
+    """Indices of the first `limit` fully labelled examples with at least one labelled pixel."""
+    indices: list[int] = np.flatnonzero(collection.counts_nk.any(axis=1))[:limit].tolist()
+    return indices
 
 
 def _summed(values: A, group: Group) -> A:
@@ -127,59 +127,59 @@ def _summed(values: A, group: Group) -> A:
 
 
 def _reference(rows_nd: Float64) -> dict[str, JsonValue]:
-    """Of (N, K + 3) rows of answers."""
+    """Drift reference of (N, K + 3) rows."""
     classes = rows_nd.shape[1] - len(MEANS)
     images = pd.DataFrame(rows_nd[:, classes:], columns=list(MEANS))
     images["class_pixels"] = list(rows_nd[:, :classes])
     return cast("dict[str, JsonValue]", drift.reference_of(images))
 
 
-def _answers(
+def _predictions(
     segmenter: Segmenter, examples: Iterator[Example], card: Card, pool: ThreadPoolExecutor
-) -> Iterator[_Answer]:
-    """Every example with its mask, in order. Decoding and masks are made in threads, beside the network."""
-    seen: deque[_Open] = deque()
+) -> Iterator[_Predicted]:
+    """Yield every example with its mask, in order. Threads decode and make masks while the network runs."""
+    pending: deque[_Labelled] = deque()
     refiner = Refiner(RefineConfig(engine="none"), card.classes)
-    read = partial(_open, classes=card.classes, channels=card.channels)
+    read = partial(_decode, classes=card.classes, channels=card.channels)
     depth = 2 * segmenter.batch + 1
 
     def images() -> Iterator[Image]:
-        for one in ahead(pool, read, examples, depth):
-            seen.append(one)
-            yield one.image
+        for example in ahead(pool, read, examples, depth):
+            pending.append(example)
+            yield example.image
 
-    def masks() -> Iterator[Callable[[], _Answer]]:
+    def masks() -> Iterator[Callable[[], _Predicted]]:
         for prediction in segmenter(images()):
-            yield partial(_answer, seen.popleft(), prediction, segmenter, refiner, card.channels)
+            yield partial(_predicted, pending.popleft(), prediction, segmenter, refiner, card.channels)
 
     return ahead(pool, lambda make: make(), masks(), depth)
 
 
-def _open(example: Example, classes: ClassMap, channels: tuple[str, ...]) -> _Open:
+def _decode(example: Example, classes: ClassMap, channels: tuple[str, ...]) -> _Labelled:
     try:
         image = bands.decode_channels(example.image, channels)
     except InputError as error:
-        raise JobError(f"validation image {example.key}: {error}", hint="take it out of the part") from error
+        raise JobError(f"validation image {example.key}: {error}", hint="remove it from the validation part") from error
     truth = labels.decode_label(example.label, classes, name=example.key, height=image.height, width=image.width)
-    return _Open(example.key, image, truth)
+    return _Labelled(example.key, image, truth)
 
 
-def _answer(
-    one: _Open, prediction: Prediction, segmenter: Segmenter, refiner: Refiner, channels: tuple[str, ...]
-) -> _Answer:
+def _predicted(
+    example: _Labelled, prediction: Prediction, segmenter: Segmenter, refiner: Refiner, channels: tuple[str, ...]
+) -> _Predicted:
     if prediction.error:
-        raise JobError(f"validation image {one.key}: {prediction.error}")
+        raise JobError(f"validation image {example.key}: {prediction.error}")
     scored = Scored(
-        Item(one.key, shard="", etag=""),
-        height=one.image.height,
-        width=one.image.width,
+        Item(example.key, shard="", etag=""),
+        height=example.image.height,
+        width=example.image.width,
         logits_khw=prediction.logits_khw,
         stride=segmenter.stride,
         align_corners=segmenter.align_corners,
     )
-    refined = refiner(scored, one.image)
+    refined = refiner(scored, example.image)
     stats = refined.stats
-    picture = Image(bands.visible_rgb(one.image.pixels_hwc, channels), one.image.valid_hw)
+    picture = Image(bands.visible_rgb(example.image.pixels_hwc, channels), example.image.valid_hw)
     means = stats.mean(stats.confidence_sum), stats.mean(stats.entropy_sum), brightness(picture) or 0.0
-    sample = Sample(one.key, picture.pixels_hwc, one.truth_hw, refined.mask_hw)
-    return _Answer(sample, np.array([*stats.class_pixels, *means], np.float64))
+    sample = Sample(example.key, picture.pixels_hwc, example.truth_hw, refined.mask_hw)
+    return _Predicted(sample, np.array([*stats.class_pixels, *means], np.float64))

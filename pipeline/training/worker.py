@@ -1,6 +1,6 @@
-"""What every process of a group does for a run: open it, train, and, the first of them, leave the report.
+"""Entry point of each training rank: open the run, train, and write the report on rank 0.
 
-In: a config and this process's place. Out: the run's output, but for the mark that it is finished.
+In: a config and this process's rank. Out: the run's output, except `_SUCCESS`.
 """
 
 from collections.abc import Mapping
@@ -16,55 +16,55 @@ from pipeline.training.learner import take_step
 from pipeline.training.lr_finder import LrSearch
 from pipeline.training.ranks import Group
 from pipeline.training.run import TrainingRun
-from pipeline.training.state import Story
+from pipeline.training.state import RunState
 
 LR_STEPS = 200
-"""Of the search for a learning rate."""
+"""Steps of the learning rate finder."""
 
 
-def take_part(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) -> None:
-    """Train as one process of a group.
+def train_rank(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) -> None:
+    """Train as one rank.
 
     Args:
-        cfg: what is asked.
-        group: this process's place.
-        about: what the card is to say of the training: command, versions.
+        cfg: settings of the run.
+        group: this process's rank.
+        about: facts for the checkpoint card: command, versions.
 
     Raises:
-        ConfigError, LabelError: on every process, for what no repetition changes.
-        JobError: on one of them, for what went wrong there.
+        ConfigError, LabelError: on every rank; a retry would repeat it.
+        JobError: on one rank, an error of its own.
     """
     opened = run.open_run(cfg, group, about=about)
     try:
-        story = loop.train_phases(opened)
+        run_state = loop.train_phases(opened)
         if group.leads:
-            write_training_report(opened, story)
+            write_training_report(opened, run_state)
     finally:
         opened.tracker.close()
 
 
 def find_lr(cfg: TrainConfig, group: Group) -> LrSearch:
-    """Take steps of the first phase at growing rates, as one process of a group; nothing is kept."""
-    loop.check_split(cfg, group)
+    """Run the learning rate finder on the first phase, as one rank; nothing is saved."""
+    loop.check_batch_split(cfg, group)
     opened = run.open_run(cfg, group, about={})
-    made = loop.begin(opened, cfg, 0, Story(phase=-1), {})
-    examples = enumerate(loop.examples_of(opened, cfg, first=0, last=LR_STEPS))
+    learner = loop.begin_phase(opened, cfg, 0, RunState(phase=-1), {})
+    examples = enumerate(loop.rank_batches(opened, cfg, first=0, last=LR_STEPS))
 
     def step(lr: float) -> float:
         number, batch = next(examples)
-        return float(group.sum(take_step(made, batch, group, step=number, rate=lr / cfg.optimise.lr)))
+        return float(group.sum(take_step(learner, batch, group, step=number, rate=lr / cfg.optimise.lr)))
 
     return lr_finder.lr_sweep(step, steps=LR_STEPS)
 
 
-def write_training_report(opened: TrainingRun, story: Story) -> None:
-    """Write `report/index.html`: curves, scores of classes, and predictions of the weights that are kept."""
+def write_training_report(opened: TrainingRun, run_state: RunState) -> None:
+    """Write `report/index.html`: curves, scores per class, and sample predictions of the best weights."""
     cfg = opened.cfg
     samples = validate.predict_samples(checkpoint.load_checkpoint(cfg.output), opened.validation, cfg, opened.group)
     page = report.render_training(
         name=redact(cfg.output),
-        history=story.history,
-        best_step=story.best_step,
+        history=run_state.history,
+        best_step=run_state.best_step,
         phases=dict(zip(["first", *(phase.name for phase in cfg.then)], opened.ends, strict=True)),
         samples=samples,
         classes=opened.classes,

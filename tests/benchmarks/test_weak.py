@@ -24,7 +24,7 @@ def test_every_connected_piece_has_a_box_unless_it_is_tiny() -> None:
 def test_a_box_has_all_of_its_piece_and_no_class_is_lost_but_in_tiny_pieces() -> None:
     _, label = benchmark_weak.scene(3)
     boxes = [Box(NAMES.index(one["class"]), *one["box"]) for one in json.loads(benchmark_weak.boxes_of(label))["boxes"]]
-    drawn = weak.rect(boxes, *label.shape, background=0)
+    drawn = weak.rectangle_labels(boxes, *label.shape, background=0)
     assert boxes
     assert np.count_nonzero((label > 0) & (drawn == 0)) < LEAST_PX * 10
 

@@ -85,12 +85,12 @@ def group_of(size: int, cfg: TrainConfig, **how: Any) -> list[tuple[int, dict, s
 
 
 def losses(output: Path) -> list[float]:
-    story, _ = state.load_state(str(output), state.steps(str(output))[-1])
-    return [point.values["train/loss"] for point in story.history if "train/loss" in point.values]
+    run_state, _ = state.load_state(str(output), state.saved_steps(str(output))[-1])
+    return [point.values["train/loss"] for point in run_state.history if "train/loss" in point.values]
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    step = state.steps(str(one))[-1]
+    step = state.saved_steps(str(one))[-1]
     (mine, tensors), (yours, expected) = state.load_state(str(one), step), state.load_state(str(other), step)
     tensors |= safetensors.torch.load_file(one / "model.safetensors")
     expected |= safetensors.torch.load_file(other / "model.safetensors")
@@ -259,16 +259,16 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_o
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
 
     driver = start(killed, **ray_cluster.environment)
-    first_within(START_S, lambda: state.steps(killed.output))
+    first_within(START_S, lambda: state.saved_steps(killed.output))
     first_within(START_S, lambda: ray_cluster.kill("RayTrainWorker"))
-    assert any("going on after step" in line for line in driver.stderr), "the run began anew"
+    assert any("resuming after step" in line for line in driver.stderr), "the run began anew"
     driver.kill()
     assert driver.wait(START_S) == -signal.SIGKILL
     assert not (tmp_path / "killed" / "_SUCCESS").exists()
 
     status, said, log = finish(start(killed, **ray_cluster.environment))
     assert status == 0, log
-    assert "going on after step" in log
+    assert "resuming after step" in log
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
     assert here(killed, capsys) == said
 
@@ -285,12 +285,12 @@ def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_sam
     with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster) as lost:
         # Before it takes fewer, Ray waits this long (unset: 60 s) for the place of a worker that is gone.
         driver = start(shrunk, module=DOUBLE, **cluster.environment, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
-        first_within(START_S, lambda: len(state.steps(shrunk.output)) > 1)
+        first_within(START_S, lambda: len(state.saved_steps(shrunk.output)) > 1)
         os.killpg(lost.pid, signal.SIGKILL)
         status, _, log = finish(driver)
     assert status == 0, log
     assert re.findall(r"training in (\d)", log) == ["2", "1"], log
-    assert "going on after step" in log
+    assert "resuming after step" in log
     assert_same_but_for_rounding(tmp_path / "whole", tmp_path / "shrunk")
 
 

@@ -45,7 +45,7 @@ def in_single_precision(call: Callable) -> Callable:
 def worker(said: dict[str, Any]) -> str:
     """What Ray's workers do, in float64; in their processes `on_ray` is as it was."""
     use()
-    return on_ray.worker(said)
+    return on_ray.train_worker(said)
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     from tests.support import double_precision  # as workers import it: not as `__main__`
 
     use()
-    on_ray.worker = double_precision.worker
+    on_ray.train_worker = double_precision.worker
     command_line.leave(train.main(sys.argv[1:]))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.training import loop, run
 from pipeline.training.config import TrainConfig
 from pipeline.training.ranks import Group
-from pipeline.training.state import Story
+from pipeline.training.state import RunState
 
 CLASSES = {
     "name": "three",
@@ -77,7 +77,7 @@ def config(data: Path, output: Path, **changed: Any) -> TrainConfig:
     return TrainConfig.model_validate(said | {"runtime": quick | {"checkpoint_every": 1} | said["runtime"]})
 
 
-def train(cfg: TrainConfig, group: Group | None = None) -> Story:
+def train(cfg: TrainConfig, group: Group | None = None) -> RunState:
     """Run the loop in this process, to its end."""
     return loop.train_phases(run.open_run(cfg, group or Group(), about={}))
 

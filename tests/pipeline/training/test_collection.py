@@ -122,8 +122,8 @@ def test_a_label_that_contradicts_image_or_class_map_stops_the_run_and_leaves_no
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "part is not there"),
-        ({"images/1.png": example(0)[0]}, "labels is not there"),
+        ({}, "part does not exist"),
+        ({"images/1.png": example(0)[0]}, "labels does not exist"),
         ({"images/1.png": example(0)[0], "labels/2.png": example(0)[1]}, "1 label_missing"),
         ({"images/1.png": b"text", "labels/1.png": example(0)[1]}, "1 not_an_image"),
     ],
@@ -153,7 +153,7 @@ def test_labels_can_have_a_folder_of_another_name(tmp_path):
     assert len(open_in(tmp_path, where="fine")) == len(EXAMPLES)
 
 
-# ---------------------------------------------------------------- the copy
+# ---------------------------------------------------------------- the cache
 
 
 def test_what_is_in_the_cache_is_not_read_again(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_what_is_in_the_cache_is_not_read_again(tmp_path, monkeypatch):
     assert again[2] == first[2]
 
 
-def test_a_damaged_copy_is_named(tmp_path):
+def test_a_damaged_cache_file_is_named(tmp_path):
     put_folder(str(tmp_path / "part"))
     open_in(tmp_path)
     for file in (tmp_path / "cache").glob("*.arrow"):
@@ -248,7 +248,7 @@ def test_both_sides_of_a_split_hold_something(tmp_path):
     found = open_in(tmp_path)
     assert [len(side) for side in found.split(1e-9)] == [4, 1]
     assert [len(side) for side in found.split(1 - 1e-9)] == [1, 4]
-    with pytest.raises(ConfigError, match="one image"):
+    with pytest.raises(ConfigError, match="one labelled image"):
         found.subset([0]).split(0.5)
 
 

@@ -17,7 +17,7 @@ from pipeline.store import objects
 from pipeline.training import weak
 from pipeline.training.collection import Collection, open_collection
 from pipeline.training.config import TrainConfig
-from pipeline.training.examples import Batch, Order, batches
+from pipeline.training.examples import Batch, ExampleOrder, batches
 
 NAMES = ("soil", "weed", "crop")
 CLASSES = ClassMap.model_validate({"name": "three", "classes": [{"name": one, "colour": (0, 0, 9)} for one in NAMES]})
@@ -76,7 +76,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-def places(order: Order, count: int) -> list[int]:
+def places(order: ExampleOrder, count: int) -> list[int]:
     return [order[place] for place in range(count)]
 
 
@@ -84,26 +84,26 @@ def places(order: Order, count: int) -> list[int]:
 
 
 def test_every_epoch_has_every_example_once_and_an_order_of_its_own():
-    drawn = places(Order(full(), config(), CLASSES), 30 * FULL)
+    drawn = places(ExampleOrder(full(), config(), CLASSES), 30 * FULL)
     epochs = [drawn[at : at + FULL] for at in range(0, len(drawn), FULL)]
     assert all(sorted(epoch) == list(range(FULL)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 25
 
 
 def test_the_seed_gives_the_order():
-    orders = [places(Order(full(), config(seed=seed), CLASSES), 50) for seed in (1, 1, 2)]
+    orders = [places(ExampleOrder(full(), config(seed=seed), CLASSES), 50) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_examples_with_hard_classes_are_drawn_as_often_as_asked():
     cfg = config(sample={"hard_classes": ("weed",), "hard_times": 3})
-    counts = Counter(places(Order(full(), cfg, CLASSES), FULL + 2 * len(WEED)))
+    counts = Counter(places(ExampleOrder(full(), cfg, CLASSES), FULL + 2 * len(WEED)))
     assert counts == {n: 3 if n in WEED else 1 for n in range(FULL)}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_every_step_has_the_share_of_weak_examples_asked_for_and_all_of_them_have_their_turn(share):
-    order = Order(collection(), config(sample={"weak_share": share}), CLASSES)
+    order = ExampleOrder(collection(), config(sample={"weak_share": share}), CLASSES)
     drawn = np.array(places(order, 4 * 2 * FULL)).reshape(-1, 4)
     assert ((drawn >= FULL).sum(axis=1) == 4 * share).all()
     counts = Counter(drawn.ravel().tolist())
@@ -113,14 +113,14 @@ def test_every_step_has_the_share_of_weak_examples_asked_for_and_all_of_them_hav
 
 
 def test_without_a_share_weak_examples_come_as_they_are():
-    assert sorted(places(Order(collection(), config(), CLASSES), FULL + WEAK)) == list(range(FULL + WEAK))
+    assert sorted(places(ExampleOrder(collection(), config(), CLASSES), FULL + WEAK)) == list(range(FULL + WEAK))
 
 
 def test_settings_that_no_example_can_meet_are_refused():
     with pytest.raises(ConfigError, match="tree"):
-        Order(full(), config(sample={"hard_classes": ("tree",)}), CLASSES)
+        ExampleOrder(full(), config(sample={"hard_classes": ("tree",)}), CLASSES)
     with pytest.raises(ConfigError, match="2 images with weak labels"):
-        Order(full(), config(sample={"weak_share": 0.5}), CLASSES)
+        ExampleOrder(full(), config(sample={"weak_share": 0.5}), CLASSES)
     with pytest.raises(ConfigError, match="cannot be shared by 5 workers"):
         batches(full(), config(), CLASSES, first_step=0, last_step=1, rank=0, world_size=5)
 
@@ -195,7 +195,7 @@ def weak_batch(*, boxes: str = "rect", crop: int = 40) -> tuple[Batch, list[int]
     cfg = config(overfit=1, optimise={"batch": WEAK}, augment={"crop_px": (crop, crop)}, weak={"boxes": boxes})
     examples = collection().subset(range(FULL, FULL + WEAK))
     (batch,) = steps(cfg, 0, 1, of=examples)
-    return batch, places(Order(examples, cfg, CLASSES), WEAK)
+    return batch, places(ExampleOrder(examples, cfg, CLASSES), WEAK)
 
 
 def test_image_level_classes_say_what_is_there_and_where_the_image_is():
@@ -225,9 +225,9 @@ def test_boxes_that_a_crf_looks_into_are_drawn_once(monkeypatch):
 
     def seg(pixels_hwc, boxes, **options):
         calls.append(boxes)
-        return weak.rect(boxes, *pixels_hwc.shape[:2], background=options["background"])
+        return weak.rectangle_labels(boxes, *pixels_hwc.shape[:2], background=options["background"])
 
-    monkeypatch.setattr(weak, "seg", seg)
+    monkeypatch.setattr(weak, "crf_labels", seg)
     cfg = config(optimise={"batch": 2}, weak={"boxes": "seg"})
     drawn = steps(cfg, 0, 5, of=collection().subset([13, 14]))
     assert len(calls) == 2

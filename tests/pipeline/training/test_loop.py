@@ -10,7 +10,7 @@ from pipeline import classes
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
 from pipeline.training import loop, run, state
-from pipeline.training.learner import halved
+from pipeline.training.learner import half_precision
 from pipeline.training.ranks import Group
 from pipeline.training.validate import validate
 from tests.support import training_runs
@@ -34,9 +34,9 @@ def one_thread():
 
 def outcome(output: Path) -> dict[str, Tensor]:
     """Every tensor that a run leaves."""
-    story, tensors = state.load_state(str(output), state.steps(str(output))[-1])
+    run_state, tensors = state.load_state(str(output), state.saved_steps(str(output))[-1])
     best = safetensors.torch.load_file(output / "model.safetensors")
-    return tensors | state.prefixed("best", best) | {"miou": torch.tensor(story.best_miou)}
+    return tensors | state.add_prefix("best", best) | {"miou": torch.tensor(run_state.best_miou)}
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -52,15 +52,15 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     ],
 )
 def test_a_run_that_stops_after_any_step_ends_as_the_undisturbed_one(data, tmp_path, monkeypatch, changed):
-    monkeypatch.setattr(state, "KEPT", 1000)
+    monkeypatch.setattr(state, "STATES_KEPT", 1000)
     whole = config(data, tmp_path / "whole", **changed)
     train(whole)
-    for step in state.steps(whole.output)[:-1]:
+    for step in state.saved_steps(whole.output)[:-1]:
         cut = tmp_path / f"cut-{step}"
         shutil.copytree(whole.output, cut)
-        for later in state.steps(str(cut)):
+        for later in state.saved_steps(str(cut)):
             if later > step:
-                shutil.rmtree(state.url_of(str(cut), later))
+                shutil.rmtree(state.state_url(str(cut), later))
         train(config(data, cut, **changed))
         assert_same(outcome(cut), outcome(Path(whole.output)))
 
@@ -78,7 +78,7 @@ def test_a_later_phase_that_cannot_be_is_refused_before_the_first_step(data, tmp
     later = [{"name": "second", "schedule": {"steps": 2}, **wrong}]
     with pytest.raises(ConfigError, match=said):
         train(config(data, tmp_path, then=later, optimise={"batch": 4, "accumulate": 2}))
-    assert state.steps(str(tmp_path)) == []
+    assert state.saved_steps(str(tmp_path)) == []
 
 
 def test_weights_that_are_not_finite_are_in_no_state(data, tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_weights_that_are_not_finite_are_in_no_state(data, tmp_path, monkeypatch
     monkeypatch.setattr(loop, "take_step", overflowing)
     with pytest.raises(ConfigError, match="the loss is nan before step 4"):
         train(config(data, tmp_path, runtime={"log_every": 6, "checkpoint_every": 2}))
-    assert state.steps(str(tmp_path)) == [2]
+    assert state.saved_steps(str(tmp_path)) == [2]
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -109,6 +109,6 @@ def test_the_figures_of_the_card_are_those_of_the_weights_as_they_are_kept(data,
 
 def test_what_float16_cannot_hold_is_kept_as_it_is():
     within, beyond, count = torch.tensor([1.0, 65504.0]), torch.tensor([1.0, 65520.0]), torch.tensor(70_000)
-    assert halved(within).dtype == torch.float16
-    assert halved(beyond) is beyond
-    assert halved(count) is count
+    assert half_precision(within).dtype == torch.float16
+    assert half_precision(beyond) is beyond
+    assert half_precision(count) is count

@@ -306,7 +306,7 @@ def test_branches_take_the_weights_of_the_network_or_those_chosen() -> None:
     network = zoo.build_network("icnet", K, width_multiplier=1 / 16)
     assert losses.branch_weights(LossConfig(), network) == {"logits": 1.0, "sub4": 0.16, "sub24": 0.4}
     assert losses.branch_weights(LossConfig(branches={"logits": 2, "sub4": 0}), network) == {"logits": 2}
-    with pytest.raises(ConfigError, match=r"no scores aux\n.*it has logits, sub4, sub24"):
+    with pytest.raises(ConfigError, match=r"no score aux\n.*it has logits, sub4, sub24"):
         losses.branch_weights(LossConfig(branches={"aux": 1}), network)
     with pytest.raises(ConfigError, match="every weight is 0"):
         losses.branch_weights(LossConfig(branches={"logits": 0}), network)
@@ -350,5 +350,5 @@ def test_median_frequency_counts_only_the_images_a_class_is_in() -> None:
 def test_class_weights_without_a_label_are_refused() -> None:
     nothing = np.zeros((3, K), np.int64)
     assert losses.class_weights("none", nothing).tolist() == [1] * K
-    with pytest.raises(ConfigError, match="'inverse' need fully labelled images"):
+    with pytest.raises(ConfigError, match="inverse needs fully labelled images"):
         losses.class_weights("inverse", nothing)

@@ -41,12 +41,12 @@ def test_a_loss_that_diverges_ends_the_search(end):
     found = lr_finder.lr_sweep(step, steps=100)
     assert sum(lr > 0.01 for lr in seen) == 1
     assert found.suggested < 0.02
-    assert all(math.isfinite(one.loss) for one in found.tried)
+    assert all(math.isfinite(one.loss) for one in found.points)
 
 
 def test_the_mean_of_a_loss_that_does_not_change_is_that_loss():
     found = lr_finder.lr_sweep(lambda lr: 0.7, steps=50)
-    assert [one.loss for one in found.tried] == pytest.approx([0.7] * 50)
+    assert [one.loss for one in found.points] == pytest.approx([0.7] * 50)
 
 
 def test_a_loss_that_never_falls_suggests_the_lowest_rate():

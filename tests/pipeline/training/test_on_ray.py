@@ -2,7 +2,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.training.config import TrainConfig
-from pipeline.training.on_ray import check_fits, scaling
+from pipeline.training.on_ray import check_fits, scaling_config
 
 HEAD, CORES, CARDS = {"CPU": 0.0}, {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}
 
@@ -43,7 +43,7 @@ def test_what_ray_would_wait_for_without_an_end_is_refused_with_the_numbers(runt
 
 
 def test_workers_reserve_what_was_checked():
-    fixed = scaling(asked(workers=2, cpus_per_worker=3.0), use_gpu=True)
+    fixed = scaling_config(asked(workers=2, cpus_per_worker=3.0), use_gpu=True)
     assert fixed.num_workers == 2
     assert fixed.resources_per_worker == {"CPU": 3.0, "GPU": 1}
-    assert scaling(asked(workers=4, min_workers=2), use_gpu=False).num_workers == (2, 4)
+    assert scaling_config(asked(workers=4, min_workers=2), use_gpu=False).num_workers == (2, 4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.training.ranks import Group, device_of, process_group
+from pipeline.training.ranks import Group, process_group, rank_device
 from tests import ROOT
 from tests.support.ports import free_port
 
@@ -16,16 +16,16 @@ import json, os, sys, torch
 from pipeline.training.ranks import process_group
 with process_group(torch.device("cpu")) as ours:
     own = torch.arange(3) + ours.rank
-    ours.share([own])
+    ours.broadcast_tensors([own])
     total = ours.sum(torch.ones(2) * (ours.rank + 1))
-    print(json.dumps([ours.rank, ours.size, ours.leads, ours.agreed(7 + ours.rank), total.tolist(), own.tolist()]))
+    print(json.dumps([ours.rank, ours.size, ours.leads, ours.broadcast(7 + ours.rank), total.tolist(), own.tolist()]))
 assert not torch.distributed.is_initialized()
 """
 
 
 def test_alone_nothing_is_exchanged():
     with process_group(torch.device("cpu")) as ours:
-        assert (ours, ours.leads, ours.agreed(7)) == (Group(), True, 7)
+        assert (ours, ours.leads, ours.broadcast(7)) == (Group(), True, 7)
         assert ours.sum(torch.ones(2)).tolist() == [1, 1]
 
 
@@ -46,6 +46,6 @@ def test_processes_of_torchrun_add_up_and_follow_the_first():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_refused_and_not_asked_for_on_its_own():
-    with pytest.raises(ConfigError, match="no GPU here"):
-        device_of("cuda")
-    assert device_of("auto") == device_of("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="has no GPU"):
+        rank_device("cuda")
+    assert rank_device("auto") == rank_device("cpu") == torch.device("cpu")

@@ -31,7 +31,7 @@ def network(cfg: TrainConfig, num_classes: int = 21, **more):
 
 def rate(name: str, step: int, *, phase: int = 0) -> float:
     cfg = recipe(name).phases()[phase]
-    return cfg.optimise.lr * schedule.factor(step, cfg.schedule)
+    return cfg.optimise.lr * schedule.lr_factor(step, cfg.schedule)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.training.config import ScheduleConfig
-from pipeline.training.schedule import factor
+from pipeline.training.schedule import lr_factor
 
 KINDS = ("poly", "step", "cosine", "constant")
 schedules = st.builds(
@@ -19,7 +19,7 @@ schedules = st.builds(
 
 
 def factors(cfg: ScheduleConfig) -> np.ndarray:
-    return np.array([factor(step, cfg) for step in range(cfg.steps)])
+    return np.array([lr_factor(step, cfg) for step in range(cfg.steps)])
 
 
 @given(schedules)
@@ -59,10 +59,10 @@ def test_a_floor_is_a_blend_with_a_constant(cfg: ScheduleConfig) -> None:
 )
 def test_falls_are_those_of_the_papers(kind: str, expected: dict[int, float]) -> None:
     cfg = ScheduleConfig(kind=kind, steps=100, every=20)
-    assert {step: factor(step, cfg) for step in expected} == pytest.approx(expected)
+    assert {step: lr_factor(step, cfg) for step in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_behind_the_end_the_factor_stays(kind: str) -> None:
     cfg = ScheduleConfig(kind=kind, steps=10, every=100, floor=0.125)
-    assert factor(11, cfg) == factor(10, cfg) == pytest.approx(0.125 if kind in ("poly", "cosine") else 1)
+    assert lr_factor(11, cfg) == lr_factor(10, cfg) == pytest.approx(0.125 if kind in ("poly", "cosine") else 1)

@@ -52,7 +52,7 @@ def test_scores_are_taken_over_by_the_names_of_classes_and_everything_else_whole
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     cfg = NetworkConfig(initial=saved(tmp_path, start, VGG, theirs), initial_classes={"table": "dining table"}, **VGG)
     initial.load_initial_weights(network, cfg, ours)
-    heads = initial.per_class(checkpoint.load_card(str(tmp_path)))
+    heads = initial.class_tensors(checkpoint.load_card(str(tmp_path)))
     after, begun = network.state_dict(), start.state_dict()
     last = network.last_layers()[0]
     assert {name for name, one in network.named_parameters() if one is last.weight or one is last.bias} == heads
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     same = class_map("a", "b")
     url = saved(tmp_path, build(VGG, 2, seed=0), VGG, same)
     other = zoo.build_network("unet", 2, width_multiplier=0.06)
-    with pytest.raises(ConfigError, match=r"nothing of .* \(deeplab_v1\) fits the network unet"):
+    with pytest.raises(ConfigError, match=r"no tensor of .* \(deeplab_v1\) fits the network unet"):
         initial.load_initial_weights(other, NetworkConfig(name="unet", initial=url), same)
     for wrong in ({"c": "a"}, {"a": "c"}):
         with pytest.raises(ConfigError, match="some has no class 'c'"):

@@ -8,9 +8,9 @@ from torch import nn
 from pipeline.errors import JobError, StorageError
 from pipeline.store import objects
 from pipeline.training import state
-from pipeline.training.state import Point, Story, Writer
+from pipeline.training.state import BackgroundWriter, Point, RunState
 
-STORY = Story(
+STORY = RunState(
     step=7, phase=1, best_miou=0.5, best_step=4, history=[Point(4, {"validation/miou": 0.5})], began={"a": "b"}
 )
 
@@ -40,12 +40,12 @@ def test_an_optimiser_goes_on_bit_for_bit_and_in_the_same_layout(make):
     network = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
     optimiser = make(network.parameters())
     steps_of(optimiser, list(network.parameters()), 3)
-    weights, buffers = state.snapshot(network.state_dict()), state.snapshot(state.of_optimiser(optimiser))
+    weights, buffers = state.snapshot(network.state_dict()), state.snapshot(state.optimiser_buffers(optimiser))
 
     again = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
     again.load_state_dict(weights)
     restored = make(again.parameters())
-    state.into_optimiser(restored, buffers)
+    state.load_optimiser_buffers(restored, buffers)
     for one, parameters in ((optimiser, network.parameters()), (restored, again.parameters())):
         steps_of(one, list(parameters), 5)
     assert torch.equal(network.weight, again.weight)
@@ -56,39 +56,39 @@ def test_an_optimiser_goes_on_bit_for_bit_and_in_the_same_layout(make):
 def test_what_is_saved_is_loaded(output):
     tensors = {"network/a": torch.randn(2, 3), "optimiser/0/step": torch.tensor(3.0), "b/n": torch.tensor(5)}
     state.save_state(output, STORY.to_json(), tensors, step=7)
-    story, found = state.load_state(output, 7)
-    assert story == STORY
+    run_state, found = state.load_state(output, 7)
+    assert run_state == STORY
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in found)
 
 
 def test_a_state_is_whole_only_with_its_json(output):
-    assert state.steps(output) == []
+    assert state.saved_steps(output) == []
     for step in (5, 10):
         state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
-    objects.put(objects.join(state.url_of(output, 15), state.TENSORS), b"half")
-    assert state.steps(output) == [5, 10]
+    objects.put(objects.join(state.state_url(output, 15), state.STATE_TENSORS), b"half")
+    assert state.saved_steps(output) == [5, 10]
 
 
 def test_folders_of_other_names_are_no_states(output):
     state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
     for name in ("step-00000005.bak", "step-9", "old"):
-        objects.put(objects.join(output, state.STATES_FOLDER, name, state.STORY), STORY.to_json())
-    assert state.steps(output) == [5]
+        objects.put(objects.join(output, state.STATES_FOLDER, name, state.STATE_JSON), STORY.to_json())
+    assert state.saved_steps(output) == [5]
 
 
 def test_only_the_newest_states_are_kept(output):
     for step in (5, 10, 15, 20):
         state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
-        state.prune(output)
-    assert state.steps(output) == [15, 20]
+        state.delete_old_states(output)
+    assert state.saved_steps(output) == [15, 20]
     assert len(list(objects.list_files(objects.join(output, state.STATES_FOLDER)))) == 4
 
 
-@pytest.mark.parametrize("broken", [state.TENSORS, state.STORY])
+@pytest.mark.parametrize("broken", [state.STATE_TENSORS, state.STATE_JSON])
 def test_a_damaged_state_is_named(output, broken):
     state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
-    objects.put(objects.join(state.url_of(output, 5), broken), b"{}")
+    objects.put(objects.join(state.state_url(output, 5), broken), b"{}")
     with pytest.raises(JobError, match=r"after step 5 is damaged[\s\S]*delete memory.*step-00000005"):
         state.load_state(output, 5)
 
@@ -105,14 +105,14 @@ def test_only_what_fits_by_name_and_shape_is_carried_over():
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     kept = network[1].weight.clone()
     tensors = {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), "1.weight": torch.ones(5, 3), "x": torch.ones(1)}
-    assert state.carry(network, tensors) == ["1.bias", "1.weight"]
+    assert state.copy_fitting(network, tensors) == ["1.bias", "1.weight"]
     assert network[0].weight.eq(1).all()
     assert torch.equal(network[1].weight, kept)
 
 
 def test_writing_goes_on_beside_the_caller_and_in_order():
     go, done = threading.Event(), []
-    with Writer() as writer:
+    with BackgroundWriter() as writer:
         writer.put(lambda: (go.wait(5), done.append("first")), lambda: done.append("second"))
         assert done == []
         go.set()
@@ -125,9 +125,9 @@ def test_a_failed_write_is_raised_at_the_next_one_and_at_the_end():
     def fail():
         raise StorageError("the disk is full")
 
-    writer = Writer()
+    writer = BackgroundWriter()
     writer.put(fail)
     with pytest.raises(StorageError, match="could not be written: the disk is full"):
         writer.put(lambda: None)
-    with pytest.raises(StorageError, match="the disk is full"), Writer() as other:
+    with pytest.raises(StorageError, match="the disk is full"), BackgroundWriter() as other:
         other.put(fail)

@@ -151,7 +151,7 @@ def test_a_tracker_that_fails_is_left_out_and_says_so_once(monkeypatch, tmp_path
     one.images(10, [sample()])
     one.close()
     mlflow.end_run()  # which else MLflow does when the process ends, in a store of its own choice
-    assert caplog.text.count("the run goes on without it") == 1
+    assert caplog.text.count("the run continues without it") == 1
 
 
 def wandb_records(file: Path) -> Iterator:

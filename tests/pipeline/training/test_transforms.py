@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.training import transforms
 from pipeline.training.config import AugmentConfig
-from pipeline.training.transforms import centre_crop, vary
+from pipeline.training.transforms import augment, centre_crop
 
 IGNORE = 255
 PLAIN = {"scale": (1.0, 1.0), "flip": False}
@@ -35,7 +35,7 @@ labels = sizes.flatmap(lambda size: hnp.arrays(np.uint8, size, elements=st.sampl
 
 def view_of(pixels, label, cfg, seed=0, **changed):
     known = {"ignore_id": IGNORE, "fill": [9] * pixels.shape[2], "rare": [3]} | changed
-    return vary(pixels, label, cfg, np.random.default_rng(seed), **known)
+    return augment(pixels, label, cfg, np.random.default_rng(seed), **known)
 
 
 def gradient(height, width, bands=3):

@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 12, 10
 # ---------------------------------------------------------------- reading
 
 
-def parse(said: object) -> weak.Weak:
+def parse(said: object) -> weak.WeakLabel:
     data = said if isinstance(said, bytes) else json.dumps(said).encode()
     return weak.parse_weak_label(data, FARMLAND, name="north/7.json", height=HEIGHT, width=WIDTH)
 
@@ -32,20 +32,20 @@ def box(name: str, *corners: object) -> dict[str, object]:
 
 
 def test_classes_become_ascending_ids_each_once() -> None:
-    assert parse({"classes": ["tree", "water", "tree"]}) == weak.Weak((3, 5))
-    assert parse({"classes": []}) == weak.Weak(())
+    assert parse({"classes": ["tree", "water", "tree"]}) == weak.WeakLabel((3, 5))
+    assert parse({"classes": []}) == weak.WeakLabel(())
 
 
 def test_boxes_keep_their_order_and_say_which_classes_are_there() -> None:
     said = parse({"boxes": [*box("tree", 0, 0, WIDTH, HEIGHT)["boxes"], *box("water", 2, 3, 4, 5)["boxes"]]})
-    assert said == weak.Weak((3, 5), (Box(5, 0, 0, WIDTH, HEIGHT), Box(3, 2, 3, 4, 5)))
+    assert said == weak.WeakLabel((3, 5), (Box(5, 0, 0, WIDTH, HEIGHT), Box(3, 2, 3, 4, 5)))
 
 
 @pytest.mark.parametrize(
     ("said", "says"),
     [
-        (b"", "is no such JSON"),
-        (b"\x89PNG\r\n\x1a\n", "is no such JSON"),
+        (b"", "is not valid JSON"),
+        (b"\x89PNG\r\n\x1a\n", "is not valid JSON"),
         (b"[" * 100_000, "recursion limit"),
         (b" " * (weak._MAX_BYTES + 1), f"has {weak._MAX_BYTES + 1} bytes, the limit is {weak._MAX_BYTES}"),
         ({}, "either classes or boxes"),
@@ -84,7 +84,7 @@ def test_no_bytes_at_all_raise_anything_but_a_label_error(data: bytes) -> None:
 def test_background_is_the_first_class_unless_one_is_named() -> None:
     assert weak.background_id(WeakConfig(), FARMLAND) == 0
     assert weak.background_id(WeakConfig(background="meadow"), FARMLAND) == 2
-    with pytest.raises(ConfigError, match=r"--weak.background 'sky' is no class\n.*bare_soil"):
+    with pytest.raises(ConfigError, match=r"--weak.background 'sky' is not a class\n.*bare_soil"):
         weak.background_id(WeakConfig(background="sky"), FARMLAND)
 
 
@@ -108,7 +108,7 @@ def covers(one: Box, y: int, x: int) -> bool:
 @settings(max_examples=50)
 @given(lists_of_boxes)
 def test_rect_gives_a_pixel_to_the_smallest_box_it_lies_in(boxes: list[Box]) -> None:
-    found = weak.rect(boxes, HEIGHT, WIDTH, background=BACKGROUND)
+    found = weak.rectangle_labels(boxes, HEIGHT, WIDTH, background=BACKGROUND)
     assert found.dtype == np.uint8
     for y, x in itertools.product(range(HEIGHT), range(WIDTH)):
         areas = {one.area_px for one in boxes if covers(one, y, x)}
@@ -118,7 +118,7 @@ def test_rect_gives_a_pixel_to_the_smallest_box_it_lies_in(boxes: list[Box]) -> 
 
 @given(lists_of_boxes.flatmap(lambda boxes: st.tuples(st.just(boxes), st.permutations(boxes))))
 def test_the_order_of_boxes_does_not_matter(both: tuple[list[Box], list[Box]]) -> None:
-    first, second = (weak.rect(boxes, HEIGHT, WIDTH, background=BACKGROUND) for boxes in both)
+    first, second = (weak.rectangle_labels(boxes, HEIGHT, WIDTH, background=BACKGROUND) for boxes in both)
     np.testing.assert_array_equal(first, second)
 
 
@@ -137,7 +137,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
 def segmented(boxes: list[Box], pixels_hwc: np.ndarray = NOISE, sure_share: float = 0.2) -> np.ndarray:
-    return weak.seg(pixels_hwc, boxes, sure_share=sure_share, background=BACKGROUND)
+    return weak.crf_labels(pixels_hwc, boxes, sure_share=sure_share, background=BACKGROUND)
 
 
 @settings(max_examples=50)
@@ -155,7 +155,7 @@ def test_seg_keeps_the_middle_of_a_box_for_its_class_and_all_of_it_when_all_is_s
     found = segmented([one], sure_share=share)
     assert (found[one.centre(share)] == one.class_id).all()
     if share == 1:
-        np.testing.assert_array_equal(found, weak.rect([one], HEIGHT, WIDTH, background=BACKGROUND))
+        np.testing.assert_array_equal(found, weak.rectangle_labels([one], HEIGHT, WIDTH, background=BACKGROUND))
 
 
 def test_in_seg_the_smaller_box_stands_in_front_whatever_the_order() -> None:
