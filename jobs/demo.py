@@ -1,8 +1,8 @@
-"""Make a small aerial farmland set, segment it on a local Ray and score labelled images: with nothing to bring along.
+"""Generate a small set of aerial farmland, segment it on a local Ray, and score labelled images; needs no data.
 
     python -m jobs.demo --output demo
 
-About a minute on two cores. The same command again finds everything done.
+About a minute on two cores. The same command again does nothing.
 """
 
 import importlib
@@ -18,11 +18,11 @@ ALWAYS = ["--checkpoint", "farmland", "--runtime.progress-s", "2"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Generate, segment, say where to look."""
+    """Generate, segment, evaluate; returns the exit status."""
     parser = command_line.argument_parser(__doc__ or "")
     parser.add_argument("--output", default="demo", help="folder that receives images, masks and the evaluation")
-    parser.add_argument("--images", type=int, default=24, help="how many images")
-    parser.add_argument("--size-px", type=int, default=512, help="their side, pixels")
+    parser.add_argument("--images", type=int, default=24, help="number of images")
+    parser.add_argument("--size-px", type=int, default=512, help="side of the images, pixels")
     args = parser.parse_args(argv)
     logs.configure()
     output = Path(args.output)
@@ -41,7 +41,7 @@ def run_job(job: str, source: Path, output: Path) -> int:
 
 
 def generate(folder: Path, images: int, size_px: int, *, seed: int, with_labels: bool = False) -> None:
-    """Make a folder of images unless it is there."""
+    """Write a folder of images unless it exists."""
     from pipeline.datasets import farmland
 
     if not folder.exists():

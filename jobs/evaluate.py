@@ -1,18 +1,18 @@
-"""Score a checkpoint, or masks that are there already, against labels: tables, intervals, a report, and a gate.
+"""Score a checkpoint, or existing masks, against labels: tables, intervals, a report, and a gate.
 
     ray job submit --working-dir . --submission-id eval-2026-11-20 -- python jobs/evaluate.py \
         --source s3://labelled/val --checkpoint s3://bucket/model --history s3://bucket/evaluations --baseline last-good
 
-The source is a folder with images/ and labels/, or tars, or Parquet files; --read.labels says where labels are else.
-Masks that a run has committed, or PNGs in a folder: `--masks s3://bucket/out/run=0123456789ab` instead of --checkpoint.
+The source is a folder with images/ and labels/, or tars, or Parquet files; --read.labels names other labels.
+`--masks s3://bucket/out/run=0123456789ab` instead of --checkpoint scores the masks of a run, or PNGs of a folder.
 Several settings in one go are `settings:` of a YAML file, see jobs/configs/evaluate/settings.yaml.
 
-Two minutes on a laptop, with data made on the spot:
+Two minutes on a laptop, on generated data:
 
     python -m jobs.demo --output demo
 
-The same command again finishes what a crash left, and does nothing when nothing is left. Exit status: 0, 1 when more
-images failed than --runtime.max-failed-fraction, 3 when the gate fails.
+The same command again resumes after a crash, and runs no finished setting again. Exit status: 0, 1 when more images
+failed than --runtime.max-failed-fraction, 3 when the gate fails.
 """
 
 import logging

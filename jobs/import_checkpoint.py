@@ -1,10 +1,10 @@
-"""Make a checkpoint of a file of weights that another program wrote.
+"""Convert a file of weights that another program wrote into a checkpoint.
 
     python -m jobs.import_checkpoint deeplabv3_resnet50_coco.pth models/coco
     python -m jobs.import_checkpoint resnet50.pth models/start --classes camvid --architecture deeplab_v3
 
 SRC is a `.pth` of torch.save, a `.safetensors` or a `.caffemodel`; DST the folder that receives `model.safetensors` and
-`card.json`. Nothing in SRC is run. Every tensor is accounted for; the report says what was guessed and what verified.
+`card.json`. Nothing in SRC is run. Every tensor is accounted for; the report lists guesses and checks.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""List every network: what it costs, how fast it runs here, and what was published for it.
+"""List every network: size, speed on this machine, and published mIoU.
 
     python -m jobs.models --size 513 --classes 21 [--format table|json|parquet] [--only NAME ...] [--no-speed]
 
-Speeds are of this machine, one image at a time, in the precision `segment_dataset` would choose; parameters and
-multiply-accumulates (MACs) are exact. Published numbers are their authors', see `pipeline/models/catalogue.py`.
+Speed is measured on this machine, one image at a time, in the precision of `segment_dataset`; parameters and
+multiply-accumulates (MACs) are exact. Published numbers are those of the papers, see `pipeline/models/catalogue.py`.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""Turn the official download of a public data set into sharded Parquet files or tars to train on, once.
+"""Convert the official download of a public data set into sharded Parquet files or tars for training.
 
     ray job submit --working-dir . -- python jobs/prepare_dataset.py --layout voc --root s3://bucket/download \
         --output s3://bucket/voc --splits train val
 
-Two minutes on a laptop, with data made on the spot:
+Two minutes on a laptop, on generated data:
 
     python -m jobs.prepare_dataset --layout farmland --root none --output fields --splits val
 
 The root is the folder into which the official archives were unpacked. The output then holds a folder for each split,
 classes.yaml, and manifest.json with checksums and statistics of the classes; `jobs/train.py --data` takes it. Examples
-that cannot be used end as rows under failures/. The same command again finishes what a crash left, and does nothing
-when nothing is left; with --verify it reads everything again and compares checksums.
+that cannot be used become rows under failures/. The same command again resumes after a crash, and does nothing when
+the set is finished; with --verify it reads everything again and compares checksums.
 """
 
 import logging

@@ -3,11 +3,11 @@
     ray job submit --working-dir . -- python jobs/segment_dataset.py --source s3://bucket/images \
         --output s3://bucket/out --checkpoint s3://bucket/model
 
-Two minutes on a laptop, with data made on the spot:
+Two minutes on a laptop, on generated data:
 
     python -m jobs.demo --output demo
 
-The same command again finishes what a crash left, and does nothing when nothing is left.
+The same command again resumes after a crash, and does nothing when the run is finished.
 """
 
 import logging

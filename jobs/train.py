@@ -3,14 +3,14 @@
     ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/train/camvid.yaml \
         --data s3://bucket/camvid --output s3://bucket/runs/camvid-v3plus
 
-Without Ray, in this process or under torchrun: `--bare`. Two minutes on a laptop, with data made on the spot:
+Without Ray, in this process or under torchrun: `--bare`. Two minutes on a laptop, on generated data:
 
     python -c "from pipeline.datasets.farmland import *; write_folder('f/val', 9, size_px=96, seed=1, with_labels=1)"
     python -c "from pipeline.datasets.farmland import *; write_folder('f/all', 40, size_px=96, seed=9, with_labels=1)"
     python -m jobs.train --bare --data f --sets.train all --output trained --config jobs/configs/train/farmland.yaml \
         --classes farmland --augment.crop-px 96 96 --schedule.steps 60 --validation.every 30
 
-The same command again goes on where the last one stopped, and does nothing when the run is finished.
+The same command again continues the run, and does nothing when it is finished.
 """
 
 import logging

@@ -1,15 +1,15 @@
-"""Find the parameters of the dense CRF for a network and its images, or that they are better off without one.
+"""Search the parameters of the dense CRF for a network, on labelled images; the result may be no CRF.
 
     ray job submit --working-dir . -- python jobs/tune_crf.py --images s3://bucket/val/images \
         --labels s3://bucket/val/labels --checkpoint s3://bucket/model --output s3://bucket/tuned
 
-Labels are PNGs of class ids that stand where their images do: images/a/1.jpg, labels/a/1.png. Two minutes on a laptop:
+Labels are PNGs of class ids under the names of their images: images/a/1.jpg, labels/a/1.png. Two minutes on a laptop:
 
     python -c "from pipeline.datasets.farmland import *; write_folder('f', 20, size_px=96, seed=1, with_labels=True)"
     python -m jobs.tune_crf --images f/images --labels f/labels --checkpoint farmland --output tuned
 
 Writes params.yaml (`segment_dataset --config` takes it), results.parquet (one row per candidate) and report/index.html.
-Nothing is kept of a search that is stopped; the same command does it anew.
+A stopped search keeps nothing; the same command starts it again.
 """
 
 import logging

@@ -43,7 +43,7 @@ class ListedVariant:
     measured_on: str
 
 
-def time_network(network: Network, size_px: int) -> float:
+def single_image_rate(network: Network, size_px: int) -> float:
     """Images a second, one at a time, on the GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_precision("auto", device)
@@ -64,7 +64,7 @@ def list_variant(variant: Variant, *, size_px: int, num_classes: int, measure: b
     """Count parameters and MACs of a variant; with `measure`, time it as well."""
     with torch.device("meta"):
         counted = variant.build(num_classes)
-    images_per_s = time_network(variant.build(num_classes), size_px) if measure else None
+    images_per_s = single_image_rate(variant.build(num_classes), size_px) if measure else None
     return ListedVariant(
         name=variant.name,
         network=variant.network,

@@ -28,7 +28,7 @@ class TuneConfig(BaseModel):
     chunk_images: int = Field(4, ge=1, description="Images per task, on average.")
     decode: DecodeConfig = Field(DecodeConfig(), description="Decoding.")
     tile: TileConfig = Field(TileConfig(), description="Tiling.")
-    segmenter: InferConfig = Field(InferConfig(), description="Network.")
+    infer: InferConfig = Field(InferConfig(), description="Network.")
     refine: RefineConfig = Field(
         RefineConfig(),
         description="Settings shared by all candidates; pos_w 3, pos_xy 3 and 10 iterations unless given.",

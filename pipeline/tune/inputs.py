@@ -46,7 +46,7 @@ def segment_config(cfg: TuneConfig, grid: Sequence[Candidate]) -> SegmentConfig:
         read=ReadConfig(kind="folder", slice_images=cfg.chunk_images),
         decode=cfg.decode,
         tile=cfg.tile,
-        infer=cfg.segmenter,
+        infer=cfg.infer,
         refine=cfg.refine.model_copy(update={"bi_xy": largest}),
         runtime=RuntimeConfig(previews=0),
     )

@@ -10,6 +10,7 @@ from PIL import Image as PilImage
 from jobs import command_line, tune_crf
 from jobs.segment_dataset import SegmentArguments
 from pipeline import classes
+from pipeline.config import SegmentConfig
 from pipeline.datasets import farmland
 from pipeline.errors import ConfigError
 from pipeline.image import labels
@@ -168,3 +169,8 @@ def test_the_memory_of_refiners_is_planned_for_the_largest_sigma(fields: Path) -
     tried = [*search.reference_candidates(), *grid]
     for best in (one.params for one in list(tried) if one.params):
         assert all(one.params.bi_xy <= largest for one in search.finer_grid(best, tried))
+
+
+def test_the_stages_of_a_search_are_set_by_the_flags_of_a_run() -> None:
+    stages = {"decode", "tile", "infer", "refine"}
+    assert stages <= TuneConfig.model_fields.keys() & SegmentConfig.model_fields.keys()
