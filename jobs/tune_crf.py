@@ -32,7 +32,7 @@ class TuneArguments:
 
     job: ClassVar[str] = "tune-crf"
     shown: ClassVar[tuple[str, ...]] = (
-        *("classes", "limit", "grid", "finer", "trimap_px", "samples", "tile.mode", "segmenter.output_stride"),
+        *("classes", "limit", "grid", "finer", "trimap_px", "samples", "tile.mode", "infer.output_stride"),
         *("refine.engine", "refine.prune"),
     )
 
