@@ -1,8 +1,7 @@
-"""The published variants of every network: name, paper, year, and the accuracy the paper or repository reports.
+"""Catalogue of published networks: name, paper, year, and the accuracy in the paper or repository.
 
-A variant is a network of the zoo with the options that make it the published one; its numbers are those of its source,
-on the data named, with the training named, and not ours. Results on test sets, some of networks that the zoo does not
-have, are a list of their own.
+A variant is a network of the zoo with the options of the publication. Accuracies are the source's, on its data and with
+its training, not measured here. `PUBLISHED` lists results on test sets, some of networks that the zoo lacks.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pipeline.models.network import Network
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One published network."""
+    """Published network: a network of the zoo, its options and its source."""
 
     name: str
     network: str
@@ -29,11 +28,11 @@ class Variant:
     miou: float | None
     """Published mean IoU, percent, of a single model without a CRF unless `measured_on` says otherwise."""
     measured_on: str
-    """Data, and what the number includes."""
+    """Data set, and additions such as a CRF or multi-scale inference."""
     options: dict[str, Any] = field(default_factory=dict)
 
     def build(self, num_classes: int, *, output_stride: int | None = None, in_channels: int = 3) -> Network:
-        """The network with random weights, at its published output stride unless told otherwise."""
+        """Build the network with random weights, at its published output stride unless `output_stride` is given."""
         return zoo.build_network(
             self.network, num_classes, in_channels=in_channels, output_stride=output_stride, **self.options
         )
@@ -175,7 +174,7 @@ VARIANTS = (
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One result on a test set, as its source has it: another's training, code and hardware."""
+    """Published result on a test set, with the source's training, code and hardware."""
 
     name: str
     year: int
@@ -184,17 +183,17 @@ class Published:
     """Percent."""
     data: str
     source: str
-    """The paper that reports this line; not always the network's own."""
+    """Paper with this result; not always the network's own."""
     images_per_s: float | None = None
-    """None where the source gives no speed."""
+    """Speed; None where the source has none."""
     ms: float | None = None
-    """Of one image."""
+    """Time of one image, milliseconds."""
 
 
 CITYSCAPES, VOC = "Cityscapes test", "VOC 2012 test"
 
 PUBLISHED = (
-    # The older lines are those of ICNet's paper, sec. 5: full images of 1024x2048 or what each network makes of them.
+    # Results up to ICNet are from its paper, sec. 5: images of 1024x2048, or at each network's own input size.
     Published("DeepLab", 2014, 63.1, CITYSCAPES, ICNET, 0.25, 4000),
     Published("FCN-8s", 2014, 65.3, CITYSCAPES, ICNET, 2, 500),
     Published("SegNet", 2015, 57.0, CITYSCAPES, ICNET, 16.7, 60),
@@ -220,26 +219,26 @@ PUBLISHED = (
 
 
 def find_variant(name: str) -> Variant:
-    """A variant by name.
+    """Variant of a name.
 
     Raises:
-        ConfigError: naming those there are.
+        ConfigError: the name is unknown; the hint lists all.
     """
-    found = [variant for variant in VARIANTS if variant.name == name]
-    if not found:
-        raise ConfigError(f"no variant {name!r}", hint=f"known: {', '.join(one.name for one in VARIANTS)}")
-    return found[0]
+    by_name = {variant.name: variant for variant in VARIANTS}
+    if name not in by_name:
+        raise ConfigError(f"no variant {name!r}", hint=f"known: {', '.join(by_name)}")
+    return by_name[name]
 
 
 def count_parameters(network: Network) -> int:
-    """Number of trainable values."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def count_macs(network: Network, size_px: int, *, in_channels: int = 3) -> int:
-    """Multiply-accumulates of one image of `size_px` x `size_px`: those of convolutions and matrix products.
+    """Multiply-accumulates of convolutions and matrix products for one image of `size_px` x `size_px`.
 
-    Counted on tensors without memory, so the network should be on the meta device; it is left in eval mode.
+    The network must be on the meta device, since tensors have no memory here; it is left in eval mode.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.empty(1, in_channels, size_px, size_px, device="meta"))

@@ -1,7 +1,7 @@
-"""Checkpoints: a folder with `model.safetensors` (the tensors) and `card.json` (what they are).
+"""Checkpoints: a folder with `model.safetensors` (the tensors) and `card.json` (architecture, classes, origin).
 
-In: a folder's URL or the name of a shipped checkpoint. Out: a network in eval mode that is exactly the one that was
-trained. Nothing here unpickles or runs what it reads: a file that is not safetensors is refused.
+In: a folder's URL or the name of a shipped checkpoint. Out: exactly the trained network, in eval mode. Nothing is
+unpickled or executed: a file that is not safetensors is refused.
 """
 
 import hashlib
@@ -28,36 +28,36 @@ SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
 MAX_WEIGHTS_BYTES, MAX_CARD_BYTES = 4 * 2**30, 2**20
 _SHOWN = 8
-"""Lines of a list of differences before it is cut short."""
+"""Lines of a list of differences in an error; the rest is counted."""
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-"""How files of `torch.save` begin: a zip archive, or before torch 1.6 a bare pickle."""
+"""First bytes of files by `torch.save`: a zip archive, or before torch 1.6 a bare pickle."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _Deviation = Annotated[float, Field(gt=0)]
 
 
 class Card(BaseModel):
-    """What a checkpoint is: enough to build its network, feed it, read its masks and know where it came from."""
+    """Description of a checkpoint: architecture, input, classes and origin."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     architecture: str = Field(description="Network name in `models.zoo`.")
     options: dict[str, JsonValue] = Field({}, description="Options of the network.")
     in_channels: int = Field(3, ge=1, le=16, description="Bands of the input.")
-    output_stride: int = Field(16, ge=1, description="Encoder stride it was trained at.")
-    classes: ClassMap = Field(description="What the logits' channels mean.")
-    mean: tuple[Fraction, ...] = Field(description="Subtracted from each channel, after scaling pixels to 0 to 1.")
-    std: tuple[_Deviation, ...] = Field(description="Divides each channel after that.")
-    channels: tuple[str, ...] = Field(("red", "green", "blue"), description="Meaning of the bands, in their order.")
-    training: dict[str, JsonValue] = Field({}, description="Data, seeds, command, metrics: whatever explains it.")
-    source: str = Field(description="Who trained it, or the URL it came from.")
+    output_stride: int = Field(16, ge=1, description="Encoder stride of the training.")
+    classes: ClassMap = Field(description="Classes of the logits' channels.")
+    mean: tuple[Fraction, ...] = Field(description="Mean of each channel, subtracted after scaling pixels to 0 to 1.")
+    std: tuple[_Deviation, ...] = Field(description="Standard deviation of each channel, divides after that.")
+    channels: tuple[str, ...] = Field(("red", "green", "blue"), description="Names of the bands, in input order.")
+    training: dict[str, JsonValue] = Field({}, description="Data, seeds, command and metrics of the training.")
+    source: str = Field(description="Who trained it, or its original URL.")
     license: str = Field(description="SPDX name of the licence of the weights.")
 
     @model_validator(mode="after")
     def _options_are_the_networks_own(self) -> "Card":
         if taken := BUILDERS_OWN & self.options.keys():
-            raise ValueError(f"options may not hold {', '.join(sorted(taken))}: other fields of the card say it")
+            raise ValueError(f"options must not contain {', '.join(sorted(taken))}: the card has fields of their own")
         return self
 
     @model_validator(mode="after")
@@ -68,24 +68,24 @@ class Card(BaseModel):
         return self
 
     def canonical_bytes(self) -> bytes:
-        """One spelling of the card, the same on every machine: JSON with sorted keys, ASCII, no blanks."""
+        """Canonical JSON of the card, the same on every machine: sorted keys, ASCII, no blanks."""
         plain = self.model_dump(mode="json")
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A card and exactly the tensors its network has.
+    """A card, and exactly the tensors of its network.
 
     Raises:
-        ConfigError: naming each tensor that is missing, extra, or of another shape or kind than the network's.
+        ConfigError: tensors are missing, extra, or of another shape or kind than the network's; lists them.
     """
 
     card: Card
     state: dict[str, Tensor]
     """The state dict, on the CPU, in the dtypes of the file."""
     sha256: str
-    """64 hex digits over the bytes of the weights file and the card's canonical bytes."""
+    """Digest over the bytes of the weights file and the card's canonical bytes, 64 hex digits."""
 
     def __post_init__(self) -> None:
         _check_state(self.state, self.card)
@@ -94,7 +94,7 @@ class Checkpoint:
         """Build the network in eval mode, float32, on the CPU.
 
         Args:
-            output_stride: one the network has; unset takes the card's.
+            output_stride: an output stride of the network; None takes the card's.
         """
         network = blank(self.card, output_stride)
         copies = {name: tensor.to(_kept(tensor), copy=True) for name, tensor in self.state.items()}
@@ -103,23 +103,23 @@ class Checkpoint:
 
 
 def shipped_checkpoints() -> list[str]:
-    """Names of the checkpoints that come with the package."""
+    """Names of the checkpoints in the package."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD_FILE}"))
 
 
 def save_checkpoint(url: str, state: Mapping[str, Tensor], card: Card) -> str:
-    """Write a checkpoint folder: the weights first, then the card, so a new folder with a card is complete.
+    """Write a checkpoint folder: weights first, then the card, so a new folder with a card is complete.
 
     Args:
-        url: the folder. One that is being read by others should not be written again: it has two files.
-        state: the network's state dict; any dtype (float16 halves the file), any device.
-        card: what it is.
+        url: the folder. Overwriting is not atomic, since it has two files: nobody may read it meanwhile.
+        state: state dict of the network; any dtype (float16 halves the file), any device.
+        card: description of the checkpoint.
 
     Returns:
-        The `sha256` that `load` will give.
+        `Checkpoint.sha256` of the written folder.
 
     Raises:
-        ConfigError: when the tensors are not those of the card's network; nothing is written then.
+        ConfigError: the tensors are not those of the card's network; nothing is written.
     """
     _check_state(state, card)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -133,10 +133,10 @@ def load_checkpoint(ref: str) -> Checkpoint:
     """Read a checkpoint and check it against the network its card names.
 
     Args:
-        ref: a shipped name, or the URL of a folder; `./farmland` is the folder where `farmland` is shipped.
+        ref: a shipped name, or the URL of a folder; `./farmland` is a folder, `farmland` the shipped checkpoint.
 
     Raises:
-        ConfigError: when there is none, a file is damaged or not safetensors, or card and tensors disagree.
+        ConfigError: there is none, a file is damaged or not safetensors, or card and tensors disagree.
     """
     card = load_card(ref)
     weights = _read(ref, WEIGHTS_FILE, max_bytes=MAX_WEIGHTS_BYTES)
@@ -145,10 +145,10 @@ def load_checkpoint(ref: str) -> Checkpoint:
 
 
 def load_card(ref: str) -> Card:
-    """Read only the card of a checkpoint: a few kilobytes.
+    """Read the card of a checkpoint alone, a few kilobytes.
 
     Raises:
-        ConfigError: when there is no checkpoint at `ref`, or naming each field of the card that is wrong.
+        ConfigError: there is no checkpoint at `ref`, or fields of the card are wrong; lists them.
     """
     origin = f"{CARD_FILE} of {ref}"
     try:
@@ -160,23 +160,23 @@ def load_card(ref: str) -> Card:
 
 
 def check_classes(card: Card, classes: ClassMap) -> None:
-    """Refuse a class map whose ids do not mean what the checkpoint learned.
+    """Refuse a class map whose ids have other meanings than the checkpoint's.
 
     Raises:
-        ConfigError: with both counts, and the ids that are named differently.
+        ConfigError: the maps differ; has both counts and the ids with different names.
     """
     if not (lines := card.classes.differences(classes)):
         return
-    said = f"checkpoint has {len(card.classes)} classes ({card.classes.name})"
-    said += f", class map {classes.name} has {len(classes)}"
-    raise ConfigError(f"{said}; checkpoint / class map:{_listed(lines)}", hint="leave --classes unset")
+    counts = f"checkpoint has {len(card.classes)} classes ({card.classes.name})"
+    counts += f", class map {classes.name} has {len(classes)}"
+    raise ConfigError(f"{counts}; checkpoint / class map:{_listed(lines)}", hint="leave --classes unset")
 
 
 def check_bands(card: Card, bands: tuple[str, ...]) -> None:
-    """Refuse a checkpoint that wants other bands than there are.
+    """Refuse a checkpoint whose bands are not those of the images.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: the bands differ; names both.
     """
     if card.channels != bands:
         raise ConfigError(f"the checkpoint takes {', '.join(card.channels)}; images give {', '.join(bands)}")
@@ -199,16 +199,16 @@ def _parse_weights(data: bytes, *, origin: str) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         if data.startswith(PICKLE_STARTS):
-            hint = "unpickling runs code, so it was not tried; convert the file where you trust it"
+            hint = "a pickle can run code, so it is never loaded; convert it where you trust the file"
             raise ConfigError(f"{origin} is a pickle, as torch.save writes, not safetensors", hint=hint) from error
         raise ConfigError(f"{origin} is not a whole safetensors file: {error}") from error
 
 
 def blank(card: Card, output_stride: int | None = None) -> Network:
-    """The card's network without memory for its weights: enough to count it, and to refuse a card or an output stride.
+    """The card's network on the meta device, without memory: to count parameters, and to check card and output stride.
 
     Raises:
-        ConfigError: as `zoo.build`.
+        ConfigError: as `zoo.build_network`.
     """
     with torch.device("meta"):
         return zoo.build_network(
@@ -222,13 +222,13 @@ def blank(card: Card, output_stride: int | None = None) -> Network:
 
 def _check_state(state: Mapping[str, Tensor], card: Card) -> None:
     """Refuse a state dict that is not exactly the network's, tensor by tensor."""
-    wanted = blank(card).state_dict()
-    lines = [f"missing: {name} {_shape(wanted[name])}" for name in wanted if name not in state]
-    lines += [f"extra: {name} {_shape(state[name])}" for name in state if name not in wanted]
+    expected = blank(card).state_dict()
+    lines = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in state]
+    lines += [f"extra: {name} {_shape(state[name])}" for name in state if name not in expected]
     lines += [
-        f"other shape: {name} is {_shape(state[name])}, the network's is {_shape(wanted[name])}"
-        for name in wanted
-        if name in state and _shape(state[name]) != _shape(wanted[name])
+        f"other shape: {name} is {_shape(state[name])}, the network's is {_shape(expected[name])}"
+        for name in expected
+        if name in state and _shape(state[name]) != _shape(expected[name])
     ]
     if lines:
         hint = f"the card says {card.architecture} {card.options}, {len(card.classes)} classes ({card.classes.name})"
@@ -236,7 +236,7 @@ def _check_state(state: Mapping[str, Tensor], card: Card) -> None:
 
 
 def _shape(tensor: Tensor) -> str:
-    """What must agree: the sizes, and whether it holds fractions (of any precision) or whole numbers."""
+    """Sizes of a tensor, and its dtype unless floating point: the properties that must agree."""
     sizes = "x".join(map(str, tensor.shape)) or "scalar"
     return sizes if tensor.is_floating_point() else f"{sizes} {str(tensor.dtype).removeprefix('torch.')}"
 

@@ -1,9 +1,9 @@
-"""A dense CRF as the last layer of any network of the zoo: Zheng et al. 2015, arXiv 1502.03240.
+"""CRF-RNN: a dense CRF as the last layer of any network of the zoo. Zheng et al. 2015, arXiv 1502.03240.
 
-The mean field of `pipeline.refine.lattice_torch`, unrolled: its gradient reaches the network below, and the weights of
-the kernels and the compatibility of the classes are learned with it. It begins as the CRF of a preset. Two things
-differ from the authors' code: kernels are normalised symmetrically, as everywhere here, where theirs divides by the sum
-of each row; and a kernel has one weight per class, where theirs has a matrix that begins as the diagonal of those.
+The mean field of `pipeline.refine.lattice_torch` is unrolled, so gradients reach the network below, and kernel weights
+and class compatibilities are learned. Initial values are those of a preset. Two differences to the authors' code:
+kernels are normalised symmetrically, as everywhere in this package, not by the sum of each row; and a kernel has one
+weight per class, not a matrix that starts as the diagonal of those weights.
 """
 
 from collections.abc import Sequence
@@ -24,38 +24,40 @@ _Deviation = Annotated[float, Field(gt=0)]
 
 
 class CRFRNNOptions(AroundOptions):
-    """What may vary; the defaults are the paper's."""
+    """Options; the defaults are the paper's."""
 
     network: str = Field("fcn", description="Inner network: a name of the zoo.")
-    preset: str = Field("crf-rnn", description="Kernels, and their weights before training; as of --refine.preset.")
+    preset: str = Field(
+        "crf-rnn", description="Preset of the kernels and their initial weights, as in --refine.preset."
+    )
     train_iterations: int = Field(5, ge=1, le=100, description="Mean field iterations in training.")
     iterations: int = Field(10, ge=1, le=100, description="Mean field iterations in use.")
     std: tuple[_Deviation, ...] = Field(
         IMAGENET.std,
-        description="What each channel of the input was divided by: `std` of the checkpoint's card.",
+        description="Standard deviation of each input channel: `std` of the checkpoint's card.",
     )
 
     @model_validator(mode="after")
     def _inner_network_is_another(self) -> "CRFRNNOptions":
         if self.network == "crf_rnn":
-            raise ValueError("a CRF behind a CRF: `network` should be another one")
+            raise ValueError("network is crf_rnn itself, take another network")
         return self
 
     @model_validator(mode="after")
     def _preset_is_known(self) -> "CRFRNNOptions":
         if self.preset not in PRESETS:
-            raise ValueError(f"preset is one of {', '.join(sorted(PRESETS))}")
+            raise ValueError(f"no preset {self.preset!r}, known: {', '.join(sorted(PRESETS))}")
         return self
 
 
 class CRFRNN(nn.Module):
-    """The layer: full-size scores in, scores of the same size after the mean field out."""
+    """CRF layer: full-size scores in, scores of the same size after the mean field out."""
 
     def __init__(self, num_classes: int, params: CrfParams, *, train_iterations: int = 5) -> None:
         super().__init__()
         self.sigmas = [params.pos_xy, params.bi_xy, params.bi_rgb]
         self.train_iterations, self.iterations = train_iterations, params.iterations
-        # Sec. 4.1: each kernel has a weight for each class. Sec. 4.2: compatibilities begin as Potts' model.
+        # Sec. 4.1: each kernel has a weight for each class. Sec. 4.2: compatibilities start as the Potts model.
         self.kernel_weights = nn.Parameter(torch.tensor([[params.pos_w], [params.bi_w]]).float().repeat(1, num_classes))
         self.compatibility = nn.Parameter(1 - torch.eye(num_classes))
 
@@ -64,12 +66,12 @@ class CRFRNN(nn.Module):
 
         Args:
             scores: (N, H, W, K) float32 or float64, before softmax.
-            colours: (N, H, W, B), 8-bit levels up to a constant; no gradient goes there.
+            colours: (N, H, W, B), 8-bit levels up to a constant; they get no gradient.
         """
         iterations = self.train_iterations if self.training else self.iterations
         kernel_weights, compatibility = self.kernel_weights.to(scores), self.compatibility.to(scores)
-        found: Tensor = mean_field(scores, colours.to(scores), kernel_weights, compatibility, self.sigmas, iterations)
-        return found
+        refined: Tensor = mean_field(scores, colours.to(scores), kernel_weights, compatibility, self.sigmas, iterations)
+        return refined
 
 
 @torch.library.custom_op("atrous::mean_field", mutates_args=())
@@ -81,25 +83,25 @@ def mean_field(  # noqa: PLR0917  # operators take their arguments by position
     sigmas: Sequence[float],
     iterations: int,
 ) -> Tensor:
-    """The unrolled mean field as one operator, since its lattices have sizes that only the image decides.
+    """Unrolled mean field as one operator of torch, since the sizes of its lattices depend on the image.
 
-    Its backward computes the iterations a second time: what they hold would be several maps per class and iteration.
+    The backward pass computes the iterations again; keeping them would take several maps per class and iteration.
 
     Args:
         scores: (N, H, W, K).
         colours: (N, H, W, B), 8-bit levels up to a constant.
         kernel_weights: (2, K), of the smoothness and the appearance kernel.
-        compatibility: (K, K), the penalty of a class in the row for one in the column.
-        sigmas: of the smoothness kernel; of the appearance kernel in space and colour.
+        compatibility: (K, K), penalty of the row's class next to the column's class.
+        sigmas: of the smoothness kernel, pixels; of the appearance kernel, pixels and 8-bit levels.
         iterations: at least 1.
     """
     unary = scores.flatten(0, 2)
-    found = unary
+    refined = unary
     with torch.autocast(scores.device.type, enabled=False):
         kernels = _kernels(colours, sigmas)
         for _ in range(iterations):
-            found = unary - _weigh(_filter(found.softmax(1), kernels), kernel_weights) @ compatibility.t()
-    return found.view(scores.shape)
+            refined = unary - _weigh(_filter(refined.softmax(1), kernels), kernel_weights) @ compatibility.t()
+    return refined.view(scores.shape)
 
 
 @mean_field.register_fake
@@ -117,7 +119,7 @@ def mean_field_backward(  # noqa: PLR0917
     sigmas: Sequence[float],
     iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `mean_field` to scores, kernel weights and compatibility.
+    """Gradients of `mean_field` with respect to scores, kernel weights and compatibility.
 
     A filter is linear in Q, so its backward is the transposed filter: the same steps in reverse.
     """
@@ -177,28 +179,28 @@ def _weigh(filtered: Tensor, kernel_weights: Tensor) -> Tensor:
 def _states(
     unary: Tensor, kernels: list[Lattice], kernel_weights: Tensor, compatibility: Tensor, iterations: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Q at the start of each iteration, and what the kernels make of it."""
-    found, states = unary, []
+    """Q at the start of each iteration, and Q filtered by the kernels."""
+    refined, states = unary, []
     for _ in range(iterations):
-        marginals = found.softmax(1)
+        marginals = refined.softmax(1)
         states.append((marginals, _filter(marginals, kernels)))
-        found = unary - _weigh(states[-1][1], kernel_weights) @ compatibility.t()
+        refined = unary - _weigh(states[-1][1], kernel_weights) @ compatibility.t()
     return states
 
 
 class CRFRNNNetwork(Network):
-    """A network of the zoo and the layer; its logits have the size of the input, as in the paper.
+    """A network of the zoo with a CRF layer behind it; its logits have the size of the input, as in the paper.
 
-    The layer compares colours, and the network sees normalised pixels: the options repeat the deviations of the
-    checkpoint's card to undo that. The means do not matter to differences. The gradient goes through the scores alone.
+    The layer compares 8-bit colours, but the network's input is normalised: the options repeat the card's deviations to
+    undo that; the means cancel in differences. Gradients flow through the scores, not through the colours.
     """
 
-    output_strides: tuple[int, ...] = (8, 16, 32)  # of the inner network once there is one
+    output_strides: tuple[int, ...] = (8, 16, 32)  # replaced by the inner network's
 
     def __init__(self, num_classes: int, options: CRFRNNOptions, *, inner: Network, in_channels: int) -> None:
         super().__init__()
         if len(options.std) != in_channels:
-            hint = "option `std` is that of the checkpoint's card"
+            hint = "option `std` must be that of the checkpoint's card"
             raise ConfigError(f"crf_rnn: std of {len(options.std)} channels for {in_channels} channels", hint=hint)
         self.inner = inner
         self.output_strides = inner.output_strides
@@ -209,7 +211,7 @@ class CRFRNNNetwork(Network):
         self.std = options.std
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """Those of the inner network."""
+        """The inner network's last layers."""
         return self.inner.last_layers()
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """DeepLab v1: Chen, Papandreou, Kokkinos, Murphy, Yuille 2014, arXiv 1412.7062.
 
-VGG-16 with its last two subsamplings left out and holes in the filters behind them, so that it scores every 8th pixel;
-its fully connected layers slide as convolutions. Layers follow the authors' prototxt files, kept in
+VGG-16 without its last two subsamplings and with dilated filters behind them, so it scores every 8th pixel; its fully
+connected layers are convolutions. Layers follow the authors' prototxt files, in
 https://github.com/TheLegendAli/DeepLab-Context under config/DeepLab-LargeFOV, DeepLab-MSc and DeepLab-MSc-LargeFOV.
 """
 
@@ -20,12 +20,12 @@ _Variant = Literal["4x4", "7x7", "large_fov"]
 
 
 class FieldOfView(NamedTuple):
-    """The first fully connected layer as a convolution: what it sees of pool5."""
+    """First fully connected layer as a convolution on pool5."""
 
     kernel: int
     rate: int
     channels: int
-    """Of fc6, and of fc7 behind it."""
+    """Channels of fc6, and of fc7 behind it."""
     average: bool
     """3x3 averaging (pool5a) in front of it."""
 
@@ -35,30 +35,30 @@ FIELDS_OF_VIEW: dict[_Variant, FieldOfView] = {
     "7x7": FieldOfView(7, 4, 4096, average=False),
     "large_fov": FieldOfView(3, 12, 1024, average=True),
 }
-"""Sec. 5 of the paper, field of view. Its network of the name 4x4 is this one at rate 8; here it is the base network of
-DeepLab-MSc/train.prototxt. No prototxt of 7x7 was published: pool5a came with LargeFOV, so 7x7 has none.
+"""Sec. 5 of the paper, field of view. The paper's 4x4 network has rate 8; this is the base network of
+DeepLab-MSc/train.prototxt. The prototxt of 7x7 is unpublished; it has no pool5a here, which came with LargeFOV.
 """
 
 POOL_STRIDES = (2, 2, 2, 1, 1)
 BRANCH_STRIDES = (8, 4, 2, 1, 1)
-"""From the image and from pools 1 to 4 to stride 8. DeepLab-MSc/train.prototxt."""
+"""Strides of the branches from the image and pools 1 to 4 to stride 8. DeepLab-MSc/train.prototxt."""
 BRANCH_CHANNELS = 128
 
 
 class DeepLabV1Options(Options):
-    """What may vary; the defaults are DeepLab-LargeFOV."""
+    """Options; the defaults are DeepLab-LargeFOV."""
 
     variant: _Variant = Field(
         "large_fov",
         description="Kernel of fc6: 4x4 at rate 4 (the base network), VGG's own 7x7 at rate 4, or 3x3 at rate 12 and a "
         "quarter of the channels.",
     )
-    msc: bool = Field(False, description="Add scores of the image and of pools 1 to 4: multi-scale features, sec. 4.3.")
+    msc: bool = Field(False, description="Multi-scale features: add scores of the image and of pools 1 to 4. Sec. 4.3.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
 class Classifier(nn.Module):
-    """VGG-16's three fully connected layers as convolutions; their padding keeps height and width at stride 1."""
+    """VGG-16's three fully connected layers as convolutions, padded to keep height and width at stride 1."""
 
     def __init__(
         self, in_channels: int, channels: int, num_classes: int, *, kernel: int = 3, rate: int = 1, stride: int = 1
@@ -71,32 +71,32 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> fc7's features (N, channels, h / stride, w / stride) and the scores of them."""
+        """(N, in_channels, h, w) -> fc7's features (N, channels, h / stride, w / stride) and their scores."""
         x = self.dropout(F.relu(self.fc6(x), inplace=True))
         x = self.dropout(F.relu(self.fc7(x), inplace=True))
         return x, self.fc8(x)
 
 
 def atrous_vgg16(*, in_channels: int, width: float) -> VGG16:
-    """VGG-16 with holes in its last stage, to be run by `pools`."""
+    """VGG-16 with a dilated last stage; `pools` runs it."""
     return VGG16(in_channels=in_channels, width=width, dilations=(1, 1, 1, 1, 2))
 
 
 def pools(backbone: VGG16, x: Tensor) -> list[Tensor]:
-    """(N, C, H, W) -> what the five 3x3 poolings give, at strides 2, 4, 8, 8, 8.
+    """(N, C, H, W) -> outputs of the five 3x3 poolings, at strides 2, 4, 8, 8, 8.
 
-    Windows are centred on every second cell and sizes rounded up as Caffe does: a side of n cells becomes n // 2 + 1,
-    for even n one cell more than half of them, centred behind the border.
+    Windows are centred on every second cell and sizes rounded up as in Caffe: a side of n cells becomes n // 2 + 1, so
+    for even n the last cell is centred behind the border.
     """
-    found = []
+    outputs = []
     for stage, stride in zip(backbone.stages, POOL_STRIDES, strict=True):
         x = F.max_pool2d(stage(x), 3, stride=stride, padding=1, ceil_mode=True)
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
 
 def pool5a(*, average: bool) -> nn.Module:
-    """LargeFOV's 3x3 averaging behind pool5, or nothing. Like Caffe's it counts the zeros around the borders."""
+    """LargeFOV's 3x3 averaging behind pool5, or the identity. Like Caffe's it counts the zeros at the borders."""
     return nn.AvgPool2d(3, stride=1, padding=1) if average else nn.Identity()
 
 
@@ -106,12 +106,12 @@ def add_scores(scores: list[Tensor]) -> Tensor:
 
 
 class DeepLabV1(Network):
-    """The network; its logits leave at stride 8, each for the single pixel it is centred on.
+    """DeepLab v1; logits at stride 8, each centred on a single pixel.
 
-    The multi-scale branches stride to the logits' grid already, as in training. The published test network runs them at
-    the resolution of their input instead, upsamples all six score maps to the image and adds them. With sides of 8k + 1
-    pixels, which it needs, both give the same sum at every 8th pixel, for upsampling leaves a score there as it is.
-    Between those pixels this network interpolates the sum, where the published one has finer scores of the branches.
+    The multi-scale branches stride to the logits' grid, as in training. The published test network runs them at the
+    resolution of their input, upsamples all six score maps to the image and adds them. With sides of 8k + 1 pixels,
+    which it needs, both sums are equal at every 8th pixel; between those, this network interpolates the sum, and the
+    published one has finer scores of the branches.
     """
 
     output_strides = (8,)
@@ -120,7 +120,7 @@ class DeepLabV1(Network):
 
     def __init__(self, num_classes: int, options: DeepLabV1Options, *, in_channels: int, output_stride: int) -> None:
         super().__init__()
-        del output_stride  # there is one
+        del output_stride  # always 8
         width = options.width_multiplier
         fov = FIELDS_OF_VIEW[options.variant]
         channels, branch_channels = scaled_channels(fov.channels, width), scaled_channels(BRANCH_CHANNELS, width)
@@ -137,13 +137,13 @@ class DeepLabV1(Network):
         initialise(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """fc8, of the branches too."""
-        return [cast(Classifier, one).fc8 for one in (self.classifier, *self.branches)]
+        """fc8 of the classifier and of the branches."""
+        return [cast(Classifier, classifier).fc8 for classifier in (self.classifier, *self.branches)]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> fc7's features, those of the branches behind them, and the logits, at stride 8."""
+        """(N, C, H, W) -> fc7's features with those of the branches concatenated, and the logits, at stride 8."""
         pooled = pools(self.backbone, x)
-        found = [self.classifier(self.pool5a(pooled[-1]))]
-        found += [branch(tapped) for branch, tapped in zip(self.branches, [x, *pooled], strict=False)]
-        cropped = [(crop(features, x, self.stride), crop(scores, x, self.stride)) for features, scores in found]
+        outputs = [self.classifier(self.pool5a(pooled[-1]))]
+        outputs += [branch(tapped) for branch, tapped in zip(self.branches, [x, *pooled], strict=False)]
+        cropped = [(crop(features, x, self.stride), crop(scores, x, self.stride)) for features, scores in outputs]
         return torch.cat([features for features, _ in cropped], dim=1), add_scores([scores for _, scores in cropped])

@@ -1,7 +1,7 @@
 """DeepLab v2: Chen, Papandreou, Kokkinos, Murphy, Yuille 2016, arXiv 1606.00915.
 
-Atrous spatial pyramid pooling: parallel classifiers look at the same features at several rates, and their scores are
-added. The features come from v1's VGG-16 or from a dilated ResNet. The whole network may look at three scales.
+Atrous spatial pyramid pooling: parallel classifiers with several rates on the same features, whose scores are added.
+The features are those of v1's VGG-16 or of a dilated ResNet. The whole network may run on three scales.
 """
 
 from collections.abc import Sequence
@@ -25,27 +25,27 @@ RATES: dict[Head, tuple[int, ...]] = {"large_fov": (12,), "aspp_s": (2, 4, 8, 12
 """Rates of the classifiers on features at stride 8. Sec. 4.1.2."""
 
 FC_CHANNELS = 1024
-"""Of fc6 and fc7 of each classifier on VGG-16. Sec. 4.1.2."""
+"""Channels of fc6 and fc7 of each classifier on VGG-16. Sec. 4.1.2."""
 
 SCALES = {"scale_0.75": (3, 4), "scale_0.5": (1, 2)}
-"""Smaller scales of the image as fractions, by the names of their scores. Sec. 4.1.2."""
+"""Smaller scales of the image as fractions, by name of their scores. Sec. 4.1.2."""
 
 _RESNET_OPTIONS = {"first_block", "stride_in", "ceil_pool"}
 
 
 class DeepLabV2Options(Options):
-    """What may vary; the defaults are the paper's ResNet-101 with ASPP, as ported by kazuto1011/deeplab-pytorch."""
+    """Options; the defaults are the paper's ResNet-101 with ASPP, as ported by kazuto1011/deeplab-pytorch."""
 
     backbone: Literal["vgg16", "resnet50", "resnet101"] = Field("resnet101", description="Feature extractor.")
     head: Head = Field("aspp_l", description="Rates of the classifiers: 12; 2, 4, 8, 12; or 6, 12, 18, 24.")
-    msc: bool = Field(False, description="Score the image at scales 1, 0.75 and 0.5, and take the highest scores.")
+    msc: bool = Field(False, description="Multi-scale: maximum of the scores at scales 1, 0.75 and 0.5.")
     first_block: FirstBlock = Field("own", description="ResNet: rate of a dilated stage's first block; own is Caffe's.")
-    stride_in: StrideIn = Field("1x1", description="ResNet: convolution of a block that strides; 1x1 is Caffe's.")
-    ceil_pool: bool = Field(True, description="ResNet: round up in the stem's pooling, as Caffe does.")
+    stride_in: StrideIn = Field("1x1", description="ResNet: strided convolution of a block; 1x1 is Caffe's.")
+    ceil_pool: bool = Field(True, description="ResNet: the stem's max pooling rounds sizes up, as in Caffe.")
     align_corners: bool = Field(
         False,
-        description="How images and scores are resized. False: deeplab-pytorch, which published weights and figures "
-        "(libs/models/msc.py, main.py). True: Interp of the authors' Caffe.",
+        description="Alignment of images and scores when resized. False: deeplab-pytorch (libs/models/msc.py, main.py) "
+        "with its published weights and figures. True: Interp of the authors' Caffe.",
     )
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
@@ -78,28 +78,28 @@ class DeepLabV2Options(Options):
 
 
 class VGGHead(nn.Module):
-    """A classifier of three layers per rate, scores added: fig. 7 of the paper. With one rate it is v1's LargeFOV."""
+    """Classifiers of three layers, one per rate, scores added: fig. 7 of the paper. With one rate: v1's LargeFOV."""
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, *, rates: tuple[int, ...]) -> None:
         super().__init__()
-        # The authors' prototxt of ASPP (DeepLabv2_VGG16) takes pool5 as it is.
+        # The authors' prototxt of ASPP (DeepLabv2_VGG16) has no pool5a.
         self.pool5a = pool5a(average=len(rates) == 1)
         self.branches = nn.ModuleList(Classifier(in_channels, channels, num_classes, rate=rate) for rate in rates)
         self.feature_channels = len(rates) * channels
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """The layers that give scores."""
+        """The layers that give the scores."""
         return [cast(Classifier, branch).fc8 for branch in self.branches]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, in_channels, h, w) -> fc7's features of all branches, concatenated, and scores; same height and width."""
         x = self.pool5a(x)
-        found = [branch(x) for branch in self.branches]
-        return torch.cat([features for features, _ in found], dim=1), add_scores([scores for _, scores in found])
+        outputs = [branch(x) for branch in self.branches]
+        return torch.cat([features for features, _ in outputs], dim=1), add_scores([scores for _, scores in outputs])
 
 
 class ResNetHead(nn.Module):
-    """One 3x3 convolution per rate from features straight to scores, added: res5c to fc1 in the authors' prototxt."""
+    """One 3x3 convolution per rate from features to scores, added: res5c to fc1 in the authors' prototxt."""
 
     def __init__(self, in_channels: int, num_classes: int, *, rates: tuple[int, ...]) -> None:
         super().__init__()
@@ -109,22 +109,22 @@ class ResNetHead(nn.Module):
         self.feature_channels = in_channels
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """The layers that give scores."""
+        """The layers that give the scores."""
         return [cast(nn.Conv2d, branch) for branch in self.branches]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> the features as they came, and scores; same height and width."""
+        """(N, in_channels, h, w) -> the input features, and scores; same height and width."""
         return x, add_scores([branch(x) for branch in self.branches])
 
 
 class DeepLabV2(Network):
-    """The network; its logits leave at the output stride, 8 in the paper.
+    """DeepLab v2; logits at the output stride, 8 in the paper.
 
     At 16 the classifiers' rates are halved, so that their filters cover the same pixels: with the default conventions
     of the ResNet the logits at 16 are every second row and column of those at 8.
 
-    With `msc` every scale of the image goes through the same network, and its scores are resized to the grid of the
-    full image before the highest are taken; `embed` gives the features of the full image.
+    With `msc` every scale of the image runs through the network, and the scores are resized to the grid of the full
+    image before their maximum is taken; `embed` gives the features of the full image.
     """
 
     output_strides: tuple[int, ...] = (8, 16)
@@ -149,25 +149,25 @@ class DeepLabV2(Network):
         initialise(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """One per rate."""
+        """The layers that give the scores, one per rate."""
         return self.head.last_layers()
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> features and logits at the output stride.
 
-        Features are fc7's of every branch on VGG-16, and those of the last stage of a ResNet.
+        Features are fc7's of every branch on VGG-16, and the last stage's of a ResNet.
         """
         features, scores = self._of_all_scales(x)
         return crop(features, x, self.stride), crop(scores["logits"], x, self.stride)
 
     def supervised(self, x: Tensor) -> dict[str, Tensor]:
-        """The logits, and with `msc` the scores of each scale too: the paper's loss adds up all four, sec. 4.1.2."""
+        """The logits, and with `msc` the scores of each scale: the paper's loss adds up all four, sec. 4.1.2."""
         _, scores = self._of_all_scales(x)
         own_grid = {"logits", "scale_1"}
-        return {name: crop(one, x, self.stride) if name in own_grid else one for name, one in scores.items()}
+        return {name: crop(cells, x, self.stride) if name in own_grid else cells for name, cells in scores.items()}
 
     def _of_all_scales(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features of the full image and all scores, with the cells that rounding up in the pooling may have added."""
+        """Features of the full image and all scores, before cells that rounding up added are cropped."""
         features, finest = self._of_one_scale(x)
         if not self.msc:
             return features, {"logits": finest}
@@ -175,7 +175,7 @@ class DeepLabV2(Network):
         for name, (part, whole) in SCALES.items():
             size = [shrunk_side(side, part, whole, align_corners=self.align_corners) for side in x.shape[2:]]
             scores[name] = self._of_one_scale(self._resize(x, size))[1]
-        resized = [self._resize(one, finest.shape[2:]) for one in scores.values()]
+        resized = [self._resize(cells, finest.shape[2:]) for cells in scores.values()]
         return features, {"logits": torch.stack(resized).amax(0), **scores}
 
     def _of_one_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ class DeepLabV2(Network):
 
 
 def shrunk_side(side: int, part: int, whole: int, *, align_corners: bool) -> int:
-    """Pixels of a side at the scale part / whole: rounded down, of the steps between pixels if corners are aligned.
+    """Pixels of a side at the scale part / whole, rounded down; aligned corners scale the distance of the end pixels.
 
     deeplab-pytorch, libs/models/msc.py; Interp with shrink and zoom factor in the authors' Caffe.
     """

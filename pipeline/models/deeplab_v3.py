@@ -1,8 +1,7 @@
 """DeepLab v3: Chen, Papandreou, Schroff, Adam 2017, arXiv 1706.05587.
 
-A backbone dilated in place of its last strides, and context behind it in one of two ways: ASPP with image-level
-features, or a cascade that copies the backbone's last block with ever larger rates. Evaluating at output stride 8 takes
-the weights trained at 16 as they are.
+A backbone with dilation in place of its last strides, and one of two context modules: ASPP with image-level features,
+or a cascade of copies of the last block with growing rates. Weights trained at output stride 16 also run at 8.
 """
 
 from collections import OrderedDict
@@ -24,20 +23,22 @@ NO_EFFECT = {
     "cascade": ("rates", "head_conv"),
     "mobilenet_v2": ("multi_grid", "first_block", "aux"),
 }
-"""Options that a mode or a backbone does not look at."""
+"""Options without effect, by mode or backbone."""
 
 
 class DeepLabV3Options(Options):
-    """What may vary; the defaults are the paper's ResNet-101 with ASPP.
+    """Options; the defaults are the paper's ResNet-101 with ASPP.
 
-    torchvision's networks have no multi-grid, `head_conv` and, where they were trained so, `aux`, at output stride 8.
-    segmentation_models.pytorch's have `head_conv`, no multi-grid, `first_block` "own", and at output stride 16 `rates`
-    of (12, 24, 36): they are the same at both strides there.
+    torchvision's networks have no multi-grid, `head_conv`, `aux` if trained with it, and output stride 8.
+    segmentation_models.pytorch's have `head_conv`, no multi-grid, `first_block` "own", and `rates` of (12, 24, 36) at
+    both output strides.
     """
 
     backbone: Literal["resnet50", "resnet101", "mobilenet_v2"] = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
-    mode: Literal["aspp", "cascade"] = Field("aspp", description="Context by parallel or by successive convolutions.")
+    mode: Literal["aspp", "cascade"] = Field(
+        "aspp", description="Context by parallel (aspp) or successive (cascade) convolutions."
+    )
     blocks: int = Field(7, ge=4, le=7, description="Cascade: number of the last block; block 4 is the backbone's last.")
     multi_grid: tuple[_Rate, _Rate, _Rate] | None = Field(
         (1, 2, 4),
@@ -47,9 +48,9 @@ class DeepLabV3Options(Options):
     rates: tuple[_Rate, ...] = Field(
         (6, 12, 18), min_length=1, description="ASPP: rates at output stride 16, doubled at 8."
     )
-    head_conv: bool = Field(False, description="A 3x3 convolution behind the ASPP, which the paper has not.")
-    aux: bool = Field(False, description="ResNet: a second head on the third stage, for training only.")
-    align_corners: bool = Field(False, description="How logits are to be resized, as in F.interpolate.")
+    head_conv: bool = Field(False, description="A 3x3 convolution behind the ASPP; the paper has none.")
+    aux: bool = Field(False, description="ResNet: an auxiliary head on the third stage, for training only.")
+    align_corners: bool = Field(False, description="Alignment of the logits when resized, as in F.interpolate.")
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> "DeepLabV3Options":
@@ -76,9 +77,9 @@ class DeepLabV3Options(Options):
 
 
 def cascade(channels: int, options: DeepLabV3Options, *, output_stride: int) -> "OrderedDict[str, nn.Module]":
-    """Blocks 5 to 7 by name: copies of block 4, each with twice the rate of the one before it. Sec. 3.2.
+    """Blocks 5 to 7 by name: copies of block 4, each with twice the rate of the block before. Sec. 3.2.
 
-    They stride nowhere and keep the number of channels, so unlike block 4 they need no projection in their shortcuts.
+    They have stride 1 and keep the number of channels, so unlike block 4 they need no projection in their shortcuts.
     """
     blocks = OrderedDict[str, nn.Module]()
     rate = 32 // output_stride  # of block 4
@@ -92,7 +93,7 @@ def cascade(channels: int, options: DeepLabV3Options, *, output_stride: int) -> 
 def pyramid(
     in_channels: int, out_channels: int, options: DeepLabV3Options, *, output_stride: int
 ) -> "OrderedDict[str, nn.Module]":
-    """ASPP, and the convolution behind it if there is one, by name. Sec. 3.3."""
+    """ASPP and the optional convolution behind it, by name. Sec. 3.3."""
     scale = 16 // output_stride
     rates = tuple(rate * scale for rate in options.rates)
     layers = OrderedDict[str, nn.Module](aspp=ASPP(in_channels, out_channels, rates=rates, separable=False))
@@ -102,7 +103,7 @@ def pyramid(
 
 
 class DeepLabV3(Network):
-    """The network; its logits leave at the output stride."""
+    """DeepLab v3; logits at the output stride."""
 
     output_strides = (16, 8)
 
@@ -127,11 +128,11 @@ class DeepLabV3(Network):
         initialise(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """That of the logits, and that of the auxiliary head if there is one."""
+        """The layer of the logits, and that of the auxiliary head if there is one."""
         return [self.logits] if self.aux is None else [self.logits, cast(nn.Conv2d, self.aux[-1])]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> what ASPP or the cascade gives, and the logits, both at the output stride."""
+        """(N, C, H, W) -> features of ASPP or of the cascade, and the logits, both at the output stride."""
         features = self.context(self.backbone(x)[1])
         return features, self.logits(features)
 

@@ -1,8 +1,8 @@
 """DeepLab v3+: Chen, Zhu, Papandreou, Schroff, Adam 2018, arXiv 1802.02611.
 
-A dilated backbone and ASPP find what is there at a coarse stride; the decoder adds where it ends, from features at
-stride 4. Evaluating at output stride 8 takes the weights trained at 16 as they are. What the paper has not: a second
-step of the decoder at stride 2, for things of a few pixels in small images.
+A dilated backbone and ASPP recognise classes at a coarse stride; the decoder refines their boundaries with features at
+stride 4. Weights trained at output stride 16 also run at 8. Not in the paper: an optional second decoder step at stride
+2, for objects of a few pixels in small images.
 """
 
 from typing import Annotated, Literal, cast
@@ -35,23 +35,23 @@ WITHOUT_EFFECT = {
     "xception65": _RESNET_OPTIONS,
     "xception71": _RESNET_OPTIONS,
 }
-"""Options that change nothing, by backbone."""
+"""Options without effect, by backbone."""
 
 
 class DeepLabV3PlusOptions(Options):
-    """What may vary; the defaults are the paper's ResNet-101 model.
+    """Options; the defaults are the paper's ResNet-101 model.
 
-    Public checkpoints differ from it, and from each other, in ways that no shape of a tensor tells.
+    Public checkpoints differ from it, and from each other, in options that no tensor shape reveals.
     """
 
     backbone: Backbone = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on the backbone's channels.")
     multi_grid: tuple[_Rate, _Rate, _Rate] | None = Field((1, 2, 4), description="ResNet: rates within the last stage.")
     first_block: FirstBlock = Field("earlier", description="ResNet: rate of a dilated stage's first block.")
-    stride_in: StrideIn = Field("3x3", description="ResNet: which convolution of a bottleneck strides.")
+    stride_in: StrideIn = Field("3x3", description="ResNet: strided convolution of a bottleneck.")
     ceil_pool: bool = Field(False, description="ResNet: the stem's max pooling rounds sizes up.")
     xception_layout: XceptionLayout = Field(
-        "tensorflow", description="Xception: whose, where ReLUs stand and features leave."
+        "tensorflow", description="Xception: source, which decides the places of ReLUs and low-level features."
     )
     rates: tuple[_Rate, ...] = Field(
         (6, 12, 18), min_length=1, description="ASPP's rates at output stride 16; twice that at 8."
@@ -60,10 +60,10 @@ class DeepLabV3PlusOptions(Options):
     aspp_conv: bool = Field(False, description="One more 3x3 convolution behind ASPP.")
     decoder_channels: int = Field(256, ge=1, le=4096, description="Channels of the decoder's 3x3 convolutions.")
     decoder_convs: Literal[1, 2] = Field(2, description="3x3 convolutions of the decoder.")
-    low_level_channels: int = Field(48, ge=1, le=4096, description="Channels the stride-4 features are reduced to.")
+    low_level_channels: int = Field(48, ge=1, le=4096, description="Channels of the stride-4 features after reduction.")
     separable: Separable = Field(
         False,
-        description="Depthwise separable 3x3 convolutions in ASPP and decoder; plain: without batch norm within.",
+        description="Depthwise separable 3x3 convolutions in ASPP and decoder; plain: no batch norm in between.",
     )
     fine_channels: int | None = Field(
         None,
@@ -71,7 +71,9 @@ class DeepLabV3PlusOptions(Options):
         le=4096,
         description="ResNet: channels of a second decoder step, on the stem's features at stride 2; unset: none.",
     )
-    align_corners: bool = Field(False, description="How features and logits are resized, as in F.interpolate.")
+    align_corners: bool = Field(
+        False, description="Alignment of features and logits when resized, as in F.interpolate."
+    )
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> "DeepLabV3PlusOptions":
@@ -102,7 +104,7 @@ class DeepLabV3PlusOptions(Options):
 
 
 class Fine(nn.Module):
-    """A decoder step like the paper's, from stride 4 to 2: features reduced, upsampled, joined with the stem's."""
+    """Second decoder step, from stride 4 to 2: features reduced, upsampled and joined with the stem's."""
 
     def __init__(self, coarse_channels: int, stem_channels: int, channels: int, options: DeepLabV3PlusOptions) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class Fine(nn.Module):
 
 
 class DeepLabV3Plus(Network):
-    """The network; its logits leave at a quarter of the input's size, at half of it behind a `Fine`."""
+    """DeepLab v3+; logits at stride 4, or at stride 2 with a second decoder step."""
 
     output_strides = (16, 8)
 

@@ -1,7 +1,7 @@
 """FCN: Long, Shelhamer, Darrell 2015, arXiv 1411.4038 (extended: 1605.06211), and torchvision's on a dilated ResNet.
 
-The paper's network slides the classifier of VGG-16 over the image and upsamples its scores by learnt interpolation,
-adding scores of finer features on the way. The dilated one keeps the features fine instead and needs one small head.
+The paper's network runs the classifier of VGG-16 as convolutions and upsamples its scores by learnt interpolation,
+adding scores of finer features. The dilated network keeps the features fine and needs one small head.
 """
 
 from typing import Literal, cast
@@ -23,25 +23,25 @@ UPSAMPLING: dict[_Variant, tuple[tuple[int, int], ...]] = {
     "16s": ((2, 5), (16, 27)),
     "8s": ((2, 5), (2, 9), (8, 31)),
 }
-"""Factor of each upsampling, and the first row and column behind it that count: the voc-fcn*/net.py of
+"""Factor of each upsampling, and the first row and column kept of its output: the voc-fcn*/net.py of
 https://github.com/shelhamer/fcn.berkeleyvision.org. All but the last crop the skipped scores, the last its own output.
 """
 
 PADDING = 100
-"""Zeros around the image, so that even one pixel fills the 7x7 window of the classifier at stride 32. Same source."""
+"""Zeros around the image, so that even an image of one pixel fills the classifier's 7x7 window. Same source."""
 
 
 class FCNOptions(Options):
-    """What may vary; the defaults are the paper's FCN-8s."""
+    """Options; the defaults are the paper's FCN-8s."""
 
     variant: _Variant = Field(
-        "8s", description="Stride of the finest scores: 32s none skipped, 16s pool4, 8s pool3 too."
+        "8s", description="Stride of the finest scores: 32s without skips, 16s with pool4, 8s with pool4 and pool3."
     )
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
 class Upsampling(nn.ConvTranspose2d):
-    """Upsampling of scores by a whole factor: a transposed convolution that begins as bilinear interpolation.
+    """Upsampling of scores by a whole factor: a transposed convolution, initially bilinear interpolation.
 
     Sec. 3.3 of the paper. Cell i of the input lies in the middle of cells i * factor to i * factor + 2 * factor - 1.
     """
@@ -60,7 +60,7 @@ class Upsampling(nn.ConvTranspose2d):
 
 
 def bilinear_and_zero(network: nn.Module, *scores: nn.Conv2d) -> None:
-    """Begin as the paper does: bilinear upsampling of scores that are all zero (sec. 4.2 and 4.3)."""
+    """Initial weights of the paper: bilinear upsampling, zero scores (sec. 4.2 and 4.3)."""
     for score in scores:
         nn.init.zeros_(score.weight)
     for module in network.modules():
@@ -69,12 +69,12 @@ def bilinear_and_zero(network: nn.Module, *scores: nn.Conv2d) -> None:
 
 
 def window(cells: Tensor, size: torch.Size, *, first: int) -> Tensor:
-    """The rows and columns from `first` on, as many as the last two of `size`."""
+    """Crop: rows and columns from `first` on, as many as the last two of `size`."""
     return cells[:, :, first : first + size[-2], first : first + size[-1]]
 
 
 class FCN(Network):
-    """The paper's network on VGG-16; its logits have the size of the input, which may be any."""
+    """The paper's network on VGG-16; logits have the size of the input, which may be any."""
 
     output_strides = (32,)
     stride = 1
@@ -82,7 +82,7 @@ class FCN(Network):
 
     def __init__(self, num_classes: int, options: FCNOptions, *, in_channels: int, output_stride: int) -> None:
         super().__init__()
-        del output_stride  # there is only one
+        del output_stride  # always 32
         self.backbone = VGG16(in_channels=in_channels, width=options.width_multiplier)
         self.feature_channels = scaled_channels(4096, options.width_multiplier)
         self.classifier = nn.Sequential(
@@ -96,20 +96,20 @@ class FCN(Network):
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         self.offsets = [first for _, first in UPSAMPLING[options.variant]]
         self.upsamplings = nn.ModuleList(Upsampling(num_classes, factor) for factor, _ in UPSAMPLING[options.variant])
-        # Of pool4, then of pool3.
+        # pool4, then pool3
         skipped = self.backbone.channels[3:1:-1][: len(self.offsets) - 1]
         self.skips = nn.ModuleList(nn.Conv2d(channels, num_classes, 1) for channels in skipped)
         initialise(self, *self.last_layers())
         bilinear_and_zero(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """That of the deepest features, and those of the skipped ones."""
+        """The layers that score the deepest and the skipped features."""
         return [self.logits, *(cast(nn.Conv2d, skip) for skip in self.skips)]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the classifier's features (N, 4096, h, w) at stride 32 and the logits (N, K, H, W).
 
-        Feature (i, j) is centred on pixel (32 * i + 12.5, 32 * j + 12.5): the padding moves the grid.
+        Feature (i, j) is centred on pixel (32 * i + 12.5, 32 * j + 12.5), since the padding shifts the grid.
         """
         pools = self._pools(x)
         features = self.classifier(pools.pop())
@@ -120,8 +120,8 @@ class FCN(Network):
         return features, window(self.upsamplings[-1](scores), x.shape, first=self.offsets[-1])
 
     def _pools(self, x: Tensor) -> list[Tensor]:
-        """What each stage gives behind its pooling; sizes round up, as Caffe's do."""
-        x = F.pad(x, (PADDING - 1,) * 4)  # the convolution pads by the last one itself
+        """Pooled output of each stage; sizes round up, as in Caffe."""
+        x = F.pad(x, (PADDING - 1,) * 4)  # the first convolution pads by 1 itself
         pools = []
         for stage in self.backbone.stages:
             x = F.max_pool2d(stage(x), 2, ceil_mode=True)
@@ -130,16 +130,16 @@ class FCN(Network):
 
 
 class FCNDilatedOptions(Options):
-    """What may vary; the defaults are torchvision's `fcn_resnet50`."""
+    """Options; the defaults are torchvision's `fcn_resnet50`."""
 
     backbone: Literal["resnet50", "resnet101"] = Field("resnet50", description="Feature extractor.")
-    aux: bool = Field(True, description="A second head on the third stage, for training only.")
+    aux: bool = Field(True, description="An auxiliary head on the third stage, for training only.")
     first_block: FirstBlock = Field("earlier", description="Rate of the first block of a dilated stage.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
 def fcn_head(in_channels: int) -> nn.Sequential:
-    """What stands in front of the scores: a 3x3 convolution to a quarter of the channels."""
+    """FCN head in front of the scores: a 3x3 convolution to a quarter of the channels, and dropout."""
     return nn.Sequential(conv_bn_relu(in_channels, max(1, in_channels // 4), 3), nn.Dropout(0.1))
 
 
@@ -171,7 +171,7 @@ class FCNDilated(Network):
         initialise(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """That of the logits, and that of the auxiliary head if there is one."""
+        """The layer of the logits, and that of the auxiliary head if there is one."""
         return [self.logits] if self.aux is None else [self.logits, cast(nn.Conv2d, self.aux[-1])]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ class FCNDilated(Network):
         return scores if self.aux is None else scores | {"aux": self.aux(between)}
 
     def _stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last two stages give."""
+        """Outputs of the last two stages."""
         between = self.backbone.maxpool(self.backbone.stem(x))
         for stage in (self.backbone.layer1, self.backbone.layer2, self.backbone.layer3):
             between = stage(between)

@@ -1,9 +1,9 @@
 """ICNet: Zhao, Qi, Shen, Shi, Jia 2018, arXiv 1704.08545.
 
-Three views of the image: halved through the first layers of a network, halved again through the rest of it, and in full
-through three convolutions. Each is fused with the coarser ones before it. Layers and channels are the authors':
-https://github.com/hszhao/ICNet, evaluation/prototxt/icnet_cityscapes_bnnomerge.prototxt. As there, the quarter is made
-of the features of the half (behind conv3_1), not of the image: the shared layers run once.
+Three resolutions: the image at half size through the first layers of a ResNet, at quarter size through the rest, and at
+full size through three convolutions; each is fused with the coarser ones. Layers and channels are the authors':
+https://github.com/hszhao/ICNet, evaluation/prototxt/icnet_cityscapes_bnnomerge.prototxt. As there, the quarter is
+resized from features of the half (behind conv3_1), not from the image, so the shared layers run once.
 """
 
 from typing import cast
@@ -19,17 +19,19 @@ from pipeline.models.pspnet import BINS
 
 
 class ICNetOptions(Options):
-    """What may vary; the defaults are the authors' compressed network, with half the channels of ResNet-50."""
+    """Options; the defaults are the authors' compressed network, with half the channels of ResNet-50."""
 
     width_multiplier: float = Field(
         1.0, gt=0, le=4, description="Factor on all numbers of channels; 2 is uncompressed."
     )
-    label_guidance: bool = Field(True, description="Scores of the coarser views too, for training only. Sec. 3.4.")
-    align_corners: bool = Field(True, description="How images, features and logits are resized, as in F.interpolate.")
+    label_guidance: bool = Field(True, description="Scores of the coarser resolutions, for training only. Sec. 3.4.")
+    align_corners: bool = Field(
+        True, description="Alignment of images, features and logits when resized, as in F.interpolate."
+    )
 
 
 class CascadeFusion(nn.Module):
-    """Cascade feature fusion: a dilated convolution of the coarse view, which was resized to the fine one. Sec. 3.3."""
+    """Cascade feature fusion: dilated convolution of the coarse features, resized to the fine ones. Sec. 3.3."""
 
     def __init__(self, coarse_channels: int, fine_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -51,17 +53,17 @@ def strided(in_channels: int, channels: tuple[int, ...]) -> nn.Sequential:
 
 
 class ICNet(Network):
-    """The network; its logits leave at a quarter of the input's size."""
+    """ICNet; logits at stride 4."""
 
     output_strides = (32,)
     stride = 4
 
     def __init__(self, num_classes: int, options: ICNetOptions, *, in_channels: int, output_stride: int) -> None:
         super().__init__()
-        del output_stride  # there is only one
+        del output_stride  # always 32
         self.align_corners = options.align_corners
         width = options.width_multiplier
-        # The strides of its last two stages became rates; the image is smaller instead.
+        # Its last two stages are dilated instead of strided; the image is smaller instead.
         self.backbone = ResNet(
             50,
             in_channels=in_channels,
@@ -87,7 +89,7 @@ class ICNet(Network):
         initialise(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """That of the logits, and those of label guidance if there are any."""
+        """The layer of the logits, and those of label guidance."""
         return [self.logits, *(cast(nn.Conv2d, guide) for guide in self.guides.values())]
 
     def _resize(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -97,18 +99,18 @@ class ICNet(Network):
         return self._resize(x, grid_cells(x.size(2), 2), grid_cells(x.size(3), 2))
 
     def _half_and_quarter(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the image halved, at stride 16, and of the features halved again, at stride 32."""
+        """Features of the half-size image, at stride 16, and of the quarter size, at stride 32."""
         net = self.backbone
         half = net.layer2[0](net.layer1(net.maxpool(net.stem(self._halve(x)))))
         return half, net.layer4(net.layer3(net.layer2[1:](self._halve(half))))
 
     def _pooled(self, x: Tensor) -> Tensor:
-        """A map plus the means of its regions: PSPNet's pooling, but added up, with no convolutions of its own."""
+        """A map plus the means of its regions: PSPNet's pooling, added and without convolutions."""
         means = [F.adaptive_avg_pool2d(x, bins) for bins in BINS]
-        return x + sum(self._resize(one, x.size(2), x.size(3)) for one in means)
+        return x + sum(self._resize(mean, x.size(2), x.size(3)) for mean in means)
 
     def _views(self, x: Tensor) -> dict[str, Tensor]:
-        """What each classifier looks at, at strides 16, 8 and 4, by the names of `loss_weights`."""
+        """Features for each classifier, at strides 16, 8 and 4, by the names of `loss_weights`."""
         half, quarter = self._half_and_quarter(x)
         full = self.full(x)
         sub4 = self._resize(self.reduce(self._pooled(quarter)), half.size(2), half.size(3))

@@ -1,4 +1,4 @@
-"""Building blocks that several networks share: convolutions with batch norm, ASPP, initial weights.
+"""Building blocks of several networks: convolutions with batch norm, ASPP, initial weights.
 
 Tensors are (N, C, H, W) float. 3x3 convolutions pad with zeros by their dilation, so stride 1 keeps H and W and
 stride 2 gives the rounded-up half.
@@ -20,9 +20,9 @@ def scaled_channels(channels: int, width: float) -> int:
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that also trains on a single value per channel, as image pooling gives for a batch of one.
+    """Batch norm that also trains on a single value per channel, as from image pooling of a batch of one.
 
-    One value has no variance to divide by; the running statistics stand in for it and are left as they are.
+    A single value has no variance, so the running statistics are used and not updated.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 def conv_bn(
     in_channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> list[nn.Module]:
-    """Convolution without bias, then batch norm: two modules to splice into an `nn.Sequential`."""
+    """Convolution without bias, then batch norm: two modules for an `nn.Sequential`."""
     conv = nn.Conv2d(
         in_channels,
         out_channels,
@@ -68,7 +68,7 @@ def separable_conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3,
 
 
 def plain_separable_conv_bn_relu(in_channels: int, out_channels: int, *, dilation: int = 1) -> nn.Sequential:
-    """Atrous separable convolution with nothing between its halves: depthwise 3x3, pointwise, batch norm, ReLU.
+    """Atrous separable convolution without batch norm between its halves: depthwise 3x3, pointwise, batch norm, ReLU.
 
     The `SeparableConv2d` of segmentation_models.pytorch, decoders/deeplabv3/decoder.py.
     """
@@ -91,7 +91,7 @@ def conv3x3_bn_relu(
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling with image-level features. Chen 2017 (arXiv 1706.05587), sec. 3.3.
 
-    A 1x1 convolution, one 3x3 per rate and the mean of the whole image, side by side, then projected by a 1x1.
+    A 1x1 convolution, one 3x3 per rate and the mean of the whole image in parallel, then projected by a 1x1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, rates: tuple[int, ...], separable: Separable) -> None:
@@ -109,21 +109,20 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, out_channels, h, w)."""
-        # Bilinear upsampling of one cell is the same value everywhere.
+        # Bilinear upsampling of a single cell is constant.
         image = self.image(x.mean((2, 3), keepdim=True)).expand(-1, -1, x.size(2), x.size(3))
         features = torch.cat([*(branch(x) for branch in self.branches), image], dim=1)
         return cast(Tensor, self.dropout(self.project(features)))
 
 
 def initialise(network: nn.Module, *logits: nn.Conv2d) -> None:
-    """Fill a network with its first weights, from torch's global random generator.
+    """Initial weights, from torch's global random generator.
 
-    Convolutions: He 2015 (arXiv 1502.01852), normal, fan out; biases 0. Batch norm: weight 1, bias 0. The layers that
-    give `logits` have no ReLU behind them: normal with deviation 0.01, so that training starts from almost equal
-    scores.
+    Convolutions: He 2015 (arXiv 1502.01852), normal, fan out; biases 0. Batch norm: weight 1, bias 0. Layers that give
+    `logits` have no ReLU behind them: normal with deviation 0.01, so training starts from almost equal scores.
     """
     if logits[0].weight.is_meta:
-        return  # nothing to fill, and trying to costs a second: torch imports its decompositions for it
+        return  # nothing to fill; trying costs a second, in which torch imports its decompositions
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             if module in logits:
@@ -135,25 +134,25 @@ def initialise(network: nn.Module, *logits: nn.Conv2d) -> None:
 
 
 def set_batch_norm(network: nn.Module, *, eps: float) -> None:
-    """Give every batch norm of a network another epsilon: part of what a checkpoint was trained with."""
+    """Set the epsilon of every batch norm of a network, which is part of a checkpoint's training."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = eps
 
 
 def widen(weight: Tensor, in_channels: int) -> Tensor:
-    """A first convolution's weight for another number of bands, made from that for three.
+    """Weight of a first convolution for another number of bands, from the weight for three.
 
-    One band takes the sum of the three filters. Of several, band i takes the filter of channel i mod 3, and all are
-    scaled by 3 / bands; so equal bands give the response that three gave, but for a remainder of bands to three. The
-    rule of segmentation_models.pytorch: encoders/_utils.py, `patch_first_conv`.
+    A single band gets the sum of the three filters. Otherwise band i gets the filter of channel i mod 3, scaled by
+    3 / bands, so equal bands give the response of the three, exactly for multiples of three. The rule is that of
+    segmentation_models.pytorch: encoders/_utils.py, `patch_first_conv`.
 
     Args:
         weight: (out, 3, k, k).
         in_channels: bands, 1 to 16.
 
     Returns:
-        (out, in_channels, k, k); as it came when it has that many.
+        (out, in_channels, k, k); the same tensor when it has that many bands.
     """
     if weight.size(1) == in_channels:
         return weight

@@ -1,8 +1,8 @@
-"""What every network of the family is: a module that scores each class on a grid of cells.
+"""Interface of every network of the zoo: a module that scores each class on a grid of cells.
 
-Which pixels a cell stands for is the network's to say, by `stride` and `align_corners`: cell (i, j) is the square of
-`stride` pixels from (i * stride, j * stride) on, or with `align_corners` the single pixel there. Whoever upsamples the
-logits (`refine.unary`, a loss) needs nothing else.
+`stride` and `align_corners` of the network define the pixels of a cell: cell (i, j) is the square of `stride` pixels
+from (i * stride, j * stride) on, or with `align_corners` the single pixel there. Upsampling (`refine.unary`, a loss)
+needs no more.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 
 class Options(BaseModel):
-    """What may vary in a network, as plain data of a checkpoint's card."""
+    """Options of a network, stored as plain data in a checkpoint's card."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 BUILDERS_OWN = {"name", "num_classes", "in_channels", "output_stride"}
-"""Arguments of `zoo.build` that are no options: whoever keeps options keeps these beside them."""
+"""Arguments of `zoo.build_network` that are no options: a card has fields of their own for them."""
 
 
 class AroundOptions(Options):
-    """What may vary in a network around another network of the zoo."""
+    """Options of a network around another network of the zoo."""
 
     network: str = Field(description="Inner network: a name of the zoo.")
     options: dict[str, Any] = Field({}, description="Options of the inner network.")
@@ -32,31 +32,31 @@ class AroundOptions(Options):
         1.0,
         gt=0,
         le=4,
-        description="Factor on all numbers of channels; one of the inner options' own comes first there.",
+        description="Factor on all numbers of channels; a factor in the inner options overrides it there.",
     )
 
     @model_validator(mode="after")
     def _inner_options_are_its_own(self) -> "AroundOptions":
         if taken := BUILDERS_OWN & self.options.keys():
-            raise ValueError(f"options of the inner network may not hold {', '.join(sorted(taken))}")
+            raise ValueError(f"options of the inner network must not contain {', '.join(sorted(taken))}")
         return self
 
     def inner_options(self) -> dict[str, Any]:
-        """Options to build the inner network with."""
+        """Options of the inner network, with this network's width unless they have one."""
         return {"width_multiplier": self.width_multiplier} | self.options
 
 
 class Network(nn.Module):
-    """A segmentation network, made as `Class(num_classes, options, in_channels=..., output_stride=...)` by `zoo.build`.
+    """Segmentation network, built as `Class(num_classes, options, in_channels=..., output_stride=...)`.
 
-    One around another is given that one as `inner` in place of the output stride.
+    A network around another one takes it as `inner` in place of the output stride.
 
     Attributes:
-        output_strides: strides its deepest features can have; the first is the one it was published with.
+        output_strides: possible strides of the deepest features; the first is the published one.
         stride: input pixels per logit, per axis.
-        align_corners: how logits are to be resized to the input, in the sense of `F.interpolate`.
-        feature_channels: channels of the features that `embed` gives.
-        loss_weights: weight of the loss on each of the scores that `supervised` gives.
+        align_corners: alignment of the logits when resized to the input, as in `F.interpolate`.
+        feature_channels: channels of the features from `embed`.
+        loss_weights: weight of the loss on each of the scores from `supervised`.
     """
 
     output_strides: tuple[int, ...]
@@ -72,13 +72,13 @@ class Network(nn.Module):
             x: (N, C, H, W) float, normalised; H and W at least 1.
 
         Returns:
-            (N, feature_channels, h', w') what the last layer looks at, and (N, K, ceil(H / stride), ceil(W / stride))
+            (N, feature_channels, h', w') input of the last layer, and (N, K, ceil(H / stride), ceil(W / stride))
             logits, before softmax.
         """
         raise NotImplementedError
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """The layers that give scores: begun anew for other classes, and in many recipes learned at a higher rate."""
+        """Layers that give the scores: new for other classes, and in many recipes with a higher learning rate."""
         return [cast(nn.Conv2d, self.logits)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ class Network(nn.Module):
         return self.embed(x)[1]
 
     def supervised(self, x: Tensor) -> dict[str, Tensor]:
-        """Everything that training puts a loss on, by the names of `loss_weights`.
+        """Scores for the training loss, by the names of `loss_weights`.
 
-        `logits` is what `forward` gives; the others are (N, K, h, w) scores on grids of their own, each to be compared
+        `logits` is the result of `forward`; the others are (N, K, h, w) scores on grids of their own, to be compared
         with labels resized to that grid, or upsampled to the labels' size.
         """
         return {"logits": self(x)}
@@ -100,5 +100,5 @@ def grid_cells(length: int, stride: int) -> int:
 
 
 def crop(cells: Tensor, x: Tensor, stride: int) -> Tensor:
-    """The cells that an input has; networks that pool with rounding up make one more than that for some sizes."""
+    """Crop to the cells of an input; networks whose pooling rounds up have one more for some sizes."""
     return cells[:, :, : grid_cells(x.size(2), stride), : grid_cells(x.size(3), stride)]

@@ -1,7 +1,7 @@
 """PSPNet: Zhao, Shi, Qi, Wang, Jia 2017, arXiv 1612.01105, and the lighter one of segmentation_models.pytorch.
 
-A dilated ResNet, and beside each of its features the means of the regions around it: the whole image, a quarter, a
-ninth and a thirty-sixth of it.
+A dilated ResNet with pyramid pooling: its features are joined with means over the whole image and over 2x2, 3x3 and
+6x6 regions.
 """
 
 from typing import Annotated, Literal, cast
@@ -23,7 +23,7 @@ BINS = (1, 2, 3, 6)
 
 
 class PyramidPooling(nn.Module):
-    """Means over bins x bins regions of the map, each reduced by a 1x1 convolution and resized to the map. Sec. 3.2."""
+    """Means over bins x bins regions of the map, each reduced by a 1x1 convolution and resized to it. Sec. 3.2."""
 
     def __init__(self, in_channels: int, bins: tuple[int, ...], *, align_corners: bool) -> None:
         super().__init__()
@@ -34,27 +34,29 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, in_channels, h, w) -> one (N, in_channels / len(bins), h, w) per number of bins."""
         means = [level(F.adaptive_avg_pool2d(x, bins)) for level, bins in zip(self.levels, self.bins, strict=True)]
-        return [F.interpolate(one, x.shape[2:], mode="bilinear", align_corners=self.align_corners) for one in means]
+        return [F.interpolate(mean, x.shape[2:], mode="bilinear", align_corners=self.align_corners) for mean in means]
 
 
 class PSPNetOptions(Options):
-    """What may vary; the defaults are the authors' ResNet-101 for torch: https://github.com/hszhao/semseg.
+    """Options; the defaults are the authors' ResNet-101 for torch: https://github.com/hszhao/semseg.
 
-    Their Caffe networks stride in the "1x1".
+    Their Caffe networks have `stride_in` "1x1".
     """
 
     backbone: Literal["resnet50", "resnet101"] = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
-    bins: tuple[Bin, ...] = Field(BINS, min_length=1, description="Regions per axis that means are taken over.")
-    stem: Stem = Field("deep", description="What stands in front of the first pooling: a 7x7, or three 3x3.")
-    stride_in: StrideIn = Field("3x3", description="Which convolution of a stage's first block strides.")
+    bins: tuple[Bin, ...] = Field(BINS, min_length=1, description="Regions per axis of each level of the pooling.")
+    stem: Stem = Field(
+        "deep", description="Convolutions in front of the first pooling: one 7x7 (plain), or three 3x3 (deep)."
+    )
+    stride_in: StrideIn = Field("3x3", description="Strided convolution of a stage's first block.")
     first_block: FirstBlock = Field("own", description="Rate of a dilated stage's first block.")
-    aux: bool = Field(True, description="A second head on the third stage, for training only. Sec. 3.3.")
-    align_corners: bool = Field(True, description="How means and logits are resized, as in F.interpolate.")
+    aux: bool = Field(True, description="An auxiliary head on the third stage, for training only. Sec. 3.3.")
+    align_corners: bool = Field(True, description="Alignment of means and logits when resized, as in F.interpolate.")
 
 
 class PSPNet(Network):
-    """The network; its logits leave at the output stride."""
+    """PSPNet; logits at the output stride."""
 
     output_strides = (8, 16)
 
@@ -83,11 +85,11 @@ class PSPNet(Network):
         initialise(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
-        """That of the logits, and that of the auxiliary head if there is one."""
+        """The layer of the logits, and that of the auxiliary head if there is one."""
         return [self.logits] if self.aux is None else [self.logits, cast(nn.Conv2d, self.aux[-1])]
 
     def _features(self, x: Tensor) -> Tensor:
-        """What the last layer looks at, from what the backbone gives."""
+        """Input of the last layer, from the backbone's features."""
         features: Tensor = self.head(torch.cat([x, *self.pooling(x)], dim=1))
         return features
 
@@ -104,7 +106,7 @@ class PSPNet(Network):
 
 
 class PSPNetSMPOptions(Options):
-    """What may vary; the defaults are those of segmentation_models.pytorch."""
+    """Options; the defaults are those of segmentation_models.pytorch."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = Field(
         "resnet34", description="Feature extractor."
@@ -115,7 +117,7 @@ class PSPNetSMPOptions(Options):
 class PSPNetSMP(Network):
     """PSPNet of segmentation_models.pytorch, decoders/pspnet: the first two stages only, at stride 8, with light heads.
 
-    Its encoder also holds the third and the fourth stage and never runs them; they are left out here.
+    The encoder there also has the third and fourth stages and never runs them; here they do not exist.
     """
 
     output_strides = (8,)
@@ -132,7 +134,7 @@ class PSPNetSMP(Network):
         channels = self.backbone.stage_channels[1]
         self.pooling = PyramidPooling(channels, BINS, align_corners=self.align_corners)
         pooled = self.pooling.level_channels
-        # The mean of a whole image has no batch norm there.
+        # There the mean of a whole image has no batch norm.
         self.pooling.levels[0] = nn.Sequential(nn.Conv2d(channels, pooled, 1), nn.ReLU(inplace=True))
         self.feature_channels = scaled_channels(512, options.width_multiplier)
         self.head = nn.Sequential(conv_bn_relu(channels + len(BINS) * pooled, self.feature_channels), nn.Dropout2d(0.2))

@@ -1,7 +1,7 @@
 """U-Net: Ronneberger, Fischer, Brox 2015, arXiv 1505.04597, and its decoder on a ResNet as segmentation_models.pytorch.
 
-A contracting path finds what is there, an expanding one adds at every scale the features that say where. Logits have
-the size of the input, which may be any.
+A contracting path recognises classes; an expanding path adds the contracting path's features at every scale to locate
+them. Logits have the size of the input, which may be any.
 """
 
 from typing import Literal
@@ -18,27 +18,29 @@ from pipeline.models.network import Network, Options, crop
 Padding = Literal["valid", "same"]
 
 _LEVELS = (64, 128, 256, 512, 1024)
-"""Channels from the input's size down to a sixteenth of it: fig. 1."""
+"""Channels at strides 1 to 16: fig. 1."""
 
 MARGIN: dict[Padding, int] = {"valid": 92, "same": 0}
-"""Pixels that the 3x3 convolutions take away at each border: fig. 1 has 388 of 572 left."""
+"""Pixels that the 3x3 convolutions cut off at each border: in fig. 1 388 of 572 are left."""
 
 REMAINDER: dict[Padding, int] = {"valid": 12, "same": 0}
-"""What a side must be modulo 16, so that every pooling meets an even size: 572 in fig. 1."""
+"""Required remainder of a side modulo 16, so that every pooling has an even input: 572 in fig. 1."""
 
 
 class UNetOptions(Options):
-    """What may vary; the defaults are the paper's."""
+    """Options; the defaults are the paper's."""
 
-    padding: Padding = Field("valid", description="valid: convolutions do not pad, the image is mirrored; same: zeros.")
+    padding: Padding = Field(
+        "valid", description="Padding. valid: none, the image is mirrored at its borders; same: zeros."
+    )
     batch_norm: bool = Field(False, description="Batch norm behind every 3x3 convolution.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
 def mirror_indices(length: int, before: int, after: int, *, device: torch.device) -> Tensor:
-    """Indices along an axis that is mirrored at both ends, to and fro if need be; the border itself is not repeated.
+    """Indices along an axis mirrored at both ends, repeatedly if necessary, without repeating the border pixel.
 
-    `F.pad(mode="reflect")` does the same, but by less than a length only.
+    `F.pad(mode="reflect")` does the same only for paddings below the length.
     """
     period = max(1, 2 * (length - 1))
     index = torch.arange(-before, length + after, device=device) % period
@@ -46,15 +48,15 @@ def mirror_indices(length: int, before: int, after: int, *, device: torch.device
 
 
 def mirror(x: Tensor, padding: Padding) -> Tensor:
-    """An image continued at its borders by what the network takes away: the overlap-tile strategy, fig. 2.
+    """Image mirrored at its borders by the margin that the network cuts off: the overlap-tile strategy, fig. 2.
 
     Args:
         x: (N, C, H, W).
         padding: of the convolutions.
 
     Returns:
-        (N, C, H', W') with the image `MARGIN` below the top and right of the left; at the other two borders there is
-        as much or a little more, up to the next size that halves four times.
+        (N, C, H', W') with the image `MARGIN` pixels from the top and the left; the other two margins are at least as
+        wide, up to the next size that can be halved four times.
     """
     margin = MARGIN[padding]
     for axis in (2, 3):
@@ -65,13 +67,13 @@ def mirror(x: Tensor, padding: Padding) -> Tensor:
 
 
 def centre_of(x: Tensor, size: torch.Size) -> Tensor:
-    """The middle of a map, of the last two of `size`."""
+    """Centre crop of a map to the last two of `size`."""
     top, left = (x.size(2) - size[2]) // 2, (x.size(3) - size[3]) // 2
     return x[:, :, top : top + size[2], left : left + size[3]]
 
 
 def level(in_channels: int, channels: int, options: UNetOptions, *, dropout: bool = False) -> nn.Sequential:
-    """Two 3x3 convolutions with ReLU."""
+    """One level: two 3x3 convolutions with ReLU, optionally batch norm and dropout."""
     layers: list[nn.Module] = []
     for entering in (in_channels, channels):
         layers.append(nn.Conv2d(entering, channels, 3, padding=options.padding, bias=not options.batch_norm))
@@ -89,10 +91,10 @@ class UNet(Network):
 
     def __init__(self, num_classes: int, options: UNetOptions, *, in_channels: int, output_stride: int) -> None:
         super().__init__()
-        del output_stride  # there is only one
+        del output_stride  # always 16
         self.padding: Padding = options.padding
         wide = [scaled_channels(channels, options.width_multiplier) for channels in _LEVELS]
-        # "At the end of the contracting path" (sec. 3.1) is the last two levels in the authors' phseg_v5.prototxt.
+        # Dropout "at the end of the contracting path" (sec. 3.1): the last two levels in phseg_v5.prototxt.
         self.contracting = nn.ModuleList(
             level(entering, channels, options, dropout=depth > 2)
             for depth, (entering, channels) in enumerate(zip([in_channels, *wide], wide, strict=False))
@@ -110,30 +112,30 @@ class UNet(Network):
         return features, self.logits(features)
 
     def _contract(self, x: Tensor) -> list[Tensor]:
-        """The features of every level, the deepest last."""
-        found: list[Tensor] = []
-        for one in self.contracting:
-            x = one(F.max_pool2d(x, 2) if found else x)
-            found.append(x)
-        return found
+        """Features of every level, the deepest last."""
+        features: list[Tensor] = []
+        for convolutions in self.contracting:
+            x = convolutions(F.max_pool2d(x, 2) if features else x)
+            features.append(x)
+        return features
 
-    def _expand(self, found: list[Tensor]) -> Tensor:
-        """Features at the input's size, less twice the margin."""
-        x = found.pop()
-        for upsampling, one in zip(self.upsamplings, self.expanding, strict=True):
+    def _expand(self, features: list[Tensor]) -> Tensor:
+        """Features at the input's size, less twice the margin, from those of every level."""
+        x = features.pop()
+        for upsampling, convolutions in zip(self.upsamplings, self.expanding, strict=True):
             x = upsampling(x)
-            x = one(torch.cat([x, centre_of(found.pop(), x.shape)], dim=1))
+            x = convolutions(torch.cat([x, centre_of(features.pop(), x.shape)], dim=1))
         return x
 
 
 def initialise_by_inputs(network: nn.Module) -> None:
-    """First weights as in sec. 3: normal, of deviation sqrt(2 / N), where N values meet in each output; biases 0."""
+    """Initial weights of sec. 3: normal with deviation sqrt(2 / N) for N inputs per output value; biases 0."""
     for module in network.modules():
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or module.weight.is_meta:
             continue
         # The windows of an up-convolution do not overlap: one tap per input channel.
-        meeting = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
-        nn.init.normal_(module.weight, std=(2 / meeting) ** 0.5)
+        inputs = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+        nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -143,16 +145,16 @@ DECODER = (256, 128, 64, 32, 16)
 
 
 class UNetResNetOptions(Options):
-    """What may vary."""
+    """Options of the U-Net on a ResNet."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = Field("resnet50", description="Encoder.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
 class UNetResNet(Network):
-    """`Unet` of https://github.com/qubvel-org/segmentation_models.pytorch, which takes multiples of 32 only.
+    """`Unet` of https://github.com/qubvel-org/segmentation_models.pytorch, for inputs of any size.
 
-    Other sizes are first filled up with zeros at the right and the bottom: what a convolution sees beyond a border.
+    That network takes multiples of 32 only; other sizes are padded with zeros at the right and the bottom.
     """
 
     output_strides = (32,)
@@ -178,17 +180,17 @@ class UNetResNet(Network):
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the decoder's features (N, 16, H, W) and the logits (N, K, H, W)."""
         *skipped, features = self._encode(F.pad(x, (0, -x.size(3) % 32, 0, -x.size(2) % 32)))
-        for one in self.decoder:
+        for convolutions in self.decoder:
             features = F.interpolate(features, scale_factor=2, mode="nearest")
-            features = one(torch.cat([features, skipped.pop()], dim=1) if skipped else features)
+            features = convolutions(torch.cat([features, skipped.pop()], dim=1) if skipped else features)
         return crop(features, x, 1), crop(self.logits(features), x, 1)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
         """Features at strides 2, 4, 8, 16 and 32."""
         encoder = self.encoder
-        found = [encoder.stem(x)]
-        x = encoder.maxpool(found[0])
+        features = [encoder.stem(x)]
+        x = encoder.maxpool(features[0])
         for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
             x = stage(x)
-            found.append(x)
-        return found
+            features.append(x)
+        return features

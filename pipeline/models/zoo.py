@@ -1,4 +1,4 @@
-"""Networks by name: a name, a number of classes and plain options in, a `Network` with random weights out."""
+"""Zoo: networks by name. In: a name, a number of classes and plain options. Out: a `Network` with random weights."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "unet": (UNet, UNetOptions),
     "unet_resnet": (UNetResNet, UNetResNetOptions),
 }
-"""Each network and the class that says what its options are."""
+"""Class and options class of each network, by name."""
 
 MAX_CHANNELS = 16
 
@@ -45,24 +45,24 @@ def build_network(
 ) -> Network:
     """Build a network in training mode.
 
-    The output stride changes neither names nor shapes of the state dict: weights trained at 16 also run at 8, four
-    times as dense and about four times as slow.
+    The output stride changes neither names nor shapes of the state dict: weights trained at 16 also run at 8, with four
+    times the cells in about four times the time.
 
     Args:
         name: a key of `NETWORKS`.
         num_classes: K, channels of the logits.
         in_channels: bands of the input, 1 to 16.
-        output_stride: input pixels per cell of the encoder's features; None takes the one the network was published
-            with. Several networks have only one.
+        output_stride: input pixels per cell of the encoder's features; None takes the published stride. Several
+            networks have only one.
         options: fields of the network's options class, as plain values.
 
     Raises:
-        ConfigError: for an unknown name, option, output stride or number of bands, naming what is known.
+        ConfigError: the name, an option, the output stride or the number of bands is unknown; lists the known ones.
     """
     if name not in NETWORKS:
         raise ConfigError(f"no network {name!r}", hint=f"known: {', '.join(NETWORKS)}")
     if not 1 <= in_channels <= MAX_CHANNELS:
-        raise ConfigError(f"{in_channels} input channels; 1 to {MAX_CHANNELS} are possible")
+        raise ConfigError(f"{in_channels} input channels, allowed are 1 to {MAX_CHANNELS}")
     network, options_class = NETWORKS[name]
     chosen = _validated(name, options_class, options)
     if isinstance(chosen, AroundOptions):

@@ -1,7 +1,7 @@
-"""MobileNetV2, dilated in place of its last strides. Sandler 2018 (arXiv 1801.04381), table 2.
+"""MobileNetV2 with dilation in place of its last strides. Sandler 2018 (arXiv 1801.04381), table 2.
 
-It ends with the 320 channels in front of the classification head, as DeepLab uses it (sec. 6.3 there). Tensors have
-torchvision's names, so ImageNet weights published for it fit by name.
+It ends with the 320 channels in front of the classification head, as in DeepLab (sec. 6.3 there). Tensors have
+torchvision's names, so its published ImageNet weights fit by name.
 """
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def _conv_bn_relu6(
 
 
 class InvertedResidual(nn.Module):
-    """Widen by a 1x1, filter each channel by a 3x3, narrow by a linear 1x1; a shortcut where the shapes agree."""
+    """Expansion by a 1x1, depthwise 3x3, linear projection by a 1x1; a shortcut where the shapes agree."""
 
     def __init__(self, in_channels: int, out_channels: int, *, expansion: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Features at stride 4 and at the output stride.
+    """Backbone with features at stride 4 and at the output stride.
 
-    Weights trained at output stride 16 compute the same features at 8, only denser: `high` at 16 is every second row
+    Weights trained at output stride 16 give the same features at 8 on a denser grid: `high` at 16 is every second row
     and column of `high` at 8.
     """
 
@@ -72,7 +72,7 @@ class MobileNetV2(nn.Module):
         reached, rate = 2, 1
         for expansion, out_channels, repeats, first_stride in _SETTINGS:
             for stride in (first_stride, *[1] * (repeats - 1)):
-                # A block that gives up its stride keeps its rate; only those behind it see a grid twice as dense.
+                # A block without its stride keeps its rate; only the blocks behind it have a grid twice as dense.
                 taken = stride if reached * stride <= output_stride else 1
                 following = scaled_to_eights(out_channels, width)
                 blocks.append(InvertedResidual(channels, following, expansion=expansion, stride=taken, dilation=rate))

@@ -1,7 +1,7 @@
 """VGG-16, the convolutions of configuration D. Simonyan and Zisserman 2014 (arXiv 1409.1556), table 1.
 
-Each network of the family pools and dilates in a way of its own, so this gives stages without pooling. Convolutions
-keep height and width.
+Networks of the zoo pool and dilate in different ways, so the stages have no pooling. Convolutions keep height and
+width.
 """
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 def vgg_stage(
     in_channels: int, channels: tuple[int, ...], *, dilation: int = 1, batch_norm: bool = False
 ) -> nn.Sequential:
-    """3x3 convolutions with bias, each with batch norm if asked for, and ReLU: one stage without its pooling."""
+    """One stage without its pooling: 3x3 convolutions with bias, each with optional batch norm and ReLU."""
     layers: list[nn.Module] = []
     for out_channels in channels:
         layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation))
@@ -26,7 +26,7 @@ def vgg_stage(
 
 
 class VGG16(nn.Module):
-    """The five stages of VGG-16, to be called one by one by a network that pools between them."""
+    """The five stages of VGG-16; a network calls them one by one and pools between them."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class VGG16(nn.Module):
         """
         super().__init__()
         self.channels = tuple(scaled_channels(channels[-1], width) for channels in STAGES)
-        """Channels that each stage gives."""
+        """Output channels of each stage."""
         entering = (in_channels, *self.channels)
         self.stages = nn.ModuleList(
             vgg_stage(
                 entering[index],
-                tuple(scaled_channels(one, width) for one in channels),
+                tuple(scaled_channels(wide, width) for wide in channels),
                 dilation=dilations[index],
                 batch_norm=batch_norm,
             )
@@ -59,9 +59,9 @@ class VGG16(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, C, H, W) -> what each stage gives when 2x2 max pooling of stride 2, rounded up, stands between them."""
-        found = []
-        for index, one in enumerate(self.stages):
-            x = one(x if index == 0 else nn.functional.max_pool2d(x, 2, ceil_mode=True))
-            found.append(x)
-        return found
+        """(N, C, H, W) -> output of each stage, with 2x2 max pooling of stride 2, rounded up, between stages."""
+        outputs = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x if index == 0 else nn.functional.max_pool2d(x, 2, ceil_mode=True))
+            outputs.append(x)
+        return outputs

@@ -1,8 +1,8 @@
-"""Xception-41, -65 and -71 as DeepLab uses them: modified aligned Xception, dilated in place of its last strides.
+"""Xception-41, -65 and -71 of DeepLab: modified aligned Xception with dilation in place of its last strides.
 
 Chen 2018 (arXiv 1802.02611), sec. 3.2 and fig. 4; numbers of units from tensorflow/models,
-research/deeplab/core/xception.py. There is no max pooling: separable convolutions stride. Ports of Xception-65 have the
-same tensors and compute other things with them, so a checkpoint needs to say which `Layout` it was trained as.
+research/deeplab/core/xception.py. Separable convolutions stride, there is no max pooling. Ports of Xception-65 have the
+same tensors but different functions, so a checkpoint's options name its `XceptionLayout`.
 """
 
 from typing import Literal
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from pipeline.models.layers import conv_bn, scaled_channels, set_batch_norm
 
 XceptionLayout = Literal["tensorflow", "timm", "jfzhang"]
-"""Whose Xception it is, among those with the same tensors.
+"""Source of an Xception, among those with the same tensors.
 
 tensorflow: the authors' code, named above. Low-level features are taken in front of the ReLU.
 timm: rwightman's port, timm/models/xception_aligned.py. Low-level features are taken behind that ReLU.
-jfzhang: github.com/jfzhang95/pytorch-deeplab-xception. Another network: its ReLUs, in place, reach the shortcuts too,
-the last unit has them in front, and the low-level features are what enters the second unit, half as many channels.
+jfzhang: github.com/jfzhang95/pytorch-deeplab-xception. A different network: its in-place ReLUs also change the
+shortcuts, the last unit has them in front, and the low-level features are the input of the second unit, with half the
+channels.
 """
 
 Triple = tuple[int, int, int]
 Shortcut = Literal["conv", "sum", "none"]
-"""What a unit adds to its convolutions: a projection of its input, the input, or nothing."""
+"""Shortcut of a unit: a projection of its input, the input itself, or none."""
 
 BATCH_NORM_EPS = {"tensorflow": 1e-3, "timm": 1e-3, "jfzhang": 1e-5}
 
@@ -35,7 +36,7 @@ MIDDLE_UNITS = {41: 8, 65: 16, 71: 16}
 MIDDLE, EXIT, LAST = (728, 728, 728), (728, 1024, 1024), (1536, 1536, 2048)
 
 LOW_STRIDE = 4
-"""Where the low-level features are taken: in the unit that strides from here on."""
+"""Stride of the low-level features: they are taken in the unit that strides further."""
 
 
 def flow(depth: int) -> list[tuple[Triple, int, Shortcut]]:
@@ -70,7 +71,7 @@ class SeparableConv(nn.Module):
 
 
 class Unit(nn.Module):
-    """Three separable convolutions, the last of which strides, around a shortcut: a projection, the input, or none."""
+    """Three separable convolutions, the last one strided, around a shortcut."""
 
     def __init__(
         self,
@@ -87,41 +88,41 @@ class Unit(nn.Module):
 
         Args:
             in_channels: of the input.
-            channels: that each convolution gives.
-            shortcut: what is added to them.
+            channels: output of each convolution.
+            shortcut: added to their output.
             stride: of the last convolution and the shortcut.
             dilation: rate of all three.
             relu_inside: as `SeparableConv`.
-            relu_first: the shortcut sees the input behind a ReLU too.
+            relu_first: apply a ReLU to the input of the shortcut too.
         """
         super().__init__()
         self.sums, self.relu_first = shortcut == "sum", relu_first
         entering = (in_channels, *channels[:2])
         self.convs = nn.ModuleList(
-            SeparableConv(before, after, stride=one, dilation=dilation, relu_inside=relu_inside)
-            for before, after, one in zip(entering, channels, (1, 1, stride), strict=True)
+            SeparableConv(before, after, stride=own, dilation=dilation, relu_inside=relu_inside)
+            for before, after, own in zip(entering, channels, (1, 1, stride), strict=True)
         )
         self.shortcut = nn.Sequential(*conv_bn(in_channels, channels[2], stride=stride)) if shortcut == "conv" else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the last convolution, and the unit's output.
+        """Input of the last convolution, and output of the unit.
 
         (N, in_channels, h, w) -> (N, channels[1], h, w), (N, channels[2], ceil(h / stride), ceil(w / stride)).
         """
         first, second, last = self.convs
         inner: Tensor = second(first(x))
-        made: Tensor = last(inner)
+        filtered: Tensor = last(inner)
         if self.shortcut is None and not self.sums:
-            return inner, made
+            return inner, filtered
         x = F.relu(x) if self.relu_first else x
-        return inner, made + (x if self.shortcut is None else self.shortcut(x))
+        return inner, filtered + (x if self.shortcut is None else self.shortcut(x))
 
 
 class Xception(nn.Module):
-    """Features at stride 4 and at the output stride.
+    """Backbone with features at stride 4 and at the output stride.
 
-    Weights trained at output stride 16 compute the same features at 8, only denser: `high` at 16 is every second row
-    and column of `high` at 8. (The source of `jfzhang` forgets the rate of one convolution at 8; this does not.)
+    Weights trained at output stride 16 give the same features at 8 on a denser grid: `high` at 16 is every second row
+    and column of `high` at 8. (The source of `jfzhang` omits the rate of one convolution at 8.)
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Xception(nn.Module):
             depth: 41, 65 or 71.
             in_channels: bands of the input.
             output_stride: 8, 16 or 32, the stride of the last features.
-            layout: which of the networks with these tensors.
+            layout: source of the weights, among networks with the same tensors.
             width: factor on every number of channels.
         """
         super().__init__()
@@ -157,12 +158,12 @@ class Xception(nn.Module):
             if reached == LOW_STRIDE and stride > 1:
                 self.low_unit = len(units)
                 self.low_channels = channels if layout == "jfzhang" else scaled_channels(wide[1], width)
-            # A unit that gives up its stride keeps its rate; only those behind it see a grid twice as dense.
+            # A unit without its stride keeps its rate; only the units behind it have a grid twice as dense.
             taken = stride if reached * stride <= output_stride else 1
-            made = (scaled_channels(wide[0], width), scaled_channels(wide[1], width), scaled_channels(wide[2], width))
+            scaled = (scaled_channels(wide[0], width), scaled_channels(wide[1], width), scaled_channels(wide[2], width))
             unit = Unit(
                 channels,
-                made,
+                scaled,
                 shortcut=shortcut,
                 stride=taken,
                 dilation=rate,
@@ -170,7 +171,7 @@ class Xception(nn.Module):
                 relu_first=layout == "jfzhang",
             )
             units.append(unit)
-            channels, reached, rate = made[2], reached * taken, rate * stride // taken
+            channels, reached, rate = scaled[2], reached * taken, rate * stride // taken
         self.units = nn.ModuleList(units)
         self.high_channels = channels
         set_batch_norm(self, eps=BATCH_NORM_EPS[layout])
@@ -179,14 +180,14 @@ class Xception(nn.Module):
         """(N, C, H, W) -> low (N, 256, H / 4, W / 4) and high (N, 2048, H / OS, W / OS), sizes rounded up."""
         x = low = self.stem(x)
         for number, unit in enumerate(self.units):
-            inner, made = unit(x)
+            inner, output = unit(x)
             if number == self.low_unit:
                 low = self._low(x, inner)
-            x = made
-        return low, F.relu(x)  # which is there already but for `jfzhang`
+            x = output
+        return low, F.relu(x)  # changes nothing but for `jfzhang`
 
     def _low(self, x: Tensor, inner: Tensor) -> Tensor:
-        """Low-level features, from the input of the unit that leaves stride 4 and what is half-way through it."""
+        """Low-level features, from the input of the unit that leaves stride 4 and the input of its last convolution."""
         if self.layout == "jfzhang":
             return F.relu(x)
         return F.relu(inner) if self.layout == "timm" else inner

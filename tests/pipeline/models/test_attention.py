@@ -37,6 +37,12 @@ def resized(x: Tensor, size: torch.Size, network: AttentionToScale) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=network.align_corners)
 
 
+def attention(network: AttentionToScale, x: Tensor) -> Tensor:
+    """(N, S, h, w): the weight of each scale in each cell of the logits."""
+    features = [features for features, _ in network._at_scales(x)]
+    return network._weigh(network._on_one_grid(x, features))
+
+
 inner = pytest.mark.parametrize("options", INNER.values(), ids=INNER)
 
 
@@ -44,7 +50,7 @@ inner = pytest.mark.parametrize("options", INNER.values(), ids=INNER)
 def test_attention_sums_to_1_over_scales_on_the_logits_grid(options: dict) -> None:
     network, x = tiny(options), torch.randn(2, 3, 70, 33)
     with torch.no_grad():
-        weights, logits = network.attention(x), network(x)
+        weights, logits = attention(network, x), network(x)
     assert weights.shape == (2, 3, *logits.shape[2:])
     assert (weights >= 0).all()
     assert weights.std(dim=1).max() > 0.01
@@ -78,7 +84,7 @@ def test_logits_are_the_average_that_attention_says(options: dict) -> None:
     """Cell by cell, from what the network shows: attention and the scores of each scale."""
     network, x = tiny(options), torch.randn(1, 3, 49, 65)
     with torch.no_grad():
-        weights, found = network.attention(x), network.supervised(x)
+        weights, found = attention(network, x), network.supervised(x)
         logits = found.pop("logits")
         scores = [resized(one, logits.shape[2:], network) for one in found.values()]
         for row in range(logits.size(2)):
@@ -187,12 +193,12 @@ def test_output_strides_and_bands_are_the_inner_networks() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"network": "attention_to_scale"}, "attention around attention"),
+        ({"network": "attention_to_scale"}, "network is attention_to_scale itself"),
         ({"network": "deeplab_v9"}, "no network 'deeplab_v9'"),
         ({"options": {"depth": 3}}, "options of deeplab_v1"),
-        ({"options": {"in_channels": 4}}, "may not hold in_channels"),
+        ({"options": {"in_channels": 4}}, "must not contain in_channels"),
         ({"output_stride": 16}, "deeplab_v1: output stride 16 is not one of (8,)"),
-        ({"scales": (0.5,)}, "hold 1"),
+        ({"scales": (0.5,)}, "must be distinct and contain 1"),
         ({"scales": (1.0, 0.5, 0.5)}, "distinct"),
         ({"scales": (1.0, 1.5)}, "scales.1"),
     ],

@@ -262,7 +262,7 @@ def test_a_card_that_is_no_card_is_refused(folder: str, text: bytes, says: str) 
         ({"output_stride": 32}, "output stride 32"),
         ({"architecture": "resnext"}, "deeplab_v3plus"),
         ({"options": {"depth": 5}}, "depth"),
-        ({"options": {"num_classes": 5}}, "options may not hold num_classes"),
+        ({"options": {"num_classes": 5}}, "options must not contain num_classes"),
     ],
 )
 def test_a_wrong_field_of_the_card_is_named(folder: str, change: dict, says: str) -> None:

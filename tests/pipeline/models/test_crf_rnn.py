@@ -182,9 +182,9 @@ def test_channels_without_a_deviation_are_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"network": "crf_rnn"}, "behind a CRF"),
+        ({"network": "crf_rnn"}, "network is crf_rnn itself"),
         ({"options": {"num_classes": 3}}, "num_classes"),
-        ({"preset": "best"}, "preset is one of"),
+        ({"preset": "best"}, "no preset 'best', known: camvid"),
         ({"std": (0.2, 0.0, 0.2)}, "greater than 0"),
         ({"iterations": 0}, "iterations"),
     ],
