@@ -4,10 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from infra import log
+from tests.support.examples import examples
 
 CANARY = "c4n4ry-s3cret"
 SIGNED = f"https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Signature={CANARY}&X-Amz-Expires=60"
@@ -67,7 +68,7 @@ def test_handlers_of_others_get_redacted_records_too(tmp_path):
     assert CANARY not in written
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(message=st.text(), level=st.sampled_from(["INFO", "WARNING", "ERROR"]))
 def test_every_json_line_is_one_object(capsys, message, level):
     log.configure("json")

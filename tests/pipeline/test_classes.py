@@ -3,7 +3,7 @@ import tomllib
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -75,7 +75,6 @@ def test_shipped_maps_are_part_of_the_package():
     assert {classes.PALETTES / f"{name}.yaml" for name in classes.shipped_class_maps()} <= packaged
 
 
-@settings(deadline=None)
 @given(class_maps())
 def test_png_palette_draws_every_id_in_its_colour(one):
     palette = one.png_palette()
@@ -92,7 +91,6 @@ def swapped(line):
     return f"{where}: {' / '.join(reversed(sides.split(' / ')))}"
 
 
-@settings(deadline=None)
 @given(class_maps(st.sampled_from("ab")), class_maps(st.sampled_from("ab")))
 def test_differences_are_symmetric_and_none_between_equals(one, other):
     assert one.differences(one) == []
@@ -100,7 +98,6 @@ def test_differences_are_symmetric_and_none_between_equals(one, other):
     assert bool(one.differences(other)) == (one.names != other.names)
 
 
-@settings(deadline=None)
 @given(class_maps())
 def test_a_map_written_as_yaml_is_read_back(one):
     text = yaml.safe_dump(one.model_dump(mode="json"))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -106,7 +106,6 @@ def without_logits(one: Scored) -> Scored:
     return dataclasses.replace(one, logits_khw=None)
 
 
-@settings(deadline=None)
 @given(st.lists(items, max_size=4))
 def test_items_survive_the_wire(before):
     table = records.items_to_table(before)
@@ -114,7 +113,6 @@ def test_items_survive_the_wire(before):
     assert records.items_from_table(table) == before
 
 
-@settings(deadline=None)
 @given(st.lists(scored, max_size=4))
 def test_scored_items_survive_the_wire(before):
     table = records.scored_to_table(before)
@@ -125,7 +123,6 @@ def test_scored_items_survive_the_wire(before):
         np.testing.assert_array_equal(now.logits_khw, was.logits_khw)
 
 
-@settings(deadline=None)
 @given(st.lists(rows, max_size=4))
 def test_rows_survive_parquet(before):
     table = records.rows_to_table(before)
@@ -139,7 +136,6 @@ def written_and_read(table: pa.Table) -> pa.Table:
     return pq.read_table(pa.BufferReader(sink.getvalue()))
 
 
-@settings(deadline=None)
 @given(st.lists(scored, min_size=1, max_size=6), st.data())
 def test_slicing_and_joining_tables_is_slicing_and_joining_records(before, data):
     """Ray cuts and joins blocks as it likes."""

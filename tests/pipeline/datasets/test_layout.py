@@ -1,19 +1,20 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.datasets import layout
 from pipeline.errors import ConfigError, InputError, LabelError
 from pipeline.image import labels
+from tests.support.examples import examples
 from tests.support.miniatures import grey_png, palette_png, put, rgb_png
 
 colours = st.tuples(*[st.integers(0, 255)] * 3)
 tables = st.dictionaries(colours, st.integers(0, 255), min_size=1, max_size=9)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.data(), tables)
 def test_colours_become_the_ids_of_a_loop_over_pixels(data, table) -> None:
     drawn = data.draw(arrays(object, (3, 4), elements=st.sampled_from(sorted(table)).map(lambda colour: (colour,))))
@@ -22,7 +23,7 @@ def test_colours_become_the_ids_of_a_loop_over_pixels(data, table) -> None:
     np.testing.assert_array_equal(labels.from_colours(rgb_hwc, table, name="a.png"), expected)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(tables, colours)
 def test_a_colour_that_is_not_in_the_table_is_named(table, strange) -> None:
     table.pop(strange, None)

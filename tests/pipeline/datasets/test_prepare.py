@@ -11,7 +11,7 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import DecodeConfig, ReadConfig, SegmentConfig
@@ -25,6 +25,7 @@ from pipeline.image.decode import decode_image
 from pipeline.run.ledger import Ledger
 from pipeline.source import plan as source
 from tests.support import tiny_layout
+from tests.support.examples import examples
 from tests.support.tiny_layout import TINY, Tiny
 
 SIZES = st.integers(1, 400)
@@ -170,7 +171,7 @@ def test_a_damaged_tiff_is_named_as_in_a_run() -> None:
 
 
 @given(keys=st.sets(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=5))
-@settings(max_examples=30)
+@examples(30)
 def test_member_names_are_safe_and_give_the_keys_back(keys: set[str]) -> None:
     rows = [PreparedRow(key, b"\xff\xd8image", b"label") for key in sorted(keys)]
     with tarfile.open(fileobj=io.BytesIO(prepare.to_tar(rows, "png"))) as tar:

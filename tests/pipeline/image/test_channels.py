@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 
@@ -14,6 +14,7 @@ from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
 from pipeline.image import channels as bands
 from pipeline.image.decode import decode_image
+from tests.support.examples import examples
 
 FIVE = ("blue", "green", "red", "edge", "near")
 
@@ -79,7 +80,7 @@ def test_a_size_above_the_limit_is_refused_on_the_header(monkeypatch):
 
 
 @given(st.integers(0, 3000), st.binary(max_size=20))
-@settings(max_examples=60)
+@examples(60)
 def test_nothing_but_input_errors_comes_out_of_damaged_files(at, patch):
     data = tiff(noise(20, 30, 5), compression="deflate")
     for damaged in (data[:at], data[:at] + patch + data[at + len(patch) :]):

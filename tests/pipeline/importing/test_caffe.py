@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.importing import caffe
+from tests.support.examples import examples
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 SCHEMA = {
@@ -109,7 +110,6 @@ nets = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(nets, st.booleans(), st.booleans(), st.integers(0, 99))
 def test_what_protobuf_writes_is_read_back(net: dict, old: bool, double: bool, seed: int) -> None:
     random = np.random.RandomState(seed)
@@ -132,7 +132,7 @@ def test_layers_without_weights_and_fields_of_no_interest_are_passed_over() -> N
 WHOLE = write({"conv1_1": [np.zeros((2, 3, 3, 3), np.float32), np.ones(2, np.float32)], "fc": [np.ones(3, np.float32)]})
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.integers(1, len(WHOLE) - 1))
 def test_a_file_that_ends_early_is_refused_or_ends_between_two_layers(length: int) -> None:
     try:
@@ -142,7 +142,7 @@ def test_a_file_that_ends_early_is_refused_or_ends_between_two_layers(length: in
     assert list(found) == ["conv1_1"]
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(garbage: bytes) -> None:
     try:
@@ -151,7 +151,7 @@ def test_any_bytes_are_read_or_refused(garbage: bytes) -> None:
         assert "caffemodel" in error.message  # noqa: PT017
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
 def test_a_wrong_byte_gives_the_same_layers_or_a_refusal(position: int, value: int) -> None:
     damaged = WHOLE[:position] + bytes([value]) + WHOLE[position + 1 :]

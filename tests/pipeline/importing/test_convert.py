@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from pipeline.models import checkpoint, zoo
 from tests import ROOT
 from tests.pipeline.importing.test_caffe import write
 from tests.support import foreign_networks as foreign
+from tests.support.examples import examples
 from tests.support.foreign_networks import filled, image, seeded, shapes_of
 
 CASES = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/fixtures/import").glob("*.json")}
@@ -363,7 +364,7 @@ def test_a_backbone_with_a_hole_is_refused(tensors: dict) -> None:
     assert "missing: backbone.layer3.2.conv2.weight" in refusal(file)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.data())
 def test_tensors_of_the_right_names_and_any_shapes_are_converted_or_refused(data) -> None:
     """And one or two of them are missing."""

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, JobError
 from pipeline.importing import reader
 from tests.pipeline.importing.test_caffe import write
+from tests.support.examples import examples
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "bn.num_batches_tracked": torch.tensor(3)}
 
@@ -298,7 +299,7 @@ WHOLE = {"zip": saved(STATE), "old": saved(STATE, zipped=False), "safetensors": 
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.data())
 def test_a_file_that_ends_early_is_refused(kind: str, data) -> None:
     length = data.draw(st.integers(0, len(WHOLE[kind]) - 1))
@@ -307,7 +308,7 @@ def test_a_file_that_ends_early_is_refused(kind: str, data) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", WHOLE)
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.data())
 def test_a_wrong_byte_is_a_refusal_or_another_number(kind: str, data) -> None:
     at, value = data.draw(st.integers(0, len(WHOLE[kind]) - 1)), data.draw(st.integers(0, 255))
@@ -319,7 +320,7 @@ def test_a_wrong_byte_is_a_refusal_or_another_number(kind: str, data) -> None:
     assert sum(one.numel() for one in found.values()) <= len(damaged)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.sampled_from([b"", reader.ZIP, b"\x80\x02", b"\x80\x04"]), st.binary(max_size=100))
 def test_any_bytes_are_refused(start: bytes, garbage: bytes) -> None:
     for name in ("a.pth", "a.safetensors"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,6 +16,7 @@ from pipeline.infer.segmenter import Segmenter, footprint, resolve_precision
 from pipeline.models import zoo
 from pipeline.models.checkpoint import Card, Checkpoint, blank
 from pipeline.records import Image
+from tests.support.examples import examples
 
 TILE = TileConfig(tile_px=64, overlap_px=32, bucket_px=32)
 WHOLE = TileConfig(mode="whole")
@@ -102,7 +103,7 @@ def image(height: int, width: int, seed: int = 0) -> Image:
     return Image(np.random.default_rng(seed).integers(0, 200, (height, width, 3)).astype(np.uint8), None)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=6))
 def test_every_image_gets_its_own_cells_whatever_shares_its_batches(sizes: list[tuple[int, int]]) -> None:
     images = [image(*size, seed=index) for index, size in enumerate(sizes)]
@@ -191,7 +192,7 @@ class Normalised(nn.Module):
         return self.network((x - self.mean) / self.std)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(1, 260), st.integers(1, 260), st.sampled_from([Pooling(), Corners(), Pixelwise()]))
 def test_looks_at_large_images_are_cut_into_tiles_like_the_image_itself(height: int, width: int, network) -> None:
     """These networks see nothing beyond a cell, so that tiles give what the whole image gives."""

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -65,7 +65,6 @@ def test_padding_only_repeats_pixels_of_the_image(height: int, width: int) -> No
     assert set(tile[..., 0].ravel()) <= set(pixels[..., 0].ravel())
 
 
-@settings(deadline=None)
 @given(sides, sides, st.sampled_from([1, 4, 8, 16]), st.booleans(), st.randoms(use_true_random=False))
 def test_cut_then_stitch_is_identity_at_the_stride(
     height: int, width: int, stride: int, align_corners: bool, random

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import InferConfig
@@ -17,7 +17,6 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return rng.integers(0, 256, (height, width, channels)).astype(np.uint8)
 
 
-@settings(deadline=None)
 @given(sides, sides, scales, st.booleans(), st.booleans())
 def test_a_look_is_what_interpolate_gives_rounded_to_whole_levels(
     height: int, width: int, scale: float, flip: bool, align_corners: bool
@@ -46,7 +45,6 @@ def fusion(cfg: InferConfig, height: int, width: int, stride: int, *, align_corn
 
 
 @given(sides, sides, scales, st.booleans(), st.sampled_from([1, 4, 8]), st.booleans())
-@settings(deadline=None)
 def test_scores_that_change_evenly_across_the_image_are_the_same_from_every_look(
     height: int, width: int, scale: float, flip: bool, stride: int, align_corners: bool
 ) -> None:

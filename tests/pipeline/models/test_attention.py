@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.attention import AttentionToScale, scaled_side
 from pipeline.models.catalogue import count_parameters
+from tests.support.examples import examples
 
 LARGE_FOV = {"network": "deeplab_v1", "width_multiplier": 1 / 32}
 PLUS = {
@@ -135,7 +136,7 @@ def test_a_batch_of_one_trains(options: dict, side: int) -> None:
 READY = [tiny(options) for options in INNER.values()]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.sampled_from(READY), st.integers(1, 70), st.integers(1, 70))
 def test_logits_leave_at_the_inner_networks_stride_for_any_size(
     network: AttentionToScale, height: int, width: int

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -11,6 +11,7 @@ from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled_to_eights
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.catalogue import count_macs, count_parameters
 from pipeline.models.layers import ASPP, BatchNorm2d, conv3x3_bn_relu, set_batch_norm, widen
+from tests.support.examples import examples
 
 CHANNELS = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4}
 TINY = {"backbone": "mobilenet_v2", "width_multiplier": 0.25} | CHANNELS
@@ -102,7 +103,7 @@ def test_a_class_less_is_one_filter_and_one_bias_less() -> None:
 READY = [tiny(**options, output_stride=stride).eval() for options in EVERY_KIND.values() for stride in (16, 8)]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.sampled_from(READY), st.integers(1, 70), st.integers(1, 70))
 def test_logits_leave_at_the_stride_of_any_size_rounded_up(network: nn.Module, height: int, width: int) -> None:
     with torch.no_grad():

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from pipeline import classes
@@ -14,6 +14,7 @@ from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card, Checkpoint
+from tests.support.examples import examples
 
 OPTIONS = {
     "backbone": "mobilenet_v2",
@@ -113,7 +114,7 @@ def test_networks_of_one_checkpoint_share_no_memory(folder: str) -> None:
     assert kept.state["logits.weight"].abs().sum() > 0
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(training=st.dictionaries(st.text(), plain, max_size=4))
 def test_card_and_digest_survive_writing_and_reading(tmp_path, training: dict) -> None:
     card = CARD.model_copy(update={"training": training})
@@ -213,7 +214,6 @@ def test_a_pickle_under_another_name_is_refused_and_not_run(folder: str, tmp_pat
 WHOLE = safetensors.torch.save(trained().state_dict())
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_weights_file_with_a_piece_cut_out_is_refused(data) -> None:
     start = data.draw(st.integers(0, len(WHOLE) - 1) | st.integers(0, 64))

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -11,6 +11,7 @@ from pipeline.models import zoo
 from pipeline.models.crf_rnn import CRFRNN, CRFRNNNetwork, CRFRNNOptions, mean_field
 from pipeline.refine.lattice_torch import DenseCRF, upsample_logits
 from pipeline.refine.presets import PRESETS, CrfParams
+from tests.support.examples import examples
 
 PAPER = PRESETS["crf-rnn"]
 SIGMAS = [PAPER.pos_xy, PAPER.bi_xy, PAPER.bi_rgb]
@@ -52,7 +53,7 @@ def test_before_training_the_layer_is_the_dense_crf_of_its_preset(preset: str) -
     torch.testing.assert_close(probs, crf, atol=1e-4, rtol=0)
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(1, 4))
 def test_gradients_are_those_of_finite_differences(height: int, width: int, count: int, iterations: int) -> None:
     images, scores = inputs(count, height, width, num_classes=3, dtype=torch.float64)
@@ -139,7 +140,7 @@ def test_logits_have_the_size_of_the_input_and_are_the_crf_of_the_inner_networks
     torch.testing.assert_close(logits.permute(0, 2, 3, 1).softmax(-1), net.crf(full, levels).softmax(-1))
 
 
-@settings(max_examples=6, deadline=None)
+@examples(6)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 16]))
 def test_any_size_and_number_of_bands_works_in_training(height: int, width: int, bands: int) -> None:
     net = network(bands, std=(0.2,) * bands)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.deeplab_v1 import Classifier, DeepLabV1, pools
+from tests.support.examples import examples
 
 VARIANTS = ["4x4", "7x7", "large_fov"]
 FC6 = {"4x4": (4, 4, 6), "7x7": (7, 4, 12), "large_fov": (3, 12, 12)}
@@ -147,7 +148,7 @@ def test_logits_are_a_linear_function_of_the_features(msc: bool) -> None:
         torch.testing.assert_close(F.conv2d(features, weight, sum(one.fc8.bias for one in classifiers)), logits)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from(VARIANTS), st.booleans())
 def test_features_and_logits_leave_at_an_eighth_of_any_size_rounded_up(
     height: int, width: int, variant: str, msc: bool

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.deeplab_v2 import DeepLabV2
+from tests.support.examples import examples
 
 RATES = {"large_fov": [12], "aspp_s": [2, 4, 8, 12], "aspp_l": [6, 12, 18, 24]}
 EACH_BACKBONE = pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
@@ -240,7 +241,7 @@ def test_logits_at_output_stride_16_are_every_second_one_at_8(head: str, side: t
             torch.testing.assert_close(at_16, at_8[:, :, ::2, ::2])
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     st.integers(1, 70),
     st.integers(1, 70),

@@ -4,7 +4,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.catalogue import count_parameters
+from tests.support.examples import examples
 
 torch.set_num_threads(1)
 
@@ -249,7 +250,7 @@ def test_the_output_stride_changes_no_name_and_no_shape(way: str) -> None:
     assert at_16 == at_8
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([8, 16]), st.sampled_from(sorted(WAYS)))
 def test_logits_leave_at_the_output_stride_for_any_size(height: int, width: int, output_stride: int, way: str) -> None:
     network = evaluated(way, output_stride)

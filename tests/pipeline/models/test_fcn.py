@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.fcn import UPSAMPLING, Upsampling
+from tests.support.examples import examples
 
 CONVOLUTIONS = {"32s": 134_346_581, "16s": 134_346_581 + 10_773, "8s": 134_346_581 + 10_773 + 5_397}
 """Parameters besides the upsampling, with 21 classes; the 7x7 variant of DeepLab v1 has as many as FCN-32s."""
@@ -67,7 +68,7 @@ def test_without_the_auxiliary_head_only_its_parameters_are_missing() -> None:
     assert without.loss_weights == {"logits": 1.0}
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(variants, st.integers(1, 70), st.integers(1, 70))
 def test_the_papers_logits_have_the_size_of_the_input(variant: str, height: int, width: int) -> None:
     network = tiny(variant=variant, width_multiplier=1 / 64).eval()
@@ -77,7 +78,7 @@ def test_the_papers_logits_have_the_size_of_the_input(variant: str, height: int,
     assert features.size(1) == network.feature_channels == 64
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.sampled_from([8, 16]), st.integers(1, 70), st.integers(1, 70))
 def test_the_dilated_networks_logits_leave_at_its_stride(stride: int, height: int, width: int) -> None:
     network = tiny("fcn_dilated", output_stride=stride).eval()

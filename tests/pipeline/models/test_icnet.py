@@ -3,7 +3,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
+from tests.support.examples import examples
 
 torch.set_num_threads(1)
 
@@ -157,7 +158,7 @@ def test_its_scores_are_those_of_the_authors_graph_written_down_again() -> None:
         torch.testing.assert_close(one, expected[name])
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(1, 140), st.integers(1, 140), st.booleans())
 def test_logits_leave_at_a_quarter_of_any_size_rounded_up(height: int, width: int, align_corners: bool) -> None:
     network = evaluated(align_corners)

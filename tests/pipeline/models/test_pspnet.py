@@ -3,7 +3,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.pspnet import PyramidPooling
+from tests.support.examples import examples
 
 torch.set_num_threads(1)
 
@@ -113,7 +114,7 @@ def resized(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return found
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.integers(1, 13), st.integers(1, 13), st.integers(1, 8))
 def test_pooling_is_the_mean_of_regions_that_touch_and_cover_the_map(height: int, width: int, bins: int) -> None:
     """More regions than cells repeat cells."""
@@ -138,7 +139,7 @@ def test_the_output_stride_changes_no_name_and_no_shape(name: str) -> None:
     assert shapes[0] == shapes[-1]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
     st.integers(1, 70),
     st.integers(1, 70),

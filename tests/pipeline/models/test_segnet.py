@@ -1,11 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.models import zoo
+from tests.support.examples import examples
 
 TABLE = [
     *[(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)],
@@ -33,7 +34,7 @@ def test_the_number_of_parameters_follows_from_the_papers_table(num_classes: int
     assert parameters(num_classes) == expected == count
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(1, 70), st.integers(1, 70))
 def test_logits_have_the_size_of_the_input(height: int, width: int) -> None:
     network = tiny().eval()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.unet import mirror, mirror_indices
+from tests.support.examples import examples
 
 VARIANTS = {
     "valid": ("unet", {"width_multiplier": 1 / 32}),
@@ -81,7 +82,7 @@ def test_sizes_inside_are_those_of_figure_1() -> None:
     assert logits.shape == (1, 2, 388, 388)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.sampled_from(list(VARIANTS)), st.integers(1, 70), st.integers(1, 70))
 def test_logits_have_the_size_of_the_input(variant: str, height: int, width: int) -> None:
     network = tiny(variant).eval()

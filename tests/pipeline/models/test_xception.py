@@ -1,13 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.models import zoo
 from pipeline.models.backbones.xception import BATCH_NORM_EPS, Xception
 from pipeline.models.catalogue import count_macs, count_parameters
+from tests.support.examples import examples
 
 LAYOUTS = ("tensorflow", "timm", "jfzhang")
 CLASSIFIER = 2048 * 1000 + 1000
@@ -163,7 +164,7 @@ def test_batch_norm_divides_as_in_the_source(layout: str) -> None:
 SMALLEST = {depth: tiny(depth).float() for depth in (41, 71)}
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.sampled_from([41, 71]), st.integers(1, 70), st.integers(1, 70))
 def test_features_leave_at_strides_4_and_16_of_any_size_rounded_up(depth: int, height: int, width: int) -> None:
     with torch.no_grad():

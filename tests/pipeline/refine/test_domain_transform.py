@@ -2,13 +2,14 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DeadlinePassed
 from pipeline.refine.domain_transform import domain_transform_marginals, gradients, smooth_scores
 from pipeline.refine.presets import DomainTransformParams
 from pipeline.refine.unary import softmax
+from tests.support.examples import examples
 
 PAPER = DomainTransformParams()
 SHARP = DomainTransformParams(sigma_r=1e-4)
@@ -51,7 +52,7 @@ def recurse(line: np.ndarray, feedback: list[float]) -> None:
         line[:, i] = (1 - feedback[i]) * line[:, i] + feedback[i] * line[:, i + 1]
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),
@@ -172,7 +173,7 @@ def test_pixels_that_are_not_valid_keep_their_scores_and_let_nothing_through() -
     np.testing.assert_array_equal(nothing, softmax(logits))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(2, 30), st.permutations(range(4)))
 def test_any_size_gives_probabilities_and_classes_do_not_mix(
     height: int, width: int, num_classes: int, order: list[int]

@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.classes import ClassMap
@@ -26,6 +26,7 @@ from pipeline.refine.engine import (
 )
 from pipeline.refine.presets import PRESETS
 from pipeline.refine.refiner import Refiner
+from tests.support.examples import examples
 
 BUILT = [name for name, spec in REFINE_ENGINES.items() if spec.build]
 DENSE_CRFS = ("native", "torch", "pydensecrf")
@@ -48,7 +49,7 @@ def ask(engine: str, scored: Scored, pixels: np.ndarray, window: Window, *, seco
 
 
 @pytest.mark.parametrize("engine", BUILT)
-@settings(max_examples=15)
+@examples(15)
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     classes=st.integers(2, 12),

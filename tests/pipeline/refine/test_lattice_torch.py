@@ -5,7 +5,7 @@ import pydensecrf.densecrf as pydensecrf
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DeadlinePassed
@@ -13,6 +13,7 @@ from pipeline.records import Item, Scored, Window
 from pipeline.refine import densecrf, lattice_torch, unary
 from pipeline.refine.lattice_torch import DenseCRF, build_lattice, upsample_logits
 from pipeline.refine.presets import PRESETS, CrfParams
+from tests.support.examples import examples
 
 README = CrfParams(10, 80, 13, 3, 3)
 DEEPLAB = CrfParams(4, 67, 3, 3, 1)
@@ -151,7 +152,7 @@ def test_logits_at_a_stride_are_upsampled_first() -> None:
 sizes = st.integers(1, 14)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(sizes, sizes, st.integers(2, 30), st.integers(1, 3), st.integers(1, 16), st.sampled_from([None, 0.0, 0.6]))
 def test_marginals_of_any_batch_are_probabilities_and_those_of_each_image_alone(
     height: int, width: int, num_classes: int, count: int, bands: int, valid_share: float | None
@@ -168,7 +169,7 @@ def test_marginals_of_any_batch_are_probabilities_and_those_of_each_image_alone(
         torch.testing.assert_close(together[one], alone, atol=1e-4, rtol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.permutations(range(6)))
 def test_permuting_the_classes_permutes_the_marginals(order: list[int]) -> None:
     images, logits = batch(1, 20, 30, 6)

@@ -5,7 +5,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import Item, Scored, Window
@@ -13,6 +13,7 @@ from pipeline.refine import native
 from pipeline.refine.native import LogitsGrid, NativeCrf, Refined, bytes_needed
 from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.unary import softmax, upsample_window
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.UNAVAILABLE_BECAUSE))
 
@@ -164,7 +165,7 @@ def test_small_logits_are_upsampled_as_the_unary_does_it(align_corners: bool, dt
 # ---------------------------------------------------------------- laws
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 140),
@@ -243,7 +244,7 @@ def test_frozen_pixels_keep_the_answer_of_their_logits_and_go_on_sending_it(
     assert np.abs((ours - full)[:, ~frozen] - effect).mean() < 0.1 * np.abs(effect).mean()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 140),

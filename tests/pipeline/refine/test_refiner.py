@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.classes import ClassMap
@@ -15,6 +15,7 @@ from pipeline.refine.engine import REFINE_ENGINES
 from pipeline.refine.presets import PRESETS, CrfParams, crf_params
 from pipeline.refine.refiner import Refiner, windows, with_halo
 from pipeline.refine.unary import active_classes, softmax, upsample_window
+from tests.support.examples import examples
 
 CLASSES = ClassMap(name="four", classes=[{"name": name, "colour": (0, 0, 0)} for name in "abcd"])
 
@@ -222,7 +223,7 @@ def test_a_deadline_that_passes_leaves_the_networks_mask_and_says_so() -> None:
     assert late.note.startswith("refine_timeout")
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     st.integers(1, 20),
     st.integers(1, 20),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import classes
@@ -18,6 +18,7 @@ from pipeline.source.plan import Plan
 from pipeline.source.shard import Member, Shard, object_shard, slice_shard
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
+from tests.support.examples import examples
 
 FARM = classes.load_class_map("farmland")
 
@@ -77,7 +78,7 @@ def owed(run: Path | str, plan: Plan) -> dict[str, frozenset[str]]:
 # ---------------------------------------------------------------- what is left to do
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_whatever_was_committed_exactly_the_rest_is_owed(sizes: list[int], rng: random.Random) -> None:
     run = f"memory://{uuid.uuid4().hex}"

@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.page.paint import HATCH, overlay, paint
 from pipeline.records import Row
 from pipeline.run import report
+from tests.support.examples import examples
 from tests.support.pages import Outline, laid_out_width, needs_browser
 
 HOSTILE = "<script>alert(1)</script>"
@@ -119,7 +120,7 @@ def test_paint_gives_classes_their_colour_and_other_pixels_two_greys():
     assert greys == set(HATCH)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_an_overlay_is_the_even_blend_inside_regions_and_the_colour_on_their_outlines(height, width, seed):
     rng = np.random.default_rng(seed)

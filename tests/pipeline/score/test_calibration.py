@@ -3,12 +3,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchmetrics.functional.classification import binary_calibration_error
 
 from pipeline.score.calibration import expected_calibration_error, reliability, reliability_curve
+from tests.support.examples import examples
 
 values = st.sampled_from([0, 1, 255])
 triples = st.integers(0, 200).flatmap(
@@ -51,7 +52,7 @@ def slow_error(counts: np.ndarray, bins: int) -> float:
     return float(error / int(counts[:, 1].sum()))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(counts.filter(lambda counts: counts[:, 1].any()), st.sampled_from([1, 2, 5, 10, 15, 17, 255]))
 def test_the_error_is_its_definition_in_exact_fractions(counts: np.ndarray, bins: int) -> None:
     assert expected_calibration_error(counts, bins) == pytest.approx(slow_error(counts, bins), abs=1e-12)
@@ -60,7 +61,7 @@ def test_the_error_is_its_definition_in_exact_fractions(counts: np.ndarray, bins
     assert np.nansum(curve.accuracy * curve.pixels) == pytest.approx(counts[:, 0].sum())
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(counts.filter(lambda counts: counts[1:255, 1].any()))
 def test_the_error_is_that_of_torchmetrics(counts: np.ndarray) -> None:
     """With 16 bins no level but 0 and 255 lies between two, which torchmetrics puts into the upper one."""

@@ -3,11 +3,12 @@ from math import ceil, hypot
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.score import label_maps
 from pipeline.score.label_maps import has_neighbour, index_of, joint_counts, lookup_rings
+from tests.support.examples import examples
 
 NOT_BUILT = pytest.mark.skipif(label_maps._native is None, reason=str(label_maps.UNAVAILABLE_BECAUSE))
 ALL = np.arange(256, dtype=np.uint8)
@@ -99,7 +100,7 @@ def slow_distance(labels: np.ndarray) -> np.ndarray:
     return np.min([np.full(labels.shape, 10**6)] + [(yy - y) ** 2 + (xx - x) ** 2 for y, x in edges], axis=0)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(maps, st.integers(0, 15))
 def test_distances_to_boundaries_are_those_of_a_search(labels: np.ndarray, cap: int) -> None:
     """Each square of a distance up to 15 pixels is told apart, and everything beyond the cap is one."""

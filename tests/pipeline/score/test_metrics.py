@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchmetrics.functional import classification
@@ -23,6 +23,7 @@ from pipeline.score.metrics import (
     with_band,
     within_bands,
 )
+from tests.support.examples import examples
 
 K = 4
 values = st.sampled_from([0, 1, 2, 3, 255])
@@ -128,7 +129,7 @@ def labelled(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarra
 answered = pairs.map(lambda pair: (pair[0], np.where(pair[1] == 255, 0, pair[1]).astype(np.uint8)))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(answered.filter(lambda pair: (pair[0] != 255).any()))
 def test_scores_are_those_of_scikit_learn(pair) -> None:
     truth, answer = labelled(pair)
@@ -149,7 +150,7 @@ def test_scores_are_those_of_scikit_learn(pair) -> None:
     assert Scores(counts, weights=scores.support / 1).mean_iou == pytest.approx(weighted)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(answered.filter(lambda pair: (pair[0] != 255).any()))
 def test_scores_are_those_of_torchmetrics(pair) -> None:
     truth, answer = (torch.from_numpy(one.astype(np.int64)) for one in pair)

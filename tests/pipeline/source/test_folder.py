@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.config import ReadConfig
@@ -18,6 +18,7 @@ from pipeline.source.folder import LONGEST_SLICE, ends_slice, slice_listing, twi
 from pipeline.source.plan import read_items
 from pipeline.source.shard import Member, Shard, slice_shard
 from pipeline.store import objects
+from tests.support.examples import examples
 
 MEAN = 8
 listings = st.sets(st.integers(0, 10**6), min_size=1, max_size=300).map(
@@ -47,7 +48,7 @@ def test_slices_joined_are_the_listing(paths):
 
 
 @given(listings, st.data())
-@settings(max_examples=200)
+@examples(200)
 def test_a_file_more_or_less_moves_only_the_slices_up_to_the_next_boundary(paths, data):
     assume(len(paths) > 1)
     changed = data.draw(st.sampled_from(paths))

@@ -7,7 +7,7 @@ import uuid
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import ReadConfig
@@ -18,6 +18,7 @@ from pipeline.source.parquet import read_parquet_footer, row_groups
 from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, object_shard
 from pipeline.store import objects
+from tests.support.examples import examples
 
 IMAGES = [f"image {n}".encode() for n in range(40)]
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -95,7 +96,7 @@ def test_cells_without_an_image_are_failures_of_their_own():
 
 
 @given(st.sets(st.integers(0, 39)))
-@settings(max_examples=20)
+@examples(20)
 def test_reading_with_skip_is_reading_less_skip(rows):
     for shard in shards_of(file_of(pa.table({"image": IMAGES}))):
         mine = {row for row in rows if row // 10 == shard.row_group}
@@ -155,7 +156,7 @@ def test_a_file_without_rows_is_one_failure():
 
 
 @given(st.integers(4, 2**31), st.integers(0, 7))
-@settings(max_examples=150)
+@examples(150)
 def test_a_flipped_bit_never_changes_an_image_quietly(position, bit):
     """With page checksums every row is right or its shard ends in a failure; only page headers have no checksum."""
     data = bytearray(file_of(pa.table({"image": IMAGES}), compression="none", use_dictionary=False))
@@ -180,7 +181,7 @@ def test_a_flipped_bit_in_a_page_is_found_by_its_checksum():
 
 
 @given(st.integers(0, 2**31), st.integers(0, 7))
-@settings(max_examples=300)
+@examples(300)
 def test_a_flipped_bit_in_the_footer_never_loses_a_row_quietly(position, bit):
     """The footer has no checksum: Arrow itself reads fewer rows without a word."""
     data = bytearray(file_of(pa.table({"image": IMAGES})))
@@ -225,7 +226,7 @@ def test_pages_that_hold_fewer_rows_than_the_footer_says_are_a_failure():
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**31))
-@settings(max_examples=150)
+@examples(150)
 def test_nothing_but_input_errors_comes_out_of_a_damaged_footer(noise, position):
     data = file_of(pa.table({"image": IMAGES}))
     length = int.from_bytes(data[-8:-4], "little")

@@ -10,7 +10,7 @@ import uuid
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import ReadConfig, SegmentConfig
@@ -18,6 +18,7 @@ from pipeline.errors import JobError, StorageError
 from pipeline.source import parquet
 from pipeline.source.plan import Plan, changed, plan_source, read_items
 from pipeline.store import objects
+from tests.support.examples import examples
 
 
 def put(files: dict[str, bytes], root: str = "") -> str:
@@ -269,7 +270,7 @@ def test_kinds_may_differ_between_sources():
 
 @pytest.mark.parametrize("kind", SOURCES)
 @given(limit=st.integers(1, 60))
-@settings(max_examples=25)
+@examples(25)
 def test_a_limit_gives_the_first_keys_of_the_whole(kind, limit):
     root = put(SOURCES[kind])
     everything = keys_of(plan_source(cfg(root, slice_images=4)))
@@ -283,7 +284,7 @@ def test_a_limit_gives_the_first_keys_of_the_whole(kind, limit):
 
 @pytest.mark.parametrize("kind", SOURCES)
 @given(limit=st.integers(1, 15), committed=st.sets(st.integers(0, 14)))
-@settings(max_examples=25)
+@examples(25)
 def test_resuming_within_a_limit_gives_what_is_left_of_it(kind, limit, committed):
     made = plan_source(cfg(put(SOURCES[kind]), limit=limit, slice_images=4))
     skip = {key for number, key in enumerate(keys_of(made)) if number in committed}

@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import permutations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.config import ReadConfig
@@ -22,6 +22,7 @@ from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, object_shard
 from pipeline.source.webdataset import _IMAGES, BLOCK, entries
 from pipeline.store import objects
+from tests.support.examples import examples
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 END_KEY = "a.tar#"
@@ -63,7 +64,7 @@ names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 @given(st.lists(st.tuples(names, st.binary(max_size=1500)), max_size=6), st.sampled_from(["gnu", "pax"]))
-@settings(max_examples=150)
+@examples(150)
 def test_members_are_those_tarfile_finds(members, kind):
     tar = tar_of(members, kind)
     with tarfile.open(fileobj=io.BytesIO(tar)) as reference:
@@ -260,7 +261,7 @@ def test_a_cut_sample_is_not_given_the_label_for_the_image():
 
 @pytest.mark.parametrize("member", range(3))
 @given(st.integers(0, BLOCK - 1), st.integers(1, 255))
-@settings(max_examples=60)
+@examples(60)
 def test_a_flipped_byte_in_a_header_never_loses_a_sample_quietly(member, position, flip):
     tar = bytearray(tar_of(THREE, "gnu"))
     header_at = list(entries(io.BytesIO(tar)))[member].data_at - BLOCK
@@ -340,7 +341,7 @@ def test_an_extended_header_of_a_gigabyte_is_not_read():
 
 
 @given(st.binary(max_size=3 * BLOCK), st.integers(0, 3000))
-@settings(max_examples=100)
+@examples(100)
 def test_nothing_but_input_errors_comes_out_of_any_bytes(noise, at):
     tar = tar_of(THREE)
     with suppress(InputError):

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.store import objects
+from tests.support.examples import examples
 from tests.support.listing import paths
 from tests.support.s3_servers import SECRET
 
@@ -171,7 +172,7 @@ def test_fifty_racing_writers_make_one_owner(root: str, monkeypatch: pytest.Monk
     assert objects.read_bytes(url) == b"%d" % won.index(True)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.sets(st.lists(st.text("aA0-_. ", max_size=2), max_size=3).map(tuple), max_size=8))
 def test_local_and_memory_list_the_same_in_the_same_order(folders: set[tuple[str, ...]]) -> None:
     names = ["/".join([*(f"d{part}" for part in folder), "file"]) for folder in folders]

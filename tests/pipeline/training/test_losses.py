@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -16,9 +16,10 @@ from pipeline.records import Item, Scored, Window
 from pipeline.refine import unary
 from pipeline.training import losses
 from pipeline.training.config import LossConfig
+from tests.support.examples import examples
 
 K, IGNORE = 4, 255
-few = settings(max_examples=25)
+few = examples(25)
 TERMS = ("cross_entropy", "ohem", "focal", "dice", "lovasz")
 values = st.sampled_from([0, 1, 2, 3, IGNORE])
 labels = arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)), elements=values)

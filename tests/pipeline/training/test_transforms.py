@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.training import transforms
 from pipeline.training.config import AugmentConfig
 from pipeline.training.transforms import augment, centre_crop
+from tests.support.examples import examples
 
 IGNORE = 255
 PLAIN = {"scale": (1.0, 1.0), "flip": False}
@@ -46,7 +47,7 @@ def gradient(height, width, bands=3):
 
 
 @given(labels, configs, st.integers(1, 5), st.integers(0, 99))
-@settings(max_examples=60)
+@examples(60)
 def test_a_label_holds_only_values_it_had_and_the_ignore_id(label, cfg, bands, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (*label.shape, bands), np.uint8)
     seen, varied = view_of(pixels, label, cfg, seed)
@@ -57,7 +58,7 @@ def test_a_label_holds_only_values_it_had_and_the_ignore_id(label, cfg, bands, s
 
 
 @given(labels, configs, st.integers(0, 99))
-@settings(max_examples=20)
+@examples(20)
 def test_the_same_generator_gives_the_same_view_and_the_original_is_left_alone(label, cfg, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (*label.shape, 3), np.uint8)
     before = pixels.copy(), label.copy()

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import classes
@@ -13,6 +13,7 @@ from pipeline.refine import native
 from pipeline.training import weak
 from pipeline.training.config import WeakConfig
 from pipeline.training.weak import BOXES, CLASSES, FULL, Box
+from tests.support.examples import examples
 
 FARMLAND = classes.load_class_map("farmland")
 K, BACKGROUND, IGNORE = 4, 1, 255
@@ -105,7 +106,7 @@ def covers(one: Box, y: int, x: int) -> bool:
     return one.y0 <= y < one.y1 and one.x0 <= x < one.x1
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(lists_of_boxes)
 def test_rect_gives_a_pixel_to_the_smallest_box_it_lies_in(boxes: list[Box]) -> None:
     found = weak.rectangle_labels(boxes, HEIGHT, WIDTH, background=BACKGROUND)
@@ -140,7 +141,7 @@ def segmented(boxes: list[Box], pixels_hwc: np.ndarray = NOISE, sure_share: floa
     return weak.crf_labels(pixels_hwc, boxes, sure_share=sure_share, background=BACKGROUND)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(lists_of_boxes)
 def test_seg_gives_no_pixel_a_class_whose_boxes_it_lies_outside_of(boxes: list[Box]) -> None:
     found = segmented(boxes)
@@ -149,7 +150,7 @@ def test_seg_gives_no_pixel_a_class_whose_boxes_it_lies_outside_of(boxes: list[B
         assert found[y, x] in {BACKGROUND, *(one.class_id for one in boxes if covers(one, y, x))}
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(some_boxes(), st.sampled_from([0.0, 0.2, 1.0]))
 def test_seg_keeps_the_middle_of_a_box_for_its_class_and_all_of_it_when_all_is_sure(one: Box, share: float) -> None:
     found = segmented([one], sure_share=share)
@@ -226,7 +227,7 @@ def by_hand(scores: torch.Tensor, label: int, present: torch.Tensor, supervision
     return found
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(batches(), st.floats(0, 9), st.floats(0, 9))
 def test_em_fixed_is_its_definition_pixel_by_pixel(batch, bias_fg: float, bias_bg: float) -> None:
     logits, labels, present, supervision = batch
@@ -237,7 +238,7 @@ def test_em_fixed_is_its_definition_pixel_by_pixel(batch, bias_fg: float, bias_b
         assert int(found[n, y, x]) == by_hand(logits[n, :, y, x], *said, cfg)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(batches(), st.sampled_from(["em_fixed", "em_adapt"]))
 def test_only_classes_that_are_there_are_given_and_what_is_known_stays(batch, how: str) -> None:
     _, labels, present, supervision = batch
@@ -251,7 +252,7 @@ def test_only_classes_that_are_there_are_given_and_what_is_known_stays(batch, ho
         assert present[n, found[n][found[n] != IGNORE].long()].all()
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(batches(), st.sampled_from(["em_fixed", "em_adapt"]))
 def test_each_image_is_answered_for_itself(batch, how: str) -> None:
     whole = answered(batch, classes=how)
@@ -259,7 +260,7 @@ def test_each_image_is_answered_for_itself(batch, how: str) -> None:
         assert torch.equal(answered([one[n : n + 1] for one in batch], classes=how)[0], whole[n])
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(batches(), st.sampled_from(["em_fixed", "em_adapt"]))
 def test_what_a_pixel_adds_to_all_of_its_scores_does_not_matter(batch, how: str) -> None:
     logits, *rest = batch
@@ -294,7 +295,7 @@ def won(scores_km: torch.Tensor, biases: torch.Tensor) -> list[int]:
     return torch.bincount((scores_km + biases[:, None]).argmax(0), minlength=len(biases)).tolist()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(problems())
 def test_em_adapt_gives_every_class_its_share_but_for_a_tied_pixel_per_class(problem) -> None:
     scores, shares = problem
@@ -304,7 +305,7 @@ def test_em_adapt_gives_every_class_its_share_but_for_a_tied_pixel_per_class(pro
         assert got >= int(share * scores.shape[1]) - len(shares)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(problems())
 def test_no_bias_of_em_adapt_is_larger_than_it_must_be(problem) -> None:
     scores, shares = problem
@@ -317,7 +318,7 @@ def test_no_bias_of_em_adapt_is_larger_than_it_must_be(problem) -> None:
         assert won(scores, lower)[k] <= quota
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(problems())
 def test_the_order_of_classes_does_not_matter_to_em_adapt(problem) -> None:
     scores, shares = problem
