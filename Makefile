@@ -1,5 +1,6 @@
 # Each command sets up what it needs in .venv: `make demo` runs the main job on generated farmland, `make test` adds the
-# developer's packages and runs every test, `make docs` builds the site.
+# developer's packages and checks a change in a few minutes, `make test-cluster` runs all other tests, `make docs` builds
+# the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ INSTALL ?= $(if $(shell command -v uv),$(UV_OR_PIP),$(PIP))
 
 KERNELS := $(wildcard pipeline/refine/densecrf_native/* pipeline/score/label_maps_native/*)
 
-.PHONY: install develop demo test lint docs sanitize clean
+.PHONY: install develop demo test test-cluster lint docs sanitize clean
 
 # The package comes first, by itself; asking for it by name then installs what it depends on, and compiles nothing again.
 $(VENV)/.installed: pyproject.toml setup.py $(KERNELS)
@@ -38,8 +39,15 @@ demo: install
 	$(BIN)/python -m jobs.demo --output demo
 
 # Two processes of one thread each: on the small tensors of tests, waking more threads costs more than they give.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+# Lint, all tests that need no Ray cluster, and the few of those that do which are marked `smoke`.
 test: develop lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not ray or smoke"
+
+# All other tests that start Ray, and every law with all its examples.
+test-cluster: develop
+	HYPOTHESIS_PROFILE=full $(PYTEST) -m "ray and not smoke or hypothesis"
 
 lint: develop
 	$(BIN)/ruff format --check .

@@ -6,17 +6,22 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from tests import ROOT
-from tests.support import ray_servers, s3_servers
+from tests.support import examples, forked, ray_servers, s3_servers  # noqa: F401 - examples sets how many
+from tests.support.forked import ForkServer
 from tests.support.ray_servers import Cluster
 from tests.support.s3_servers import FaultProxy, S3Server
 
-# Two shared cores: how long an example takes says nothing about the code.
-hypothesis.settings.register_profile("atrous", deadline=None)
-hypothesis.settings.load_profile("atrous")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several test processes one runs all that starts Ray, on one cluster at a time; the others take whole files."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        on_ray = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +70,10 @@ def ray_cluster() -> Iterator[Cluster]:
     """A Ray cluster of two CPUs with token authentication, shared by the session."""
     with ray_servers.cluster(PYTHONPATH=f"{ROOT}:{os.environ.get('PYTHONPATH', '')}") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Starts jobs in processes of their own without the seconds that imports take, shared by the session."""
+    with forked.fork_server("tests.support.without_ray", "jobs.inspect_run") as server:
+        yield server

@@ -1,7 +1,7 @@
-"""The evaluation job from end to end: real clusters, and S3 on loopback."""
+"""The evaluation job from end to end: without Ray, and on a real cluster over S3 on loopback."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +14,23 @@ from pipeline.records import rows_from_table
 from pipeline.run import parts
 from pipeline.store import objects
 from tests import ROOT
-from tests.jobs.test_segment_dataset import SMALL_PARTS, kill_a_worker
 from tests.support import ray_servers
-from tests.support.drivers import QUICK, Outcome, finish, start
+from tests.support.drivers import QUICK, SMALL_PARTS, Outcome, finish, forked, kill_a_worker, start
+from tests.support.forked import ForkServer
 from tests.support.judged_runs import counted
 from tests.support.ray_servers import Cluster
 from tests.support.s3_servers import S3Server
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
 FIELDS = 40
 
 
-def evaluate(*flags: str, **how) -> Outcome:
-    return finish(start(*flags, *QUICK, module="jobs.evaluate", **how), timeout_s=500)
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def evaluate(forks: ForkServer) -> Run:
+    """Runs the job to its end, small and quick, in a process of its own and without Ray."""
+    return lambda *flags: forked(forks, *flags, *QUICK, module="jobs.evaluate")
 
 
 def expected_counts(run_url: str, labels: str, class_map) -> np.ndarray:
@@ -52,6 +55,7 @@ def wide_cluster(moto_server: S3Server) -> Iterator[Cluster]:
         yield running
 
 
+@pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.faults
 def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_one_killed(
@@ -80,14 +84,14 @@ def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_
                 np.testing.assert_array_equal(getattr(answer, array), getattr(found.answers[name], array))
 
 
-def test_several_settings_history_and_gate_in_one_go(ray_cluster: Cluster, tmp_path: Path) -> None:
+def test_several_settings_history_and_gate_in_one_go(evaluate: Run, tmp_path: Path) -> None:
     farmland.write_folder(str(tmp_path / "in"), 4, size_px=64, seed=9, with_labels=True)
     settings = "settings:\n  plain: {refine: {engine: none}}\n  fine: {infer: {output_stride: 8}}\n"
     (tmp_path / "run.yaml").write_text(settings)
     (tmp_path / "gates.yaml").write_text("min_images: 2\nfloors: {crop: 0.999}\n")
     flags = ["--config", str(tmp_path / "run.yaml"), "--source", str(tmp_path / "in"), "--checkpoint", "farmland"]
     flags += ["--history", str(tmp_path / "history"), "--gates", str(tmp_path / "gates.yaml")]
-    outcome = evaluate(*flags, cluster=ray_cluster)
+    outcome = evaluate(*flags)
     assert (outcome.status, outcome.summary["gate"]) == (3, "failed"), outcome.log
     assert "crop floor" in outcome.log
     assert outcome.summary["settings"].keys() == {"plain", "fine"}
@@ -95,16 +99,16 @@ def test_several_settings_history_and_gate_in_one_go(ray_cluster: Cluster, tmp_p
     folder = Path(outcome.summary["evaluation"])
     assert json.loads((folder / "evaluation.json").read_text()).keys() == {"plain", "fine"}
     assert len(list((tmp_path / "history").glob("evaluation-*.parquet"))) == 2
-    again = evaluate(*flags, cluster=ray_cluster)
+    again = evaluate(*flags)
     assert [one["rows_now"] for one in again.summary["settings"].values()] == [0, 0]
     assert len(list((tmp_path / "history").glob("evaluation-*.parquet"))) == 2
 
 
-def test_more_failures_than_allowed_are_an_exit_status(ray_cluster: Cluster, tmp_path: Path) -> None:
+def test_more_failures_than_allowed_are_an_exit_status(evaluate: Run, tmp_path: Path) -> None:
     farmland.write_folder(str(tmp_path / "in"), 3, size_px=48, seed=9, with_labels=True)
     (tmp_path / "in/labels/farm_000001.png").unlink()
     flags = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--checkpoint", "farmland"]
-    outcome = evaluate(*flags, cluster=ray_cluster)
+    outcome = evaluate(*flags)
     assert outcome.status == 1, outcome.log
     rows = rows_from_table(parts.read_columns(run_of(outcome), parts.list_parts(run_of(outcome))[0], [*ROW]))
     assert [row.error_code for row in rows if row.error_code] == ["label_missing"]

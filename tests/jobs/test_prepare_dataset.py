@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from pipeline.run.ledger import Ledger
 from tests.pipeline.datasets.test_prepare import files_of, preparation, read_back
 from tests.pipeline.datasets.test_receipts import problems
 from tests.support import tiny_layout
-from tests.support.drivers import Outcome, finish, start
+from tests.support.drivers import Outcome, finish, forked, start
+from tests.support.forked import ForkServer
 from tests.support.ray_servers import Cluster
 from tests.support.s3_servers import S3Server
 from tests.support.tiny_layout import TINY, picture
@@ -174,26 +176,40 @@ def on_a_cluster(root: Path, output: Path, *flags: str, moment: str = "never", *
     return finish(start(moment, *flags_for(root, output), *flags, module="tests.support.tiny_layout", **how))
 
 
-@pytest.mark.ray
 @pytest.mark.faults
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("moment", ["plan.json", "receipts=1", "manifest.json"])
 def test_a_driver_killed_at_any_moment_is_finished_by_the_same_command(
-    moment: str, whole: Path, download: Path, ray_cluster: Cluster, tmp_path: Path
+    moment: str, here: Run, forks: ForkServer, whole: Path, download: Path, tmp_path: Path
 ) -> None:
-    killed = on_a_cluster(download, tmp_path / "out", cluster=ray_cluster, moment=moment)
+    flags = flags_for(download, tmp_path / "out")
+    killed = forked(forks, moment, *flags, module="tests.support.tiny_layout")
+    assert_finished_by(lambda: here(download, tmp_path / "out"), killed, tmp_path, whole)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_a_driver_killed_while_its_workers_go_on_is_finished_by_the_same_command(
+    whole: Path, download: Path, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    killed = on_a_cluster(download, tmp_path / "out", cluster=ray_cluster, moment="receipts=1")
+    resume = partial(on_a_cluster, download, tmp_path / "out", cluster=ray_cluster)
+    assert_finished_by(resume, killed, tmp_path, whole)
+
+
+def assert_finished_by(resume: Callable[[], Outcome], killed: Outcome, tmp_path: Path, whole: Path) -> None:
+    """What a killed driver left in `tmp_path/out` becomes, by one more run, what a whole run leaves."""
     assert killed.status == -9, killed.log
     assert not (tmp_path / "out/_SUCCESS").exists()
     receipts = len(list(tmp_path.glob("out/_run/shards/*.json")))
-    resumed = on_a_cluster(download, tmp_path / "out", cluster=ray_cluster)
+    resumed = resume()
     assert resumed.status == 0, resumed.log
     assert resumed.summary["examples_now"] <= TRAIN + VAL - receipts  # a shard has one example at least
     assert content_of(tmp_path / "out") == content_of(whole)
 
 
 @pytest.mark.ray
+@pytest.mark.smoke
 @pytest.mark.faults
-@pytest.mark.timeout(300)
 def test_an_example_that_kills_its_worker_fails_alone(ray_cluster: Cluster, tmp_path: Path) -> None:
     root = tmp_path / "in"
     tiny_layout.write(str(root), train=6, val=1)

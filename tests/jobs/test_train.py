@@ -131,7 +131,6 @@ def assert_same_but_for_rounding(one: Path, other: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
 def test_two_workers_have_the_loss_curve_of_one(tmp_path):
     larger = training_runs.write_data(tmp_path / "data", size_px=65)
     for size, name in ((1, "alone"), (2, "shared")):
@@ -141,7 +140,6 @@ def test_two_workers_have_the_loss_curve_of_one(tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
 def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(data, tmp_path, capsys):
     changed = {"ema": 0.9, "runtime": {"checkpoint_every": 2, "loader_workers": 1}}
     whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
@@ -247,7 +245,6 @@ def first_within(seconds: float, found: Callable[[], Any]) -> Any:
 
 @pytest.mark.ray
 @pytest.mark.faults
-@pytest.mark.timeout(900)
 def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster, capsys):
     changed = {
         "schedule": {"steps": 400},
@@ -275,7 +272,6 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_o
 
 @pytest.mark.ray
 @pytest.mark.faults
-@pytest.mark.timeout(900)
 def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_same_loss_curve(tmp_path):
     larger = training_runs.write_data(tmp_path / "data", size_px=65)
     elastic = {"workers": 2, "min_workers": 1, "checkpoint_every": 1, "max_failures": 1}

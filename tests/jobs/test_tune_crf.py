@@ -25,8 +25,6 @@ from pipeline.tune.search import Candidate
 from tests.support.drivers import Outcome, finish, start
 from tests.support.ray_servers import Cluster
 
-pytestmark = pytest.mark.timeout(300)
-
 FARM = classes.load_class_map("farmland")
 QUICK = ["--refine.iterations", "2", "--infer.precision", "fp32", "--chunk-images", "2", "--samples", "100"]
 IMAGES = 9
@@ -55,6 +53,7 @@ def searched(fields: Path, ray_cluster: Cluster, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.ray
+@pytest.mark.smoke
 def test_a_search_ends_with_parameters_a_table_a_page_and_a_summary(searched: tuple[Outcome, Path]) -> None:
     outcome, output = searched
     assert outcome.status == 0, outcome.log
@@ -83,6 +82,7 @@ def test_a_search_ends_with_parameters_a_table_a_page_and_a_summary(searched: tu
 
 
 @pytest.mark.ray
+@pytest.mark.smoke
 def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
     fields: Path, searched: tuple[Outcome, Path], tmp_path: Path
 ) -> None:

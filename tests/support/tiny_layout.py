@@ -108,20 +108,20 @@ def _die_with_receipts(output: Path, count: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     """See the top of this file."""
-    from jobs import command_line, prepare_dataset
+    from jobs import prepare_dataset
     from tests.support.drivers import _then_die
 
     DATASET_LAYOUTS["tiny"] = tiny()
-    moment, *flags = sys.argv[1:]
+    moment, *flags = argv
     if moment.startswith("receipts="):
         output = Path(flags[flags.index("--output") + 1])
         threading.Thread(target=_die_with_receipts, args=(output, int(moment[9:])), daemon=True).start()
     elif moment != "never":
         for name in ("put", "put_if_absent"):
             setattr(objects, name, _then_die(getattr(objects, name), moment))
-    command_line.leave(prepare_dataset.main(flags))
+    return prepare_dataset.main(flags)
 
 
 def tiny() -> DatasetLayout:
@@ -132,4 +132,6 @@ def tiny() -> DatasetLayout:
 
 
 if __name__ == "__main__":
-    main()
+    from jobs import command_line
+
+    command_line.leave(main(sys.argv[1:]))

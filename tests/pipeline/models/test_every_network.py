@@ -59,7 +59,6 @@ def test_the_stages_segment_with_it(network: str, fields: Path, tmp_path: Path) 
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("network", ["attention_to_scale", "crf_rnn"])
 def test_the_main_job_segments_on_a_cluster_with_networks_around_others(
     network: str, fields: Path, ray_cluster: Cluster, tmp_path: Path
