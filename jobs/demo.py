@@ -5,12 +5,11 @@
 About a minute on two cores. The same command again does nothing.
 """
 
-import importlib
 import logging
 from pathlib import Path
 
 from infra import log as logs
-from jobs import command_line
+from jobs import cli, command_line
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +27,15 @@ def main(argv: list[str] | None = None) -> int:
     output = Path(args.output)
     generate(output / "source", args.images, args.size_px, seed=2026)
     generate(output / "labelled", max(args.images // 3, 1), args.size_px // 2, seed=4052, with_labels=True)
-    status = run_job("segment_dataset", output / "source", output / "out")
+    status = run_job("segment", output / "source", output / "out")
     return status or run_job("evaluate", output / "labelled", output / "evaluation")
 
 
-def run_job(job: str, source: Path, output: Path) -> int:
-    """Run another job in this process, as its command line would; returns the exit status."""
+def run_job(name: str, source: Path, output: Path) -> int:
+    """Run another job in this process, as `atrous <name>` does; returns the exit status."""
     flags = ["--source", str(source), "--output", str(output), *ALWAYS]
-    log.info("python -m jobs.%s %s", job, " ".join(flags))
-    status: int = importlib.import_module(f"jobs.{job}").main(flags)
-    return status
+    log.info("atrous %s %s", name, " ".join(flags))
+    return cli.main([name, *flags])
 
 
 def generate(folder: Path, images: int, size_px: int, *, seed: int, with_labels: bool = False) -> None:
