@@ -34,8 +34,8 @@ from pipeline.errors import InputError, JobError, LabelError
 from pipeline.image import channels, encode, labels
 from pipeline.image.decode import decode_image
 from pipeline.records import LEFT_WHOLE, Failure, UInt8
-from pipeline.run import parts as sink
 from pipeline.run.ledger import LedgerClient, work_guarded
+from pipeline.run.parts import part_name
 from pipeline.run.stages import kill_process_after
 from pipeline.source.shard import read_failure
 from pipeline.store import objects
@@ -361,7 +361,7 @@ def put_failures(job: Preparation, split: str, rows: Sequence[PreparedRow]) -> P
 
 
 def _stem(rows: Sequence[PreparedRow]) -> str:
-    return sink.part_name(row.key for row in rows).removesuffix(".parquet")
+    return part_name(row.key for row in rows).removesuffix(".parquet")
 
 
 def _put(output: str, path: str, data: bytes, rows: int) -> PartInfo:

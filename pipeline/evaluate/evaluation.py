@@ -22,8 +22,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Float64, Int64, Judgement, judgements_from
 from pipeline.redact import redact
-from pipeline.run import manifest
-from pipeline.run import parts as sink
+from pipeline.run import manifest, parts
 from pipeline.score.answers import answer_names
 from pipeline.score.calibration import LEVELS
 from pipeline.score.metrics import Interval, Scores
@@ -167,11 +166,11 @@ def read_evaluation(
     if finished is None:
         raise ConfigError(f"{redact(run_url)} is not a finished run", hint="submit the same evaluation again")
     cfg, digest = _read_run_config(run_url)
-    parts = sink.list_parts(run_url)
-    if not parts:
+    part_names = parts.list_parts(run_url)
+    if not part_names:
         raise ConfigError(f"{redact(run_url)} has no rows: its source holds no image")
-    classes = sink.read_classes(run_url, parts[0])
-    images, sums = _collect(run_url, parts)
+    classes = parts.read_classes(run_url, part_names[0])
+    images, sums = _collect(run_url, part_names)
     answers = {
         answer: _answer_counts(answer, sums[answer], classes, cfg)
         for answer in answer_names(cfg.masks, cfg.refine.engine)
@@ -219,11 +218,11 @@ def _read_run_config(run_url: str) -> tuple[EvaluateConfig, str]:
         raise ConfigError(f"{redact(run_url)} is not a run of an evaluation", hint="submit jobs/evaluate.py") from error
 
 
-def _collect(run_url: str, parts: Sequence[str]) -> tuple[pd.DataFrame, defaultdict[str, _Sums]]:
+def _collect(run_url: str, part_names: Sequence[str]) -> tuple[pd.DataFrame, defaultdict[str, _Sums]]:
     """`IMAGE_COLUMNS` of all scored images, sorted by key, and the counts of every answer in the same order."""
     frames: list[pd.DataFrame] = []
     by_key: list[tuple[str, list[Judgement]]] = []
-    for table in manifest.read_parts(run_url, parts, ["status", *IMAGE_COLUMNS, "judgements"]):
+    for table in manifest.read_parts(run_url, part_names, ["status", *IMAGE_COLUMNS, "judgements"]):
         ok = table.filter(pc.equal(table["status"], "ok"))
         frames.append(ok.drop_columns(["status", "judgements"]).to_pandas())
         by_key += zip(

@@ -21,7 +21,7 @@ from pipeline.classes import ClassMap
 from pipeline.errors import JobError
 from pipeline.prefetch import ahead
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
-from pipeline.run import parts as sink
+from pipeline.run import parts
 from pipeline.run.parts import Part
 from pipeline.source.plan import Plan
 from pipeline.source.shard import Shard
@@ -111,10 +111,10 @@ def _each(call: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
 
 def read_footers(run_url: str) -> list[Part]:
     """Footers of all committed parts."""
-    return list(_each(lambda name: sink.read_part_footer(run_url, name), sink.list_parts(run_url)))
+    return list(_each(lambda name: parts.read_part_footer(run_url, name), parts.list_parts(run_url)))
 
 
-def pending_shards(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[PendingShard]:
+def pending_shards(run_url: str, plan: Plan, part_footers: Sequence[Part]) -> list[PendingShard]:
     """The shards that are not done, in plan order.
 
     A shard is done when as many of its rows are committed as it has. A folder that grew is cut into new slices, whose
@@ -125,7 +125,7 @@ def pending_shards(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Pend
     """
     rows: Counter[str] = Counter()
     totals: dict[str, int] = {shard.id: shard.rows for shard in plan.shards if shard.rows is not None}
-    for part in parts:
+    for part in part_footers:
         for shard_id, count in part.shards.items():
             rows[shard_id] += count.rows
             if count.shard_rows is not None:
@@ -134,7 +134,7 @@ def pending_shards(run_url: str, plan: Plan, parts: Sequence[Part]) -> list[Pend
     planned = {shard.id for shard in plan.shards}
     orphans = {shard_id for shard_id in rows if shard_id not in planned}
     partial = {shard.id for shard in open_shards if rows[shard.id]}
-    known = _committed_keys(run_url, parts, partial | orphans) if partial or orphans else {}
+    known = _committed_keys(run_url, part_footers, partial | orphans) if partial or orphans else {}
     by_key = {key: etag for shard_id in orphans for key, etag in known.get(shard_id, {}).items()}
     pending = [PendingShard(shard, _skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
     return [shard for shard in pending if shard.shard.rows is None or len(shard.skip) < shard.shard.rows]
@@ -150,11 +150,11 @@ def _skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -> frozen
     return frozenset(own) | {member.key for member in moved}
 
 
-def _committed_keys(run_url: str, parts: Sequence[Part], shard_ids: set[str]) -> dict[str, dict[str, str]]:
+def _committed_keys(run_url: str, part_footers: Sequence[Part], shard_ids: set[str]) -> dict[str, dict[str, str]]:
     """Keys and etags of the committed rows of some shards; opens only the parts that hold them."""
-    names = [part.name for part in parts if not shard_ids.isdisjoint(part.shards)]
+    names = [part.name for part in part_footers if not shard_ids.isdisjoint(part.shards)]
     etags: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for table in _each(lambda name: sink.read_columns(run_url, name, ["key", "shard", "source_etag"]), names):
+    for table in _each(lambda name: parts.read_columns(run_url, name, ["key", "shard", "source_etag"]), names):
         for key, shard_id, etag in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
             if shard_id in shard_ids:
                 etags[shard_id][key] = etag
@@ -168,8 +168,8 @@ def remove_duplicates(run_url: str) -> int:
     before `failed`, then the one in the part that comes first by name. The smaller part is put before the larger one
     is deleted, so a crash on the way loses nothing and the next call goes on.
     """
-    names = sink.list_parts(run_url)
-    tables = list(_each(lambda name: sink.read_columns(run_url, name, ["key", "status"]), names))
+    names = parts.list_parts(run_url)
+    tables = list(_each(lambda name: parts.read_columns(run_url, name, ["key", "status"]), names))
     hashes = np.concatenate([_hashes(table) for table in tables]) if tables else np.empty(0, np.uint64)
     values, counts = np.unique(hashes, return_counts=True)
     twice = values[counts > 1]
@@ -190,12 +190,12 @@ def remove_duplicates(run_url: str) -> int:
 
 def rewrite_without(run_url: str, name: str, keys: set[str]) -> None:
     """Replace a part by one without some keys; the part goes away when nothing is left of it."""
-    table = sink.read_columns(run_url, name, ROW_SCHEMA.names)
+    table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
     kept = table.filter(pa.array([key not in keys for key in table["key"].to_pylist()]))
     if len(kept):
-        classes = ClassMap.model_validate_json(table.schema.metadata[sink.CLASSES_KEY])
-        sink.write_part(run_url, kept, classes)
-    objects.delete(objects.join(sink.parts_url(run_url), name))
+        classes = ClassMap.model_validate_json(table.schema.metadata[parts.CLASSES_KEY])
+        parts.write_part(run_url, kept, classes)
+    objects.delete(objects.join(parts.parts_url(run_url), name))
 
 
 def _hashes(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
@@ -244,10 +244,10 @@ def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
 
 def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int) -> Manifest:
     """Add up all committed rows. One pass over the small columns of every part."""
-    total = Manifest(run=fingerprint[:12], shards=shards, classes=list(classes.names), parts=sink.list_parts(run_url))
+    total = Manifest(run=fingerprint[:12], shards=shards, classes=list(classes.names), parts=parts.list_parts(run_url))
     pixels = np.zeros(len(classes), np.int64)
     codes, notes, seconds, means = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for table in _each(lambda name: sink.read_columns(run_url, name, SCANNED_COLUMNS), total.parts):
+    for table in _each(lambda name: parts.read_columns(run_url, name, SCANNED_COLUMNS), total.parts):
         frame = table.to_pandas()
         ok = frame[frame["status"] == "ok"]
         total.rows += len(frame)
@@ -271,14 +271,14 @@ def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: 
 
 def read_parts(run_url: str, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
     """Some columns of some parts, in their order, a few parts ahead."""
-    return _each(lambda name: sink.read_columns(run_url, name, columns), names)
+    return _each(lambda name: parts.read_columns(run_url, name, columns), names)
 
 
 def read_failures(run_url: str) -> list[tuple[str, str, str]]:
     """(key, error code, detail) of every failed row, sorted by key."""
     columns = ["key", "status", "error_code", "error_detail"]
     failed = []
-    for table in _each(lambda name: sink.read_columns(run_url, name, columns), sink.list_parts(run_url)):
+    for table in _each(lambda name: parts.read_columns(run_url, name, columns), parts.list_parts(run_url)):
         frame = table.to_pandas()
         bad = frame[frame["status"] == "failed"]
         failed += list(zip(bad["key"], bad["error_code"], bad["error_detail"], strict=True))
@@ -288,7 +288,7 @@ def read_failures(run_url: str) -> list[tuple[str, str, str]]:
 def read_previews(run_url: str, *, limit: int) -> list[Row]:
     """Up to `limit` rows that carry previews, sorted by key."""
     previews: list[Row] = []
-    for rows in _each(lambda name: _previews_of(run_url, name), sink.list_parts(run_url)):
+    for rows in _each(lambda name: _previews_of(run_url, name), parts.list_parts(run_url)):
         previews += rows
         if len(previews) >= limit:
             break
@@ -296,17 +296,17 @@ def read_previews(run_url: str, *, limit: int) -> list[Row]:
 
 
 def _previews_of(run_url: str, name: str) -> list[Row]:
-    shown = sink.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
+    shown = parts.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
     if not pc.any(shown).as_py():
         return []
-    return rows_from_table(sink.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
+    return rows_from_table(parts.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
 
 
 def forget_failed_rows(run_url: str) -> int:
     """Rewrite the parts that hold failed rows without them; returns how many there were."""
     removed = 0
-    for name in sink.list_parts(run_url):
-        table = sink.read_columns(run_url, name, ["key", "status"])
+    for name in parts.list_parts(run_url):
+        table = parts.read_columns(run_url, name, ["key", "status"])
         rows = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
         failed = {key for key, status in rows if status == "failed"}
         removed += len(failed)

@@ -7,8 +7,7 @@ import pyarrow as pa
 
 from pipeline.image import encode
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
-from pipeline.run import manifest
-from pipeline.run import parts as sink
+from pipeline.run import manifest, parts
 from pipeline.store import objects
 
 
@@ -19,10 +18,10 @@ def run_problems(run_url: str) -> Iterator[str]:
     no key twice, and the sums of the manifest when the run is finished.
     """
     seen: dict[str, str] = {}
-    names = sink.list_parts(run_url)
+    names = parts.list_parts(run_url)
     for name in names:
         try:
-            table = sink.read_columns(run_url, name, ROW_SCHEMA.names)
+            table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
         except (OSError, pa.ArrowInvalid) as error:
             yield f"{name}: cannot be read: {error}"
             continue
@@ -31,7 +30,7 @@ def run_problems(run_url: str) -> Iterator[str]:
             if key in seen:
                 yield f"{name}: key {key!r} is also in {seen[key]}"
             seen[key] = name
-    yield from _manifest_problems(run_url, rows=len(seen), parts=names)
+    yield from _manifest_problems(run_url, rows=len(seen), part_names=names)
     for file in objects.list_files(run_url):
         if file.path.rpartition("/")[2].startswith(".tmp-"):
             yield f"{file.path}: left behind by a writer that died (--clean removes it)"
@@ -39,7 +38,7 @@ def run_problems(run_url: str) -> Iterator[str]:
 
 def _part_problems(name: str, table: pa.Table) -> Iterator[str]:
     keys = table["key"].to_pylist()
-    if sink.part_name(keys) != name:
+    if parts.part_name(keys) != name:
         yield "its name is not the digest of its keys"
     if keys != sorted(keys):
         yield "its rows are not sorted by key"
@@ -66,11 +65,11 @@ def _row_problems(row: Row) -> Iterator[str]:
         yield "class_pixels do not agree with the mask"
 
 
-def _manifest_problems(run_url: str, *, rows: int, parts: list[str]) -> Iterator[str]:
+def _manifest_problems(run_url: str, *, rows: int, part_names: list[str]) -> Iterator[str]:
     done = manifest.read_manifest(run_url)
     if done is None:
         return
     if done.rows != rows:
         yield f"manifest.json says {done.rows} rows, the parts hold {rows}"
-    if done.parts != parts:
-        yield f"manifest.json lists {len(done.parts)} parts, {len(parts)} are there"
+    if done.parts != part_names:
+        yield f"manifest.json lists {len(done.parts)} parts, {len(part_names)} are there"
