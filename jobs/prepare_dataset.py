@@ -89,7 +89,7 @@ def prepare_shards(
     from infra.progress import Reporter
     from pipeline.datasets import prepare
     from pipeline.run import flow
-    from pipeline.run.ledger import CONDEMNED_AFTER
+    from pipeline.run.ledger import MAX_WORKER_DEATHS
 
     logs.configure(cfg.log_format)  # again: importing Ray has set up its own loggers
     examples, to_do = (sum(len(shard.examples) for shard in some) for some in (shards, left))
@@ -107,7 +107,7 @@ def prepare_shards(
         )
         work = partial(prepare.prepare_shard, job, ledger=ledger)
         with reporter:
-            flow.run_tasks(prepare.STAGE, left, work, deaths=CONDEMNED_AFTER * cfg.shard_examples)
+            flow.run_tasks(prepare.STAGE, left, work, deaths=MAX_WORKER_DEATHS * cfg.shard_examples)
     return reporter.latest
 
 

@@ -322,7 +322,7 @@ def _guarded(job: Preparation, one: ListedExample, ledger: LedgerClient) -> Prep
         with kill_process_after(job.timeout_s):
             return [prepare_example(job, example) for example in examples]
 
-    condemned = Failure("crashed", "killed its worker twice")
+    crashed = Failure("crashed", "killed its worker twice")
     (prepared,) = work_guarded(
         ledger,
         STAGE,
@@ -330,7 +330,7 @@ def _guarded(job: Preparation, one: ListedExample, ledger: LedgerClient) -> Prep
         key=lambda example: example.key,
         work=work,
         seconds=lambda result: result.seconds,
-        condemn=partial(failed, failure=condemned),
+        failure_of=partial(failed, failure=crashed),
     )
     return prepared
 

@@ -1,7 +1,7 @@
-"""What the HTML pages have in common: one frame and style, numbers written in one way, and pictures inside the page.
+"""Frame of all HTML reports: templates with a common style, formatting of numbers, and data URIs of pictures.
 
-In: the name of a template beside this file, numbers and bytes. Out: a template to be rendered, text and data URIs.
-Nothing is written to a store, and nothing a page shows lies outside it.
+In: the name of a template below `pipeline/`, numbers and bytes. Out: a template, text and data URIs. Nothing is written
+to a store, and pages load nothing from outside.
 """
 
 import math
@@ -15,13 +15,13 @@ from pipeline.page.paint import HATCH
 
 
 def load_template(name: str, **filters: Callable[..., str]) -> Template:
-    """Open `name`.html.j2 below `pipeline/`, which extends page/page.html.j2.
+    """Load `name`.html.j2 below `pipeline/`, which extends page/page.html.j2.
 
-    What it inserts is escaped; a name it is not given is an error.
+    Inserted text is escaped; an undefined variable is an error.
 
     Args:
-        name: of the page, such as `run/report`.
-        filters: what the page may format values with beside what stands below, by name.
+        name: path of the template without suffix, such as `run/report`.
+        filters: further filters of the template, by name.
     """
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
@@ -41,12 +41,12 @@ def load_template(name: str, **filters: Callable[..., str]) -> Template:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """An encoded image as a data URI; `kind` is its format, such as PNG."""
+    """Data URI of an encoded image; `kind` is its format, such as PNG."""
     return f"data:image/{kind.lower()};base64,{b64encode(data).decode()}"
 
 
 def format_duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 3 h 07 min: two units at most."""
+    """Format seconds in at most two units: 12.3 s, 4 min 05 s, 3 h 07 min."""
     if seconds < 59.95:
         return f"{seconds:.1f} s" if seconds >= 0.9995 else f"{seconds * 1000:.0f} ms"
     minutes, rest = divmod(round(seconds), 60)
@@ -55,7 +55,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_percent(share: float) -> str:
-    """42 %, 4.2 %, 0.42 %: two digits that matter; never 0 for something, never 100 for less than all."""
+    """Format a share with two significant digits: 42 %, 4.2 %, 0.42 %; never 0 % above 0, never 100 % below 1."""
     for digits in (0, 1, 2):
         shown = round(share * 100, digits)
         if share >= 10.0 ** (-1 - digits) and (shown < 100 or share >= 1):
@@ -66,14 +66,14 @@ def format_percent(share: float) -> str:
 
 
 def format_figure(number: float) -> str:
-    """Three digits that matter, thousands apart: 0.0123, 4.56, 78.9, 12,345."""
+    """Format a number with three significant digits and thousands separators: 0.0123, 4.56, 78.9, 12,345."""
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"
     return f"{number:.3g}"
 
 
 def format_points(share: float) -> str:
-    """Percentage points with their sign: +1.25, \u22120.30; a dash for NaN."""
+    """Format percentage points with sign: +1.25, \u22120.30; a dash for NaN."""
     if math.isnan(share):
         return "–"
     return f"{share * 100:+.2f}".replace("-", "\u2212") if abs(share) >= 5e-5 else "0.00"

@@ -1,4 +1,4 @@
-"""Masks as pictures: class colours, grey stripes where there is no class, and the mask drawn over its image.
+"""Painting of masks: class colours, grey stripes for pixels without a class, and overlays on the image.
 
 In: (H, W) uint8 class ids and (H, W, 3) uint8 images. Out: (H, W, 3) uint8 RGB. Nothing is read, written or scaled.
 """
@@ -9,9 +9,9 @@ from pipeline.classes import ClassMap
 from pipeline.records import Bool, UInt8
 
 TINT = 0.5
-"""Weight of the class colour in an overlay; outlines take it whole."""
+"""Weight of the class colour in an overlay; outlines have weight 1."""
 HATCH = ((206, 206, 206), (140, 140, 140))
-"""Ground and stripe of pixels that have no class; a plain grey could be a class colour, stripes cannot."""
+"""Background and stripe colour of pixels without a class; plain grey could be a class colour."""
 
 
 def paint(mask_hw: UInt8, classes: ClassMap) -> UInt8:

@@ -1,7 +1,7 @@
-"""Plots inside an HTML page: they take their colours from it, so that they follow it into the dark.
+"""Plots of HTML reports as inline SVG in the colours of the page, which follow its light and dark mode.
 
-In: a figure that matplotlib has drawn in the colours given here. Out: an SVG element whose colours are variables of the
-page. Text is escaped, whatever files and classes are called.
+In: a matplotlib figure in the colours given here. Out: an SVG element whose colours are CSS variables of the page.
+Names of files and classes are escaped.
 """
 
 import re
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from pipeline.score.metrics import Interval
 
 INK, SOFT, RULE, ACCENT, ALARM = COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505")
-"""Stand for the page's colours in a plot, and are replaced by them."""
+"""Placeholder colours in a plot, replaced by `VARIABLES` of the page."""
 VARIABLES = ("--ink", "--soft", "--rule", "--accent", "--alarm")
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -39,17 +39,17 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-"""For `matplotlib.rc_context`, around everything that draws."""
+"""Settings for `matplotlib.rc_context` around all drawing."""
 
 
 def new_figure(*, width: float = 4.6, height: float = 3.1) -> tuple[Figure, Axes]:
-    """A plot of this size in inches: about what a phone shows, so that letters stay readable there."""
+    """Empty figure of this size, inches: about the width of a phone, so that text stays legible there."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def figure_svg(figure: Figure, name: str, title: str) -> Markup:
-    """A plot as an element of the page, in the page's colours; ids are its own, since all share one document."""
+    """Convert a figure to an SVG element in the page's colours; `name` prefixes its ids, `title` is its label."""
     for axes in figure.axes:
         axes.set_axisbelow(True)
     out = StringIO()
@@ -67,9 +67,9 @@ def figure_svg(figure: Figure, name: str, title: str) -> Markup:
 
 
 def forest_plot(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, than: str) -> Markup:
-    """Differences in IoU to `than` with their intervals, the first on top, coloured where they are surely not 0.
+    """Forest plot: differences in IoU to `than` with intervals, first row on top, coloured if the interval excludes 0.
 
-    `name` and `title` as for `svg`.
+    `name` and `title` as for `figure_svg`.
     """
     figure, axes = new_figure(height=0.75 + 0.24 * max(len(rows), 1))
     for row, (_, gain) in enumerate(rows):
@@ -80,10 +80,10 @@ def forest_plot(rows: Sequence[tuple[str, Interval]], name: str, *, title: str, 
     axes.set_yticks(range(len(rows)), [shorten_label(label) for label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    axes.set(xlabel=f"points of IoU more than {than}")
+    axes.set(xlabel=f"IoU minus that of {than}, percentage points")
     return figure_svg(figure, name, title)
 
 
 def shorten_label(label: str, letters: int = 26) -> str:
-    """A label cut to fit beside a plot."""
+    """Shorten a label to at most `letters` characters."""
     return label if len(label) <= letters else f"{label[: letters - 1]}…"

@@ -1,6 +1,6 @@
-"""Predictions as pictures of a page: the image, its labels, the mask, and every pixel where they differ.
+"""Prediction cards of a report: pictures of the image, its label, its mask, and the wrong pixels.
 
-In: samples. Out: cards, whose pictures are data URIs that fit into so many bytes. Nothing is read or written.
+In: samples. Out: cards, whose pictures are data URIs within a budget of bytes. Nothing is read or written.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from pipeline.page.paint import paint
 from pipeline.records import Bool, Sample, UInt8
 
 PREDICTION_VIEWS = ("image", "truth", "prediction", "wrong")
-"""What is shown of each sample, left to right."""
+"""Pictures of each sample, left to right."""
 PICTURE_SIDES_PX = (360, 240, 160)
-"""Longer side of each picture at most: the first of these at which all of them fit."""
+"""Longest side of the pictures, pixels: the first value at which all cards fit the budget."""
 WRONG_COLOUR = (208, 52, 44)
-"""Colour of a pixel whose prediction is not its label."""
+"""Colour of a pixel whose prediction differs from its label."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionCard:
-    """One sample, ready for the page."""
+    """Pictures of one sample for a page."""
 
     key: str
     views: dict[str, str]
-    """Name of each of `VIEWS` to its data URI."""
+    """Data URI by name of `PREDICTION_VIEWS`."""
     width: int
     """Of each picture, pixels."""
     height: int
@@ -38,7 +38,7 @@ class PredictionCard:
 
 
 def prediction_cards(samples: Sequence[Sample], classes: ClassMap, *, budget: int) -> list[PredictionCard]:
-    """Cards whose data URIs take at most `budget` bytes: with smaller pictures rather than fewer, if need be."""
+    """Cards whose data URIs take at most `budget` bytes: smaller pictures first, then fewer cards."""
     for longer_px in PICTURE_SIDES_PX:
         shown = [_card(sample, classes, longer_px) for sample in samples]
         ends = np.cumsum([sum(map(len, card.views.values())) for card in shown])
@@ -66,7 +66,7 @@ def _card(sample: Sample, classes: ClassMap, longer_px: int) -> PredictionCard:
 
 
 def _missed(sample: Sample, classes: ClassMap) -> Bool:
-    """(H, W): labelled pixels whose prediction is something else, or nothing."""
+    """(H, W): labelled pixels whose prediction differs from the label."""
     missed: Bool = (sample.truth_hw != classes.ignore_id) & (sample.truth_hw != sample.mask_hw)
     return missed
 

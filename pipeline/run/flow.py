@@ -1,13 +1,13 @@
-"""The pipeline as one expression of Ray Data. The only module that imports `ray.data`.
+"""Ray Data flow: reading, inference, refinement and commit as one dataset. The only module that imports `ray.data`.
 
     read -> infer -> refine -> write
     read ->  score masks   -> write
 
-Beside it `run_tasks`, for jobs of a single stage that reads and writes by itself.
+`run_tasks` is for jobs of a single stage that reads and writes by itself.
 
-Encoded bytes travel between the stages, never pixels: each stage that needs the pixels decodes them, which costs far
-less than moving them. What a stage does is in `stages.py`; here stand the resources each one reserves, and what is
-Ray's: the source, the sink, and the ledger in an actor of its own.
+Encoded bytes travel between the stages, never pixels: a stage that needs pixels decodes them, which costs far less than
+moving them. `stages.py` has the bodies of the stages; this module has their resources, the Ray source and sink, and the
+actor of the ledger.
 """
 
 import warnings
@@ -33,18 +33,18 @@ from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineSt
 from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
 
 MAX_READ_TASKS = 2000
-"""Shards are dealt to at most this many read tasks: the driver keeps every task in memory."""
+"""Most read tasks, over which shards are distributed: the driver keeps every task in memory."""
 TASK_RETRIES = 16
-"""Deaths of its worker that a task survives beside those its own items cause: lost nodes, pre-emption."""
+"""Retries of a task for causes other than its own items: lost nodes, pre-emption."""
 REFINE_ROWS = 4
-"""Images a refiner gets at once at least: seconds of work, little to do again when it dies."""
+"""Images per batch of a refiner: seconds of work, so a retry repeats little."""
 
 
 T = TypeVar("T")
 
 
 class RemoteLedger:
-    """A ledger in its own actor, called from a worker. Waits only where the order matters."""
+    """Client of a ledger that runs in its own actor. Waits for the actor only where order matters."""
 
     def __init__(self) -> None:
         # No restarts: a new ledger would know neither deaths nor counts. So it lives and dies where the driver does.
@@ -65,9 +65,9 @@ class RemoteLedger:
         """See `Ledger.leave`."""
         self.actor.leave.remote(stage, keys, seconds)
 
-    def sent(self, stage: str, num_bytes: int) -> None:
-        """See `Ledger.sent`."""
-        self.actor.sent.remote(stage, num_bytes)
+    def count_bytes_out(self, stage: str, num_bytes: int) -> None:
+        """See `Ledger.count_bytes_out`."""
+        self.actor.count_bytes_out.remote(stage, num_bytes)
 
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
         """See `Ledger.commit`."""
@@ -80,46 +80,46 @@ class RemoteLedger:
 
 
 class ShardSource(Datasource):
-    """Reads shards that are not done, and of those only the keys that are not committed."""
+    """Ray Data source of pending shards; leaves out keys that are committed."""
 
     def __init__(self, job: Job, pending: Sequence[PendingShard], ledger: RemoteLedger) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.job, self.owed, self.ledger = job, pending, ledger
+        self.job, self.pending, self.ledger = job, pending, ledger
 
     def get_name(self) -> str:
-        """Shown in Ray's plan and dashboard."""
+        """Name in Ray's plan and dashboard."""
         return "Shards"
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes that will be read: encoded images stay encoded."""
-        return sum(todo.shard.size for todo in self.owed)
+        """Bytes to read; images stay encoded."""
+        return sum(pending_shard.shard.size for pending_shard in self.pending)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """One task per shard, or per group of shards when there are very many."""
-        count = min(len(self.owed), MAX_READ_TASKS)
-        return [self._task(self.owed[index::count]) for index in range(count)]
+        count = min(len(self.pending), MAX_READ_TASKS)
+        return [self._task(self.pending[index::count]) for index in range(count)]
 
     def _task(self, pending: Sequence[PendingShard]) -> ReadTask:
-        size = sum(todo.shard.size for todo in pending)
+        size = sum(pending_shard.shard.size for pending_shard in pending)
         metadata = BlockMetadata(num_rows=None, size_bytes=size, exec_stats=None, input_files=None)
         return ReadTask(partial(read_shards, self.job, pending, self.ledger), metadata)
 
 
 class PartSink(Datasink[None]):
-    """Commits rows: each write is one part, and its put is the commit."""
+    """Ray Data sink that commits each write as one part."""
 
     def __init__(self, job: Job, ledger: RemoteLedger) -> None:
         self.job, self.ledger = job, ledger
 
     @property
     def min_rows_per_write(self) -> int:
-        """Rows that Ray gathers for one part; the last one may be smaller."""
+        """Rows that Ray gathers for one part; the last part may be smaller."""
         return self.job.cfg.runtime.rows_per_part
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
-        """Commit one part. Called again with the same blocks when its worker dies, which changes nothing."""
+        """Commit one part. Idempotent: Ray calls it again with the same blocks when its worker dies."""
         started = perf_counter()
         tables = [block.select(ROW_SCHEMA.names).cast(ROW_SCHEMA) for block in blocks if len(block)]
         if not tables:
@@ -133,9 +133,10 @@ class PartSink(Datasink[None]):
 def build_dataset(
     job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger
 ) -> ray.data.Dataset:
-    """The whole pipeline up to the rows, not yet started; what is left is to write it to a `PartSink`.
+    """Lazy dataset of `ROW_SCHEMA`, to be written to a `PartSink`.
 
-    Pools have a fixed size: one that grows with its backlog starts late, and shrinks while the first images are read.
+    Actor pools have a fixed size: a pool that grows with its backlog starts late, and shrinks while the first
+    images are read.
     """
     items: ray.data.Dataset = ray.data.read_datasource(
         ShardSource(job, pending, ledger),
@@ -144,11 +145,11 @@ def build_dataset(
         override_num_blocks=min(len(pending), MAX_READ_TASKS),
         ray_remote_args={"max_retries": TASK_RETRIES},
     )
-    return _scored(items, job, workers, ledger) if job.masks else _segmented(items, job, workers, ledger)
+    return _score_masks(items, job, workers, ledger) if job.masks else _segment(items, job, workers, ledger)
 
 
-def _segmented(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
-    """Rows with new masks."""
+def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+    """Dataset of rows with new masks: inference, then refinement."""
     threads = 1 if not workers.infer_gpus else 4
     rows: ray.data.Dataset = items.map_batches(
         InferStage,
@@ -173,8 +174,8 @@ def _segmented(items: ray.data.Dataset, job: Job, workers: Workers, ledger: Remo
     return rows
 
 
-def _scored(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
-    """Rows with masks that are there already."""
+def _score_masks(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+    """Dataset of rows with existing masks, scored against labels."""
     rows: ray.data.Dataset = items.map_batches(
         MaskStage,
         fn_constructor_kwargs={"job": job, "judge": job.judge, "ledger": ledger},
@@ -189,8 +190,8 @@ def _scored(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteL
 
 
 def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> None:
-    """Segment what is owed and commit it. Returns when every row is in a part."""
-    with _settings(job.cfg.runtime.block_mib):
+    """Segment the pending shards and commit their rows. Returns when every row is in a part."""
+    with _ray_data_settings(job.cfg.runtime.block_mib):
         dataset = build_dataset(job, pending, workers, ledger)
         dataset.set_name("segment")
         dataset.write_datasink(
@@ -199,18 +200,18 @@ def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger
 
 
 class TaskSource(Datasource, Generic[T]):
-    """Units of work, each done by the task that reads it: what comes out only says that it was done."""
+    """Ray Data source that runs work in its read tasks; a row per unit records that it was done."""
 
     def __init__(self, name: str, units: Sequence[T], work: Callable[[T], object]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.name, self.units, self.work = name, units, work
 
     def get_name(self) -> str:
-        """Shown in Ray's plan and dashboard."""
+        """Name in Ray's plan and dashboard."""
         return self.name
 
     def estimate_inmemory_data_size(self) -> None:
-        """Nothing comes out that would need memory."""
+        """None: the rows take no memory worth estimating."""
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
@@ -218,26 +219,28 @@ class TaskSource(Datasource, Generic[T]):
         """One task per unit, or per group of units when there are very many."""
         count = min(len(self.units), MAX_READ_TASKS)
         metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(_do, self.work, self.units[index::count]), metadata) for index in range(count)]
+        return [
+            ReadTask(partial(_work_on_units, self.work, self.units[index::count]), metadata) for index in range(count)
+        ]
 
 
-def _do(work: Callable[[T], object], units: Sequence[T]) -> Iterator[pa.Table]:
+def _work_on_units(work: Callable[[T], object], units: Sequence[T]) -> Iterator[pa.Table]:
     for unit in units:
         work(unit)
         yield pa.table({"done": [1]})
 
 
 def run_tasks(name: str, units: Sequence[T], work: Callable[[T], object], *, deaths: int) -> None:
-    """Do `work` on every unit, each on a core of its own. Returns when all are done.
+    """Call `work` on every unit, one core each. Returns when all are done.
 
     Args:
-        name: of the work, for Ray's dashboard.
-        units: what there is to do; not empty.
-        work: leaves what it makes in a store. Done again when its worker dies, so twice must give the same as once.
-        deaths: deaths of its worker that the unit itself may cause.
+        name: name of the work in Ray's dashboard.
+        units: units of work; not empty.
+        work: writes its results to a store. Must be idempotent, since Ray repeats it when its worker dies.
+        deaths: worker deaths that one unit may cause.
     """
     tasks = min(len(units), MAX_READ_TASKS)
-    with _settings(block_mib=1):
+    with _ray_data_settings(block_mib=1):
         ray.data.read_datasource(
             TaskSource(name, units, work),
             num_cpus=1,
@@ -247,19 +250,19 @@ def run_tasks(name: str, units: Sequence[T], work: Callable[[T], object], *, dea
 
 
 @contextmanager
-def _settings(block_mib: float) -> Generator[None]:
-    """Ray Data as our jobs use it, while the block lasts."""
-    with DataContext.current(_tuned(block_mib)), warnings.catch_warnings():
+def _ray_data_settings(block_mib: float) -> Generator[None]:
+    """Apply `_data_context` within the block."""
+    with DataContext.current(_data_context(block_mib)), warnings.catch_warnings():
         # Retries have no named parameter yet; the pin of Ray ends where this way of giving them does.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         yield
 
 
-def _tuned(block_mib: float) -> DataContext:
-    """Ray Data's settings for our jobs.
+def _data_context(block_mib: float) -> DataContext:
+    """Settings of Ray Data for our jobs.
 
-    Blocks are small: about 2 MiB of logits are seconds of CRF, whatever the size of the images and the number of
-    classes, since both grow alike. Ray's own 128 MiB would be minutes, and all of it lost when a worker dies.
+    Blocks are small: 2 MiB of logits are seconds of CRF for any image size and number of classes, since both grow
+    alike. Ray's default of 128 MiB would be minutes, repeated in full when a worker dies.
     """
     context = DataContext.get_current().copy()
     context.target_max_block_size = int(block_mib * 2**20)

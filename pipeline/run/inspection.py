@@ -1,4 +1,4 @@
-"""Inspection of committed runs: how far they are, what is wrong with them, and two repairs.
+"""Inspection of runs: progress, verification of parts, failed rows, and two repairs.
 
 In: the URL of an output or a run. Out: plain data, one mapping per printed line. `retry_failed_rows` and
 `clean_run` change the run, under its lease; nothing else does.
@@ -17,16 +17,16 @@ from pipeline.store.lease import Lease
 log = logging.getLogger(__name__)
 
 REPAIR_LEASE_S = 30.0
-"""A repair silent for this long has lost the run, seconds."""
+"""Lease time of a repair, seconds: a repair that does not renew it has lost the run."""
 LITTER = (".tmp-", ".probe-")
-"""Beginnings of the names of objects that dead processes leave."""
+"""Name prefixes of objects that killed processes leave behind."""
 
 
 def run_urls(output: str) -> list[str]:
-    """URLs of the runs in an output folder; the URL itself where it names a run.
+    """URLs of the runs in an output folder; `output` itself if it is a run.
 
     Raises:
-        ConfigError: the folder has none.
+        ConfigError: the folder has no run.
     """
     if "run=" in output.rstrip("/").rpartition("/")[2]:
         return [output.rstrip("/")]
@@ -37,7 +37,7 @@ def run_urls(output: str) -> list[str]:
 
 
 def run_status(run_url: str) -> dict[str, object]:
-    """Parts and rows, and of a finished run the rows by status."""
+    """Parts and committed rows of a run; for a finished run also rows by status."""
     parts = manifest.read_footers(run_url)
     done = manifest.read_manifest(run_url)
     status = {"run": redact(run_url), "finished": done is not None, "parts": len(parts)}
@@ -48,7 +48,7 @@ def run_status(run_url: str) -> dict[str, object]:
 
 
 def count_problems(run_url: str) -> int:
-    """Read every part again and log what is wrong; returns the number of problems."""
+    """Verify every part and log each problem; returns the number of problems."""
     count = 0
     for problem in verify.run_problems(run_url):
         count += 1
@@ -63,7 +63,7 @@ def failed_rows(run_url: str) -> Iterator[dict[str, object]]:
 
 
 def retry_failed_rows(run_url: str) -> int:
-    """Remove failed rows from their parts, so that the run's own command does them again; returns how many."""
+    """Remove failed rows, so that the run's command segments them again; returns their number."""
     with Lease(run_url, lease_s=REPAIR_LEASE_S, command="inspect_run --retry-failed"):
         if not manifest.read_failures(run_url):
             return 0
@@ -72,7 +72,7 @@ def retry_failed_rows(run_url: str) -> int:
 
 
 def clean_run(run_url: str) -> int:
-    """Delete temporary and probe objects, and all leases but the latest; returns how many objects."""
+    """Delete temporary and probe objects, and all leases but the latest; returns the number of objects."""
     with Lease(run_url, lease_s=REPAIR_LEASE_S, command="inspect_run --clean"):
         names = [file.path for file in objects.list_files(run_url)]
         owners = sorted(name for name in names if name.startswith("_run/owner-"))

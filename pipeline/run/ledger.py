@@ -1,11 +1,11 @@
-"""What the workers of one run tell each other: which keys are being worked on, and how much is done.
+"""Ledger of a run: keys in flight, worker deaths per key, and progress counters shared by all workers.
 
-Runs as one Ray actor beside the driver, but knows nothing of Ray. Two uses: a key that kills its worker is found, and
-the driver can say how far the run is.
+Runs as one Ray actor beside the driver, but does not import Ray. It finds keys that kill their worker, and gives the
+driver its progress.
 
-A worker enters keys before it touches them and leaves them after. A key that is entered again without having been left
-was in the hands of a worker that died. The first time, every key of that batch is a suspect and is tried alone; a key
-that kills its worker a second time, alone, is condemned.
+A worker enters keys before work and leaves them after. A key entered again without having been left was in flight in a
+worker that died. Every key of that batch is then a suspect and is tried alone; a key whose worker dies a second time
+becomes a failure.
 """
 
 from collections import Counter, defaultdict
@@ -13,33 +13,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-CONDEMNED_AFTER = 2
-"""Deaths after which a key is not tried again."""
+MAX_WORKER_DEATHS = 2
+"""Worker deaths after which a key is recorded as failed and not tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is."""
+    """Progress of a run so far."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Busy time per stage, summed over workers."""
     done: dict[str, int] = field(default_factory=dict)
-    """Work items that left each stage."""
+    """Keys that each stage has finished."""
     committed: int = 0
-    """Rows in committed parts, of this driver."""
+    """Rows committed by this driver."""
     failed: dict[str, int] = field(default_factory=dict)
     """Committed failure rows by error code."""
     deaths: int = 0
-    """Keys found in the hands of dead workers."""
+    """Worker deaths, counted per key in flight."""
     bytes_out: dict[str, int] = field(default_factory=dict)
-    """Bytes each stage put into the object store."""
+    """Bytes that each stage put into the object store."""
 
 
 class Ledger:
-    """Keys in hand, deaths, and counters."""
+    """Keys in flight, deaths per key, and counters."""
 
     def __init__(self) -> None:
-        self._in_hand: set[tuple[str, str]] = set()
+        self._in_flight: set[tuple[str, str]] = set()
         self._deaths: Counter[tuple[str, str]] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._done: Counter[str] = Counter()
@@ -48,29 +48,29 @@ class Ledger:
         self._committed = 0
 
     def enter(self, stage: str, keys: list[str]) -> list[int]:
-        """Take keys in hand; returns how many workers each one has cost so far.
+        """Mark keys in flight; returns the worker deaths of each key so far.
 
-        Keys that have cost none are now in hand. The others are not: they are to be entered one by one (`enter_alone`).
+        Only keys without a death are now in flight. The others are suspects: enter them one by one (`enter_alone`).
         """
         for key in keys:
-            if (stage, key) in self._in_hand:
-                self._in_hand.discard((stage, key))
+            if (stage, key) in self._in_flight:
+                self._in_flight.discard((stage, key))
                 self._deaths[stage, key] += 1
-        self._in_hand.update((stage, key) for key in keys if not self._deaths[stage, key])
+        self._in_flight.update((stage, key) for key in keys if not self._deaths[stage, key])
         return [self._deaths[stage, key] for key in keys]
 
     def enter_alone(self, stage: str, key: str) -> None:
-        """Take one suspect in hand."""
-        self._in_hand.add((stage, key))
+        """Mark a suspect key in flight, alone."""
+        self._in_flight.add((stage, key))
 
     def leave(self, stage: str, keys: list[str], seconds: float) -> None:
-        """Put keys down after `seconds` of work."""
-        self._in_hand.difference_update((stage, key) for key in keys)
+        """Mark keys finished after `seconds` of work."""
+        self._in_flight.difference_update((stage, key) for key in keys)
         self._seconds[stage] += seconds
         self._done[stage] += len(keys)
 
-    def sent(self, stage: str, num_bytes: int) -> None:
-        """Count bytes a stage handed on through the object store."""
+    def count_bytes_out(self, stage: str, num_bytes: int) -> None:
+        """Count bytes that a stage put into the object store."""
         self._bytes_out[stage] += num_bytes
 
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
@@ -81,7 +81,7 @@ class Ledger:
         self._done["write"] += rows
 
     def progress(self) -> RunProgress:
-        """A copy of all counters."""
+        """Copy of all counters."""
         return RunProgress(
             dict(self._seconds),
             dict(self._done),
@@ -93,7 +93,7 @@ class Ledger:
 
 
 class LedgerClient(Protocol):
-    """The part of a ledger that a worker calls, wherever the ledger runs."""
+    """Methods of a ledger that a worker calls, in this process or in an actor."""
 
     def enter(self, stage: str, keys: list[str]) -> list[int]:
         """See `Ledger.enter`."""
@@ -104,8 +104,8 @@ class LedgerClient(Protocol):
     def leave(self, stage: str, keys: list[str], seconds: float) -> None:
         """See `Ledger.leave`."""
 
-    def sent(self, stage: str, num_bytes: int) -> None:
-        """See `Ledger.sent`."""
+    def count_bytes_out(self, stage: str, num_bytes: int) -> None:
+        """See `Ledger.count_bytes_out`."""
 
 
 T = TypeVar("T")
@@ -120,18 +120,18 @@ def work_guarded(
     key: Callable[[T], str],
     work: Callable[[Sequence[T]], Sequence[R]],
     seconds: Callable[[R], float],
-    condemn: Callable[[T], R],
+    failure_of: Callable[[T], R],
 ) -> list[R]:
-    """Work on units so that one which kills its worker fails alone. Results come in the order of the units.
+    """Work on units such that a unit that kills its worker fails alone; results in the order of the units.
 
     Args:
         ledger: shared by all workers of the stage.
-        stage: its name.
-        units: the batch; a worker that dies gets the same batch again in its next life.
-        key: the id of a unit.
-        work: does a batch; may kill the process.
-        seconds: time a result took.
-        condemn: the result of a unit that has killed `CONDEMNED_AFTER` workers.
+        stage: name of the stage.
+        units: the batch; Ray gives the same batch to the worker's successor if the worker dies.
+        key: id of a unit.
+        work: processes a batch; may kill the process.
+        seconds: busy time of a result.
+        failure_of: failure result of a unit after `MAX_WORKER_DEATHS` worker deaths.
     """
     deaths = ledger.enter(stage, [key(unit) for unit in units])
     fresh = [index for index, count in enumerate(deaths) if count == 0]
@@ -145,8 +145,8 @@ def work_guarded(
     if fresh:
         do(fresh)
     for index, count in enumerate(deaths):
-        if count >= CONDEMNED_AFTER:
-            results[index] = condemn(units[index])
+        if count >= MAX_WORKER_DEATHS:
+            results[index] = failure_of(units[index])
         elif count:
             ledger.enter_alone(stage, key(units[index]))
             do([index])

@@ -1,8 +1,8 @@
-"""What a run has committed, what it still owes, and the last step that closes it.
+"""Manifest of a run: committed rows, shards still pending, and the closing of a finished run.
 
-The parts are the truth. Planning a resume reads their footers; closing a run reads their small columns once, removes
-what a fenced-off driver may have written twice, checks that every planned key has its row, and only then writes
-`manifest.json` and `_SUCCESS`.
+The parts are the only record of progress. A resume reads their footers. Closing a run reads their small columns once,
+removes rows that a driver which had lost the run wrote twice, checks that every planned key has its row, and only then
+writes `manifest.json` and `_SUCCESS`.
 """
 
 import json
@@ -31,7 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _THREADS = 16
-"""Requests at once when parts are read: latency, not bandwidth, is what they cost."""
+"""Concurrent reads of parts: small reads wait on latency, not bandwidth."""
 
 SUMMED_COLUMNS = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
 AVERAGED_COLUMNS = ["confidence", "entropy", "changed_share"]
@@ -44,7 +44,7 @@ SCANNED_COLUMNS = [
 
 @dataclass(frozen=True, slots=True)
 class PendingShard:
-    """A shard that is not done, and its keys that are."""
+    """Shard with rows that are not committed yet, and its keys that are."""
 
     shard: Shard
     skip: frozenset[str]
@@ -52,7 +52,7 @@ class PendingShard:
 
 @dataclass(slots=True)
 class Manifest:
-    """What a finished run committed."""
+    """Totals of a finished run: the content of `manifest.json`."""
 
     run: str
     """Fingerprint, 12 hex digits."""
@@ -66,11 +66,11 @@ class Manifest:
     refined: int = 0
     refine_notes: dict[str, int] = field(default_factory=dict)
     confidence: float | None = None
-    """Mean over the images that are ok; None when there are none."""
+    """Mean over the rows that are ok; None when there are none."""
     entropy: float | None = None
     changed_share: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Work per stage, summed over all workers and all drivers of the run."""
+    """Busy time per stage, summed over all workers and all drivers of the run."""
     duplicates_removed: int = 0
     parts: list[str] = field(default_factory=list)
 
@@ -81,47 +81,47 @@ class Manifest:
 
 
 def manifest_url(run_url: str) -> str:
-    """Where the manifest of a run is."""
+    """URL of a run's manifest."""
     return objects.join(run_url, "manifest.json")
 
 
 def success_url(run_url: str) -> str:
-    """The object whose presence says that a run is finished."""
+    """URL of `_SUCCESS`, which exists when a run is finished."""
     return objects.join(run_url, "_SUCCESS")
 
 
 def read_manifest(run_url: str) -> Manifest | None:
-    """The manifest of a finished run, or None when it is not finished."""
+    """Manifest of a finished run; None when the run is not finished."""
     if not objects.exists(success_url(run_url)):
         return None
     return Manifest(**json.loads(objects.read_bytes(manifest_url(run_url))))
 
 
 def reopen_run(run_url: str) -> None:
-    """Take back `_SUCCESS`, then the manifest: the run has work again."""
+    """Delete `_SUCCESS`, then the manifest, because the run has work again."""
     objects.delete(success_url(run_url))
     objects.delete(manifest_url(run_url))
 
 
-def _each(call: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
-    """`map` in threads, in order; no more than a few results wait to be taken."""
+def _map_ahead(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
+    """`map` in threads, in order, at most `_THREADS + 1` results ahead of the caller."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from ahead(pool, call, things, _THREADS + 1)
+        yield from ahead(pool, function, values, _THREADS + 1)
 
 
 def read_footers(run_url: str) -> list[Part]:
     """Footers of all committed parts."""
-    return list(_each(lambda name: parts.read_part_footer(run_url, name), parts.list_parts(run_url)))
+    return list(_map_ahead(lambda name: parts.read_part_footer(run_url, name), parts.list_parts(run_url)))
 
 
 def pending_shards(run_url: str, plan: Plan, part_footers: Sequence[Part]) -> list[PendingShard]:
-    """The shards that are not done, in plan order.
+    """Shards with rows left to commit, in plan order.
 
-    A shard is done when as many of its rows are committed as it has. A folder that grew is cut into new slices, whose
-    keys may stand in parts under slices that are gone: those are looked up by key.
+    A shard is done when all its rows are committed. A folder that grew is cut into new slices, whose keys may be in
+    parts under the ids of former slices: those are found by key.
 
     Raises:
-        JobError: when committed rows are of an older version of an object that is still in the source.
+        JobError: a committed row is of an older version of an object that is still in the source.
     """
     rows: Counter[str] = Counter()
     totals: dict[str, int] = {shard.id: shard.rows for shard in plan.shards if shard.rows is not None}
@@ -136,12 +136,12 @@ def pending_shards(run_url: str, plan: Plan, part_footers: Sequence[Part]) -> li
     partial = {shard.id for shard in open_shards if rows[shard.id]}
     known = _committed_keys(run_url, part_footers, partial | orphans) if partial or orphans else {}
     by_key = {key: etag for shard_id in orphans for key, etag in known.get(shard_id, {}).items()}
-    pending = [PendingShard(shard, _skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
+    pending = [PendingShard(shard, _keys_to_skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
     return [shard for shard in pending if shard.shard.rows is None or len(shard.skip) < shard.shard.rows]
 
 
-def _skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -> frozenset[str]:
-    """Keys of a shard that are committed, under its own id or under a slice that is gone."""
+def _keys_to_skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -> frozenset[str]:
+    """Committed keys of a shard, under its own id or under that of a former slice."""
     moved = [member for member in shard.members()[: shard.max_rows] if member.key in orphaned] if orphaned else []
     for member in moved:
         if orphaned[member.key] != member.etag:
@@ -154,7 +154,7 @@ def _committed_keys(run_url: str, part_footers: Sequence[Part], shard_ids: set[s
     """Keys and etags of the committed rows of some shards; opens only the parts that hold them."""
     names = [part.name for part in part_footers if not shard_ids.isdisjoint(part.shards)]
     etags: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for table in _each(lambda name: parts.read_columns(run_url, name, ["key", "shard", "source_etag"]), names):
+    for table in _map_ahead(lambda name: parts.read_columns(run_url, name, ["key", "shard", "source_etag"]), names):
         for key, shard_id, etag in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
             if shard_id in shard_ids:
                 etags[shard_id][key] = etag
@@ -162,14 +162,14 @@ def _committed_keys(run_url: str, part_footers: Sequence[Part], shard_ids: set[s
 
 
 def remove_duplicates(run_url: str) -> int:
-    """Leave one row per key over all parts; returns how many rows were removed.
+    """Leave one row per key over all parts; returns the number of rows removed.
 
-    Two parts can share a key only when a driver that had lost the run finished a write late. Of two rows `ok` is kept
-    before `failed`, then the one in the part that comes first by name. The smaller part is put before the larger one
-    is deleted, so a crash on the way loses nothing and the next call goes on.
+    Two parts share a key only when a driver that had lost the run finished a write late. A row `ok` is kept before a
+    row `failed`, then the row in the part that is first by name. The smaller part is put before the larger one is
+    deleted, so a crash in between loses nothing, and the next call continues.
     """
     names = parts.list_parts(run_url)
-    tables = list(_each(lambda name: parts.read_columns(run_url, name, ["key", "status"]), names))
+    tables = list(_map_ahead(lambda name: parts.read_columns(run_url, name, ["key", "status"]), names))
     hashes = np.concatenate([_hashes(table) for table in tables]) if tables else np.empty(0, np.uint64)
     values, counts = np.unique(hashes, return_counts=True)
     twice = values[counts > 1]
@@ -177,11 +177,11 @@ def remove_duplicates(run_url: str) -> int:
         return 0
     keeper: dict[str, tuple[bool, str]] = {}
     for name, table in zip(names, tables, strict=True):
-        for key, status in _rows_at(table, np.isin(_hashes(table), twice)):
+        for key, status in _keys_and_status(table, np.isin(_hashes(table), twice)):
             keeper[key] = min(keeper.get(key, (True, "~")), (status != "ok", name))
     removed = 0
     for name, table in zip(names, tables, strict=True):
-        keys = {key for key, _ in _rows_at(table, np.isin(_hashes(table), twice)) if keeper[key][1] != name}
+        keys = {key for key, _ in _keys_and_status(table, np.isin(_hashes(table), twice)) if keeper[key][1] != name}
         removed += len(keys)
         if keys:
             rewrite_without(run_url, name, keys)
@@ -189,7 +189,7 @@ def remove_duplicates(run_url: str) -> int:
 
 
 def rewrite_without(run_url: str, name: str, keys: set[str]) -> None:
-    """Replace a part by one without some keys; the part goes away when nothing is left of it."""
+    """Replace a part by one without `keys`; a part without any other key is deleted."""
     table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
     kept = table.filter(pa.array([key not in keys for key in table["key"].to_pylist()]))
     if len(kept):
@@ -203,21 +203,21 @@ def _hashes(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     return pd.util.hash_array(np.array(table["key"].to_pylist(), dtype=object), categorize=False)
 
 
-def _rows_at(table: pa.Table, where: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[str, str]]:
+def _keys_and_status(table: pa.Table, where: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[str, str]]:
     selected = table.filter(pa.array(where))
     return list(zip(selected["key"].to_pylist(), selected["status"].to_pylist(), strict=True))
 
 
 def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
-    """Check a run and write its manifest; `succeed` is what is left to do.
+    """Check a run and write its manifest; the caller then calls `mark_finished`.
 
     Raises:
-        JobError: when a key was met twice in the source and `on_duplicate` is `fail`, or rows are missing.
+        JobError: rows are missing, or a key occurs twice in the source and `on_duplicate` is `fail`.
     """
     removed = remove_duplicates(run_url)
     pending = pending_shards(run_url, plan, read_footers(run_url))
     if pending:
-        hint = "run the same command again"
+        hint = "run the same command again to continue"
         raise JobError(
             f"{len(pending)} of {len(plan.shards)} shards are not complete, first {pending[0].shard.uri}", hint=hint
         )
@@ -230,7 +230,7 @@ def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, 
 
 
 def mark_finished(run_url: str) -> None:
-    """Put `_SUCCESS`, the last object of a run: whatever else belongs to it must be there before."""
+    """Put `_SUCCESS`, the last object of a run: all other objects must exist before."""
     objects.put(success_url(run_url), b"")
 
 
@@ -238,16 +238,16 @@ def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
     if not manifest.error_codes.get("duplicate_key"):
         return
     twice = [detail for _, code, detail in read_failures(run_url) if code == "duplicate_key"]
-    hint = "give the samples names of their own, or keep both with --read.on-duplicate suffix"
+    hint = "make the keys unique, or keep both with --read.on-duplicate suffix"
     raise JobError(f"{len(twice)} key(s) occur twice in the source, first: {twice[0]}", hint=hint)
 
 
 def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int) -> Manifest:
-    """Add up all committed rows. One pass over the small columns of every part."""
+    """Sum all committed rows in one pass over the small columns of every part."""
     total = Manifest(run=fingerprint[:12], shards=shards, classes=list(classes.names), parts=parts.list_parts(run_url))
     pixels = np.zeros(len(classes), np.int64)
     codes, notes, seconds, means = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for table in _each(lambda name: parts.read_columns(run_url, name, SCANNED_COLUMNS), total.parts):
+    for table in _map_ahead(lambda name: parts.read_columns(run_url, name, SCANNED_COLUMNS), total.parts):
         frame = table.to_pandas()
         ok = frame[frame["status"] == "ok"]
         total.rows += len(frame)
@@ -270,15 +270,15 @@ def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: 
 
 
 def read_parts(run_url: str, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
-    """Some columns of some parts, in their order, a few parts ahead."""
-    return _each(lambda name: parts.read_columns(run_url, name, columns), names)
+    """Tables of `columns` of the parts `names`, in order, read a few parts ahead."""
+    return _map_ahead(lambda name: parts.read_columns(run_url, name, columns), names)
 
 
 def read_failures(run_url: str) -> list[tuple[str, str, str]]:
     """(key, error code, detail) of every failed row, sorted by key."""
     columns = ["key", "status", "error_code", "error_detail"]
     failed = []
-    for table in _each(lambda name: parts.read_columns(run_url, name, columns), parts.list_parts(run_url)):
+    for table in _map_ahead(lambda name: parts.read_columns(run_url, name, columns), parts.list_parts(run_url)):
         frame = table.to_pandas()
         bad = frame[frame["status"] == "failed"]
         failed += list(zip(bad["key"], bad["error_code"], bad["error_detail"], strict=True))
@@ -286,16 +286,16 @@ def read_failures(run_url: str) -> list[tuple[str, str, str]]:
 
 
 def read_previews(run_url: str, *, limit: int) -> list[Row]:
-    """Up to `limit` rows that carry previews, sorted by key."""
+    """Up to `limit` rows with previews, sorted by key."""
     previews: list[Row] = []
-    for rows in _each(lambda name: _previews_of(run_url, name), parts.list_parts(run_url)):
+    for rows in _map_ahead(lambda name: _read_part_previews(run_url, name), parts.list_parts(run_url)):
         previews += rows
         if len(previews) >= limit:
             break
     return sorted(previews[:limit], key=lambda row: row.key)
 
 
-def _previews_of(run_url: str, name: str) -> list[Row]:
+def _read_part_previews(run_url: str, name: str) -> list[Row]:
     shown = parts.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
     if not pc.any(shown).as_py():
         return []
@@ -303,7 +303,7 @@ def _previews_of(run_url: str, name: str) -> list[Row]:
 
 
 def forget_failed_rows(run_url: str) -> int:
-    """Rewrite the parts that hold failed rows without them; returns how many there were."""
+    """Remove the failed rows from all parts; returns their number."""
     removed = 0
     for name in parts.list_parts(run_url):
         table = parts.read_columns(run_url, name, ["key", "status"])

@@ -1,6 +1,6 @@
-"""Masks that somebody has made before, by the keys of their images: the parts of a run, or a folder of PNGs.
+"""Existing masks by image key: the parts of a run, or a folder of PNGs.
 
-In: the URL of either, and a key. Out: an encoded mask, or the failure that stands in its place.
+In: the URL of either, and a key. Out: an encoded mask, or the failure of its row.
 """
 
 import hashlib
@@ -17,29 +17,29 @@ from pipeline.run import parts
 from pipeline.store import objects
 
 CACHED_PARTS = 4
-"""Parts whose masks a worker keeps: keys are sorted in a part and in a shard, so neighbours stand together."""
+"""Parts that a worker caches: parts and shards are sorted by key, so consecutive keys are mostly in one part."""
 
 ARCHIVE_KEY = re.compile(r"(.*\.(?:tar|parquet))#(.*)", re.IGNORECASE | re.DOTALL)
-"""Key of a sample or a row; the name of a file may hold a # too."""
+"""Key of a tar sample or Parquet row: archive, `#`, member. File names may contain a # too."""
 
 
 class Masks(Protocol):
-    """Where masks are found."""
+    """Source of existing masks."""
 
     def __call__(self, key: str) -> bytes:
-        """The encoded mask of an image; raises InputError where there is none."""
+        """Encoded mask of an image; raises InputError where there is none."""
 
 
 class PartMasks:
-    """The masks in the parts of a run."""
+    """Masks in the parts of a run."""
 
     def __init__(self, run_url: str) -> None:
         names = parts.list_parts(run_url)
-        self.part_of = {key: name for name in names for key in _keys(run_url, name)}
-        self._rows = lru_cache(CACHED_PARTS)(lambda name: _rows(run_url, name))
+        self.part_of = {key: name for name in names for key in _read_keys(run_url, name)}
+        self._rows = lru_cache(CACHED_PARTS)(lambda name: _read_masks(run_url, name))
 
     def __call__(self, key: str) -> bytes:
-        """The mask of a row; a row that failed there fails here for the same reason."""
+        """Mask of a row; raises InputError with the row's own code if the row failed."""
         name = self.part_of.get(key)
         if name is None:
             raise InputError("mask_missing", "the run has no row of this key")
@@ -50,13 +50,13 @@ class PartMasks:
 
 
 class FolderMasks:
-    """PNGs that have the names of their images."""
+    """Folder of PNGs named like their images."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def __call__(self, key: str) -> bytes:
-        """The PNG at the key without its suffix; a sample `a.tar#x` has `a.tar/x.png`."""
+        """PNG at the key without its suffix; the mask of sample `a.tar#x` is `a.tar/x.png`."""
         inside = ARCHIVE_KEY.fullmatch(key)
         name = f"{inside[1]}/{inside[2]}.png" if inside else f"{PurePosixPath(key).with_suffix('')}.png"
         try:
@@ -66,39 +66,41 @@ class FolderMasks:
 
 
 def open_masks(url: str) -> Masks:
-    """The masks of a run, or of a folder."""
+    """Open the masks of a run, or of a folder of PNGs."""
     return PartMasks(url) if parts.list_parts(url) else FolderMasks(url)
 
 
 def digest_masks(url: str) -> str:
-    """Of the names and versions of everything that holds masks: 64 hex digits.
+    """SHA-256 of names and etags of all parts or PNGs, 64 hex digits.
 
     Raises:
-        ConfigError: when there is nothing.
+        ConfigError: there are no masks at `url`.
     """
     try:
         files = sorted(
             (file.path, file.etag) for file in objects.list_files(url) if file.path.endswith((".parquet", ".png"))
         )
     except NothingThere as error:
-        raise ConfigError(f"{redact(url)} is not there", hint="give --masks the URL of a run or of a folder") from error
+        raise ConfigError(
+            f"{redact(url)} does not exist", hint="give --masks the URL of a run or of a folder"
+        ) from error
     if not files:
         raise ConfigError(f"{redact(url)} holds neither parts nor PNGs", hint="give --masks a run= folder")
     return hashlib.sha256("\n".join(chain.from_iterable(files)).encode()).hexdigest()
 
 
 def class_map_of_run(url: str) -> ClassMap | None:
-    """The class map that the parts of a run were made with; None for a folder of PNGs."""
+    """Class map of a run's parts; None for a folder of PNGs."""
     names = parts.list_parts(url)
     return parts.read_classes(url, names[0]) if names else None
 
 
-def _keys(run_url: str, name: str) -> list[str]:
+def _read_keys(run_url: str, name: str) -> list[str]:
     keys: list[str] = parts.read_columns(run_url, name, ["key"])["key"].to_pylist()
     return keys
 
 
-def _rows(run_url: str, name: str) -> dict[str, tuple[bytes | None, str | None, str | None]]:
+def _read_masks(run_url: str, name: str) -> dict[str, tuple[bytes | None, str | None, str | None]]:
     table = parts.read_columns(run_url, name, ["key", "mask", "error_code", "error_detail"])
     columns = (table[column].to_pylist() for column in ("mask", "error_code", "error_detail"))
     return dict(zip(table["key"].to_pylist(), zip(*columns, strict=True), strict=True))

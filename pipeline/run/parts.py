@@ -1,7 +1,7 @@
-"""Parts: immutable Parquet objects of rows, named by the keys they hold, each committed by a single put.
+"""Parts: immutable Parquet objects of rows, named by a digest of their keys, each committed by a single put.
 
-A retried or late writer of the same rows writes the same name, so it changes nothing. The footer says how many rows of
-which shard a part holds, so planning a resume opens footers and no row.
+A retried or late writer of the same rows writes the same name, so a retry changes nothing. The footer counts the rows
+per shard, so planning a resume reads footers only.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ TEXT_COLUMNS = ["key", "status", "shard", "source_etag", "model_fp", "config_fp"
 
 @dataclass(frozen=True, slots=True)
 class ShardCount:
-    """What one part knows of one shard."""
+    """Rows of one shard in one part."""
 
     rows: int
     """Rows of the shard in this part."""
@@ -37,7 +37,7 @@ class ShardCount:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The footer of one part."""
+    """Footer of one part: its name, rows, and rows per shard."""
 
     name: str
     rows: int
@@ -45,7 +45,7 @@ class Part:
 
 
 def parts_url(run_url: str) -> str:
-    """The folder of a run's parts."""
+    """URL of the folder of a run's parts."""
     return objects.join(run_url, "parts")
 
 
@@ -56,7 +56,7 @@ def part_name(keys: Iterable[str]) -> str:
 
 
 def count_shards(table: pa.Table) -> dict[str, ShardCount]:
-    """Rows per shard in a table of `ROW_SCHEMA`, and the shard's own count where its last row is among them."""
+    """Rows per shard in a table of `ROW_SCHEMA`, and the shard's total where its last row is in the table."""
     counts = Counter(table["shard"].to_pylist())
     pairs = zip(table["shard"].to_pylist(), table["shard_rows"].to_pylist(), strict=True)
     totals = {shard: total for shard, total in pairs if total is not None}
@@ -82,7 +82,7 @@ def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
 
 
 def write_part(run_url: str, table: pa.Table, classes: ClassMap) -> str:
-    """Commit rows as one part and return its name. The put is the commit: before it there is nothing, after it all."""
+    """Commit rows as one part and return its name. The put is the commit: it is atomic."""
     name = part_name(table["key"].to_pylist())
     objects.put(objects.join(parts_url(run_url), name), encode_part(table, classes))
     return name
@@ -101,19 +101,19 @@ def read_part_footer(run_url: str, name: str) -> Part:
 
 
 def read_classes(run_url: str, name: str) -> ClassMap:
-    """The class map that the rows of one part were made with."""
+    """Class map of one part."""
     with objects.open_read(objects.join(parts_url(run_url), name)) as file:
         return ClassMap.model_validate_json(pq.read_metadata(file).metadata[CLASSES_KEY])
 
 
 def read_columns(run_url: str, name: str, columns: list[str]) -> pa.Table:
-    """Read some columns of one part, with page checksums verified; it may be of a version that had fewer of them."""
+    """Read columns of one part, page checksums verified; columns that an older version did not write are left out."""
     with objects.open_read(objects.join(parts_url(run_url), name)) as file:
         return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
 
 
 def list_parts(run_url: str) -> list[str]:
-    """Names of the committed parts, sorted; empty when nothing is committed yet."""
+    """Names of the committed parts, sorted; empty before the first commit."""
     try:
         names = [file.path for file in objects.list_files(parts_url(run_url))]
     except NothingThere:

@@ -1,7 +1,7 @@
-"""The page to look at first: one self-contained HTML file, and the same contact sheet as one picture.
+"""HTML report of a run as one self-contained file, and its contact sheet as one PNG.
 
-In go the counts of a finished run, the rows that kept previews and the failures; out come a string and PNG bytes.
-Nothing is read or written here, and nothing on the page refers to anything outside it: no script, no font, no link.
+In: totals of a finished run, rows with previews, failures. Out: a string and PNG bytes. Nothing is read or written
+here, and the page loads nothing from outside: no script, no font, no link.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from pipeline.page.paint import overlay, paint
 from pipeline.records import Row, UInt8
 
 PAGE_ITEMS = 24
-"""Items on the page at most: half the least certain, half a random sample."""
+"""Most items on the page: half the least certain, half a random sample."""
 _PAGE_BYTES = 4_500_000
-"""Bytes all data URIs of the page may take, so that the page can be mailed."""
+"""Most bytes of all data URIs, so that the page can be mailed."""
 PICTURE_ITEMS = 6
 """Items in `overlays_png`."""
 RAMP_ANCHORS = (
@@ -31,12 +31,12 @@ RAMP_ANCHORS = (
 )  # fmt: skip
 """Every eighth of `magma`, a perceptually uniform ramp (van der Walt and Smith 2015, https://bids.github.io/colormap)."""
 PREVIEW_VIEWS = ("image", "mask", "overlay", "confidence")
-"""What is shown of each item, left to right."""
+"""Pictures of each item, left to right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What a finished run comes to. Means are over `ok` rows; None where there is nothing to average."""
+    """Totals of a finished run. Means are over `ok` rows; None where there are none."""
 
     run: str
     """Fingerprint of the run, hex digits."""
@@ -54,7 +54,7 @@ class RunSummary:
     seconds: Mapping[str, float]
     """Stage (`read`, `decode`, `infer`, `refine`, `encode`) to seconds summed over all items, so over all workers."""
     wall_s: float
-    """How long the run took by the clock, seconds."""
+    """Wall time of the run, seconds."""
     images_per_s: float
     confidence: float | None
     """0 to 1."""
@@ -65,12 +65,12 @@ class RunSummary:
     refined: int
     """Rows whose mask the refiner produced."""
     refine_notes: Mapping[str, int]
-    """Rows per reason why the refiner did not, though asked to."""
+    """Rows per reason why refinement was configured but did not happen."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassShare:
-    """A class and its part of a whole, 0 to 1."""
+    """Pixels of a class and their share of all pixels, 0 to 1."""
 
     name: str
     colour: tuple[int, int, int]
@@ -84,7 +84,7 @@ class PreviewCard:
 
     row: Row
     uris: tuple[str, str, str, str]
-    """Data URIs in the order of `VIEWS`."""
+    """Data URIs in the order of `PREVIEW_VIEWS`."""
     width: int
     """Of each picture, pixels."""
     height: int
@@ -104,19 +104,23 @@ def render_run(
 
     Args:
         summary: counts and means of the whole run.
-        previews: rows that may be shown; those without mask and previews are passed over.
+        previews: rows that may be shown; rows without mask or previews are left out.
         classes: names and colours of the ids in the masks.
-        failures: (key, code, detail) of failed items; a sample is enough, three of each code are shown.
-        facts: what to know about the run, in this order: name to value. Shown as given, so without credentials.
+        failures: (key, code, detail) of failed items; three of each code are shown, so a sample is enough.
+        facts: facts about the run, name to value, in this order. Shown as given: pass no credentials.
         next_commands: shell commands worth running next.
     """
     uncertain, sample = choose_previews(previews, count=PAGE_ITEMS)
-    groups = [_cards(rows, classes, budget=_PAGE_BYTES // 2) for rows in (sample, uncertain)]
+    groups = [_cards_within(rows, classes, budget=_PAGE_BYTES // 2) for rows in (sample, uncertain)]
     return frame.load_template("run/report").render(
         summary=summary,
         groups=[
-            ("Random sample", "drawn from the other previews; the same in every report of this run", groups[0]),
-            ("Least certain", "lowest mean confidence among the previews kept", groups[1]),
+            (
+                "Random sample",
+                "random choice among the other previews, the same in every report of this run",
+                groups[0],
+            ),
+            ("Least certain", "lowest mean confidence among the previews", groups[1]),
         ],
         views=PREVIEW_VIEWS,
         classes=classes,
@@ -130,9 +134,9 @@ def render_run(
 
 
 def choose_previews(previews: Sequence[Row], *, count: int) -> tuple[list[Row], list[Row]]:
-    """Choose what to show: the least certain half, and a random other half; no key twice.
+    """Choose previews: (least certain, random others), together at most `count` rows, no key twice.
 
-    The choice depends on the set of rows only, not on their order. Both lists together hold at most `count` rows.
+    The choice depends on the set of rows only, not on their order.
     """
     shown = {row.key: row for row in previews if row.mask and row.preview_image and row.preview_confidence}
     by_confidence = sorted(shown.values(), key=lambda row: (row.confidence or 0.0, row.key))
@@ -142,7 +146,7 @@ def choose_previews(previews: Sequence[Row], *, count: int) -> tuple[list[Row], 
 
 
 def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[ClassShare]:
-    """Share of each class that has a pixel at all, largest first."""
+    """Share of each class with at least one pixel, largest first."""
     total = sum(class_pixels) or 1
     shares = [
         ClassShare(info.name, info.colour, pixels, pixels / total)
@@ -153,7 +157,7 @@ def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[ClassSh
 
 
 def confidence_ramp() -> UInt8:
-    """Colours of confidence 0/255 to 255/255: (256, 3) RGB, dark where unsure, pale where sure."""
+    """Colours of confidence 0/255 to 255/255: (256, 3) RGB, dark for low, pale for high confidence."""
     anchors = np.array(RAMP_ANCHORS, np.float64)
     positions = np.linspace(0, len(anchors) - 1, 256)
     channels = [np.interp(positions, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
@@ -161,9 +165,9 @@ def confidence_ramp() -> UInt8:
 
 
 def overlays_png(previews: Sequence[Row], classes: ClassMap) -> bytes:
-    """Draw the contact sheet as one PNG, 1400 pixels wide: a line per item, a column per view, the legend below.
+    """Draw the contact sheet as one PNG, 1400 pixels wide: a row per item, a column per view, the legend below.
 
-    No previews give a sheet that says so.
+    Without previews the sheet is a note.
     """
     uncertain, sample = choose_previews(previews, count=PICTURE_ITEMS)
     rows = [*sample, *uncertain]
@@ -184,7 +188,7 @@ def _legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> list[ClassInf
 
 
 def _pictures(row: Row, classes: ClassMap) -> list[Image.Image]:
-    """The four pictures of an item in the order of `VIEWS`, all of the preview's size."""
+    """Four pictures of an item in the order of `PREVIEW_VIEWS`, all of the preview's size."""
     image = Image.open(BytesIO(row.preview_image or b"")).convert("RGB")
     mask = Image.open(BytesIO(row.mask or b"")).resize(image.size, Image.Resampling.NEAREST)
     confidence = Image.open(BytesIO(row.preview_confidence or b"")).convert("L")
@@ -211,7 +215,7 @@ def _card(row: Row, classes: ClassMap) -> PreviewCard:
     return PreviewCard(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
 
 
-def _cards(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> list[PreviewCard]:
+def _cards_within(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> list[PreviewCard]:
     """Cards of the first rows whose data URIs fit into `budget` bytes; noise compresses badly, photos all fit."""
     cards: list[PreviewCard] = []
     for row in rows:
@@ -248,24 +252,24 @@ def _font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size_px)
 
 
-def _left(column: int) -> int:
+def _column_left(column: int) -> int:
     return MARGIN_PX + column * (CELL_PX + GAP_PX)
 
 
-def _strip(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _blank_strip(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     strip = Image.new("RGB", (SHEET_PX, height), PAPER)
     return strip, ImageDraw.Draw(strip)
 
 
 def _sheet_head() -> Image.Image:
-    strip, draw = _strip(62)
+    strip, draw = _blank_strip(62)
     for column, name in enumerate(PREVIEW_VIEWS):
-        draw.text((_left(column), 30), name, INK, _font(17))
+        draw.text((_column_left(column), 30), name, INK, _font(17))
     return strip
 
 
 def _sheet_note(text: str) -> Image.Image:
-    strip, draw = _strip(80)
+    strip, draw = _blank_strip(80)
     draw.text((MARGIN_PX, 20), text, FAINT, _font(17))
     return strip
 
@@ -274,9 +278,9 @@ def _sheet_line(row: Row, classes: ClassMap) -> Image.Image:
     """One item: its four views side by side, its key and largest classes below."""
     fitted = [ImageOps.contain(picture.convert("RGB"), (CELL_PX, CELL_PX)) for picture in _pictures(row, classes)]
     tall = fitted[0].height
-    strip, draw = _strip(tall + 48)
+    strip, draw = _blank_strip(tall + 48)
     for column, picture in enumerate(fitted):
-        strip.paste(picture, (_left(column) + (CELL_PX - picture.width) // 2, 0))
+        strip.paste(picture, (_column_left(column) + (CELL_PX - picture.width) // 2, 0))
     top = [f"{share.name} {share.share:.0%}" for share in class_shares(row.class_pixels or [], classes)[:3]]
     caption = "   ".join([*top, f"confidence {row.confidence or 0.0:.2f}"])
     draw.text((SHEET_PX - MARGIN_PX, tall + 8), caption, FAINT, _font(14), anchor="ra")
@@ -286,7 +290,7 @@ def _sheet_line(row: Row, classes: ClassMap) -> Image.Image:
 
 
 def _shortened(key: str, room_px: float) -> str:
-    """The key on one line, its head cut off when it does not fit: the tail tells keys apart."""
+    """Key on one line, shortened at its start if necessary: the end tells keys apart."""
     text = "".join(letter if letter.isprintable() else " " for letter in key)
     if _font(14).getlength(text) <= room_px:
         return text
@@ -295,24 +299,24 @@ def _shortened(key: str, room_px: float) -> str:
 
 
 def _sheet_legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> Image.Image:
-    """Swatches and names of the classes drawn, wrapped, then the stripes of no class and the ramp of confidence."""
+    """Legend: swatches and names of the classes drawn, the stripes of no class and the confidence ramp, wrapped."""
     legend = _legend(counts, classes)
     names = [*(info.name for info in legend), "no class", "confidence 0 to 1"]
     swatches = [Image.new("RGB", (18, 18), info.colour) for info in legend]
     swatches.append(Image.fromarray(paint(np.full((18, 18), classes.ignore_id, np.uint8), classes)))
     swatches.append(Image.fromarray(np.repeat(confidence_ramp()[None, ::4], 18, axis=0)))
-    places, height = _wrapped(
+    places, height = _wrap_legend(
         [_font(14).getlength(name) + swatch.width for name, swatch in zip(names, swatches, strict=True)]
     )
-    strip, draw = _strip(height)
+    strip, draw = _blank_strip(height)
     for name, swatch, (left, top) in zip(names, swatches, places, strict=True):
         strip.paste(swatch, (left, top))
         draw.text((left + swatch.width + 8, top + 1), name, INK, _font(14))
     return strip
 
 
-def _wrapped(widths: Sequence[float]) -> tuple[list[tuple[int, int]], int]:
-    """Left and top of legend entries set as text is set, and the height they take, pixels."""
+def _wrap_legend(widths: Sequence[float]) -> tuple[list[tuple[int, int]], int]:
+    """Left and top of legend entries wrapped like text, and their total height, pixels."""
     places, left, top = [], MARGIN_PX, 14
     for width in widths:
         step = round(width) + 34

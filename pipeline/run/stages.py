@@ -1,7 +1,7 @@
-"""The bodies of the stages: records out of Arrow tables in, records into Arrow tables out.
+"""Stages of a run: read, infer, refine, and score existing masks; Arrow tables in, Arrow tables out.
 
-Each is a function or a small callable class that Ray Data calls in a worker process. None of them knows Ray; they are
-given a ledger, through which a work item that kills its worker is found and fails alone.
+Each is a function or a small callable class that Ray Data calls in a worker process; none imports Ray. They get a
+ledger, by which an image that kills its worker fails alone.
 """
 
 import ctypes
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     from pipeline.infer.segmenter import Prediction
 
 INFER_ROWS = 32
-"""Images a network gets at once: enough to fill batches while the next images are decoded."""
+"""Images per call of a network: enough to fill batches while the next images are decoded."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3), from malloc.h."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every worker of a run needs to know."""
+    """Config, classes and fingerprints that every worker of a run gets."""
 
     cfg: SegmentConfig
     classes: ClassMap
@@ -67,42 +67,42 @@ class Job:
     preview_share: float
     """Share of the rows that carry previews, 0 to 1."""
     judge: JudgeConfig | None = None
-    """How answers are counted against labels; None where nobody asks how good they are."""
+    """How masks are counted against labels; None without evaluation."""
     masks: str | None = None
-    """URL of the masks that are judged instead of a network's."""
+    """URL of existing masks to score in place of a network's; None runs the network."""
 
     @property
     def max_bytes(self) -> int:
-        """Size of one encoded image at most."""
+        """Largest encoded image, bytes."""
         return int(self.cfg.decode.max_mib * 2**20)
 
     def failed(self, item: Item, failure: Failure) -> Row:
-        """The failure row of an item."""
+        """Failure row of an item."""
         return encode.failed_row(item, failure, model_fp=self.model_fp, config_fp=self.config_fp)
 
 
 @contextmanager
 def kill_process_after(seconds: float) -> Generator[Callable[[], None]]:
-    """Kill this process when the block takes longer, even while native code holds the GIL.
+    """Watchdog: kill this process when the block takes longer, even while native code holds the GIL.
 
-    The ledger then finds the key that hung, as it finds one that crashes. What is yielded starts the time anew: called
-    for every image, it makes the limit one for each of them.
+    The ledger then finds the key that hung, as it finds one that crashes. The yielded function restarts the time:
+    called for every image, it limits the time of each.
     """
 
-    def start_anew() -> None:
+    def restart() -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
-    start_anew()
+    restart()
     try:
-        yield start_anew
+        yield restart
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse what is freed instead of giving it back: a tenth of a refiner's time was page faults.
+    """Let glibc keep freed memory for reuse: returning it cost a refiner a tenth of its time in page faults.
 
-    Every image needs the same large maps again. Elsewhere than on glibc nothing happens. See mallopt(3).
+    Every image needs the same large maps again. Without effect on other C libraries. See mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -112,11 +112,11 @@ def keep_freed_memory() -> None:
 
 
 def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient) -> Iterator[pa.Table]:
-    """Tables of `ITEM_SCHEMA`, each about one block."""
+    """Read the keys of pending shards that are not committed; yields tables of `ITEM_SCHEMA`, about one block each."""
     held: list[Item] = []
     size = 0
-    for todo in pending:
-        for item in read_items(todo.shard, job.cfg.read, max_bytes=job.max_bytes, skip=todo.skip):
+    for pending_shard in pending:
+        for item in read_items(pending_shard.shard, job.cfg.read, max_bytes=job.max_bytes, skip=pending_shard.skip):
             held.append(item)
             size += len(item.data)
             if size >= job.cfg.runtime.block_mib * 2**20 or len(held) == INFER_ROWS:
@@ -128,11 +128,11 @@ def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient)
 
 def _items_out(items: list[Item], ledger: LedgerClient) -> pa.Table:
     ledger.leave("read", [item.key for item in items], sum(item.seconds_read for item in items))
-    return _sent(ledger, "read", items_to_table(items))
+    return _count_bytes(ledger, "read", items_to_table(items))
 
 
 class InferStage:
-    """Encoded images in, logits out. One network, and a few threads that decode ahead of it."""
+    """Inference: encoded images in, logits out. One network, and a few threads that decode ahead of it."""
 
     def __init__(self, job: Job, ledger: LedgerClient, *, threads: int) -> None:
         # Here and not at the top: refiners import this module too, and have no use for torch's memory.
@@ -155,12 +155,12 @@ class InferStage:
             key=lambda item: item.key,
             work=self._segment,
             seconds=lambda scored: scored.seconds_decode + scored.seconds_infer,
-            condemn=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
+            failure_of=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
         )
-        return _sent(self.ledger, "infer", scored_to_table(scored))
+        return _count_bytes(self.ledger, "infer", scored_to_table(scored))
 
     def _segment(self, items: Sequence[Item]) -> list[Scored]:
-        """Decode and segment; each item comes back with logits or with its failure."""
+        """Decode and segment; returns each item with logits or with its failure."""
         decoded: list[tuple[Scored, bool]] = []  # not the images: they would all stay in memory
 
         def images(progress: Callable[[], None]) -> Iterator[Image]:
@@ -176,7 +176,7 @@ class InferStage:
         return [self._scored(scored, next(predictions)) if good else scored for scored, good in decoded]
 
     def _scored(self, scored: Scored, prediction: "Prediction") -> Scored:
-        """Keep the logits of the classes that can win: the others would only travel to be dropped by the refiner."""
+        """Keep only the logits of active classes: the refiner would drop the others after their transfer."""
         if prediction.error:
             return _fail(scored, read_failure(prediction.error))
         refine, logits = self.job.cfg.refine, prediction.logits_khw
@@ -197,7 +197,7 @@ class InferStage:
         )
         if item.failure:
             return scored, None
-        if self.job.judge and item.label is None:  # before the network: its answer would be thrown away
+        if self.job.judge and item.label is None:  # before the network: its mask could not be scored
             return _fail(scored, answers.NO_LABEL), None
         try:
             image = decode_image(item.data, self.job.cfg.decode)
@@ -215,7 +215,7 @@ class InferStage:
 
 
 class RefineStage:
-    """Logits in, rows out: masks refined on one core and encoded; judged against labels where there is a judge."""
+    """Refinement: logits in, rows out. Masks are refined on one core, encoded, and scored if there is a judge."""
 
     def __init__(self, job: Job, ledger: LedgerClient) -> None:
         keep_freed_memory()
@@ -232,12 +232,14 @@ class RefineStage:
             key=lambda scored: scored.item.key,
             work=lambda batch: [self._row(scored) for scored in batch],
             seconds=lambda row: row.seconds_refine + row.seconds_encode,
-            condemn=lambda scored: self.job.failed(scored.item, Failure("refine_crashed", "killed its refiner twice")),
+            failure_of=lambda scored: self.job.failed(
+                scored.item, Failure("refine_crashed", "killed its refiner twice")
+            ),
         )
-        return _sent(self.ledger, "refine", rows_to_table(rows))
+        return _count_bytes(self.ledger, "refine", rows_to_table(rows))
 
     def _row(self, scored: Scored) -> Row:
-        """Refine and encode one image; with a judge, its label is read before and counted against after."""
+        """Refine and encode one image; with a judge, read its label first and count its mask against it."""
         job, item = self.job, scored.item
         if item.failure:
             return job.failed(item, item.failure)
@@ -256,14 +258,14 @@ class RefineStage:
         return row if self.judge is None or truth_hw is None else self.judge(row, truth_hw, refinement, image)
 
     def _encode(self, scored: Scored, refinement: Refinement, image: Image | None) -> Row:
-        """The row of a refined image, with previews if it is one of the sample."""
+        """Row of a refined image, with previews if its key is in the sample."""
         shown = image if encode.is_preview(scored.item.key, self.job.preview_share) else None
         fingerprints = {"model_fp": self.job.model_fp, "config_fp": self.job.config_fp}
         return encode.segmented_row(scored, refinement, shown, classes=self.job.classes, **fingerprints)
 
 
 class MaskStage:
-    """Encoded images and labels in, rows out, with masks that somebody has made before."""
+    """Scoring of existing masks: encoded images and labels in, rows out."""
 
     def __init__(self, job: Job, judge: JudgeConfig, ledger: LedgerClient) -> None:
         self.job, self.judge, self.ledger = job, judge, ledger
@@ -278,9 +280,9 @@ class MaskStage:
             key=lambda item: item.key,
             work=lambda batch: [self._row(item) for item in batch],
             seconds=lambda row: row.seconds_encode,
-            condemn=lambda item: self.job.failed(item, Failure("refine_crashed", "killed its refiner twice")),
+            failure_of=lambda item: self.job.failed(item, Failure("refine_crashed", "killed its refiner twice")),
         )
-        return _sent(self.ledger, "refine", rows_to_table(rows))
+        return _count_bytes(self.ledger, "refine", rows_to_table(rows))
 
     def _row(self, item: Item) -> Row:
         started = perf_counter()
@@ -302,11 +304,11 @@ class MaskStage:
 
 
 def _fail(scored: Scored, failure: Failure, **fields: Any) -> Scored:
-    """A scored item without logits, and without the bytes nobody needs any more."""
+    """Scored item with a failure, without logits, image and label bytes."""
     return replace(scored, item=replace(scored.item, data=b"", label=None, failure=failure), logits_khw=None, **fields)
 
 
-def _sent(ledger: LedgerClient, stage: str, table: pa.Table) -> pa.Table:
-    """Count a table's bytes on its way into the object store."""
-    ledger.sent(stage, table.nbytes)
+def _count_bytes(ledger: LedgerClient, stage: str, table: pa.Table) -> pa.Table:
+    """Count the bytes of a table in the ledger; returns the table."""
+    ledger.count_bytes_out(stage, table.nbytes)
     return table

@@ -1,4 +1,4 @@
-"""Whether what a run committed is whole and true: every byte is read again and compared with what it claims."""
+"""Verification of a run: reads every part again and checks checksums, names, order, masks and sums."""
 
 from collections.abc import Iterator
 
@@ -12,10 +12,10 @@ from pipeline.store import objects
 
 
 def run_problems(run_url: str) -> Iterator[str]:
-    """Everything that is wrong with a run, one line each; nothing when it is sound.
+    """Problems of a run, one line each; none when the run is intact.
 
-    Each part: page checksums, its name against its keys, their order, each mask against its counts and size. All parts:
-    no key twice, and the sums of the manifest when the run is finished.
+    Per part: page checksums, its name against its keys, their order, each mask against its counts and size. Over all
+    parts: no key twice, and the totals of the manifest when the run is finished.
     """
     seen: dict[str, str] = {}
     names = parts.list_parts(run_url)
@@ -66,10 +66,10 @@ def _row_problems(row: Row) -> Iterator[str]:
 
 
 def _manifest_problems(run_url: str, *, rows: int, part_names: list[str]) -> Iterator[str]:
-    done = manifest.read_manifest(run_url)
-    if done is None:
+    committed_manifest = manifest.read_manifest(run_url)
+    if committed_manifest is None:
         return
-    if done.rows != rows:
-        yield f"manifest.json says {done.rows} rows, the parts hold {rows}"
-    if done.parts != part_names:
-        yield f"manifest.json lists {len(done.parts)} parts, {len(part_names)} are there"
+    if committed_manifest.rows != rows:
+        yield f"manifest.json says {committed_manifest.rows} rows, the parts hold {rows}"
+    if committed_manifest.parts != part_names:
+        yield f"manifest.json lists {len(committed_manifest.parts)} parts, {len(part_names)} are there"

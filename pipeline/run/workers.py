@@ -1,7 +1,7 @@
-"""How many workers of each stage a cluster can hold, and what each one reserves.
+"""Number of workers per stage, and the CPUs, GPUs and memory that each reserves.
 
-Plain arithmetic on what each node has: decided once, before anything is started, so that a cluster that is too small,
-or whose nodes are, is refused in words instead of waiting for ever.
+Arithmetic on the resources of the nodes, once before anything starts, so that a cluster that is too small is refused
+with an error instead of waiting forever.
 """
 
 import math
@@ -18,28 +18,28 @@ GIB = 2**30
 READ_CPUS = 0.2
 WRITE_CPUS = 0.2
 CPU_SHARE = 0.4
-"""Of a core, reserved by a network and by a refiner where both live on CPUs: more of them than cores, so that whichever
-stage is behind has the cores, and the reservations still leave room to read and write."""
+"""Share of a core that a network or refiner reserves without GPUs: below 1, so that there are more workers than cores.
+The stage that is behind then gets the cores, and tasks that read and write still fit."""
 GPU_FEEDER_CPUS = 0.5
-"""Of a core, reserved beside a GPU for decoding and launching: 2 cores and one GPU still hold every stage."""
+"""Share of a core reserved beside a GPU for decoding and launching: every stage fits on 2 cores and one GPU."""
 GIB_PER_EXPECTED_CPU = 3.0
-"""Of a machine with 4 GiB per core, as in ray_cluster.yaml, what Ray leaves after its object store."""
+"""Memory per core that Ray leaves after its object store, of 4 GiB per core as in ray_cluster.yaml."""
 PROCESS_GIB = {"cpu": 0.4, "cuda": 2.5}
-"""A process that has imported torch, with its CUDA context where it has one."""
+"""Memory of a process that has imported torch, by device; `cuda` includes the CUDA context."""
 BYTES_PER_INPUT_PIXEL = {"full": 1500, "reduced": 700}
-"""Of the maps a network holds at once, float32, at most: measured 1.2 to 1.5 kB where the logits are at full resolution
-(U-Net, SegNet), 0.4 to 0.7 kB where they are at a stride (DeepLab v3+ on ResNet-101 and MobileNetV2, output stride 8
-and 16). bf16 needs two thirds of it."""
+"""Peak bytes of feature maps per input pixel, float32: measured 1.2 to 1.5 kB for logits at full resolution (U-Net,
+SegNet), 0.4 to 0.7 kB for logits at a stride (DeepLab v3+ on ResNet-101 and MobileNetV2, output stride 8 and 16). bf16
+needs two thirds of it."""
 REFINER_GIB = 0.4
-"""A process that has not imported torch."""
+"""Memory of a process that has not imported torch."""
 DECODED_AT_ONCE = 2
-"""Images of the largest size that a network's process holds at once, as a rule: the one it cuts, the one being decoded.
-More of them only where several of that size follow each other."""
+"""Images of the largest size that a network's process holds at once: the one it cuts and the one being decoded. Several
+such images in a row may need more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a node has, or a cluster in all."""
+    """CPUs, GPUs and memory of a node, a worker, or a cluster in total."""
 
     cpus: float
     gpus: float
@@ -55,13 +55,13 @@ class Resources:
         return f"{self.cpus:g} CPU, {self.gpus:g} GPU, {self.memory_gib:.1f} GiB"
 
     def times(self, other: "Resources") -> int:
-        """How many workers that each reserve `other` fit in."""
+        """Number of workers that fit if each reserves `other`."""
         pairs = ((self.cpus, other.cpus), (self.gpus, other.gpus), (self.memory_gib, other.memory_gib))
         return min((int(has / needs + 1e-6) for has, needs in pairs if needs), default=0)
 
 
 def cluster_nodes(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) -> tuple[Resources, ...]:
-    """What Ray says each node has now; or as one, since nobody knows its nodes, what the cluster is to scale up to."""
+    """Resources of each node as Ray reports them; with `runtime.expect_*`, one entry for the scaled-up cluster."""
     available = tuple(
         Resources(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0) / GIB) for node in nodes if node
     )
@@ -75,7 +75,7 @@ def cluster_nodes(nodes: Iterable[Mapping[str, float]], runtime: RuntimeConfig) 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Stage by stage: how many workers at most, and what each one reserves."""
+    """Largest number of workers per stage, and the resources that each reserves."""
 
     infer: int
     infer_cpus: float
@@ -95,7 +95,7 @@ class Workers:
 
 
 def refiner_gib(cfg: SegmentConfig, model: Footprint) -> float:
-    """Memory of one refiner: process, decoded image, and what its engine needs for one window with halo."""
+    """Memory of one refiner: process, decoded image, and its engine's memory for one window with halo, GiB."""
     refine = cfg.refine
     engine = REFINE_ENGINES[refine.engine]
     side_px = int(max(refine.window_px * LEFT_WHOLE, refine.window_px + 2 * reach_px(refine)))
@@ -105,9 +105,9 @@ def refiner_gib(cfg: SegmentConfig, model: Footprint) -> float:
 
 
 def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:
-    """Host memory of one network: its process, weights, decoded images, the logits of one, and on CPUs the maps inside.
+    """Host memory of one network, GiB: process, weights, decoded images, logits of one image, feature maps on CPUs.
 
-    The weights count three times, as they are while a checkpoint is loaded: the file, its tensors, the network's own.
+    Weights count three times, as while a checkpoint loads: the file, its tensors, and the network's own.
     """
     largest = max(*cfg.infer.scales, 1) ** 2
     images = cfg.decode.max_mpx * 1e6 * 3 * (DECODED_AT_ONCE + (largest if cfg.infer.scales != (1.0,) else 0))
@@ -123,7 +123,7 @@ def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:
 
 
 def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: float) -> int:
-    """Networks of a cluster without GPUs: one per core; one per two beside a CRF, which takes at least as long."""
+    """Networks of a cluster without GPUs: one per core, or per two cores beside a CRF, which is at least as slow."""
     cores = sum(node.cpus for node in nodes) / (2 if cfg.refine.engine != "none" else 1)
     return max(1, min(math.ceil(cores), sum(int(node.memory_gib / pair_gib) for node in nodes)))
 
@@ -131,9 +131,9 @@ def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: 
 def _refiners_beside(
     networks: int, nodes: Sequence[Resources], network: Resources, refiner: Resources, others: Resources
 ) -> int | None:
-    """Refiners that fit once the networks and what reads and writes have their places; None where those do not fit.
+    """Refiners that fit beside the networks and the tasks that read and write; None where those do not fit.
 
-    Each goes where most is left, which is how Ray spreads workers over nodes that are half full.
+    Each worker goes to the node with most CPUs left, as Ray spreads workers over nodes that are half full.
     """
     free = list(nodes)
     for needs in [network] * networks + [others]:
@@ -152,7 +152,7 @@ def plan_workers(cfg: SegmentConfig, nodes: Sequence[Resources], model: Footprin
     the cores, as far as the memory goes.
 
     Raises:
-        ConfigError: with the sum, when the cluster cannot hold one worker of each stage.
+        ConfigError: the cluster cannot hold one worker of each stage; the text has both sums.
     """
     cluster = sum(nodes, start=Resources(0, 0, 0))
     gpus = 1.0 if cluster.gpus >= 1 else 0.0

@@ -1,10 +1,8 @@
-"""The steps of a parameter search as plain functions of one chunk of images: read and check, score, judge.
+"""Parameter search per chunk of images: fetch and check, infer, refine and count; then the outcome over all chunks.
 
-    Prepared (encoded images and labels)  ->  Chunk (logits, encoded images and labels)  ->  Judgement (counts)
+    LabelledChunk (encoded images, labels)  ->  ScoredChunk (logits, encoded images, labels)  ->  ChunkCounts
 
-and from the judgements of all chunks to what a search has found.
-
-A chunk is a shard of the plan. What travels is encoded: a step that needs pixels decodes them. None of this knows Ray.
+A chunk is a shard of the plan. Images travel encoded: a step that needs pixels decodes them. Nothing here imports Ray.
 """
 
 from collections import Counter
@@ -44,7 +42,7 @@ from pipeline.tune.search import (
 )
 
 LABELS_AHEAD = 8
-"""Labels fetched at once: hides the latency of an object store."""
+"""Concurrent reads of labels, which hide the latency of an object store."""
 RESULT_SCHEMA = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -67,29 +65,29 @@ RESULT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class LabelledChunk:
-    """Images of one shard that can be used, still encoded, and their labels."""
+    """Usable images of one shard, encoded, and their labels."""
 
     items: pa.Table
     """ITEM_SCHEMA."""
     labels: dict[str, bytes]
-    """Key to PNG, checked."""
+    """Checked PNG by key."""
 
 
 @dataclass(slots=True)
 class ChunkProblems:
-    """What was wrong with a shard."""
+    """Usable images, left-out images and invalid labels of one shard."""
 
     images: int = 0
-    """That can be used."""
+    """Number of usable images."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
-    """(key, why) of images that cannot be."""
+    """(key, reason) of images that cannot be used."""
     faults: list[str] = field(default_factory=list)
-    """What is wrong with labels: any of it stops the search."""
+    """Errors of invalid labels; one is enough to stop the search."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredChunk:
-    """Images of one shard after the network."""
+    """Images of one shard with logits."""
 
     scored: pa.Table
     """SCORED_SCHEMA."""
@@ -98,42 +96,42 @@ class ScoredChunk:
 
 @dataclass(slots=True)
 class ChunkCounts:
-    """What parameters do to the images of a chunk."""
+    """Counts of the refined masks of a chunk for one candidate."""
 
     keys: list[str]
-    """Of the N images judged."""
+    """Keys of the N counted images."""
     counts_nkk: Int64
-    """(N, K, K + 1)."""
+    """(N, K, K + 1) confusion counts, see `metrics.confusion`."""
     bands_bkk: Int64
-    """(B, K, K + 1): sums over the images, within each band."""
+    """(B, K, K + 1) sums over the images, within each trimap."""
     left_out: list[tuple[str, str]]
-    """(key, why) of images for which the network had no answer."""
+    """(key, reason) of images without logits."""
     notes: Counter[str]
-    """Images whose mask is not refined although it should be, by the code of the reason."""
+    """Images whose refinement failed or timed out, by code of the reason."""
     seconds: float
-    """Of processor time, in decoding, refining and counting."""
+    """Processor time of decoding, refining and counting."""
 
 
 def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[LabelledChunk, ChunkProblems]:
     """Fetch the images of a shard that have a label, and the labels; check every label against its image."""
     problems = ChunkProblems()
-    without = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
-    problems.left_out += [(key, "no label") for key in sorted(without)]
-    items = list(read_items(shard, job.cfg.read, max_bytes=job.max_bytes, skip=without))
-    kept: list[Item] = []
+    unlabelled = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
+    problems.left_out += [(key, "no label") for key in sorted(unlabelled)]
+    items = list(read_items(shard, job.cfg.read, max_bytes=job.max_bytes, skip=unlabelled))
+    usable: list[Item] = []
     pngs: dict[str, bytes] = {}
     with ThreadPoolExecutor(LABELS_AHEAD, thread_name_prefix="labels") as pool:
         urls = [label_urls[item.key] for item in items]
         for item, png in zip(items, pool.map(objects.read_bytes, urls), strict=True):
             if _is_usable(item, png, label_urls[item.key], job, problems):
-                kept.append(item)
+                usable.append(item)
                 pngs[item.key] = png
-    problems.images = len(kept)
-    return LabelledChunk(items_to_table(kept), pngs), problems
+    problems.images = len(usable)
+    return LabelledChunk(items_to_table(usable), pngs), problems
 
 
 def _is_usable(item: Item, png: bytes, url: str, job: Job, problems: ChunkProblems) -> bool:
-    """Whether image and label can be read and fit each other; if not, `found` says why."""
+    """True if image and label can be read and have one size; else the reason is added to `problems`."""
     if item.failure:
         problems.left_out.append((item.key, item.failure.code))
         return False
@@ -150,20 +148,20 @@ def _is_usable(item: Item, png: bytes, url: str, job: Job, problems: ChunkProble
 
 
 class Scorer:
-    """Holds the network; the same stage as in a run, so that a search sees what a run will do."""
+    """Network of a search: the inference stage of a run, so that both give the same logits."""
 
     def __init__(self, job: Job, *, threads: int) -> None:
         self.stage = InferStage(job, Ledger(), threads=threads)
 
-    def score(self, prepared: LabelledChunk) -> ScoredChunk:
-        """Give every image of a chunk its logits."""
-        return ScoredChunk(self.stage(prepared.items), prepared.labels)
+    def score(self, labelled: LabelledChunk) -> ScoredChunk:
+        """Compute the logits of every image of a chunk."""
+        return ScoredChunk(self.stage(labelled.items), labelled.labels)
 
 
 def judge_chunk(
     chunk: ScoredChunk, refine: RefineConfig, classes: ClassMap, cfg: DecodeConfig, widths_px: Sequence[float] = ()
 ) -> ChunkCounts:
-    """Refine every image of a chunk with some parameters, and count how its masks agree with the labels."""
+    """Refine every image of a chunk with the settings `refine`, and count its masks against the labels."""
     keep_freed_memory()
     started = process_time()
     shape = len(classes), len(classes) + 1
@@ -190,26 +188,26 @@ def judge_chunk(
     return counts
 
 
-# ---------------------------------------------------------------- what comes out
+# ---------------------------------------------------------------- the outcome
 
 
 @dataclass(slots=True)
 class CandidateResult:
-    """What a candidate came to on all images."""
+    """Counts of one candidate over all images."""
 
     candidate: Candidate
     counts_fkk: Int64
-    """(F, K, K + 1): sums over the images of each fold."""
+    """(F, K, K + 1) sums over the images of each fold."""
     images: int = 0
     seconds: float = 0.0
-    """Of processor time, over all images."""
+    """Processor time over all images."""
     notes: Counter[str] = field(default_factory=Counter)
-    """As in `Judgement`."""
+    """As in `ChunkCounts`."""
     bands_bkk: Int64 | None = None
-    """As in `Judgement`; None where the bands were not looked at."""
+    """As in `ChunkCounts`; None where no trimaps were counted."""
 
     def add(self, counts: ChunkCounts, fold_n: npt.NDArray[np.intp]) -> None:
-        """Count a chunk, whose images are in these folds."""
+        """Add the counts of a chunk; `fold_n` is the fold of each image."""
         np.add.at(self.counts_fkk, fold_n, counts.counts_nkk)
         self.images += len(counts.keys)
         self.seconds += counts.seconds
@@ -219,12 +217,12 @@ class CandidateResult:
 
     @property
     def scores(self) -> Scores:
-        """Over all images."""
+        """Scores over all images."""
         return Scores(self.counts_fkk.sum(axis=0))
 
     @property
     def mean_iou(self) -> float:
-        """Over all images, 0 to 1."""
+        """Mean IoU over all images, 0 to 1."""
         return float(self.scores.mean_iou)
 
 
@@ -234,50 +232,50 @@ class ComparedCandidate:
 
     result: CandidateResult
     gain: Interval | None
-    """Mean IoU less that of no CRF; None for no CRF itself."""
+    """Mean IoU minus that without a CRF; None for no CRF itself."""
     band_ious: tuple[float, ...]
-    """Mean IoU within each band."""
+    """Mean IoU within each trimap."""
 
     @property
     def name(self) -> str:
-        """The candidate's."""
+        """Name of the candidate."""
         return self.result.candidate.name
 
 
 @dataclass(frozen=True, slots=True)
 class ClassGain:
-    """What the best parameters do to one class."""
+    """IoU of one class without a CRF and with the best parameters."""
 
     name: str
     before: float
-    """IoU without a CRF; NaN for a class that neither labels nor masks have."""
+    """IoU without a CRF; NaN for a class in no label and no mask."""
     after: float
     gain: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOutcome:
-    """All that a search has found."""
+    """Outcome of a search."""
 
     results: Sequence[CandidateResult]
-    """In the order of trying, no CRF first."""
+    """Results in the order of trying, no CRF first."""
     best: CandidateResult
-    """Of those with a CRF."""
+    """Result with the highest mean IoU among those with a CRF."""
     contenders: Sequence[ComparedCandidate]
-    """No CRF, the best, then the published presets, the better first."""
+    """No CRF, the best, then the published presets by descending mean IoU."""
     class_gains: Sequence[ClassGain]
     verdict: Recommendation
     widths_px: Sequence[float]
-    """Of the bands."""
+    """Half widths of the trimaps, px."""
 
     @property
     def none(self) -> CandidateResult:
-        """No CRF."""
+        """Result without a CRF."""
         return self.results[0]
 
 
 def results_per_fold(results: Sequence[CandidateResult]) -> list[CandidateResult]:
-    """The result each fold is judged by: the best CRF on the other folds."""
+    """Cross-validation: for each fold, the CRF result that is best on the other folds."""
     crfs = [result for result in results if result.candidate.params]
     return [crfs[index] for index in best_index_per_fold(np.stack([result.counts_fkk for result in crfs]))]
 
@@ -297,20 +295,21 @@ def conclude_search(
     samples: int,
     seed: int,
 ) -> SearchOutcome:
-    """Choose, compare and give the intervals.
+    """Choose the best candidate and compare it with no CRF and the presets, with bootstrap intervals.
 
     Args:
-        results: of all candidates, no CRF first; it, the best and the presets with bands.
-        counts_of: (N, K, K + 1) counts per image of a result; asked for the contenders and the folds' choices.
-        classes: their names.
-        widths_px: of the bands.
-        samples: bootstrap draws.
-        seed: of the draws.
+        results: results of all candidates, no CRF first; no CRF, the best and the presets have trimap counts.
+        counts_of: returns the (N, K, K + 1) counts per image of a result; called for compared candidates and for the
+            choices of the folds.
+        classes: class names.
+        widths_px: half widths of the trimaps, px.
+        samples: bootstrap resamples.
+        seed: seed of the bootstrap.
     """
-    none_nkk, won = counts_of(results[0]), best_result(results)
-    best_nkk = counts_of(won)
-    fair = np.stack([counts_of(result) for result in results_per_fold(results)])
-    fair_nkk = fair[fold_of_each_image(len(none_nkk)), np.arange(len(none_nkk))]
+    none_nkk, best = counts_of(results[0]), best_result(results)
+    best_nkk = counts_of(best)
+    fold_choices = np.stack([counts_of(result) for result in results_per_fold(results)])
+    fold_choices_nkk = fold_choices[fold_of_each_image(len(none_nkk)), np.arange(len(none_nkk))]
 
     def contender(result: CandidateResult) -> ComparedCandidate:
         against = None
@@ -321,22 +320,22 @@ def conclude_search(
         ious = Scores(result.bands_bkk).mean_iou if result.bands_bkk is not None else ()
         return ComparedCandidate(result, against, tuple(map(float, ious)))
 
-    presets = [result for result in results[1:] if result.candidate.stage == 0 and result is not won]
+    presets = [result for result in results[1:] if result.candidate.stage == 0 and result is not best]
     presets.sort(key=lambda result: -result.mean_iou)
     gains = bootstrap_each(best_nkk, lambda scores: scores.iou, against_nkk=none_nkk, samples=samples, seed=seed)
-    ious = zip(classes.names, results[0].scores.iou, won.scores.iou, gains, strict=True)
+    ious = zip(classes.names, results[0].scores.iou, best.scores.iou, gains, strict=True)
     return SearchOutcome(
         results=results,
-        best=won,
-        contenders=[contender(result) for result in (results[0], won, *presets)],
+        best=best,
+        contenders=[contender(result) for result in (results[0], best, *presets)],
         class_gains=[ClassGain(name, float(before), float(after), gain) for name, before, after, gain in ious],
-        verdict=recommend(best_nkk, fair_nkk, none_nkk, samples=samples, seed=seed),
+        verdict=recommend(best_nkk, fold_choices_nkk, none_nkk, samples=samples, seed=seed),
         widths_px=widths_px,
     )
 
 
 def results_table(outcome: SearchOutcome) -> pa.Table:
-    """One row per candidate, in the order of trying; intervals where the candidate was in the final comparison."""
+    """One row per candidate, in the order of trying; intervals for compared candidates only."""
     gains = {contender.name: contender.gain for contender in outcome.contenders}
     rows = []
     for result in outcome.results:
@@ -363,20 +362,22 @@ def results_table(outcome: SearchOutcome) -> pa.Table:
 
 
 def params_yaml(outcome: SearchOutcome, base: RefineConfig, *, facts: Mapping[str, str]) -> str:
-    """A file `segment_dataset --config` takes: the best parameters, or no refinement where none helps."""
-    gain, fair = outcome.verdict.gain, outcome.verdict.fair_gain
+    """Text of params.yaml for `segment_dataset --config`: the best parameters, or engine none if no CRF helps."""
+    gain, fold_choices = outcome.verdict.gain, outcome.verdict.fair_gain
     chosen = outcome.best.candidate.config(base)
     comments = [f"{name}: {value}" for name, value in facts.items()]
     comments += [f"mean IoU {outcome.none.mean_iou:.4f} without a CRF, {outcome.best.mean_iou:.4f} with the best"]
     comments += [f"difference {gain.value:+.4f}, 95% interval {gain.low:+.4f} to {gain.high:+.4f}"]
-    comments += [f"chosen on other images {fair.value:+.4f}, 95% interval {fair.low:+.4f} to {fair.high:+.4f}"]
+    comments += [
+        f"cross-validated {fold_choices.value:+.4f}, 95% interval {fold_choices.low:+.4f} to {fold_choices.high:+.4f}"
+    ]
     if outcome.verdict.helps:
         data = {
             name: getattr(chosen, name)
             for name in ("engine", "preset", *SEARCHED_PARAMS, *FIXED_PARAMS, "prune", "window_px")
         }
     else:
-        comments += ["no CRF: an interval of the difference reaches 0 or below"]
+        comments += ["no CRF: an interval of the difference includes 0 or lies below"]
         data = {"engine": "none"}
     lines = "".join(f"# {' '.join(line.split())}\n" for line in comments)
     return lines + yaml.safe_dump({"refine": data}, sort_keys=False)

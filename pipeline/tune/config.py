@@ -1,4 +1,4 @@
-"""Settings of a CRF parameter search, as a frozen pydantic class: schema, validation, command line, documentation."""
+"""Config of a CRF parameter search: one frozen pydantic class for schema, validation, command line and docs."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -6,7 +6,7 @@ from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
 
 
 class TuneConfig(BaseModel):
-    """Search for the CRF's parameters on images with labels."""
+    """Search of CRF parameters on labelled images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

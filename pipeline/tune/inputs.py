@@ -1,4 +1,4 @@
-"""Inputs of a parameter search: the run whose refinement is searched, and the label of each image.
+"""Inputs of a parameter search: the first grid, the config of its run, and the label of each image.
 
 In: a `TuneConfig`. Out: a `SegmentConfig`, label URLs by key. Lists objects, reads none.
 """
@@ -18,22 +18,22 @@ from pipeline.tune.search import Candidate
 log = logging.getLogger(__name__)
 
 FINER_REACH = 1.5
-"""Finer grids reach at most this much beyond the largest sigma of the first one; refiners' memory is planned for it."""
+"""Largest sigma of finer grids relative to that of the first grid; the memory of refiners is planned for it."""
 
 
 def first_grid(cfg: TuneConfig) -> list[Candidate]:
     """Candidates of the grid `--grid`, without the published parameters.
 
     Raises:
-        ConfigError: for an unknown grid, and refinement settings that leave nothing to search.
+        ConfigError: the grid is unknown, or the refinement settings leave nothing to search.
     """
     if cfg.grid not in search.GRIDS:
-        raise ConfigError(f"no grid {cfg.grid!r}", hint=f"--grid is one of {', '.join(search.GRIDS)}")
+        raise ConfigError(f"--grid {cfg.grid!r} is not a grid", hint=f"use one of {', '.join(search.GRIDS)}")
     return search.candidate_grid(cfg.grid, cfg.refine)
 
 
 def segment_config(cfg: TuneConfig, grid: Sequence[Candidate]) -> SegmentConfig:
-    """The run whose refinement is searched; its refiners' memory is planned for the largest sigma."""
+    """Config of the run whose refinement is searched; its memory is planned for the largest sigma."""
     largest = FINER_REACH * max(
         candidate.params.bi_xy for candidate in (*grid, *search.reference_candidates()) if candidate.params
     )
@@ -56,15 +56,15 @@ def find_labels(cfg: TuneConfig, plan: Plan) -> dict[str, str]:
     """URL of each image's label, by key; images without a label are left out.
 
     Raises:
-        ConfigError: fewer images have a label than a choice needs.
+        ConfigError: fewer images have a label than there are folds.
     """
     names = labels.by_stem(file.path for file in objects.list_files(cfg.labels))
     keys = [member.key for shard in plan.shards for member in shard.members()[: shard.max_rows]]
     labelled = [key for key in keys if labels.label_stem(key) in names]
     log.info("%d image(s), %d label file(s), %d image(s) with a label", len(keys), len(names), len(labelled))
     if len(labelled) < search.FOLDS:
-        hint = "labels stand under the same names as images: images/a/1.jpg and labels/a/1.png"
+        hint = "a label has the name of its image: images/a/1.jpg and labels/a/1.png"
         raise ConfigError(
-            f"{len(labelled)} of {len(keys)} image(s) have a label, a choice needs {search.FOLDS}", hint=hint
+            f"{len(labelled)} of {len(keys)} image(s) have a label, a search needs at least {search.FOLDS}", hint=hint
         )
     return {key: objects.join(cfg.labels, names[labels.label_stem(key)]) for key in labelled}

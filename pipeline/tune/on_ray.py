@@ -1,4 +1,4 @@
-"""A parameter search on Ray: the steps of `pipeline.tune.chunks` on every chunk, as tasks.
+"""Parameter search on Ray: the functions of `pipeline.tune.chunks` as tasks over all chunks.
 
     read and check (tasks)  ->  network (actors, one pass)  ->  refine and count (a task per candidate and chunk)
 
@@ -31,12 +31,12 @@ from pipeline.tune.search import NO_CRF, Candidate
 log = logging.getLogger(__name__)
 
 MAX_PENDING = 1000
-"""Tasks handed to Ray at once: enough for the autoscaler to add nodes."""
+"""Tasks submitted to Ray at once: enough for the autoscaler to add nodes."""
 _PROGRESS_S = 5.0
 RETRIES = 8
 """Retries of a task after a lost node or a dead worker."""
 MAX_FAULTS = 20
-"""Wrong labels that the error names at most."""
+"""Most invalid labels that the error names."""
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def score_images(
     Returns references to the chunks, and (key, reason) of the images left out.
 
     Raises:
-        LabelError: naming the first labels that are wrong.
+        LabelError: naming the first invalid labels.
     """
     fetched, left_out = fetch_chunks(job, shards, label_urls)
     return infer_chunks(job, fetched, workers), left_out
@@ -58,10 +58,10 @@ def score_images(
 def fetch_chunks(
     job: Job, shards: Sequence[Shard], label_urls: Mapping[str, str]
 ) -> tuple[list[Any], list[tuple[str, str]]]:
-    """Read and check everything; returns references to the chunks with usable images, in the order of the shards.
+    """Read and check all images and labels; returns references to the chunks with usable images, in shard order.
 
     Raises:
-        LabelError: naming the first labels that are wrong.
+        LabelError: naming the first invalid labels.
     """
     task: Any = ray.remote(num_cpus=READ_CPUS, num_returns=2, max_retries=RETRIES)(tuning.fetch_chunk)
     chunks: dict[int, Any] = {}
@@ -105,15 +105,15 @@ def infer_chunks(job: Job, fetched: Sequence[Any], workers: Workers) -> list[Any
 
 
 class SearchOnRay:
-    """Judges candidates on all chunks; keeps counts by fold of every candidate, and counts per image of the best."""
+    """Counts candidates on all chunks; keeps counts per fold of every candidate, and per image of the best ones."""
 
     def __init__(
         self, job: Job, chunks: Sequence[Any], workers: Workers, *, base: RefineConfig, widths_px: Sequence[float]
     ) -> None:
-        """Judge the network's masks without a CRF first: that is fast, and shows which images can be judged.
+        """Count the network's masks without a CRF first, which is fast and finds the images without logits.
 
         Raises:
-            JobError: too few images can be judged.
+            JobError: fewer images have logits than there are folds.
         """
         self.job, self.base, self.chunks = job, base, list(chunks)
         self._task: Any = ray.remote(tuning.judge_chunk).options(
@@ -124,7 +124,7 @@ class SearchOnRay:
         baseline = [_get(refs[index]) for index in range(len(self.chunks))]
         ends = list(accumulate(len(counts.keys) for counts in baseline))
         if not ends or ends[-1] < search.FOLDS:
-            raise JobError(f"{ends[-1] if ends else 0} image(s) can be judged, a choice needs {search.FOLDS}")
+            raise JobError(f"{ends[-1] if ends else 0} image(s) have logits, a search needs at least {search.FOLDS}")
         self._folds = np.split(search.fold_of_each_image(ends[-1]), ends[:-1])
         self.left_out = [pair for counts in baseline for pair in counts.left_out]
         self._done[NO_CRF] = self._tally(NO_CRF)
@@ -138,7 +138,7 @@ class SearchOnRay:
         return [tally.result for tally in self._done.values()]
 
     def judge(self, title: str, candidates: Sequence[Candidate], *, widths_px: Sequence[float] = ()) -> None:
-        """Judge candidates on every image, and on trimaps of these half widths; replaces earlier results of them."""
+        """Count candidates on every image and within trimaps of `widths_px`; replaces their earlier results."""
         new = {candidate: self._tally(candidate) for candidate in candidates}
         for (candidate, index), ref in self._judge(title, candidates, widths_px):
             new[candidate].result.add(_get(ref), self._folds[index])
@@ -152,7 +152,7 @@ class SearchOnRay:
         log.info("best so far: %s, mean IoU %.4f (%+.4f)", best.candidate.name, best.mean_iou, gain)
 
     def counts(self, result: CandidateResult) -> Int64:
-        """Confusion counts per image, (N, K, K + 1), of a candidate that was not dropped."""
+        """Confusion counts per image, (N, K, K + 1), of a candidate whose counts were not dropped."""
         refs = self._done[result.candidate].refs
         return np.concatenate([_get(refs[index]).counts_nkk for index in range(len(self.chunks))])
 
@@ -178,7 +178,7 @@ class SearchOnRay:
         return _finished(title, calls, total=len(candidates) * len(self.chunks))
 
     def _drop_beaten(self, complete: Sequence["_Tally"]) -> None:
-        """Drop the counts per image of beaten candidates, to free the object store: they cannot be chosen later."""
+        """Free the counts per image of beaten candidates in the object store: they cannot be chosen later."""
         crfs = [tally.result for tally in complete if tally.result.candidate.params]
         if not crfs:
             return
@@ -190,7 +190,7 @@ class SearchOnRay:
 
 @dataclass(slots=True)
 class _Tally:
-    """A candidate's result, and by chunk the counts per image that it is the sum of."""
+    """Result of a candidate, and references to its counts per image by chunk."""
 
     result: CandidateResult
     refs: dict[int, Any] = field(default_factory=dict)
@@ -198,7 +198,7 @@ class _Tally:
 
 
 def search_parameters(judges: SearchOnRay, cfg: TuneConfig, grid: Sequence[Candidate]) -> SearchOutcome:
-    """Judge the published parameters, the grid, then finer grids around the best; choose and compare."""
+    """Count the published parameters, the grid, then finer grids around the best; choose and compare."""
     judges.judge("published", search.reference_candidates()[1:], widths_px=cfg.trimap_px)
     judges.judge(cfg.grid, grid)
     for number in range(cfg.finer):
@@ -246,7 +246,7 @@ def _get(ref: Any) -> Any:
 
     Raises:
         AtrousError: as the task raised it.
-        JobError: its worker died more than `RETRIES` times, or a node took logits with it.
+        JobError: its worker died more than `RETRIES` times, or a node with logits was lost.
     """
     try:
         return ray.get(ref)
@@ -255,9 +255,9 @@ def _get(ref: Any) -> Any:
             raise error.cause from None
         raise
     except ray.exceptions.ObjectLostError as error:
-        raise JobError("a node went away with logits that were on it", hint="start the same command again") from error
+        raise JobError("a node with logits was lost", hint="start the same command again") from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.ActorDiedError) as error:
         hint = (
-            "lower --refine.window-px or --tile.tile-px, or add memory; jobs.segment_dataset names an image that kills"
+            "lower --refine.window-px or --tile.tile-px, or add memory; jobs.segment_dataset names the image at fault"
         )
         raise JobError(f"a worker died {RETRIES} times: {error}", hint=hint) from error

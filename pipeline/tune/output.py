@@ -21,11 +21,11 @@ from pipeline.tune.search import FIXED_PARAMS, SEARCHED_PARAMS
 log = logging.getLogger(__name__)
 
 LOGGED_KEYS = 5
-"""Images left out that the log names, per reason; the report names more."""
+"""Most left-out images that the log names per reason; the report names more."""
 
 
 def search_facts(cfg: TuneConfig, outcome: SearchOutcome, run_facts: Mapping[str, str]) -> dict[str, str]:
-    """Data, checkpoint, grid and engine of a search, by the name the report shows; `run_facts` are the run's."""
+    """Facts of a search for the report: data, checkpoint, grid, engine; `run_facts` are those of its run."""
     return {
         "images": f"{redact(cfg.images)}, {outcome.none.images} with labels",
         "labels": redact(cfg.labels),
@@ -47,8 +47,8 @@ def write_search(
     """Write parameters, table and report, and log the final comparison.
 
     Args:
-        cfg: names the output.
-        outcome: of the search.
+        cfg: config with the output folder.
+        outcome: outcome of the search.
         classes: names and colours.
         left_out: (key, reason) of images that took no part.
         facts: see `search_facts`.
@@ -65,7 +65,7 @@ def write_search(
         shown = "" if gain is None else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         log.info("%-32s mean IoU %.4f %s", contender.name, contender.result.mean_iou, shown)
     if unrefined := sum(result.notes.total() for result in outcome.results):
-        log.warning("%d mask(s) were judged as the network made them: refining took too long or failed", unrefined)
+        log.warning("%d mask(s) were counted without refinement, since it failed or timed out", unrefined)
     log.info("look here first: %s", redact(objects.join(cfg.output, "report/index.html")))
 
 

@@ -1,7 +1,6 @@
-"""The page of a parameter search: one self-contained HTML file with its plots inside, as SVG.
+"""HTML report of a parameter search: one self-contained file with its plots as SVG.
 
-In: what a search has found; out: a string. Nothing is read or written here. Plots take their colours from the page, so
-that they follow it into the dark; text in them and around them is escaped, whatever files and classes are called.
+In: the outcome of a search. Out: a string. Nothing is read or written here; names of files and classes are escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ from pipeline.score.metrics import Interval
 from pipeline.tune.chunks import ClassGain, ComparedCandidate, SearchOutcome
 from pipeline.tune.search import SEARCHED_PARAMS
 
-_SHOWN = 200
-"""Images left out that are named at most."""
+_LEFT_OUT_SHOWN = 200
+"""Most left-out images on the page."""
 AXIS_NAMES = {
     "bi_w": "bi_w, weight of the bilateral kernel (w1)",
     "bi_xy": "bi_xy, its spatial sigma, px (theta alpha)",
@@ -34,23 +33,23 @@ def render_search(
     facts: Mapping[str, str],
     params: str,
 ) -> str:
-    """Lay out what a search has found as one HTML file.
+    """Lay out the outcome of a search as one HTML file.
 
     Args:
-        outcome: what was found.
+        outcome: outcome of the search.
         classes: names and colours.
-        left_out: (key, why) of images that took no part.
-        facts: what to know about the search, in this order; shown as given, so without credentials.
-        params: the text of params.yaml.
+        left_out: (key, reason) of images that took no part.
+        facts: facts about the search, in this order; shown as given: pass no credentials.
+        params: text of params.yaml.
     """
     with mpl.rc_context(plots.STYLE):
         svgs = {
-            "searched": [_searched(outcome, name) for name in SEARCHED_PARAMS],
-            "contenders": _forest(
+            "searched": [_parameter_plot(outcome, name) for name in SEARCHED_PARAMS],
+            "contenders": _gain_plot(
                 [(contender.name, contender.gain) for contender in outcome.contenders if contender.gain], "contenders"
             ),
-            "classes": _forest([(gain.name, gain.gain) for gain in _by_gain(outcome.class_gains)], "classes"),
-            "bands": _bands(outcome) if outcome.widths_px else None,
+            "classes": _gain_plot([(gain.name, gain.gain) for gain in _by_gain(outcome.class_gains)], "classes"),
+            "bands": _trimap_plot(outcome) if outcome.widths_px else None,
         }
     return frame.load_template("tune/report").render(
         outcome=outcome,
@@ -59,7 +58,7 @@ def render_search(
         class_gains=_by_gain(outcome.class_gains),
         unseen=[gain.name for gain in outcome.class_gains if np.isnan(gain.gain.value)],
         left_out=left_out,
-        shown=_SHOWN,
+        shown=_LEFT_OUT_SHOWN,
         facts=facts,
         params=params,
     )
@@ -72,12 +71,12 @@ def _by_gain(gains: Sequence[ClassGain]) -> list[ClassGain]:
 # ---------------------------------------------------------------- plots
 
 
-def _forest(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
+def _gain_plot(rows: Sequence[tuple[str, Interval]], name: str) -> Markup:
     return plots.forest_plot(rows, f"forest-{name}", title=f"differences to no CRF: {name}", than="no CRF")
 
 
-def _searched(outcome: SearchOutcome, name: str) -> Markup:
-    """Mean IoU of every candidate over one parameter; of those of the grids, the best at each value as a line."""
+def _parameter_plot(outcome: SearchOutcome, name: str) -> Markup:
+    """Plot mean IoU of every candidate over one parameter; a line joins the best grid candidate at each value."""
     figure, axes = plots.new_figure(width=3.7, height=2.9)
     tried = [
         (result.candidate.stage, getattr(result.candidate.params, name), result.mean_iou * 100)
@@ -101,21 +100,29 @@ def _searched(outcome: SearchOutcome, name: str) -> Markup:
     return plots.figure_svg(figure, f"searched-{name}", f"mean IoU of every candidate over {name}")
 
 
-def _bands(outcome: SearchOutcome) -> Markup:
-    """Mean IoU within bands around the boundaries of labels, over their width."""
+def _trimap_plot(outcome: SearchOutcome) -> Markup:
+    """Plot mean IoU within bands around label boundaries over their width."""
     figure, axes = plots.new_figure()
     none, best, *presets = outcome.contenders
     for contender in presets:
-        axes.plot(outcome.widths_px, _percent(contender), color=SOFT, lw=0.8, alpha=0.5)
+        axes.plot(outcome.widths_px, _band_ious_percent(contender), color=SOFT, lw=0.8, alpha=0.5)
     axes.plot([], [], color=SOFT, lw=0.8, alpha=0.5, label="published parameters")
     axes.plot(
-        outcome.widths_px, _percent(best), color=ACCENT, lw=1.8, marker="o", ms=3, label=plots.shorten_label(best.name)
+        outcome.widths_px,
+        _band_ious_percent(best),
+        color=ACCENT,
+        lw=1.8,
+        marker="o",
+        ms=3,
+        label=plots.shorten_label(best.name),
     )
-    axes.plot(outcome.widths_px, _percent(none), color=ALARM, lw=1.4, ls="--", marker="o", ms=3, label="no CRF")
-    axes.set(xlabel="width of the band on either side of boundaries, px", ylabel="mean IoU, %", xlim=(0, None))
+    axes.plot(
+        outcome.widths_px, _band_ious_percent(none), color=ALARM, lw=1.4, ls="--", marker="o", ms=3, label="no CRF"
+    )
+    axes.set(xlabel="width of the band on either side of a boundary, px", ylabel="mean IoU, %", xlim=(0, None))
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1)
     return plots.figure_svg(figure, "bands", "mean IoU within bands around boundaries")
 
 
-def _percent(contender: ComparedCandidate) -> list[float]:
+def _band_ious_percent(contender: ComparedCandidate) -> list[float]:
     return [iou * 100 for iou in contender.band_ious]

@@ -1,9 +1,9 @@
-"""The search for CRF parameters on labelled images: what is tried, how an image is judged, and what is chosen.
+"""Search of CRF parameters on labelled images: grids of candidates, counts per image, and choice by mean IoU.
 
-In: logits, image and label of one image, and parameters; out: confusion counts. Then, counts in, a choice out. Nothing
-here knows files or Ray. The protocol is that of Chen et al. 2015 (arXiv 1412.7062, sec. 4) and 2017 (arXiv 1606.00915,
-sec. 4): w2 and theta_gamma stay at 3, ten mean field iterations, and w1, theta_alpha and theta_beta are searched from
-coarse to fine on 100 validation images.
+In: logits, image and label of one image, and parameters; out: confusion counts. Counts of all images in; the best
+candidate out. Nothing here reads files or imports Ray. The protocol is that of Chen et al. 2015 (arXiv 1412.7062,
+sec. 4) and 2017 (arXiv 1606.00915, sec. 4): w2 and theta_gamma stay at 3, ten mean field iterations, and w1,
+theta_alpha and theta_beta are searched from coarse to fine on 100 validation images.
 """
 
 import itertools
@@ -22,13 +22,13 @@ from pipeline.refine.refiner import Refiner
 from pipeline.score.metrics import Interval, Scores, bootstrap, within_bands
 
 SEARCHED_PARAMS = ("bi_w", "bi_xy", "bi_rgb")
-"""w1, theta_alpha and theta_beta, in this order."""
+"""Searched parameters: w1, theta_alpha and theta_beta, in this order."""
 FIXED_PARAMS = ("pos_w", "pos_xy", "iterations")
 PROTOCOL = CrfParams(bi_w=5, bi_xy=50, bi_rgb=3, pos_w=3, pos_xy=3, iterations=10)
-"""Only what is fixed of it counts."""
+"""Protocol of the papers; only `FIXED_PARAMS` of it are used."""
 
 GridAxes = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
-"""Values of each parameter of `SEARCHED`; a grid holds all their combinations."""
+"""Values of each parameter of `SEARCHED_PARAMS`; a grid has all their combinations."""
 _V1: GridAxes = ((5, 10), (50, 60, 70, 80, 90, 100), (3, 4, 5, 6, 7, 8, 9, 10))
 _V2: GridAxes = ((3, 4, 5, 6), (30, 40, 50, 60, 70, 80, 90, 100), (3, 4, 5, 6))
 GRIDS: dict[str, tuple[GridAxes, ...]] = {
@@ -38,21 +38,21 @@ GRIDS: dict[str, tuple[GridAxes, ...]] = {
     "papers": (_V1, _V2),
 }
 FOLDS = 5
-"""Parts of the images, each judged by the parameters that the other parts choose."""
+"""Folds of the cross-validation: each is scored with the parameters chosen on the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Parameters that are tried."""
+    """CRF parameters to try."""
 
     name: str
     params: CrfParams | None
-    """None is no CRF."""
+    """None for no CRF."""
     stage: int
     """0 for no CRF and the published presets, 1 for the grid, 2 and up for the finer ones."""
 
     def config(self, base: RefineConfig) -> RefineConfig:
-        """`base` with these parameters in its place, or without refinement."""
+        """`base` with these parameters, or with engine none for no CRF."""
         if self.params is None:
             return base.model_copy(update={"engine": "none"})
         return base.model_copy(update={name: getattr(self.params, name) for name in (*SEARCHED_PARAMS, *FIXED_PARAMS)})
@@ -62,43 +62,45 @@ NO_CRF = Candidate("no CRF", None, 0)
 
 
 def reference_candidates() -> list[Candidate]:
-    """What every search is compared with: no CRF, and all published parameters."""
+    """Candidates of every search: no CRF, and all published parameters."""
     return [NO_CRF, *(Candidate(name, params, 0) for name, params in PRESETS.items())]
 
 
 def candidate_grid(name: str, base: RefineConfig) -> list[Candidate]:
-    """The candidates of a grid that are not published parameters, which are in `references`.
+    """Candidates of a grid, without the published parameters of `reference_candidates`.
 
-    What is not searched is as in the protocol, unless `base` gives it.
+    Parameters that are not searched are those of `base`, by default those of the protocol.
 
     Raises:
-        ConfigError: `base` switches refinement off, or gives what is to be searched.
+        ConfigError: `base` switches refinement off, or sets a searched parameter.
     """
     if base.engine == "none":
-        raise ConfigError("there is nothing to search with refine.engine none", hint="choose an engine")
+        raise ConfigError("refine.engine none has no parameters to search", hint="set --refine.engine")
     if given := [name for name in SEARCHED_PARAMS if getattr(base, name) is not None]:
-        raise ConfigError(f"refine.{given[0]} is searched, so it cannot be given", hint="leave it out")
+        raise ConfigError(
+            f"refine.{given[0]} is a searched parameter, so it cannot be set", hint=f"leave out --refine.{given[0]}"
+        )
     fixed: dict[str, Any] = {name: value for name in FIXED_PARAMS if (value := getattr(base, name)) is not None}
-    boxes = (_combined(axes, replace(PROTOCOL, **fixed)) for axes in GRIDS[name])
+    boxes = (_grid_params(axes, replace(PROTOCOL, **fixed)) for axes in GRIDS[name])
     known = set(PRESETS.values())
     return [_candidate(params, 1) for params in dict.fromkeys(itertools.chain(*boxes)) if params not in known]
 
 
 def finer_grid(best: CrfParams, tried: Collection[Candidate]) -> list[Candidate]:
-    """What is tried next around the best: each searched parameter as it is, and half way to its neighbours.
+    """Finer grid around the best: each searched parameter at its value and half way to its neighbours.
 
-    The neighbours are the nearest values of grids tried so far; where there is none on one side, the step to the other
-    side counts for both, so that an optimum at the edge of a grid is followed outwards. What was tried is left out.
+    Neighbours are the nearest values of the grids so far. Without a neighbour on one side, the step to the other side
+    serves both, so that the search follows an optimum at the edge of a grid. Candidates already tried are left out.
     """
     grids = [candidate.params for candidate in tried if candidate.params and candidate.stage]
-    axes = [_halfway(getattr(best, name), {getattr(params, name) for params in grids}) for name in SEARCHED_PARAMS]
+    axes = [_half_steps(getattr(best, name), {getattr(params, name) for params in grids}) for name in SEARCHED_PARAMS]
     known = {candidate.params for candidate in tried}
     stage = 1 + max(candidate.stage for candidate in tried)
-    around = _combined((axes[0], axes[1], axes[2]), best)
+    around = _grid_params((axes[0], axes[1], axes[2]), best)
     return [_candidate(params, stage) for params in around if params not in known]
 
 
-def _halfway(centre: float, values: Iterable[float]) -> tuple[float, ...]:
+def _half_steps(centre: float, values: Iterable[float]) -> tuple[float, ...]:
     others = [value - centre for value in values if value != centre]
     below = max((step for step in others if step < 0), default=None)
     above = min((step for step in others if step > 0), default=None)
@@ -106,7 +108,7 @@ def _halfway(centre: float, values: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted({centre + step / 2 for step in steps if centre + step / 2 > 0}))
 
 
-def _combined(axes: GridAxes, fixed: CrfParams) -> list[CrfParams]:
+def _grid_params(axes: GridAxes, fixed: CrfParams) -> list[CrfParams]:
     return [replace(fixed, bi_w=w, bi_xy=xy, bi_rgb=rgb) for w, xy, rgb in itertools.product(*axes)]
 
 
@@ -120,20 +122,20 @@ def _candidate(params: CrfParams, stage: int) -> Candidate:
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """How well the mask of one image agrees with its label."""
+    """Confusion counts of one image."""
 
     counts_kk: Int64
     """(K, K + 1), see `metrics.confusion`."""
     bands_bkk: Int64
-    """(B, K, K + 1), the same within bands around the boundaries of the label."""
+    """(B, K, K + 1), the same within trimaps around label boundaries."""
     note: str | None
-    """Why the mask is not refined although it should be, e.g. `refine_timeout`."""
+    """Reason why refinement failed, e.g. `refine_timeout`; None if it succeeded."""
 
 
 def refine_and_count(
     scored: Scored, image: Image, truth_hw: UInt8, refiner: Refiner, *, widths_px: Sequence[float] = ()
 ) -> ImageCounts:
-    """Refine one image and count how its mask agrees with its label, in all and within bands of these widths."""
+    """Refine one image and count its mask against its label, over all pixels and within trimaps of `widths_px`."""
     refinement = refiner(scored, image)
     num_classes, ignore_id = len(refiner.classes), refiner.classes.ignore_id
     counts, bands = within_bands(truth_hw, refinement.mask_hw, num_classes, widths_px, ignore_id=ignore_id)
@@ -144,38 +146,38 @@ def refine_and_count(
 
 
 def fold_of_each_image(images: int) -> npt.NDArray[np.intp]:
-    """The fold of each image, (N,): consecutive images, since frames of one film stand beside each other."""
+    """Fold of each image, (N,). Folds are consecutive images, since neighbouring frames of a video are alike."""
     return np.arange(images) * FOLDS // max(images, 1)
 
 
 def best_index(counts_ckk: Int64) -> int:
-    """Which of the candidates has the highest mean IoU, by counts (C, K, K + 1); the first of those that tie."""
+    """Index of the candidate with the highest mean IoU, by counts (C, K, K + 1); the first on a tie."""
     return int(np.nan_to_num(Scores(counts_ckk).mean_iou, nan=-1).argmax())
 
 
 def best_index_per_fold(counts_cfkk: Int64) -> list[int]:
-    """Which candidate each fold is to be judged by: the best on all the other folds. Counts are (C, F, K, K + 1)."""
+    """For each fold, the index of the best candidate on all other folds; counts are (C, F, K, K + 1)."""
     total = counts_cfkk.sum(axis=1)
     return [best_index(total - counts_cfkk[:, fold]) for fold in range(counts_cfkk.shape[1])]
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Whether a CRF is worth it."""
+    """Gain of a CRF in mean IoU, with and without cross-validation."""
 
     gain: Interval
-    """Mean IoU of the best parameters less that without a CRF, on the images that chose them: it flatters."""
+    """Mean IoU of the best parameters minus that without a CRF, on the images that chose them: biased upwards."""
     fair_gain: Interval
-    """The same where each fold is judged by the parameters that the other folds choose."""
+    """The same with cross-validation: each fold is scored with the parameters chosen on the others."""
 
     @property
     def helps(self) -> bool:
-        """Whether both intervals lie above 0."""
+        """True if both intervals lie above 0."""
         return self.gain.low > 0 and self.fair_gain.low > 0
 
 
 def recommend(best_nkk: Int64, fair_nkk: Int64, none_nkk: Int64, *, samples: int, seed: int) -> Recommendation:
-    """Compare the counts per image, (N, K, K + 1), of the best parameters and of the folds' choices with no CRF."""
+    """Compare counts per image, (N, K, K + 1), of the best parameters and of the folds' choices with no CRF."""
 
     def gain(counts: Int64) -> Interval:
         return bootstrap(counts, lambda scores: scores.mean_iou, against_nkk=none_nkk, samples=samples, seed=seed)

@@ -144,7 +144,7 @@ def config(fields: Path, **changes) -> TuneConfig:
 
 
 def test_an_unknown_grid_is_refused_with_those_there_are(fields: Path) -> None:
-    with pytest.raises(ConfigError, match="no grid 'fine'") as error:
+    with pytest.raises(ConfigError, match="--grid 'fine' is not a grid") as error:
         tune_crf.tune(config(fields, grid="fine"))
     assert "coarse, papers" in error.value.hint.replace(" or ", ", ")
 

@@ -18,6 +18,6 @@ def test_every_unit_is_done_by_exactly_one_of_not_too_many_tasks(count: int) -> 
 
 def test_the_settings_of_ray_data_are_ours_only_while_they_are_used() -> None:
     before = flow.DataContext.get_current().target_max_block_size
-    with flow._settings(block_mib=1.5):
+    with flow._ray_data_settings(block_mib=1.5):
         assert flow.DataContext.get_current().target_max_block_size == 1.5 * 2**20
     assert flow.DataContext.get_current().target_max_block_size == before

@@ -19,7 +19,7 @@ def live(ledger: Ledger, batch: list[str], poison: set[str], tries: list[list[st
         return [f"done {key}" for key in keys]
 
     return work_guarded(
-        ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, condemn=lambda key: f"crashed {key}"
+        ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, failure_of=lambda key: f"crashed {key}"
     )
 
 
@@ -72,8 +72,8 @@ def test_stages_do_not_share_their_deaths() -> None:
 def test_counters_add_up() -> None:
     ledger = Ledger()
     until_it_survives(ledger, ["a", "b"], {"a"})
-    ledger.sent("infer", 100)
-    ledger.sent("infer", 20)
+    ledger.count_bytes_out("infer", 100)
+    ledger.count_bytes_out("infer", 20)
     ledger.commit(2, {"crashed": 1}, 0.5)
     progress = ledger.progress()
     assert progress.done == {"infer": 1, "write": 2}

@@ -191,7 +191,7 @@ def test_shares_are_of_pixels_with_a_class_and_add_up():
 
 def test_classes_on_no_pixel_are_named_too():
     text = Outline(page()).text
-    assert "1 class on no pixel" in text
+    assert "1 class without a pixel" in text
     assert text.count("grey road") == 1
 
 
@@ -220,7 +220,7 @@ def test_a_percentage_never_rounds_to_nothing_or_to_all(share, shown):
     [(0.5, "500 ms"), (0.9999, "1.0 s"), (12.34, "12.3 s"), (59.99, "1 min 00 s"), (3599.9, "1 h 00 min")],
 )
 def test_durations_carry_over(seconds, shown):
-    assert f"{shown} by the clock" in page(replace(FULL, wall_s=seconds))
+    assert f"{shown} wall time" in page(replace(FULL, wall_s=seconds))
 
 
 def test_the_sheet_shows_every_colour_of_its_masks_and_keeps_its_width():

@@ -49,9 +49,9 @@ def test_no_two_candidates_have_a_name_or_parameters_in_common(name: str) -> Non
 def test_what_is_fixed_can_be_given_and_what_is_searched_cannot() -> None:
     found = search.candidate_grid("coarse", RefineConfig(pos_xy=1.5, iterations=5))
     assert {(one.params.pos_w, one.params.pos_xy, one.params.iterations) for one in found} == {(3, 1.5, 5)}
-    with pytest.raises(ConfigError, match=r"refine.bi_xy is searched"):
+    with pytest.raises(ConfigError, match=r"refine.bi_xy is a searched parameter"):
         search.candidate_grid("coarse", RefineConfig(bi_xy=50))
-    with pytest.raises(ConfigError, match="nothing to search"):
+    with pytest.raises(ConfigError, match="has no parameters to search"):
         search.candidate_grid("coarse", RefineConfig(engine="none"))
 
 
@@ -111,7 +111,7 @@ positive = st.floats(0.01, 1000).map(lambda value: round(value, 3))
 
 @given(st.lists(positive, min_size=1, max_size=6), positive)
 def test_finer_values_are_positive_and_hold_the_best(grid: list[float], best: float) -> None:
-    found = search._halfway(best, grid)
+    found = search._half_steps(best, grid)
     assert best in found
     assert all(value > 0 for value in found)
     assert len(found) <= 3
