@@ -15,6 +15,9 @@ OPTION_LINE = re.compile(r"^  (-.*)$", re.MULTILINE)
 """A line of help that begins with an option: behind two spaces, where all else stands further in."""
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 
+EVERYWHERE = ("--help-all", "--version")
+"""Flags of every job that its help does not list."""
+
 SCRIPT = """\
 _atrous() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} words
@@ -54,4 +57,5 @@ def job_flags(name: str, module: str) -> list[str]:
     finally:
         sys.argv = before
     invocations = OPTION_LINE.findall(printed.getvalue())
-    return list(dict.fromkeys(flag for line in invocations for flag in FLAG.findall(line)))
+    flags = [flag for line in invocations for flag in FLAG.findall(line)]
+    return list(dict.fromkeys([*flags, *EVERYWHERE]))

@@ -185,21 +185,23 @@ def commands_page() -> str:
     page = "# Commands\n\nThe jobs with few flags. Those with many have pages of their own: [segment](settings.md),\n"
     page += "[train](settings-train.md), [evaluate](settings-evaluate.md), [prepare and tune-crf](settings-other.md).\n"
     for name, module in COMMANDS.items():
-        page += f"\n## atrous {name}\n\n```text\n{printed_help(module)}```\n"
+        page += f"\n## atrous {name}\n\n```text\n{printed_help(name, module)}```\n"
     return page
 
 
-def printed_help(module: str) -> str:
-    """What `--help` of a job prints."""
+def printed_help(name: str, module: str) -> str:
+    """What `atrous NAME --help` prints."""
     before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), str(COMMAND_WIDTH)
+    argv, sys.argv = sys.argv, [f"atrous {name}"]
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
             importlib.import_module(module).main(["--help"])
     finally:
+        sys.argv = argv
         os.environ.pop("COLUMNS")
         if before is not None:
             os.environ["COLUMNS"] = before
-    return printed.getvalue().replace(Path(sys.argv[0]).name, f"python -m {module}", 1)
+    return printed.getvalue()
 
 
 # ---------------------------------------------------------------- errors and columns
