@@ -17,9 +17,10 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import explain
 from pipeline.errors import ConfigError
-from pipeline.importing.layouts import BY_NAME, REFUSED, WEIGHTS_LAYOUTS, WeightsLayout
+from pipeline.importing.layouts.layout import WeightsLayout
+from pipeline.importing.layouts.shapes import ShapeOptions, filters
+from pipeline.importing.layouts.table import LAYOUT_BY_NAME, REFUSED, WEIGHTS_LAYOUTS
 from pipeline.importing.reader import Source
-from pipeline.importing.shapes import ShapeOptions, filters
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.models.layers import widen
@@ -93,9 +94,9 @@ def recognise(names: Mapping[str, Tensor], wanted: str = "auto") -> tuple[Weight
     Raises:
         ConfigError: when no layout fits or the one that was asked for does not, saying what it lacks.
     """
-    if wanted != "auto" and wanted not in BY_NAME:
-        raise ConfigError(f"no layout {wanted!r}", hint=f"known: auto, {', '.join(BY_NAME)}")
-    for layout in WEIGHTS_LAYOUTS if wanted == "auto" else [BY_NAME[wanted]]:
+    if wanted != "auto" and wanted not in LAYOUT_BY_NAME:
+        raise ConfigError(f"no layout {wanted!r}", hint=f"known: auto, {', '.join(LAYOUT_BY_NAME)}")
+    for layout in WEIGHTS_LAYOUTS if wanted == "auto" else [LAYOUT_BY_NAME[wanted]]:
         tensors = {_alias(name, layout): tensor for name, tensor in names.items()}
         reasons = _lacking(layout, tensors)
         if not reasons and len(tensors) == len(names):
@@ -105,7 +106,7 @@ def recognise(names: Mapping[str, Tensor], wanted: str = "auto") -> tuple[Weight
             raise ConfigError(reason)
     if wanted != "auto":
         raise ConfigError(f"this is not {wanted}: {', '.join(reasons) or 'two names mean one tensor'}")
-    hint = f"it begins with {', '.join(list(names)[:5])}; --layout knows {', '.join(BY_NAME)}"
+    hint = f"it begins with {', '.join(list(names)[:5])}; --layout knows {', '.join(LAYOUT_BY_NAME)}"
     raise ConfigError(f"no known layout among {len(names)} tensors", hint=hint)
 
 

@@ -13,7 +13,7 @@ from pipeline import classes
 from pipeline.errors import ConfigError
 from pipeline.importing import caffe, convert, reader
 from pipeline.importing.convert import Import, Wishes
-from pipeline.importing.layouts import BY_NAME, REFUSED, WEIGHTS_LAYOUTS
+from pipeline.importing.layouts.table import LAYOUT_BY_NAME, REFUSED, WEIGHTS_LAYOUTS
 from pipeline.importing.reader import Source
 from pipeline.models import checkpoint, zoo
 from tests import ROOT
@@ -404,7 +404,7 @@ def test_no_file_is_of_two_layouts() -> None:
 
 
 def test_names_of_layouts_are_their_own() -> None:
-    assert len(BY_NAME) == len(WEIGHTS_LAYOUTS)
+    assert len(LAYOUT_BY_NAME) == len(WEIGHTS_LAYOUTS)
 
 
 def test_older_files_of_smp_number_their_decoder() -> None:

@@ -1,0 +1,148 @@
+"""Weights of backbones alone: torchvision, timm and VGG-16 in Caffe."""
+
+from functools import partial
+
+from pipeline.errors import ConfigError
+from pipeline.importing.layouts.layout import BACKBONE_HEAD, RESNET_UNUSED, WeightsLayout
+from pipeline.importing.layouts.names import (
+    CONV_AND_NORM,
+    VGG16_STAGES,
+    XCEPTION65_UNITS,
+    XCEPTION71_UNITS,
+    caffe_vgg_rules,
+)
+from pipeline.importing.layouts.shapes import ShapeOptions, Tensors, resnet_options, width_option
+from pipeline.importing.layouts.torchvision import TORCHVISION
+from pipeline.models.normalisation import CAFFE, INCEPTION
+
+TIMM = "https://github.com/huggingface/pytorch-image-models"
+VGG_UNUSED = dict.fromkeys(("classifier.", "pre_logits.", "head."), BACKBONE_HEAD)
+HALVES = ("conv_dw", "bn_dw", "conv_pw", "bn_pw")
+OUR_HALVES = ("depthwise", "depthwise_bn", "pointwise", "pointwise_bn")
+
+
+def _torchvision_vgg_rules(*, batch_norm: bool) -> dict[str, str]:
+    """The `features` of torchvision: one list with the poolings in it, where ours has a list per stage without them."""
+    rules, index = {}, 0
+    per_convolution = 3 if batch_norm else 2
+    for stage, convolutions in enumerate(VGG16_STAGES):
+        for number in range(convolutions):
+            for layer in range(per_convolution - 1):
+                rules[f"features.{index + layer}."] = f"backbone.stages.{stage}.{number * per_convolution + layer}."
+            index += per_convolution
+        index += 1
+    return rules
+
+
+def _timm_xception_rules() -> dict[str, str]:
+    """timm/models/xception_aligned.py, of any depth."""
+    rules = {
+        f"stem.{number}.{part}.": f"backbone.stem.{3 * number + at}." for number in (0, 1) for at, part in CONV_AND_NORM
+    }
+    for unit in range(XCEPTION71_UNITS):
+        rules[f"blocks.{unit}.shortcut.conv."] = f"backbone.units.{unit}.shortcut.0."
+        rules[f"blocks.{unit}.shortcut.bn."] = f"backbone.units.{unit}.shortcut.1."
+        for conv in range(3):
+            for theirs, ours in zip(HALVES, OUR_HALVES, strict=True):
+                rules[f"blocks.{unit}.stack.conv{conv + 1}.{theirs}."] = f"backbone.units.{unit}.convs.{conv}.{ours}."
+    return rules
+
+
+def _vgg16(tensors: Tensors) -> ShapeOptions:
+    """VGG-16 alone: its networks have no option that names it, but for DeepLab v2."""
+    return {"backbone": "vgg16"} | width_option(tensors, "features.0.weight", 64)
+
+
+def _caffe_vgg16(tensors: Tensors) -> ShapeOptions:
+    """VGG-16 alone."""
+    return {"backbone": "vgg16"} | width_option(tensors, "conv1_1.weight", 64)
+
+
+def _mobilenet_v2(tensors: Tensors) -> ShapeOptions:
+    """MobileNetV2 alone; the stem's filters say its width, to a multiple of 8."""
+    return {"backbone": "mobilenet_v2"} | width_option(tensors, "features.0.0.weight", 32)
+
+
+def _xception(tensors: Tensors) -> ShapeOptions:
+    """An aligned Xception alone, by its units."""
+    units = sum(name.startswith("blocks.") and name.endswith(".stack.conv1.conv_dw.weight") for name in tensors)
+    depth = {13: 41, XCEPTION65_UNITS: 65, XCEPTION71_UNITS: 71}.get(units)
+    if depth is None:
+        raise ConfigError(f"an Xception of {units} units", hint="there are 13, 21 and 23: Xception-41, -65 and -71")
+    return {"backbone": f"xception{depth}", "xception_layout": "timm"} | width_option(tensors, "stem.0.conv.weight", 32)
+
+
+BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
+    WeightsLayout(
+        name="resnet",
+        title="a ResNet of torchvision or timm, to begin with",
+        url=TORCHVISION,
+        marks=("conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv2.weight"),
+        architecture="deeplab_v3plus",
+        options=partial(resnet_options, prefix=""),
+        rules={part: f"backbone.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
+        unused=RESNET_UNUSED,
+    ),
+    WeightsLayout(
+        name="vgg16",
+        title="VGG-16 of torchvision or timm, to begin with",
+        url=TORCHVISION,
+        marks=("features.0.weight", "features.28.weight"),
+        without=("features.1.",),
+        architecture="deeplab_v1",
+        options=_vgg16,
+        rules=_torchvision_vgg_rules(batch_norm=False),
+        unused=VGG_UNUSED,
+        first=("backbone.stages.0.0.weight",),
+        output_stride=8,
+    ),
+    WeightsLayout(
+        name="vgg16-bn",
+        title="VGG-16 with batch norm of torchvision or timm, to begin with",
+        url=TORCHVISION,
+        marks=("features.0.weight", "features.1.running_mean", "features.40.weight"),
+        architecture="segnet",
+        options=_vgg16,
+        rules=_torchvision_vgg_rules(batch_norm=True),
+        unused=VGG_UNUSED,
+        first=("backbone.stages.0.0.weight",),
+        output_stride=32,
+    ),
+    WeightsLayout(
+        name="caffe-vgg16",
+        title="VGG-16 in Caffe, to begin with",
+        url="https://www.robots.ox.ac.uk/~vgg/research/very_deep",
+        marks=("conv1_1.weight", "conv5_3.weight"),
+        without=("fc8_", "fc6_1."),
+        architecture="deeplab_v1",
+        options=_caffe_vgg16,
+        rules=caffe_vgg_rules(),
+        unused=dict.fromkeys(("fc6.", "fc7.", "fc8."), BACKBONE_HEAD),
+        first=("backbone.stages.0.0.weight",),
+        output_stride=8,
+        normalisation=CAFFE,
+    ),
+    WeightsLayout(
+        name="mobilenet-v2",
+        title="torchvision's MobileNetV2, to begin with",
+        url=TORCHVISION,
+        marks=("features.0.0.weight", "features.1.conv.0.0.weight", "features.17.conv.3.weight"),
+        architecture="deeplab_v3plus",
+        options=_mobilenet_v2,
+        rules={f"features.{number}.": f"backbone.features.{number}." for number in range(18)},
+        unused={"features.18.": BACKBONE_HEAD, "classifier.": BACKBONE_HEAD},
+        first=("backbone.features.0.0.weight",),
+    ),
+    WeightsLayout(
+        name="timm-xception",
+        title="timm's aligned Xception, to begin with",
+        url=TIMM,
+        marks=("stem.0.conv.weight", "blocks.0.stack.conv1.conv_dw.weight"),
+        architecture="deeplab_v3plus",
+        options=_xception,
+        rules=_timm_xception_rules(),
+        unused={"head.": BACKBONE_HEAD},
+        first=("backbone.stem.0.weight",),
+        normalisation=INCEPTION,
+    ),
+)
