@@ -72,7 +72,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
     if objects.exists(objects.join(args.dst, checkpoint.CARD_FILE)):
         raise ConfigError(f"{redact(args.dst)} is a checkpoint already", hint="give a new folder")
     source = reader.read_weights(args.src)
-    wishes = convert.Wishes(
+    wishes = convert.ImportOptions(
         layout=args.layout,
         classes=args.classes,
         output_stride=args.output_stride,
@@ -82,10 +82,10 @@ def import_checkpoint(args: argparse.Namespace) -> int:
         source=args.source,
         license=args.license or convert.NO_LICENCE,
     )
-    made = convert.convert(source, wishes)
+    made = convert.convert_weights(source, wishes)
     verified, not_verified = report.verify_import(source, made, compare=args.verify)
     if args.in_channels:
-        made = convert.widened(made, args.in_channels)
+        made = convert.widen_input(made, args.in_channels)
     digest = checkpoint.save_checkpoint(args.dst, made.state, made.card)
     facts = report.import_facts(source, made)
     facts |= {"verified": verified, "not_verified": not_verified, "checkpoint": digest}

@@ -1,9 +1,9 @@
-"""Read the weights of a `.caffemodel`: a NetParameter in protobuf's wire format, and nothing of it but names and blobs.
+"""Parser of the weights in a `.caffemodel`: names and blobs of a NetParameter in protobuf's wire format.
 
-In: the file's bytes, trusted in nothing. Out: the blobs of each layer by the layer's name. Field numbers are those of
-https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto, the encoding is that of
-https://protobuf.dev/programming-guides/encoding. Nested messages are read by three functions of fixed depth, so no
-input can make this recurse, and every length is checked against the bytes that are there before anything is allocated.
+In: untrusted bytes. Out: the blobs of each layer by the layer's name. Field numbers:
+https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto; encoding:
+https://protobuf.dev/programming-guides/encoding. Three functions of fixed depth read nested messages, so no input
+causes recursion, and every length is checked against the remaining bytes before memory is allocated.
 """
 
 import math
@@ -17,27 +17,27 @@ from pipeline.errors import ConfigError
 
 MAX_LAYERS, MAX_BLOBS, MAX_AXES = 5_000, 8, 8
 MAX_FIELDS = 1_000_000
-"""Fields of one message: a bound on time, for a field may be two bytes."""
+"""Largest number of fields of one message, a bound on time: a field may have two bytes."""
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types. The two of groups (3 and 4) are refused: Caffe has none."""
+"""Wire types. Groups (3 and 4) are refused: Caffe has none."""
 
 LAYER_FIELDS = {2: (4, 6), 100: (1, 7)}
-"""Fields of NetParameter that hold layers, old (V1LayerParameter) and new: where a layer has its name and blobs."""
+"""Fields of NetParameter that hold layers, V1LayerParameter and LayerParameter: field numbers of (name, blobs)."""
 
 SHAPE, DATA, DOUBLE_DATA = 7, 5, 8
 OLD_SHAPE = (1, 2, 3, 4)
-"""Fields of BlobProto: num, channels, height and width of files from before there was a shape."""
+"""Fields of BlobProto: num, channels, height and width, in files older than `shape`."""
 
 
 def read_layers(data: bytes) -> dict[str, list[Tensor]]:
-    """Blobs by layer name, layers without blobs left out.
+    """Blobs by layer name, without layers that have no blobs.
 
     Returns:
-        float32 tensors in the shapes of the file: what was written as num x channels x height x width has four axes.
+        float32 tensors in the shapes of the file; a shape of num, channels, height and width has four axes.
 
     Raises:
-        ConfigError: where the bytes are no NetParameter, saying at which layer.
+        ConfigError: the bytes are not a NetParameter; the message names the layer.
     """
     layers: dict[str, list[Tensor]] = {}
     count = 0
@@ -71,7 +71,7 @@ def _layer(view: memoryview, name_field: int, blobs_field: int, *, origin: str) 
 
 
 def _blob(view: memoryview, *, origin: str) -> Tensor:
-    """One array; the numbers of its shape must be those it has."""
+    """Parse one array and check its size against its shape."""
     old: dict[int, int] = {}
     shape: list[int] | None = None
     values: np.ndarray | None = None
@@ -87,13 +87,13 @@ def _blob(view: memoryview, *, origin: str) -> Tensor:
     sizes = shape if shape is not None else [old.get(number, 1) for number in OLD_SHAPE]
     values = np.empty(0, "<f4") if values is None else values
     if len(sizes) > MAX_AXES or math.prod(sizes) != values.size:
-        said = "x".join(map(str, sizes[:MAX_AXES]))
-        raise ConfigError(f"caffemodel: {origin} has a blob of {said} with {values.size} numbers")
+        shape_text = "x".join(map(str, sizes[:MAX_AXES]))
+        raise ConfigError(f"caffemodel: {origin} has a blob of {shape_text} with {values.size} numbers")
     return torch.from_numpy(values.astype(np.float32)).reshape(sizes)
 
 
 def _shape(view: memoryview, *, origin: str) -> list[int]:
-    """The `dim` of a BlobShape, packed or not."""
+    """Parse the `dim` field of a BlobShape, packed or not."""
     sizes: list[int] = []
     for number, value in _fields(view, origin=origin):
         if number != 1:
@@ -128,7 +128,7 @@ def _message(value: int | memoryview, *, origin: str) -> memoryview:
 
 
 def _fields(view: memoryview, *, origin: str) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field: an int of a varint, else the bytes, which are not copied."""
+    """Yield number and value of each field: an int for a varint, else a view of the bytes."""
     offset, count = 0, 0
     while offset < len(view):
         count += 1
@@ -153,7 +153,7 @@ def _fields(view: memoryview, *, origin: str) -> Iterator[tuple[int, int | memor
 
 
 def _varint(view: memoryview, offset: int, *, origin: str) -> tuple[int, int]:
-    """An unsigned number of at most 64 bits from `offset` on, and where it ends."""
+    """Parse an unsigned number of at most 64 bits at `offset`; returns it and the offset after it."""
     value = 0
     for index, byte in enumerate(view[offset : offset + 10]):
         value |= (byte & 0x7F) << 7 * index
@@ -162,24 +162,27 @@ def _varint(view: memoryview, offset: int, *, origin: str) -> tuple[int, int]:
     raise ConfigError(f"caffemodel: {origin} has a number that does not end at byte {offset}")
 
 
-def named(layers: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    """Blobs by the names torch would give them: `conv1_1.weight`, `bn_conv1.running_mean`.
+def named_tensors(layers: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Name blobs in torch's way: `conv1_1.weight`, `bn_conv1.running_mean`.
 
-    A BatchNorm has three blobs, sums of means and of variances and the factor both were scaled by: they are divided by
-    it here, as the layer does when it runs (https://github.com/BVLC/caffe, src/caffe/layers/batch_norm_layer.cpp).
-    Anything else is a weight and a bias, those of a Scale layer too.
+    A BatchNorm has three blobs: scaled mean, scaled variance, and the scale factor, by which this function divides, as
+    the layer does when it runs (https://github.com/BVLC/caffe, src/caffe/layers/batch_norm_layer.cpp). Other layers,
+    also Scale, have a weight and a bias.
+
+    Raises:
+        ConfigError: a layer has other blobs.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, blobs in layers.items():
         if len(blobs) == 3 and blobs[2].numel() == 1:
             factor = blobs[2].item()
             mean, variance = (blob.flatten() * (0 if factor == 0 else 1 / factor) for blob in blobs[:2])
-            found |= {f"{name}.running_mean": mean, f"{name}.running_var": variance}
+            tensors |= {f"{name}.running_mean": mean, f"{name}.running_var": variance}
         elif len(blobs) in (1, 2):
-            found[f"{name}.weight"] = blobs[0]
-            found |= {f"{name}.bias": blob.flatten() for blob in blobs[1:]}
+            tensors[f"{name}.weight"] = blobs[0]
+            tensors |= {f"{name}.bias": blob.flatten() for blob in blobs[1:]}
         else:
             raise ConfigError(
-                f"caffemodel: layer {name!r} has {len(blobs)} blobs; a weight, a bias and no more are known"
+                f"caffemodel: layer {name!r} has {len(blobs)} blobs; only a weight and a bias are supported"
             )
-    return found
+    return tensors

@@ -1,7 +1,7 @@
-"""From tensors under somebody else's names to a checkpoint of ours: recognise, rename, account for every tensor.
+"""Conversion of a weight file to a checkpoint: recognise the layout, rename tensors, account for every tensor.
 
-In: what `reader` read and what a person knows of it. Out: a state dict and a card, or a refusal that lists each tensor
-that is missing, unknown or of another shape. No tensor is left out without a reason.
+In: a `WeightsFile` and import options. Out: a state dict and a card, or an error that lists each tensor that is
+missing, unknown or of another shape. Every unused tensor has a reason.
 """
 
 import re
@@ -20,97 +20,102 @@ from pipeline.errors import ConfigError
 from pipeline.importing.layouts.layout import WeightsLayout
 from pipeline.importing.layouts.shapes import ShapeOptions, filters
 from pipeline.importing.layouts.table import LAYOUT_BY_NAME, REFUSED, WEIGHTS_LAYOUTS
-from pipeline.importing.reader import Source
+from pipeline.importing.reader import WeightsFile
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.models.layers import widen
 from pipeline.models.network import Network
 
 _SHOWN = 40
-"""Tensors of a refusal that are named."""
+"""Largest number of tensors that an error lists."""
 
-GUESSES = {21: "voc", 19: "cityscapes", 150: "ade20k"}
-"""Class maps by their number of classes, where a data set is known for it."""
+GUESSED_CLASSES = {21: "voc", 19: "cityscapes", 150: "ade20k"}
+"""Class map guessed from the number of classes of a well-known data set."""
 
 COUNTER = ".num_batches_tracked"
-"""Of a batch norm: absent before torch 0.4.1 and in Caffe, and never used for inference."""
+"""Suffix of a batch norm's counter, absent before torch 0.4.1 and in Caffe, and not used in inference."""
 
 BACKBONES = ("backbone.", "encoder.")
-"""What our networks call a feature extractor."""
+"""Prefixes of the feature extractor in our networks."""
 
 _RGB = ("red", "green", "blue")
 NO_LICENCE = "NOASSERTION"
-"""SPDX's word for a licence that nobody stated."""
+"""SPDX identifier of an unstated licence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a file does not say, as far as a person said it."""
+class ImportOptions:
+    """Facts about a file that it does not store, given by the user."""
 
     layout: str = "auto"
+    """Name of the layout, or auto."""
     classes: str | None = None
+    """Class map name or YAML file; None: guessed from the number of classes."""
     output_stride: int | None = None
+    """Output stride in training; None: the source's default."""
     architecture: str | None = None
-    """Of the network a backbone goes into; other files say theirs."""
+    """Network around a backbone; other layouts determine theirs."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the network, which win over those of the layout."""
+    """Options of the network; they override those of the layout."""
     seed: int = 0
-    """Of the weights of what a backbone has not."""
+    """Seed of the weights that a backbone does not have."""
     source: str | None = None
+    """Origin for the card; None: the file's name and layout."""
     license: str = NO_LICENCE
+    """SPDX name of the licence of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
-class Import:
-    """A checkpoint that was made of a file, and how."""
+class ImportedCheckpoint:
+    """Checkpoint imported from a weight file, and the fate of every tensor."""
 
     layout: WeightsLayout
     card: Card
     state: dict[str, Tensor]
-    """As `checkpoint.save` takes it, in the file's precision."""
+    """State dict for `checkpoint.save_checkpoint`, in the file's precision."""
     used: Mapping[str, str]
-    """Names of ours by the file's."""
+    """Our tensor names by the file's."""
     unused: Mapping[str, str]
-    """Names of the file's other tensors, and why they are not used."""
+    """The file's other tensors, with the reason why they are not used."""
     filled: tuple[str, ...]
-    """Names of ours that the file has not: counters of batch norm, and what a seed gave."""
+    """Our tensors that the file does not have: counters of batch norm, and tensors from a seed."""
     notes: tuple[str, ...]
-    """What was guessed, and what only a person can know."""
+    """Guesses, and facts to check, for the report."""
 
     def build(self) -> Network:
-        """The network in eval mode, in float32."""
+        """Build the network in evaluation mode, in float32."""
         network = _network(self.card)
         network.load_state_dict(self.state)
         return network.eval()
 
 
-def recognise(names: Mapping[str, Tensor], wanted: str = "auto") -> tuple[WeightsLayout, dict[str, Tensor]]:
-    """The layout of a file, and its tensors under the layout's aliases.
+def recognise(names: Mapping[str, Tensor], layout_name: str = "auto") -> tuple[WeightsLayout, dict[str, Tensor]]:
+    """Find the layout of a file; returns it and the tensors under the layout's aliases.
 
     Args:
-        names: the tensors of the file.
-        wanted: a layout's name, or auto.
+        names: tensors of the file, by name.
+        layout_name: name of a layout, or auto.
 
     Raises:
-        ConfigError: when no layout fits or the one that was asked for does not, saying what it lacks.
+        ConfigError: no layout fits, or the named one does not; the message lists what is missing.
     """
-    if wanted != "auto" and wanted not in LAYOUT_BY_NAME:
-        raise ConfigError(f"no layout {wanted!r}", hint=f"known: auto, {', '.join(LAYOUT_BY_NAME)}")
-    for layout in WEIGHTS_LAYOUTS if wanted == "auto" else [LAYOUT_BY_NAME[wanted]]:
+    if layout_name != "auto" and layout_name not in LAYOUT_BY_NAME:
+        raise ConfigError(f"--layout {layout_name!r} is unknown", hint=f"known: auto, {', '.join(LAYOUT_BY_NAME)}")
+    for layout in WEIGHTS_LAYOUTS if layout_name == "auto" else [LAYOUT_BY_NAME[layout_name]]:
         tensors = {_alias(name, layout): tensor for name, tensor in names.items()}
-        reasons = _lacking(layout, tensors)
+        reasons = _mismatches(layout, tensors)
         if not reasons and len(tensors) == len(names):
             return layout, tensors
     for reason, marks in REFUSED.items():
         if all(mark in names for mark in marks):
             raise ConfigError(reason)
-    if wanted != "auto":
-        raise ConfigError(f"this is not {wanted}: {', '.join(reasons) or 'two names mean one tensor'}")
-    hint = f"it begins with {', '.join(list(names)[:5])}; --layout knows {', '.join(LAYOUT_BY_NAME)}"
+    if layout_name != "auto":
+        raise ConfigError(f"the file is not {layout_name}: {', '.join(reasons) or 'two names mean one tensor'}")
+    hint = f"its first names are {', '.join(list(names)[:5])}; layouts: {', '.join(LAYOUT_BY_NAME)}"
     raise ConfigError(f"no known layout among {len(names)} tensors", hint=hint)
 
 
-def _lacking(layout: WeightsLayout, names: Mapping[str, Tensor]) -> list[str]:
+def _mismatches(layout: WeightsLayout, names: Mapping[str, Tensor]) -> list[str]:
     missing = [f"it has no {mark}" for mark in layout.marks if mark not in names]
     return missing + [f"it has {name}" for name in names if layout.without and name.startswith(layout.without)]
 
@@ -121,20 +126,20 @@ def _alias(name: str, layout: WeightsLayout) -> str:
     return name
 
 
-def convert(source: Source, wishes: Wishes) -> Import:
-    """Make a checkpoint of a file's tensors.
+def convert_weights(source: WeightsFile, choices: ImportOptions) -> ImportedCheckpoint:
+    """Convert a weight file to a checkpoint.
 
     Raises:
-        ConfigError: for an unknown layout, tensors that do not add up, or a number of classes without names.
+        ConfigError: unknown layout, missing or unknown tensors, or a number of classes without a class map.
     """
-    layout, tensors = recognise(source.tensors, wishes.layout)
-    class_map, notes = _classes(layout, tensors, wishes)
-    card = _card(layout, tensors, class_map, source, wishes)
+    layout, tensors = recognise(source.tensors, choices.layout)
+    class_map, notes = _classes(layout, tensors, choices)
+    card = _card(layout, tensors, class_map, source, choices)
     network = checkpoint.blank(card)
     used, unused = _account(layout, tensors, network.state_dict(), encoder=hasattr(network, "encoder"))
-    network = _seeded(card, wishes.seed) if layout.is_backbone else network
+    network = _seeded(card, choices.seed) if layout.is_backbone else network
     state, filled = _assemble(layout, tensors, network.state_dict(), used)
-    return Import(layout, card, state, used, unused, filled, (*notes, *layout.notes))
+    return ImportedCheckpoint(layout, card, state, used, unused, filled, (*notes, *layout.notes))
 
 
 def _network(card: Card) -> Network:
@@ -148,95 +153,101 @@ def _network(card: Card) -> Network:
 
 
 def _seeded(card: Card, seed: int) -> Network:
-    """The network with random weights that are the same each time."""
+    """Build the network with random weights from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _network(card)
 
 
-def _classes(layout: WeightsLayout, tensors: Mapping[str, Tensor], wishes: Wishes) -> tuple[ClassMap, tuple[str, ...]]:
-    """The class map, and what was guessed of it."""
+def _classes(
+    layout: WeightsLayout, tensors: Mapping[str, Tensor], choices: ImportOptions
+) -> tuple[ClassMap, tuple[str, ...]]:
+    """Class map, and a note if it was guessed."""
     count = filters(tensors, layout.scores) if layout.scores else None
-    if wishes.classes:
-        found = classes.load_class_map(wishes.classes)
-        if count is not None and len(found) != count:
-            raise ConfigError(f"the file scores {count} classes, {found.name} has {len(found)}")
-        return found, ()
+    if choices.classes:
+        class_map = classes.load_class_map(choices.classes)
+        if count is not None and len(class_map) != count:
+            raise ConfigError(f"the file has {count} classes, --classes {class_map.name} has {len(class_map)}")
+        return class_map, ()
     if count is None:
-        raise ConfigError("a backbone knows no classes", hint="--classes says those the network is to learn")
-    if count not in GUESSES:
-        known = ", ".join(f"{number} ({name})" for number, name in GUESSES.items())
-        raise ConfigError(f"{count} classes could be anything", hint=f"give --classes; guessed are {known}")
-    guess = GUESSES[count]
+        raise ConfigError("a backbone has no classes", hint="set --classes to those the network will learn")
+    if count not in GUESSED_CLASSES:
+        known = ", ".join(f"{number} ({name})" for number, name in GUESSED_CLASSES.items())
+        raise ConfigError(f"the file has {count} unnamed classes", hint=f"set --classes; guessed are {known}")
+    guess = GUESSED_CLASSES[count]
     return classes.load_class_map(guess), (
-        f"{count} classes were taken for those of {guess}; --classes says otherwise",
+        f"{count} classes were guessed to be those of {guess}; set --classes if they are others",
     )
 
 
 def _card(
-    layout: WeightsLayout, tensors: Mapping[str, Tensor], class_map: ClassMap, source: Source, wishes: Wishes
+    layout: WeightsLayout,
+    tensors: Mapping[str, Tensor],
+    class_map: ClassMap,
+    source: WeightsFile,
+    choices: ImportOptions,
 ) -> Card:
     architecture = layout.architecture
-    if wishes.architecture and wishes.architecture != architecture:
+    if choices.architecture and choices.architecture != architecture:
         if not layout.is_backbone:
-            raise ConfigError(f"{layout.title} is {architecture}, not {wishes.architecture}")
-        architecture = wishes.architecture
+            raise ConfigError(f"--architecture {choices.architecture}: {layout.title} is {architecture}")
+        architecture = choices.architecture
     if architecture not in zoo.NETWORKS:
-        raise ConfigError(f"no network {architecture!r}", hint=f"known: {', '.join(zoo.NETWORKS)}")
+        raise ConfigError(f"--architecture {architecture!r} is unknown", hint=f"known: {', '.join(zoo.NETWORKS)}")
     network, options_class = zoo.NETWORKS[architecture]
-    stride = wishes.output_stride or (layout.output_stride if architecture == layout.architecture else None)
+    stride = choices.output_stride or (layout.output_stride if architecture == layout.architecture else None)
     stride = stride or network.output_strides[0]
-    found = layout.options(tensors)
+    options = layout.options(tensors)
     if layout.rates:
-        found["rates"] = [rate * stride // 16 for rate in layout.rates]
-    if layout.is_backbone:  # it may go into a network that has only one, and no option for it
-        found = {name: value for name, value in found.items() if name in options_class.model_fields}
+        options["rates"] = [rate * stride // 16 for rate in layout.rates]
+    if layout.is_backbone:  # a network with only this backbone has no option for it
+        options = {name: value for name, value in options.items() if name in options_class.model_fields}
     bands = _bands(layout, tensors)
-    look = layout.normalisation
+    normalisation = layout.normalisation
     about: dict[str, Any] = {"imported_from": source.name, "sha256": source.sha256, "layout": layout.name}
     if layout.is_backbone:
-        about["untrained"] = f"all but the backbone, filled from seed {wishes.seed}"
+        about["untrained"] = f"all but the backbone, filled from seed {choices.seed}"
     try:
         return Card(
             architecture=architecture,
-            options=plain(found | dict(wishes.options)),
+            options=plain_options(options | dict(choices.options)),
             in_channels=bands,
             output_stride=stride,
             classes=class_map,
-            mean=tuple(look.mean[index % 3] for index in range(bands)),
-            std=tuple(look.std[index % 3] for index in range(bands)),
+            mean=tuple(normalisation.mean[index % 3] for index in range(bands)),
+            std=tuple(normalisation.std[index % 3] for index in range(bands)),
             channels=band_names(bands),
             training=about,
-            source=wishes.source or f"{source.name}, in the layout of {layout.title} ({layout.url})",
-            license=wishes.license,
+            source=choices.source or f"{source.name}, in the layout of {layout.title} ({layout.url})",
+            license=choices.license,
         )
     except ValidationError as error:
-        raise explain(error, origin=f"what {source.name} would be") from error
+        raise explain(error, origin=f"the card of {source.name}") from error
 
 
-def plain(options: ShapeOptions) -> dict[str, Any]:
-    """Options as JSON has them: lists for tuples."""
+def plain_options(options: ShapeOptions) -> dict[str, Any]:
+    """Convert options to JSON types: tuples to lists."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
 def band_names(bands: int) -> tuple[str, ...]:
-    """Red, green and blue, and a number for every other band."""
+    """Names of bands: red, green and blue, then numbers; numbers alone for fewer than three bands."""
     return tuple(_RGB[index] if bands >= 3 > index else f"band {index + 1}" for index in range(bands))
 
 
 def _bands(layout: WeightsLayout, tensors: Mapping[str, Tensor]) -> int:
-    """Planes of the convolution that looks at the image."""
+    """Number of bands: input channels of the convolution whose input is the image."""
     name = next((name for name in tensors if _target(name, layout.rules) == layout.first[0]), None)
     bands = filters(tensors, name or layout.first[0], axis=1)
     if not 1 <= bands <= zoo.MAX_CHANNELS:
-        raise ConfigError(f"{name} takes {bands} bands; 1 to {zoo.MAX_CHANNELS} are possible")
+        raise ConfigError(f"{name} takes {bands} bands, allowed are 1 to {zoo.MAX_CHANNELS}")
     if layout.normalisation.bgr and bands != 3:
-        raise ConfigError(f"{name} takes {bands} bands; blue, green and red are turned around, no others")
+        raise ConfigError(f"{name} takes {bands} bands; this layout is for 3, blue, green and red")
     return bands
 
 
 def _target(name: str, rules: Mapping[str, str]) -> str | None:
-    """Our name, by the longest rule that fits."""
+    """Our name of a tensor, by the longest rule that fits; None without one."""
     for end in range(len(name), 0, -1):
         if name[:end] in rules:
             return rules[name[:end]] + name[end:]
@@ -246,11 +257,11 @@ def _target(name: str, rules: Mapping[str, str]) -> str | None:
 def _account(
     layout: WeightsLayout, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, encoder: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Where each tensor of the file goes: ours by theirs, and reasons by name for those that go nowhere."""
+    """Account for every tensor of the file: our names by theirs, and reasons by name of unused ones."""
     used: dict[str, str] = {}
     unused: dict[str, str] = {}
     wrong: list[str] = []
-    missing = {name: one for name, one in wanted.items() if not layout.is_backbone or name.startswith(BACKBONES)}
+    missing = {name: tensor for name, tensor in wanted.items() if not layout.is_backbone or name.startswith(BACKBONES)}
     for name, tensor in tensors.items():
         target = _target(name, layout.rules) or ""
         target = target.replace("backbone.", "encoder.", 1) if encoder else target
@@ -261,48 +272,50 @@ def _account(
             if not tensor.isfinite().all():
                 wrong.append(f"not finite: {name}")
         elif target in wanted:
-            wrong.append(f"other shape: {name} is {shape(tensor)}, {target} is {shape(wanted[target])}")
+            wrong.append(f"other shape: {name} is {shape_text(tensor)}, {target} is {shape_text(wanted[target])}")
         elif reason:
             unused[name] = reason
         else:
-            wrong.append(f"unknown: {name} {shape(tensor)}")
-    wrong += [f"missing: {name} {shape(one)}" for name, one in missing.items() if not is_counter(name)]
+            wrong.append(f"unknown: {name} {shape_text(tensor)}")
+    wrong += [f"missing: {name} {shape_text(tensor)}" for name, tensor in missing.items() if not is_counter(name)]
     if wrong:
         more = [f"... and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        raise ConfigError(f"the tensors do not add up to {layout.title}:\n  " + "\n  ".join(wrong[:_SHOWN] + more))
+        raise ConfigError(f"the tensors do not match {layout.title}:\n  " + "\n  ".join(wrong[:_SHOWN] + more))
     return used, unused
 
 
 def is_counter(name: str) -> bool:
-    """Whether it only counts batches of training."""
+    """Return True for a batch norm's counter of training batches."""
     return name.endswith(COUNTER)
 
 
-def shape(tensor: Tensor) -> str:
-    """Sizes, as people write them."""
+def shape_text(tensor: Tensor) -> str:
+    """Format a shape, such as 64x3x7x7 or scalar."""
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
 def _assemble(
     layout: WeightsLayout, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], used: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict, and the names in it that no tensor of the file became."""
-    given = {target: _precise(tensors[name]) for name, target in used.items()}
+    """Make the state dict; returns it and the names that the file does not fill."""
+    from_file = {target: _precise(tensors[name]) for name, target in used.items()}
     for name, axis in layout.swapped.items():
-        # ASPP's channels, then the low-level ones: ours are the other way around.
-        given[name] = given[name].roll(wanted["reduce.0.weight"].size(0), axis)
+        # The source has ASPP's channels before the low-level ones, ours has them after.
+        from_file[name] = from_file[name].roll(wanted["reduce.0.weight"].size(0), axis)
     if layout.normalisation.bgr:
-        given |= {name: given[name].flip(1) for name in _first(layout, given)}
-    filled = tuple(name for name in wanted if name not in given)
+        from_file |= {name: from_file[name].flip(1) for name in _first(layout, from_file)}
+    filled = tuple(name for name in wanted if name not in from_file)
     state = {
-        name: given.get(name, torch.zeros((), dtype=torch.int64)) if is_counter(name) else given.get(name, one)
-        for name, one in wanted.items()
+        name: from_file.get(name, torch.zeros((), dtype=torch.int64))
+        if is_counter(name)
+        else from_file.get(name, tensor)
+        for name, tensor in wanted.items()
     }
     return state, filled
 
 
 def _first(layout: WeightsLayout, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the convolutions that look at the image, of those a layout may have."""
+    """Names in `state` of the convolutions whose input is the image."""
     placed = (name if name in state else name.replace("backbone.", "encoder.", 1) for name in layout.first)
     return [name for name in placed if name in state]
 
@@ -311,20 +324,22 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-def widened(made: Import, bands: int) -> Import:
-    """The same for another number of bands.
+def widen_input(imported: ImportedCheckpoint, bands: int) -> ImportedCheckpoint:
+    """Widen the first convolutions to another number of bands.
 
     Raises:
-        ConfigError: when the file's network does not take three, or the network cannot have so many.
+        ConfigError: the network does not have three bands, or `bands` is out of range.
     """
-    card = made.card
+    card = imported.card
     if bands == card.in_channels:
-        return made
+        return imported
     if card.in_channels != 3 or not 1 <= bands <= zoo.MAX_CHANNELS:
         raise ConfigError(f"{card.in_channels} bands cannot become {bands}: 3 can become 1 to {zoo.MAX_CHANNELS}")
-    state = made.state | {name: widen(made.state[name], bands) for name in _first(made.layout, made.state)}
+    state = imported.state | {
+        name: widen(imported.state[name], bands) for name in _first(imported.layout, imported.state)
+    }
     mean, std = (tuple(values[index % 3] for index in range(bands)) for values in (card.mean, card.std))
     changes = {"in_channels": bands, "mean": mean, "std": std, "channels": band_names(bands)}
     card = Card.model_validate(card.model_dump() | changes)
     note = f"widened from 3 to {bands} bands: filters, means and deviations repeat those of red, green, blue"
-    return replace(made, card=card, state=state, notes=(*made.notes, note))
+    return replace(imported, card=card, state=state, notes=(*imported.notes, note))

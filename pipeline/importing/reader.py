@@ -1,9 +1,8 @@
-"""Read somebody else's file of weights into plain tensors, without running anything it says.
+"""Reader of untrusted weight files: `.pth`, `.safetensors` and `.caffemodel` to plain tensors, without running code.
 
-In: the URL of a `.pth`, `.pt` or `.tar` of `torch.save`, of a `.safetensors` or of a `.caffemodel`; what a file is, its
-first bytes say. Out: tensors by name. This is the only module that may call `torch.load`, and only with
-`weights_only=True`. In front of it stands a check of its own: a pickle names the functions it wants called, and unless
-all of them are on a short list the file is refused before torch sees it.
+In: the URL of a file of `torch.save`, of a `.safetensors` or of a `.caffemodel`; its first bytes decide the format.
+Out: tensors by name. Only this module may call `torch.load`, and only with `weights_only=True`. Before that, the
+functions that a pickle names are checked against a short list: a file that names any other is refused.
 """
 
 import hashlib
@@ -26,37 +25,37 @@ from pipeline.redact import redact
 from pipeline.store import objects
 
 _MAX_BYTES = 4 * 2**30
-"""Largest file, and most bytes its tensors may unfold to."""
+"""Largest file, and largest size of its tensors, bytes."""
 MAX_TENSORS = 100_000
 _MAX_NAME = 300
-"""Characters of a tensor's name."""
+"""Longest name of a tensor, characters."""
 _PLAIN = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
-"""Kinds of numbers that weights and counters are made of."""
+"""Dtypes of weights and counters."""
 
 WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model")
-"""Names under which training programs keep the weights beside optimisers and counters."""
+"""Keys under which training programs save the weights beside optimisers and counters."""
 PARALLEL = "module."
-"""What DataParallel puts in front of every name."""
+"""Prefix that DataParallel adds to every name."""
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 LEGACY_PICKLES = 5
-"""A file of torch before 1.6: magic number, version, system, the object, its storages' names; then their bytes."""
+"""Pickles in a file of torch before 1.6: magic number, version, system, object, names of storages; bytes follow."""
 
 DAMAGE = (
     *(zipfile.BadZipFile, EOFError, IndexError, KeyError, OverflowError),
     *(NotImplementedError, RuntimeError, ValueError, struct.error),
 )
-"""What zipfile and pickletools raise at bytes that are no zip or pickle."""
+"""Exceptions of zipfile and pickletools at damaged bytes."""
 
 STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 NUMPY = {
     *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
     *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Int64", "Int32", "Bool")),
 }
-"""A best score kept as a number of numpy; `_Score` is called in their place."""
+"""Types of a best score stored as a numpy number; `_Score` replaces them."""
 KNOWN = {
     "collections.OrderedDict",
     "_codecs.encode",
@@ -69,29 +68,29 @@ KNOWN = {
     *(f"torch.{name}Storage" for name in STORAGES),
     *NUMPY,
 }
-"""All that a pickle may name: what state dicts, optimisers and counters are made of."""
+"""Functions that a pickle may name: the parts of state dicts, optimisers and counters."""
 NAMING = {"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}
-"""Other ways to name a function, which `torch.save` does not use."""
+"""Other opcodes that name a function; `torch.save` does not use them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What a file holds."""
+class WeightsFile:
+    """Content of a weight file."""
 
     name: str
     """Last part of its URL."""
     sha256: str
-    """64 hex digits over its bytes."""
+    """SHA-256 of its bytes, 64 hex digits."""
     kind: str
     """`torch`, `safetensors` or `caffemodel`."""
     tensors: dict[str, Tensor]
-    """On the CPU, in the dtypes of the file, each without what DataParallel puts in front of its name."""
+    """Tensors on the CPU in the dtypes of the file, by name without DataParallel's prefix."""
     left_out: tuple[str, ...]
-    """What stood beside the weights, as an optimiser's state."""
+    """Names of entries beside the weights, such as an optimiser's state."""
 
 
 class _Score:
-    """Stands in for numpy in a pickle: takes whatever it is given and keeps nothing."""
+    """Replacement for numpy numbers in a pickle: accepts any arguments and stores nothing."""
 
     def __init__(self, *values: object) -> None:
         del values
@@ -100,77 +99,77 @@ class _Score:
         del state
 
 
-def read_weights(url: str) -> Source:
-    """Read a file of weights.
+def read_weights(url: str) -> WeightsFile:
+    """Read a weight file.
 
     Raises:
-        ConfigError: when it is missing, too large, damaged, no file of weights, or asks for more than tensors.
+        ConfigError: the file is missing, too large, damaged, not a weight file, or names functions beyond tensors.
     """
     try:
         data = objects.read_bytes(url, max_bytes=_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"no file {redact(url)}") from error
+        raise ConfigError(f"{redact(url)} does not exist") from error
     except InputError as error:
         raise ConfigError(f"{redact(url)}: {error.detail}") from error
     name = url.rstrip("/").rpartition("/")[2]
     kind, tensors, left_out = parse_weights(data, origin=name)
-    return Source(name, hashlib.sha256(data).hexdigest(), kind, tensors, left_out)
+    return WeightsFile(name, hashlib.sha256(data).hexdigest(), kind, tensors, left_out)
 
 
 def parse_weights(data: bytes, *, origin: str) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """Kind, tensors and what was left out of the bytes of a file.
+    """Parse the bytes of a file: kind, tensors, and names of entries beside the weights.
 
     Raises:
-        ConfigError: as `read`.
+        ConfigError: as `read_weights`, except for a missing or too large file.
     """
     if data.startswith((ZIP, PICKLE)):
         tensors, left_out = _weights_in(_load_pickle(data, origin=origin), origin=origin)
         return "torch", tensors, left_out
     if origin.endswith(".caffemodel"):
-        return "caffemodel", _checked(caffe.named(caffe.read_layers(data)), origin=origin), ()
+        return "caffemodel", _checked(caffe.named_tensors(caffe.read_layers(data)), origin=origin), ()
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         known = "a zip or pickle of torch.save, safetensors, or a name that ends in .caffemodel"
-        raise ConfigError(f"{origin} is no file of weights: {error}", hint=f"known: {known}") from error
+        raise ConfigError(f"{origin} is not a weight file: {error}", hint=f"known: {known}") from error
     return "safetensors", _checked(tensors, origin=origin), ()
 
 
 def _load_pickle(data: bytes, *, origin: str) -> Any:
     try:
         _check_archive(data, origin=origin)
-        for name in _named(data):
+        for name in _functions_named(data):
             if name not in KNOWN:
-                hint = "save its state_dict() where you trust it; nothing was run"
-                raise ConfigError(f"{origin} asks for {name}: more than tensors", hint=hint)
+                hint = "nothing was run; where you trust the file, save its state_dict() alone"
+                raise ConfigError(f"{origin} calls {name}: more than tensors", hint=hint)
     except DAMAGE as error:
         raise ConfigError(f"{origin} is damaged: {error or type(error).__name__}") from error
     try:
         with torch.serialization.safe_globals([(_Score, name) for name in NUMPY]):
             return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged pickle makes the unpickler raise whatever it likes
+    except Exception as error:  # a damaged pickle can make the unpickler raise any exception
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{origin} cannot be read as a file of tensors: {first}") from error
+        raise ConfigError(f"{origin} cannot be unpickled as tensors: {first}") from error
 
 
 def _check_archive(data: bytes, *, origin: str) -> None:
-    """Refuse a zip that unfolds to more than it is: `torch.save` only stores, it never compresses."""
+    """Refuse a zip that is compressed or claims more than its size: `torch.save` stores without compression."""
     if not data.startswith(ZIP):
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
     if any(entry.filename.endswith("constants.pkl") for entry in entries):
-        raise ConfigError(f"{origin} is a TorchScript program, not a file of weights")
+        raise ConfigError(f"{origin} is a TorchScript program, not a weight file")
     if len({entry.filename for entry in entries}) < len(entries):
-        raise ConfigError(f"{origin} is a zip that holds two files of one name")
+        raise ConfigError(f"{origin} is a zip with two files of one name")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ConfigError(f"{origin} is a compressed zip; torch.save writes none")
     if sum(entry.file_size for entry in entries) > len(data) or len(entries) > MAX_TENSORS:
         raise ConfigError(f"{origin} is a zip of {len(entries)} entries that claim more than its {len(data)} bytes")
 
 
-def _named(data: bytes) -> Iterator[str]:
-    """What the pickles of a file want called, as `module.function`."""
+def _functions_named(data: bytes) -> Iterator[str]:
+    """Yield the functions that the pickles of a file name, as `module.function`."""
     for stream in _pickles(data):
         for opcode, value, _ in pickletools.genops(stream):
             if opcode.name == "GLOBAL":
@@ -180,7 +179,7 @@ def _named(data: bytes) -> Iterator[str]:
 
 
 def _pickles(data: bytes) -> Iterator[io.BytesIO]:
-    """A stream at the beginning of each pickle of a file; reading one to its end leads to the next."""
+    """Yield a stream at the start of each pickle of a file; in an old file, reading one ends at the next."""
     if not data.startswith(ZIP):
         yield from [io.BytesIO(data)] * LEGACY_PICKLES
         return
@@ -191,7 +190,7 @@ def _pickles(data: bytes) -> Iterator[io.BytesIO]:
 
 
 def _weights_in(loaded: Any, *, origin: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The dict of tensors in what was loaded, and the names of what stood beside it."""
+    """Find the dict of tensors in an unpickled object; returns it and the names of entries beside it."""
     left_out: tuple[str, ...] = ()
     if isinstance(loaded, Mapping):
         for wrapper in WRAPPERS:
@@ -200,27 +199,29 @@ def _weights_in(loaded: Any, *, origin: str) -> tuple[dict[str, Tensor], tuple[s
                 loaded = loaded[wrapper]
                 break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise ConfigError(f"{origin} holds no dict of tensors")
+        raise ConfigError(f"{origin} has no dict of tensors")
     strangers = [name for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strangers:
-        said = ", ".join(map(repr, strangers[:5]))
-        raise ConfigError(f"{origin}: not every entry is a tensor: {said}", hint=f"known wrappers: {WRAPPERS}")
+        names = ", ".join(map(repr, strangers[:5]))
+        raise ConfigError(f"{origin} has entries that are no tensors: {names}", hint=f"known wrappers: {WRAPPERS}")
     if all(name.startswith(PARALLEL) for name in loaded):
         loaded = {name.removeprefix(PARALLEL): value for name, value in loaded.items()}
     return _checked(dict(loaded), origin=origin), left_out
 
 
 def _checked(tensors: dict[str, Tensor], *, origin: str) -> dict[str, Tensor]:
-    """Plain dense tensors, none larger than the memory it was read into."""
+    """Check that tensors are plain and dense, and that none repeats its storage."""
     if len(tensors) > MAX_TENSORS or not tensors:
-        raise ConfigError(f"{origin} has {len(tensors)} tensors; 1 to {MAX_TENSORS} are possible")
+        raise ConfigError(f"{origin} has {len(tensors)} tensors, allowed are 1 to {MAX_TENSORS}")
     for name, tensor in tensors.items():
         if len(name) > _MAX_NAME:
-            raise ConfigError(f"{origin}: a name of {len(name)} characters: {name[:40]}...")
+            raise ConfigError(f"{origin}: name of {len(name)} characters, limit {_MAX_NAME}: {name[:40]}...")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _PLAIN:
-            raise ConfigError(f"{origin}: {name} is no plain tensor: {tensor.layout}, {tensor.device}, {tensor.dtype}")
+            raise ConfigError(
+                f"{origin}: {name} is not a plain tensor: {tensor.layout}, {tensor.device}, {tensor.dtype}"
+            )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(f"{origin}: {name} repeats a few numbers as {tuple(tensor.shape)}")
+            raise ConfigError(f"{origin}: {name} has the shape {tuple(tensor.shape)}, more than the numbers stored")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MAX_BYTES:
-        raise ConfigError(f"{origin} unfolds to more than {_MAX_BYTES} bytes of tensors")
+        raise ConfigError(f"{origin} has more than {_MAX_BYTES} bytes of tensors")
     return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -1,6 +1,6 @@
-"""The report of an import: every tensor accounted for, what was verified, as plain data and as text.
+"""Report of an import: every tensor and every check, as plain data and as text.
 
-In: a file of weights and the checkpoint made of it. Out: a mapping for JSON, or lines for people.
+In: a weight file and the checkpoint imported of it. Out: a mapping for JSON, or lines for people.
 """
 
 from typing import Any
@@ -9,41 +9,43 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.importing import convert, verify
-from pipeline.importing.convert import Import
-from pipeline.importing.reader import Source
+from pipeline.importing.convert import ImportedCheckpoint
+from pipeline.importing.reader import WeightsFile
 
 TRIAL_PX = 64
 """Side of the random image on which every imported network is run, pixels."""
 
 
-def verify_import(source: Source, made: Import, *, compare: bool) -> tuple[list[str], list[str]]:
+def verify_import(source: WeightsFile, imported: ImportedCheckpoint, *, compare: bool) -> tuple[list[str], list[str]]:
     """Run the network on a random image, and with `compare` the source's own package; returns (verified, not verified).
 
     Raises:
-        ConfigError: when scores are not finite, or differ from the source's.
+        ConfigError: scores are not finite, or differ from the source's.
     """
-    network = made.build()
-    image = torch.randn(1, made.card.in_channels, TRIAL_PX, TRIAL_PX, generator=torch.Generator().manual_seed(0))
+    network = imported.build()
+    image = torch.randn(1, imported.card.in_channels, TRIAL_PX, TRIAL_PX, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if not network(image).isfinite().all():
             raise ConfigError("the network gives scores that are not finite")
     verified = ["names and shapes of all tensors", f"finite scores of a random image of {TRIAL_PX} x {TRIAL_PX}"]
     if not compare:
-        return verified, ["that outputs are the source's: --verify compares them where its package is installed"]
-    comparison = verify.compare_outputs(source, made, network)
+        return verified, [
+            "equality of outputs with the source's: --verify compares them where its package is installed"
+        ]
+    comparison = verify.compare_outputs(source, imported, network)
     return verified + comparison.verified, comparison.not_verified
 
 
-def import_facts(source: Source, made: Import) -> dict[str, Any]:
+def import_facts(source: WeightsFile, imported: ImportedCheckpoint) -> dict[str, Any]:
     """File, layout, network, classes and every tensor, as plain data."""
-    card = made.card
+    card = imported.card
     return {
         "file": source.name,
         "sha256": source.sha256,
         "left_out": list(source.left_out),
-        "layout": made.layout.name,
-        "title": made.layout.title,
-        "recognised_by": list(made.layout.marks),
+        "layout": imported.layout.name,
+        "title": imported.layout.title,
+        "recognised_by": list(imported.layout.marks),
         "architecture": card.architecture,
         "options": card.options,
         "output_stride": card.output_stride,
@@ -52,12 +54,12 @@ def import_facts(source: Source, made: Import) -> dict[str, Any]:
         "in_channels": card.in_channels,
         "mean": list(card.mean),
         "std": list(card.std),
-        "normalisation": made.layout.normalisation.origin,
+        "normalisation": imported.layout.normalisation.origin,
         "tensors": len(source.tensors),
-        "used": dict(made.used),
-        "unused": dict(made.unused),
-        "filled": list(made.filled),
-        "notes": list(made.notes),
+        "used": dict(imported.used),
+        "unused": dict(imported.unused),
+        "filled": list(imported.filled),
+        "notes": list(imported.notes),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from jobs import import_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.importing import convert, reader, verify
-from pipeline.importing.verify import Judge
+from pipeline.importing.verify import SourceNetwork
 from pipeline.models import checkpoint
 from tests.pipeline.importing.test_convert import CASES, seeded
 from tests.support import foreign_networks as foreign
@@ -58,7 +58,7 @@ def test_the_report_accounts_for_every_tensor(file: str, tmp_path: Path, capsys)
     assert report["left_out"] == ["epoch"]
     assert report["recognised_by"] == ["backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"]
     assert (report["classes"], report["num_classes"]) == ("voc", 21)
-    assert any("21 classes were taken for those of voc" in note for note in report["notes"])
+    assert any("21 classes were guessed to be those of voc" in note for note in report["notes"])
     assert any("--verify" in line for line in report["not_verified"])
 
 
@@ -68,7 +68,7 @@ def test_the_report_for_people_says_the_same(tmp_path: Path, capsys) -> None:
     assert job(str(path), str(tmp_path / "made"), "--classes", "camvid", "--in-channels", "4", "--seed", "5") == 0
     text = capsys.readouterr().out
     for part in (
-        "layout         resnet: a ResNet of torchvision or timm, to begin with, by conv1.weight",
+        "layout         resnet: ResNet backbone of torchvision or timm, by conv1.weight",
         "network        deeplab_v3plus backbone=resnet50 width_multiplier=0.0625, output stride 16",
         "classes        11, camvid",
         "bands          4; normalisation: ImageNet's",
@@ -77,7 +77,7 @@ def test_the_report_for_people_says_the_same(tmp_path: Path, capsys) -> None:
         "from a seed  ",
         "widened from 3 to 4 bands",
         "verified       names and shapes of all tensors",
-        "not verified   that outputs are the source's",
+        "not verified   equality of outputs with the source's",
     ):
         assert part in text, part
     card = checkpoint.load_checkpoint(str(tmp_path / "made")).card
@@ -107,10 +107,10 @@ def test_an_option_that_is_none_ends_the_job(file: str, tmp_path: Path, option: 
     ("arguments", "says"),
     [
         (["--layout", "smp-unet"], "it has no encoder.conv1.weight"),
-        (["--classes", "cityscapes"], "the file scores 21 classes, cityscapes has 19"),
+        (["--classes", "cityscapes"], "the file has 21 classes, --classes cityscapes has 19"),
         (["--in-channels", "17"], "3 bands cannot become 17"),
         (["--output-stride", "7"], "output stride 7"),
-        (["--architecture", "unet"], "is fcn_dilated, not unet"),
+        (["--architecture", "unet"], "--architecture unet: torchvision's FCN on a dilated ResNet is fcn_dilated"),
     ],
 )
 def test_a_refusal_says_why_and_writes_nothing(
@@ -140,7 +140,7 @@ class Trap:
 def test_a_hostile_file_is_refused_with_nothing_run(tmp_path: Path, name: str, caplog) -> None:
     (tmp_path / name).write_bytes(pickle.dumps({"a": Trap(str(tmp_path / "sprung"))}, 2))
     assert job(str(tmp_path / name), str(tmp_path / "made")) == 1
-    assert "asks for posix.mkdir: more than tensors" in caplog.text
+    assert "calls posix.mkdir: more than tensors" in caplog.text
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "made").exists()
 
@@ -158,7 +158,7 @@ def network() -> torch.nn.Module:
 def package(monkeypatch: pytest.MonkeyPatch, network: torch.nn.Module) -> str:
     """A package that has the network of a file, as torchvision has those of its own."""
     monkeypatch.setitem(sys.modules, "a_package", ModuleType("a_package"))
-    judge = Judge(
+    judge = SourceNetwork(
         "a_package",
         lambda package, made: foreign.VainFV3(21, width=64, output_stride=16),
         65,
@@ -166,13 +166,13 @@ def package(monkeypatch: pytest.MonkeyPatch, network: torch.nn.Module) -> str:
         verify._full_size,
         "scores",
     )
-    monkeypatch.setattr(verify, "JUDGES", {"vainf-deeplab-v3": judge})
+    monkeypatch.setattr(verify, "SOURCE_NETWORKS", {"vainf-deeplab-v3": judge})
     return "a_package"
 
 
 def compared(tensors: dict[str, Tensor], **changes) -> verify.OutputComparison:
-    source = reader.Source("a.pth", "0" * 64, "torch", tensors, ())
-    made = convert.convert(source, convert.Wishes(classes="voc", **changes))
+    source = reader.WeightsFile("a.pth", "0" * 64, "torch", tensors, ())
+    made = convert.convert_weights(source, convert.ImportOptions(classes="voc", **changes))
     return verify.compare_outputs(source, made, made.build())
 
 
@@ -183,7 +183,7 @@ def test_equal_outputs_are_verified_with_their_largest_difference(network: torch
 
 
 def test_other_outputs_are_a_refusal(network: torch.nn.Module, package: str) -> None:
-    with pytest.raises(ConfigError, match="outputs are not the source's"):
+    with pytest.raises(ConfigError, match="outputs differ from the source's"):
         compared(network.state_dict(), options={"multi_grid": (1, 2, 4)})
 
 
@@ -192,10 +192,10 @@ def test_what_cannot_be_compared_is_said_not_to_be_verified(network: torch.nn.Mo
     assert "has no network of this width" in compared(tensors).not_verified[0]
     narrow = foreign.VainFV3(21, width=4, output_stride=16).state_dict()
     assert "no package has VainF's DeepLab v3" in compared(narrow).not_verified[0]
-    judge = Judge("no_such_package", lambda *_: None, 8, lambda *_: None, verify._full_size, "scores")
-    monkeypatch.setattr(verify, "JUDGES", {"vainf-deeplab-v3": judge})
+    judge = SourceNetwork("no_such_package", lambda *_: None, 8, lambda *_: None, verify._full_size, "scores")
+    monkeypatch.setattr(verify, "SOURCE_NETWORKS", {"vainf-deeplab-v3": judge})
     assert "no_such_package cannot be imported" in compared(network.state_dict()).not_verified[0]
 
 
-def test_every_judge_is_of_a_layout() -> None:
-    assert verify.JUDGES.keys() <= convert.BY_NAME.keys()
+def test_every_source_network_is_of_a_layout() -> None:
+    assert verify.SOURCE_NETWORKS.keys() <= convert.LAYOUT_BY_NAME.keys()

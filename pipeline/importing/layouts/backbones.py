@@ -22,7 +22,7 @@ OUR_HALVES = ("depthwise", "depthwise_bn", "pointwise", "pointwise_bn")
 
 
 def _torchvision_vgg_rules(*, batch_norm: bool) -> dict[str, str]:
-    """The `features` of torchvision: one list with the poolings in it, where ours has a list per stage without them."""
+    """Rules for torchvision's `features`: one list with poolings, where ours is a list per stage without them."""
     rules, index = {}, 0
     per_convolution = 3 if batch_norm else 2
     for stage, convolutions in enumerate(VGG16_STAGES):
@@ -35,7 +35,7 @@ def _torchvision_vgg_rules(*, batch_norm: bool) -> dict[str, str]:
 
 
 def _timm_xception_rules() -> dict[str, str]:
-    """timm/models/xception_aligned.py, of any depth."""
+    """Rules for an aligned Xception of any depth: timm/models/xception_aligned.py."""
     rules = {
         f"stem.{number}.{part}.": f"backbone.stem.{3 * number + at}." for number in (0, 1) for at, part in CONV_AND_NORM
     }
@@ -49,33 +49,33 @@ def _timm_xception_rules() -> dict[str, str]:
 
 
 def _vgg16(tensors: Tensors) -> ShapeOptions:
-    """VGG-16 alone: its networks have no option that names it, but for DeepLab v2."""
+    """Options of VGG-16 alone; among its networks only DeepLab v2 has an option `backbone`."""
     return {"backbone": "vgg16"} | width_option(tensors, "features.0.weight", 64)
 
 
 def _caffe_vgg16(tensors: Tensors) -> ShapeOptions:
-    """VGG-16 alone."""
+    """Options of VGG-16 alone, in Caffe."""
     return {"backbone": "vgg16"} | width_option(tensors, "conv1_1.weight", 64)
 
 
 def _mobilenet_v2(tensors: Tensors) -> ShapeOptions:
-    """MobileNetV2 alone; the stem's filters say its width, to a multiple of 8."""
+    """Options of MobileNetV2 alone; the stem's filters give its width, in multiples of 8."""
     return {"backbone": "mobilenet_v2"} | width_option(tensors, "features.0.0.weight", 32)
 
 
 def _xception(tensors: Tensors) -> ShapeOptions:
-    """An aligned Xception alone, by its units."""
+    """Options of an aligned Xception alone, from its number of units."""
     units = sum(name.startswith("blocks.") and name.endswith(".stack.conv1.conv_dw.weight") for name in tensors)
     depth = {13: 41, XCEPTION65_UNITS: 65, XCEPTION71_UNITS: 71}.get(units)
     if depth is None:
-        raise ConfigError(f"an Xception of {units} units", hint="there are 13, 21 and 23: Xception-41, -65 and -71")
+        raise ConfigError(f"no Xception has {units} units", hint="known: 13, 21 and 23, for Xception-41, -65 and -71")
     return {"backbone": f"xception{depth}", "xception_layout": "timm"} | width_option(tensors, "stem.0.conv.weight", 32)
 
 
 BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
     WeightsLayout(
         name="resnet",
-        title="a ResNet of torchvision or timm, to begin with",
+        title="ResNet backbone of torchvision or timm",
         url=TORCHVISION,
         marks=("conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv2.weight"),
         architecture="deeplab_v3plus",
@@ -85,7 +85,7 @@ BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
     ),
     WeightsLayout(
         name="vgg16",
-        title="VGG-16 of torchvision or timm, to begin with",
+        title="VGG-16 backbone of torchvision or timm",
         url=TORCHVISION,
         marks=("features.0.weight", "features.28.weight"),
         without=("features.1.",),
@@ -98,7 +98,7 @@ BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
     ),
     WeightsLayout(
         name="vgg16-bn",
-        title="VGG-16 with batch norm of torchvision or timm, to begin with",
+        title="VGG-16 backbone with batch norm of torchvision or timm",
         url=TORCHVISION,
         marks=("features.0.weight", "features.1.running_mean", "features.40.weight"),
         architecture="segnet",
@@ -110,7 +110,7 @@ BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
     ),
     WeightsLayout(
         name="caffe-vgg16",
-        title="VGG-16 in Caffe, to begin with",
+        title="VGG-16 backbone in Caffe",
         url="https://www.robots.ox.ac.uk/~vgg/research/very_deep",
         marks=("conv1_1.weight", "conv5_3.weight"),
         without=("fc8_", "fc6_1."),
@@ -124,7 +124,7 @@ BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
     ),
     WeightsLayout(
         name="mobilenet-v2",
-        title="torchvision's MobileNetV2, to begin with",
+        title="MobileNetV2 backbone of torchvision",
         url=TORCHVISION,
         marks=("features.0.0.weight", "features.1.conv.0.0.weight", "features.17.conv.3.weight"),
         architecture="deeplab_v3plus",
@@ -135,7 +135,7 @@ BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
     ),
     WeightsLayout(
         name="timm-xception",
-        title="timm's aligned Xception, to begin with",
+        title="aligned Xception backbone of timm",
         url=TIMM,
         marks=("stem.0.conv.weight", "blocks.0.stack.conv1.conv_dw.weight"),
         architecture="deeplab_v3plus",

@@ -11,12 +11,12 @@ SHARED = {"shared075.": "a copy of the weights for scale 0.75", "shared05.": "a 
 
 
 def _block_letters(blocks: int) -> list[str]:
-    """Letters of a stage's blocks: a, b, c, or from 4 blocks on a, b1, b2, ... of the authors' ResNet-101."""
+    """Letters of a stage's blocks: a, b, c, or a, b1, b2, ... for 4 blocks and more, as in the authors' ResNet-101."""
     return ["a", "b", "c"] if blocks == 3 else ["a", *(f"b{number}" for number in range(1, blocks))]
 
 
 def _resnet_rules() -> dict[str, str]:
-    """ResNet-101 of the authors' prototxt: res4b22_branch2c, with bn4b22_branch2c and scale4b22_branch2c behind it."""
+    """Rules for the prototxt's ResNet-101: res4b22_branch2c is followed by bn4b22_branch2c and scale4b22_branch2c."""
     rules = {"conv1.": "backbone.conv1.", "bn_conv1.": "backbone.bn1.", "scale_conv1.": "backbone.bn1."}
     for stage, blocks in enumerate(RESNET101_BLOCKS, 1):
         for block, letter in enumerate(_block_letters(blocks)):
@@ -31,26 +31,26 @@ def _resnet_rules() -> dict[str, str]:
 
 
 def _deeplab_v1(tensors: Tensors) -> ShapeOptions:
-    """The variant is the size of fc6: config/*/test.prototxt."""
+    """DeepLab v1; the kernel size of fc6 is its variant: config/*/test.prototxt."""
     kernel = filters(tensors, "fc6.weight", axis=3)
     variant = {3: "large_fov", 4: "4x4", 7: "7x7"}.get(kernel)
     if variant is None:
-        raise ConfigError(f"fc6 is {kernel} wide; DeepLab's are 3x3, 4x4 or 7x7")
+        raise ConfigError(f"fc6 is {kernel}x{kernel}; DeepLab v1 has 3x3, 4x4 or 7x7")
     msc = {"msc": True} if "data_conv.weight" in tensors else {}
     return {"variant": variant} | msc | width_option(tensors, "conv1_1.weight", 64)
 
 
 def _deeplab_v2_vgg(tensors: Tensors) -> ShapeOptions:
-    """ASPP-L; files of ASPP-S have the same shapes, `--options head=aspp_s` says so."""
+    """DeepLab v2 with ASPP-L; a file of ASPP-S has the same shapes and needs `--options head=aspp_s`."""
     return {"backbone": "vgg16", "head": "aspp_l", "align_corners": True} | width_option(tensors, "conv1_1.weight", 64)
 
 
 def _deeplab_v2_resnet(tensors: Tensors) -> ShapeOptions:
-    """The test network shares its weights with copies for two smaller scales."""
+    """DeepLab v2 on ResNet; the multi-scale test network stores copies of its weights for two smaller scales."""
     depth = 101 if has_prefix(tensors, "res4b22_") else 50
     msc = {"msc": True} if has_prefix(tensors, "shared075.") else {}
-    found = {"backbone": f"resnet{depth}", "head": "aspp_l", "align_corners": True}
-    return found | msc | width_option(tensors, "conv1.weight", 64)
+    options = {"backbone": f"resnet{depth}", "head": "aspp_l", "align_corners": True}
+    return options | msc | width_option(tensors, "conv1.weight", 64)
 
 
 DEEPLAB_CAFFE_LAYOUTS: tuple[WeightsLayout, ...] = (

@@ -30,7 +30,10 @@ JFZHANG_HEAD = {
 
 
 def _xception_rules() -> dict[str, str]:
-    """modeling/backbone/xception.py: ReLUs and batch norms count as layers of `rep`; blocks 1 and 2 begin with none."""
+    """Rules for Xception-65; `rep` counts ReLUs and batch norms, blocks 1 and 2 begin without ReLU.
+
+    modeling/backbone/xception.py.
+    """
     rules = {
         f"backbone.{part}{number + 1}.": f"backbone.stem.{3 * number + at}."
         for number in (0, 1)
@@ -58,7 +61,7 @@ def _separable_rules(conv: str, norm: str, ours: str) -> dict[str, str]:
 
 
 def _deeplab_v3plus(tensors: Tensors) -> ShapeOptions:
-    """Multi-grid (1, 2, 4), corners aligned: modeling/backbone/resnet.py, modeling/decoder.py."""
+    """DeepLab v3+ with multi-grid (1, 2, 4) and aligned corners: modeling/backbone/resnet.py, modeling/decoder.py."""
     if has_prefix(tensors, "backbone.block1."):
         backbone = {"backbone": "xception65", "xception_layout": "jfzhang"} | width_option(
             tensors, "backbone.conv1.weight", 32

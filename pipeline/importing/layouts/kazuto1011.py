@@ -11,7 +11,7 @@ CONVOLUTIONS = ("reduce", "conv3x3", "increase")
 
 
 def _resnet_rules(source: str) -> dict[str, str]:
-    """deeplab-pytorch's ResNet: stages 2 to 5, blocks from 1, convolutions by name. libs/models/resnet.py."""
+    """Rules for the ResNet: stages 2 to 5, blocks from 1, convolutions by name. libs/models/resnet.py."""
     rules = {f"{source}layer1.conv1.conv.": "backbone.conv1.", f"{source}layer1.conv1.bn.": "backbone.bn1."}
     for stage, blocks in enumerate(RESNET101_BLOCKS, 1):
         for block in range(blocks):
@@ -25,23 +25,23 @@ def _resnet_rules(source: str) -> dict[str, str]:
 
 
 def _resnet_depth(tensors: Tensors, prefix: str) -> ShapeOptions:
-    """50 or 101, by the blocks of the fourth stage."""
+    """`backbone`, depth 50 or 101 by the blocks of the fourth stage, and `width_multiplier`."""
     depth = 101 if has_prefix(tensors, f"{prefix}layer4.block23.") else 50
     return {"backbone": f"resnet{depth}"} | width_option(tensors, f"{prefix}layer1.conv1.conv.weight", 64)
 
 
 def _deeplab_v2(tensors: Tensors) -> ShapeOptions:
-    """Wrapped in `base`, scores of three scales are pooled: libs/models/msc.py. The rest are our defaults."""
+    """DeepLab v2 wrapped in `base`, which pools the scores of three scales: libs/models/msc.py."""
     return _resnet_depth(tensors, "base.") | {"head": "aspp_l", "msc": True}
 
 
 def _resnet(tensors: Tensors) -> ShapeOptions:
-    """deeplab-pytorch's ResNet alone."""
+    """Options of the ResNet alone."""
     return _resnet_depth(tensors, "")
 
 
 def _deeplab_v3plus(tensors: Tensors) -> ShapeOptions:
-    """Multi-grid (1, 2, 4), strides in the 1x1: libs/models/deeplabv3plus.py, main.py."""
+    """DeepLab v3+ with multi-grid (1, 2, 4) and strides in the 1x1: libs/models/deeplabv3plus.py, main.py."""
     return (
         _resnet_depth(tensors, "")
         | {"multi_grid": (1, 2, 4), "first_block": "own", "stride_in": "1x1", "ceil_pool": True}
@@ -65,7 +65,7 @@ KAZUTO_LAYOUTS: tuple[WeightsLayout, ...] = (
     ),
     WeightsLayout(
         name="kazuto-init",
-        title="kazuto1011's ResNet, trained on COCO, to begin with",
+        title="kazuto1011's ResNet backbone, trained on COCO",
         url=KAZUTO,
         marks=("layer1.conv1.conv.weight", "layer5.block1.reduce.conv.weight"),
         without=("aspp.", "reduce."),

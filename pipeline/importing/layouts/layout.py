@@ -12,51 +12,58 @@ from pipeline.importing.layouts.shapes import ShapeOptions, Tensors
 from pipeline.models.normalisation import IMAGENET, Normalisation
 
 BACKBONE_HEAD = "the classifier of a backbone"
+"""Reason for unused tensors."""
 RESNET_UNUSED = {"fc.": BACKBONE_HEAD}
-STRIDE_UNKNOWN = "the file does not say its output stride; --output-stride does"
+"""Unused prefix of a ResNet alone."""
+STRIDE_UNKNOWN = "the file does not store its output stride; set --output-stride if it is another"
+"""Note of a layout."""
 CORNERS = (
     "the source stretches its logits over the image, corner to corner; here cell (i, j) is at pixel (i, j) times the "
-    "stride, which is the same for sides of a multiple of the stride and one more"
+    "stride, which is the same for sides of a multiple of the stride plus one"
 )
+"""Note of a layout whose source aligns corners."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsLayout:
-    """One way to write one kind of network."""
+    """Tensor names of one kind of weight file, and how its network maps to ours."""
 
     name: str
-    """As `--layout` takes it."""
+    """Value of `--layout`."""
     title: str
+    """Name for people."""
     url: str
+    """Source code that writes such files."""
     marks: tuple[str, ...]
-    """Names that such a file has, all of them."""
+    """Tensor names that identify such a file: it has all of them."""
     architecture: str
-    """Our network; of a backbone, the one it goes into unless another is asked for."""
+    """Our network; for a backbone the default network around it."""
     rules: Mapping[str, str]
-    """Beginnings of names, and of ours; what our networks call `encoder` is a `backbone` here too."""
+    """Prefix of our names by prefix of the file's; networks whose extractor is `encoder` also use `backbone` here."""
     options: Callable[[Tensors], ShapeOptions]
     """Options of our network, from the tensors under their aliases."""
     without: tuple[str, ...] = ()
-    """Beginnings of names that such a file has not."""
+    """Prefixes that no name of such a file has."""
     unused: Mapping[str, str] = field(default_factory=dict)
-    """Beginnings of names that are left aside, and why."""
+    """Prefixes of tensors that are not used, with the reason."""
     aliases: tuple[tuple[str, str], ...] = ()
-    """Patterns and replacements that even out names before anything else looks at them."""
+    """Regular expressions and replacements that normalise the file's names first."""
     scores: str = ""
-    """The tensor whose first axis counts the classes, under its alias; empty for a backbone."""
+    """Alias of the tensor whose first axis is the classes; empty for a backbone."""
     first: tuple[str, ...] = ("backbone.conv1.weight",)
-    """Our convolutions that look at the image."""
+    """Our convolutions whose input is the image."""
     swapped: Mapping[str, int] = field(default_factory=dict)
-    """Axes of our tensors along which the source has ASPP's channels in front of the low-level ones, not behind."""
+    """Axis, by our tensor, along which the source has ASPP's channels before the low-level ones; ours come after."""
     output_stride: int = 16
-    """The source's default; most files do not say theirs."""
+    """Default output stride of the source; most files do not store theirs."""
     rates: tuple[int, ...] = ()
-    """ASPP's rates where the source has the same at every output stride; ours are doubled at 8."""
+    """ASPP's rates if the source has the same at every output stride; ours are doubled at stride 8."""
     normalisation: Normalisation = IMAGENET
+    """Input normalisation of the source."""
     notes: tuple[str, ...] = ()
-    """Where outputs may differ from the source's, and what only a person can know."""
+    """Notes for the report: possible differences from the source's outputs, and facts the file does not store."""
 
     @property
     def is_backbone(self) -> bool:
-        """Whether it is a feature extractor alone: the rest of the network is filled from a seed."""
+        """True for a feature extractor alone; a seed fills the rest of the network."""
         return not self.scores

@@ -8,7 +8,7 @@ SEMSEG = "https://github.com/hszhao/semseg"
 
 
 def _pspnet(tensors: Tensors) -> ShapeOptions:
-    """Our defaults: a deep stem, dilated stages with a rate of their own, corners aligned. model/pspnet.py."""
+    """PSPNet; a deep stem, dilated stages and aligned corners are our defaults too: model/pspnet.py."""
     return resnet_options(tensors, "", stem="layer0.0.weight") | ({} if has_prefix(tensors, "aux.") else {"aux": False})
 
 

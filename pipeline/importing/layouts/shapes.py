@@ -1,7 +1,4 @@
-"""Options of our networks from the tensors of a file: what shapes say, and beside it what no shape tells.
-
-Rates, strides and corners are constants of the source's code; each function names the place they come from.
-"""
+"""Options of our networks from the shapes of a file's tensors: depth, width, channels of the head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,55 +8,64 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 
 Tensors = Mapping[str, Tensor]
+"""Tensors of a file, by name."""
 ShapeOptions = dict[str, Any]
+"""Options of a network by name, as far as shapes tell them; `models.network.Options` validates them."""
 
 _DEPTHS = {2: 18, 6: 50, 23: 101}
-"""Depth of a ResNet by the blocks of its third stage; 6 are 34 when its blocks are basic."""
+"""Depth of a ResNet by the blocks of its third stage; 6 basic blocks are a ResNet-34."""
 
 
 def resnet_options(tensors: Tensors, prefix: str, *, stem: str = "conv1.weight") -> ShapeOptions:
-    """`backbone`, and `width_multiplier` where it is not 1, of a ResNet with torchvision's names behind `prefix`."""
+    """`backbone` of a ResNet with torchvision's names after `prefix`, and `width_multiplier` if it is not 1.
+
+    Raises:
+        ConfigError: no ResNet here has so many blocks.
+    """
     blocks = sum(name.startswith(f"{prefix}layer3.") and name.endswith(".conv1.weight") for name in tensors)
     depth = _DEPTHS.get(blocks)
     if depth is None:
-        raise ConfigError(f"a ResNet with {blocks} blocks in {prefix}layer3", hint="there are 18, 34, 50 and 101")
+        raise ConfigError(f"no ResNet has {blocks} blocks in {prefix}layer3", hint="known depths: 18, 34, 50 and 101")
     if depth == 50 and f"{prefix}layer3.0.conv3.weight" not in tensors:
         depth = 34
     return {"backbone": f"resnet{depth}"} | width_option(tensors, prefix + stem, 64)
 
 
 def uniform_resnet_options(tensors: Tensors, prefix: str) -> ShapeOptions:
-    """A ResNet without multi-grid, which is an option of those with three blocks in their last stage."""
-    found = resnet_options(tensors, prefix)
-    return found if found["backbone"] == "resnet18" else found | {"multi_grid": None}
+    """Options of a ResNet without multi-grid, an option of depths with three blocks in the last stage."""
+    options = resnet_options(tensors, prefix)
+    return options if options["backbone"] == "resnet18" else options | {"multi_grid": None}
 
 
 def width_option(tensors: Tensors, name: str, full: int) -> ShapeOptions:
-    """`width_multiplier` by the filters of a convolution that has `full` of them in the publication."""
-    found = filters(tensors, name)
-    return {} if found == full else {"width_multiplier": found / full}
+    """`width_multiplier` from a convolution that has `full` filters in the publication; empty if it is 1."""
+    count = filters(tensors, name)
+    return {} if count == full else {"width_multiplier": count / full}
 
 
 def filters(tensors: Tensors, name: str, *, axis: int = 0) -> int:
-    """Size of a convolution's weight along an axis: 0 counts filters, 1 what they look at.
+    """Size of a convolution's weight along an axis: 0 for output channels, 1 for input channels.
 
     Raises:
-        ConfigError: when there is no such weight.
+        ConfigError: the file has no such weight.
     """
     if name not in tensors or tensors[name].dim() != 4:
-        raise ConfigError(f"no convolution {name}")
+        raise ConfigError(f"the file has no convolution {name}")
     return tensors[name].size(axis)
 
 
 def has_prefix(tensors: Tensors, prefix: str) -> bool:
-    """Whether a name begins so."""
+    """Return True if any name begins with `prefix`."""
     return any(name.startswith(prefix) for name in tensors)
 
 
 V3PLUS_WIDTHS = {"aspp_channels": 256, "low_level_channels": 48, "decoder_channels": 256}
+"""Channels of DeepLab v3+'s head. Chen 2018, arXiv 1802.02611."""
 
 
 def v3plus_widths(tensors: Tensors, convolutions: tuple[str, str, str]) -> ShapeOptions:
-    """Widths of DeepLab v3+'s head where they are not the paper's, by the convolutions that give them."""
-    found = {name: filters(tensors, f"{conv}.weight") for name, conv in zip(V3PLUS_WIDTHS, convolutions, strict=True)}
-    return {name: channels for name, channels in found.items() if channels != V3PLUS_WIDTHS[name]}
+    """Options for channels of DeepLab v3+'s head that differ from the paper's, read from three convolutions."""
+    channels = {
+        name: filters(tensors, f"{conv}.weight") for name, conv in zip(V3PLUS_WIDTHS, convolutions, strict=True)
+    }
+    return {name: count for name, count in channels.items() if count != V3PLUS_WIDTHS[name]}

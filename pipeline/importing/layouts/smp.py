@@ -14,10 +14,11 @@ from pipeline.importing.layouts.shapes import (
 
 SMP = "https://github.com/qubvel-org/segmentation_models.pytorch"
 SECOND_OUTPUT = "scores of whole images"
+"""Reason for unused tensors."""
 
 
 def _deeplab_v3(tensors: Tensors) -> ShapeOptions:
-    """All blocks of a dilated stage have its rate: encoders/_utils.py, `replace_strides_with_dilation`."""
+    """DeepLab v3; all blocks of a dilated stage have its rate: encoders/_utils.py, `replace_strides_with_dilation`."""
     return uniform_resnet_options(tensors, "encoder.") | {
         "first_block": "own",
         "head_conv": True,
@@ -26,7 +27,7 @@ def _deeplab_v3(tensors: Tensors) -> ShapeOptions:
 
 
 def _deeplab_v3plus(tensors: Tensors) -> ShapeOptions:
-    """Separable 3x3s, one of them behind ASPP and one in the decoder: decoders/deeplabv3/decoder.py."""
+    """DeepLab v3+ with separable 3x3s, one after ASPP and one in the decoder: decoders/deeplabv3/decoder.py."""
     return (
         uniform_resnet_options(tensors, "encoder.")
         | {

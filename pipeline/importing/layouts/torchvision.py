@@ -8,13 +8,13 @@ TORCHVISION = "https://github.com/pytorch/vision"
 
 
 def torchvision_v3(tensors: Tensors) -> ShapeOptions:
-    """No multi-grid, and a 3x3 behind ASPP: models/segmentation/deeplabv3.py."""
+    """DeepLab v3 without multi-grid and with a 3x3 after ASPP: models/segmentation/deeplabv3.py."""
     aux = {"aux": True} if has_prefix(tensors, "aux_classifier.") else {}
     return uniform_resnet_options(tensors, "backbone.") | {"head_conv": True} | aux
 
 
 def _fcn(tensors: Tensors) -> ShapeOptions:
-    """models/segmentation/fcn.py."""
+    """FCN on a dilated ResNet: models/segmentation/fcn.py."""
     return resnet_options(tensors, "backbone.") | {"aux": has_prefix(tensors, "aux_classifier.")}
 
 

@@ -9,7 +9,7 @@ VAINF = "https://github.com/VainF/DeepLabV3Plus-Pytorch"
 
 
 def _deeplab_v3plus(tensors: Tensors) -> ShapeOptions:
-    """The ResNet of torchvision, and a decoder of one 3x3: network/_deeplab.py."""
+    """DeepLab v3+ on torchvision's ResNet, with a decoder of one 3x3: network/_deeplab.py."""
     return (
         uniform_resnet_options(tensors, "backbone.")
         | {"decoder_convs": 1}

@@ -218,7 +218,7 @@ def test_folded_batch_norm_computes_what_caffes_layers_do(factor: float, seed: i
     mean, variance = random.randn(3).astype(np.float32), random.rand(3).astype(np.float32) + 0.1
     weight, bias = random.randn(3).astype(np.float32), random.randn(3).astype(np.float32)
     layers = {"bn": [mean * total, variance * total, total.reshape(1)], "scale": [weight, bias]}
-    found = caffe.named(caffe.read_layers(write(layers)))
+    found = caffe.named_tensors(caffe.read_layers(write(layers)))
     given = torch.nn.functional.batch_norm(
         torch.from_numpy(x),
         found["bn.running_mean"],
@@ -233,16 +233,16 @@ def test_folded_batch_norm_computes_what_caffes_layers_do(factor: float, seed: i
 
 
 def test_a_batch_norm_that_saw_nothing_has_zero_mean_and_variance() -> None:
-    found = caffe.named({"bn": [torch.ones(2), torch.ones(2), torch.zeros(1)]})
+    found = caffe.named_tensors({"bn": [torch.ones(2), torch.ones(2), torch.zeros(1)]})
     assert found["bn.running_mean"].tolist() == found["bn.running_var"].tolist() == [0, 0]
 
 
 def test_a_bias_of_four_axes_becomes_one_of_one() -> None:
-    found = caffe.named({"conv": [torch.ones(2, 3, 1, 1), torch.ones(1, 1, 1, 2)]})
+    found = caffe.named_tensors({"conv": [torch.ones(2, 3, 1, 1), torch.ones(1, 1, 1, 2)]})
     assert found["conv.weight"].shape == (2, 3, 1, 1)
     assert found["conv.bias"].shape == (2,)
 
 
 def test_a_layer_of_an_unknown_kind_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'lstm' has 4 blobs"):
-        caffe.named({"lstm": [torch.ones(2)] * 4})
+        caffe.named_tensors({"lstm": [torch.ones(2)] * 4})

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pipeline import classes
 from pipeline.errors import ConfigError
 from pipeline.importing import caffe, convert, reader
-from pipeline.importing.convert import Import, Wishes
+from pipeline.importing.convert import ImportedCheckpoint, ImportOptions
 from pipeline.importing.layouts.table import LAYOUT_BY_NAME, REFUSED, WEIGHTS_LAYOUTS
-from pipeline.importing.reader import Source
+from pipeline.importing.reader import WeightsFile
 from pipeline.models import checkpoint, zoo
 from tests import ROOT
 from tests.pipeline.importing.test_caffe import write
@@ -35,17 +35,17 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def imported(tensors: dict[str, Tensor], **wishes) -> Import:
-    source = Source("weights.pth", "0" * 64, "torch", tensors, ())
-    return convert.convert(source, Wishes(**({"classes": "voc"} | wishes)))
+def imported(tensors: dict[str, Tensor], **wishes) -> ImportedCheckpoint:
+    source = WeightsFile("weights.pth", "0" * 64, "torch", tensors, ())
+    return convert.convert_weights(source, ImportOptions(**({"classes": "voc"} | wishes)))
 
 
-def normalised(made: Import, pixels: Tensor) -> Tensor:
+def normalised(made: ImportedCheckpoint, pixels: Tensor) -> Tensor:
     mean, std = (torch.tensor(values)[:, None, None] for values in (made.card.mean, made.card.std))
     return (pixels - mean) / std
 
 
-def scores(made: Import, pixels: Tensor, **changes) -> Tensor:
+def scores(made: ImportedCheckpoint, pixels: Tensor, **changes) -> Tensor:
     """Of the imported network; `changes` are other options than those of its card."""
     card = made.card.model_copy(update={"options": made.card.options | changes})
     network = checkpoint.Checkpoint(card, made.state, "0" * 64).build()
@@ -262,7 +262,7 @@ def test_a_caffemodel_of_the_real_size_fits_to_the_last_blob(shared: tuple) -> N
     shapes = foreign.resnet_shapes(21, 64)
     blobs = {name: [torch.ones(()).expand(size) for size in sizes] for name, sizes in shapes.items()}
     blobs |= {f"{name}_{scale}": blobs[name] for scale in shared for name in ("conv1", "bn_conv1", "scale_conv1")}
-    made = imported(caffe.named(blobs))
+    made = imported(caffe.named_tensors(blobs))
     assert made.layout.name == "caffe-deeplab-v2-resnet"
     assert made.card.options.get("msc", False) is bool(shared)
     assert len(made.used) == 104 * 5 + 8
@@ -289,7 +289,7 @@ def test_blue_green_red_is_turned_around_in_every_network() -> None:
     for architecture, name in (("deeplab_v2", "backbone.conv1.weight"), ("unet_resnet", "encoder.conv1.weight")):
         made = imported(file, architecture=architecture)
         assert torch.equal(made.state[name], turned)
-        assert convert.widened(made, 5).state[name].shape == (WIDTH, 5, 7, 7)
+        assert convert.widen_input(made, 5).state[name].shape == (WIDTH, 5, 7, 7)
 
 
 def test_plain_vgg_of_caffe_becomes_a_backbone() -> None:
@@ -438,21 +438,21 @@ def test_older_files_of_deeplab_pytorch_have_other_names_for_three_parts() -> No
 def test_a_number_of_classes_is_guessed_and_said_or_asked_for(tensors: dict) -> None:
     made = imported(tensors, classes=None)
     assert made.card.classes == classes.load_class_map("voc")
-    assert any("21 classes were taken for those of voc" in note for note in made.notes)
+    assert any("21 classes were guessed to be those of voc" in note for note in made.notes)
     fewer = {
         name: one[:7] if name.endswith("classifier.4.weight") or name.endswith("classifier.4.bias") else one
         for name, one in tensors.items()
     }
-    assert "7 classes could be anything" in refusal(fewer, classes=None)
+    assert "the file has 7 unnamed classes" in refusal(fewer, classes=None)
     assert imported(fewer, classes="farmland").card.classes.name == "farmland"
-    assert "the file scores 7 classes, voc has 21" in refusal(fewer, classes="voc")
-    assert "a backbone knows no classes" in refusal(seeded(CASES["resnet"]["shapes"]), classes=None)
+    assert "the file has 7 classes, --classes voc has 21" in refusal(fewer, classes="voc")
+    assert "a backbone has no classes" in refusal(seeded(CASES["resnet"]["shapes"]), classes=None)
 
 
 def test_options_that_are_said_win_and_are_checked(tensors: dict) -> None:
     assert imported(tensors, options={"first_block": "own"}).card.options["first_block"] == "own"
     assert "known:" in refusal(tensors, options={"colour": "blue"})
-    assert "is fcn_dilated, not unet" in refusal(tensors, architecture="unet")
+    assert "is fcn_dilated" in refusal(tensors, architecture="unet")
 
 
 def test_smp_keeps_its_rates_at_every_output_stride() -> None:
@@ -489,7 +489,7 @@ def test_a_resnet_begins_any_network_that_has_one(architecture: str) -> None:
 @pytest.mark.parametrize("bands", [1, 2, 3, 5, 16])
 def test_equal_bands_give_what_three_gave_when_a_network_is_widened(name: str, bands: int) -> None:
     made = imported(seeded(CASES[name]["shapes"]))
-    wide = convert.widened(made, bands)
+    wide = convert.widen_input(made, bands)
     assert wide.card.in_channels == bands == len(wide.card.mean) == len(wide.card.channels)
     grey = torch.rand(1, 1, 64, 64)
     if bands in (1, 3):
@@ -502,9 +502,9 @@ def test_equal_bands_give_what_three_gave_when_a_network_is_widened(name: str, b
 
 
 def test_a_network_of_more_bands_than_three_is_not_widened_again() -> None:
-    made = convert.widened(imported(seeded(CASES["resnet"]["shapes"])), 5)
+    made = convert.widen_input(imported(seeded(CASES["resnet"]["shapes"])), 5)
     with pytest.raises(ConfigError, match="5 bands cannot become 4"):
-        convert.widened(made, 4)
+        convert.widen_input(made, 4)
 
 
 def test_a_file_of_four_bands_keeps_them() -> None:
@@ -526,7 +526,7 @@ def test_a_file_of_more_bands_than_a_network_can_have_is_refused(bands: int) -> 
     "wishes", [{"output_stride": -8}, {"options": {"num_classes": 3}}, {"options": {"aux": {1, 2}}}]
 )
 def test_wishes_that_make_no_card_are_refused(tensors: dict, wishes: dict) -> None:
-    assert "what weights.pth would be" in refusal(tensors, **wishes)
+    assert "the card of weights.pth" in refusal(tensors, **wishes)
 
 
 def test_half_precision_stays_and_double_becomes_single() -> None:
