@@ -23,7 +23,7 @@ class Variant:
     network: str
     """Key of `zoo.NETWORKS`."""
     year: int
-    """Of the first publication, usually the preprint."""
+    """Year of the first publication, usually the preprint."""
     paper: str
     miou: float | None
     """Published mean IoU, percent, of a single model without a CRF unless `measured_on` says otherwise."""
@@ -178,7 +178,7 @@ class Published:
 
     name: str
     year: int
-    """Of the first publication, usually the preprint."""
+    """Year of the first publication, usually the preprint."""
     miou: float
     """Percent."""
     data: str
