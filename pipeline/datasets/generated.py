@@ -44,6 +44,6 @@ FARMLAND = Generated(
     name="farmland",
     palette="farmland",
     splits=tuple(SEEDS),
-    source="pipeline/datasets/farmland.py",
+    source="pipeline/datasets/farmland/",
     license="Apache-2.0, as this project",
 )

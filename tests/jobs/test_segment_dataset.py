@@ -194,7 +194,7 @@ def tar_of(members: dict[str, bytes]) -> bytes:
 
 
 def test_a_cut_tar_and_a_sample_without_image_are_counted_rows(segment: Run, tmp_path: Path) -> None:
-    jpeg = next(farmland._jpegs(1, size_px=64, seed=1, workers=1))
+    jpeg = next(farmland.encoded_jpegs(1, size_px=64, seed=1, workers=1))
     whole = tar_of({"a.jpg": jpeg, "b.json": b"{}", "c.jpg": jpeg})
     (tmp_path / "in").mkdir()
     (tmp_path / "in/whole.tar").write_bytes(whole)
@@ -213,7 +213,7 @@ def test_a_cut_tar_and_a_sample_without_image_are_counted_rows(segment: Run, tmp
 
 
 def test_a_name_met_twice_in_a_tar_is_named_and_stops_success(segment: Run, tmp_path: Path) -> None:
-    jpeg = next(farmland._jpegs(1, size_px=64, seed=1, workers=1))
+    jpeg = next(farmland.encoded_jpegs(1, size_px=64, seed=1, workers=1))
     (tmp_path / "in").mkdir()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:

@@ -2,11 +2,9 @@ import hashlib
 import io
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +13,7 @@ from PIL import Image
 
 from pipeline import classes
 from pipeline.datasets import farmland
+from pipeline.datasets.farmland.geometry import cut_polygon, perpendicular, polygon_area, rectangle
 from pipeline.models import checkpoint
 from pipeline.store import objects
 
@@ -43,6 +42,7 @@ def test_a_seed_gives_the_same_pixels_in_another_process() -> None:
     code = """
 import hashlib
 from pipeline.datasets import farmland
+from pipeline.datasets.farmland.geometry import cut_polygon, perpendicular, polygon_area, rectangle
 sample = farmland.generate_scene(11, height=96, width=128)
 print(hashlib.sha256(sample.image_hwc.tobytes() + sample.label_hw.tobytes()).hexdigest())
 """
@@ -91,50 +91,19 @@ def test_a_larger_image_shows_more_fields_not_larger_ones() -> None:
 @given(st.integers(0, 2**32 - 1))
 def test_cutting_land_loses_none_of_it(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    whole = farmland._box(rng.normal(0, 50, 2), farmland._across(rng.normal(size=2)), 80, 30)
-    first, second, line = farmland._cut(whole, whole.mean(0), farmland._across(rng.normal(size=2)))
-    assert farmland._area(first) == pytest.approx(farmland._area(second))
-    assert farmland._area(first) + farmland._area(second) == pytest.approx(80 * 30)
+    whole = rectangle(rng.normal(0, 50, 2), perpendicular(rng.normal(size=2)), 80, 30)
+    first, second, line = cut_polygon(whole, whole.mean(0), perpendicular(rng.normal(size=2)))
+    assert polygon_area(first) == pytest.approx(polygon_area(second))
+    assert polygon_area(first) + polygon_area(second) == pytest.approx(80 * 30)
     assert line.shape == (2, 2)
 
 
-def folder_images(url: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (url / "images").iterdir()}
-
-
-def tar_images(url: Path) -> dict[str, bytes]:
-    images = {}
-    for shard in sorted(url.iterdir()):
-        with tarfile.open(shard) as tar:
-            images |= {member.name: tar.extractfile(member).read() for member in tar}
-    return images
-
-
-def parquet_images(url: Path) -> dict[str, bytes]:
-    rows = [row["image"] for shard in sorted(url.iterdir()) for row in pq.read_table(shard).to_pylist()]
-    return {row["path"]: row["bytes"] for row in rows}
-
-
-def test_folder_tar_and_parquet_carry_the_same_bytes(tmp_path: Path) -> None:
-    asked = {"size_px": 48, "seed": 3}
-    farmland.write_folder(str(tmp_path / "folder"), 5, **asked)
-    farmland.write_tar(str(tmp_path / "tar"), 5, per_shard=2, **asked)
-    farmland.write_parquet(str(tmp_path / "parquet"), 5, per_shard=3, **asked)
-    images = folder_images(tmp_path / "folder")
-    assert sorted(images) == [f"farm_{index:06}.jpg" for index in range(5)]
-    assert tar_images(tmp_path / "tar") == images
-    assert parquet_images(tmp_path / "parquet") == images
-    assert sorted(path.name for path in (tmp_path / "tar").iterdir()) == [
-        "farm-000.tar",
-        "farm-001.tar",
-        "farm-002.tar",
-    ]
-
-
-def test_worker_processes_write_the_same_bytes() -> None:
-    farmland.write_tar("memory://farm-one", 3, size_px=32, seed=9)
-    farmland.write_tar("memory://farm-two", 3, size_px=32, seed=9, workers=2)
-    assert objects.read_bytes("memory://farm-one/farm-000.tar") == objects.read_bytes("memory://farm-two/farm-000.tar")
+def test_worker_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    farmland.write_folder(str(tmp_path / "one"), 3, size_px=32, seed=9)
+    farmland.write_folder(str(tmp_path / "two"), 3, size_px=32, seed=9, workers=2)
+    images = {path.name: path.read_bytes() for path in (tmp_path / "one" / "images").iterdir()}
+    assert sorted(images) == [f"farm_{index:06}.jpg" for index in range(3)]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "two" / "images").iterdir()} == images
 
 
 def test_written_labels_are_those_of_the_seed_and_lie_beside_the_images(tmp_path: Path) -> None:
