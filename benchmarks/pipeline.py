@@ -24,6 +24,7 @@ from pathlib import Path
 from infra import log as logs
 from jobs import command_line
 from pipeline.datasets import farmland
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def compare_pipelines(images: int, scratch: Path, *, size_px: int, checkpoint: s
     source = scratch / f"source-{images}-{size_px}"
     if not source.exists():
         log.info("generating %d images", images)
-        farmland.write_folder(str(source), images, size_px=size_px, seed=1, workers=2)
+        farmland.write_folder(Url(str(source)), images, size_px=size_px, seed=1, workers=2)
     measured = {}
     for side in _SIDES:
         output = scratch / f"output-{side}"

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from infra import log as logs
 from jobs import command_line
 from pipeline.datasets import farmland
+from pipeline.store.url import Url
 from pipeline.training import learner, loop
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import batches
@@ -97,7 +98,7 @@ def compare_training(args: argparse.Namespace, scratch: Path) -> dict[str, list[
     """Time both sides in every repeat, in turns, after a warm-up."""
     data = str(scratch / "data")
     for part, seed in (("train", 0), ("val", _IMAGES)):
-        farmland.write_folder(f"{data}/{part}", _IMAGES, size_px=args.crop_px, seed=seed, with_labels=True)
+        farmland.write_folder(Url(data) / part, _IMAGES, size_px=args.crop_px, seed=seed, with_labels=True)
     sides: dict[str, Callable[[TrainingRun], MeasuredLoop]] = {"ours": ours, "bare": bare_loop}
     loops: dict[str, list[MeasuredLoop]] = {name: [] for name in sides}
     for turn in range(args.repeats + 1):

@@ -33,6 +33,7 @@ from pipeline.datasets import farmland
 from pipeline.models import checkpoint
 from pipeline.records import UInt8
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import loop, run
 from pipeline.training.config import TrainConfig
 from pipeline.training.ranks import Group
@@ -120,17 +121,17 @@ _LABELS: dict[str, tuple[str, Callable[[UInt8], bytes]]] = {
 """Suffix and content of each kind of label."""
 
 
-def write_scenes(data: str, seeds: range, parts: dict[str, str]) -> None:
+def write_scenes(data: Url, seeds: range, parts: dict[str, str]) -> None:
     """Write the scenes of these seeds into parts of the data, each part with its kind of label."""
     for seed in seeds:
         image_hwc, label_hw = scene(seed)
         for part, kind in parts.items():
             suffix, encode = _LABELS[kind]
-            objects.put(objects.join(data, part, "images", f"{seed}.png"), png(image_hwc))
-            objects.put(objects.join(data, part, "labels", f"{seed}.{suffix}"), encode(label_hw))
+            objects.put(data / part / "images" / f"{seed}.png", png(image_hwc))
+            objects.put(data / part / "labels" / f"{seed}.{suffix}", encode(label_hw))
 
 
-def write_data(data: str, seed: int) -> None:
+def write_data(data: Url, seed: int) -> None:
     """Write training and validation images of a seed; the class map last, which marks the data as complete."""
     write_scenes(data, range(FIRST_JUDGED_SEED, FIRST_JUDGED_SEED + JUDGED), {"val": "full"})
     first = 1000 * seed
@@ -139,7 +140,7 @@ def write_data(data: str, seed: int) -> None:
     palette = classes.load_class_map("farmland")
     colours = [palette.classes[k].colour for k in (farmland.CROP, farmland.WATER, farmland.TREE)]
     listed = [{"name": name, "colour": list(colour)} for name, colour in zip(NAMES, colours, strict=True)]
-    objects.put(objects.join(data, run.CLASSES_FILE), yaml.safe_dump({"name": "waters", "classes": listed}).encode())
+    objects.put(data / run.CLASSES_FILE, yaml.safe_dump({"name": "waters", "classes": listed}).encode())
 
 
 # ---------------------------------------------------------------- runs
@@ -174,8 +175,8 @@ def train_once(cfg: TrainConfig) -> list[float]:
 
 def runs(scratch: Path, seed: int, *, steps: int) -> Iterator[tuple[str, list[float]]]:
     """Train one seed in every way; yields name and scores as in `train_once`."""
-    data = str(scratch / f"data-{seed}")
-    if not objects.exists(objects.join(data, run.CLASSES_FILE)):
+    data = Url(str(scratch / f"data-{seed}"))
+    if not objects.exists(data / run.CLASSES_FILE):
         write_data(data, seed)
     start = str(scratch / f"start-{seed}")
     train_once(weak_config(scratch, seed, Way(), steps=steps, output=start, initial=None))

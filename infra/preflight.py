@@ -5,13 +5,13 @@ import os
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
-from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
 
-def check_apart(sources: Sequence[str], output: str) -> None:
+def check_apart(sources: Sequence[Url], output: Url) -> None:
     """Refuse an output inside a source: the next run would take masks and reports for images.
 
     Raises:
@@ -19,17 +19,16 @@ def check_apart(sources: Sequence[str], output: str) -> None:
     """
     for source in sources:
         if _place(output).startswith(_place(source)):
-            said = f"the output {redact(output)} lies inside the source {redact(source)}"
-            raise ConfigError(said, hint="choose an --output beside the source")
+            message = f"the output {output} lies inside the source {source}"
+            raise ConfigError(message, hint="choose an --output beside the source")
 
 
-def _place(url: str) -> str:
+def _place(url: Url) -> str:
     """One spelling of a folder, ending in a slash."""
-    local = url.removeprefix("file://")
-    return (local if "://" in local else os.path.abspath(local)).rstrip("/") + "/"
+    return (os.path.abspath(url.raw) if url.scheme == "file" else url.raw).rstrip("/") + "/"
 
 
-def check_output(url: str) -> None:
+def check_output(url: Url) -> None:
     """Write, read and delete a small object in the output.
 
     Warns when the store has no put-if-absent, since nothing then keeps two drivers apart.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from infra import log as logs
 from jobs import command_line
 from pipeline.errors import ConfigError
+from pipeline.store.url import Url
 
 if TYPE_CHECKING:
     from pipeline.evaluate.comparison import ComparedNetwork
@@ -80,7 +81,7 @@ def compare(args: argparse.Namespace) -> int:
     measure = comparison.SpeedSettings(args.size, args.images, args.rounds, device, args.threads)
     table = ""
     for rows in comparison.compare_networks(subjects(args), measure, args.data):
-        table = comparison_table.write_comparison(rows, args.output, measure)
+        table = comparison_table.write_comparison(rows, Url(args.output), measure)
     print(table)
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infra import log as logs
 from jobs import cli, command_line
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def generate(folder: Path, images: int, size_px: int, *, seed: int, with_labels:
 
     if not folder.exists():
         log.info("generating %d images of farmland in %s", images, folder)
-        farmland.write_folder(str(folder), images, size_px=size_px, seed=seed, with_labels=with_labels)
+        farmland.write_folder(Url(str(folder)), images, size_px=size_px, seed=seed, with_labels=with_labels)
 
 
 if __name__ == "__main__":

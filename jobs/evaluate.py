@@ -24,6 +24,7 @@ import tyro
 from infra import log as logs
 from jobs import command_line, console
 from pipeline.config import EvaluateConfig
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def evaluate(args: EvaluateArguments) -> int:
 
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     cfg = inputs.complete_config(args.cfg)
-    preflight.check_apart(cfg.source, cfg.output)
+    preflight.check_apart([Url(source) for source in cfg.source], Url(cfg.output))
     plan = plan_source(cfg)
     digest, identified = inputs.data_digest(plan, cfg), {}
     for name, named in cfg.named().items():

@@ -17,7 +17,7 @@ import yaml
 from infra import log as logs
 from jobs import command_line
 from pipeline.errors import ConfigError
-from pipeline.redact import redact
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +69,10 @@ def import_checkpoint(args: argparse.Namespace) -> int:
     from pipeline.models import checkpoint
     from pipeline.store import objects
 
-    if objects.exists(objects.join(args.dst, checkpoint.CARD_FILE)):
-        raise ConfigError(f"{redact(args.dst)} is a checkpoint already", hint="give a new folder")
-    source = reader.read_weights(args.src)
+    output = Url(args.dst)
+    if objects.exists(output / checkpoint.CARD_FILE):
+        raise ConfigError(f"{output} is a checkpoint already", hint="give a new folder")
+    source = reader.read_weights(Url(args.src))
     wishes = convert.ImportOptions(
         layout=args.layout,
         classes=args.classes,
@@ -86,7 +87,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
     verified, not_verified = report.verify_import(source, made, compare=args.verify)
     if args.in_channels:
         made = convert.widen_input(made, args.in_channels)
-    digest = checkpoint.save_checkpoint(args.dst, made.state, made.card)
+    digest = checkpoint.save_checkpoint(output, made.state, made.card)
     facts = report.import_facts(source, made)
     facts |= {"verified": verified, "not_verified": not_verified, "checkpoint": digest}
     print(json.dumps(facts) if args.report == "json" else report.import_text(facts))

@@ -11,7 +11,7 @@ import logging
 from infra import log as logs
 from jobs import command_line
 from jobs.console import print_json
-from pipeline.redact import redact
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +24,11 @@ ACTIONS = {
 """Flags and their help; without one, a JSON line shows how far each run is."""
 
 
-def inspect_run(run_url: str, action: str | None) -> int:
+def inspect_run(run_url: Url, action: str | None) -> int:
     """Do one thing with one run; returns the exit status."""
     from pipeline.run import inspection
 
-    run = {"run": redact(run_url)}
+    run = {"run": str(run_url)}
     if action == "--verify":
         problems = inspection.count_problems(run_url)
         print_json(run | {"problems": problems})
@@ -51,7 +51,7 @@ def inspect_runs(args: argparse.Namespace) -> int:
     """Do one thing with every run of an output; returns the largest exit status."""
     from pipeline.run import inspection
 
-    return max(inspect_run(url, args.action) for url in inspection.run_urls(args.output))
+    return max(inspect_run(url, args.action) for url in inspection.run_urls(Url(args.output)))
 
 
 def main(argv: list[str] | None = None) -> int:

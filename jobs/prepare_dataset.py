@@ -25,6 +25,7 @@ from infra import log as logs
 from jobs import command_line, console
 from pipeline.datasets.config import PrepareConfig
 from pipeline.redact import redact
+from pipeline.store.url import Url
 
 if TYPE_CHECKING:
     from pipeline.datasets.prepare import ExampleShard, Preparation
@@ -51,31 +52,30 @@ def prepare_dataset(cfg: PrepareConfig) -> int:
     from infra import preflight
     from pipeline.datasets import output, prepare, receipts
     from pipeline.run.ledger import RunProgress
-    from pipeline.store import objects
     from pipeline.store.lease import Lease
 
     layout = output.find_layout(cfg.layout)
-    preflight.check_apart([cfg.root], cfg.output)
-    manifest, progress = receipts.read_set_manifest(cfg.output), RunProgress()
+    preflight.check_apart([Url(cfg.root)], cfg.output_url)
+    manifest, progress = receipts.read_set_manifest(cfg.output_url), RunProgress()
     if manifest or cfg.verify:
         output.refuse_other_settings(cfg)
     if cfg.verify:
-        problems = output.verify_set(cfg.output, manifest)
-        console.print_json({"output": redact(cfg.output), "problems": problems})
+        problems = output.verify_set(cfg.output_url, manifest)
+        console.print_json({"output": str(cfg.output_url), "problems": problems})
         return int(problems > 0)
     if manifest and not (cfg.retry_failed and manifest.failed_fraction):
         log.info("nothing to do: the whole set is there")
     else:
-        shards = prepare.plan_examples(layout, cfg.root, cfg.splits, shard_examples=cfg.shard_examples)
+        shards = prepare.plan_examples(layout, Url(cfg.root), cfg.splits, shard_examples=cfg.shard_examples)
         preflight.check_authentication()
-        preflight.check_output(objects.join(cfg.output, "_run"))
+        preflight.check_output(cfg.output_url / "_run")
         member = prepare.label_member(shards, cfg.cut_px) if cfg.format == "tar" else "label"
         job = output.preparation_of(cfg, layout, member)
-        with Lease(cfg.output, lease_s=cfg.lease_s, command=redact(command_line.command())):
+        with Lease(cfg.output_url, lease_s=cfg.lease_s, command=redact(command_line.command())):
             left = output.unfinished_shards(cfg, shards)
             progress = prepare_shards(cfg, job, shards, left) if left else progress
             origin = output.set_origin(job, command_line.code_version())
-            manifest = receipts.close_set(cfg.output, output.shard_ids(shards), layout.classes, origin)
+            manifest = receipts.close_set(cfg.output_url, output.shard_ids(shards), layout.classes, origin)
     status, summary = output.set_summary(cfg, manifest, examples_now=progress.committed)
     console.print_json(summary)
     return status

@@ -38,6 +38,7 @@ from pipeline.run.stages import Job
 from pipeline.source.plan import Plan, changed
 from pipeline.store import objects
 from pipeline.store.lease import Lease
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,12 @@ class Run:
     """Digest of the checkpoint, or of the masks."""
     fingerprint: str
     """64 hex digits; the first 12 name the run's folder."""
-    url: str
+    url: Url
     """`<output>/run=<fingerprint>`."""
     judge: JudgeConfig | None = None
     """How masks are compared with labels; None when nothing is scored."""
-    masks: str | None = None
-    """URL of existing masks, scored in place of a network's."""
+    masks: Url | None = None
+    """Existing masks, scored in place of a network's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +98,33 @@ def identify(cfg: SegmentConfig) -> Run:
     checkpoint.check_bands(model.card, BANDS)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # raises for a stride that the network does not have
     fingerprint = cfg.fingerprint(model_sha256=model.sha256, classes=class_map.model_dump(mode="json"))
-    return Run(cfg, class_map, model, model.sha256, fingerprint, run_url(cfg.output, fingerprint))
+    return Run(cfg, class_map, model, model.sha256, fingerprint, run_url(Url(cfg.output), fingerprint))
 
 
 def identify_labelled(cfg: EvaluateConfig, data_sha256: str) -> Run:
     """Name the run that scores a checkpoint's masks, or existing ones, on labelled images of this digest."""
     run = identify_masks(cfg) if cfg.masks else identify(cfg)
     fingerprint = hashlib.sha256(f"{run.fingerprint} {data_sha256}".encode()).hexdigest()
-    return replace(run, fingerprint=fingerprint, url=run_url(cfg.output, fingerprint), judge=cfg.judge)
+    return replace(run, fingerprint=fingerprint, url=run_url(Url(cfg.output), fingerprint), judge=cfg.judge)
 
 
 def identify_masks(cfg: EvaluateConfig) -> Run:
     """Name the run that scores the existing masks at `cfg.masks`; its class map is theirs, or `--classes`."""
-    url = cfg.masks or ""
+    url = Url(cfg.masks or "")
     sha256 = masks.digest_masks(url)
     stored = masks.class_map_of_run(url)
     class_map = classes.load_class_map(cfg.classes) if cfg.classes else stored
     if stored and class_map and (lines := stored.differences(class_map)):
         raise ConfigError(f"the masks have other classes: {'; '.join(lines[:3])}", hint="leave --classes unset")
     if class_map is None:
-        raise ConfigError(f"{redact(url)} is a folder of PNGs, which names no classes", hint="give --classes")
+        raise ConfigError(f"{url} is a folder of PNGs, which names no classes", hint="give --classes")
     fingerprint = cfg.fingerprint(model_sha256=sha256, classes=class_map.model_dump(mode="json"))
-    return Run(cfg, class_map, None, sha256, fingerprint, run_url(cfg.output, fingerprint), masks=url)
+    return Run(cfg, class_map, None, sha256, fingerprint, run_url(Url(cfg.output), fingerprint), masks=url)
 
 
-def run_url(output: str, fingerprint: str) -> str:
+def run_url(output: Url, fingerprint: str) -> Url:
     """Folder of a run: `<output>/run=` and 12 digits of its fingerprint."""
-    return objects.join(output, f"run={fingerprint[:12]}")
+    return output / f"run={fingerprint[:12]}"
 
 
 # ---------------------------------------------------------------- the lifecycle
@@ -132,7 +133,7 @@ def run_url(output: str, fingerprint: str) -> str:
 def carry_out(run: Run, plan: Plan) -> RunOutcome:
     """Segment the rows that are missing, close the run and write its report; does nothing when it is finished."""
     started, cfg = time.monotonic(), run.cfg
-    log.info("run %s, %s", redact(run.url), size_of(plan))
+    log.info("run %s, %s", run.url, size_of(plan))
     if plan.ignored:
         log.info("files that are no input: %s", dict(plan.ignored))
     for warning in plan.warnings:
@@ -142,7 +143,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         log.info("nothing to do: every row of this run is committed")
         return RunOutcome(finished, RunProgress(), time.monotonic() - started)
     preflight.check_authentication()
-    preflight.check_output(objects.join(run.url, "_run"))
+    preflight.check_output(run.url / "_run")
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(command_line.command())):
         missing, committed = resume(run, plan)
         progress = segment_missing(run, plan, missing, committed=committed) if missing else RunProgress()
@@ -183,7 +184,7 @@ def refuse_changed_source(run: Run, plan: Plan) -> None:
     Raises:
         JobError: with the number of changed files and the first one's name.
     """
-    url = objects.join(run.url, "_run/plan.parquet")
+    url = run.url / "_run/plan.parquet"
     if not objects.exists(url):
         return
     before = pq.read_table(io.BytesIO(objects.read_bytes(url)))
@@ -194,7 +195,7 @@ def refuse_changed_source(run: Run, plan: Plan) -> None:
 
 def write_run_files(run: Run, plan: Plan) -> None:
     """Write `_run/config.yaml`, `_run/environment.json` (versions) and `_run/plan.parquet`."""
-    folder = objects.join(run.url, "_run")
+    folder = run.url / "_run"
     environment = {
         "fingerprint": run.fingerprint,
         "model_sha256": run.sha256,
@@ -202,13 +203,13 @@ def write_run_files(run: Run, plan: Plan) -> None:
         "python": platform.python_version(),
         **{package.name: package.version for package in distributions() if package.name in STORED_VERSIONS},
     }
-    config_url = objects.join(folder, "config.yaml")
+    config_url = folder / "config.yaml"
     objects.put(config_url, command_line.to_yaml(run.cfg).encode())
-    log.info("every setting: %s", redact(config_url))
-    objects.put(objects.join(folder, "environment.json"), json.dumps(environment, indent=1).encode())
+    log.info("every setting: %s", config_url)
+    objects.put(folder / "environment.json", json.dumps(environment, indent=1).encode())
     table = io.BytesIO()
     pq.write_table(plan.to_table(), table)
-    objects.put(objects.join(folder, "plan.parquet"), table.getvalue())
+    objects.put(folder / "plan.parquet", table.getvalue())
 
 
 def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], *, committed: int) -> RunProgress:
@@ -274,15 +275,15 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         facts=run_facts(run),
         next_commands=_next_commands(run),
     )
-    folder = objects.join(run.url, "report")
-    objects.put(objects.join(folder, "index.html"), page.encode())
-    objects.put(objects.join(folder, "overlays.png"), report.overlays_png(previews, run.classes))
+    folder = run.url / "report"
+    objects.put(folder / "index.html", page.encode())
+    objects.put(folder / "overlays.png", report.overlays_png(previews, run.classes))
 
 
 def run_facts(run: Run) -> dict[str, str]:
     """Source, checkpoint, network, refinement, classes and version, by the name the report shows."""
     return {
-        "run": redact(run.url),
+        "run": str(run.url),
         "source": redact(", ".join(run.cfg.source)),
         **_origin_of_masks(run),
         "classes": f"{run.classes.name}, {len(run.classes)} classes",
@@ -292,7 +293,7 @@ def run_facts(run: Run) -> dict[str, str]:
 
 def _origin_of_masks(run: Run) -> dict[str, str]:
     if run.model is None:
-        return {"masks": redact(run.masks or "")}
+        return {"masks": str(run.masks)}
     cfg, card = run.cfg, run.model.card
     return {
         "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.sha256[:12]})",
@@ -302,7 +303,7 @@ def _origin_of_masks(run: Run) -> dict[str, str]:
 
 
 def _next_commands(run: Run) -> list[str]:
-    url = redact(run.url)
+    url = str(run.url)
     return [
         f"python -m jobs.inspect_run {url} --verify",
         f"python -m jobs.inspect_run {url} --failures",

@@ -19,6 +19,7 @@ import tyro
 from infra import log as logs
 from jobs import command_line, console
 from pipeline.config import SegmentConfig
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def segment_collection(args: SegmentArguments) -> int:
 
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     identified = run.identify(args.cfg)
-    preflight.check_apart(args.cfg.source, args.cfg.output)
+    preflight.check_apart([Url(source) for source in args.cfg.source], Url(args.cfg.output))
     plan = plan_source(args.cfg)
     if args.plan:
         return summary.print_plan(identified, plan)

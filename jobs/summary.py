@@ -4,10 +4,8 @@ import logging
 
 from jobs.console import print_json
 from jobs.run import Run, RunOutcome
-from pipeline.redact import redact
 from pipeline.run import manifest
 from pipeline.source.plan import Plan
-from pipeline.store import objects
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +17,7 @@ def print_plan(run: Run, plan: Plan) -> int:
     """Print what a run would do, for `--plan`: shards, bytes, keys, committed rows, first problems; returns 0."""
     parts = manifest.read_footers(run.url)
     facts = {
-        "run": redact(run.url),
+        "run": str(run.url),
         "shards": len(plan.shards),
         "bytes": plan.bytes,
         "keys": plan.rows,
@@ -41,8 +39,8 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
     log.info("%-18s %9s", "status", "rows")
     for name, count in {"ok": done.ok, **done.error_codes}.items():
         log.info("%-18s %9d", name, count)
-    report_url = objects.join(run.url, "report/index.html")
-    log.info("look here first: %s", redact(report_url))
+    report_url = run.url / "report/index.html"
+    log.info("look here first: %s", report_url)
     limit = run.cfg.runtime.max_failed_fraction
     status = int(done.failed_fraction > limit)
     if status:
@@ -52,7 +50,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
         )
     print_json(
         {
-            "run": redact(run.url),
+            "run": str(run.url),
             "rows": done.rows,
             "ok": done.ok,
             "failed": done.failed,
@@ -62,7 +60,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "wall_s": round(wall_s, 2),
             "images_per_s": round(rows_now / wall_s, 2),
             "bytes_between_stages": sum(outcome.progress.bytes_out.values()),
-            "report": redact(report_url),
+            "report": str(report_url),
             "exit_status": status,
         }
     )

@@ -65,20 +65,20 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
         broadcast: sends a number to the other ranks: 1 when there is work, 0 when the run is finished.
     """
     run.refuse_changed_settings(cfg)
-    finished = objects.exists(objects.join(cfg.output, "_SUCCESS"))
+    finished = objects.exists(cfg.output_url / "_SUCCESS")
     broadcast(not finished)
     if finished:
         log.info("nothing to do: this run is finished")
     else:
-        preflight.check_output(objects.join(cfg.output, "_run"))
-        with Lease(cfg.output, lease_s=TRAINING_LEASE_S, command=redact(command_line.command())):
-            config_url = objects.join(cfg.output, "_run/config.yaml")
+        preflight.check_output(cfg.output_url / "_run")
+        with Lease(cfg.output_url, lease_s=TRAINING_LEASE_S, command=redact(command_line.command())):
+            config_url = cfg.output_url / "_run/config.yaml"
             objects.put(config_url, command_line.to_yaml(cfg).encode())
-            log.info("every setting: %s", redact(config_url))
+            log.info("every setting: %s", config_url)
             work(cfg)
-            objects.put(objects.join(cfg.output, "_SUCCESS"), b"")
+            objects.put(cfg.output_url / "_SUCCESS", b"")
     card = checkpoint.load_card(cfg.output)
-    summary = {"output": redact(cfg.output), "step": card.training["step"], "miou": card.training["miou"]}
+    summary = {"output": str(cfg.output_url), "step": card.training["step"], "miou": card.training["miou"]}
     log.info("%s: the best weights are of step %s, validation mIoU %s", *summary.values())
     console.print_json(summary)
     return 0
@@ -90,9 +90,9 @@ def rehearse(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int
     broadcast(1)
     try:
         work(short)
-        expected = forecast.forecast_run(cfg, short.output)
+        expected = forecast.forecast_run(cfg, short.output_url)
     finally:
-        forecast.delete_trial(short.output)
+        forecast.delete_trial(short.output_url)
     log.info("%s", expected)
     console.print_json(asdict(expected))
     return 0

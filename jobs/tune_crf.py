@@ -21,6 +21,7 @@ import tyro
 
 from infra import log as logs
 from jobs import command_line, console
+from pipeline.store.url import Url
 from pipeline.tune.config import TuneConfig
 
 log = logging.getLogger(__name__)
@@ -54,11 +55,11 @@ def tune(cfg: TuneConfig) -> int:
     cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})  # candidates run on the engine that is there
     grid = inputs.first_grid(cfg)
     run = runs.identify(inputs.segment_config(cfg, grid))
-    preflight.check_apart([cfg.images, cfg.labels], cfg.output)
+    preflight.check_apart([Url(cfg.images), Url(cfg.labels)], cfg.output_url)
     plan = plan_source(run.cfg)
     label_urls = inputs.find_labels(cfg, plan)
     preflight.check_authentication()
-    preflight.check_output(cfg.output)
+    preflight.check_output(cfg.output_url)
     with session.connect() as nodes:
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride)
         crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, run.cfg.runtime), network)

@@ -19,6 +19,7 @@ from jobs import cli
 from pipeline.datasets import farmland
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
 from pipeline.models import zoo
+from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import judged_runs
 
@@ -152,7 +153,7 @@ def test_flags_named_in_the_text_exist(page: Path) -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what `make demo` leaves behind, of smaller images."""
     folder = tmp_path_factory.mktemp("snippets")
-    farmland.write_folder(str(folder / "demo/source"), 3, size_px=96, seed=2026, with_labels=True)
+    farmland.write_folder(Url(str(folder / "demo/source")), 3, size_px=96, seed=2026, with_labels=True)
     said = {"source": [str(folder / "demo/source")], "output": str(folder / "demo/out"), "checkpoint": "farmland"}
     judged_runs.carry_out(judged_runs.config(**said))
     return folder

@@ -17,6 +17,7 @@ from pipeline.records import Item, items_to_table
 from pipeline.run import parts
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import InferStage, Job, RefineStage
+from pipeline.store.url import Url
 from tests import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs/examples").glob("*.ipynb"))
@@ -45,7 +46,7 @@ def write_run(output: Path) -> None:
     """A part of a run, as `atrous demo` leaves it: three images and a failure."""
     cfg = SegmentConfig(source="x", output=str(output), checkpoint="farmland")
     classes = checkpoint.load_card("farmland").classes
-    job = Job(cfg, classes, "run", "m" * 12, "c" * 12, preview_share=0.0)
+    job = Job(cfg, classes, Url("run"), "m" * 12, "c" * 12, preview_share=0.0)
     items = [item(f"{seed}.png", generate_scene(seed, height=96, width=96).image_hwc) for seed in range(3)]
     items.append(Item(key="broken.png", shard="s", etag="e", data=b"no image"))
     rows = RefineStage(job, Ledger())(InferStage(job, Ledger(), threads=1)(items_to_table(items)))

@@ -10,6 +10,7 @@ Labels are grey PNGs: 1 to 150 are the classes, which become 0 to 149, and 0 is 
 from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, file_stem, files_below
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _TOP = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
@@ -18,7 +19,7 @@ _FOLDERS = {"train": "training", "val": "validation"}
 class ADE20K(DatasetLayout):
     """The 150 classes of the benchmark; 20,210 images to train on and 2,000 to validate on."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         folder = _FOLDERS[split]
@@ -28,7 +29,7 @@ class ADE20K(DatasetLayout):
             for label in labels
         ]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         raw_hw = decode_ids(fetch(root, one.label_file), name=one.label_file)
         table = {0: self.classes.ignore_id} | {k + 1: k for k in range(len(self.classes))}

@@ -24,6 +24,7 @@ from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample, dec
 from pipeline.errors import InputError, LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
+from pipeline.store.url import Url
 
 CHANNELS = ("red", "green", "blue", "nir")
 """Bands of the images, in their order."""
@@ -48,7 +49,7 @@ _DRAWN = {0: 0, 1: 1, 255: 1}
 class AgricultureVision(DatasetLayout):
     """Keys are `<split>/<field>_<x1>-<y1>-<x2>-<y2>`. Images are TIFFs with four bands, `CHANNELS`."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         found = [
@@ -56,7 +57,7 @@ class AgricultureVision(DatasetLayout):
         ]
         return sorted(found, key=lambda one: one.key)
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Paint the classes over each other."""
         _, boundary, mask, *drawings = one.more
         valid_hw = _drawn(root, boundary)
@@ -67,7 +68,7 @@ class AgricultureVision(DatasetLayout):
         label_hw[~(valid_hw & _drawn(root, mask, like=valid_hw))] = self.classes.ignore_id
         return label_hw
 
-    def read(self, root: str, one: ListedExample) -> Labelled:
+    def read(self, root: Url, one: ListedExample) -> Labelled:
         """Join both images into one of four bands."""
         rgb_hwc = picture.decode_picture(fetch(root, one.image), name=one.image)
         nir_hw, label_hw = _infrared(root, one.more[0]), self.label(root, one)
@@ -85,7 +86,7 @@ def _example(split: str, name: str) -> ListedExample:
     return ListedExample(f"{split}/{name}", f"{folder}/images/rgb/{name}.jpg", None, (infrared, *valid, *drawings))
 
 
-def _infrared(root: str, path: str) -> UInt8:
+def _infrared(root: Url, path: str) -> UInt8:
     """(H, W) of a JPEG that is grey, with one band or with three alike."""
     bands_hwc = picture.decode_picture(fetch(root, path), name=path)
     if (bands_hwc != bands_hwc[..., :1]).any():
@@ -93,7 +94,7 @@ def _infrared(root: str, path: str) -> UInt8:
     return bands_hwc[..., 0]
 
 
-def _drawn(root: str, path: str, *, like: Bool | None = None) -> Bool:
+def _drawn(root: Url, path: str, *, like: Bool | None = None) -> Bool:
     """(H, W) where a map is set; `like` says the size it has to have."""
     drawn_hw = from_ids(decode_ids(fetch(root, path), name=path), _DRAWN, name=path).astype(np.bool_)
     if like is not None and drawn_hw.shape != like.shape:

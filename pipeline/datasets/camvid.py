@@ -24,6 +24,7 @@ from pipeline.datasets.layout import (
 )
 from pipeline.image.labels import from_colours, from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _SPLITS = ("train", "val", "test")
 _VOID = (0, 0, 0)
@@ -32,7 +33,7 @@ _VOID = (0, 0, 0)
 class SegNetCamVid(DatasetLayout):
     """The 11 classes."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         names = names_in(root, f"CamVid/{split}.txt")
@@ -41,7 +42,7 @@ class SegNetCamVid(DatasetLayout):
             for name in names
         ]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         count = len(self.classes)
         table = {k: k for k in range(count)} | {count: self.classes.ignore_id}
@@ -51,7 +52,7 @@ class SegNetCamVid(DatasetLayout):
 class OriginalCamVid(DatasetLayout):
     """The 31 classes that are not Void."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         labels = {
@@ -63,7 +64,7 @@ class OriginalCamVid(DatasetLayout):
             if segnet_split(name) == split
         ]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one PNG of colours."""
         table = {info.colour: k for k, info in enumerate(self.classes.classes)} | {_VOID: self.classes.ignore_id}
         return from_colours(

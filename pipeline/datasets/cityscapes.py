@@ -19,6 +19,7 @@ from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, f
 from pipeline.errors import ConfigError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Ids that are classes, in the order of their train ids: helpers/labels.py of cityscapesScripts."""
@@ -39,18 +40,18 @@ class Cityscapes(DatasetLayout):
     annotation: str = "gtFine"
     """Folder of the labels, and what their files are called."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         labels = self._labels(root, split)
         return [self._example(split, label) for label in labels]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one PNG of ids or train ids."""
         raw_hw = decode_ids(fetch(root, one.label_file), name=one.label_file)
         return from_ids(raw_hw, _OWN_IDS if one.label_file.endswith("TrainIds.png") else TRAIN_IDS, name=one.label_file)
 
-    def _labels(self, root: str, split: str) -> list[str]:
+    def _labels(self, root: Url, split: str) -> list[str]:
         folder = f"{self.annotation}/{split}"
         try:
             return files_below(root, folder, "_labelIds.png")

@@ -45,6 +45,7 @@ from pipeline.errors import ConfigError, LabelError, NothingThere
 from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 _NEVER_USED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
 """Categories that were planned and never annotated (github.com/nightrome/cocostuff, "Labels")."""
@@ -77,7 +78,7 @@ class Objects(DatasetLayout):
     as_voc: bool = False
     """VOC's 20 classes instead of all 80, and of the training images only those with enough of them."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split; each example carries its outlines."""
         self.check_split(split)
         _require_pycocotools()  # before the file of 450 MB is read
@@ -91,7 +92,7 @@ class Objects(DatasetLayout):
             hint = "unpack annotations_trainval2017.zip again"
             raise ConfigError(f"{path} is not built as COCO's are: {error!r}", hint=hint) from error
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Paint the objects of one image; nothing is read, `root` is not looked at."""
         try:
             return self._paint(json.loads(one.more[0]), one.image)
@@ -126,7 +127,7 @@ class Objects(DatasetLayout):
 class Stuff(DatasetLayout):
     """COCO-Stuff 164k: 80 things and 91 kinds of stuff."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         folder = _image_folder(root, split)
@@ -135,15 +136,15 @@ class Stuff(DatasetLayout):
             ListedExample(f"{split}/{file_stem(label)}", f"{folder}/{file_stem(label)}.jpg", label) for label in labels
         ]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), STUFF_IDS, name=one.label_file)
 
 
-def _image_folder(root: str, split: str) -> str:
+def _image_folder(root: Url, split: str) -> str:
     """Where the images are: in images/, or beside it."""
     try:
-        beside = any(islice(objects.list_files(objects.join(root, f"{split}2017")), 1))
+        beside = any(islice(objects.list_files(root / f"{split}2017"), 1))
     except NothingThere:
         beside = False
     return f"{split}2017" if beside else f"images/{split}2017"

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import DecodeConfig
+from pipeline.store.url import Url
 
 DATASET_NAMES = (
     *("voc", "person_part", "ade20k", "coco", "coco_voc", "coco_stuff", "camvid", "camvid32", "cityscapes"),
@@ -39,3 +40,8 @@ class PrepareConfig(BaseModel):
     item_timeout_s: float = Field(600.0, gt=0, description="A worker stuck on an example this long is killed, seconds.")
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
     log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or one JSON object each.")
+
+    @property
+    def output_url(self) -> Url:
+        """The output folder."""
+        return Url(self.output)

@@ -17,6 +17,7 @@ from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_colour
 from pipeline.errors import ConfigError
 from pipeline.image.labels import Colour, from_colours
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _FOLDER = "dataset-1.0"
 _SPLIT_FILE = f"{_FOLDER}/train_test_split.yaml"
@@ -27,12 +28,12 @@ _COLOURS: dict[Colour, int] = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2}
 class Cwfid(DatasetLayout):
     """Keys are `<split>/<number>`, e.g. `train/002`."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the numbers that the split file names."""
         self.check_split(split)
         return [_example(split, number) for number in sorted(_numbers(fetch_listing(root, _SPLIT_FILE), split))]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Translate the colours."""
         rgb_hwc = decode_colours(fetch(root, one.label_file), name=one.label_file)
         return from_colours(rgb_hwc, _COLOURS, name=one.label_file)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.datasets import farmland
 from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _IMAGE_PX = 256
 """Height and width of each image, pixels."""
@@ -19,17 +20,17 @@ SEEDS = {"train": range(1_000_000, 1_004_000), "val": range(500_000, 500_400)}
 class Generated(DatasetLayout):
     """Keys are `<split>/farm_<seed>`."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the seeds of a split."""
         self.check_split(split)
         names = [f"farm_{seed:07}" for seed in SEEDS[split]]
         return [ListedExample(f"{split}/{name}", f"{name}.png", None) for name in names]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Generate one scene and take its label."""
         return _scene(one).label_hw
 
-    def read(self, root: str, one: ListedExample) -> Labelled:
+    def read(self, root: Url, one: ListedExample) -> Labelled:
         """Generate one scene; its image is kept without loss, to be varied in training."""
         scene = _scene(one)
         return Labelled(one.key, farmland.scene_png(scene), scene.label_hw)

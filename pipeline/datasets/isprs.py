@@ -34,6 +34,7 @@ from pipeline.errors import NothingThere
 from pipeline.image.labels import Colour, from_colours
 from pipeline.records import UInt8
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 _SUFFIXES = {"train": ".tif", "test": ".tif", "test_eroded": "_noBoundary.tif"}
 _COLOURS: dict[Colour, int] = {
@@ -62,7 +63,7 @@ class Isprs(DatasetLayout):
     inexact: frozenset[str] = frozenset()
     """Tiles whose label is not in the exact colours."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the official tiles, all of which must be there."""
         self.check_split(split)
         images, others = self._by_name(root)
@@ -74,7 +75,7 @@ class Isprs(DatasetLayout):
             found.append(ListedExample(f"{split}/{tile}", images[image], others[label]))
         return found
 
-    def _by_name(self, root: str) -> tuple[dict[str, str], dict[str, str]]:
+    def _by_name(self, root: Url) -> tuple[dict[str, str], dict[str, str]]:
         """Paths of the images and of all other files."""
         try:
             paths = [PurePosixPath(one.path) for one in objects.list_files(root)]
@@ -83,7 +84,7 @@ class Isprs(DatasetLayout):
         images = {path.name: str(path) for path in paths if path.parent.name == self.folder}
         return images, {path.name: str(path) for path in paths if path.parent.name != self.folder}
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Translate the colours."""
         split, tile = one.key.split("/")
         rgb_hwc = decode_colours(fetch(root, one.label_file), name=one.label_file)

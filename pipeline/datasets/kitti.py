@@ -12,6 +12,7 @@ from pipeline.datasets.cityscapes import TRAIN_IDS
 from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, file_stem, files_below
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _TRAINING = "data_semantics/training"
 
@@ -19,7 +20,7 @@ _TRAINING = "data_semantics/training"
 class Kitti(DatasetLayout):
     """The 19 classes of Cityscapes."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the only split that has labels."""
         self.check_split(split)
         labels = files_below(root, f"{_TRAINING}/semantic", ".png")
@@ -28,7 +29,7 @@ class Kitti(DatasetLayout):
             for one in labels
         ]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one grey PNG."""
         return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), TRAIN_IDS, name=one.label_file)
 

@@ -21,6 +21,7 @@ from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample, dec
 from pipeline.errors import ConfigError, LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _TILE_PX = 512
 _IDS = {value: value for value in range(5)}
@@ -31,7 +32,7 @@ _TILE = re.compile(r"(?P<scene>[\w.-]+)_(?P<number>\d{1,6})", re.ASCII)
 class LandCover(DatasetLayout):
     """Keys are `<split>/<scene>_<number>`. Image and label are the tile cut out of the scene's."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the tiles of `<split>.txt`, those of a scene one after another: `read` keeps the last scene in memory.
 
         Raises:
@@ -41,11 +42,11 @@ class LandCover(DatasetLayout):
         lines = fetch_listing(root, f"{split}.txt").split()
         return sorted((_example(split, line) for line in lines), key=lambda one: one.key)
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Cut the tile out of the scene's mask."""
         return _cut(_mask(root, one.label_file), one)
 
-    def read(self, root: str, one: ListedExample) -> Labelled:
+    def read(self, root: Url, one: ListedExample) -> Labelled:
         """Cut the tile out of both; the image becomes a PNG. Up to 350 MB stay in memory for the scene's next tile."""
         pixels_hwc, label_hw = _image(root, one.image), _mask(root, one.label_file)
         if pixels_hwc.shape[:2] != label_hw.shape:
@@ -64,13 +65,13 @@ def _example(split: str, line: str) -> ListedExample:
 
 
 @lru_cache(maxsize=1)
-def _image(root: str, path: str) -> UInt8:
+def _image(root: Url, path: str) -> UInt8:
     """(H, W, 3) of the scene that was asked for last."""
     return picture.decode_picture(fetch(root, path), name=path)
 
 
 @lru_cache(maxsize=1)
-def _mask(root: str, path: str) -> UInt8:
+def _mask(root: Url, path: str) -> UInt8:
     """(H, W) of the scene that was asked for last."""
     return from_ids(decode_ids(fetch(root, path), name=path), _IDS, name=path)
 

@@ -18,8 +18,8 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, InputError, LabelError, NothingThere, StorageError
 from pipeline.records import UInt8
-from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 _LISTED = 1000
 """Files looked at to say what a folder holds instead of what was expected."""
@@ -83,7 +83,7 @@ class DatasetLayout(ABC):
         return classes.load_class_map(self.palette)
 
     @abstractmethod
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split in the order of its keys.
 
         Raises:
@@ -91,7 +91,7 @@ class DatasetLayout(ABC):
         """
 
     @abstractmethod
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read the label of one example: (H, W) ids of the class map.
 
         Raises:
@@ -99,7 +99,7 @@ class DatasetLayout(ABC):
             InputError: a file is missing, or cannot be read now.
         """
 
-    def read(self, root: str, one: ListedExample) -> Labelled:
+    def read(self, root: Url, one: ListedExample) -> Labelled:
         """Read one example; raises as `label` does."""
         return Labelled(one.key, fetch(root, one.image), self.label(root, one))
 
@@ -109,35 +109,35 @@ class DatasetLayout(ABC):
             raise ConfigError(f"{self.name} has no split {split!r}", hint=f"its splits are {', '.join(self.splits)}")
 
 
-def fetch(root: str, path: str) -> bytes:
+def fetch(root: Url, path: str) -> bytes:
     """Read one file below the root.
 
     Raises:
         InputError: it is not there, or the store keeps failing: the failure of this one example.
     """
     try:
-        return objects.read_bytes(objects.join(root, path))
+        return objects.read_bytes(root / path)
     except FileNotFoundError as error:
-        raise InputError("not_found", f"{path} is not in {redact(root)}") from error
+        raise InputError("not_found", f"{path} is not in {root}") from error
     except StorageError as error:
         raise objects.as_input_error(error) from error
 
 
-def fetch_listing(root: str, path: str) -> str:
+def fetch_listing(root: Url, path: str) -> str:
     """Read a text that the set cannot be listed without.
 
     Raises:
         ConfigError: it is not there, or not text.
     """
     try:
-        return objects.read_bytes(objects.join(root, path)).decode()
+        return objects.read_bytes(root / path).decode()
     except FileNotFoundError as error:
         raise not_there(root, path) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} in {redact(root)} is not UTF-8 text: {error}") from error
+        raise ConfigError(f"{path} in {root} is not UTF-8 text: {error}") from error
 
 
-def names_in(root: str, path: str) -> list[str]:
+def names_in(root: Url, path: str) -> list[str]:
     """Names that a list file of a split holds: the first word of each line, without its folders and suffix.
 
     So it reads lists of names and lists of pairs of paths alike. Sorted, none twice.
@@ -147,18 +147,18 @@ def names_in(root: str, path: str) -> list[str]:
     """
     names = sorted({file_stem(line.split()[0]) for line in fetch_listing(root, path).splitlines() if line.strip()})
     if not names:
-        raise ConfigError(f"the list {path} in {redact(root)} is empty", hint="unpack the official archive again")
+        raise ConfigError(f"the list {path} in {root} is empty", hint="unpack the official archive again")
     return names
 
 
-def files_below(root: str, folder: str, suffix: str) -> list[str]:
+def files_below(root: Url, folder: str, suffix: str) -> list[str]:
     """Paths below the root of the files of a folder and its subfolders that end in `suffix`, sorted.
 
     Raises:
         ConfigError: there is none.
     """
     try:
-        listed = [f"{folder}/{one.path}" for one in objects.list_files(objects.join(root, folder))]
+        listed = [f"{folder}/{one.path}" for one in objects.list_files(root / folder)]
     except NothingThere as error:
         raise not_there(root, f"{folder}/") from error
     found = sorted(path for path in listed if path.endswith(suffix))
@@ -167,15 +167,15 @@ def files_below(root: str, folder: str, suffix: str) -> list[str]:
     return found
 
 
-def not_there(root: str, expected: str) -> ConfigError:
+def not_there(root: Url, expected: str) -> ConfigError:
     """The error that says what was expected and what the root holds."""
     try:
         below = [one.path.split("/")[0] for one in islice(objects.list_files(root), _LISTED)]
     except NothingThere:
-        return ConfigError(f"{redact(root)} is not there", hint=f"a folder that holds {expected}")
+        return ConfigError(f"{root} is not there", hint=f"a folder that holds {expected}")
     held = ", ".join(list(dict.fromkeys(below))[:10]) or "nothing"
     hint = f"give the folder into which the official archives were unpacked; this one holds {held}"
-    return ConfigError(f"{redact(root)} has no {expected}", hint=hint)
+    return ConfigError(f"{root} has no {expected}", hint=hint)
 
 
 def file_stem(path: str) -> str:

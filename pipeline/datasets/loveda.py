@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, files_below
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _FOLDERS = {"train": "Train", "val": "Val"}
 _IDS = {0: 255} | {value: value - 1 for value in range(1, 8)}
@@ -24,14 +25,14 @@ _IDS = {0: 255} | {value: value - 1 for value in range(1, 8)}
 class LoveDa(DatasetLayout):
     """Keys are `<split>/<scene>/<number>`, e.g. `train/Urban/1366`."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List both scenes."""
         self.check_split(split)
         images = files_below(root, _FOLDERS[split], ".png")
         found = [_example(split, path) for path in images if "/images_png/" in path]
         return sorted(found, key=lambda one: one.key)
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Shift the ids by one."""
         return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), _IDS, name=one.label_file)
 

@@ -13,6 +13,7 @@ from scipy.io import loadmat
 from pipeline.datasets.layout import not_there
 from pipeline.errors import LabelError
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 
 def variable(data: bytes, wanted: str, *, name: str) -> npt.NDArray[Any]:
@@ -38,7 +39,7 @@ def variable(data: bytes, wanted: str, *, name: str) -> npt.NDArray[Any]:
     return found[wanted]
 
 
-def listed(root: str, path: str, wanted: str) -> npt.NDArray[Any]:
+def listed(root: Url, path: str, wanted: str) -> npt.NDArray[Any]:
     """Read one variable of a file that the set cannot be listed without.
 
     Raises:
@@ -46,7 +47,7 @@ def listed(root: str, path: str, wanted: str) -> npt.NDArray[Any]:
         LabelError: as `variable`.
     """
     try:
-        data = objects.read_bytes(objects.join(root, path))
+        data = objects.read_bytes(root / path)
     except FileNotFoundError as error:
         raise not_there(root, path) from error
     return variable(data, wanted, name=path)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from pipeline import optional
 from pipeline.errors import InputError, StorageError
-from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 if TYPE_CHECKING:
     import h5py
@@ -35,7 +35,7 @@ def require_h5py() -> Any:
 
 
 @contextmanager
-def opened(root: str, path: str) -> Iterator["h5py.File"]:
+def opened(root: Url, path: str) -> Iterator["h5py.File"]:
     """Open a file; what is read inside is fetched then.
 
     Raises:
@@ -44,10 +44,10 @@ def opened(root: str, path: str) -> Iterator["h5py.File"]:
     """
     h5py = require_h5py()
     try:
-        with objects.open_read(objects.join(root, path)) as stream, h5py.File(stream, "r") as file:
+        with objects.open_read(root / path) as stream, h5py.File(stream, "r") as file:
             yield file
     except FileNotFoundError as error:
-        raise InputError("not_found", f"{path} is not in {redact(root)}") from error
+        raise InputError("not_found", f"{path} is not in {root}") from error
     except StorageError as error:
         raise objects.as_input_error(error) from error
     except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:  # what h5py makes of damage

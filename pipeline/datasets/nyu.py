@@ -21,6 +21,7 @@ from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
 from pipeline.datasets.matlab73 import opened, read_piece, require_h5py
 from pipeline.errors import ConfigError, LabelError
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 if TYPE_CHECKING:
     import h5py
@@ -46,7 +47,7 @@ class Nyu(DatasetLayout):
     merged: tuple[int, ...] = _FORTY
     """The class, from 1, that each of the 40 belongs to."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the numbers of the split; the mapping and h5py must be there too."""
         self.check_split(split)
         require_h5py()
@@ -56,12 +57,12 @@ class Nyu(DatasetLayout):
             raise ConfigError(f"{_SPLITS} has other values than numbers from 1 in {_NUMBERS[split]}")
         return [ListedExample(f"{split}/{number:04}", _FILE, _FILE) for number in sorted(numbers.astype(int).tolist())]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one label."""
         with opened(root, _FILE) as file:
             return self._label(root, file, one)
 
-    def read(self, root: str, one: ListedExample) -> Labelled:
+    def read(self, root: Url, one: ListedExample) -> Labelled:
         """Read one image, which becomes a PNG, and its label; the rest of the file stays where it is."""
         with opened(root, _FILE) as file:
             label_hw = self._label(root, file, one)
@@ -70,7 +71,7 @@ class Nyu(DatasetLayout):
             raise LabelError(f"{one.key}: image {pixels_hwc.shape} {pixels_hwc.dtype}, label {label_hw.shape}")
         return Labelled(one.key, picture.encode_png(pixels_hwc), label_hw)
 
-    def _label(self, root: str, file: "h5py.File", one: ListedExample) -> UInt8:
+    def _label(self, root: Url, file: "h5py.File", one: ListedExample) -> UInt8:
         names_hw = read_piece(file, "labels", _index(one))
         table = self._table(root)
         if names_hw.dtype.kind != "u" or int(names_hw.max(initial=0)) > _NAMES:
@@ -78,7 +79,7 @@ class Nyu(DatasetLayout):
         label_hw: UInt8 = table[names_hw]
         return label_hw
 
-    def _table(self, root: str) -> UInt8:
+    def _table(self, root: Url) -> UInt8:
         """(895,) the class of each name, from 0, and the ignore id for none."""
         forty = matlab5.listed(root, _MAPPING, "mapClass").ravel()
         if forty.shape != (_NAMES,) or not np.isin(forty, _FORTY).all():

@@ -22,6 +22,7 @@ from pipeline.datasets.receipts import Origin, SetManifest
 from pipeline.errors import ConfigError, JobError
 from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ def preparation_of(cfg: PrepareConfig, layout: DatasetLayout, label_member: str)
     """The description of a preparation that its workers get."""
     return Preparation(
         layout=layout,
-        root=cfg.root,
-        output=cfg.output,
+        root=Url(cfg.root),
+        output=cfg.output_url,
         format=cfg.format,
         label_member=label_member,
         cut_px=cfg.cut_px,
@@ -77,7 +78,7 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
     Raises:
         ConfigError: naming the settings and both values.
     """
-    url = objects.join(cfg.output, "_run/config.yaml")
+    url = cfg.output_url / "_run/config.yaml"
     if not objects.exists(url):
         return
     stored = yaml.safe_load(objects.read_bytes(url))
@@ -89,7 +90,7 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
     ]
     if other:
         hint = "write to another --output, or give the same settings again"
-        raise ConfigError(f"{redact(cfg.output)} was prepared otherwise: {redact('; '.join(other))}", hint=hint)
+        raise ConfigError(f"{cfg.output_url} was prepared otherwise: {redact('; '.join(other))}", hint=hint)
 
 
 def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> list[ExampleShard]:
@@ -100,17 +101,17 @@ def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> lis
         JobError: the download lists other examples than when the output was begun.
     """
     refuse_other_settings(cfg)
-    folder = objects.join(cfg.output, "_run")
+    folder = cfg.output_url / "_run"
     settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
-    objects.put(objects.join(folder, "config.yaml"), yaml.safe_dump(settings, sort_keys=False).encode())
-    plan_url, plan = objects.join(folder, "plan.json"), shard_ids(shards)
+    objects.put(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+    plan_url, plan = folder / "plan.json", shard_ids(shards)
     if objects.exists(plan_url) and json.loads(objects.read_bytes(plan_url)) != plan:
         hint = "write to another --output: this one holds the download as it was"
-        raise JobError(f"{redact(cfg.root)} lists other examples than when this output was begun", hint=hint)
+        raise JobError(f"{Url(cfg.root)} lists other examples than when this output was begun", hint=hint)
     objects.put(plan_url, json.dumps(plan, indent=1).encode())
     if cfg.retry_failed:
-        log.info("%d failed example(s) are tried again", receipts.forget_failed_shards(cfg.output))
-    done = receipts.done(cfg.output)
+        log.info("%d failed example(s) are tried again", receipts.forget_failed_shards(cfg.output_url))
+    done = receipts.done(cfg.output_url)
     return [shard for shard in shards if shard.id not in done]
 
 
@@ -125,14 +126,14 @@ def shard_ids(shards: Sequence[ExampleShard]) -> dict[str, list[str]]:
 # ---------------------------------------------------------------- the summary
 
 
-def verify_set(output: str, manifest: SetManifest | None) -> int:
+def verify_set(output: Url, manifest: SetManifest | None) -> int:
     """Read every part again and log what differs from the manifest; returns the number of problems.
 
     Raises:
         JobError: the set is not finished.
     """
     if manifest is None:
-        raise JobError(f"{redact(output)} is not finished", hint="run the command without --verify first")
+        raise JobError(f"{output} is not finished", hint="run the command without --verify first")
     problems = list(receipts.set_problems(output, manifest))
     for problem in problems[:LOGGED_PROBLEMS]:
         log.error("%s", problem)
@@ -148,14 +149,14 @@ def set_summary(cfg: PrepareConfig, manifest: SetManifest, *, examples_now: int)
         log.info("%-12s %8d ok %6d failed %8d images %s", name, split.ok, split.failed, split.rows, split.error_codes)
     log.info("licence: %s (%s)", manifest.origin.license, manifest.origin.source)
     labels = "" if manifest.origin.labels in ("label", "png") else f" --sets.labels {manifest.origin.labels}"
-    log.info("train on it: python -m jobs.train --data %s%s", redact(cfg.output), labels)
+    log.info("train on it: python -m jobs.train --data %s%s", cfg.output_url, labels)
     status = int(manifest.failed_fraction > cfg.max_failed_fraction)
     if status:
         shares = (manifest.failed_fraction * 100, cfg.max_failed_fraction * 100)
         log.error("%.1f%% of the examples failed, limit %.1f%% (--max-failed-fraction)", *shares)
     splits = manifest.splits.items()
     return status, {
-        "output": redact(cfg.output),
+        "output": str(cfg.output_url),
         "splits": {name: {"ok": split.ok, "failed": split.failed, "rows": split.rows} for name, split in splits},
         "examples_now": examples_now,
         "exit_status": status,

@@ -22,6 +22,7 @@ from pipeline.datasets import matlab5
 from pipeline.datasets.layout import DatasetLayout, ListedExample, fetch, names_in
 from pipeline.errors import LabelError
 from pipeline.records import Bool, UInt8
+from pipeline.store.url import Url
 
 _HEAD, _TORSO, _UPPER_ARMS, _LOWER_ARMS, _UPPER_LEGS, _LOWER_LEGS = range(1, 7)
 
@@ -42,7 +43,7 @@ Structure = npt.NDArray[Any]
 class PersonPart(DatasetLayout):
     """Six parts of people, and the background."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         lists = "pascal_person_part/pascal_person_part_trainval_list"
@@ -52,7 +53,7 @@ class PersonPart(DatasetLayout):
             for name in names
         ]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Paint the parts of all people of one image."""
         anno = matlab5.variable(fetch(root, one.label_file), "anno", name=one.label_file)
         try:

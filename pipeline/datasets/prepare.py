@@ -39,6 +39,7 @@ from pipeline.run.parts import part_name
 from pipeline.run.stages import kill_process_after
 from pipeline.source.shard import read_failure
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 Format = Literal["parquet", "tar"]
 
@@ -86,8 +87,8 @@ class Preparation:
     """What every worker needs to know."""
 
     layout: DatasetLayout
-    root: str
-    output: str
+    root: Url
+    output: Url
     format: Format
     label_member: str
     """Extension of the label in a tar."""
@@ -148,7 +149,7 @@ class PreparingLedger(LedgerClient, Protocol):
 
 
 def plan_examples(
-    layout: DatasetLayout, root: str, splits: Sequence[str], *, shard_examples: int
+    layout: DatasetLayout, root: Url, splits: Sequence[str], *, shard_examples: int
 ) -> list[ExampleShard]:
     """List the splits and cut each into shards of `shard_examples` examples, the last one smaller.
 
@@ -364,8 +365,8 @@ def _stem(rows: Sequence[PreparedRow]) -> str:
     return part_name(row.key for row in rows).removesuffix(".parquet")
 
 
-def _put(output: str, path: str, data: bytes, rows: int) -> PartInfo:
-    objects.put(objects.join(output, path), data)
+def _put(output: Url, path: str, data: bytes, rows: int) -> PartInfo:
+    objects.put(output / path, data)
     return PartInfo(path=path, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), rows=rows)
 
 

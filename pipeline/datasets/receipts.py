@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.classes import ClassMap
 from pipeline.errors import JobError, NothingThere
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 FAILURES = "failures"
 """Folder of the failure rows, beside the splits."""
@@ -134,38 +135,38 @@ class SetManifest(_Record):
 # ---------------------------------------------------------------- receipts
 
 
-def _receipts_url(output: str) -> str:
-    return objects.join(output, "_run/shards")
+def _receipts_url(output: Url) -> Url:
+    return output / "_run/shards"
 
 
-def commit(output: str, receipt: Receipt) -> None:
+def commit(output: Url, receipt: Receipt) -> None:
     """Say that a shard is done."""
-    objects.put(objects.join(_receipts_url(output), f"{receipt.shard}.json"), receipt.model_dump_json().encode())
+    objects.put(_receipts_url(output) / f"{receipt.shard}.json", receipt.model_dump_json().encode())
 
 
-def done(output: str) -> set[str]:
+def done(output: Url) -> set[str]:
     """Ids of the shards that are done."""
     return {path.removesuffix(".json") for path in _names(_receipts_url(output)) if path.endswith(".json")}
 
 
-def receipts(output: str, shards: Iterable[str]) -> list[Receipt]:
+def receipts(output: Url, shards: Iterable[str]) -> list[Receipt]:
     """The receipts of some shards, in their order."""
-    urls = [objects.join(_receipts_url(output), f"{shard}.json") for shard in shards]
+    urls = [_receipts_url(output) / f"{shard}.json" for shard in shards]
     with ThreadPoolExecutor(_THREADS) as pool:
         return [Receipt.model_validate_json(data) for data in pool.map(objects.read_bytes, urls)]
 
 
-def forget_failed_shards(output: str) -> int:
+def forget_failed_shards(output: Url) -> int:
     """Take back the receipts of shards with failures; returns how many examples failed. They are done anew."""
     held = [one for one in receipts(output, sorted(done(output))) if one.failures]
     if held:
         _reopen(output)
     for one in held:
-        objects.delete(objects.join(_receipts_url(output), f"{one.shard}.json"))
+        objects.delete(_receipts_url(output) / f"{one.shard}.json")
     return sum(one.counts.examples - _good(one.counts) for one in held)
 
 
-def _names(url: str) -> list[str]:
+def _names(url: Url) -> list[str]:
     try:
         return [found.path for found in objects.list_files(url)]
     except NothingThere:
@@ -239,14 +240,14 @@ def _mean_and_std(counts: Counts) -> tuple[list[float], list[float]]:
 # ---------------------------------------------------------------- the whole set
 
 
-def read_set_manifest(output: str) -> SetManifest | None:
+def read_set_manifest(output: Url) -> SetManifest | None:
     """The manifest of a set that is whole; None when it is not."""
-    if not objects.exists(objects.join(output, "_SUCCESS")):
+    if not objects.exists(output / "_SUCCESS"):
         return None
-    return SetManifest.model_validate_json(objects.read_bytes(objects.join(output, "manifest.json")))
+    return SetManifest.model_validate_json(objects.read_bytes(output / "manifest.json"))
 
 
-def close_set(output: str, planned: Mapping[str, Sequence[str]], classes: ClassMap, origin: Origin) -> SetManifest:
+def close_set(output: Url, planned: Mapping[str, Sequence[str]], classes: ClassMap, origin: Origin) -> SetManifest:
     """Write class map, manifest and `_SUCCESS`.
 
     Args:
@@ -264,23 +265,23 @@ def close_set(output: str, planned: Mapping[str, Sequence[str]], classes: ClassM
     splits = {split: summarise_split(receipts(output, shards)) for split, shards in planned.items()}
     manifest = SetManifest(origin=origin, classes=list(classes.names), splits=splits)
     for path in strays(output, manifest):
-        objects.delete(objects.join(output, path))
+        objects.delete(output / path)
     class_map = yaml.safe_dump(classes.model_dump(mode="json"), sort_keys=False)
-    objects.put(objects.join(output, "classes.yaml"), class_map.encode())
-    objects.put(objects.join(output, "manifest.json"), manifest.model_dump_json(indent=1).encode())
-    objects.put(objects.join(output, "_SUCCESS"), b"")
+    objects.put(output / "classes.yaml", class_map.encode())
+    objects.put(output / "manifest.json", manifest.model_dump_json(indent=1).encode())
+    objects.put(output / "_SUCCESS", b"")
     return manifest
 
 
-def _reopen(output: str) -> None:
-    objects.delete(objects.join(output, "_SUCCESS"))
+def _reopen(output: Url) -> None:
+    objects.delete(output / "_SUCCESS")
 
 
-def strays(output: str, manifest: SetManifest) -> list[str]:
+def strays(output: Url, manifest: SetManifest) -> list[str]:
     """Parts that the manifest does not name, and temporary files of writers that died, relative to the output."""
     named = {part.path for part in _parts(manifest)}
     folders = [folder for split in manifest.splits for folder in (split, f"{FAILURES}/{split}")]
-    paths = [f"{folder}/{name}" for folder in folders for name in _names(objects.join(output, folder))]
+    paths = [f"{folder}/{name}" for folder in folders for name in _names(output / folder)]
     ours = [path for path in paths if path.rpartition("/")[2].startswith(("part-", ".tmp-"))]
     return [path for path in ours if path not in named]
 
@@ -291,16 +292,16 @@ def _parts(manifest: SetManifest) -> Iterator[PartInfo]:
         yield from split.failures
 
 
-def set_problems(output: str, manifest: SetManifest) -> Iterator[str]:
+def set_problems(output: Url, manifest: SetManifest) -> Iterator[str]:
     """Everything that is not as the manifest says, one line each: every byte of every part is read again."""
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from filter(None, pool.map(partial(_problem, output), _parts(manifest)))
     yield from (f"{path}: the manifest does not name it" for path in strays(output, manifest))
 
 
-def _problem(output: str, part: PartInfo) -> str:
+def _problem(output: Url, part: PartInfo) -> str:
     try:
-        with objects.open_read(objects.join(output, part.path)) as file:
+        with objects.open_read(output / part.path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return f"{part.path}: is gone"

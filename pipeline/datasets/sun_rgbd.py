@@ -24,6 +24,7 @@ from pipeline.datasets.matlab73 import opened, read_piece, require_h5py
 from pipeline.errors import ConfigError, LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _META = "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat"
 _LABELS = "SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat"
@@ -36,7 +37,7 @@ _IDS = {0: 255} | {value: value - 1 for value in range(1, 38)}
 class SunRgbd(DatasetLayout):
     """Keys are `<split>/<folder>`, e.g. `train/kv1/NYUdata/NYU0001`; the position in the files is in `more`."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the folders of the split; h5py must be there to read them."""
         self.check_split(split)
         require_h5py()
@@ -48,7 +49,7 @@ class SunRgbd(DatasetLayout):
             ListedExample(f"{split}/{folder}", entries[folder][0], _LABELS, entries[folder][1:]) for folder in folders
         ]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read one label; the rest of the file stays where it is."""
         with opened(root, _LABELS) as file:
             raw_hw = read_piece(file, "SUNRGBD2Dseg/seglabel", int(one.more[0]))
@@ -58,7 +59,7 @@ class SunRgbd(DatasetLayout):
         return from_ids(ids_hw, _IDS, name=f"{one.key} in {_LABELS}")
 
 
-def _entries(root: str) -> dict[str, tuple[str, str]]:
+def _entries(root: Url) -> dict[str, tuple[str, str]]:
     """Path of the image and position in the files, by folder."""
     entries = matlab5.listed(root, _META, "SUNRGBDMeta")
     if not {"rgbpath", "rgbname"} <= set(entries.dtype.names or ()):

@@ -19,6 +19,7 @@ from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, f
 from pipeline.errors import LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
+from pipeline.store.url import Url
 
 _VOC = "VOCdevkit/VOC2012"
 _SBD = "benchmark_RELEASE/dataset"
@@ -27,14 +28,14 @@ _SBD = "benchmark_RELEASE/dataset"
 class VOC(DatasetLayout):
     """PASCAL VOC 2012; splits `train`, `val` and `trainval` as published, and `trainaug`."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         if split == "trainaug":
             return sorted(_augmented(root), key=lambda one: one.key)
         return [_of_voc(split, name) for name in _voc_names(root, split)]
 
-    def label(self, root: str, one: ListedExample) -> UInt8:
+    def label(self, root: Url, one: ListedExample) -> UInt8:
         """Read a palette PNG of VOC or a structure of SBD."""
         data = fetch(root, one.label_file)
         raw_hw = (
@@ -53,13 +54,13 @@ VOC2012 = VOC(
 )
 
 
-def _augmented(root: str) -> list[ListedExample]:
+def _augmented(root: Url) -> list[ListedExample]:
     train, val = set(_voc_names(root, "train")), set(_voc_names(root, "val"))
     added = {name for part in ("train", "val") for name in names_in(root, f"{_SBD}/{part}.txt")} - train - val
     return [_of_voc("trainaug", name) for name in train] + [_of_sbd(name) for name in added]
 
 
-def _voc_names(root: str, split: str) -> list[str]:
+def _voc_names(root: Url, split: str) -> list[str]:
     return names_in(root, f"{_VOC}/ImageSets/Segmentation/{split}.txt")
 
 

@@ -34,6 +34,7 @@ from pipeline.models.catalogue import Variant
 from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.models.normalisation import IMAGENET
 from pipeline.records import Image
+from pipeline.store.url import Url
 from pipeline.training.collection import open_collection
 from pipeline.training.config import TrainConfig
 from pipeline.training.ranks import Group
@@ -286,7 +287,7 @@ def score_checkpoint(compared: ComparedNetwork, data: str, device: str) -> tuple
     card = compared.card
     with tempfile.TemporaryDirectory() as cache:
         collection = open_collection(
-            parent or ".", [part], classes=card.classes, cache=Path(cache), channels=card.channels
+            Url(parent or "."), [part], classes=card.classes, cache=Path(cache), channels=card.channels
         )
         cfg = TrainConfig(data=parent, output="", license=card.license)
         verdict = validate(compared.load(), collection, cfg, Group(device=torch.device(device)))

@@ -20,6 +20,7 @@ from matplotlib.transforms import Bbox
 from pipeline.evaluate.comparison import ComparisonRow, SpeedSettings
 from pipeline.models.catalogue import CITYSCAPES, PUBLISHED, Published
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 MEASURED_COLUMNS = (
     "network",
@@ -157,14 +158,14 @@ def _place_labels(axes: Axes, points: Sequence[_Point]) -> None:
 # ---------------------------------------------------------------- files
 
 
-def write_comparison(rows: Sequence[ComparisonRow], output: str, measure: SpeedSettings) -> str:
+def write_comparison(rows: Sequence[ComparisonRow], output: Url, measure: SpeedSettings) -> str:
     """Write comparison.parquet, .md and .png, replacing those of the round before; returns the Markdown."""
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), parquet)
     text = comparison_markdown(rows, size_px=measure.size_px, machine=machine_text(measure))
-    objects.put(objects.join(output, "comparison.parquet"), parquet.getvalue())
-    objects.put(objects.join(output, "comparison.md"), text.encode())
-    objects.put(objects.join(output, "comparison.png"), quality_speed_png(rows))
+    objects.put(output / "comparison.parquet", parquet.getvalue())
+    objects.put(output / "comparison.md", text.encode())
+    objects.put(output / "comparison.png", quality_speed_png(rows))
     return text
 
 

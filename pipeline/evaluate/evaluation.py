@@ -27,6 +27,7 @@ from pipeline.score.answers import answer_names
 from pipeline.score.calibration import LEVELS
 from pipeline.score.metrics import Interval, Scores
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 IMAGE_COLUMNS = [
     *("key", "shard", "source_etag", "height", "width", "orientation", "class_pixels"),
@@ -73,7 +74,7 @@ class Evaluation:
 
     name: str
     """Name of the setting; `default` when there is only one."""
-    run_url: str
+    run_url: Url
     """Run whose parts hold the counts of each image."""
     fingerprint: str
     """Fingerprint of the run, 12 hex digits: model, data, settings and code."""
@@ -145,7 +146,7 @@ class Evaluation:
 
 
 def read_evaluation(
-    run_url: str,
+    run_url: Url,
     *,
     name: str = "default",
     training: dict[str, object] | None = None,
@@ -164,11 +165,11 @@ def read_evaluation(
     """
     finished = manifest.read_manifest(run_url)
     if finished is None:
-        raise ConfigError(f"{redact(run_url)} is not a finished run", hint="submit the same evaluation again")
+        raise ConfigError(f"{run_url} is not a finished run", hint="submit the same evaluation again")
     cfg, digest = _read_run_config(run_url)
     part_names = parts.list_parts(run_url)
     if not part_names:
-        raise ConfigError(f"{redact(run_url)} has no rows: its source holds no image")
+        raise ConfigError(f"{run_url} has no rows: its source holds no image")
     classes = parts.read_classes(run_url, part_names[0])
     images, sums = _collect(run_url, part_names)
     answers = {
@@ -178,7 +179,7 @@ def read_evaluation(
     return Evaluation(
         name=name,
         run_url=run_url,
-        fingerprint=run_url.rstrip("/").rpartition("run=")[2],
+        fingerprint=run_url.raw.rpartition("run=")[2],
         data_fp=_data_fp(images, next(iter(answers.values()))),
         checkpoint=redact(cfg.checkpoint),
         model_fp=digest[:12],
@@ -206,19 +207,19 @@ class _Sums:
         self.total = judgement if self.total is None else self.total + judgement
 
 
-def _read_run_config(run_url: str) -> tuple[EvaluateConfig, str]:
+def _read_run_config(run_url: Url) -> tuple[EvaluateConfig, str]:
     """Config of a run, and the SHA-256 of its checkpoint or masks."""
-    folder = objects.join(run_url, "_run")
+    folder = run_url / "_run"
     try:
-        config = yaml.safe_load(objects.read_bytes(objects.join(folder, "config.yaml")))
-        environment = json.loads(objects.read_bytes(objects.join(folder, "environment.json")))
+        config = yaml.safe_load(objects.read_bytes(folder / "config.yaml"))
+        environment = json.loads(objects.read_bytes(folder / "environment.json"))
         config["judge"]  # a segmentation has none, and all else of its config would fit
         return EvaluateConfig.model_validate(config), environment["model_sha256"]
     except (FileNotFoundError, KeyError, ValidationError) as error:
-        raise ConfigError(f"{redact(run_url)} is not a run of an evaluation", hint="submit jobs/evaluate.py") from error
+        raise ConfigError(f"{run_url} is not a run of an evaluation", hint="submit jobs/evaluate.py") from error
 
 
-def _collect(run_url: str, part_names: Sequence[str]) -> tuple[pd.DataFrame, defaultdict[str, _Sums]]:
+def _collect(run_url: Url, part_names: Sequence[str]) -> tuple[pd.DataFrame, defaultdict[str, _Sums]]:
     """`IMAGE_COLUMNS` of all scored images, sorted by key, and the counts of every answer in the same order."""
     frames: list[pd.DataFrame] = []
     by_key: list[tuple[str, list[Judgement]]] = []

@@ -23,6 +23,7 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.records import Int64
 from pipeline.score.drift import Drift, Quantity
 from pipeline.score.intervals import Estimates, Metric, by_group, estimate
+from pipeline.store.url import Url
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[float, Field(ge=0)]
@@ -80,7 +81,7 @@ class Gates(BaseModel):
 class Baseline:
     """Earlier run that an evaluation is compared with."""
 
-    run_url: str
+    run_url: Url
     """Run whose parts hold the counts of each image."""
     checkpoint: str = ""
     """Checkpoint in the history; empty for a run that is not in the history."""
@@ -103,7 +104,7 @@ class Check:
 class Comparison:
     """Differences to the baseline; above 0 is better than the baseline."""
 
-    run_url: str
+    run_url: Url
     checkpoint: str
     paired: bool
     """True: image by image over shared images. False: between two independent estimates, which detects less."""

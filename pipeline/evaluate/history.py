@@ -29,6 +29,7 @@ from pipeline.score.drift import QUANTITIES, Drift, Quantity
 from pipeline.score.intervals import METRICS, Estimates, by_group, estimate
 from pipeline.score.metrics import Interval
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 _POOLED_METRICS = ("boundary_iou", "calibration_error")
 """Metrics of all images pooled, beside `METRICS`; the bootstrap gives them no interval."""
@@ -148,7 +149,7 @@ def history_entries(
             judged=answer is evaluation.answer,
             source=redact(source),
             data_fp=evaluation.data_fp,
-            run_url=evaluation.run_url,
+            run_url=evaluation.run_url.raw,
             run_fp=evaluation.fingerprint,
             gates_fp=gates.fingerprint() if gates else "",
             checkpoint=evaluation.checkpoint,
@@ -159,7 +160,7 @@ def history_entries(
             failed=len(evaluation.failures),
             seconds=float(sum(evaluation.seconds.values())),
             verdict="none" if own_verdict is None else "passed" if own_verdict.passed else "failed",
-            baseline=own_verdict.comparison.run_url if own_verdict and own_verdict.comparison else "",
+            baseline=own_verdict.comparison.run_url.raw if own_verdict and own_verdict.comparison else "",
             reasons=own_verdict.reasons if own_verdict else [],
             support=answer.scores.support.tolist(),
             iou=estimates.iou,
@@ -182,14 +183,14 @@ def _pooled_metrics(answer: AnswerCounts) -> dict[str, Interval]:
 # ---------------------------------------------------------------- the folder
 
 
-def append_history(url: str, entries: Sequence[HistoryEntry]) -> bool:
+def append_history(url: Url, entries: Sequence[HistoryEntry]) -> bool:
     """Write the entries of one evaluation as one object; False when the object exists already.
 
     The same evaluation under the same gates has the same object name, whenever it is submitted.
     """
     out = io.BytesIO()
     pq.write_table(history_to_table(entries), out, compression="zstd", write_page_checksum=True)
-    return objects.put_if_absent(objects.join(url, history_object_name(entries)), out.getvalue())
+    return objects.put_if_absent(url / history_object_name(entries), out.getvalue())
 
 
 def history_object_name(entries: Sequence[HistoryEntry]) -> str:
@@ -199,7 +200,7 @@ def history_object_name(entries: Sequence[HistoryEntry]) -> str:
     return f"evaluation-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.parquet"
 
 
-def read_history(url: str) -> list[HistoryEntry]:
+def read_history(url: Url) -> list[HistoryEntry]:
     """All entries, oldest first; empty when nothing has been recorded.
 
     Raises:
@@ -209,19 +210,19 @@ def read_history(url: str) -> list[HistoryEntry]:
         names = [file.path for file in objects.list_files(url)]
     except NothingThere:
         return []
-    urls = [objects.join(url, name) for name in names if re.fullmatch(r"evaluation-[0-9a-f]{20}\.parquet", name)]
+    urls = [url / name for name in names if re.fullmatch(r"evaluation-[0-9a-f]{20}\.parquet", name)]
     with ThreadPoolExecutor(_THREADS) as pool:
         entries = [entry for entries_of_object in pool.map(_read_object, urls) for entry in entries_of_object]
     return sorted(entries, key=lambda entry: (entry.time, entry.run_url, entry.judged))
 
 
-def _read_object(url: str) -> list[HistoryEntry]:
+def _read_object(url: Url) -> list[HistoryEntry]:
     data = objects.read_bytes(url, max_bytes=_MAX_BYTES)
     try:
         return history_from_table(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # any column may be missing or null
         hint = "delete it, then submit its evaluation again to record it"
-        raise StorageError(f"{redact(url)} is not an object of a history: {error}", hint=hint) from error
+        raise StorageError(f"{url} is not an object of a history: {error}", hint=hint) from error
 
 
 def history_to_table(entries: Iterable[HistoryEntry]) -> pa.Table:
@@ -281,7 +282,7 @@ def find_baseline(
         best = max(named, key=lambda entry: (entry.setting == evaluation.name, entry.time))
         return _as_baseline(best)
     if "/run=" in wanted:
-        return Baseline(wanted.rstrip("/"))
+        return Baseline(Url(wanted))
     names = ", ".join(sorted({entry.checkpoint for entry in known})) or "no entry of this source and class map"
     raise ConfigError(
         f"no baseline {wanted!r} in the history", hint=f"it has {names}; or give {LAST_GOOD} or a run's URL"
@@ -290,11 +291,11 @@ def find_baseline(
 
 def _as_baseline(entry: HistoryEntry) -> Baseline:
     metrics = {name: entry.metrics[name] for name in METRICS}
-    return Baseline(entry.run_url, entry.checkpoint, Estimates(metrics, entry.iou))
+    return Baseline(Url(entry.run_url), entry.checkpoint, Estimates(metrics, entry.iou))
 
 
 def _comparable(entry: HistoryEntry, evaluation: Evaluation, source: str) -> bool:
-    itself = (entry.run_url, entry.data_fp) == (evaluation.run_url, evaluation.data_fp)
+    itself = (Url(entry.run_url), entry.data_fp) == (evaluation.run_url, evaluation.data_fp)
     return entry.judged and not itself and entry.source == source and entry.classes == list(evaluation.classes.names)
 
 

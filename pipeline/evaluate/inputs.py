@@ -12,10 +12,10 @@ from pipeline.errors import ConfigError, NothingThere
 from pipeline.evaluate import gate, scoring
 from pipeline.evaluate.history import LAST_GOOD
 from pipeline.evaluate.setting import gates_of
-from pipeline.redact import redact
 from pipeline.score.answers import label_coding
 from pipeline.source.plan import Plan, plan_source
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 IMAGES, LABELS = "images", "labels"
 """Folders of a labelled source."""
@@ -39,7 +39,7 @@ def complete_config(cfg: EvaluateConfig) -> EvaluateConfig:
         )
     if cfg.baseline == LAST_GOOD and not cfg.history:
         raise ConfigError(f"--baseline {LAST_GOOD} needs a history", hint="give --history")
-    output = cfg.output or objects.join(cfg.history or "", "_runs")
+    output = cfg.output or _below(cfg.history or "", "_runs")
     return locate_labels(cfg.model_copy(update={"output": output}))
 
 
@@ -51,17 +51,22 @@ def locate_labels(cfg: EvaluateConfig) -> EvaluateConfig:
     """
     if cfg.read.labels:
         return cfg
-    first = cfg.source[0]
-    if len(cfg.source) == 1 and _has_files(objects.join(first, LABELS)) and _has_files(objects.join(first, IMAGES)):
-        read = cfg.read.model_copy(update={"labels": objects.join(first, LABELS)})
-        return cfg.model_copy(update={"read": read, "source": (objects.join(first, IMAGES),)})
+    first = Url(cfg.source[0])
+    if len(cfg.source) == 1 and _has_files(first / LABELS) and _has_files(first / IMAGES):
+        read = cfg.read.model_copy(update={"labels": _below(cfg.source[0], LABELS)})
+        return cfg.model_copy(update={"read": read, "source": (_below(cfg.source[0], IMAGES),)})
     kinds = {shard.kind for shard in plan_source(cfg).shards}
     if len(kinds) != 1 or not kinds <= LABELS_IN.keys():
-        raise ConfigError(f"{redact(first)} has no labels/ beside images/", hint="name the labels with --read.labels")
+        raise ConfigError(f"{first} has no labels/ beside images/", hint="name the labels with --read.labels")
     return cfg.model_copy(update={"read": cfg.read.model_copy(update={"labels": LABELS_IN[kinds.pop()]})})
 
 
-def _has_files(url: str) -> bool:
+def _below(folder: str, name: str) -> str:
+    """The text of a folder in the config with a name appended: not normalised, since the history compares it."""
+    return f"{folder}{'' if folder.endswith('/') or not folder else '/'}{name}"
+
+
+def _has_files(url: Url) -> bool:
     try:
         return any(True for _ in objects.list_files(url))
     except NothingThere:
@@ -87,5 +92,5 @@ def data_digest(plan: Plan, cfg: EvaluateConfig) -> str:
     versions: list[object] = [[shard.uri, shard.etag, shard.row_group, shard.max_rows] for shard in plan.shards]
     versions += [[member.key, member.etag] for shard in plan.shards for member in shard.members()]
     if plan.shards and plan.shards[0].kind == "folder":
-        versions += [[file.path, file.etag] for file in objects.list_files(cfg.read.labels or "")]
+        versions += [[file.path, file.etag] for file in objects.list_files(Url(cfg.read.labels or ""))]
     return hashlib.sha256(json.dumps(versions).encode()).hexdigest()

@@ -17,10 +17,10 @@ from pydantic_core import to_json
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate import history, report, samples, scoring
 from pipeline.evaluate.setting import JudgedSetting, record_in_history
-from pipeline.redact import redact
 from pipeline.score.metrics import Interval
 from pipeline.source.plan import Plan
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -38,36 +38,36 @@ def write_evaluation(
     The status is 1 when more images failed than `runtime.max_failed_fraction` allows, `GATE_FAILED` when a gate failed,
     else 0. `command` is the command line, for the history.
     """
-    folder = evaluation_url(cfg.output, settings)
+    folder = evaluation_url(Url(cfg.output), settings)
     write_tables(folder, settings)
     for setting in settings:
         if cfg.history:
-            record_in_history(setting, cfg, cfg.history, command=command)
+            record_in_history(setting, cfg, Url(cfg.history), command=command)
         log_headline(setting)
     report_url = write_page(folder, settings, cfg, plan)
-    log.info("look here first: %s", redact(report_url))
+    log.info("look here first: %s", report_url)
     verdicts = [setting.verdict.passed for setting in settings if setting.verdict]
     too_many = any(setting.evaluation.failed_share > cfg.runtime.max_failed_fraction for setting in settings)
     status = 1 if too_many else 0 if all(verdicts) else GATE_FAILED
     return status, {
-        "evaluation": redact(folder),
-        "report": redact(report_url),
+        "evaluation": str(folder),
+        "report": str(report_url),
         "settings": {setting.evaluation.name: headline(setting) for setting in settings},
         "gate": None if not verdicts else "passed" if all(verdicts) else "failed",
         "exit_status": status,
     }
 
 
-def evaluation_url(output: str, settings: Sequence[JudgedSetting]) -> str:
+def evaluation_url(output: Url, settings: Sequence[JudgedSetting]) -> Url:
     """Folder of an evaluation: `<output>/evaluation=` and 12 digits of a digest of its runs' fingerprints."""
     fingerprints = " ".join(setting.evaluation.fingerprint for setting in settings)
-    return objects.join(output, f"evaluation={hashlib.sha256(fingerprints.encode()).hexdigest()[:12]}")
+    return output / f"evaluation={hashlib.sha256(fingerprints.encode()).hexdigest()[:12]}"
 
 
-def write_tables(folder: str, settings: Sequence[JudgedSetting]) -> None:
+def write_tables(folder: Url, settings: Sequence[JudgedSetting]) -> None:
     """Write `evaluation.json`, `scores.parquet` and `images.parquet`."""
     facts = {setting.evaluation.name: setting_facts(setting) for setting in settings}
-    objects.put(objects.join(folder, "evaluation.json"), to_json(facts, inf_nan_mode="null", indent=1))
+    objects.put(folder / "evaluation.json", to_json(facts, inf_nan_mode="null", indent=1))
     tables = {
         "scores": pd.concat(scoring.scores_table(setting.evaluation, setting.scores) for setting in settings),
         "images": pd.concat(scoring.images_table(setting.evaluation) for setting in settings),
@@ -75,10 +75,10 @@ def write_tables(folder: str, settings: Sequence[JudgedSetting]) -> None:
     for name, table in tables.items():
         out = io.BytesIO()
         table.to_parquet(out, index=False)
-        objects.put(objects.join(folder, f"{name}.parquet"), out.getvalue())
+        objects.put(folder / f"{name}.parquet", out.getvalue())
 
 
-def write_page(folder: str, settings: Sequence[JudgedSetting], cfg: EvaluateConfig, plan: Plan) -> str:
+def write_page(folder: Url, settings: Sequence[JudgedSetting], cfg: EvaluateConfig, plan: Plan) -> Url:
     """Write the report of the first setting, compared with the others; returns its URL."""
     first = settings[0]
     scored, *others = (report.ScoredSetting(setting.evaluation, setting.scores) for setting in settings)
@@ -89,11 +89,11 @@ def write_page(folder: str, settings: Sequence[JudgedSetting], cfg: EvaluateConf
         others=others,
         verdict=first.verdict,
         drift=first.drift,
-        history=history.read_history(cfg.history) if cfg.history else [],
+        history=history.read_history(Url(cfg.history)) if cfg.history else [],
         samples=list(samples.reread(first.evaluation, {*worst, *best}, plan, cfg)),
-        next_commands=[f"python -m jobs.inspect_run {shlex.quote(redact(first.evaluation.run_url))} --failures"],
+        next_commands=[f"python -m jobs.inspect_run {shlex.quote(str(first.evaluation.run_url))} --failures"],
     )
-    url = objects.join(folder, "report/index.html")
+    url = folder / "report/index.html"
     objects.put(url, page.encode())
     return url
 
@@ -102,7 +102,7 @@ def setting_facts(setting: JudgedSetting) -> dict[str, object]:
     """Everything about a setting except single images, as plain data: its entry in `evaluation.json`."""
     evaluation = setting.evaluation
     return {
-        "run": redact(evaluation.run_url),
+        "run": str(evaluation.run_url),
         "checkpoint": evaluation.checkpoint,
         "model_fp": evaluation.model_fp,
         "data_fp": evaluation.data_fp,
@@ -131,7 +131,7 @@ def headline(setting: JudgedSetting) -> dict[str, object]:
     """Images, failures, time and mean IoU of a setting, as plain data: its entry in the JSON line."""
     evaluation = setting.evaluation
     return {
-        "run": redact(evaluation.run_url),
+        "run": str(evaluation.run_url),
         "images": len(evaluation.images),
         "failed": evaluation.codes,
         "rows_now": setting.rows_now,

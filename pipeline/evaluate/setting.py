@@ -18,6 +18,7 @@ from pipeline.run import manifest
 from pipeline.score import drift
 from pipeline.score.drift import Drift
 from pipeline.source.plan import Plan
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, drifts: Sequence[Dr
     """Apply the gates; None when the config has neither gates nor a baseline."""
     if not (cfg.gates or cfg.baseline):
         return None
-    entries = history.read_history(cfg.history) if cfg.history else []
+    entries = history.read_history(Url(cfg.history)) if cfg.history else []
     source = ", ".join(cfg.source)
     baseline = history.find_baseline(cfg.baseline, entries, evaluated, source=source) if cfg.baseline else None
     if cfg.baseline and not baseline:
@@ -86,7 +87,7 @@ def gates_of(cfg: EvaluateConfig) -> Gates:
     return gate.load_gates(cfg.gates) if cfg.gates else Gates()
 
 
-def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: str, *, command: str) -> None:
+def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: Url, *, command: str) -> None:
     """Append the evaluation and its verdict to the history at `url`; `command` is its command line."""
     entries = history.history_entries(
         setting.evaluation,

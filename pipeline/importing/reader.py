@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.importing import caffe
-from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 _MAX_BYTES = 4 * 2**30
 """Largest file, and largest size of its tensors, bytes."""
@@ -99,7 +99,7 @@ class _Score:
         del state
 
 
-def read_weights(url: str) -> WeightsFile:
+def read_weights(url: Url) -> WeightsFile:
     """Read a weight file.
 
     Raises:
@@ -108,12 +108,11 @@ def read_weights(url: str) -> WeightsFile:
     try:
         data = objects.read_bytes(url, max_bytes=_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"{redact(url)} does not exist") from error
+        raise ConfigError(f"{url} does not exist") from error
     except InputError as error:
-        raise ConfigError(f"{redact(url)}: {error.detail}") from error
-    name = url.rstrip("/").rpartition("/")[2]
-    kind, tensors, left_out = parse_weights(data, origin=name)
-    return WeightsFile(name, hashlib.sha256(data).hexdigest(), kind, tensors, left_out)
+        raise ConfigError(f"{url}: {error.detail}") from error
+    kind, tensors, left_out = parse_weights(data, origin=url.name)
+    return WeightsFile(url.name, hashlib.sha256(data).hexdigest(), kind, tensors, left_out)
 
 
 def parse_weights(data: bytes, *, origin: str) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.models import zoo
 from pipeline.models.network import BUILDERS_OWN, Network
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -107,7 +108,7 @@ def shipped_checkpoints() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD_FILE}"))
 
 
-def save_checkpoint(url: str, state: Mapping[str, Tensor], card: Card) -> str:
+def save_checkpoint(url: Url, state: Mapping[str, Tensor], card: Card) -> str:
     """Write a checkpoint folder: weights first, then the card, so a new folder with a card is complete.
 
     Args:
@@ -124,8 +125,8 @@ def save_checkpoint(url: str, state: Mapping[str, Tensor], card: Card) -> str:
     _check_state(state, card)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     weights = safetensors.torch.save(plain)
-    objects.put(objects.join(url, WEIGHTS_FILE), weights)
-    objects.put(objects.join(url, CARD_FILE), card.model_dump_json(indent=2).encode() + b"\n")
+    objects.put(url / WEIGHTS_FILE, weights)
+    objects.put(url / CARD_FILE, card.model_dump_json(indent=2).encode() + b"\n")
     return _digest(weights, card)
 
 
@@ -183,7 +184,7 @@ def check_bands(card: Card, bands: tuple[str, ...]) -> None:
 
 
 def _read(ref: str, file: str, *, max_bytes: int) -> bytes:
-    url = objects.join(str(SHIPPED / ref) if ref in shipped_checkpoints() else ref, file)
+    url = Url(str(SHIPPED / ref) if ref in shipped_checkpoints() else ref) / file
     try:
         return objects.read_bytes(url, max_bytes=max_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 
 from pipeline.errors import ConfigError
-from pipeline.redact import redact
 from pipeline.run import manifest, verify
 from pipeline.store import objects
 from pipeline.store.lease import Lease
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -22,32 +22,32 @@ LITTER = (".tmp-", ".probe-")
 """Name prefixes of objects that killed processes leave behind."""
 
 
-def run_urls(output: str) -> list[str]:
+def run_urls(output: Url) -> list[Url]:
     """URLs of the runs in an output folder; `output` itself if it is a run.
 
     Raises:
         ConfigError: the folder has no run.
     """
-    if "run=" in output.rstrip("/").rpartition("/")[2]:
-        return [output.rstrip("/")]
+    if "run=" in output.name:
+        return [output]
     names = {match[0] for file in objects.list_files(output) if (match := re.match(r"run=[0-9a-f]+", file.path))}
     if not names:
-        raise ConfigError(f"no run in {redact(output)}", hint="give the --output of a segment_dataset job")
-    return [objects.join(output, name) for name in sorted(names)]
+        raise ConfigError(f"no run in {output}", hint="give the --output of a segment_dataset job")
+    return [output / name for name in sorted(names)]
 
 
-def run_status(run_url: str) -> dict[str, object]:
+def run_status(run_url: Url) -> dict[str, object]:
     """Parts and committed rows of a run; for a finished run also rows by status."""
     parts = manifest.read_footers(run_url)
     done = manifest.read_manifest(run_url)
-    status = {"run": redact(run_url), "finished": done is not None, "parts": len(parts)}
+    status = {"run": str(run_url), "finished": done is not None, "parts": len(parts)}
     status["rows"] = sum(part.rows for part in parts)
     if done:
         status |= {"ok": done.ok, "failed": done.failed, "error_codes": done.error_codes}
     return status
 
 
-def count_problems(run_url: str) -> int:
+def count_problems(run_url: Url) -> int:
     """Verify every part and log each problem; returns the number of problems."""
     count = 0
     for problem in verify.run_problems(run_url):
@@ -56,13 +56,13 @@ def count_problems(run_url: str) -> int:
     return count
 
 
-def failed_rows(run_url: str) -> Iterator[dict[str, object]]:
+def failed_rows(run_url: Url) -> Iterator[dict[str, object]]:
     """Key, code and detail of every failed row, by key."""
     for key, code, detail in manifest.read_failures(run_url):
         yield {"key": key, "error_code": code, "error_detail": detail}
 
 
-def retry_failed_rows(run_url: str) -> int:
+def retry_failed_rows(run_url: Url) -> int:
     """Remove failed rows, so that the run's command segments them again; returns their number."""
     with Lease(run_url, lease_s=REPAIR_LEASE_S, command="inspect_run --retry-failed"):
         if not manifest.read_failures(run_url):
@@ -71,12 +71,12 @@ def retry_failed_rows(run_url: str) -> int:
         return manifest.forget_failed_rows(run_url)
 
 
-def clean_run(run_url: str) -> int:
+def clean_run(run_url: Url) -> int:
     """Delete temporary and probe objects, and all leases but the latest; returns the number of objects."""
     with Lease(run_url, lease_s=REPAIR_LEASE_S, command="inspect_run --clean"):
         names = [file.path for file in objects.list_files(run_url)]
         owners = sorted(name for name in names if name.startswith("_run/owner-"))
         litter = [name for name in names if name.rpartition("/")[2].startswith(LITTER)]
         for name in [*litter, *owners[:-1]]:
-            objects.delete(objects.join(run_url, name))
+            objects.delete(run_url / name)
     return len(litter) + len(owners) - 1

@@ -26,6 +26,7 @@ from pipeline.run.parts import Part
 from pipeline.source.plan import Plan
 from pipeline.source.shard import Shard
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,24 +81,24 @@ class Manifest:
         return self.failed / self.rows if self.rows else 0.0
 
 
-def manifest_url(run_url: str) -> str:
+def manifest_url(run_url: Url) -> Url:
     """URL of a run's manifest."""
-    return objects.join(run_url, "manifest.json")
+    return run_url / "manifest.json"
 
 
-def success_url(run_url: str) -> str:
+def success_url(run_url: Url) -> Url:
     """URL of `_SUCCESS`, which exists when a run is finished."""
-    return objects.join(run_url, "_SUCCESS")
+    return run_url / "_SUCCESS"
 
 
-def read_manifest(run_url: str) -> Manifest | None:
+def read_manifest(run_url: Url) -> Manifest | None:
     """Manifest of a finished run; None when the run is not finished."""
     if not objects.exists(success_url(run_url)):
         return None
     return Manifest(**json.loads(objects.read_bytes(manifest_url(run_url))))
 
 
-def reopen_run(run_url: str) -> None:
+def reopen_run(run_url: Url) -> None:
     """Delete `_SUCCESS`, then the manifest, because the run has work again."""
     objects.delete(success_url(run_url))
     objects.delete(manifest_url(run_url))
@@ -109,12 +110,12 @@ def _map_ahead(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
         yield from ahead(pool, function, values, _THREADS + 1)
 
 
-def read_footers(run_url: str) -> list[Part]:
+def read_footers(run_url: Url) -> list[Part]:
     """Footers of all committed parts."""
     return list(_map_ahead(lambda name: parts.read_part_footer(run_url, name), parts.list_parts(run_url)))
 
 
-def pending_shards(run_url: str, plan: Plan, part_footers: Sequence[Part]) -> list[PendingShard]:
+def pending_shards(run_url: Url, plan: Plan, part_footers: Sequence[Part]) -> list[PendingShard]:
     """Shards with rows left to commit, in plan order.
 
     A shard is done when all its rows are committed. A folder that grew is cut into new slices, whose keys may be in
@@ -150,7 +151,7 @@ def _keys_to_skip(shard: Shard, own: dict[str, str], orphaned: dict[str, str]) -
     return frozenset(own) | {member.key for member in moved}
 
 
-def _committed_keys(run_url: str, part_footers: Sequence[Part], shard_ids: set[str]) -> dict[str, dict[str, str]]:
+def _committed_keys(run_url: Url, part_footers: Sequence[Part], shard_ids: set[str]) -> dict[str, dict[str, str]]:
     """Keys and etags of the committed rows of some shards; opens only the parts that hold them."""
     names = [part.name for part in part_footers if not shard_ids.isdisjoint(part.shards)]
     etags: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -161,7 +162,7 @@ def _committed_keys(run_url: str, part_footers: Sequence[Part], shard_ids: set[s
     return etags
 
 
-def remove_duplicates(run_url: str) -> int:
+def remove_duplicates(run_url: Url) -> int:
     """Leave one row per key over all parts; returns the number of rows removed.
 
     Two parts share a key only when a driver that had lost the run finished a write late. A row `ok` is kept before a
@@ -188,14 +189,14 @@ def remove_duplicates(run_url: str) -> int:
     return removed
 
 
-def rewrite_without(run_url: str, name: str, keys: set[str]) -> None:
+def rewrite_without(run_url: Url, name: str, keys: set[str]) -> None:
     """Replace a part by one without `keys`; a part without any other key is deleted."""
     table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
     kept = table.filter(pa.array([key not in keys for key in table["key"].to_pylist()]))
     if len(kept):
         classes = ClassMap.model_validate_json(table.schema.metadata[parts.CLASSES_KEY])
         parts.write_part(run_url, kept, classes)
-    objects.delete(objects.join(parts.parts_url(run_url), name))
+    objects.delete(parts.parts_url(run_url) / name)
 
 
 def _hashes(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
@@ -208,7 +209,7 @@ def _keys_and_status(table: pa.Table, where: np.ndarray[tuple[int], np.dtype[np.
     return list(zip(selected["key"].to_pylist(), selected["status"].to_pylist(), strict=True))
 
 
-def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
+def close_run(run_url: Url, plan: Plan, classes: ClassMap, *, fingerprint: str, on_duplicate: str) -> Manifest:
     """Check a run and write its manifest; the caller then calls `mark_finished`.
 
     Raises:
@@ -229,12 +230,12 @@ def close_run(run_url: str, plan: Plan, classes: ClassMap, *, fingerprint: str, 
     return manifest
 
 
-def mark_finished(run_url: str) -> None:
+def mark_finished(run_url: Url) -> None:
     """Put `_SUCCESS`, the last object of a run: all other objects must exist before."""
     objects.put(success_url(run_url), b"")
 
 
-def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
+def _refuse_duplicate_keys(run_url: Url, manifest: Manifest) -> None:
     if not manifest.error_codes.get("duplicate_key"):
         return
     twice = [detail for _, code, detail in read_failures(run_url) if code == "duplicate_key"]
@@ -242,7 +243,7 @@ def _refuse_duplicate_keys(run_url: str, manifest: Manifest) -> None:
     raise JobError(f"{len(twice)} key(s) occur twice in the source, first: {twice[0]}", hint=hint)
 
 
-def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: int) -> Manifest:
+def summarise_run(run_url: Url, classes: ClassMap, *, fingerprint: str, shards: int) -> Manifest:
     """Sum all committed rows in one pass over the small columns of every part."""
     total = Manifest(run=fingerprint[:12], shards=shards, classes=list(classes.names), parts=parts.list_parts(run_url))
     pixels = np.zeros(len(classes), np.int64)
@@ -269,12 +270,12 @@ def summarise_run(run_url: str, classes: ClassMap, *, fingerprint: str, shards: 
     return total
 
 
-def read_parts(run_url: str, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
+def read_parts(run_url: Url, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
     """Tables of `columns` of the parts `names`, in order, read a few parts ahead."""
     return _map_ahead(lambda name: parts.read_columns(run_url, name, columns), names)
 
 
-def read_failures(run_url: str) -> list[tuple[str, str, str]]:
+def read_failures(run_url: Url) -> list[tuple[str, str, str]]:
     """(key, error code, detail) of every failed row, sorted by key."""
     columns = ["key", "status", "error_code", "error_detail"]
     failed = []
@@ -285,7 +286,7 @@ def read_failures(run_url: str) -> list[tuple[str, str, str]]:
     return sorted(failed)
 
 
-def read_previews(run_url: str, *, limit: int) -> list[Row]:
+def read_previews(run_url: Url, *, limit: int) -> list[Row]:
     """Up to `limit` rows with previews, sorted by key."""
     previews: list[Row] = []
     for rows in _map_ahead(lambda name: _read_part_previews(run_url, name), parts.list_parts(run_url)):
@@ -295,14 +296,14 @@ def read_previews(run_url: str, *, limit: int) -> list[Row]:
     return sorted(previews[:limit], key=lambda row: row.key)
 
 
-def _read_part_previews(run_url: str, name: str) -> list[Row]:
+def _read_part_previews(run_url: Url, name: str) -> list[Row]:
     shown = parts.read_columns(run_url, name, ["preview_image"])["preview_image"].is_valid()
     if not pc.any(shown).as_py():
         return []
     return rows_from_table(parts.read_columns(run_url, name, ROW_SCHEMA.names).filter(shown))
 
 
-def forget_failed_rows(run_url: str) -> int:
+def forget_failed_rows(run_url: Url) -> int:
     """Remove the failed rows from all parts; returns their number."""
     removed = 0
     for name in parts.list_parts(run_url):

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, InputError, NothingThere
-from pipeline.redact import redact
 from pipeline.run import parts
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 CACHED_PARTS = 4
 """Parts that a worker caches: parts and shards are sorted by key, so consecutive keys are mostly in one part."""
@@ -33,7 +33,7 @@ class Masks(Protocol):
 class PartMasks:
     """Masks in the parts of a run."""
 
-    def __init__(self, run_url: str) -> None:
+    def __init__(self, run_url: Url) -> None:
         names = parts.list_parts(run_url)
         self.part_of = {key: name for name in names for key in _read_keys(run_url, name)}
         self._rows = lru_cache(CACHED_PARTS)(lambda name: _read_masks(run_url, name))
@@ -52,7 +52,7 @@ class PartMasks:
 class FolderMasks:
     """Folder of PNGs named like their images."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: Url) -> None:
         self.url = url
 
     def __call__(self, key: str) -> bytes:
@@ -60,17 +60,17 @@ class FolderMasks:
         inside = ARCHIVE_KEY.fullmatch(key)
         name = f"{inside[1]}/{inside[2]}.png" if inside else f"{PurePosixPath(key).with_suffix('')}.png"
         try:
-            return objects.read_bytes(objects.join(self.url, name))
+            return objects.read_bytes(self.url / name)
         except FileNotFoundError as error:
             raise InputError("mask_missing", f"no {name} among the masks") from error
 
 
-def open_masks(url: str) -> Masks:
+def open_masks(url: Url) -> Masks:
     """Open the masks of a run, or of a folder of PNGs."""
     return PartMasks(url) if parts.list_parts(url) else FolderMasks(url)
 
 
-def digest_masks(url: str) -> str:
+def digest_masks(url: Url) -> str:
     """SHA-256 of names and etags of all parts or PNGs, 64 hex digits.
 
     Raises:
@@ -81,26 +81,24 @@ def digest_masks(url: str) -> str:
             (file.path, file.etag) for file in objects.list_files(url) if file.path.endswith((".parquet", ".png"))
         )
     except NothingThere as error:
-        raise ConfigError(
-            f"{redact(url)} does not exist", hint="give --masks the URL of a run or of a folder"
-        ) from error
+        raise ConfigError(f"{url} does not exist", hint="give --masks the URL of a run or of a folder") from error
     if not files:
-        raise ConfigError(f"{redact(url)} holds neither parts nor PNGs", hint="give --masks a run= folder")
+        raise ConfigError(f"{url} holds neither parts nor PNGs", hint="give --masks a run= folder")
     return hashlib.sha256("\n".join(chain.from_iterable(files)).encode()).hexdigest()
 
 
-def class_map_of_run(url: str) -> ClassMap | None:
+def class_map_of_run(url: Url) -> ClassMap | None:
     """Class map of a run's parts; None for a folder of PNGs."""
     names = parts.list_parts(url)
     return parts.read_classes(url, names[0]) if names else None
 
 
-def _read_keys(run_url: str, name: str) -> list[str]:
+def _read_keys(run_url: Url, name: str) -> list[str]:
     keys: list[str] = parts.read_columns(run_url, name, ["key"])["key"].to_pylist()
     return keys
 
 
-def _read_masks(run_url: str, name: str) -> dict[str, tuple[bytes | None, str | None, str | None]]:
+def _read_masks(run_url: Url, name: str) -> dict[str, tuple[bytes | None, str | None, str | None]]:
     table = parts.read_columns(run_url, name, ["key", "mask", "error_code", "error_detail"])
     columns = (table[column].to_pylist() for column in ("mask", "error_code", "error_detail"))
     return dict(zip(table["key"].to_pylist(), zip(*columns, strict=True), strict=True))

@@ -18,6 +18,7 @@ from pipeline.classes import ClassMap
 from pipeline.errors import NothingThere
 from pipeline.records import ROW_SCHEMA
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 CLASSES_KEY = b"atrous.classes"
 SHARDS_KEY = b"atrous.shards"
@@ -44,9 +45,9 @@ class Part:
     shards: dict[str, ShardCount]
 
 
-def parts_url(run_url: str) -> str:
+def parts_url(run_url: Url) -> Url:
     """URL of the folder of a run's parts."""
-    return objects.join(run_url, "parts")
+    return run_url / "parts"
 
 
 def part_name(keys: Iterable[str]) -> str:
@@ -81,38 +82,38 @@ def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
     return out.getvalue()
 
 
-def write_part(run_url: str, table: pa.Table, classes: ClassMap) -> str:
+def write_part(run_url: Url, table: pa.Table, classes: ClassMap) -> str:
     """Commit rows as one part and return its name. The put is the commit: it is atomic."""
     name = part_name(table["key"].to_pylist())
-    objects.put(objects.join(parts_url(run_url), name), encode_part(table, classes))
+    objects.put(parts_url(run_url) / name, encode_part(table, classes))
     return name
 
 
-def read_part_footer(run_url: str, name: str) -> Part:
+def read_part_footer(run_url: Url, name: str) -> Part:
     """Read the footer of one part.
 
     Raises:
         pa.ArrowInvalid: when the object is not a whole Parquet file.
     """
-    with objects.open_read(objects.join(parts_url(run_url), name)) as file:
+    with objects.open_read(parts_url(run_url) / name) as file:
         metadata = pq.read_metadata(file)
     shards = json.loads(metadata.metadata[SHARDS_KEY])
     return Part(name, metadata.num_rows, {shard: ShardCount(*count) for shard, count in shards.items()})
 
 
-def read_classes(run_url: str, name: str) -> ClassMap:
+def read_classes(run_url: Url, name: str) -> ClassMap:
     """Class map of one part."""
-    with objects.open_read(objects.join(parts_url(run_url), name)) as file:
+    with objects.open_read(parts_url(run_url) / name) as file:
         return ClassMap.model_validate_json(pq.read_metadata(file).metadata[CLASSES_KEY])
 
 
-def read_columns(run_url: str, name: str, columns: list[str]) -> pa.Table:
+def read_columns(run_url: Url, name: str, columns: list[str]) -> pa.Table:
     """Read columns of one part, page checksums verified; columns that an older version did not write are left out."""
-    with objects.open_read(objects.join(parts_url(run_url), name)) as file:
+    with objects.open_read(parts_url(run_url) / name) as file:
         return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
 
 
-def list_parts(run_url: str) -> list[str]:
+def list_parts(run_url: Url) -> list[str]:
     """Names of the committed parts, sorted; empty before the first commit."""
     try:
         names = [file.path for file in objects.list_files(parts_url(run_url))]

@@ -45,6 +45,7 @@ from pipeline.score import answers
 from pipeline.score.answers import AnswerJudge
 from pipeline.source.plan import read_items
 from pipeline.source.shard import read_failure
+from pipeline.store.url import Url
 
 if TYPE_CHECKING:
     from pipeline.infer.segmenter import Prediction
@@ -61,14 +62,14 @@ class Job:
 
     cfg: SegmentConfig
     classes: ClassMap
-    run_url: str
+    run_url: Url
     model_fp: str
     config_fp: str
     preview_share: float
     """Share of the rows that carry previews, 0 to 1."""
     judge: JudgeConfig | None = None
     """How masks are counted against labels; None without evaluation."""
-    masks: str | None = None
+    masks: Url | None = None
     """URL of existing masks to score in place of a network's; None runs the network."""
 
     @property
@@ -269,7 +270,7 @@ class MaskStage:
 
     def __init__(self, job: Job, judge: JudgeConfig, ledger: LedgerClient) -> None:
         self.job, self.judge, self.ledger = job, judge, ledger
-        self.masks = open_masks(job.masks or "")
+        self.masks = open_masks(job.masks or Url(""))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """ITEM_SCHEMA to ROW_SCHEMA, row for row."""

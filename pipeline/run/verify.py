@@ -9,9 +9,10 @@ from pipeline.image import encode
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
 from pipeline.run import manifest, parts
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 
-def run_problems(run_url: str) -> Iterator[str]:
+def run_problems(run_url: Url) -> Iterator[str]:
     """Problems of a run, one line each; none when the run is intact.
 
     Per part: page checksums, its name against its keys, their order, each mask against its counts and size. Over all
@@ -65,7 +66,7 @@ def _row_problems(row: Row) -> Iterator[str]:
         yield "class_pixels do not agree with the mask"
 
 
-def _manifest_problems(run_url: str, *, rows: int, part_names: list[str]) -> Iterator[str]:
+def _manifest_problems(run_url: Url, *, rows: int, part_names: list[str]) -> Iterator[str]:
     committed_manifest = manifest.read_manifest(run_url)
     if committed_manifest is None:
         return

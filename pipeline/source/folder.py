@@ -17,6 +17,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.records import Item
 from pipeline.source.shard import Member, Shard, read_failure
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 LONGEST_SLICE = 4
 """Files of a slice at most, as a multiple of the mean."""
@@ -65,7 +66,7 @@ def twins(members: list[Member]) -> list[tuple[str, str]]:
 
 
 def folder_items(
-    shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: str | None = None
+    shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: Url | None = None
 ) -> Iterator[Item]:
     """Every item of a slice in order, without data where `wanted(key)` is false.
 
@@ -79,7 +80,7 @@ def folder_items(
     ahead: deque[tuple[Member, Future[dict[str, Any]] | None]] = deque()
     try:
         for member in shard.members()[: shard.max_rows]:
-            fetch = pool.submit(_fetch, shard.root, member, max_bytes, labels) if wanted(member.key) else None
+            fetch = pool.submit(_fetch, Url(shard.root), member, max_bytes, labels) if wanted(member.key) else None
             ahead.append((member, fetch))
             while len(ahead) > 1 and (len(ahead) > FILES_AHEAD or _held_bytes(ahead, max_bytes) > BYTES_AHEAD):
                 yield _item(shard, *ahead.popleft())
@@ -98,11 +99,11 @@ def _item(shard: Shard, member: Member, fetch: Future[dict[str, Any]] | None) ->
     return shard.item(member.key, etag=member.etag, **(fetch.result() if fetch is not None else {}))
 
 
-def _fetch(root: str, member: Member, max_bytes: int, labels: str | None) -> dict[str, Any]:
+def _fetch(root: Url, member: Member, max_bytes: int, labels: Url | None) -> dict[str, Any]:
     """The fields of an item that only the objects themselves can tell."""
     began = time.monotonic()
     try:
-        data = objects.read_bytes(objects.join(root, member.path), max_bytes=max_bytes, etag=member.etag)
+        data = objects.read_bytes(root / member.path, max_bytes=max_bytes, etag=member.etag)
         if not data:
             raise InputError("empty", "0 bytes")
         label = None if labels is None else _label(labels, member.path, max_bytes)
@@ -111,9 +112,9 @@ def _fetch(root: str, member: Member, max_bytes: int, labels: str | None) -> dic
     return {"data": data, "label": label, "seconds_read": time.monotonic() - began}
 
 
-def _label(labels: str, path: str, max_bytes: int) -> bytes | None:
+def _label(labels: Url, path: str, max_bytes: int) -> bytes | None:
     """Asked for by name: a listing would have to be held, and sent to every worker."""
     for suffix in _LABELS:
         with suppress(FileNotFoundError):
-            return objects.read_bytes(objects.join(labels, path.rpartition(".")[0] + suffix), max_bytes=max_bytes)
+            return objects.read_bytes(labels / (path.rpartition(".")[0] + suffix), max_bytes=max_bytes)
     return None

@@ -13,11 +13,11 @@ import pyarrow as pa
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import JobError
 from pipeline.records import Item
-from pipeline.redact import redact
 from pipeline.source import folder, parquet, webdataset
 from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
+from pipeline.store.url import Url
 
 KINDS: dict[str, SourceKind] = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"), "folder"),
@@ -102,7 +102,9 @@ def read_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] 
 
 def _items(shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
     if shard.kind == "folder":
-        return folder.folder_items(shard, max_bytes=max_bytes, wanted=wanted, labels=cfg.labels)
+        return folder.folder_items(
+            shard, max_bytes=max_bytes, wanted=wanted, labels=None if cfg.labels is None else Url(cfg.labels)
+        )
     if shard.kind == "webdataset":
         return webdataset.tar_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
     return parquet.parquet_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
@@ -149,7 +151,7 @@ def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> 
         _warn_of_twins(members, made.warnings)
     if len(found) > 1:
         seen = ", ".join(f"{count} for {kind}" for kind, count in sorted(found.items()))
-        raise JobError(f"{redact(url)} mixes kinds of files: {seen}", hint="choose one with --read.kind")
+        raise JobError(f"{Url(url)} mixes kinds of files: {seen}", hint="choose one with --read.kind")
     if found["parquet"] and len(archives) <= parquet.MAX_FOOTERS:
         return parquet.row_groups(archives)
     return slices or archives
@@ -157,11 +159,11 @@ def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> 
 
 def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
     """The folder to which paths are relative, and the listing; the URL of one object is a source of one file."""
-    files = iter(objects.list_files(url))
+    files = iter(objects.list_files(Url(url)))
     first = next(files, None)
     if first is None:
         return url, []
-    if url.endswith(first.path) and "/" not in first.path and objects.exists(url):
+    if url.endswith(first.path) and "/" not in first.path and objects.exists(Url(url)):
         return url.removesuffix(first.path) or ".", [first]
     return url, chain([first], files)
 
@@ -207,7 +209,7 @@ class _Copies:
             self.first[path] = root
             return 1
         if self.on_duplicate == "fail":
-            both = " and ".join(redact(objects.join(one, path)) for one in (self.first[path], root))
+            both = " and ".join(str(Url(root) / path) for root in (self.first[path], root))
             raise JobError(f"the key {path!r} occurs twice: {both}", hint="--read.on-duplicate suffix keeps both")
         self.more[path] += 1
         return 1 + self.more[path]

@@ -16,6 +16,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.records import Failure, Item
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
+from pipeline.store.url import Url
 
 SourceKind = Literal["folder", "webdataset", "parquet"]
 
@@ -49,7 +50,7 @@ class Shard:
     """16 hex digits. The same content under the same name has the same id on every machine and under every root."""
     kind: SourceKind
     root: str
-    """URL of the source."""
+    """The source as the config names it; `changed` compares this text, so it is not normalised."""
     path: str
     """The object, relative to the source; of a slice, its first file."""
     etag: str
@@ -68,9 +69,9 @@ class Shard:
     """The members of a slice, compressed; see `members`."""
 
     @property
-    def url(self) -> str:
-        """Where the object is."""
-        return objects.join(self.root, self.path)
+    def url(self) -> Url:
+        """The object."""
+        return Url(self.root) / self.path
 
     @property
     def uri(self) -> str:

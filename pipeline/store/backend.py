@@ -14,6 +14,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import InputError
 from pipeline.store.retry import with_retries
+from pipeline.store.url import Url
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,12 @@ class Backend:
         """True for a folder that exists."""
         return bool(self.fs.isdir(path))
 
-    def walk(self, url: str, path: str) -> Iterator[FileInfo]:
+    def walk(self, url: Url, path: str) -> Iterator[FileInfo]:
         """Depth first. A folder sorts as `name/`, which makes the whole order that of the full paths."""
         if self.is_folder(path):
             yield from self._descend(url, path, "")
 
-    def _descend(self, url: str, folder: str, prefix: str) -> Iterator[FileInfo]:
+    def _descend(self, url: Url, folder: str, prefix: str) -> Iterator[FileInfo]:
         entries = with_retries("list", url, lambda: self.entries(folder), self.refresh)
         for name, file in sorted(entries, key=lambda entry: entry[0]):
             if file is None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import NothingThere, OwnedElsewhere, StorageError
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ class Lease:
     KeyboardInterrupt.
     """
 
-    def __init__(self, run_url: str, *, lease_s: float, command: str) -> None:
-        self.folder = objects.join(run_url, "_run")
+    def __init__(self, run_url: Url, *, lease_s: float, command: str) -> None:
+        self.folder = run_url / "_run"
         self.lease_s = lease_s
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.me = Owner(
@@ -112,8 +113,8 @@ class Lease:
         self.me = self.me.model_copy(update={"released": True})
         objects.put(self._url(self.generation), self._record())
 
-    def _url(self, generation: int) -> str:
-        return objects.join(self.folder, f"owner-{generation:06d}.json")
+    def _url(self, generation: int) -> Url:
+        return self.folder / f"owner-{generation:06d}.json"
 
     def _record(self) -> bytes:
         return self.me.model_dump_json().encode()

@@ -30,10 +30,10 @@ import fsspec
 
 from pipeline import optional
 from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError, StorageTimeout
-from pipeline.redact import redact
 from pipeline.store.backend import Backend, FileInfo, check_info
 from pipeline.store.local import LocalBackend
 from pipeline.store.retry import with_retries
+from pipeline.store.url import Url
 
 T = TypeVar("T")
 
@@ -41,12 +41,7 @@ _BLOCK_BYTES = 8 * 2**20
 """Bytes per range request of `open_read`: large enough to hide latency, small enough to repeat."""
 
 
-def join(url: str, *parts: str) -> str:
-    """Append path parts to a URL. `join(url, info.path)` is the URL of a listed object, whatever its name holds."""
-    return (url if url.endswith("/") or not url else url + "/") + "/".join(parts)
-
-
-def exists(url: str) -> bool:
+def exists(url: Url) -> bool:
     """True for an object; False for a folder or a missing object."""
     try:
         info(url)
@@ -55,12 +50,12 @@ def exists(url: str) -> bool:
     return True
 
 
-def info(url: str) -> FileInfo:
+def info(url: Url) -> FileInfo:
     """Describe one object; `path` is its last name. A folder is a FileNotFoundError."""
     return _request("read", url, lambda backend, path: backend.info(path))
 
 
-def list_files(url: str) -> Iterator[FileInfo]:
+def list_files(url: Url) -> Iterator[FileInfo]:
     """List everything below a URL, depth first, one page or folder at a time.
 
     The order is that of the paths' code points, the same in every store. The URL of a single object gives that object
@@ -79,11 +74,11 @@ def list_files(url: str) -> Iterator[FileInfo]:
             yield info(url)
     except FileNotFoundError as error:
         if not empty:
-            raise StorageError(f"{redact(url)} changed while it was listed", hint="run again") from error
-        raise NothingThere(f"no such file or folder: {redact(url)}") from error
+            raise StorageError(f"{url} changed while it was listed", hint="run again") from error
+        raise NothingThere(f"no such file or folder: {url}") from error
 
 
-def read_bytes(url: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+def read_bytes(url: Url, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
     """Read a whole object in one request.
 
     Raises:
@@ -93,7 +88,7 @@ def read_bytes(url: str, *, max_bytes: int | None = None, etag: str | None = Non
     return _request("read", url, lambda backend, path: backend.read(path, max_bytes=max_bytes, etag=etag))
 
 
-def open_read(url: str, *, etag: str | None = None) -> io.BufferedReader:
+def open_read(url: Url, *, etag: str | None = None) -> io.BufferedReader:
     """Open a large object for reading: seekable, fetched in ranges of `BLOCK_BYTES`, each retried on its own.
 
     Raises:
@@ -105,7 +100,7 @@ def open_read(url: str, *, etag: str | None = None) -> io.BufferedReader:
     return io.BufferedReader(_RangeFile(url, file), _BLOCK_BYTES)
 
 
-def put(url: str, data: bytes) -> None:
+def put(url: Url, data: bytes) -> None:
     """Write an object so that a reader sees the old one or the new one, never a part of either.
 
     S3: one PUT, 5 GiB at most. Local: temporary file in the same folder, fsync, rename, fsync of the
@@ -114,7 +109,7 @@ def put(url: str, data: bytes) -> None:
     _write(url, lambda backend, path: backend.put(path, data))
 
 
-def put_if_absent(url: str, data: bytes) -> bool:
+def put_if_absent(url: Url, data: bytes) -> bool:
     """Write an object unless one is there; True when this call created it, also when a lost answer was repeated.
 
     S3: `If-None-Match: *`. Local: a hard link to a complete temporary file, so that no reader sees half of it.
@@ -123,16 +118,16 @@ def put_if_absent(url: str, data: bytes) -> bool:
     return _write(url, lambda backend, path: backend.create(path, data, writer))
 
 
-def supports_put_if_absent(url: str) -> bool:
+def supports_put_if_absent(url: Url) -> bool:
     """Create one scratch object twice in the folder `url`; False for S3 servers that accept both (rclone 1.75)."""
-    scratch = join(url, f".probe-{uuid.uuid4().hex}")
+    scratch = url / f".probe-{uuid.uuid4().hex}"
     try:
         return put_if_absent(scratch, b"first") and not put_if_absent(scratch, b"second")
     finally:
         delete(scratch)
 
 
-def delete(url: str) -> None:
+def delete(url: Url) -> None:
     """Delete an object; one that is not there is no error."""
     with suppress(FileNotFoundError):
         _request("delete", url, lambda backend, path: backend.delete(path))
@@ -155,7 +150,7 @@ def as_input_error(error: FileNotFoundError | StorageError) -> InputError:
 class _RangeFile(io.RawIOBase):
     """One version of one object, fetched in ranges."""
 
-    def __init__(self, url: str, info: FileInfo) -> None:
+    def __init__(self, url: Url, info: FileInfo) -> None:
         self._url, self._info, self._at = url, info, 0
 
     def readable(self) -> bool:
@@ -191,28 +186,25 @@ _S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_
 """Environment variables that select the S3 client."""
 
 
-def _locate(url: str) -> tuple[Backend, str]:
-    """The backend of a URL, and the path inside it, without the slash of a folder at its end."""
-    scheme, _, rest = url.partition("://") if "://" in url else ("file", "", url)
+def _locate(url: Url) -> tuple[Backend, str]:
+    """The backend of a URL, and the path inside it."""
+    scheme, path = url.scheme, url.raw.removeprefix(f"{url.scheme}://")
     variables: tuple[str | None, ...] = ()
     if scheme == "file":
-        path = rest.rstrip("/") or rest[:1]
+        if not path:
+            raise ConfigError("the URL is empty", hint=f"use {_ALLOWED}")
     elif scheme == "memory":
-        path = f"/{rest.strip('/')}".rstrip("/")
+        path = f"/{path.strip('/')}".rstrip("/")
     elif scheme in ("s3", "gs"):
-        bucket, _, key = rest.partition("/")
-        _check_bucket(scheme, bucket)
-        path = f"{bucket}/{key}".rstrip("/")
+        _check_bucket(scheme, path.partition("/")[0])
         variables = tuple(map(os.environ.get, _S3_VARIABLES))
     elif scheme == "https":
         from pipeline.store import https  # noqa: PLC0415  # its client is slow to import
 
-        https.check_https_url(url)
-        path = url
+        https.check_https_url(url.raw)
+        path = url.raw
     else:
         raise ConfigError(f"{scheme}:// is not supported", hint=f"use {_ALLOWED}")
-    if scheme == "file" and not path:
-        raise ConfigError("the URL is empty", hint=f"use {_ALLOWED}")
     return _backend(scheme, os.getpid(), *variables), path
 
 
@@ -242,14 +234,14 @@ def _backend(scheme: str, pid: int, *variables: str | None) -> Backend:
         return Backend(fsspec.filesystem(scheme, use_listings_cache=False))
 
 
-def _write(url: str, call: Callable[[Backend, str], T]) -> T:
+def _write(url: Url, call: Callable[[Backend, str], T]) -> T:
     try:
         return _request("write", url, call)
     except FileNotFoundError as error:
-        raise StorageError(f"cannot write {redact(url)}: no such bucket or folder") from error
+        raise StorageError(f"cannot write {url}: no such bucket or folder") from error
 
 
-def _request(verb: str, url: str, call: Callable[[Backend, str], T]) -> T:
+def _request(verb: str, url: Url, call: Callable[[Backend, str], T]) -> T:
     """Call a method of the URL's backend, with retries."""
     backend, path = _locate(url)
     return with_retries(verb, url, lambda: call(backend, path), backend.refresh)

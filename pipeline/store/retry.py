@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from pipeline.errors import AccessDenied, StorageError, StorageTimeout
 from pipeline.redact import redact
+from pipeline.store.url import Url
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialR
 """botocore's errors for missing credentials; a metadata service under load causes them for a moment."""
 
 
-def with_retries(verb: str, url: str, request: Callable[[], T], refresh: Callable[[], None]) -> T:
+def with_retries(verb: str, url: Url, request: Callable[[], T], refresh: Callable[[], None]) -> T:
     """Run one request until it succeeds or a repeat is pointless.
 
     Args:
@@ -78,7 +79,7 @@ def with_retries(verb: str, url: str, request: Callable[[], T], refresh: Callabl
         try:
             return request()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError(errno.ENOENT, "no such object", redact(url)) from error
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(url)) from error
         except _client_errors() as error:
             pause_s = RETRY.pause_s(attempt)
             late = attempt > 1 and time.monotonic() - began + pause_s > RETRY.total_s
@@ -150,19 +151,19 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(error, (TimeoutError, ConnectionError, *_broken_connections()))
 
 
-def _denied(verb: str, url: str, error: Exception) -> AccessDenied:
+def _denied(verb: str, url: Url, error: Exception) -> AccessDenied:
     status, code = answer(error)
-    if url.startswith("s3://"):
+    if url.scheme == "s3":
         hint = f"the credentials in use need {_IAM[verb]} here; look at AWS_PROFILE or the role of this machine"
         if verb == "read":
             hint += " (without s3:ListBucket a missing object answers 403 too)"
     else:
         hint = f"give this user the right to {verb} it"
     answer_text = f"{status} {code}" if status else redact(str(error))
-    return AccessDenied(f"cannot {verb} {redact(url)}: {answer_text}", hint=hint)
+    return AccessDenied(f"cannot {verb} {url}: {answer_text}", hint=hint)
 
 
-def _gave_up(verb: str, url: str, error: Exception, attempts: int) -> StorageError:
+def _gave_up(verb: str, url: Url, error: Exception, attempts: int) -> StorageError:
     status, code = answer(error)
     timed_out = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
     if status:
@@ -170,4 +171,4 @@ def _gave_up(verb: str, url: str, error: Exception, attempts: int) -> StorageErr
     else:
         answer_text = "timed out" if timed_out else redact(f"{type(error).__name__}: {error}")
     kind = StorageTimeout if timed_out else StorageError
-    return kind(f"cannot {verb} {redact(url)}: {answer_text}, {attempts} attempt{'s' if attempts > 1 else ''}")
+    return kind(f"cannot {verb} {url}: {answer_text}, {attempts} attempt{'s' if attempts > 1 else ''}")

@@ -11,10 +11,10 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
 from pipeline.errors import StorageError
-from pipeline.redact import redact
 from pipeline.store import retry
 from pipeline.store.backend import Backend, FileInfo, check_info
 from pipeline.store.retry import answer, with_retries
+from pipeline.store.url import Url
 
 
 class S3Backend(Backend):
@@ -34,7 +34,7 @@ class S3Backend(Backend):
         """Only the bucket exists without objects; its listing fails when it does not."""
         return "/" not in path
 
-    def walk(self, url: str, path: str) -> Iterator[FileInfo]:
+    def walk(self, url: Url, path: str) -> Iterator[FileInfo]:
         """List page by page. S3 sorts by code point; a store that does not is refused, for two plans would differ."""
         bucket, _, key = path.partition("/")
         prefix = f"{key}/" if key else ""
@@ -44,7 +44,7 @@ class S3Backend(Backend):
             files, token = with_retries("list", url, partial(self._page, bucket, prefix, token), self.refresh)
             for file in files:
                 if file.path < last:  # such as S3 Express: plans made twice would differ
-                    raise StorageError(f"{redact(url)} is not listed in order: {file.path!r} after {last!r}")
+                    raise StorageError(f"{url} is not listed in order: {file.path!r} after {last!r}")
                 last = file.path
                 yield file
 

@@ -31,10 +31,10 @@ from pipeline.errors import ConfigError, InputError, NothingThere, StorageError
 from pipeline.image import channels as bands
 from pipeline.image import labels
 from pipeline.records import Bool, Int64, Item
-from pipeline.redact import redact
 from pipeline.source.plan import plan_source, read_items
 from pipeline.source.shard import Shard
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import weak
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def _open_batches(file: Path) -> Iterator[pa.RecordBatch]:
 
 
 def open_collection(
-    data: str,
+    data: Url,
     parts: Sequence[str],
     *,
     classes: ClassMap,
@@ -185,7 +185,7 @@ def open_collection(
     One process of a machine fetches; others that open the same cache wait for it.
 
     Args:
-        data: URL of the folder that holds the parts.
+        data: the folder that holds the parts.
         parts: one or more, relative to `data`; their examples are concatenated in this order.
         classes: class map of the labels.
         cache: local folder of the Arrow files.
@@ -197,7 +197,7 @@ def open_collection(
         LabelError: a label contradicts its image or the class map; names the label, the value and the count.
         StorageError: the store failed, or the cache cannot be written.
     """
-    urls = [objects.join(data, part) for part in parts]
+    urls = [data / part for part in parts]
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache):
@@ -206,7 +206,7 @@ def open_collection(
         hint = "set --runtime.cache to a folder with free space"
         raise StorageError(f"the cache {cache} cannot be written: {error}", hint=hint) from error
     collection = Collection(files, classes)
-    _report(collection, f"{redact(data)}: {', '.join(parts)}")
+    _report(collection, f"{data}: {', '.join(parts)}")
     return collection
 
 
@@ -228,7 +228,7 @@ def _report(collection: Collection, name: str) -> None:
 
 
 def _fetch_part(
-    url: str, where: str | None, classes: ClassMap, channels: tuple[str, ...], cache: Path
+    url: Url, where: str | None, classes: ClassMap, channels: tuple[str, ...], cache: Path
 ) -> Iterator[Path]:
     """Yield the Arrow file of every shard of a part, in order."""
     cfg, shards, versions = _layout(url, where)
@@ -239,46 +239,46 @@ def _fetch_part(
     try:
         for done, file in enumerate(pool.map(partial(_fetch_shard, checks), shards, files), start=1):
             if time.monotonic() - last > _PROGRESS_S:
-                log.info("%s: %d of %d shards fetched and checked", redact(url), done, len(shards))
+                log.info("%s: %d of %d shards fetched and checked", url, done, len(shards))
                 last = time.monotonic()
             yield file
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _layout(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
+def _layout(url: Url, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
     """Read settings of a part, its shards, and the etag of each label file by its stem.
 
     Raises:
         ConfigError: the part does not exist, or its folder of labels does not.
     """
     try:
-        shards = _shards(objects.join(url, "images"), ReadConfig(kind="folder"))
+        shards = _shards(url / "images", ReadConfig(kind="folder"))
     except NothingThere:
         return _archives(url, where)
-    folder = objects.join(url, where or "labels")
+    folder = url / (where or "labels")
     try:
         versions = {labels.label_stem(file.path): file.etag for file in objects.list_files(folder)}
     except NothingThere as error:
-        raise ConfigError(f"{redact(folder)} does not exist", hint="set --sets.labels") from error
-    return ReadConfig(kind="folder", labels=folder), shards, versions
+        raise ConfigError(f"{folder} does not exist", hint="set --sets.labels") from error
+    return ReadConfig(kind="folder", labels=folder.raw), shards, versions
 
 
-def _archives(url: str, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
+def _archives(url: Url, where: str | None) -> tuple[ReadConfig, list[Shard], dict[str, str]]:
     """`_layout` of a part of tars or Parquet files, whose labels have no etags of their own."""
     try:
         shards = _shards(url, ReadConfig())
     except NothingThere as error:
-        raise ConfigError(f"{redact(url)} does not exist", hint="set --sets.train or --sets.validation") from error
+        raise ConfigError(f"{url} does not exist", hint="set --sets.train or --sets.validation") from error
     kind = shards[0].kind if shards else "folder"
     if kind == "folder":
-        raise ConfigError(f"{redact(url)} has neither images/ and labels/, nor tars, nor Parquet files")
+        raise ConfigError(f"{url} has neither images/ and labels/, nor tars, nor Parquet files")
     place = where or {"webdataset": "png", "parquet": "label"}[kind]
     return ReadConfig(kind=kind, labels=place, key_column="key"), shards, {}
 
 
-def _shards(url: str, cfg: ReadConfig) -> list[Shard]:
-    return plan_source(SegmentConfig(source=(url,), output="", checkpoint="", read=cfg)).shards
+def _shards(url: Url, cfg: ReadConfig) -> list[Shard]:
+    return plan_source(SegmentConfig(source=(url.raw,), output="", checkpoint="", read=cfg)).shards
 
 
 # ---------------------------------------------------------------- checking

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import Scale
+from pipeline.store.url import Url
 
 TRAINING_CODE_VERSION = 2
 """Version of the training code in the fingerprint; raised by hand when a change of code changes weights."""
@@ -285,6 +286,11 @@ class TrainConfig(_Frozen):
     then: tuple[Phase, ...] = Field((), description="Later phases; in a config file only.")
     validation: ValidateConfig = Field(ValidateConfig(), description="Validation.")
     runtime: TrainRuntimeConfig = Field(TrainRuntimeConfig(), description="Workers, checkpoints, trackers.")
+
+    @property
+    def output_url(self) -> Url:
+        """The output folder."""
+        return Url(self.output)
 
     def phases(self) -> tuple["TrainConfig", ...]:
         """One config per phase; the first is this one."""

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import NothingThere
 from pipeline.models import checkpoint
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import state
 from pipeline.training.config import TrainConfig
 from pipeline.training.progress import short_duration
@@ -48,7 +49,7 @@ def trial_config(cfg: TrainConfig) -> TrainConfig:
     short = cfg.schedule.model_copy(update={"steps": TRIAL_STEPS})
     return cfg.model_copy(
         update={
-            "output": objects.join(cfg.output, f"_rehearsal-{uuid.uuid4().hex[:8]}"),
+            "output": (cfg.output_url / f"_rehearsal-{uuid.uuid4().hex[:8]}").raw,
             "schedule": short,
             "then": tuple(phase.model_copy(update={"schedule": short}) for phase in cfg.then),
             "validation": cfg.validation.model_copy(update={"limit": 1, "every": TRIAL_STEPS}),
@@ -59,12 +60,12 @@ def trial_config(cfg: TrainConfig) -> TrainConfig:
     )
 
 
-def forecast_run(cfg: TrainConfig, trial: str) -> Forecast:
+def forecast_run(cfg: TrainConfig, trial: Url) -> Forecast:
     """Forecast a run from its trial.
 
     Args:
         cfg: config of the run.
-        trial: URL of the trial's output.
+        trial: the trial's output.
     """
     step = state.saved_steps(trial)[-1]
     run_state, tensors = state.load_state(trial, step)
@@ -83,11 +84,11 @@ def forecast_run(cfg: TrainConfig, trial: str) -> Forecast:
     )
 
 
-def delete_trial(trial: str) -> None:
+def delete_trial(trial: Url) -> None:
     """Delete the output of a trial."""
     with suppress(NothingThere):  # a trial that failed early has none
         for file in list(objects.list_files(trial)):
-            objects.delete(objects.join(trial, file.path))
+            objects.delete(trial / file.path)
 
 
 def _values(run_state: RunState, name: str) -> list[float]:

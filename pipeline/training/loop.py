@@ -73,14 +73,14 @@ def check_phases(run: TrainingRun) -> None:
 
 def newest_state(run: TrainingRun) -> tuple[RunState, dict[str, Tensor]]:
     """Load the newest state, the same on every rank; a new `RunState` and no tensors if there is none."""
-    steps = state.saved_steps(run.cfg.output)
+    steps = state.saved_steps(run.cfg.output_url)
     step = run.group.broadcast(steps[-1] if steps else -1)
     if step < 0:
         return RunState(phase=-1, began=run.began), {}
-    run_state, tensors = state.load_state(run.cfg.output, step)
+    run_state, tensors = state.load_state(run.cfg.output_url, step)
     if differs := [name for name in run.began if run_state.began.get(name) != run.began[name]]:
         hint = "set another --output, or restore what the run began with"
-        raise ConfigError(f"{run.cfg.output} holds a run with other {', '.join(differs)}", hint=hint)
+        raise ConfigError(f"{run.cfg.output_url} holds a run with other {', '.join(differs)}", hint=hint)
     log.info("resuming after step %d of %d", step, run.ends[-1])
     return run_state, tensors
 
@@ -267,7 +267,7 @@ def weights_write(
     """Return a function that writes a snapshot of the validated weights as the checkpoint of the run."""
     card = trained_card(run, learner, run_state, reference=reference)
     weights = state.snapshot(learner.weights())
-    return partial(checkpoint.save_checkpoint, run.cfg.output, weights, card)
+    return partial(checkpoint.save_checkpoint, run.cfg.output_url, weights, card)
 
 
 def state_write(run: TrainingRun, learner: Learner, run_state: RunState) -> Callable[[], object]:
@@ -275,8 +275,8 @@ def state_write(run: TrainingRun, learner: Learner, run_state: RunState) -> Call
     tensors, json, step = state.snapshot(learner.tensors()), run_state.to_json(), run_state.step
 
     def write() -> None:
-        state.save_state(run.cfg.output, json, tensors, step=step)
-        state.delete_old_states(run.cfg.output)
+        state.save_state(run.cfg.output_url, json, tensors, step=step)
+        state.delete_old_states(run.cfg.output_url)
 
     return write
 

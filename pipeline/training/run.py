@@ -21,8 +21,8 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
-from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import state, tracker
 from pipeline.training.collection import Collection, open_collection
 from pipeline.training.config import TRAINING_CODE_VERSION, UNFINGERPRINTED, TrainConfig
@@ -84,7 +84,7 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         "seed": cfg.seed,
     }
     kind = cfg.runtime.tracker if group.leads else "none"
-    first_step = max(state.saved_steps(cfg.output), default=0)
+    first_step = max(state.saved_steps(cfg.output_url), default=0)
     return TrainingRun(
         cfg=cfg,
         classes=class_map,
@@ -100,7 +100,7 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         about={**about, **facts},
         group=group,
         tracker=tracker.make_tracker(
-            kind, output=cfg.output, run=fingerprint, first_step=first_step, classes=class_map
+            kind, output=cfg.output_url, run=fingerprint, first_step=first_step, classes=class_map
         ),
     )
 
@@ -116,12 +116,12 @@ def class_map_of_config(cfg: TrainConfig) -> ClassMap:
     """
     if cfg.classes:
         return classes.load_class_map(cfg.classes)
-    url = objects.join(cfg.data, CLASSES_FILE)
+    url = Url(cfg.data) / CLASSES_FILE
     try:
         data = objects.read_bytes(url, max_bytes=1 << 20)
     except FileNotFoundError as error:
-        raise ConfigError(f"{redact(cfg.data)} has no {CLASSES_FILE}", hint="set --classes to a class map") from error
-    return classes.from_yaml(data, origin=redact(url))
+        raise ConfigError(f"{Url(cfg.data)} has no {CLASSES_FILE}", hint="set --classes to a class map") from error
+    return classes.from_yaml(data, origin=str(url))
 
 
 def training_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
@@ -163,7 +163,7 @@ def validation_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
 def _open(cfg: TrainConfig, parts: tuple[str, ...], classes: ClassMap) -> Collection:
     cache = Path(cfg.runtime.cache or Path(tempfile.gettempdir()) / f"atrous-data-{os.getuid()}")
     return open_collection(
-        cfg.data, parts, classes=classes, cache=cache, where=cfg.sets.labels, channels=cfg.network.channels
+        Url(cfg.data), parts, classes=classes, cache=cache, where=cfg.sets.labels, channels=cfg.network.channels
     )
 
 
@@ -188,18 +188,18 @@ def refuse_changed_settings(cfg: TrainConfig) -> None:
     Raises:
         ConfigError: settings differ; the message has both values of each.
     """
-    url = objects.join(cfg.output, "_run/config.yaml")
+    url = cfg.output_url / "_run/config.yaml"
     try:
         before = settings(TrainConfig.model_validate(yaml.safe_load(objects.read_bytes(url, max_bytes=1 << 20))))
     except FileNotFoundError:
         return
     except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{redact(url)} is damaged", hint="set another --output") from error
+        raise ConfigError(f"{url} is damaged", hint="set another --output") from error
     now = settings(cfg)
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if names:
         lines = "".join(f"\n  {name}: {before.get(name)!r}, now {now.get(name)!r}" for name in names)
-        raise ConfigError(f"{redact(cfg.output)} was begun with other settings:{lines}", hint="set another --output")
+        raise ConfigError(f"{cfg.output_url} was begun with other settings:{lines}", hint="set another --output")
 
 
 def _digest(plain: Any) -> str:

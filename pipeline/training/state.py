@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import JobError, NothingThere, StorageError
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -126,29 +127,29 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- states in a store
 
 
-def state_url(output: str, step: int) -> str:
+def state_url(output: Url, step: int) -> Url:
     """URL of the folder of the state after `step` steps."""
-    return objects.join(output, STATES_FOLDER, f"step-{step:08d}")
+    return output / STATES_FOLDER / f"step-{step:08d}"
 
 
-def save_state(output: str, run_state: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
+def save_state(output: Url, run_state: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
     """Write a state: the tensors, then the JSON, which makes it whole."""
     url = state_url(output, step)
-    objects.put(objects.join(url, STATE_TENSORS), safetensors.torch.save(dict(tensors)))
-    objects.put(objects.join(url, STATE_JSON), run_state)
+    objects.put(url / STATE_TENSORS, safetensors.torch.save(dict(tensors)))
+    objects.put(url / STATE_JSON, run_state)
 
 
-def saved_steps(output: str) -> list[int]:
+def saved_steps(output: Url) -> list[int]:
     """Steps of the whole states of a run, ascending; folders with other names, such as copies, are ignored."""
     try:
-        paths = [file.path for file in objects.list_files(objects.join(output, STATES_FOLDER))]
+        paths = [file.path for file in objects.list_files(output / STATES_FOLDER)]
     except NothingThere:
         return []
     matches = (re.fullmatch(rf"step-(\d{{8,}})/{re.escape(STATE_JSON)}", path) for path in paths)
     return sorted(int(match[1]) for match in matches if match)
 
 
-def load_state(output: str, step: int) -> tuple[RunState, dict[str, Tensor]]:
+def load_state(output: Url, step: int) -> tuple[RunState, dict[str, Tensor]]:
     """Read the state after `step` steps.
 
     Raises:
@@ -156,18 +157,18 @@ def load_state(output: str, step: int) -> tuple[RunState, dict[str, Tensor]]:
     """
     url = state_url(output, step)
     try:
-        run_state = parse_state(objects.read_bytes(objects.join(url, STATE_JSON)))
-        return run_state, safetensors.torch.load(objects.read_bytes(objects.join(url, STATE_TENSORS)))
+        run_state = parse_state(objects.read_bytes(url / STATE_JSON))
+        return run_state, safetensors.torch.load(objects.read_bytes(url / STATE_TENSORS))
     except (SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
         hint = f"delete {url}; the run then resumes from the state before it"
         raise JobError(f"the state after step {step} is damaged: {error}", hint=hint) from error
 
 
-def delete_old_states(output: str) -> None:
+def delete_old_states(output: Url) -> None:
     """Delete all but the newest `STATES_KEPT` states. The JSON is deleted first, so that no half state looks whole."""
     for step in saved_steps(output)[:-STATES_KEPT]:
         for name in (STATE_JSON, STATE_TENSORS):
-            objects.delete(objects.join(state_url(output, step), name))
+            objects.delete(state_url(output, step) / name)
 
 
 class BackgroundWriter:

@@ -22,6 +22,7 @@ from pipeline.page.paint import paint
 from pipeline.records import Sample, UInt8
 from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Tracker(Protocol):
         """Send everything that is buffered; no other call may follow."""
 
 
-def make_tracker(kind: TrackerKind, *, output: str, run: str, first_step: int, classes: ClassMap) -> Tracker:
+def make_tracker(kind: TrackerKind, *, output: Url, run: str, first_step: int, classes: ClassMap) -> Tracker:
     """Start a tracker, or continue the curves of an interrupted run.
 
     Args:
@@ -62,7 +63,7 @@ def make_tracker(kind: TrackerKind, *, output: str, run: str, first_step: int, c
     """
     match _installed(kind):
         case "tensorboard":
-            tracker: Tracker = _TensorBoard(objects.join(output, TENSORBOARD_FOLDER), first_step, classes)
+            tracker: Tracker = _TensorBoard(output / TENSORBOARD_FOLDER, first_step, classes)
         case "mlflow":
             tracker = _MLflow(output, run, classes)
         case "wandb":
@@ -118,10 +119,10 @@ class _TensorBoard:
     A resumed run opens a new file, so that files copied before, also from another machine, stay.
     """
 
-    def __init__(self, url: str, first_step: int, classes: ClassMap) -> None:
+    def __init__(self, url: Url, first_step: int, classes: ClassMap) -> None:
         self.url, self.classes = url, classes
-        self.local = tempfile.TemporaryDirectory(prefix="atrous-curves-") if "://" in url else None
-        self.folder = Path(self.local.name if self.local else url)
+        self.local = tempfile.TemporaryDirectory(prefix="atrous-curves-") if url.scheme != "file" else None
+        self.folder = Path(self.local.name if self.local else url.raw)
         self.writer: Any = _library("tensorboard").SummaryWriter(self.folder, purge_step=first_step or None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -142,17 +143,17 @@ class _TensorBoard:
 
     def _copy(self) -> None:
         for file in self.folder.iterdir() if self.local else ():
-            objects.put(objects.join(self.url, file.name), file.read_bytes())
+            objects.put(self.url / file.name, file.read_bytes())
 
 
 class _MLflow:
     """A run on the server and in the experiment that MLflow's environment variables name."""
 
-    def __init__(self, output: str, run: str, classes: ClassMap) -> None:
+    def __init__(self, output: Url, run: str, classes: ClassMap) -> None:
         self.mlflow, self.classes = _library("mlflow"), classes
         before = self.mlflow.search_runs(filter_string=f"tags.atrous = '{run}'", output_format="list")
         self.mlflow.start_run(
-            run_id=before[0].info.run_id if before else None, run_name=_last_name(output), tags={"atrous": run}
+            run_id=before[0].info.run_id if before else None, run_name=output.name, tags={"atrous": run}
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -171,9 +172,9 @@ class _MLflow:
 class _WeightsAndBiases:
     """A run of the project that WANDB_PROJECT names. Steps logged before a resume stay unchanged."""
 
-    def __init__(self, output: str, run: str, classes: ClassMap) -> None:
+    def __init__(self, output: Url, run: str, classes: ClassMap) -> None:
         self.wandb, self.classes = _library("wandb"), classes
-        self.run = self.wandb.init(id=run[:32], name=_last_name(output), resume="allow")
+        self.run = self.wandb.init(id=run[:32], name=output.name, resume="allow")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
@@ -203,7 +204,3 @@ def _library(kind: str) -> ModuleType:
     instead = "set --runtime.tracker none"
     with optional.package(kind, extra=kind, needed_by=f"--runtime.tracker {kind}", instead=instead):
         return importlib.import_module(LIBRARIES[kind])
-
-
-def _last_name(url: str) -> str:
-    return url.rstrip("/").rpartition("/")[2]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from pipeline.models import checkpoint
-from pipeline.redact import redact
 from pipeline.store import objects
 from pipeline.training import loop, lr_finder, report, run, validate
 from pipeline.training.config import TrainConfig
@@ -62,13 +61,13 @@ def write_training_report(opened: TrainingRun, run_state: RunState) -> None:
     cfg = opened.cfg
     samples = validate.predict_samples(checkpoint.load_checkpoint(cfg.output), opened.validation, cfg, opened.group)
     page = report.render_training(
-        name=redact(cfg.output),
+        name=str(cfg.output_url),
         history=run_state.history,
         best_step=run_state.best_step,
         phases=dict(zip(["first", *(phase.name for phase in cfg.then)], opened.ends, strict=True)),
         samples=samples,
         classes=opened.classes,
         facts={name: str(value) for name, value in opened.about.items()},
-        next_commands=[f"python -m jobs.segment_dataset --checkpoint {redact(cfg.output)} --source ... --output ..."],
+        next_commands=[f"python -m jobs.segment_dataset --checkpoint {cfg.output_url} --source ... --output ..."],
     )
-    objects.put(objects.join(cfg.output, "report/index.html"), page.encode())
+    objects.put(cfg.output_url / "report/index.html", page.encode())

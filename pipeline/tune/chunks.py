@@ -29,6 +29,7 @@ from pipeline.score.metrics import Interval, Scores, bootstrap, bootstrap_each
 from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, read_failure
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.tune.search import (
     FIXED_PARAMS,
     SEARCHED_PARAMS,
@@ -112,7 +113,7 @@ class ChunkCounts:
     """Processor time of decoding, refining and counting."""
 
 
-def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[LabelledChunk, ChunkProblems]:
+def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, Url]) -> tuple[LabelledChunk, ChunkProblems]:
     """Fetch the images of a shard that have a label, and the labels; check every label against its image."""
     problems = ChunkProblems()
     unlabelled = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
@@ -130,14 +131,14 @@ def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, str]) -> tuple[
     return LabelledChunk(items_to_table(usable), pngs), problems
 
 
-def _is_usable(item: Item, png: bytes, url: str, job: Job, problems: ChunkProblems) -> bool:
+def _is_usable(item: Item, png: bytes, url: Url, job: Job, problems: ChunkProblems) -> bool:
     """True if image and label can be read and have one size; else the reason is added to `problems`."""
     if item.failure:
         problems.left_out.append((item.key, item.failure.code))
         return False
     try:
         image = decode_image(item.data, job.cfg.decode)
-        labels.decode_label(png, job.classes, name=url, height=image.height, width=image.width)
+        labels.decode_label(png, job.classes, name=str(url), height=image.height, width=image.width)
     except InputError as error:
         problems.left_out.append((item.key, read_failure(error).code))
         return False

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
+from pipeline.store.url import Url
 
 
 class TuneConfig(BaseModel):
@@ -33,3 +34,8 @@ class TuneConfig(BaseModel):
         RefineConfig(),
         description="Settings shared by all candidates; pos_w 3, pos_xy 3 and 10 iterations unless given.",
     )
+
+    @property
+    def output_url(self) -> Url:
+        """The output folder."""
+        return Url(self.output)

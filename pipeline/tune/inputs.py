@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.image import labels
 from pipeline.source.plan import Plan
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.tune import search
 from pipeline.tune.config import TuneConfig
 from pipeline.tune.search import Candidate
@@ -52,13 +53,14 @@ def segment_config(cfg: TuneConfig, grid: Sequence[Candidate]) -> SegmentConfig:
     )
 
 
-def find_labels(cfg: TuneConfig, plan: Plan) -> dict[str, str]:
+def find_labels(cfg: TuneConfig, plan: Plan) -> dict[str, Url]:
     """URL of each image's label, by key; images without a label are left out.
 
     Raises:
         ConfigError: fewer images have a label than there are folds.
     """
-    names = labels.by_stem(file.path for file in objects.list_files(cfg.labels))
+    folder = Url(cfg.labels)
+    names = labels.by_stem(file.path for file in objects.list_files(folder))
     keys = [member.key for shard in plan.shards for member in shard.members()[: shard.max_rows]]
     labelled = [key for key in keys if labels.label_stem(key) in names]
     log.info("%d image(s), %d label file(s), %d image(s) with a label", len(keys), len(names), len(labelled))
@@ -67,4 +69,4 @@ def find_labels(cfg: TuneConfig, plan: Plan) -> dict[str, str]:
         raise ConfigError(
             f"{len(labelled)} of {len(keys)} image(s) have a label, a search needs at least {search.FOLDS}", hint=hint
         )
-    return {key: objects.join(cfg.labels, names[labels.label_stem(key)]) for key in labelled}
+    return {key: folder / names[labels.label_stem(key)] for key in labelled}

@@ -22,6 +22,7 @@ from pipeline.records import Int64
 from pipeline.run.stages import Job
 from pipeline.run.workers import GIB, READ_CPUS, Workers
 from pipeline.source.shard import Shard
+from pipeline.store.url import Url
 from pipeline.tune import chunks as tuning
 from pipeline.tune import search
 from pipeline.tune.chunks import CandidateResult, ChunkProblems, SearchOutcome
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 
 def score_images(
-    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, str], workers: Workers
+    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, Url], workers: Workers
 ) -> tuple[list[Any], list[tuple[str, str]]]:
     """Read and check every image and label, then run the network over them once.
 
@@ -56,7 +57,7 @@ def score_images(
 
 
 def fetch_chunks(
-    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, str]
+    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, Url]
 ) -> tuple[list[Any], list[tuple[str, str]]]:
     """Read and check all images and labels; returns references to the chunks with usable images, in shard order.
 

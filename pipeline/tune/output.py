@@ -57,16 +57,16 @@ def write_search(
     page = report.render_search(outcome, classes=classes, left_out=left_out, facts=facts, params=params)
     table = io.BytesIO()
     pq.write_table(chunks.results_table(outcome), table)
-    objects.put(objects.join(cfg.output, "results.parquet"), table.getvalue())
-    objects.put(objects.join(cfg.output, "report/index.html"), page.encode())
-    objects.put(objects.join(cfg.output, "params.yaml"), params.encode())
+    objects.put(cfg.output_url / "results.parquet", table.getvalue())
+    objects.put(cfg.output_url / "report/index.html", page.encode())
+    objects.put(cfg.output_url / "params.yaml", params.encode())
     for contender in outcome.contenders:
         gain = contender.gain
         shown = "" if gain is None else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         log.info("%-32s mean IoU %.4f %s", contender.name, contender.result.mean_iou, shown)
     if unrefined := sum(result.notes.total() for result in outcome.results):
         log.warning("%d mask(s) were counted without refinement, since it failed or timed out", unrefined)
-    log.info("look here first: %s", redact(objects.join(cfg.output, "report/index.html")))
+    log.info("look here first: %s", cfg.output_url / "report/index.html")
 
 
 def log_left_out(left_out: Sequence[tuple[str, str]]) -> None:
@@ -90,6 +90,6 @@ def search_summary(cfg: TuneConfig, outcome: SearchOutcome, left_out: Sequence[t
         **{name: [round(end, 5) for end in (gain.value, gain.low, gain.high)] for name, gain in gains.items()},
         "best": {name: getattr(params, name) for name in (*SEARCHED_PARAMS, *FIXED_PARAMS)},
         "seconds_per_image": round(outcome.best.seconds / outcome.best.images, 4),
-        "params": redact(objects.join(cfg.output, "params.yaml")),
-        "report": redact(objects.join(cfg.output, "report/index.html")),
+        "params": str(cfg.output_url / "params.yaml"),
+        "report": str(cfg.output_url / "report/index.html"),
     }

@@ -4,6 +4,7 @@ import numpy as np
 
 from benchmarks import weak as benchmark_weak
 from benchmarks.weak import LEAST_PX, NAMES, WAYS
+from pipeline.store.url import Url
 from pipeline.training import weak
 from pipeline.training.weak import Box
 
@@ -46,7 +47,7 @@ def test_every_way_is_a_config_of_the_training_job(tmp_path) -> None:
 def test_a_run_gives_the_scores_that_its_card_tells(tmp_path, monkeypatch) -> None:
     for name, count in (("FEW", 4), ("MANY", 4), ("JUDGED", 40)):
         monkeypatch.setattr(benchmark_weak, name, count)
-    benchmark_weak.write_data(str(tmp_path / "data-1"), seed=1)
+    benchmark_weak.write_data(Url(str(tmp_path / "data-1")), seed=1)
     way = WAYS["classes, EM-Fixed"]
     cfg = benchmark_weak.weak_config(tmp_path, 1, way, steps=1, output=str(tmp_path / "run"), initial=None)
     miou, *iou = benchmark_weak.train_once(cfg)

@@ -4,6 +4,7 @@ import pytest
 
 from infra import preflight
 from pipeline.errors import ConfigError, StorageError
+from pipeline.store.url import Url
 
 
 @pytest.mark.parametrize(
@@ -12,22 +13,22 @@ from pipeline.errors import ConfigError, StorageError
 )
 def test_an_output_inside_a_source_is_refused_by_name(source: str, output: str) -> None:
     with pytest.raises(ConfigError, match="lies inside the source"):
-        preflight.check_apart([source], output)
+        preflight.check_apart([Url(source)], Url(output))
 
 
 @pytest.mark.parametrize(("source", "output"), [("photos", "photos2"), ("s3://b/in", "s3://b/out"), ("a/b", "a")])
 def test_an_output_beside_or_above_a_source_is_fine(source: str, output: str) -> None:
-    preflight.check_apart([source], output)
+    preflight.check_apart([Url(source)], Url(output))
 
 
 def test_an_output_that_cannot_be_written_is_found_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError):
-        preflight.check_output(str(tmp_path / "file" / "out"))
+        preflight.check_output(Url(str(tmp_path / "file" / "out")))
 
 
 def test_checking_the_output_leaves_nothing_behind(tmp_path: Path) -> None:
-    preflight.check_output(str(tmp_path))
+    preflight.check_output(Url(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 

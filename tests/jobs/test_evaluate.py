@@ -13,6 +13,7 @@ from pipeline.image import encode
 from pipeline.records import rows_from_table
 from pipeline.run import parts
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import ray_servers
 from tests.support.drivers import QUICK, SMALL_PARTS, Outcome, finish, forked, kill_a_worker, start
@@ -33,13 +34,13 @@ def evaluate(forks: ForkServer) -> Run:
     return lambda *flags: forked(forks, *flags, *QUICK, module="jobs.evaluate")
 
 
-def expected_counts(run_url: str, labels: str, class_map) -> np.ndarray:
+def expected_counts(run_url: Url, labels: str, class_map) -> np.ndarray:
     """(N, K, K + 1) by one process and numpy, from the labels as files and the masks as committed."""
     tables = [parts.read_columns(run_url, name, ["key", "mask", "status"]) for name in parts.list_parts(run_url)]
     masks = {row["key"]: row["mask"] for table in tables for row in table.to_pylist() if row["status"] == "ok"}
     found = []
     for key in sorted(masks):
-        truth_hw = encode.read_mask_png(objects.read_bytes(f"{labels}/{key[:-4]}.png"))
+        truth_hw = encode.read_mask_png(objects.read_bytes(Url(f"{labels}/{key[:-4]}.png")))
         found.append(counted(truth_hw, encode.read_mask_png(masks[key]), class_map))
     return np.stack(found)
 
@@ -61,7 +62,7 @@ def wide_cluster(moto_server: S3Server) -> Iterator[Cluster]:
 def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_one_killed(
     s3_url: str, wide_cluster: Cluster, tmp_path: Path
 ) -> None:
-    farmland.write_folder(f"{s3_url}/val", FIELDS, size_px=96, seed=9, with_labels=True)
+    farmland.write_folder(Url(f"{s3_url}/val"), FIELDS, size_px=96, seed=9, with_labels=True)
     flags = ["--source", f"{s3_url}/val", "--checkpoint", "farmland", *QUICK, *SMALL_PARTS]
     quiet = None
     for workers, killed in ((1, ""), (2, "InferStage"), (4, "RefineStage")):
@@ -72,7 +73,7 @@ def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_
             kill_a_worker(wide_cluster, killed, when=lambda at=output: any(at.glob("run=*/parts/part-*")))
         outcome = finish(driver)
         assert outcome.status == 0, outcome.log
-        found = evaluation.read_evaluation(run_of(outcome))
+        found = evaluation.read_evaluation(Url(run_of(outcome)))
         assert len(found.images) == FIELDS
         np.testing.assert_array_equal(
             found.answer.counts_nkk, expected_counts(found.run_url, f"{s3_url}/val/labels", found.classes)
@@ -85,7 +86,7 @@ def test_scores_over_s3_are_those_of_one_process_with_any_number_of_workers_and_
 
 
 def test_several_settings_history_and_gate_in_one_go(evaluate: Run, tmp_path: Path) -> None:
-    farmland.write_folder(str(tmp_path / "in"), 4, size_px=64, seed=9, with_labels=True)
+    farmland.write_folder(Url(str(tmp_path / "in")), 4, size_px=64, seed=9, with_labels=True)
     settings = "settings:\n  plain: {refine: {engine: none}}\n  fine: {infer: {output_stride: 8}}\n"
     (tmp_path / "run.yaml").write_text(settings)
     (tmp_path / "gates.yaml").write_text("min_images: 2\nfloors: {crop: 0.999}\n")
@@ -105,12 +106,12 @@ def test_several_settings_history_and_gate_in_one_go(evaluate: Run, tmp_path: Pa
 
 
 def test_more_failures_than_allowed_are_an_exit_status(evaluate: Run, tmp_path: Path) -> None:
-    farmland.write_folder(str(tmp_path / "in"), 3, size_px=48, seed=9, with_labels=True)
+    farmland.write_folder(Url(str(tmp_path / "in")), 3, size_px=48, seed=9, with_labels=True)
     (tmp_path / "in/labels/farm_000001.png").unlink()
     flags = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--checkpoint", "farmland"]
     outcome = evaluate(*flags)
     assert outcome.status == 1, outcome.log
-    rows = rows_from_table(parts.read_columns(run_of(outcome), parts.list_parts(run_of(outcome))[0], [*ROW]))
+    rows = rows_from_table(parts.read_columns(Url(run_of(outcome)), parts.list_parts(Url(run_of(outcome)))[0], [*ROW]))
     assert [row.error_code for row in rows if row.error_code] == ["label_missing"]
 
 

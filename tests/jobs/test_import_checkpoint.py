@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.importing import convert, reader, verify
 from pipeline.importing.verify import SourceNetwork
 from pipeline.models import checkpoint
+from pipeline.store.url import Url
 from tests.pipeline.importing.test_convert import CASES, seeded
 from tests.support import foreign_networks as foreign
 
@@ -43,7 +44,7 @@ def test_a_file_becomes_a_checkpoint_that_the_main_job_can_load(file: str, tmp_p
     assert kept.card.license == "BSD-3-Clause"
     assert kept.card.training == {
         "imported_from": "fcn.pth",
-        "sha256": reader.read_weights(file).sha256,
+        "sha256": reader.read_weights(Url(file)).sha256,
         "layout": "torchvision-fcn",
     }
     assert "github.com/pytorch/vision" in kept.card.source
@@ -52,7 +53,7 @@ def test_a_file_becomes_a_checkpoint_that_the_main_job_can_load(file: str, tmp_p
 
 def test_the_report_accounts_for_every_tensor(file: str, tmp_path: Path, capsys) -> None:
     job(file, str(tmp_path / "made"), "--report", "json")
-    report, tensors = said(capsys), reader.read_weights(file).tensors
+    report, tensors = said(capsys), reader.read_weights(Url(file)).tensors
     assert set(report["used"]) | set(report["unused"]) == set(tensors)
     assert report["tensors"] == len(tensors)
     assert report["left_out"] == ["epoch"]

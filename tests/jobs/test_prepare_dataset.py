@@ -16,6 +16,7 @@ from jobs import prepare_dataset
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
 from pipeline.run import flow
 from pipeline.run.ledger import Ledger
+from pipeline.store.url import Url
 from tests.pipeline.datasets.test_prepare import files_of, preparation, read_back
 from tests.pipeline.datasets.test_receipts import problems
 from tests.support import tiny_layout
@@ -33,7 +34,7 @@ Run = Callable[..., Outcome]
 def download(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A download without a fault."""
     folder = tmp_path_factory.mktemp("download")
-    tiny_layout.write(str(folder), train=TRAIN, val=VAL)
+    tiny_layout.write(Url(str(folder)), train=TRAIN, val=VAL)
     return folder
 
 
@@ -79,7 +80,7 @@ def test_every_example_is_there_and_the_manifest_describes_it(whole: Path, downl
     manifest = json.loads((whole / "manifest.json").read_bytes())
     found = {name: (split["ok"], split["failed"]) for name, split in manifest["splits"].items()}
     assert found == {"train": (TRAIN, 0), "val": (VAL, 0)}
-    labels = [TINY.read(str(download), one).label_hw for one in TINY.examples(str(download), "val")]
+    labels = [TINY.read(Url(str(download)), one).label_hw for one in TINY.examples(Url(str(download)), "val")]
     counts = np.bincount(np.concatenate([label.ravel() for label in labels]), minlength=256)[:7]
     assert manifest["splits"]["val"]["class_pixels"] == counts.tolist()
     assert (manifest["origin"]["license"], manifest["origin"]["source"]) == (TINY.license, TINY.source)
@@ -90,7 +91,7 @@ def test_tars_hold_what_the_download_holds(here: Run, download: Path, tmp_path: 
     outcome = here(download, tmp_path / "out", "--format", "tar")
     assert outcome.status == 0, outcome.log
     found = read_back(preparation(tmp_path, format="tar"))
-    expected = [TINY.read(str(download), one) for one in TINY.examples(str(download), "train")]
+    expected = [TINY.read(Url(str(download)), one) for one in TINY.examples(Url(str(download)), "train")]
     assert {key: image for key, (image, _) in found.items()} == {one.key: one.image for one in expected}
 
 
@@ -113,10 +114,10 @@ def test_another_preparation_of_the_same_output_is_refused_by_name(
 
 
 def test_a_download_that_changed_under_an_unfinished_output_is_refused(here: Run, tmp_path: Path) -> None:
-    tiny_layout.write(str(tmp_path / "in"), train=4, val=1)
+    tiny_layout.write(Url(str(tmp_path / "in")), train=4, val=1)
     here(tmp_path / "in", tmp_path / "out")
     (tmp_path / "out/_SUCCESS").unlink()
-    tiny_layout.write(str(tmp_path / "in"), train=5, val=1)
+    tiny_layout.write(Url(str(tmp_path / "in")), train=5, val=1)
     refused = here(tmp_path / "in", tmp_path / "out")
     assert refused.status == 1
     assert "lists other examples" in refused.log
@@ -124,8 +125,8 @@ def test_a_download_that_changed_under_an_unfinished_output_is_refused(here: Run
 
 def test_bad_examples_are_counted_rows_and_tried_again_once_the_cause_is_gone(here: Run, tmp_path: Path) -> None:
     root, output = tmp_path / "in", tmp_path / "out"
-    tiny_layout.write(str(root), train=0, val=1)
-    expected = tiny_layout.write_broken(str(root))
+    tiny_layout.write(Url(str(root)), train=0, val=1)
+    expected = tiny_layout.write_broken(Url(str(root)))
     first = here(root, output)
     assert first.status == 1  # more than one in a hundred
     assert first.summary["splits"]["train"] == {"ok": 1, "failed": len(expected) - 1, "rows": 1}
@@ -133,7 +134,7 @@ def test_bad_examples_are_counted_rows_and_tried_again_once_the_cause_is_gone(he
     bad = {key: code for key, code in expected.items() if code != "ok"}
     assert {row["key"]: row["error_code"] for row in rows} == bad
     for key in expected:
-        tiny_layout.add(str(root), f"{Path(key).name}.jpg", *picture(3))
+        tiny_layout.add(Url(str(root)), f"{Path(key).name}.jpg", *picture(3))
     again = here(root, output, "--retry-failed")
     assert again.status == 0, again.log
     assert again.summary["splits"]["train"] == {"ok": len(expected), "failed": 0, "rows": len(expected)}
@@ -159,7 +160,7 @@ def test_an_unknown_set_is_refused_with_those_there_are(here: Run, tmp_path: Pat
 
 @pytest.mark.s3
 def test_an_object_store_holds_what_a_folder_holds(here: Run, s3_url: str, moto_server: S3Server, whole: Path) -> None:
-    tiny_layout.write(f"{s3_url}/in", train=TRAIN, val=VAL)
+    tiny_layout.write(Url(f"{s3_url}/in"), train=TRAIN, val=VAL)
     outcome = here(f"{s3_url}/in", f"{s3_url}/out")
     assert outcome.status == 0, outcome.log
     client, bucket = moto_server.client(), s3_url.removeprefix("s3://")
@@ -212,8 +213,8 @@ def assert_finished_by(resume: Callable[[], Outcome], killed: Outcome, tmp_path:
 @pytest.mark.faults
 def test_an_example_that_kills_its_worker_fails_alone(ray_cluster: Cluster, tmp_path: Path) -> None:
     root = tmp_path / "in"
-    tiny_layout.write(str(root), train=6, val=1)
-    tiny_layout.add(str(root), f"{tiny_layout.DEADLY}.jpg", *picture(3))
+    tiny_layout.write(Url(str(root)), train=6, val=1)
+    tiny_layout.add(Url(str(root)), f"{tiny_layout.DEADLY}.jpg", *picture(3))
     (root / "train.txt").write_text(f"{tiny_layout.DEADLY}.jpg " + (root / "train.txt").read_text())
     outcome = on_a_cluster(root, tmp_path / "out", "--max-failed-fraction", "0.2", cluster=ray_cluster)
     assert outcome.status == 0, outcome.log

@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import records
 from pipeline.datasets import farmland
+from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import bad_inputs
 from tests.support.drivers import QUICK, SMALL_PARTS, Outcome, flags_for, forked, rows_of
@@ -33,7 +34,7 @@ Run = Callable[..., Outcome]
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small farmland images."""
     folder = tmp_path_factory.mktemp("fields")
-    farmland.write_folder(str(folder), IMAGES, size_px=96, seed=7)
+    farmland.write_folder(Url(str(folder)), IMAGES, size_px=96, seed=7)
     return folder
 
 
@@ -265,7 +266,7 @@ def inspect(forks: ForkServer, output: Path, *flags: str) -> dict:
 
 @pytest.mark.s3
 def test_after_success_no_source_object_is_opened_again(segment: Run, s3_url: str, s3_proxy: FaultProxy) -> None:
-    farmland.write_folder(f"{s3_url}/in", 6, size_px=64, seed=1)
+    farmland.write_folder(Url(f"{s3_url}/in"), 6, size_px=64, seed=1)
     flags = flags_for(f"{s3_url}/in", f"{s3_url}/out")
     first = segment(*flags)
     assert first.status == 0, first.log

@@ -20,6 +20,7 @@ from jobs import train, training_run
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import run, state
 from pipeline.training.config import TrainConfig
 from pipeline.training.ranks import Group
@@ -85,13 +86,13 @@ def group_of(size: int, cfg: TrainConfig, **how: Any) -> list[tuple[int, dict, s
 
 
 def losses(output: Path) -> list[float]:
-    run_state, _ = state.load_state(str(output), state.saved_steps(str(output))[-1])
+    run_state, _ = state.load_state(Url(str(output)), state.saved_steps(Url(str(output)))[-1])
     return [point.values["train/loss"] for point in run_state.history if "train/loss" in point.values]
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    step = state.saved_steps(str(one))[-1]
-    (mine, tensors), (yours, expected) = state.load_state(str(one), step), state.load_state(str(other), step)
+    step = state.saved_steps(Url(str(one)))[-1]
+    (mine, tensors), (yours, expected) = state.load_state(Url(str(one)), step), state.load_state(Url(str(other)), step)
     tensors |= safetensors.torch.load_file(one / "model.safetensors")
     expected |= safetensors.torch.load_file(other / "model.safetensors")
     assert tensors.keys() == expected.keys()
@@ -125,7 +126,7 @@ def assert_same_but_for_rounding(one: Path, other: Path) -> None:
     assert len(curve) == STEPS
     assert curve[-1] < 0.9 * curve[0], "there was something to learn"
     np.testing.assert_allclose(second, curve, rtol=1e-9)
-    (_, expected), (_, found) = (state.load_state(str(output), STEPS) for output in (one, other))
+    (_, expected), (_, found) = (state.load_state(Url(str(output)), STEPS) for output in (one, other))
     assert torch.float32 not in {tensor.dtype for tensor in expected.values()}
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -215,12 +216,13 @@ def test_a_run_leaves_in_a_store_what_it_leaves_in_a_folder(data, tmp_path, s3_u
     remote = local.model_copy(update={"output": f"{s3_url}/run"})
     assert here(remote, capsys) == here(local, capsys) | {"output": remote.output}
     files, stored = (
-        {re.sub(r"events.*", "events", one.path) for one in objects.list_files(output)}
+        {re.sub(r"events.*", "events", one.path) for one in objects.list_files(Url(output))}
         for output in (local.output, remote.output)
     )
     assert stored == files
     assert {"model.safetensors", "card.json", "report/index.html", "_SUCCESS", "tensorboard/events"} <= files
-    assert objects.read_bytes(f"{remote.output}/model.safetensors") == (tmp_path / "run/model.safetensors").read_bytes()
+    weights = (tmp_path / "run/model.safetensors").read_bytes()
+    assert objects.read_bytes(remote.output_url / "model.safetensors") == weights
 
 
 def test_the_card_says_how_to_train_again_and_not_on_which_machine():
@@ -256,7 +258,7 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_o
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
 
     driver = start(killed, **ray_cluster.environment)
-    first_within(START_S, lambda: state.saved_steps(killed.output))
+    first_within(START_S, lambda: state.saved_steps(Url(killed.output)))
     first_within(START_S, lambda: ray_cluster.kill("RayTrainWorker"))
     assert any("resuming after step" in line for line in driver.stderr), "the run began anew"
     driver.kill()
@@ -281,7 +283,7 @@ def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_sam
     with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster) as lost:
         # Before it takes fewer, Ray waits this long (unset: 60 s) for the place of a worker that is gone.
         driver = start(shrunk, module=DOUBLE, **cluster.environment, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
-        first_within(START_S, lambda: len(state.saved_steps(shrunk.output)) > 1)
+        first_within(START_S, lambda: len(state.saved_steps(Url(shrunk.output))) > 1)
         os.killpg(lost.pid, signal.SIGKILL)
         status, _, log = finish(driver)
     assert status == 0, log

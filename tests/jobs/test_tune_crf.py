@@ -18,6 +18,7 @@ from pipeline.models import checkpoint
 from pipeline.refine.presets import CrfParams, crf_params
 from pipeline.run.stages import Job
 from pipeline.source.plan import plan_source
+from pipeline.store.url import Url
 from pipeline.tune import chunks as tuning
 from pipeline.tune import inputs, search
 from pipeline.tune.config import TuneConfig
@@ -39,7 +40,7 @@ def flags(fields: Path, output: Path) -> list[str]:
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small farmland; one image has no label, one is none."""
     folder = tmp_path_factory.mktemp("fields")
-    farmland.write_folder(str(folder), IMAGES, size_px=64, seed=7, with_labels=True)
+    farmland.write_folder(Url(str(folder)), IMAGES, size_px=64, seed=7, with_labels=True)
     (folder / "images/no_label.jpg").write_bytes((folder / "images/farm_000000.jpg").read_bytes())
     (folder / "images/broken.jpg").write_bytes(b"<html>no</html>")
     (folder / "labels/broken.png").write_bytes((folder / "labels/farm_000000.png").read_bytes())
@@ -95,13 +96,13 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
     )
     run = inputs.segment_config(cfg, inputs.first_grid(cfg))
     model = checkpoint.load_checkpoint("farmland")
-    job = Job(run, model.card.classes, "", "", "", 0)
+    job = Job(run, model.card.classes, Url(""), "", "", 0)
     at = labels.by_stem(path.name for path in (fields / "labels").iterdir())
     scorer = tuning.Scorer(job, threads=1)
     chunks = []
     for shard in plan_source(run).shards:
         keys = [one.key for one in shard.members() if labels.label_stem(one.key) in at]
-        urls = {key: str(fields / "labels" / at[labels.label_stem(key)]) for key in keys}
+        urls = {key: Url(str(fields / "labels")) / at[labels.label_stem(key)] for key in keys}
         kept, found = tuning.fetch_chunk(job, shard, urls)
         if found.images:
             chunks.append(scorer.score(kept))
@@ -119,7 +120,7 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
 def test_wrong_labels_stop_the_search_before_the_network_and_are_all_named(
     fields: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    farmland.write_folder(str(tmp_path), 6, size_px=64, seed=7, with_labels=True)
+    farmland.write_folder(Url(str(tmp_path)), 6, size_px=64, seed=7, with_labels=True)
     PilImage.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "labels/farm_000001.png")
     PilImage.fromarray(np.zeros((64, 32), np.uint8)).save(tmp_path / "labels/farm_000004.png")
     outcome = finish(start(*flags(tmp_path, tmp_path / "out"), cluster=ray_cluster, module="jobs.tune_crf"))

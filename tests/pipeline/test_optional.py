@@ -15,14 +15,15 @@ from pipeline.datasets.matlab73 import opened
 from pipeline.errors import ConfigError
 from pipeline.refine import engine
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import tracker
 from tests import ROOT
 
 NEEDS = {
-    "gcsfs": lambda _: objects.exists("gs://a-bucket-that-no-other-test-opens/key"),
+    "gcsfs": lambda _: objects.exists(Url("gs://a-bucket-that-no-other-test-opens/key")),
     "pydensecrf": lambda _: engine.make_engine(RefineConfig(engine="pydensecrf")),
-    "pycocotools": lambda folder: DATASET_LAYOUTS["coco"].examples(str(folder), "val"),
-    "h5py": lambda folder: DATASET_LAYOUTS["nyu40"].examples(str(folder), "train"),
+    "pycocotools": lambda folder: DATASET_LAYOUTS["coco"].examples(Url(str(folder)), "val"),
+    "h5py": lambda folder: DATASET_LAYOUTS["nyu40"].examples(Url(str(folder)), "train"),
     "tensorboard": lambda folder: start("tensorboard", folder),
     "mlflow": lambda folder: start("mlflow", folder),
     "wandb": lambda folder: start("wandb", folder),
@@ -34,7 +35,7 @@ EXTRAS = {"gcsfs": "gcs", "pydensecrf": "reference", "pycocotools": "datasets", 
 
 def start(kind, folder):
     return tracker.make_tracker(
-        kind, output=str(folder), run="ab" * 32, first_step=0, classes=load_class_map("farmland")
+        kind, output=Url(str(folder)), run="ab" * 32, first_step=0, classes=load_class_map("farmland")
     )
 
 
@@ -89,7 +90,7 @@ def test_other_errors_inside_an_import_stay_what_they_are():
 
 def test_a_matlab_file_is_not_opened_without_h5py(without, tmp_path):
     without("h5py")
-    with pytest.raises(ConfigError, match="h5py"), opened(str(tmp_path), "any.mat"):
+    with pytest.raises(ConfigError, match="h5py"), opened(Url(str(tmp_path)), "any.mat"):
         pass
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.store.url import Url
 from tests import ROOT
 from tests.support.forked import LIMIT_S, ForkServer
 from tests.support.ray_servers import Cluster
@@ -136,9 +137,9 @@ def main(argv: list[str]) -> int:
 
 
 def _then_die(put, ending: str):
-    def putting(url: str, data: bytes) -> bool | None:
+    def putting(url: Url, data: bytes) -> bool | None:
         done = put(url, data)
-        if url.endswith(ending):
+        if url.raw.endswith(ending):
             _die()
         return done
 

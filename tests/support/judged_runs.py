@@ -16,6 +16,7 @@ from pipeline.run import manifest, parts
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import InferStage, MaskStage, RefineStage, read_shards
 from pipeline.source.plan import plan_source
+from pipeline.store.url import Url
 
 TINY = {"backbone": "mobilenet_v2", "width_multiplier": 1 / 16, "aspp_channels": 8, "decoder_channels": 8}
 QUICK = {"infer": {"precision": "fp32", "batch": 1}, "refine": {"iterations": 2}}
@@ -34,7 +35,7 @@ def save_network(folder: Path, classes: ClassMap, *, seed: int = 0) -> str:
         source="a test",
         license="Apache-2.0",
     )
-    checkpoint.save_checkpoint(str(folder), network.state_dict(), card)
+    checkpoint.save_checkpoint(Url(str(folder)), network.state_dict(), card)
     return str(folder)
 
 

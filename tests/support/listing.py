@@ -1,7 +1,8 @@
 """The paths of a listing."""
 
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 
-def paths(url: str) -> list[str]:
+def paths(url: Url) -> list[str]:
     return [file.path for file in objects.list_files(url)]

@@ -24,6 +24,7 @@ from pipeline.datasets.catalogue import DATASET_LAYOUTS
 from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, fetch_listing
 from pipeline.image.labels import from_ids
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 DEADLY = "deadly"
 """An example of this name kills the process that reads it."""
@@ -33,14 +34,14 @@ DEADLY = "deadly"
 class Tiny(DatasetLayout):
     """images/<name>.jpg or .png, labels/<name>.png whose values are ids, <split>.txt with file names."""
 
-    def examples(self, root: str, split: str) -> list[ListedExample]:
+    def examples(self, root: Url, split: str) -> list[ListedExample]:
         self.check_split(split)
         names = fetch_listing(root, f"{split}.txt").split()
         return [
             ListedExample(f"{split}/{Path(one).stem}", f"images/{one}", f"labels/{Path(one).stem}.png") for one in names
         ]
 
-    def label(self, root: str, one: ListedExample):
+    def label(self, root: Url, one: ListedExample):
         if DEADLY in one.key:
             ctypes.string_at(0)
         raw = decode_ids(fetch(root, one.label), name=one.label)
@@ -65,22 +66,22 @@ def picture(seed: int, height: int = 24, width: int = 32, form: str = "JPEG") ->
     return encoded(rng.integers(0, 256, (height, width, 3), np.uint8), form), encoded(label, "PNG")
 
 
-def write(root: str, *, train: int, val: int = 0, suffix: str = ".jpg", **sized: int) -> None:
+def write(root: Url, *, train: int, val: int = 0, suffix: str = ".jpg", **sized: int) -> None:
     """Write a set in which everything is fine."""
     form = {".jpg": "JPEG", ".png": "PNG"}[suffix]
     for split, count, first in (("train", train, 0), ("val", val, 1000)):
         for seed in range(first, first + count):
             add(root, f"{seed:04d}{suffix}", *picture(seed, form=form, **sized))
         listing = "".join(f"{seed:04d}{suffix}\n" for seed in range(first, first + count))
-        objects.put(objects.join(root, f"{split}.txt"), listing.encode())
+        objects.put(root / f"{split}.txt", listing.encode())
 
 
-def add(root: str, name: str, image: bytes, label: bytes) -> None:
-    objects.put(objects.join(root, f"images/{name}"), image)
-    objects.put(objects.join(root, f"labels/{Path(name).stem}.png"), label)
+def add(root: Url, name: str, image: bytes, label: bytes) -> None:
+    objects.put(root / f"images/{name}", image)
+    objects.put(root / f"labels/{Path(name).stem}.png", label)
 
 
-def write_broken(root: str) -> dict[str, str]:
+def write_broken(root: Url) -> dict[str, str]:
     """Write a train split with one of everything that can be wrong; returns the code, or `ok`, of each key."""
     image, label = picture(1)
     other_size, strange = picture(2, height=25)[1], np.full((24, 32), 9, np.uint8)
@@ -97,8 +98,8 @@ def write_broken(root: str) -> dict[str, str]:
     }
     for name, (_, data, drawn) in cases.items():
         add(root, f"{name}.jpg", data, drawn)
-    objects.delete(objects.join(root, "labels/gone.png"))
-    objects.put(objects.join(root, "train.txt"), " ".join(f"{name}.jpg" for name in cases).encode())
+    objects.delete(root / "labels/gone.png")
+    objects.put(root / "train.txt", " ".join(f"{name}.jpg" for name in cases).encode())
     return {f"train/{name}": code for name, (code, _, _) in cases.items()}
 
 

@@ -10,9 +10,10 @@ from PIL import Image as PILImage
 
 from pipeline.datasets.farmland.scene import Scene, generate_scene
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 
-def write_folder(url: str, count: int, *, size_px: int, seed: int, with_labels: bool = False, workers: int = 1) -> None:
+def write_folder(url: Url, count: int, *, size_px: int, seed: int, with_labels: bool = False, workers: int = 1) -> None:
     """Write `images/farm_000000.jpg`, `images/farm_000001.jpg`, ... into a folder.
 
     Args:
@@ -24,10 +25,10 @@ def write_folder(url: str, count: int, *, size_px: int, seed: int, with_labels: 
         workers: number of processes that generate images.
     """
     for index, jpeg in enumerate(encoded_jpegs(count, size_px=size_px, seed=seed, workers=workers)):
-        objects.put(objects.join(url, "images", _file_name(index, "jpg")), jpeg)
+        objects.put(url / "images" / _file_name(index, "jpg"), jpeg)
         if with_labels:
             label = PILImage.fromarray(generate_scene(seed + index, height=size_px, width=size_px).label_hw)
-            objects.put(objects.join(url, "labels", _file_name(index, "png")), _encode(label, "PNG"))
+            objects.put(url / "labels" / _file_name(index, "png"), _encode(label, "PNG"))
 
 
 def encode_jpeg(scene: Scene) -> bytes:

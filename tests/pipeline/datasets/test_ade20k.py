@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.datasets.ade20k import SCENE_PARSING
 from pipeline.errors import LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import JPEG, grey_png, put
 
 EVERY_ID = np.arange(151, dtype=np.uint8).reshape(1, 151)
@@ -24,8 +25,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_ids_go_down_by_one_and_0_is_ignored(root: Path, split: str) -> None:
-    (one,) = SCENE_PARSING.examples(str(root), split)
-    read = SCENE_PARSING.read(str(root), one)
+    (one,) = SCENE_PARSING.examples(Url(str(root)), split)
+    read = SCENE_PARSING.read(Url(str(root)), one)
     assert one.key == f"{split}/ADE_{split}_00000001"
     assert read.image == JPEG
     np.testing.assert_array_equal(read.label_hw, [[255, *range(150)]])
@@ -35,4 +36,4 @@ def test_ids_go_down_by_one_and_0_is_ignored(root: Path, split: str) -> None:
 def test_an_id_beyond_the_150_is_named(root: Path) -> None:
     put(root, f"{TOP}/annotations/training/ADE_train_00000001.png", grey_png(np.full((2, 2), 151)))
     with pytest.raises(LabelError, match=r"ADE_train_00000001\.png has the value 151 on 4"):
-        SCENE_PARSING.read(str(root), SCENE_PARSING.examples(str(root), "train")[0])
+        SCENE_PARSING.read(Url(str(root)), SCENE_PARSING.examples(Url(str(root)), "train")[0])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.datasets.agriculture_vision import AGRICULTURE_VISION, CHANNELS, PAINTED
 from pipeline.errors import InputError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import grey_png, put
 
 ROOT = "Agriculture-Vision-2021"
@@ -37,8 +38,8 @@ def write(root: Path, name: str, drawn: dict[str, np.ndarray], *, split: str = "
 
 
 def read(root: Path, name: str = FIELD) -> np.ndarray:
-    examples = {one.key: one for one in AGRICULTURE_VISION.examples(str(root), "train")}
-    return AGRICULTURE_VISION.read(str(root), examples[f"train/{name}"]).label_hw
+    examples = {one.key: one for one in AGRICULTURE_VISION.examples(Url(str(root)), "train")}
+    return AGRICULTURE_VISION.read(Url(str(root)), examples[f"train/{name}"]).label_hw
 
 
 def area(y: slice, x: slice) -> np.ndarray:
@@ -59,9 +60,9 @@ def test_a_split_is_listed_by_its_colours(tmp_path: Path) -> None:
     for name in ("B_0-0-512-512", "A_512-0-1024-512", "A_0-0-512-512"):
         write(tmp_path, name, {})
     write(tmp_path, "C_0-0-512-512", {}, split="val")
-    keys = [one.key for one in AGRICULTURE_VISION.examples(str(tmp_path), "train")]
+    keys = [one.key for one in AGRICULTURE_VISION.examples(Url(str(tmp_path)), "train")]
     assert keys == ["train/A_0-0-512-512", "train/A_512-0-1024-512", "train/B_0-0-512-512"]
-    assert [one.key for one in AGRICULTURE_VISION.examples(str(tmp_path), "val")] == ["val/C_0-0-512-512"]
+    assert [one.key for one in AGRICULTURE_VISION.examples(Url(str(tmp_path)), "val")] == ["val/C_0-0-512-512"]
 
 
 @pytest.mark.parametrize("name", [name for name in PAINTED if name != "storm_damage"])
@@ -94,26 +95,26 @@ def test_outside_the_boundary_or_the_mask_nothing_counts(tmp_path: Path) -> None
 
 def test_the_image_has_the_infrared_as_its_fourth_band(tmp_path: Path) -> None:
     write(tmp_path, FIELD, {})
-    one = AGRICULTURE_VISION.examples(str(tmp_path), "train")[0]
-    image = AGRICULTURE_VISION.read(str(tmp_path), one).image
+    one = AGRICULTURE_VISION.examples(Url(str(tmp_path)), "train")[0]
+    image = AGRICULTURE_VISION.read(Url(str(tmp_path)), one).image
     pixels_hwc = tifffile.imread(io.BytesIO(image))
     assert pixels_hwc.shape == (SIDE, SIDE, len(CHANNELS))
     for band, folder in ((slice(0, 3), "rgb"), (3, "nir")):
         original = np.asarray(Image.open(tmp_path / f"{ROOT}/train/images/{folder}/{FIELD}.jpg"))
         np.testing.assert_array_equal(pixels_hwc[..., band], original)
-    assert AGRICULTURE_VISION.read(str(tmp_path), one).image == image
+    assert AGRICULTURE_VISION.read(Url(str(tmp_path)), one).image == image
 
 
 def test_infrared_may_be_saved_with_three_bands_but_not_in_colours(tmp_path: Path) -> None:
     write(tmp_path, FIELD, {})
-    one = AGRICULTURE_VISION.examples(str(tmp_path), "train")[0]
+    one = AGRICULTURE_VISION.examples(Url(str(tmp_path)), "train")[0]
     grey = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
     put(tmp_path, one.more[0], jpeg(np.dstack([grey] * 3)))
-    pixels_hwc = tifffile.imread(io.BytesIO(AGRICULTURE_VISION.read(str(tmp_path), one).image))
+    pixels_hwc = tifffile.imread(io.BytesIO(AGRICULTURE_VISION.read(Url(str(tmp_path)), one).image))
     assert np.abs(pixels_hwc[..., 3].astype(int) - grey).max() < 30
     put(tmp_path, one.more[0], jpeg(np.dstack([grey, 255 - grey, grey])))
     with pytest.raises(InputError, match=f"band_mismatch: {one.more[0]}"):
-        AGRICULTURE_VISION.read(str(tmp_path), one)
+        AGRICULTURE_VISION.read(Url(str(tmp_path)), one)
 
 
 @pytest.mark.parametrize("gone", ["images/nir/{}.jpg", "boundaries/{}.png", "labels/endrow/{}.png"])

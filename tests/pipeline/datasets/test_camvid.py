@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.datasets.camvid import CAMVID, CAMVID32, segnet_split
 from pipeline.errors import InputError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import grey_png, put, rgb_png
 
 PHOTOGRAPH = rgb_png(np.zeros((2, 4, 3)))
@@ -50,21 +51,21 @@ def original(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("split", FRAMES)
 def test_11_classes_are_read_and_the_twelfth_id_is_ignored(segnet: Path, split: str) -> None:
-    examples = CAMVID.examples(str(segnet), split)
+    examples = CAMVID.examples(Url(str(segnet)), split)
     assert [one.key for one in examples] == [f"{split}/{name}" for name in FRAMES[split]]
     for one in examples:
-        read = CAMVID.read(str(segnet), one)
+        read = CAMVID.read(Url(str(segnet)), one)
         assert read.image == PHOTOGRAPH
         assert read.label_hw.ravel().tolist() == [*range(len(CAMVID.classes)), 255]
 
 
 @pytest.mark.parametrize("split", FRAMES)
 def test_32_colours_become_31_classes_and_void_is_ignored(original: Path, split: str) -> None:
-    examples = CAMVID32.examples(str(original), split)
+    examples = CAMVID32.examples(Url(str(original)), split)
     assert [one.key for one in examples] == [f"{split}/{name}" for name in FRAMES[split]]
     names = [*CAMVID32.classes.names, *["Void"] * (256 - len(CAMVID32.classes))]
     for one in examples:
-        read = CAMVID32.read(str(original), one)
+        read = CAMVID32.read(Url(str(original)), one)
         assert read.image == PHOTOGRAPH
         assert [names[class_id] for class_id in read.label_hw[0]] == list(OFFICIAL)
         assert set(read.label_hw.ravel()) == {*range(31), 255}
@@ -92,18 +93,18 @@ def test_a_colour_of_no_class_is_named(original: Path) -> None:
     rgb_hwc = np.array([[OFFICIAL["Sky"], (1, 2, 3), (1, 2, 3)]])
     put(original, "LabeledApproved_full/0016E5_07959_L.png", rgb_png(rgb_hwc))
     with pytest.raises(LabelError, match=r"0016E5_07959_L\.png has the colour \(1, 2, 3\) on 2 pixel"):
-        CAMVID32.read(str(original), CAMVID32.examples(str(original), "val")[0])
+        CAMVID32.read(Url(str(original)), CAMVID32.examples(Url(str(original)), "val")[0])
 
 
 def test_an_id_of_no_class_is_named(segnet: Path) -> None:
     put(segnet, "CamVid/valannot/0016E5_07959.png", grey_png(np.full((2, 2), 12)))
     with pytest.raises(LabelError, match=r"valannot/0016E5_07959\.png has the value 12 on 4"):
-        CAMVID.read(str(segnet), CAMVID.examples(str(segnet), "val")[0])
+        CAMVID.read(Url(str(segnet)), CAMVID.examples(Url(str(segnet)), "val")[0])
 
 
 def test_a_label_without_its_still_fails_alone(original: Path) -> None:
     (original / "701_StillsRaw_full/0016E5_07959.png").unlink()
-    first, second = CAMVID32.examples(str(original), "val")
+    first, second = CAMVID32.examples(Url(str(original)), "val")
     with pytest.raises(InputError, match="not_found"):
-        CAMVID32.read(str(original), first)
-    assert CAMVID32.read(str(original), second).key == "val/0016E5_08159"
+        CAMVID32.read(Url(str(original)), first)
+    assert CAMVID32.read(Url(str(original)), second).key == "val/0016E5_08159"

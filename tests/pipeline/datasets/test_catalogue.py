@@ -2,6 +2,7 @@ import pytest
 
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
 from pipeline.errors import ConfigError
+from pipeline.store.url import Url
 
 DOWNLOADED = {name: one for name, one in DATASET_LAYOUTS.items() if name != "farmland"}
 
@@ -26,7 +27,7 @@ def test_no_two_classes_share_a_colour(name: str) -> None:
 @pytest.mark.parametrize("name", DATASET_LAYOUTS)
 def test_a_split_that_the_set_does_not_have_is_refused_with_those_it_has(name: str, tmp_path) -> None:
     with pytest.raises(ConfigError, match=f"{name} has no split 'half'") as caught:
-        DATASET_LAYOUTS[name].examples(str(tmp_path), "half")
+        DATASET_LAYOUTS[name].examples(Url(str(tmp_path)), "half")
     assert ", ".join(DATASET_LAYOUTS[name].splits) in caught.value.hint
 
 
@@ -34,5 +35,5 @@ def test_a_split_that_the_set_does_not_have_is_refused_with_those_it_has(name: s
 def test_an_empty_folder_is_no_data_set(name: str, split: str, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="has no") as caught:
-        DATASET_LAYOUTS[name].examples(str(tmp_path / "empty"), split)
+        DATASET_LAYOUTS[name].examples(Url(str(tmp_path / "empty")), split)
     assert "official archives" in caught.value.hint

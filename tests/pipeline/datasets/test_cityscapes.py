@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.datasets.cityscapes import COARSE, FINE
 from pipeline.errors import ConfigError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import grey_png, put, rgb_png
 
 EVERY_ID = np.array([[*range(34), 255]], np.uint8)
@@ -40,8 +41,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("layout", [FINE, COARSE], ids=lambda one: one.name)
 def test_ids_become_the_official_train_ids(root: Path, layout) -> None:
     for split in layout.splits:
-        for one in layout.examples(str(root), split):
-            read = layout.read(str(root), one)
+        for one in layout.examples(Url(str(root)), split):
+            read = layout.read(Url(str(root)), one)
             assert read.image == PHOTOGRAPH
             assert read.label_hw.tolist() == [[int(words[-1]) for words in OFFICIAL]]
 
@@ -51,34 +52,34 @@ def test_names_are_those_of_the_ids() -> None:
 
 
 def test_keys_name_split_and_frame(root: Path) -> None:
-    keys = [one.key for one in FINE.examples(str(root), "train")]
+    keys = [one.key for one in FINE.examples(Url(str(root)), "train")]
     assert keys == ["train/aachen_000000_000019", "train/zurich_000000_000019"]
-    (extra,) = COARSE.examples(str(root), "train_extra")
+    (extra,) = COARSE.examples(Url(str(root)), "train_extra")
     assert extra.key == "train_extra/troisdorf_000000_000019"
 
 
 def test_train_ids_are_read_where_there_are_no_others(root: Path) -> None:
-    (only,) = FINE.examples(str(root), "val")
+    (only,) = FINE.examples(Url(str(root)), "val")
     (root / only.label_file).unlink()
     put(root, only.label_file.replace("labelIds", "labelTrainIds"), grey_png(np.array([[*range(19), 255]])))
-    (one,) = FINE.examples(str(root), "val")
+    (one,) = FINE.examples(Url(str(root)), "val")
     assert (one.key, one.image) == (only.key, only.image)
-    assert FINE.read(str(root), one).label_hw.tolist() == [[*range(19), 255]]
+    assert FINE.read(Url(str(root)), one).label_hw.tolist() == [[*range(19), 255]]
 
 
 def test_what_is_missing_are_the_ids(tmp_path: Path) -> None:
     put(tmp_path, "gtFine/train/aachen/aachen_000000_000019_gtFine_polygons.json", "{}")
     with pytest.raises(ConfigError, match=r"has no gtFine/train/\*_labelIds\.png"):
-        FINE.examples(str(tmp_path), "train")
+        FINE.examples(Url(str(tmp_path)), "train")
 
 
 def test_the_withheld_test_labels_are_no_split(root: Path) -> None:
     with pytest.raises(ConfigError, match="no split 'test'"):
-        FINE.examples(str(root), "test")
+        FINE.examples(Url(str(root)), "test")
 
 
 def test_an_unknown_id_is_named(root: Path) -> None:
-    (one,) = FINE.examples(str(root), "val")
+    (one,) = FINE.examples(Url(str(root)), "val")
     put(root, one.label_file, grey_png(np.full((1, 3), 34)))
     with pytest.raises(LabelError, match=r"lindau_000000_000019_gtFine_labelIds\.png has the value 34 on 3"):
-        FINE.read(str(root), one)
+        FINE.read(Url(str(root)), one)

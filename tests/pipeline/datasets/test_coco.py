@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 from pipeline.datasets.coco import AS_VOC, STUFF, STUFF_IDS, THING_IDS, THINGS, VOC_IDS, run_lengths
 from pipeline.datasets.layout import ListedExample
 from pipeline.errors import ConfigError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import JPEG, grey_png, put
 
 # pycocotools 2.0.11 makes NumPy 2 say what NumPy 3 will refuse.
@@ -63,9 +64,9 @@ def drawn(objects: list[dict[str, Any]], layout=THINGS) -> np.ndarray:
 
 def test_every_image_is_listed_in_order_and_read_back(tmp_path: Path) -> None:
     write(tmp_path, "val", [box(BICYCLE, 1, 2, 4, 5)], [], [box(TOOTHBRUSH, 0, 0, 8, 6)])
-    examples = THINGS.examples(str(tmp_path), "val")
+    examples = THINGS.examples(Url(str(tmp_path)), "val")
     assert [one.key for one in examples] == [f"val/{i:012}" for i in (28, 29, 30)]
-    third, second, first = (THINGS.read(str(tmp_path), one) for one in examples)
+    third, second, first = (THINGS.read(Url(str(tmp_path)), one) for one in examples)
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
     expected[2:5, 1:4] = 2
     np.testing.assert_array_equal(first.label_hw, expected)
@@ -77,9 +78,9 @@ def test_every_image_is_listed_in_order_and_read_back(tmp_path: Path) -> None:
 def test_images_may_lie_where_the_archives_put_them(tmp_path: Path) -> None:
     write(tmp_path, "val", [])
     (tmp_path / "images/val2017").rename(tmp_path / "val2017")
-    (one,) = THINGS.examples(str(tmp_path), "val")
+    (one,) = THINGS.examples(Url(str(tmp_path)), "val")
     assert one.image == "val2017/000000000030.jpg"
-    assert THINGS.read(str(tmp_path), one).image == JPEG + b"30"
+    assert THINGS.read(Url(str(tmp_path)), one).image == JPEG + b"30"
 
 
 @pytest.mark.parametrize("category", sorted(THING_IDS))
@@ -156,8 +157,8 @@ def test_only_images_with_enough_of_voc_s_classes_are_for_training(tmp_path: Pat
     images = (one * 2, one, [box(LAPTOP, 0, 0, 8, 6, area=9000.0)], [])
     for split, keys in (("train", ["30"]), ("val", ["27", "28", "29", "30"])):
         write(tmp_path, split, *images)
-        assert [one.key[-2:] for one in AS_VOC.examples(str(tmp_path), split)] == keys
-    assert len(THINGS.examples(str(tmp_path), "train")) == 4
+        assert [one.key[-2:] for one in AS_VOC.examples(Url(str(tmp_path)), split)] == keys
+    assert len(THINGS.examples(Url(str(tmp_path)), "train")) == 4
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_a_wrong_object_is_named_with_its_image(wrong: dict[str, Any], says: str
 def test_a_file_that_is_not_coco_s_is_refused(tmp_path: Path, text: str) -> None:
     put(tmp_path, "annotations/instances_val2017.json", text)
     with pytest.raises(ConfigError, match=r"instances_val2017\.json is not built as COCO's"):
-        THINGS.examples(str(tmp_path), "val")
+        THINGS.examples(Url(str(tmp_path)), "val")
 
 
 def test_stuff_closes_the_gaps_of_its_ids_and_ignores_unlabelled(tmp_path: Path) -> None:
@@ -209,8 +210,8 @@ def test_stuff_closes_the_gaps_of_its_ids_and_ignores_unlabelled(tmp_path: Path)
     put(tmp_path, "images/val2017/000000000139.jpg", JPEG)
     put(tmp_path, "annotations/val2017/000000000139.png", grey_png(np.array([[*raw, 255]])))
     put(tmp_path, "annotations/instances_val2017.json", "{}")
-    (one,) = STUFF.examples(str(tmp_path), "val")
-    read = STUFF.read(str(tmp_path), one)
+    (one,) = STUFF.examples(Url(str(tmp_path)), "val")
+    read = STUFF.read(Url(str(tmp_path)), one)
     assert (one.key, read.image) == ("val/000000000139", JPEG)
     assert read.label_hw.tolist() == [[*range(171), 255]]
 
@@ -224,6 +225,6 @@ def test_stuff_has_the_names_of_its_ids() -> None:
 
 def test_an_id_that_stuff_never_uses_is_named(tmp_path: Path) -> None:
     put(tmp_path, "annotations/val2017/000000000139.png", grey_png(np.full((2, 2), 11)))
-    (one,) = STUFF.examples(str(tmp_path), "val")
+    (one,) = STUFF.examples(Url(str(tmp_path)), "val")
     with pytest.raises(LabelError, match=r"val2017/000000000139\.png has the value 11 on 4"):
-        STUFF.label(str(tmp_path), one)
+        STUFF.label(Url(str(tmp_path)), one)

@@ -16,6 +16,7 @@ from pipeline.datasets import farmland
 from pipeline.datasets.farmland.geometry import cut_polygon, perpendicular, polygon_area, rectangle
 from pipeline.models import checkpoint
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 CLASSES = classes.load_class_map("farmland")
 UNSEEN = range(700_000, 700_024)
@@ -107,15 +108,15 @@ def test_worker_processes_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_written_labels_are_those_of_the_seed_and_lie_beside_the_images(tmp_path: Path) -> None:
-    farmland.write_folder(str(tmp_path), 2, size_px=40, seed=8, with_labels=True)
+    farmland.write_folder(Url(str(tmp_path)), 2, size_px=40, seed=8, with_labels=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels"]
     written = np.asarray(Image.open(tmp_path / "labels" / "farm_000001.png"))
     np.testing.assert_array_equal(written, farmland.generate_scene(9, height=40, width=40).label_hw)
 
 
 def test_jpeg_keeps_the_generated_picture() -> None:
-    farmland.write_folder("memory://farm-jpeg", 1, size_px=128, seed=21)
-    written = Image.open(io.BytesIO(objects.read_bytes("memory://farm-jpeg/images/farm_000000.jpg")))
+    farmland.write_folder(Url("memory://farm-jpeg"), 1, size_px=128, seed=21)
+    written = Image.open(io.BytesIO(objects.read_bytes(Url("memory://farm-jpeg/images/farm_000000.jpg"))))
     generated = farmland.generate_scene(21, height=128, width=128).image_hwc
     assert np.abs(np.asarray(written).astype(int) - generated).mean() < 6
 

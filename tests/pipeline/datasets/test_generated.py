@@ -5,10 +5,11 @@ from PIL import Image
 
 from pipeline.datasets import farmland
 from pipeline.datasets.generated import _IMAGE_PX, FARMLAND, SEEDS
+from pipeline.store.url import Url
 
 
 def test_splits_share_no_seed_and_no_key() -> None:
-    keys = {split: [one.key for one in FARMLAND.examples("", split)] for split in FARMLAND.splits}
+    keys = {split: [one.key for one in FARMLAND.examples(Url(""), split)] for split in FARMLAND.splits}
     assert not set(SEEDS["train"]) & set(SEEDS["val"])
     for split, found in keys.items():
         assert found == sorted(set(found))
@@ -16,14 +17,14 @@ def test_splits_share_no_seed_and_no_key() -> None:
 
 
 def test_an_example_is_the_scene_of_its_seed() -> None:
-    one = FARMLAND.examples("", "val")[7]
-    read = FARMLAND.read("", one)
+    one = FARMLAND.examples(Url(""), "val")[7]
+    read = FARMLAND.read(Url(""), one)
     scene = farmland.generate_scene(SEEDS["val"][7], height=_IMAGE_PX, width=_IMAGE_PX)
     np.testing.assert_array_equal(read.label_hw, scene.label_hw)
-    np.testing.assert_array_equal(FARMLAND.label("", one), scene.label_hw)
+    np.testing.assert_array_equal(FARMLAND.label(Url(""), one), scene.label_hw)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(read.image))), scene.image_hwc)
 
 
 def test_the_same_bytes_again() -> None:
-    one = FARMLAND.examples("", "train")[-1]
-    assert FARMLAND.read("", one).image == FARMLAND.read("", one).image
+    one = FARMLAND.examples(Url(""), "train")[-1]
+    assert FARMLAND.read(Url(""), one).image == FARMLAND.read(Url(""), one).image

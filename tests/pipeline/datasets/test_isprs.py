@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.datasets.isprs import POTSDAM, VAIHINGEN, Isprs
 from pipeline.errors import ConfigError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import put
 
 COLOURS = np.array([[(255, 255, 255), (0, 0, 255), (0, 255, 255)], [(0, 255, 0), (255, 255, 0), (255, 0, 0)]], np.uint8)
@@ -46,8 +47,8 @@ def vaihingen(tmp_path: Path) -> Path:
 
 
 def read(city: Isprs, root: Path, key: str) -> np.ndarray:
-    (one,) = [one for one in city.examples(str(root), key.split("/")[0]) if one.key == key]
-    return city.read(str(root), one).label_hw
+    (one,) = [one for one in city.examples(Url(str(root)), key.split("/")[0]) if one.key == key]
+    return city.read(Url(str(root)), one).label_hw
 
 
 @pytest.mark.parametrize(("city", "train", "test"), [(POTSDAM, 24, 14), (VAIHINGEN, 16, 17)])
@@ -58,19 +59,19 @@ def test_the_official_tiles_are_divided_without_overlap(city: Isprs, train: int,
 
 
 def test_potsdam_is_read_in_the_order_of_its_keys(potsdam: Path) -> None:
-    examples = POTSDAM.examples(str(potsdam), "train")
+    examples = POTSDAM.examples(Url(str(potsdam)), "train")
     keys = [one.key for one in examples]
     assert keys == sorted(f"train/{tile}" for tile in POTSDAM.tiles["train"])
     for one in examples:
-        found = POTSDAM.read(str(potsdam), one)
+        found = POTSDAM.read(Url(str(potsdam)), one)
         np.testing.assert_array_equal(found.label_hw, IDS)
         assert found.image.endswith(one.key.removeprefix("train/").encode())
 
 
 @pytest.mark.parametrize("split", VAIHINGEN.splits)
 def test_images_and_labels_of_one_name_are_told_apart(vaihingen: Path, split: str) -> None:
-    for one in VAIHINGEN.examples(str(vaihingen), split):
-        found = VAIHINGEN.read(str(vaihingen), one)
+    for one in VAIHINGEN.examples(Url(str(vaihingen)), split):
+        found = VAIHINGEN.read(Url(str(vaihingen)), one)
         assert found.image == tif(COLOURS // 2)
         np.testing.assert_array_equal(found.label_hw, np.where((IDS == 2) & (split == "test_eroded"), 255, IDS))
 
@@ -100,8 +101,8 @@ def test_the_same_flaw_in_any_other_label_is_an_error(potsdam: Path) -> None:
 def test_a_tile_that_is_not_there_is_named_before_any_is_read(potsdam: Path, gone: str) -> None:
     (potsdam / gone).unlink()
     with pytest.raises(ConfigError, match=gone):
-        POTSDAM.examples(str(potsdam), "train")
-    assert len(POTSDAM.examples(str(potsdam), "test")) == 14
+        POTSDAM.examples(Url(str(potsdam)), "train")
+    assert len(POTSDAM.examples(Url(str(potsdam)), "test")) == 14
 
 
 def test_a_damaged_label_is_named(potsdam: Path) -> None:

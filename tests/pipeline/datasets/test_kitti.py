@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.datasets.kitti import KITTI
 from pipeline.errors import LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import grey_png, put, rgb_png
 
 TRAINING = "data_semantics/training"
@@ -24,9 +25,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_the_labelled_images_are_read_with_the_ids_of_cityscapes(root: Path) -> None:
-    examples = KITTI.examples(str(root), "train")
+    examples = KITTI.examples(Url(str(root)), "train")
     assert [one.key for one in examples] == ["train/000000_10", "train/000001_10"]
-    read = KITTI.read(str(root), examples[1])
+    read = KITTI.read(Url(str(root)), examples[1])
     assert read.image == PHOTOGRAPH
     by_name = {7: "road", 11: "building", 23: "sky", 26: "car", 33: "bicycle"}
     assert {raw: KITTI.classes.names[read.label_hw[0, raw]] for raw in by_name} == by_name
@@ -36,4 +37,4 @@ def test_the_labelled_images_are_read_with_the_ids_of_cityscapes(root: Path) -> 
 def test_an_unknown_id_is_named(root: Path) -> None:
     put(root, f"{TRAINING}/semantic/000000_10.png", grey_png(np.full((2, 2), 40)))
     with pytest.raises(LabelError, match=r"semantic/000000_10\.png has the value 40 on 4"):
-        KITTI.read(str(root), KITTI.examples(str(root), "train")[0])
+        KITTI.read(Url(str(root)), KITTI.examples(Url(str(root)), "train")[0])

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.datasets.landcover import LANDCOVER
 from pipeline.errors import ConfigError, InputError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import put
 
 WIDE, TALL = "M-33-20-D-c-4-2", "N-34-97-C-b-1-2"
@@ -53,40 +54,40 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_tiles_are_those_that_split_py_writes(root: Path) -> None:
-    examples = LANDCOVER.examples(str(root), "train")
+    examples = LANDCOVER.examples(Url(str(root)), "train")
     wanted = [(name, number) for name in SIZES for number in tiles_of_split_py(name)]
     assert [one.key for one in examples] == [f"train/{name}_{number}" for name, number in wanted]
     assert [number for name, number in wanted if name == TALL] == [0, 2]  # 1 and 3 are the strip at the right
     for one, (name, number) in zip(examples, wanted, strict=True):
         image, mask = scene(name)
         window = tiles_of_split_py(name)[number]
-        read = LANDCOVER.read(str(root), one)
+        read = LANDCOVER.read(Url(str(root)), one)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(read.image))), image[window])
         np.testing.assert_array_equal(read.label_hw, mask[window])
-        np.testing.assert_array_equal(LANDCOVER.label(str(root), one), mask[window])
+        np.testing.assert_array_equal(LANDCOVER.label(Url(str(root)), one), mask[window])
 
 
 def test_a_scene_is_decoded_once_for_all_its_tiles(root: Path) -> None:
-    examples = LANDCOVER.examples(str(root), "train")
-    LANDCOVER.read(str(root), examples[0])
+    examples = LANDCOVER.examples(Url(str(root)), "train")
+    LANDCOVER.read(Url(str(root)), examples[0])
     (root / f"images/{WIDE}.tif").unlink()
-    assert LANDCOVER.read(str(root), examples[1]).key == f"train/{WIDE}_1"
-    LANDCOVER.read(str(root), examples[2])  # another scene takes its place
+    assert LANDCOVER.read(Url(str(root)), examples[1]).key == f"train/{WIDE}_1"
+    LANDCOVER.read(Url(str(root)), examples[2])  # another scene takes its place
     with pytest.raises(InputError, match="not_found"):
-        LANDCOVER.read(str(root), examples[0])
+        LANDCOVER.read(Url(str(root)), examples[0])
 
 
 def test_an_incomplete_or_impossible_tile_is_refused(root: Path) -> None:
-    for one in LANDCOVER.examples(str(root), "test"):
+    for one in LANDCOVER.examples(Url(str(root)), "test"):
         with pytest.raises(LabelError, match=f"{one.key} is no complete tile of its scene"):
-            LANDCOVER.read(str(root), one)
+            LANDCOVER.read(Url(str(root)), one)
 
 
 @pytest.mark.parametrize("line", ["M-33-20-D-c-4-2", "../../secret_1", "a_-1", "a_1.jpg"])
 def test_a_line_that_is_no_tile_is_refused(root: Path, line: str) -> None:
     put(root, "val.txt", f"{WIDE}_0\n{line}\n")
     with pytest.raises(ConfigError, match=r"val\.txt has the line"):
-        LANDCOVER.examples(str(root), "val")
+        LANDCOVER.examples(Url(str(root)), "val")
 
 
 def test_an_odd_value_of_a_mask_is_named(root: Path) -> None:
@@ -94,13 +95,13 @@ def test_an_odd_value_of_a_mask_is_named(root: Path) -> None:
     mask[519, 7] = 5
     put(root, f"masks/{WIDE}.tif", tif(mask))
     with pytest.raises(LabelError, match=rf"{WIDE}\.tif has the value 5 on 1"):
-        LANDCOVER.read(str(root), LANDCOVER.examples(str(root), "val")[0])
+        LANDCOVER.read(Url(str(root)), LANDCOVER.examples(Url(str(root)), "val")[0])
 
 
 def test_a_mask_of_another_size_is_refused(root: Path) -> None:
     put(root, f"masks/{WIDE}.tif", tif(scene(TALL)[1]))
     with pytest.raises(LabelError, match=r"\(1100, 530\) pixels, its image \(520, 1300\)"):
-        LANDCOVER.read(str(root), LANDCOVER.examples(str(root), "val")[0])
+        LANDCOVER.read(Url(str(root)), LANDCOVER.examples(Url(str(root)), "val")[0])
 
 
 @pytest.mark.parametrize(
@@ -110,4 +111,4 @@ def test_a_mask_of_another_size_is_refused(root: Path) -> None:
 def test_an_image_that_cannot_be_cut_fails_alone(root: Path, data: bytes, code: str) -> None:
     put(root, f"images/{WIDE}.tif", data)
     with pytest.raises(InputError, match=rf"{code}: images/{WIDE}\.tif"):
-        LANDCOVER.read(str(root), LANDCOVER.examples(str(root), "val")[0])
+        LANDCOVER.read(Url(str(root)), LANDCOVER.examples(Url(str(root)), "val")[0])

@@ -8,12 +8,13 @@ import pytest
 
 from pipeline.datasets.matlab73 import opened, read_piece
 from pipeline.errors import InputError
+from pipeline.store.url import Url
 
 SECRET = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
 
 def read(root: Path, index: int = 0, name: str = "images") -> np.ndarray:
-    with opened(str(root), "a.mat") as file:
+    with opened(Url(str(root)), "a.mat") as file:
         return read_piece(file, name, index)
 
 

@@ -12,6 +12,7 @@ from pipeline.datasets.nyu import NYU13, NYU40, Nyu
 from pipeline.errors import ConfigError, InputError, LabelError
 from pipeline.store import objects
 from pipeline.store.local import LocalBackend
+from pipeline.store.url import Url
 from tests.support.miniatures import mat, put
 
 COUNT, HEIGHT, WIDTH = 5, 6, 8
@@ -47,27 +48,27 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_splits_count_from_one(root: Path) -> None:
-    assert [one.key for one in NYU40.examples(str(root), "train")] == ["train/0003", "train/0005"]
-    assert [one.key for one in NYU40.examples(str(root), "test")] == ["test/0001", "test/0002", "test/0004"]
+    assert [one.key for one in NYU40.examples(Url(str(root)), "train")] == ["train/0003", "train/0005"]
+    assert [one.key for one in NYU40.examples(Url(str(root)), "test")] == ["test/0001", "test/0002", "test/0004"]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_images_stand_upright_and_names_become_classes(root: Path, split: str) -> None:
     images, names = rooms()
-    for one in NYU40.examples(str(root), split):
+    for one in NYU40.examples(Url(str(root)), split):
         at = int(one.key[-4:]) - 1
-        read = NYU40.read(str(root), one)
+        read = NYU40.read(Url(str(root)), one)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(read.image))), images[..., at])
         wanted = [[MAPPING[name - 1] - 1 if name else 255 for name in row] for row in names[..., at]]
         np.testing.assert_array_equal(read.label_hw, wanted)
-        np.testing.assert_array_equal(NYU40.label(str(root), one), wanted)
+        np.testing.assert_array_equal(NYU40.label(Url(str(root)), one), wanted)
 
 
 def test_thirteen_classes_are_unions_of_the_forty(root: Path) -> None:
     forty, thirteen = [], []
-    for one in NYU40.examples(str(root), "test"):
-        forty.append(NYU40.label(str(root), one))
-        thirteen.append(NYU13.label(str(root), one))
+    for one in NYU40.examples(Url(str(root)), "test"):
+        forty.append(NYU40.label(Url(str(root)), one))
+        thirteen.append(NYU13.label(Url(str(root)), one))
     pairs = set(zip(np.ravel(forty).tolist(), np.ravel(thirteen).tolist(), strict=True))
     assert len(pairs) == len({fine for fine, _ in pairs})
     assert {(fine == 255) == (coarse == 255) for fine, coarse in pairs} == {True}
@@ -96,15 +97,15 @@ def test_reading_an_example_leaves_the_rest_where_it_is(tmp_path: Path, monkeypa
     fetched = []
     whole = LocalBackend.read
     monkeypatch.setattr(LocalBackend, "read", lambda *at, **how: fetched.append(whole(*at, **how)) or fetched[-1])
-    NYU40.read(str(tmp_path), NYU40.examples(str(tmp_path), "train")[0])
+    NYU40.read(Url(str(tmp_path)), NYU40.examples(Url(str(tmp_path)), "train")[0])
     assert sum(map(len, fetched)) < (tmp_path / FILE).stat().st_size / 5
 
 
 def test_the_file_may_be_in_an_object_store(root: Path) -> None:
     for path in root.iterdir():
-        objects.put(f"memory://nyu/{path.name}", path.read_bytes())
-    one = NYU40.examples("memory://nyu", "train")[1]
-    remote, local = NYU40.read("memory://nyu", one), NYU40.read(str(root), one)
+        objects.put(Url(f"memory://nyu/{path.name}"), path.read_bytes())
+    one = NYU40.examples(Url("memory://nyu"), "train")[1]
+    remote, local = NYU40.read(Url("memory://nyu"), one), NYU40.read(Url(str(root)), one)
     assert remote.image == local.image
     np.testing.assert_array_equal(remote.label_hw, local.label_hw)
 
@@ -113,7 +114,7 @@ def test_the_file_may_be_in_an_object_store(root: Path) -> None:
 def test_a_list_that_is_not_there_is_asked_for(root: Path, gone: str) -> None:
     (root / gone).unlink()
     with pytest.raises(ConfigError, match=f"has no {gone}"):
-        NYU40.examples(str(root), "train")
+        NYU40.examples(Url(str(root)), "train")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_list_that_is_not_there_is_asked_for(root: Path, gone: str) -> None:
 def test_a_wrong_list_is_named(root: Path, path: str, data: bytes, says: str) -> None:
     put(root, path, data)
     with pytest.raises((ConfigError, LabelError), match=says):
-        NYU40.examples(str(root), "train")
+        NYU40.examples(Url(str(root)), "train")
 
 
 def test_a_value_that_is_no_name_is_an_error(root: Path) -> None:
@@ -138,19 +139,19 @@ def test_a_value_that_is_no_name_is_an_error(root: Path) -> None:
     names[1, 2, 2] = 895
     write(root, images, names)
     with pytest.raises(LabelError, match="train/0003 has the value 895"):
-        NYU40.read(str(root), NYU40.examples(str(root), "train")[0])
+        NYU40.read(Url(str(root)), NYU40.examples(Url(str(root)), "train")[0])
 
 
 def test_a_number_beyond_the_file_fails_alone(root: Path) -> None:
     put(root, "splits.mat", mat(trainNdxs=np.array([[5], [6]])))
-    last, beyond = NYU40.examples(str(root), "train")
+    last, beyond = NYU40.examples(Url(str(root)), "train")
     with pytest.raises(InputError, match="corrupt"):
-        NYU40.read(str(root), beyond)
-    assert NYU40.read(str(root), last).key == "train/0005"
+        NYU40.read(Url(str(root)), beyond)
+    assert NYU40.read(Url(str(root)), last).key == "train/0005"
 
 
 def test_images_of_another_size_than_labels_are_refused(root: Path) -> None:
     images, names = rooms()
     write(root, images, names[:, 1:])
     with pytest.raises(LabelError, match=r"train/0003: image \(6, 8, 3\) uint8, label \(6, 7\)"):
-        NYU40.read(str(root), NYU40.examples(str(root), "train")[0])
+        NYU40.read(Url(str(root)), NYU40.examples(Url(str(root)), "train")[0])

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.datasets.person_part import PART_IDS, PERSON_PART
 from pipeline.errors import LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import JPEG, mat, mat_structs, put
 
 HEIGHT, WIDTH = 2, 30
@@ -47,12 +48,12 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, annotation: bytes) -> np.ndarray:
     put(root, "Annotations_Part/2008_000008.mat", annotation)
-    return PERSON_PART.read(str(root), PERSON_PART.examples(str(root), "train")[0]).label_hw
+    return PERSON_PART.read(Url(str(root)), PERSON_PART.examples(Url(str(root)), "train")[0]).label_hw
 
 
 def test_splits_are_those_of_the_lists(root: Path) -> None:
-    assert [one.key for one in PERSON_PART.examples(str(root), "train")] == ["train/2008_000008"]
-    assert [one.key for one in PERSON_PART.examples(str(root), "val")] == ["val/2008_000026"]
+    assert [one.key for one in PERSON_PART.examples(Url(str(root)), "train")] == ["train/2008_000008"]
+    assert [one.key for one in PERSON_PART.examples(Url(str(root)), "val")] == ["val/2008_000026"]
 
 
 def test_24_parts_become_6_classes_and_every_class_is_reached(root: Path) -> None:

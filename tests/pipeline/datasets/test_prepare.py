@@ -24,6 +24,7 @@ from pipeline.image import labels
 from pipeline.image.decode import decode_image
 from pipeline.run.ledger import Ledger
 from pipeline.source import plan as source
+from pipeline.store.url import Url
 from tests.support import tiny_layout
 from tests.support.examples import examples
 from tests.support.tiny_layout import TINY, Tiny
@@ -34,15 +35,15 @@ SIZES = st.integers(1, 400)
 @pytest.fixture
 def tiny(tmp_path: Path) -> Preparation:
     """Six good images of 24x32 pixels, to be prepared whole as Parquet."""
-    tiny_layout.write(str(tmp_path / "in"), train=6)
+    tiny_layout.write(Url(str(tmp_path / "in")), train=6)
     return preparation(tmp_path)
 
 
 def preparation(folder: Path, **changed) -> Preparation:
     how = {
         "layout": TINY,
-        "root": str(folder / "in"),
-        "output": str(folder / "out"),
+        "root": Url(str(folder / "in")),
+        "output": Url(str(folder / "out")),
         "format": "parquet",
         "label_member": "png",
         "cut_px": None,
@@ -62,7 +63,7 @@ def prepared(job: Preparation, *, shard_examples: int = 4) -> list[inventory.Rec
 def read_back(job: Preparation, split: str = "train") -> dict[str, tuple[bytes, bytes]]:
     """(image, label) of every key as training reads them: through the plan of the main job's sources."""
     member = job.label_member if job.format == "tar" else "label"
-    url = f"{job.output}/{split}"
+    url = f"{job.output.raw}/{split}"
     read = ReadConfig(image_column="image", labels=member)
     planned = source.plan_source(SegmentConfig(source=(url,), output="-", checkpoint="-", read=read))
     items = [item for shard in planned.shards for item in source.read_items(shard, read, max_bytes=2**28)]
@@ -90,8 +91,8 @@ def test_ids_of_shards_are_those_of_outputs_begun_earlier() -> None:
 @pytest.mark.parametrize("form", ["parquet", "tar"])
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_training_reads_back_what_the_layout_gives(form: str, suffix: str, tmp_path: Path) -> None:
-    tiny_layout.write(str(tmp_path / "in"), train=6, suffix=suffix)
-    shards = prepare.plan_examples(TINY, str(tmp_path / "in"), ["train"], shard_examples=4)
+    tiny_layout.write(Url(str(tmp_path / "in")), train=6, suffix=suffix)
+    shards = prepare.plan_examples(TINY, Url(str(tmp_path / "in")), ["train"], shard_examples=4)
     job = preparation(tmp_path, format=form, label_member=prepare.label_member(shards, None))
     prepared(job)
     found = read_back(job)
@@ -107,16 +108,16 @@ def test_training_reads_back_what_the_layout_gives(form: str, suffix: str, tmp_p
 
 @pytest.mark.parametrize("cut_px", [None, 64])
 def test_parquet_and_tar_hold_the_same(cut_px: int | None, tmp_path: Path) -> None:
-    tiny_layout.write(str(tmp_path / "in"), train=3, height=150, width=90)
-    parquet = preparation(tmp_path, cut_px=cut_px, output=str(tmp_path / "parquet"))
-    tar = replace(parquet, format="tar", label_member="label.png", output=str(tmp_path / "tar"))
+    tiny_layout.write(Url(str(tmp_path / "in")), train=3, height=150, width=90)
+    parquet = preparation(tmp_path, cut_px=cut_px, output=Url(str(tmp_path / "parquet")))
+    tar = replace(parquet, format="tar", label_member="label.png", output=Url(str(tmp_path / "tar")))
     totals = [inventory.total([one.counts for one in prepared(job)]) for job in (parquet, tar)]
     assert totals[0] == totals[1]
     assert read_back(parquet) == read_back(tar)
 
 
 def test_the_windows_of_an_image_together_are_the_image(tmp_path: Path) -> None:
-    tiny_layout.write(str(tmp_path / "in"), train=1, height=150, width=90, suffix=".png")
+    tiny_layout.write(Url(str(tmp_path / "in")), train=1, height=150, width=90, suffix=".png")
     job = preparation(tmp_path, cut_px=64)
     prepared(job)
     one = TINY.examples(job.root, "train")[0]
@@ -185,10 +186,10 @@ def test_member_names_are_safe_and_give_the_keys_back(keys: set[str]) -> None:
 
 
 def test_every_example_ends_as_one_row_with_the_code_of_what_is_wrong(tmp_path: Path) -> None:
-    expected = tiny_layout.write_broken(str(tmp_path / "in"))
+    expected = tiny_layout.write_broken(Url(str(tmp_path / "in")))
     job = preparation(tmp_path)
     receipts = prepared(job)
-    rows = [row for path in Path(job.output).rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    rows = [row for path in Path(job.output.raw).rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert {row["key"]: row["error_code"] or row["status"] for row in rows} == expected
     assert len(rows) == len(expected)
     counts = inventory.total([one.counts for one in receipts])
@@ -200,15 +201,15 @@ def test_every_example_ends_as_one_row_with_the_code_of_what_is_wrong(tmp_path: 
 
 
 def test_failures_stand_where_no_reader_of_a_split_meets_them(tmp_path: Path) -> None:
-    tiny_layout.write_broken(str(tmp_path / "in"))
+    tiny_layout.write_broken(Url(str(tmp_path / "in")))
     job = preparation(tmp_path)
     prepared(job)
     assert sorted(read_back(job)) == ["train/fine"]
-    assert len(list(Path(job.output, "failures/train").iterdir())) == 3
+    assert len(list(Path(job.output.raw, "failures/train").iterdir())) == 3
 
 
 def test_a_shard_without_a_good_example_writes_no_part(tmp_path: Path) -> None:
-    tiny_layout.add(str(tmp_path / "in"), "bad.jpg", b"<html>", b"")
+    tiny_layout.add(Url(str(tmp_path / "in")), "bad.jpg", b"<html>", b"")
     (tmp_path / "in/train.txt").write_text("bad.jpg")
     (receipt,) = prepared(preparation(tmp_path))
     assert receipt.parts == []
@@ -216,16 +217,16 @@ def test_a_shard_without_a_good_example_writes_no_part(tmp_path: Path) -> None:
 
 
 def test_a_key_listed_twice_is_refused_by_name(tmp_path: Path) -> None:
-    tiny_layout.write(str(tmp_path), train=2)
+    tiny_layout.write(Url(str(tmp_path)), train=2)
     (tmp_path / "train.txt").write_text("0001.jpg 0000.jpg 0001.jpg")
     with pytest.raises(JobError, match="train/0001"):
-        prepare.plan_examples(TINY, str(tmp_path), ["train"], shard_examples=4)
+        prepare.plan_examples(TINY, Url(str(tmp_path)), ["train"], shard_examples=4)
 
 
 class Upright(Tiny):
     """Images as a phone stores them: lying, with a tag that says so; labels upright."""
 
-    def read(self, root: str, one: ListedExample) -> Labelled:
+    def read(self, root: Url, one: ListedExample) -> Labelled:
         labelled = super().read(root, one)
         out = io.BytesIO()
         picture = PIL.Image.open(io.BytesIO(labelled.image))
@@ -245,7 +246,7 @@ def test_a_label_must_fit_the_upright_image(tiny: Preparation) -> None:
 
 
 def test_counts_are_those_of_all_pixels(tmp_path: Path) -> None:
-    tiny_layout.write(str(tmp_path / "in"), train=5, height=130, width=70)
+    tiny_layout.write(Url(str(tmp_path / "in")), train=5, height=130, width=70)
     job = preparation(tmp_path, cut_px=64)
     summary = inventory.summarise_split(prepared(job, shard_examples=2))
     examples = [TINY.read(job.root, one) for one in TINY.examples(job.root, "train")]
@@ -261,7 +262,7 @@ def test_counts_are_those_of_all_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["parquet", "tar"])
 def test_doing_it_again_gives_the_same_bytes_under_the_same_names(form: str, tiny: Preparation, tmp_path: Path) -> None:
     prepared(replace(tiny, format=form))
-    again = replace(tiny, format=form, output=str(tmp_path / "again"))
+    again = replace(tiny, format=form, output=Url(str(tmp_path / "again")))
     prepared(again)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.datasets.sun_rgbd import SUN_RGBD
 from pipeline.errors import ConfigError, InputError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import JPEG, mat, mat_structs, put
 
 TOOLBOX = "SUNRGBDtoolbox"
@@ -50,15 +51,21 @@ def write_split(root: Path, **folders: list[str]) -> None:
 
 
 def test_the_authors_paths_become_keys(root: Path) -> None:
-    assert [one.key for one in SUN_RGBD.examples(str(root), "train")] == [f"train/{FOLDERS[1]}", f"train/{FOLDERS[0]}"]
-    assert [one.key for one in SUN_RGBD.examples(str(root), "test")] == [f"test/{FOLDERS[3]}", f"test/{FOLDERS[2]}"]
+    assert [one.key for one in SUN_RGBD.examples(Url(str(root)), "train")] == [
+        f"train/{FOLDERS[1]}",
+        f"train/{FOLDERS[0]}",
+    ]
+    assert [one.key for one in SUN_RGBD.examples(Url(str(root)), "test")] == [
+        f"test/{FOLDERS[3]}",
+        f"test/{FOLDERS[2]}",
+    ]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_each_image_has_its_own_label_upright(root: Path, split: str) -> None:
-    for one in SUN_RGBD.examples(str(root), split):
+    for one in SUN_RGBD.examples(Url(str(root)), split):
         folder = one.key.removeprefix(f"{split}/")
-        read = SUN_RGBD.read(str(root), one)
+        read = SUN_RGBD.read(Url(str(root)), one)
         assert read.image == JPEG + folder.encode()
         values = np.roll(VALUES, FOLDERS.index(folder)).astype(int)
         np.testing.assert_array_equal(read.label_hw, np.where(values, values - 1, 255))
@@ -68,20 +75,20 @@ def test_each_image_has_its_own_label_upright(root: Path, split: str) -> None:
 def test_a_folder_without_an_entry_is_named(root: Path) -> None:
     write_split(root, alltrain=[FOLDERS[1], "kv1/NYUdata/NYU9999"])
     with pytest.raises(ConfigError, match="no entry for 'kv1/NYUdata/NYU9999'"):
-        SUN_RGBD.examples(str(root), "train")
+        SUN_RGBD.examples(Url(str(root)), "train")
 
 
 def test_entries_of_another_form_are_refused(root: Path) -> None:
     put(root, f"{TOOLBOX}/Metadata/SUNRGBDMeta.mat", mat(SUNRGBDMeta=np.ones((1, 4))))
     with pytest.raises(ConfigError, match="no entries with rgbpath and rgbname"):
-        SUN_RGBD.examples(str(root), "train")
+        SUN_RGBD.examples(Url(str(root)), "train")
 
 
 @pytest.mark.parametrize("file", ["Metadata/SUNRGBDMeta.mat", "traintestSUNRGBD/allsplit.mat"])
 def test_a_list_that_is_not_there_is_asked_for(root: Path, file: str) -> None:
     (root / TOOLBOX / file).unlink()
     with pytest.raises(ConfigError, match=f"has no {TOOLBOX}/{file}"):
-        SUN_RGBD.examples(str(root), "train")
+        SUN_RGBD.examples(Url(str(root)), "train")
 
 
 @pytest.mark.parametrize(
@@ -96,12 +103,12 @@ def test_a_list_that_is_not_there_is_asked_for(root: Path, file: str) -> None:
 def test_a_wrong_label_is_named(root: Path, wrong: np.ndarray, says: str) -> None:
     write_labels(root, VALUES, wrong)
     with pytest.raises(LabelError, match=f"label train/{FOLDERS[1]} in .*{says}"):
-        SUN_RGBD.read(str(root), SUN_RGBD.examples(str(root), "train")[0])
+        SUN_RGBD.read(Url(str(root)), SUN_RGBD.examples(Url(str(root)), "train")[0])
 
 
 def test_labels_that_are_not_there_fail_their_examples_alone(root: Path) -> None:
     write_labels(root, VALUES)
-    absent, there = SUN_RGBD.examples(str(root), "train")
+    absent, there = SUN_RGBD.examples(Url(str(root)), "train")
     with pytest.raises(InputError, match="corrupt"):
-        SUN_RGBD.read(str(root), absent)
-    np.testing.assert_array_equal(SUN_RGBD.read(str(root), there).label_hw.ravel()[1:], np.arange(37))
+        SUN_RGBD.read(Url(str(root)), absent)
+    np.testing.assert_array_equal(SUN_RGBD.read(Url(str(root)), there).label_hw.ravel()[1:], np.arange(37))

@@ -8,6 +8,7 @@ import pytest
 from pipeline import classes
 from pipeline.datasets.voc import VOC2012
 from pipeline.errors import InputError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import JPEG, mat, palette_png, put, rgb_png
 
 VOC, SBD = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
@@ -42,7 +43,7 @@ def sbd(ids_hw: np.ndarray) -> bytes:
 
 
 def keys(root: Path, split: str) -> list[str]:
-    return [one.key for one in VOC2012.examples(str(root), split)]
+    return [one.key for one in VOC2012.examples(Url(str(root)), split)]
 
 
 def test_splits_are_those_of_the_lists(root: Path) -> None:
@@ -52,24 +53,24 @@ def test_splits_are_those_of_the_lists(root: Path) -> None:
 
 
 def test_every_id_is_read_and_the_image_is_untouched(root: Path) -> None:
-    read = VOC2012.read(str(root), VOC2012.examples(str(root), "train")[0])
+    read = VOC2012.read(Url(str(root)), VOC2012.examples(Url(str(root)), "train")[0])
     np.testing.assert_array_equal(read.label_hw, EVERY_ID)
     assert read.image == JPEG + b"2007_000032"
 
 
 def test_sbd_adds_what_is_in_neither_list_and_voc_s_own_labels_go_first(root: Path) -> None:
-    examples = VOC2012.examples(str(root), "trainaug")
+    examples = VOC2012.examples(Url(str(root)), "trainaug")
     names = [one.key.removeprefix("trainaug/") for one in examples]
     assert names == ["2007_000032", "2007_000039", "2008_000002", "2011_003271"]
     for one in examples:
         of_voc = one.key.startswith("trainaug/2007")
-        read = VOC2012.read(str(root), one)
+        read = VOC2012.read(Url(str(root)), one)
         np.testing.assert_array_equal(read.label_hw, EVERY_ID if of_voc else EVERY_ID % 21)
         assert read.image.endswith(b"SBD") != of_voc
 
 
 def test_every_class_is_reachable(root: Path) -> None:
-    label_hw = VOC2012.read(str(root), VOC2012.examples(str(root), "val")[0]).label_hw
+    label_hw = VOC2012.read(Url(str(root)), VOC2012.examples(Url(str(root)), "val")[0]).label_hw
     assert set(label_hw.ravel()) == {*range(len(VOC2012.classes)), 255}
 
 
@@ -85,7 +86,7 @@ def test_every_class_is_reachable(root: Path) -> None:
 def test_a_wrong_label_is_named(root: Path, data: bytes, says: str) -> None:
     put(root, f"{VOC}/SegmentationClass/2007_000032.png", data)
     with pytest.raises(LabelError, match=r"SegmentationClass/2007_000032\.png .*" + says):
-        VOC2012.read(str(root), VOC2012.examples(str(root), "train")[0])
+        VOC2012.read(Url(str(root)), VOC2012.examples(Url(str(root)), "train")[0])
 
 
 @pytest.mark.parametrize(
@@ -103,12 +104,12 @@ def test_a_wrong_label_is_named(root: Path, data: bytes, says: str) -> None:
 def test_a_wrong_structure_is_named(root: Path, data: bytes, says: str) -> None:
     put(root, f"{SBD}/cls/2008_000002.mat", data)
     with pytest.raises(LabelError, match=r"cls/2008_000002\.mat .*" + says):
-        VOC2012.read(str(root), VOC2012.examples(str(root), "trainaug")[2])
+        VOC2012.read(Url(str(root)), VOC2012.examples(Url(str(root)), "trainaug")[2])
 
 
 def test_a_listed_image_that_is_not_there_fails_alone(root: Path) -> None:
     (root / VOC / "JPEGImages/2007_000032.jpg").unlink()
-    first, second = VOC2012.examples(str(root), "train")
+    first, second = VOC2012.examples(Url(str(root)), "train")
     with pytest.raises(InputError, match=r"not_found.*JPEGImages/2007_000032\.jpg"):
-        VOC2012.read(str(root), first)
-    assert VOC2012.read(str(root), second).key == "train/2007_000039"
+        VOC2012.read(Url(str(root)), first)
+    assert VOC2012.read(Url(str(root)), second).key == "train/2007_000039"

@@ -25,6 +25,7 @@ from pipeline.records import Row
 from pipeline.run import manifest, masks, parts
 from pipeline.score.metrics import Scores
 from pipeline.source.plan import plan_source
+from pipeline.store.url import Url
 from tests.support import bad_labels, judged_runs
 from tests.support.bad_labels import CASES, CLASSES
 from tests.support.judged_runs import carry_out, config, counted, identify
@@ -36,7 +37,7 @@ IMAGES = 6
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small farmland images with labels, of which one has none and one a border without class."""
     folder = tmp_path_factory.mktemp("labelled")
-    farmland.write_folder(str(folder), IMAGES, size_px=48, seed=3, with_labels=True)
+    farmland.write_folder(Url(str(folder)), IMAGES, size_px=48, seed=3, with_labels=True)
     (folder / "labels/farm_000004.png").unlink()
     ignored = label_of(folder, "farm_000001").copy()
     ignored[:9] = 255
@@ -89,14 +90,14 @@ def test_the_network_alone_counts_the_same_with_a_crf_behind_it_as_without(
 
 @pytest.mark.parametrize("kind", ["parts", "folder"])
 def test_masks_that_are_there_already_count_the_same(kind: str, fields: Path, run: Run, tmp_path: Path) -> None:
-    there = run.url
+    there = Path(run.url.raw)
     if kind == "folder":
-        there = str(tmp_path / "masks")
-        Path(there).mkdir()
+        there = tmp_path / "masks"
+        there.mkdir()
         for key, row in rows_of(run).items():
             if row.mask:
-                (Path(there) / f"{key[:-4]}.png").write_bytes(row.mask)
-    cfg = config(source=str(fields), output=str(tmp_path / "out"), masks=there, classes="farmland")
+                (there / f"{key[:-4]}.png").write_bytes(row.mask)
+    cfg = config(source=str(fields), output=str(tmp_path / "out"), masks=str(there), classes="farmland")
     again, before = evaluation.read_evaluation(carry_out(cfg).url), evaluation.read_evaluation(run.url)
     assert again.codes == ({"label_missing": 1} if kind == "parts" else {"mask_missing": 1})
     assert (again.data_fp, list(again.answers)) == (before.data_fp, ["masks"])
@@ -177,7 +178,7 @@ def test_a_sample_that_a_tar_holds_twice_stops_the_evaluation(tmp_path: Path) ->
 
 
 def test_another_label_another_image_or_another_count_is_another_run(fields: Path, tmp_path: Path) -> None:
-    def url(**changes: object) -> str:
+    def url(**changes: object) -> Url:
         cfg = config(source=str(fields), output=str(tmp_path), checkpoint="farmland", **changes)
         return identify(cfg).url
 
@@ -271,14 +272,14 @@ def test_the_line_at_the_end_scores_by_the_rules_that_were_asked_for(
 
 
 def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
-    shutil.copytree(run.url, tmp_path / "run=0123456789ab")
+    shutil.copytree(run.url.raw, tmp_path / "run=0123456789ab")
     described = tmp_path / "run=0123456789ab/_run/config.yaml"
     described.write_text("source: in\noutput: out\ncheckpoint: farmland\n")
     with pytest.raises(ConfigError, match="is not a run of an evaluation"):
-        evaluation.read_evaluation(str(tmp_path / "run=0123456789ab"))
+        evaluation.read_evaluation(Url(str(tmp_path / "run=0123456789ab")))
     described.unlink()
     with pytest.raises(ConfigError, match="is not a run of an evaluation"):
-        evaluation.read_evaluation(str(tmp_path / "run=0123456789ab"))
+        evaluation.read_evaluation(Url(str(tmp_path / "run=0123456789ab")))
 
 
 def test_masks_of_other_classes_are_refused(run: Run, fields: Path, tmp_path: Path) -> None:
@@ -294,7 +295,7 @@ def test_masks_of_other_classes_are_refused(run: Run, fields: Path, tmp_path: Pa
 def test_masks_in_a_folder_have_the_names_of_their_images(key: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"a mask")
-    assert masks.FolderMasks(str(tmp_path))(key) == b"a mask"
+    assert masks.FolderMasks(Url(str(tmp_path)))(key) == b"a mask"
 
 
 def test_a_run_that_is_not_finished_has_no_evaluation(run: Run) -> None:

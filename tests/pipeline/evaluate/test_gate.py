@@ -8,6 +8,7 @@ from pipeline.evaluate import gate
 from pipeline.evaluate.gate import Baseline, Gates, GateVerdict, MetricGate, apply_gates, shared_images
 from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import estimate
+from pipeline.store.url import Url
 from tests import ROOT
 from tests.support.evaluations import CLASSES, NAMES, evaluation
 
@@ -115,7 +116,7 @@ def test_a_vanished_run_is_compared_by_what_the_history_kept():
 
 def test_a_vanished_run_that_no_history_knows_is_an_error():
     with pytest.raises(ConfigError, match="s3://gone/run=1, is gone"):
-        apply_gates(evaluation(), gates(), baseline=Baseline("s3://gone/run=1"))
+        apply_gates(evaluation(), gates(), baseline=Baseline(Url("s3://gone/run=1")))
 
 
 def test_a_baseline_of_other_classes_is_an_error():

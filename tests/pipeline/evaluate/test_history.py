@@ -18,6 +18,7 @@ from pipeline.evaluate.gate import Baseline, Gates, apply_gates
 from pipeline.evaluate.history import HistoryEntry, find_baseline, history_entries
 from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import METRICS, estimate
+from pipeline.store.url import Url
 from tests.support.evaluations import CLASSES, evaluation
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -74,24 +75,24 @@ def test_secrets_of_command_and_source_are_left_out() -> None:
 
 def test_what_is_appended_is_read_oldest_first(tmp_path: Path) -> None:
     days = [judged(evaluation(network=day), day=day) for day in (2, 0, 1)]
-    assert all(history.append_history(str(tmp_path), entries) for entries in days)
-    assert same(history.read_history(str(tmp_path)), [*days[1], *days[2], *days[0]])
+    assert all(history.append_history(Url(str(tmp_path)), entries) for entries in days)
+    assert same(history.read_history(Url(str(tmp_path))), [*days[1], *days[2], *days[0]])
 
 
 @pytest.mark.s3
 def test_a_history_lives_in_an_object_store(s3_url: str) -> None:
     entries = judged(evaluation())
-    assert history.read_history(f"{s3_url}/history") == []
-    assert history.append_history(f"{s3_url}/history", entries)
-    assert not history.append_history(f"{s3_url}/history", judged(evaluation(), day=1))
-    assert same(history.read_history(f"{s3_url}/history"), entries)
+    assert history.read_history(Url(f"{s3_url}/history")) == []
+    assert history.append_history(Url(f"{s3_url}/history"), entries)
+    assert not history.append_history(Url(f"{s3_url}/history"), judged(evaluation(), day=1))
+    assert same(history.read_history(Url(f"{s3_url}/history")), entries)
 
 
 def test_the_same_evaluation_submitted_again_appends_nothing(tmp_path: Path) -> None:
     first = judged(evaluation())
-    assert history.append_history(str(tmp_path), first)
-    assert not history.append_history(str(tmp_path), judged(evaluation(), day=1))
-    assert same(history.read_history(str(tmp_path)), first)
+    assert history.append_history(Url(str(tmp_path)), first)
+    assert not history.append_history(Url(str(tmp_path)), judged(evaluation(), day=1))
+    assert same(history.read_history(Url(str(tmp_path))), first)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_another_output_other_data_or_other_gates_are_another_evaluation(changed
 
 
 def test_each_evaluation_is_one_object_of_one_row_group(tmp_path: Path) -> None:
-    history.append_history(str(tmp_path), judged(evaluation()))
+    history.append_history(Url(str(tmp_path)), judged(evaluation()))
     (path,) = tmp_path.iterdir()
     assert pq.read_metadata(path).num_row_groups == 1
     assert pq.read_metadata(path).num_rows == 2
@@ -116,7 +117,7 @@ def test_each_evaluation_is_one_object_of_one_row_group(tmp_path: Path) -> None:
 
 def test_pandas_reads_the_folder_as_one_table(tmp_path: Path) -> None:
     for day in range(3):
-        history.append_history(str(tmp_path), judged(evaluation(network=day), day=day))
+        history.append_history(Url(str(tmp_path)), judged(evaluation(network=day), day=day))
     table = pd.read_parquet(tmp_path)
     assert len(table) == 6
     assert {"time", "mean_iou", "mean_iou_low", "mean_iou_high", "iou", "drift_brightness"} <= set(table.columns)
@@ -133,26 +134,26 @@ def test_an_entry_survives_its_table() -> None:
 
 
 def test_an_evaluation_without_a_scored_image_is_history_too(tmp_path: Path) -> None:
-    assert history.append_history(str(tmp_path), judged(evaluation(0, failed=9)))
-    (_, entry) = history.read_history(str(tmp_path))
+    assert history.append_history(Url(str(tmp_path)), judged(evaluation(0, failed=9)))
+    (_, entry) = history.read_history(Url(str(tmp_path)))
     assert (entry.verdict, entry.images) == ("failed", 0)
     assert math.isnan(entry.metrics["mean_iou"].value)
 
 
 def test_no_folder_is_no_history(tmp_path: Path) -> None:
-    assert history.read_history(str(tmp_path / "new")) == []
+    assert history.read_history(Url(str(tmp_path / "new"))) == []
 
 
 def test_other_files_are_left_alone_and_a_damaged_entry_is_named(tmp_path: Path) -> None:
     (tmp_path / "trend.html").write_text("hello")
     (tmp_path / "evaluation-mine.parquet").write_text("hello")
-    assert history.read_history(str(tmp_path)) == []
+    assert history.read_history(Url(str(tmp_path))) == []
     whole = io.BytesIO()
     pq.write_table(history.history_to_table(judged(evaluation())), whole)
     name = "evaluation-0123456789abcdef0123.parquet"
     (tmp_path / name).write_bytes(whole.getvalue()[:-20])
     with pytest.raises(StorageError, match=name):
-        history.read_history(str(tmp_path))
+        history.read_history(Url(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_an_entry_of_other_columns_is_named(column: str, change: str, tmp_path: 
     name = "evaluation-0123456789abcdef0123.parquet"
     pq.write_table(empty if change == "empty" else table.drop_columns([column]), tmp_path / name)
     with pytest.raises(StorageError, match=name):
-        history.read_history(str(tmp_path))
+        history.read_history(Url(str(tmp_path)))
 
 
 # ---------------------------------------------------------------- baselines
@@ -231,7 +232,7 @@ def test_of_a_checkpoint_the_newest_evaluation_of_the_same_setting_is_taken() ->
 
 def test_the_url_of_a_run_is_taken_whether_the_history_knows_it_or_not() -> None:
     assert found("s3://runs/4/run=0123456789ab").checkpoint == "s3://models/net-4"
-    assert found("s3://elsewhere/run=ba9876543210/") == Baseline("s3://elsewhere/run=ba9876543210")
+    assert found("s3://elsewhere/run=ba9876543210/") == Baseline(Url("s3://elsewhere/run=ba9876543210"))
 
 
 def test_an_unknown_baseline_is_an_error_that_lists_the_known_ones() -> None:

@@ -15,6 +15,7 @@ from pipeline.evaluate.report import ScoredSetting, most_confused, shown_keys
 from pipeline.records import Sample
 from pipeline.score.drift import Drift
 from pipeline.score.metrics import Interval
+from pipeline.store.url import Url
 from tests.support import evaluations
 from tests.support.pages import Outline, laid_out, needs_browser
 
@@ -57,7 +58,7 @@ def samples(one: ScoredSetting, **size) -> list[Sample]:
 
 
 def verdict(one: Evaluation, **gates) -> gate.GateVerdict:
-    before = replace(one, run_url="s3://runs/before", checkpoint="s3://models/before")
+    before = replace(one, run_url=Url("s3://runs/before"), checkpoint="s3://models/before")
     return gate.apply_gates(
         one, Gates(samples=100, **gates), baseline=Baseline(before.run_url), baseline_evaluation=before
     )
@@ -65,7 +66,7 @@ def verdict(one: Evaluation, **gates) -> gate.GateVerdict:
 
 def entries(one: Evaluation, count: int = 3) -> list[history.HistoryEntry]:
     start = datetime(2026, 11, 1, tzinfo=UTC)
-    runs = [replace(one, run_url=one.run_url if at == count - 1 else f"s3://runs/{at}") for at in range(count)]
+    runs = [replace(one, run_url=one.run_url if at == count - 1 else Url(f"s3://runs/{at}")) for at in range(count)]
     return [
         entry
         for at, run in enumerate(runs)

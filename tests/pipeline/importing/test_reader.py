@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, JobError
 from pipeline.importing import reader
+from pipeline.store.url import Url
 from tests.pipeline.importing.test_caffe import write
 from tests.support.examples import examples
 
@@ -107,7 +108,7 @@ def test_what_a_file_is_its_first_bytes_say() -> None:
 
 def test_a_file_is_read_from_a_store_with_its_digest(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(saved(STATE))
-    source = reader.read_weights(str(tmp_path / "a.pth"))
+    source = reader.read_weights(Url(str(tmp_path / "a.pth")))
     assert (source.name, source.kind, len(source.sha256)) == ("a.pth", "torch", 64)
     assert is_state(source.tensors)
 
@@ -331,7 +332,7 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path, monkeypatch) -> None
     (tmp_path / "a.pth").write_bytes(saved(STATE))
     monkeypatch.setattr(reader, "_MAX_BYTES", 100)
     with pytest.raises(ConfigError, match="limit 100"):
-        reader.read_weights(str(tmp_path / "a.pth"))
+        reader.read_weights(Url(str(tmp_path / "a.pth")))
 
 
 def test_a_name_that_is_no_name_is_refused() -> None:
@@ -347,4 +348,4 @@ def test_more_tensors_than_any_network_has_are_refused(monkeypatch) -> None:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, name: str, says: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(JobError, match=says):
-        reader.read_weights(str(tmp_path / name))
+        reader.read_weights(Url(str(tmp_path / name)))

@@ -19,6 +19,7 @@ from pipeline.models.checkpoint import Card
 from pipeline.models.network import Network
 from pipeline.records import Image, Item, Scored
 from pipeline.refine.refiner import Refiner
+from pipeline.store.url import Url
 from tests.support.networks import cells, small
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
@@ -110,7 +111,7 @@ def test_one_set_of_weights_runs_at_every_output_stride_it_has(variant: Variant)
 def test_it_is_saved_loaded_and_segments_images(variant: Variant, tmp_path) -> None:
     card = card_of(variant)
     before = tiny(variant, num_classes=7)
-    checkpoint.save_checkpoint(str(tmp_path), before.state_dict(), card)
+    checkpoint.save_checkpoint(Url(str(tmp_path)), before.state_dict(), card)
     kept = checkpoint.load_checkpoint(str(tmp_path))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.store.url import Url
 from tests.support.examples import examples
 
 OPTIONS = {
@@ -54,7 +55,7 @@ def trained(seed: int = 0) -> torch.nn.Module:
 
 @pytest.fixture
 def folder(tmp_path) -> str:
-    checkpoint.save_checkpoint(str(tmp_path / "kept"), trained().state_dict(), CARD)
+    checkpoint.save_checkpoint(Url(str(tmp_path / "kept")), trained().state_dict(), CARD)
     return str(tmp_path / "kept")
 
 
@@ -87,7 +88,7 @@ def test_a_loaded_network_computes_what_the_saved_one_did(folder: str) -> None:
 
 def test_a_network_is_built_for_evaluation_in_float32_from_half_the_bytes(folder: str, tmp_path) -> None:
     halves = {name: one.half() if one.is_floating_point() else one for name, one in trained().state_dict().items()}
-    checkpoint.save_checkpoint(str(tmp_path / "half"), halves, CARD)
+    checkpoint.save_checkpoint(Url(str(tmp_path / "half")), halves, CARD)
     network = checkpoint.load_checkpoint(str(tmp_path / "half")).build()
     assert not network.training
     assert {one.dtype for one in network.parameters()} == {torch.float32}
@@ -118,7 +119,7 @@ def test_networks_of_one_checkpoint_share_no_memory(folder: str) -> None:
 @given(training=st.dictionaries(st.text(), plain, max_size=4))
 def test_card_and_digest_survive_writing_and_reading(tmp_path, training: dict) -> None:
     card = CARD.model_copy(update={"training": training})
-    written = checkpoint.save_checkpoint(str(tmp_path), trained().state_dict(), card)
+    written = checkpoint.save_checkpoint(Url(str(tmp_path)), trained().state_dict(), card)
     kept = checkpoint.load_checkpoint(str(tmp_path))
     assert kept.card == card == checkpoint.load_card(str(tmp_path))
     assert kept.sha256 == written
@@ -137,7 +138,7 @@ def test_the_digest_knows_no_order_of_tensors_and_no_layout_of_json(folder: str,
         name: one.to(memory_format=torch.channels_last) if one.dim() == 4 else one
         for name, one in trained().state_dict().items()
     }
-    again = checkpoint.save_checkpoint(str(tmp_path / "again"), dict(reversed(state.items())), CARD)
+    again = checkpoint.save_checkpoint(Url(str(tmp_path / "again")), dict(reversed(state.items())), CARD)
     before = checkpoint.load_checkpoint(folder).sha256
     rewrite_card(folder)
     assert again == before == checkpoint.load_checkpoint(folder).sha256
@@ -187,7 +188,7 @@ def test_a_card_with_another_number_of_classes_is_refused(folder: str) -> None:
 
 def test_wrong_tensors_are_refused_before_anything_is_written(tmp_path) -> None:
     with pytest.raises(ConfigError, match="missing"):
-        checkpoint.save_checkpoint(str(tmp_path / "new"), {}, CARD)
+        checkpoint.save_checkpoint(Url(str(tmp_path / "new")), {}, CARD)
     assert not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match="missing"):
         Checkpoint(CARD, {}, "0" * 64)

@@ -12,6 +12,7 @@ from pipeline.image import encode
 from pipeline.models import checkpoint, zoo
 from pipeline.models.catalogue import VARIANTS
 from pipeline.models.checkpoint import Card
+from pipeline.store.url import Url
 from tests.support import judged_runs
 from tests.support.drivers import rows_of, segment
 from tests.support.networks import small
@@ -21,7 +22,7 @@ from tests.support.ray_servers import Cluster
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("few")
-    farmland.write_folder(str(folder), 3, size_px=75, seed=3, with_labels=True)
+    farmland.write_folder(Url(str(folder)), 3, size_px=75, seed=3, with_labels=True)
     return folder
 
 
@@ -40,7 +41,7 @@ def save_random(network: str, folder: Path) -> None:
         source="a test",
         license="Apache-2.0",
     )
-    checkpoint.save_checkpoint(str(folder), built.state_dict(), card)
+    checkpoint.save_checkpoint(Url(str(folder)), built.state_dict(), card)
 
 
 def check(rows: pd.DataFrame) -> None:
@@ -55,7 +56,7 @@ def test_the_stages_segment_with_it(network: str, fields: Path, tmp_path: Path) 
     save_random(network, tmp_path / "model")
     said = {"source": [str(fields)], "output": str(tmp_path / "out"), "checkpoint": str(tmp_path / "model")}
     run = judged_runs.carry_out(judged_runs.config(**said))
-    check(pd.read_parquet(f"{run.url}/parts"))
+    check(pd.read_parquet(f"{run.url.raw}/parts"))
 
 
 @pytest.mark.ray

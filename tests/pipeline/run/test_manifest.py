@@ -18,6 +18,7 @@ from pipeline.source.plan import Plan
 from pipeline.source.shard import Member, Shard, object_shard, slice_shard
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
+from pipeline.store.url import Url
 from tests.support.examples import examples
 
 FARM = classes.load_class_map("farmland")
@@ -60,19 +61,18 @@ def rows_of(shard: Shard, count: int, *, failed: int = 0) -> list[Row]:
 
 
 def commit(run: Path | str, rows: list[Row]) -> str:
-    return parts.write_part(str(run), rows_to_table(rows), FARM)
+    return parts.write_part(Url(str(run)), rows_to_table(rows), FARM)
 
 
 def close(run: Path | str, plan: Plan, on_duplicate: str = "fail") -> manifest.Manifest:
-    done = manifest.close_run(str(run), plan, FARM, fingerprint="f" * 64, on_duplicate=on_duplicate)
-    manifest.mark_finished(str(run))
+    done = manifest.close_run(Url(str(run)), plan, FARM, fingerprint="f" * 64, on_duplicate=on_duplicate)
+    manifest.mark_finished(Url(str(run)))
     return done
 
 
 def owed(run: Path | str, plan: Plan) -> dict[str, frozenset[str]]:
-    return {
-        todo.shard.uri: todo.skip for todo in manifest.pending_shards(str(run), plan, manifest.read_footers(str(run)))
-    }
+    url = Url(str(run))
+    return {todo.shard.uri: todo.skip for todo in manifest.pending_shards(url, plan, manifest.read_footers(url))}
 
 
 # ---------------------------------------------------------------- what is left to do
@@ -89,7 +89,7 @@ def test_whatever_was_committed_exactly_the_rest_is_owed(sizes: list[int], rng: 
         count = rng.randint(1, len(done))
         commit(run, done[:count])
         done = done[count:]
-    committed = {row.key for name in parts.list_parts(run) for row in rows_from_table(part(run, name))}
+    committed = {row.key for name in parts.list_parts(Url(run)) for row in rows_from_table(part(run, name))}
     left = owed(run, Plan(shards))
     for shard, size in zip(shards, sizes, strict=True):
         keys = {f"{shard.uri}#{index}" for index in range(size)}
@@ -98,7 +98,7 @@ def test_whatever_was_committed_exactly_the_rest_is_owed(sizes: list[int], rng: 
 
 
 def part(run: Path | str, name: str):
-    return parts.read_columns(str(run), name, parts.ROW_SCHEMA.names)
+    return parts.read_columns(Url(str(run)), name, parts.ROW_SCHEMA.names)
 
 
 def test_keys_of_a_slice_that_is_gone_are_found_again_by_name(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_a_closed_run_adds_up(tmp_path: Path) -> None:
     assert done.error_codes == {"truncated": 2}
     assert sum(done.class_pixels) == 7 * 30
     assert done.confidence == pytest.approx(0.5)
-    assert manifest.read_manifest(str(tmp_path)) == done
-    assert not list(verify.run_problems(str(tmp_path)))
+    assert manifest.read_manifest(Url(str(tmp_path))) == done
+    assert not list(verify.run_problems(Url(str(tmp_path))))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -154,7 +154,7 @@ def test_a_run_with_missing_rows_is_not_closed(tmp_path: Path) -> None:
     commit(tmp_path, rows_of(shard, 5)[:3])
     with pytest.raises(JobError, match=r"1 of 1 shards are not complete, first one.tar"):
         close(tmp_path, Plan([shard]))
-    assert manifest.read_manifest(str(tmp_path)) is None
+    assert manifest.read_manifest(Url(str(tmp_path))) is None
 
 
 def test_an_empty_plan_is_closed_with_nothing(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_crash_between_the_two_halves_of_a_rewrite_loses_nothing(tmp_path: Pat
     with monkeypatch.context() as patch:
         patch.setattr(objects, "delete", crash)
         with pytest.raises(KeyboardInterrupt):
-            manifest.remove_duplicates(str(tmp_path))
+            manifest.remove_duplicates(Url(str(tmp_path)))
     assert close(tmp_path, Plan([shard])).rows == 4
 
 
@@ -194,13 +194,13 @@ def test_a_key_met_twice_in_the_source_refuses_success_by_name(tmp_path: Path) -
     commit(tmp_path, [*rows_of(shard, 3)[:2], failed_row("one.tar#0~2", shard, "duplicate_key", shard_rows=3)])
     with pytest.raises(JobError, match=r"one\.tar#0~2 is bad"):
         close(tmp_path, Plan([shard]))
-    assert manifest.read_manifest(str(tmp_path)) is None
+    assert manifest.read_manifest(Url(str(tmp_path))) is None
 
 
 def test_forgotten_failures_are_owed_again(tmp_path: Path) -> None:
     one, two = tar("one"), tar("two")
     commit(tmp_path, rows_of(one, 3, failed=1) + rows_of(two, 2, failed=2))
-    assert manifest.forget_failed_rows(str(tmp_path)) == 3
+    assert manifest.forget_failed_rows(Url(str(tmp_path))) == 3
     assert owed(tmp_path, Plan([one, two])) == {"one.tar": {"one.tar#1", "one.tar#2"}, "two.tar": frozenset()}
 
 
@@ -216,6 +216,6 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "parts" / name).rename(tmp_path / "parts/part-00000000000000000000.parquet")
     (tmp_path / "parts/.tmp-left").write_bytes(b"half")
     commit(tmp_path, [good])
-    found = "\n".join(verify.run_problems(str(tmp_path)))
+    found = "\n".join(verify.run_problems(Url(str(tmp_path))))
     for expected in ("not the digest", "do not agree with the mask", "is also in", "left behind"):
         assert expected in found

@@ -20,6 +20,7 @@ from pipeline.models.checkpoint import Card
 from pipeline.records import Item, items_to_table, rows_from_table
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import InferStage, Job, RefineStage
+from pipeline.store.url import Url
 from tests import ROOT
 
 SCENE = generate_scene(5, height=150, width=190).image_hwc
@@ -30,7 +31,7 @@ TILE = TileConfig(tile_px=128, overlap_px=32)
 def row_of_the_main_job(pixels_hwc: np.ndarray, refine: RefineConfig, **settings):
     """The row that the stages of a run give an image."""
     cfg = SegmentConfig(source="x", output="y", checkpoint="farmland", refine=refine, **settings)
-    job = Job(cfg, checkpoint.load_card("farmland").classes, "run", "m" * 12, "c" * 12, preview_share=1.0)
+    job = Job(cfg, checkpoint.load_card("farmland").classes, Url("run"), "m" * 12, "c" * 12, preview_share=1.0)
     out = io.BytesIO()
     PIL.Image.fromarray(pixels_hwc).save(out, "PNG")
     item = Item(key="key", shard="s", etag="e", data=out.getvalue())
@@ -138,7 +139,7 @@ def small_network(folder: Path, channels: tuple[str, ...]) -> Path:
         source="a test",
         license="Apache-2.0",
     )
-    checkpoint.save_checkpoint(str(folder), state, card)
+    checkpoint.save_checkpoint(Url(str(folder)), state, card)
     return folder
 
 

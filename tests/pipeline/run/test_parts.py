@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline import classes
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table, rows_to_table
 from pipeline.run import parts
+from pipeline.store.url import Url
 
 FARM = classes.load_class_map("farmland")
 
@@ -41,38 +42,38 @@ def test_a_part_holds_its_rows_sorted_with_checksums_and_explains_itself() -> No
 
 
 def test_a_flipped_byte_in_a_part_is_noticed(tmp_path) -> None:
-    name = parts.write_part(str(tmp_path), rows_to_table([row("a", mask=bytes(range(256)) * 20)]), FARM)
+    name = parts.write_part(Url(str(tmp_path)), rows_to_table([row("a", mask=bytes(range(256)) * 20)]), FARM)
     path = tmp_path / "parts" / name
     data = bytearray(path.read_bytes())
     data[200] ^= 0xFF
     path.write_bytes(bytes(data))
     with pytest.raises(OSError, match=r"CRC|corrupt|checksum"):
-        parts.read_columns(str(tmp_path), name, ROW_SCHEMA.names)
+        parts.read_columns(Url(str(tmp_path)), name, ROW_SCHEMA.names)
 
 
 def test_footers_count_rows_per_shard_without_reading_one(tmp_path) -> None:
     table = rows_to_table([row("a", "s1"), row("b", "s1", shard_rows=9), row("c", "s2")])
-    name = parts.write_part(str(tmp_path), table, FARM)
-    part = parts.read_part_footer(str(tmp_path), name)
+    name = parts.write_part(Url(str(tmp_path)), table, FARM)
+    part = parts.read_part_footer(Url(str(tmp_path)), name)
     assert (part.name, part.rows) == (name, 3)
     assert part.shards == {"s1": parts.ShardCount(2, 9), "s2": parts.ShardCount(1, None)}
 
 
 def test_a_part_of_a_version_without_a_column_can_be_read_and_written_anew(tmp_path) -> None:
     table = rows_to_table([row("a"), row("b")]).drop_columns(["inference"])
-    name = parts.write_part(str(tmp_path), table, FARM)
-    old = parts.read_columns(str(tmp_path), name, ROW_SCHEMA.names)
+    name = parts.write_part(Url(str(tmp_path)), table, FARM)
+    old = parts.read_columns(Url(str(tmp_path)), name, ROW_SCHEMA.names)
     assert [one.inference for one in rows_from_table(old)] == [None, None]
-    again = parts.write_part(str(tmp_path), old.slice(0, 1), FARM)
-    assert parts.read_part_footer(str(tmp_path), again).rows == 1
+    again = parts.write_part(Url(str(tmp_path)), old.slice(0, 1), FARM)
+    assert parts.read_part_footer(Url(str(tmp_path)), again).rows == 1
 
 
 def test_writing_the_same_rows_again_changes_nothing(tmp_path) -> None:
     table = rows_to_table([row("a"), row("b")])
-    names = {parts.write_part(str(tmp_path), table, FARM) for _ in range(3)}
-    assert parts.list_parts(str(tmp_path)) == sorted(names)
+    names = {parts.write_part(Url(str(tmp_path)), table, FARM) for _ in range(3)}
+    assert parts.list_parts(Url(str(tmp_path))) == sorted(names)
     assert len(names) == 1
 
 
 def test_a_run_without_parts_lists_none(tmp_path) -> None:
-    assert parts.list_parts(str(tmp_path / "nothing")) == []
+    assert parts.list_parts(Url(str(tmp_path / "nothing"))) == []

@@ -18,12 +18,13 @@ from pipeline.run.manifest import PendingShard
 from pipeline.run.stages import InferStage, Job, RefineStage, read_shards
 from pipeline.source.shard import Member, slice_shard
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 
 def job(**settings) -> Job:
     cfg = SegmentConfig(source="x", output="y", checkpoint="farmland", infer={"precision": "fp32"}, **settings)
     classes = checkpoint.load_card("farmland").classes
-    return Job(cfg, classes, "run", "m" * 12, "c" * 12, preview_share=0.0)
+    return Job(cfg, classes, Url("run"), "m" * 12, "c" * 12, preview_share=0.0)
 
 
 def jpeg(height: int, width: int, seed: int = 0) -> bytes:
@@ -81,7 +82,7 @@ def test_logits_travel_in_half_precision_at_the_stride_without_classes_that_cann
 def test_shards_are_read_in_blocks_of_bounded_size(tmp_path) -> None:
     for index in range(10):
         (tmp_path / f"{index}.jpg").write_bytes(bytes(200_000))
-    files = [Member(found.path, found.size, found.etag) for found in objects.list_files(str(tmp_path))]
+    files = [Member(found.path, found.size, found.etag) for found in objects.list_files(Url(str(tmp_path)))]
     shard = slice_shard(str(tmp_path), files)
     work = job(runtime={"block_mib": 0.5})
     tables = list(read_shards(work, [PendingShard(shard, frozenset({"3.jpg"}))], Ledger()))

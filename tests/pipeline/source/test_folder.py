@@ -18,6 +18,7 @@ from pipeline.source.folder import LONGEST_SLICE, ends_slice, slice_listing, twi
 from pipeline.source.plan import read_items
 from pipeline.source.shard import Member, Shard, slice_shard
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests.support.examples import examples
 
 MEAN = 8
@@ -31,10 +32,10 @@ def slices_of(paths: list[str]) -> list[list[str]]:
 
 
 def put_slice(files: dict[str, bytes]) -> Shard:
-    root = f"memory://folder-{uuid.uuid4().hex}"
+    root = Url(f"memory://folder-{uuid.uuid4().hex}")
     for path, data in files.items():
-        objects.put(objects.join(root, path), data)
-    return slice_shard(root, [Member(one.path, one.size, one.etag) for one in objects.list_files(root)])
+        objects.put(root / path, data)
+    return slice_shard(root.raw, [Member(one.path, one.size, one.etag) for one in objects.list_files(root)])
 
 
 # ---------------------------------------------------------------- slicing
@@ -115,8 +116,8 @@ def test_keys_are_paths_and_come_in_their_order():
 
 def test_names_of_files_on_disk_pass_through_as_keys(tmp_path):
     for name in [*HARD, "n" * 200 + ".jpg"]:
-        objects.put(objects.join(str(tmp_path), name), name.encode())
-    members = [Member(one.path, one.size, one.etag) for one in objects.list_files(str(tmp_path))]
+        objects.put(Url(str(tmp_path)) / name, name.encode())
+    members = [Member(one.path, one.size, one.etag) for one in objects.list_files(Url(str(tmp_path)))]
     items = list(read_items(slice_shard(str(tmp_path), members), ReadConfig(), max_bytes=1000))
     assert [(item.key, item.data) for item in items] == [
         (name, name.encode()) for name in sorted([*HARD, "n" * 200 + ".jpg"])
@@ -127,7 +128,7 @@ def test_a_file_on_disk_replaced_by_one_of_its_size_or_linked_to_nowhere_fails_a
     (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "b.jpg").write_bytes(b"one")
     (tmp_path / "c.jpg").write_bytes(b"fine")
-    members = [Member(one.path, one.size, one.etag) for one in objects.list_files(str(tmp_path))]
+    members = [Member(one.path, one.size, one.etag) for one in objects.list_files(Url(str(tmp_path)))]
     before = (tmp_path / "b.jpg").stat().st_mtime_ns
     (tmp_path / "b.jpg").write_bytes(b"two")
     os.utime(tmp_path / "b.jpg", ns=(before, before + 1))
@@ -141,13 +142,13 @@ def test_a_file_on_disk_replaced_by_one_of_its_size_or_linked_to_nowhere_fails_a
 
 def test_every_way_a_file_can_fail_is_a_row_and_its_neighbours_are_read():
     shard = put_slice({name: name.encode() for name in ("gone", "changed", "fine", "large" * 10, "none")})
-    root = shard.root
-    objects.delete(objects.join(root, "gone"))
-    objects.put(objects.join(root, "changed"), b"other content")
-    objects.put(objects.join(root, "none"), b"")
-    empty = objects.info(objects.join(root, "none"))
+    root = Url(shard.root)
+    objects.delete(root / "gone")
+    objects.put(root / "changed", b"other content")
+    objects.put(root / "none", b"")
+    empty = objects.info(root / "none")
     members = [member if member.path != "none" else Member("none", 0, empty.etag) for member in shard.members()]
-    items = list(read_items(slice_shard(root, members), ReadConfig(), max_bytes=20))
+    items = list(read_items(slice_shard(root.raw, members), ReadConfig(), max_bytes=20))
     assert {item.key: item.failure.code if item.failure else "ok" for item in items} == {
         "changed": "source_changed",
         "fine": "ok",
@@ -165,11 +166,11 @@ def test_reading_with_skip_is_reading_less_skip_and_fetches_nothing_else(skip):
     fetched = []
     original = objects.read_bytes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "read_bytes", lambda url, **known: (fetched.append(url), original(url, **known))[1])
+        patch.setattr(objects, "read_bytes", lambda url, **known: (fetched.append(url.raw), original(url, **known))[1])
         items = list(read_items(shard, ReadConfig(), max_bytes=100, skip=frozenset(skip)))
     left = [path for path in sorted(HARD) if path not in skip]
     assert [item.key for item in items] == left
-    assert sorted(fetched) == sorted(objects.join(shard.root, path) for path in left)
+    assert sorted(fetched) == sorted((Url(shard.root) / path).raw for path in left)
     assert [item.shard_rows for item in items][-1:] == [len(HARD)] * bool(left)
 
 
@@ -196,9 +197,9 @@ def test_files_are_fetched_together_and_given_in_order(monkeypatch):
     shard = put_slice(dict.fromkeys(names, b"x"))
     together = threading.Barrier(folder.FILES_AHEAD, timeout=20)  # broken unless so many fetches run at once
 
-    def slow(url: str, **_: object) -> bytes:
+    def slow(url: Url, **_: object) -> bytes:
         together.wait()
-        return url[-6:].encode()
+        return url.raw[-6:].encode()
 
     monkeypatch.setattr(objects, "read_bytes", slow)
     assert [item.data.decode() for item in read_items(shard, ReadConfig(), max_bytes=10)] == names
@@ -207,7 +208,9 @@ def test_files_are_fetched_together_and_given_in_order(monkeypatch):
 def test_files_are_not_fetched_far_ahead(monkeypatch):
     shard = put_slice({f"{n:02}.jpg": b"x" for n in range(64)})
     original, started = objects.read_bytes, []
-    monkeypatch.setattr(objects, "read_bytes", lambda url, **known: (started.append(url), original(url, **known))[1])
+    monkeypatch.setattr(
+        objects, "read_bytes", lambda url, **known: (started.append(url.raw), original(url, **known))[1]
+    )
     next(read_items(shard, ReadConfig(), max_bytes=10))
     assert len(started) <= folder.FILES_AHEAD + 2  # the item given, and the one `read` looks ahead to
 
@@ -218,7 +221,7 @@ def test_large_files_are_not_all_held_at_once(monkeypatch):
     waiting = 0
     original = objects.read_bytes
 
-    def counted(url: str, **known: object) -> bytes:
+    def counted(url: Url, **known: object) -> bytes:
         nonlocal waiting
         waiting += 1
         return original(url, **known)
@@ -233,7 +236,9 @@ def test_a_limit_reads_no_more_than_it_gives(monkeypatch):
     shard = put_slice({f"{n:02}.jpg": b"x" for n in range(20)})
     fetched = []
     original = objects.read_bytes
-    monkeypatch.setattr(objects, "read_bytes", lambda url, **known: (fetched.append(url), original(url, **known))[1])
+    monkeypatch.setattr(
+        objects, "read_bytes", lambda url, **known: (fetched.append(url.raw), original(url, **known))[1]
+    )
     items = list(read_items(replace(shard, max_rows=5), ReadConfig(), max_bytes=10))
     assert [item.key for item in items] == [f"{n:02}.jpg" for n in range(5)]
     assert items[-1].shard_rows == len(fetched) == 5
@@ -243,8 +248,8 @@ def test_one_slow_file_costs_its_own_row_and_no_other(monkeypatch):
     shard = put_slice({f"{n}.jpg": b"x" for n in range(5)})
     original = objects.read_bytes
 
-    def slow(url: str, **known: object) -> bytes:
-        if url.endswith("2.jpg"):
+    def slow(url: Url, **known: object) -> bytes:
+        if url.name == "2.jpg":
             raise StorageTimeout("slow")
         return original(url, **known)
 
@@ -274,7 +279,7 @@ def test_a_reader_that_is_given_up_leaves_no_thread_behind():
 def labels_beside(shard: Shard, files: dict[str, bytes], *, max_bytes: int = 100) -> list[Item]:
     folder_of_labels = f"{shard.root}-labels"
     for path, data in files.items():
-        objects.put(objects.join(folder_of_labels, path), data)
+        objects.put(Url(folder_of_labels) / path, data)
     return list(read_items(shard, ReadConfig(labels=folder_of_labels), max_bytes=max_bytes))
 
 
@@ -302,7 +307,7 @@ def test_an_image_whose_label_cannot_be_fetched_is_a_failure_and_its_neighbours_
 
 def test_no_label_is_looked_for_unless_asked(monkeypatch):
     shard = put_slice({"1.jpg": b"1"})
-    objects.put(objects.join(shard.root, "1.png"), b"label")
+    objects.put(Url(shard.root) / "1.png", b"label")
     monkeypatch.setattr(folder, "_label", None)
     (item,) = read_items(shard, ReadConfig(), max_bytes=100)
     assert item.label is None

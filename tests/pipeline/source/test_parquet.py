@@ -18,6 +18,7 @@ from pipeline.source.parquet import read_parquet_footer, row_groups
 from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, object_shard
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests.support.examples import examples
 
 IMAGES = [f"image {n}".encode() for n in range(40)]
@@ -31,9 +32,9 @@ def file_of(table: pa.Table, **options: object) -> bytes:
 
 
 def shards_of(data: bytes) -> list[Shard]:
-    root = f"memory://parquet-{uuid.uuid4().hex}"
-    objects.put(objects.join(root, "a.parquet"), data)
-    whole = object_shard("parquet", root, objects.info(objects.join(root, "a.parquet")))
+    root = Url(f"memory://parquet-{uuid.uuid4().hex}")
+    objects.put(root / "a.parquet", data)
+    whole = object_shard("parquet", root.raw, objects.info(root / "a.parquet"))
     return list(row_groups([whole]))
 
 

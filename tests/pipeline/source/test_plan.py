@@ -18,6 +18,7 @@ from pipeline.errors import JobError, StorageError
 from pipeline.source import parquet
 from pipeline.source.plan import Plan, changed, plan_source, read_items
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests.support.examples import examples
 
 
@@ -25,7 +26,7 @@ def put(files: dict[str, bytes], root: str = "") -> str:
     """Write files under a new root, and return it."""
     root = root or f"memory://plan-{uuid.uuid4().hex}"
     for path, data in files.items():
-        objects.put(objects.join(root, path), data)
+        objects.put(Url(root) / path, data)
     return root
 
 
@@ -79,7 +80,7 @@ def test_the_kind_is_known_by_suffix_and_one_file_is_a_source_too(files, kind, k
     made = plan_source(cfg(root))
     assert {shard.kind for shard in made.shards} == {kind}
     assert keys_of(made) == keys
-    alone = plan_source(cfg(objects.join(root, next(iter(files)))))
+    alone = plan_source(cfg(f"{root}/{next(iter(files))}"))
     assert keys_of(alone) == [key.rpartition("/")[2] for key in keys]
 
 
@@ -186,7 +187,7 @@ SOURCES = {
 def test_ids_do_not_depend_on_where_the_source_is(kind, monkeypatch):
     original = objects.list_files
 
-    def with_stable_etags(url: str):
+    def with_stable_etags(url: Url):
         return (objects.FileInfo(file.path, file.size, f"etag of {file.path}") for file in original(url))
 
     monkeypatch.setattr(objects, "list_files", with_stable_etags)
@@ -213,7 +214,7 @@ def test_what_changed_since_a_plan_is_named():
     before = plan_source(cfg(root)).to_table()
     assert changed(before, plan_source(cfg(root))) == []
     put({"1.tar": tar_of(["new.jpg"]), "9.tar": tar_of(["more.jpg"])}, root)
-    objects.delete(objects.join(root, "2.tar"))
+    objects.delete(Url(root) / "2.tar")
     assert changed(before, plan_source(cfg(root))) == ["1.tar"]
     photos = put({"a.jpg": b"x"})
     before = plan_source(cfg(photos)).to_table()

@@ -22,6 +22,7 @@ from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, object_shard
 from pipeline.source.webdataset import _IMAGES, BLOCK, entries
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests.support.examples import examples
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -41,9 +42,9 @@ def tar_of(members: Iterable[tuple[str, bytes]], kind: str = "pax") -> bytes:
 
 
 def shard_of(tar: bytes) -> Shard:
-    root = f"memory://tars-{uuid.uuid4().hex}"
-    objects.put(objects.join(root, "a.tar"), tar)
-    return object_shard("webdataset", root, objects.info(objects.join(root, "a.tar")))
+    root = Url(f"memory://tars-{uuid.uuid4().hex}")
+    objects.put(root / "a.tar", tar)
+    return object_shard("webdataset", root.raw, objects.info(root / "a.tar"))
 
 
 def read_tar(tar: bytes, *, max_bytes: int = 2**20, skip: frozenset[str] = frozenset(), **cfg: str) -> list[Item]:
@@ -202,7 +203,7 @@ def test_nothing_appears_on_disk(tmp_path, monkeypatch):
             header.size = 1
             tar.addfile(header, io.BytesIO(b"x"))
     (tmp_path / "a.tar").write_bytes(out.getvalue())
-    shard = object_shard("webdataset", str(tmp_path), objects.info(str(tmp_path / "a.tar")))
+    shard = object_shard("webdataset", str(tmp_path), objects.info(Url(str(tmp_path / "a.tar"))))
     before = sorted(tmp_path.rglob("*"))
     assert list(codes(list(read_items(shard, ReadConfig(), max_bytes=10)))) == ["a.tar#link/a", "a.tar#folder/d"]
     assert sorted(tmp_path.rglob("*")) == before

@@ -19,6 +19,7 @@ from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
 from pipeline.source.plan import plan_source, read_items
 from pipeline.store import objects, retry
 from pipeline.store.retry import RetryPolicy
+from pipeline.store.url import Url
 
 BODY = bytes(range(256)) * 40
 
@@ -102,24 +103,24 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture
-def site(port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+def site(port: int, monkeypatch: pytest.MonkeyPatch) -> Url:
     monkeypatch.setenv("ATROUS_HTTPS_HOSTS", "data.example.org, 127.0.0.1")
     monkeypatch.setattr(retry, "RETRY", RetryPolicy(attempts=6, first_s=0.01, request_s=5))
     Site.requests.clear()
-    return f"https://127.0.0.1:{port}"
+    return Url(f"https://127.0.0.1:{port}")
 
 
-def test_an_object_is_described_and_read_whole_and_in_ranges(site: str) -> None:
-    url = f"{site}/data.bin"
+def test_an_object_is_described_and_read_whole_and_in_ranges(site: Url) -> None:
+    url = site / "data.bin"
     assert objects.info(url) == objects.FileInfo("data.bin", len(BODY), '"v1"')
     assert objects.read_bytes(url) == BODY
     with objects.open_read(url) as file:
         file.seek(1000)
         assert file.read(500) == BODY[1000:1500]
-    assert objects.read_bytes(f"{site}/empty.bin") == b""
+    assert objects.read_bytes(site / "empty.bin") == b""
 
 
-def test_a_tar_becomes_a_shard_and_its_members_items(site: str) -> None:
+def test_a_tar_becomes_a_shard_and_its_members_items(site: Url) -> None:
     cfg = SegmentConfig(source=(f"{site}/two.tar",), output="out", checkpoint="farmland")
     (shard,) = plan_source(cfg).shards
     items = list(read_items(shard, ReadConfig(), max_bytes=10**6, skip=frozenset()))
@@ -127,46 +128,46 @@ def test_a_tar_becomes_a_shard_and_its_members_items(site: str) -> None:
     assert all(item.data.startswith(b"\x89PNG") for item in items)
 
 
-def test_too_large_an_object_is_refused_before_its_body_is_asked_for(site: str) -> None:
+def test_too_large_an_object_is_refused_before_its_body_is_asked_for(site: Url) -> None:
     with pytest.raises(InputError, match="too_many_bytes"):
-        objects.read_bytes(f"{site}/data.bin", max_bytes=100)
+        objects.read_bytes(site / "data.bin", max_bytes=100)
     assert Site.requests == ["HEAD /data.bin"]
 
 
-def test_an_object_that_changes_between_two_reads_is_noticed(site: str) -> None:
-    planned = objects.info(f"{site}/changing.bin")
+def test_an_object_that_changes_between_two_reads_is_noticed(site: Url) -> None:
+    planned = objects.info(site / "changing.bin")
     with pytest.raises(InputError, match="source_changed"):
-        objects.read_bytes(f"{site}/changing.bin", etag=planned.etag)
+        objects.read_bytes(site / "changing.bin", etag=planned.etag)
 
 
-def test_a_busy_host_is_asked_again(site: str) -> None:
-    assert objects.read_bytes(f"{site}/busy.bin") == BODY
+def test_a_busy_host_is_asked_again(site: Url) -> None:
+    assert objects.read_bytes(site / "busy.bin") == BODY
 
 
-def test_a_missing_object_and_a_forbidden_one_are_told_apart(site: str) -> None:
+def test_a_missing_object_and_a_forbidden_one_are_told_apart(site: Url) -> None:
     with pytest.raises(FileNotFoundError):
-        objects.info(f"{site}/none.bin")
+        objects.info(site / "none.bin")
     with pytest.raises(AccessDenied):
-        objects.read_bytes(f"{site}/secret.bin")
+        objects.read_bytes(site / "secret.bin")
     assert Site.requests == ["HEAD /none.bin", "HEAD /secret.bin"]
 
 
-def test_a_redirect_is_refused_with_where_it_leads(site: str) -> None:
+def test_a_redirect_is_refused_with_where_it_leads(site: Url) -> None:
     with pytest.raises(StorageError, match=r"redirect to 169\.254\.169\.254"):
-        objects.read_bytes(f"{site}/moved.bin")
+        objects.read_bytes(site / "moved.bin")
 
 
-def test_a_host_without_ranges_is_refused_before_its_body_is_read(site: str) -> None:
+def test_a_host_without_ranges_is_refused_before_its_body_is_read(site: Url) -> None:
     with pytest.raises(StorageError, match="ignores range requests"):
-        objects.read_bytes(f"{site}/no-range.bin")
+        objects.read_bytes(site / "no-range.bin")
 
 
 def test_a_name_that_leads_inside_is_refused_while_connecting(
-    site: str, port: int, monkeypatch: pytest.MonkeyPatch
+    site: Url, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ATROUS_HTTPS_HOSTS", "localhost")
     with pytest.raises(ConfigError, match="not a public address"):
-        objects.read_bytes(f"https://localhost:{port}/data.bin")
+        objects.read_bytes(Url(f"https://localhost:{port}/data.bin"))
     assert Site.requests == []
 
 
@@ -180,16 +181,16 @@ def test_a_name_that_leads_inside_is_refused_while_connecting(
         ("http://data.example.org/a.tar", "not supported"),
     ],
 )
-def test_addresses_that_were_not_allowed_are_never_asked(site: str, address: str, says: str) -> None:
+def test_addresses_that_were_not_allowed_are_never_asked(site: Url, address: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        objects.read_bytes(address)
+        objects.read_bytes(Url(address))
     assert says in f"{caught.value}"
     assert "abc" not in f"{caught.value}"
     assert Site.requests == []
 
 
-def test_nothing_can_be_written(site: str) -> None:
+def test_nothing_can_be_written(site: Url) -> None:
     with pytest.raises(ConfigError, match="for reading"):
-        objects.put(f"{site}/data.bin", b"x")
+        objects.put(site / "data.bin", b"x")
     with pytest.raises(ConfigError, match="for reading"):
-        objects.delete(f"{site}/data.bin")
+        objects.delete(site / "data.bin")

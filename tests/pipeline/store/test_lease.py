@@ -13,11 +13,13 @@ from pipeline.errors import OwnedElsewhere
 from pipeline.store import lease as owner
 from pipeline.store import objects
 from pipeline.store.lease import Lease
+from pipeline.store.url import Url
 
 HOLD = """
 import sys, time
 from pipeline.store.lease import Lease
-with Lease(sys.argv[1], lease_s=float(sys.argv[2]), command="holder"):
+from pipeline.store.url import Url
+with Lease(Url(sys.argv[1]), lease_s=float(sys.argv[2]), command="holder"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -38,7 +40,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_released_run_is_taken_at_once(tmp_path: Path) -> None:
     for generation in (1, 2, 3):
-        with Lease(str(tmp_path), lease_s=30, command="test") as lease:
+        with Lease(Url(str(tmp_path)), lease_s=30, command="test") as lease:
             assert lease.generation == generation
 
 
@@ -47,7 +49,7 @@ def test_a_live_driver_is_named_and_keeps_the_run(tmp_path: Path) -> None:
     holder = hold(str(tmp_path), 6.0)
     try:
         with pytest.raises(OwnedElsewhere, match=f"live driver.*pid {holder.pid}"):
-            Lease(str(tmp_path), lease_s=6.0, command="second").__enter__()
+            Lease(Url(str(tmp_path)), lease_s=6.0, command="second").__enter__()
         assert holder.poll() is None
     finally:
         holder.kill()
@@ -59,7 +61,7 @@ def test_a_driver_that_fell_silent_is_taken_over_after_a_lease(tmp_path: Path) -
     holder.kill()
     holder.wait()
     started = time.monotonic()
-    with Lease(str(tmp_path), lease_s=0.6, command="second") as lease:
+    with Lease(Url(str(tmp_path)), lease_s=0.6, command="second") as lease:
         assert time.monotonic() - started >= 0.6
         assert lease.generation == 2
 
@@ -69,7 +71,7 @@ def test_a_driver_that_died_on_this_machine_is_taken_over_without_waiting(tmp_pa
     holder.kill()
     holder.wait()
     started = time.monotonic()
-    with Lease(str(tmp_path), lease_s=300.0, command="second"):
+    with Lease(Url(str(tmp_path)), lease_s=300.0, command="second"):
         assert time.monotonic() - started < 5
 
 
@@ -78,7 +80,7 @@ def test_a_driver_that_slept_through_its_lease_is_fenced_when_it_wakes(tmp_path:
     holder = hold(str(tmp_path), 0.6)
     os.kill(holder.pid, signal.SIGSTOP)
     try:
-        with Lease(str(tmp_path), lease_s=0.6, command="second"):
+        with Lease(Url(str(tmp_path)), lease_s=0.6, command="second"):
             os.kill(holder.pid, signal.SIGCONT)
             assert holder.wait(timeout=20) != 0
     finally:
@@ -103,7 +105,7 @@ def test_of_many_drivers_at_once_exactly_one_gets_the_run(tmp_path: Path) -> Non
     barrier = threading.Barrier(20)
 
     def drive() -> None:
-        lease = Lease(str(tmp_path), lease_s=2.0, command="racer")
+        lease = Lease(Url(str(tmp_path)), lease_s=2.0, command="racer")
         barrier.wait()
         try:
             lease.__enter__()
@@ -121,8 +123,8 @@ def test_of_many_drivers_at_once_exactly_one_gets_the_run(tmp_path: Path) -> Non
 
 
 def test_the_owner_object_says_who_and_holds_no_environment(tmp_path: Path) -> None:
-    with Lease(str(tmp_path), lease_s=30, command="python job.py"):
-        said = json.loads(objects.read_bytes(str(tmp_path / "_run/owner-000001.json")))
+    with Lease(Url(str(tmp_path)), lease_s=30, command="python job.py"):
+        said = json.loads(objects.read_bytes(Url(str(tmp_path / "_run/owner-000001.json"))))
     assert said["pid"] == os.getpid()
     assert said["command"] == "python job.py"
     assert set(said) == {"token", "host", "boot_id", "pid", "since", "command", "beat", "released"}

@@ -13,11 +13,12 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests.support.listing import paths
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    url = str(tmp_path / "file")
+    url = Url(str(tmp_path / "file"))
     versions = {bytes([value]) * 300_000 for value in range(4)}
     objects.put(url, b"\0" * 300_000)
     with ThreadPoolExecutor(2) as pool:
@@ -30,8 +31,8 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_a_killed_writer_leaves_the_old_object_whole(tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.store import objects\n"
-        "for n in range(10**6): objects.put(sys.argv[1], b'%d' % (n % 10) * 3_000_000)"
+        "import sys; from pipeline.store import objects, url\n"
+        "for n in range(10**6): objects.put(url.Url(sys.argv[1]), b'%d' % (n % 10) * 3_000_000)"
     )
     for delay_s in (0.0, 0.003, 0.01):
         writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "part")])
@@ -52,7 +53,7 @@ def test_a_full_disk_leaves_no_file_and_says_how_much_is_needed(tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # write() fails with EFBIG, as on a full quota
     try:
         with pytest.raises(StorageError, match="200000 bytes needed"):
-            objects.put(str(tmp_path / "new" / "part"), b"x" * 200_000)
+            objects.put(Url(str(tmp_path / "new" / "part")), b"x" * 200_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path / "new") == []
@@ -64,10 +65,10 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "source" / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    source = str(tmp_path / "source")
+    source = Url(str(tmp_path / "source"))
     assert paths(source) == ["gone.jpg", "linked/image.jpg"]
     with pytest.raises(FileNotFoundError):
-        objects.read_bytes(objects.join(source, "gone.jpg"))
+        objects.read_bytes(source / "gone.jpg")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
     with pytest.raises(StorageError, match="links back"):
         paths(source)
@@ -76,19 +77,19 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_are_refused_by_name(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).write_bytes(b"x")
     with pytest.raises(StorageError, match="UTF-8"):
-        paths(str(tmp_path))
+        paths(Url(str(tmp_path)))
 
 
 def test_relative_paths_and_file_urls_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    objects.put("out/part", b"x")
-    assert objects.read_bytes(f"file://{tmp_path}/out/part") == b"x"
-    assert paths("out") == paths(f"{tmp_path}/out/") == ["part"]
-    assert paths(".") == ["out/part"]
+    objects.put(Url("out/part"), b"x")
+    assert objects.read_bytes(Url(f"file://{tmp_path}/out/part")) == b"x"
+    assert paths(Url("out")) == paths(Url(f"{tmp_path}/out/")) == ["part"]
+    assert paths(Url(".")) == ["out/part"]
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     for write in (objects.put, objects.put_if_absent):
         with pytest.raises(StorageError, match="cannot write"):
-            write(str(tmp_path / "file" / "part"), b"x")
+            write(Url(str(tmp_path / "file" / "part")), b"x")

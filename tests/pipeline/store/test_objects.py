@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests.support.examples import examples
 from tests.support.listing import paths
 from tests.support.s3_servers import SECRET
@@ -36,8 +37,8 @@ every_store = pytest.mark.parametrize("root", EVERY_STORE, indirect=True)
 
 @every_store
 @pytest.mark.parametrize("data", [b"", b"\0", os.urandom(100_000)], ids=len)
-def test_put_then_read_is_identity(root: str, data: bytes) -> None:
-    url = objects.join(root, "a", "b.bin")
+def test_put_then_read_is_identity(root: Url, data: bytes) -> None:
+    url = root / "a" / "b.bin"
     objects.put(url, b"something older and longer than a byte")
     objects.put(url, data)
     assert objects.read_bytes(url) == data
@@ -46,49 +47,49 @@ def test_put_then_read_is_identity(root: str, data: bytes) -> None:
 
 
 @every_store
-def test_any_name_survives_put_list_and_read(root: str) -> None:
+def test_any_name_survives_put_list_and_read(root: Url) -> None:
     for name in HARD_NAMES:
-        objects.put(objects.join(root, name), name.encode())
+        objects.put(root / name, name.encode())
     listed = list(objects.list_files(root))
     assert {file.path for file in listed} == set(HARD_NAMES)
     for file in listed:
-        url = objects.join(root, file.path)
+        url = root / file.path
         assert objects.read_bytes(url, etag=file.etag) == file.path.encode()
         assert objects.info(url) == file
 
 
 @every_store
-def test_listing_is_recursive_and_in_code_point_order(root: str) -> None:
+def test_listing_is_recursive_and_in_code_point_order(root: Url) -> None:
     names = ["a/b/c", "a/b.c", "a-b/x", "a.b", "a0", "_hidden", ".dot", "a/ä", "a/z", "B/1", "deep/1/2/3/4"]
     for name in names:
-        objects.put(objects.join(root, name), b"x")
+        objects.put(root / name, b"x")
     assert paths(root) == sorted(names)
-    assert paths(root + "/") == sorted(names)
-    assert paths(objects.join(root, "a")) == ["b.c", "b/c", "z", "ä"]
+    assert paths(Url(root.raw + "/")) == sorted(names)
+    assert paths(root / "a") == ["b.c", "b/c", "z", "ä"]
 
 
 @every_store
-def test_a_single_object_lists_as_itself_and_nothing_is_an_error(root: str) -> None:
-    objects.put(objects.join(root, "folder/shard.tar"), b"12345")
-    (only,) = objects.list_files(objects.join(root, "folder/shard.tar"))
+def test_a_single_object_lists_as_itself_and_nothing_is_an_error(root: Url) -> None:
+    objects.put(root / "folder/shard.tar", b"12345")
+    (only,) = objects.list_files(root / "folder/shard.tar")
     assert (only.path, only.size) == ("shard.tar", 5)
     with pytest.raises(StorageError, match="no such file or folder"):
-        paths(objects.join(root, "absent"))
+        paths(root / "absent")
     with pytest.raises(StorageError, match="no such file or folder"):
-        paths(objects.join(root, "fold"))
+        paths(root / "fold")
 
 
 @every_store
-def test_exists_is_about_objects_not_folders(root: str) -> None:
-    objects.put(objects.join(root, "folder/file"), b"x")
-    assert objects.exists(objects.join(root, "folder/file"))
-    assert not objects.exists(objects.join(root, "folder"))
-    assert not objects.exists(objects.join(root, "folder/fil"))
+def test_exists_is_about_objects_not_folders(root: Url) -> None:
+    objects.put(root / "folder/file", b"x")
+    assert objects.exists(root / "folder/file")
+    assert not objects.exists(root / "folder")
+    assert not objects.exists(root / "folder/fil")
 
 
 @every_store
-def test_a_deleted_object_is_gone_and_deleting_again_is_quiet(root: str) -> None:
-    url = objects.join(root, "file")
+def test_a_deleted_object_is_gone_and_deleting_again_is_quiet(root: Url) -> None:
+    url = root / "file"
     objects.put(url, b"x")
     objects.delete(url)
     objects.delete(url)
@@ -98,8 +99,8 @@ def test_a_deleted_object_is_gone_and_deleting_again_is_quiet(root: str) -> None
 
 
 @every_store
-def test_a_larger_object_than_allowed_is_refused(root: str) -> None:
-    url = objects.join(root, "file")
+def test_a_larger_object_than_allowed_is_refused(root: Url) -> None:
+    url = root / "file"
     objects.put(url, b"x" * 100)
     assert len(objects.read_bytes(url, max_bytes=100)) == 100
     with pytest.raises(InputError, match="100 bytes, limit 99") as caught:
@@ -108,9 +109,9 @@ def test_a_larger_object_than_allowed_is_refused(root: str) -> None:
 
 
 @every_store
-def test_a_replaced_object_is_noticed_by_whole_reads_and_by_ranges(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_object_is_noticed_by_whole_reads_and_by_ranges(root: Url, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "_BLOCK_BYTES", 10)
-    url = objects.join(root, "file")
+    url = root / "file"
     objects.put(url, b"a" * 100)
     planned = objects.info(url).etag
     half_read = objects.open_read(url, etag=planned)
@@ -128,11 +129,11 @@ def test_a_replaced_object_is_noticed_by_whole_reads_and_by_ranges(root: str, mo
 
 
 @every_store
-def test_ranges_read_like_a_file_on_disk(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ranges_read_like_a_file_on_disk(root: Url, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(objects, "_BLOCK_BYTES", 64)
     data = os.urandom(1000)
     (tmp_path / "twin").write_bytes(data)
-    url = objects.join(root, "file")
+    url = root / "file"
     objects.put(url, data)
     with objects.open_read(url) as ours, (tmp_path / "twin").open("rb") as twin:
         for offset, whence, length in [(0, 0, 10), (-16, 2, 16), (500, 0, 300), (-5, 1, 70), (990, 0, 50), (3, 0, -1)]:
@@ -142,8 +143,8 @@ def test_ranges_read_like_a_file_on_disk(root: str, monkeypatch: pytest.MonkeyPa
 
 
 @every_store
-def test_the_second_writer_of_put_if_absent_is_refused_where_the_probe_says_so(root: str) -> None:
-    url = objects.join(root, "_run", "owner-000001.json")
+def test_the_second_writer_of_put_if_absent_is_refused_where_the_probe_says_so(root: Url) -> None:
+    url = root / "_run" / "owner-000001.json"
     supported = objects.supports_put_if_absent(root)
     assert objects.put_if_absent(url, b"first")
     assert objects.put_if_absent(url, b"second") is not supported
@@ -152,8 +153,8 @@ def test_the_second_writer_of_put_if_absent_is_refused_where_the_probe_says_so(r
 
 
 @pytest.mark.parametrize("root", EVERY_STORE[:3], indirect=True)
-def test_fifty_racing_writers_make_one_owner(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, start = objects.join(root, "owner"), threading.Barrier(50)
+def test_fifty_racing_writers_make_one_owner(root: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, start = root / "owner", threading.Barrier(50)
     looks = MemoryFileSystem.exists
 
     def exists_for_a_moment(self: MemoryFileSystem, path: str, **kwargs: Any) -> bool:
@@ -176,19 +177,19 @@ def test_fifty_racing_writers_make_one_owner(root: str, monkeypatch: pytest.Monk
 @given(st.sets(st.lists(st.text("aA0-_. ", max_size=2), max_size=3).map(tuple), max_size=8))
 def test_local_and_memory_list_the_same_in_the_same_order(folders: set[tuple[str, ...]]) -> None:
     names = ["/".join([*(f"d{part}" for part in folder), "file"]) for folder in folders]
-    memory = f"memory://{uuid.uuid4().hex}"
+    memory = Url(f"memory://{uuid.uuid4().hex}")
     with tempfile.TemporaryDirectory() as local:
         for name in names:
-            objects.put(objects.join(local, name), b"")
-            objects.put(objects.join(memory, name), b"")
-        assert paths(local) == sorted(names)
+            objects.put(Url(local) / name, b"")
+            objects.put(memory / name, b"")
+        assert paths(Url(local)) == sorted(names)
     assert not names or paths(memory) == sorted(names)
 
 
 @pytest.mark.parametrize("url", ["http://host/a", "ftp://a/b", "s3a://b/k", "zip://a::s3://b", ""])
 def test_other_schemes_are_refused_with_the_list_of_what_is_allowed(url: str) -> None:
     with pytest.raises(ConfigError, match=r"use a local path, .*s3://, gs://"):
-        objects.read_bytes(url)
+        objects.read_bytes(Url(url))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_other_schemes_are_refused_with_the_list_of_what_is_allowed(url: str) ->
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError, match="credentials never belong in a URL") as caught:
-        objects.put(url, b"")
+        objects.put(Url(url), b"")
     assert SECRET not in f"{caught.value}{caught.value!r}"
 
 

@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import AccessDenied, StorageError
 from pipeline.store import objects
 from pipeline.store.retry import RetryPolicy
+from pipeline.store.url import Url
 from tests.support.listing import paths
 from tests.support.s3_servers import SECRET, Fault, FaultProxy
 
@@ -14,7 +15,7 @@ from tests.support.s3_servers import SECRET, Fault, FaultProxy
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", [500, 503, 429, "reset", "lost"])
 def test_passing_faults_are_repeated_until_the_answer_is_whole(
-    object_url: str, s3_proxy: FaultProxy, quick_retries: RetryPolicy, fault: Fault
+    object_url: Url, s3_proxy: FaultProxy, quick_retries: RetryPolicy, fault: Fault
 ) -> None:
     s3_proxy.fail_next(2, fault)
     assert objects.read_bytes(object_url) == b"0123456789" * 100
@@ -26,7 +27,7 @@ def test_passing_faults_are_repeated_until_the_answer_is_whole(
 
 
 @pytest.mark.s3
-def test_a_body_cut_short_is_never_taken_for_the_object(object_url: str, s3_proxy: FaultProxy) -> None:
+def test_a_body_cut_short_is_never_taken_for_the_object(object_url: Url, s3_proxy: FaultProxy) -> None:
     s3_proxy.fail_next(2, "cut")
     assert objects.read_bytes(object_url) == b"0123456789" * 100
     assert s3_proxy.count() == 3
@@ -35,7 +36,7 @@ def test_a_body_cut_short_is_never_taken_for_the_object(object_url: str, s3_prox
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", [503, "cut"])
 def test_a_lasting_fault_ends_after_the_last_attempt(
-    object_url: str, s3_proxy: FaultProxy, quick_retries: RetryPolicy, fault: Fault
+    object_url: Url, s3_proxy: FaultProxy, quick_retries: RetryPolicy, fault: Fault
 ) -> None:
     s3_proxy.fail_next(99, fault)
     with pytest.raises(StorageError, match=r"image\.jpg: .*3 attempts") as caught:
@@ -46,7 +47,7 @@ def test_a_lasting_fault_ends_after_the_last_attempt(
 
 @pytest.mark.s3
 def test_a_dripping_body_is_given_up_and_read_again(
-    object_url: str, s3_proxy: FaultProxy, quick_retries: RetryPolicy
+    object_url: Url, s3_proxy: FaultProxy, quick_retries: RetryPolicy
 ) -> None:
     s3_proxy.fail_next(1, "slow")
     assert len(objects.read_bytes(object_url)) == 1000
@@ -69,7 +70,7 @@ def test_a_dripping_body_is_given_up_and_read_again(
     ],
 )
 def test_403_stops_at_once_and_names_the_missing_right(
-    object_url: str, s3_proxy: FaultProxy, act: Callable[[str], object], action: str
+    object_url: Url, s3_proxy: FaultProxy, act: Callable[[Url], object], action: str
 ) -> None:
     s3_proxy.fail_next(9, 403)
     with pytest.raises(AccessDenied, match=r"image\.jpg: 403") as caught:
@@ -79,15 +80,15 @@ def test_403_stops_at_once_and_names_the_missing_right(
 
 
 @pytest.mark.s3
-def test_404_is_not_repeated(object_url: str, s3_proxy: FaultProxy) -> None:
+def test_404_is_not_repeated(object_url: Url, s3_proxy: FaultProxy) -> None:
     with pytest.raises(FileNotFoundError) as caught:
-        objects.read_bytes(object_url + ".not")
+        objects.read_bytes(Url(object_url.raw + ".not"))
     assert s3_proxy.count() == 1
     assert objects.as_input_error(caught.value).code == "not_found"
 
 
 @pytest.mark.s3
-def test_expired_credentials_are_fetched_anew_once(object_url: str, s3_proxy: FaultProxy) -> None:
+def test_expired_credentials_are_fetched_anew_once(object_url: Url, s3_proxy: FaultProxy) -> None:
     s3_proxy.fail_next(1, 400, code="ExpiredToken")
     assert len(objects.read_bytes(object_url)) == 1000
     assert s3_proxy.count() == 2
@@ -98,7 +99,7 @@ def test_expired_credentials_are_fetched_anew_once(object_url: str, s3_proxy: Fa
 
 
 @pytest.mark.s3
-def test_one_archived_object_does_not_stop_the_job(object_url: str, s3_proxy: FaultProxy) -> None:
+def test_one_archived_object_does_not_stop_the_job(object_url: Url, s3_proxy: FaultProxy) -> None:
     s3_proxy.fail_next(9, 403, code="InvalidObjectState")
     with pytest.raises(StorageError, match="InvalidObjectState") as caught:
         objects.read_bytes(object_url)
@@ -107,7 +108,7 @@ def test_one_archived_object_does_not_stop_the_job(object_url: str, s3_proxy: Fa
 
 
 @pytest.mark.s3
-def test_a_denied_read_is_never_a_work_items_failure(object_url: str, s3_proxy: FaultProxy) -> None:
+def test_a_denied_read_is_never_a_work_items_failure(object_url: Url, s3_proxy: FaultProxy) -> None:
     s3_proxy.fail_next(9, 403)
     with pytest.raises(AccessDenied) as caught:
         objects.read_bytes(object_url)
@@ -116,7 +117,7 @@ def test_a_denied_read_is_never_a_work_items_failure(object_url: str, s3_proxy: 
 
 
 @pytest.mark.s3
-def test_a_machine_without_credentials_is_told_so(object_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_credentials_is_told_so(object_url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(AccessDenied, match="credentials"):
@@ -125,7 +126,7 @@ def test_a_machine_without_credentials_is_told_so(object_url: str, monkeypatch: 
 
 @pytest.mark.s3
 def test_no_message_of_a_broken_store_holds_a_secret(
-    object_url: str, s3_proxy: FaultProxy, quick_retries: RetryPolicy, caplog: pytest.LogCaptureFixture
+    object_url: Url, s3_proxy: FaultProxy, quick_retries: RetryPolicy, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     for fault in (403, 503, "reset", "slow"):

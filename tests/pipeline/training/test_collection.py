@@ -15,6 +15,7 @@ from PIL import Image as PilImage
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, LabelError, StorageError
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import collection
 from pipeline.training.collection import Collection, open_collection
 
@@ -39,15 +40,15 @@ def example(seed: int, high: int = 3) -> tuple[bytes, bytes]:
 EXAMPLES = {f"{name}": example(seed) for seed, name in enumerate(["a", "b", "c", "d", "e"])}
 
 
-def put_folder(url: str, examples=EXAMPLES) -> None:
+def put_folder(url: Url, examples=EXAMPLES) -> None:
     for name, (image, label) in examples.items():
-        objects.put(objects.join(url, "images", f"{name}.png"), image)
+        objects.put(url / "images" / f"{name}.png", image)
         if label is not None:
             suffix = "json" if label.startswith(b"{") else "png"
-            objects.put(objects.join(url, "labels", f"{name}.{suffix}"), label)
+            objects.put(url / "labels" / f"{name}.{suffix}", label)
 
 
-def put_tar(url: str, examples=EXAMPLES) -> None:
+def put_tar(url: Url, examples=EXAMPLES) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, pair in examples.items():
@@ -55,18 +56,18 @@ def put_tar(url: str, examples=EXAMPLES) -> None:
                 header = tarfile.TarInfo(f"{name}.{suffix}")
                 header.size = len(data)
                 tar.addfile(header, io.BytesIO(data))
-    objects.put(objects.join(url, "0.tar"), out.getvalue())
+    objects.put(url / "0.tar", out.getvalue())
 
 
-def put_parquet(url: str, examples=EXAMPLES) -> None:
+def put_parquet(url: Url, examples=EXAMPLES) -> None:
     images, labels = zip(*examples.values(), strict=True)
     out = io.BytesIO()
     pq.write_table(pa.table({"key": list(examples), "image": images, "label": labels}), out, row_group_size=2)
-    objects.put(objects.join(url, "0.parquet"), out.getvalue())
+    objects.put(url / "0.parquet", out.getvalue())
 
 
 def open_in(folder: Path, *parts: str, **options) -> Collection:
-    return open_collection(str(folder), parts or ("part",), classes=CLASSES, cache=folder / "cache", **options)
+    return open_collection(Url(str(folder)), parts or ("part",), classes=CLASSES, cache=folder / "cache", **options)
 
 
 @pytest.mark.parametrize("put", [put_folder, put_tar, put_parquet])
@@ -86,7 +87,7 @@ def test_a_collection_is_the_same_whatever_it_is_stored_as(put, tmp_path):
 def test_what_is_left_out_is_named_with_its_code(tmp_path):
     image, label = example(0)
     put_folder(
-        str(tmp_path / "part"),
+        Url(str(tmp_path / "part")),
         {"fine": (image, label), "bare": (image, None), "cut": (image[:99], label), "text": (b"text", label)},
     )
     found = open_in(tmp_path)
@@ -96,7 +97,7 @@ def test_what_is_left_out_is_named_with_its_code(tmp_path):
 
 def test_weak_labels_stand_beside_full_ones(tmp_path):
     image, label = example(0)
-    put_folder(str(tmp_path / "part"), {"full": (image, label), "weak": (image, BOXES)})
+    put_folder(Url(str(tmp_path / "part")), {"full": (image, label), "weak": (image, BOXES)})
     found = open_in(tmp_path)
     assert found.weak_n.tolist() == [False, True]
     assert found.counts_nk.sum(axis=1).tolist() == [SIZE[0] * SIZE[1], 0]
@@ -113,7 +114,7 @@ def test_weak_labels_stand_beside_full_ones(tmp_path):
     ],
 )
 def test_a_label_that_contradicts_image_or_class_map_stops_the_run_and_leaves_no_copy(label, said, tmp_path):
-    put_folder(str(tmp_path / "part"), {"1": (example(0)[0], label)})
+    put_folder(Url(str(tmp_path / "part")), {"1": (example(0)[0], label)})
     with pytest.raises(LabelError, match=said):
         open_in(tmp_path)
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -130,25 +131,25 @@ def test_a_label_that_contradicts_image_or_class_map_stops_the_run_and_leaves_no
 )
 def test_a_part_without_a_labelled_image_is_refused(files, said, tmp_path):
     for path, data in files.items():
-        objects.put(str(tmp_path / "part" / path), data)
+        objects.put(Url(str(tmp_path / "part" / path)), data)
     with pytest.raises(ConfigError, match=said):
         open_in(tmp_path)
 
 
 def test_images_without_a_folder_of_labels_are_refused(tmp_path):
-    objects.put(str(tmp_path / "part" / "1.png"), example(0)[0])
+    objects.put(Url(str(tmp_path / "part" / "1.png")), example(0)[0])
     with pytest.raises(ConfigError, match="neither images/ and labels/"):
         open_in(tmp_path)
 
 
 def test_parts_follow_each_other(tmp_path):
-    put_folder(str(tmp_path / "one"), {"1": example(1)})
-    put_tar(str(tmp_path / "two"), {"2": example(2)})
+    put_folder(Url(str(tmp_path / "one")), {"1": example(1)})
+    put_tar(Url(str(tmp_path / "two")), {"2": example(2)})
     assert open_in(tmp_path, "two", "one").keys == ["0.tar#2", "1.png"]
 
 
 def test_labels_can_have_a_folder_of_another_name(tmp_path):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     (tmp_path / "part" / "labels").rename(tmp_path / "part" / "fine")
     assert len(open_in(tmp_path, where="fine")) == len(EXAMPLES)
 
@@ -157,7 +158,7 @@ def test_labels_can_have_a_folder_of_another_name(tmp_path):
 
 
 def test_what_is_in_the_cache_is_not_read_again(tmp_path, monkeypatch):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     first = open_in(tmp_path)
     monkeypatch.setattr(collection, "read_items", None)
     again = open_in(tmp_path)
@@ -166,7 +167,7 @@ def test_what_is_in_the_cache_is_not_read_again(tmp_path, monkeypatch):
 
 
 def test_a_damaged_cache_file_is_named(tmp_path):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     open_in(tmp_path)
     for file in (tmp_path / "cache").glob("*.arrow"):
         file.write_bytes(file.read_bytes()[:100])
@@ -175,17 +176,17 @@ def test_a_damaged_cache_file_is_named(tmp_path):
 
 
 def test_a_copy_that_cannot_be_written_is_an_error_with_a_way_out(tmp_path):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     (tmp_path / "cache").write_bytes(b"a file")
     with pytest.raises(StorageError, match=r"--runtime\.cache"):
         open_in(tmp_path)
 
 
 def test_a_changed_label_is_read_again_though_its_image_is_the_same(tmp_path):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     before = open_in(tmp_path)
     other = example(77)[1]
-    objects.put(str(tmp_path / "part" / "labels" / "c.png"), other)
+    objects.put(Url(str(tmp_path / "part" / "labels" / "c.png")), other)
     now = open_in(tmp_path)
     assert now[2].label == other
     assert now.fingerprint != before.fingerprint
@@ -193,7 +194,7 @@ def test_a_changed_label_is_read_again_though_its_image_is_the_same(tmp_path):
 
 def test_the_fingerprint_is_of_the_content_and_not_of_where_it_is(tmp_path):
     for name in ("one", "two"):
-        put_folder(str(tmp_path / name / "part"))
+        put_folder(Url(str(tmp_path / name / "part")))
     one, two = (open_in(tmp_path / name) for name in ("one", "two"))
     assert one.fingerprint == two.fingerprint
     assert one.subset([0, 1]).fingerprint != one.subset([1, 0]).fingerprint != one.fingerprint
@@ -204,7 +205,7 @@ def _open_and_print(folder: str, queue: multiprocessing.Queue) -> None:
 
 
 def test_processes_that_open_at_once_share_one_copy(tmp_path):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [context.Process(target=_open_and_print, args=(str(tmp_path), queue)) for _ in range(3)]
@@ -219,7 +220,7 @@ def test_processes_that_open_at_once_share_one_copy(tmp_path):
 
 
 def test_another_process_is_sent_names_of_files_and_no_bytes(tmp_path):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     found = open_in(tmp_path).subset([3, 1])
     rebuild, arguments = found.__reduce__()
     assert len(json.dumps([str(one) for one in arguments])) < 3000
@@ -235,7 +236,7 @@ def test_a_split_is_exact_near_its_share_and_stable_when_images_come(tmp_path):
     image, label = example(0)
     names = [f"{n:03}" for n in range(120)]
     for part, kept in (("few", names[::2]), ("all", names)):
-        put_tar(str(tmp_path / part), dict.fromkeys(kept, (image, label)))
+        put_tar(Url(str(tmp_path / part)), dict.fromkeys(kept, (image, label)))
     few, full = (open_in(tmp_path, part) for part in ("few", "all"))
     train, validation = full.split(0.25)
     assert sorted(train.keys + validation.keys) == full.keys
@@ -244,7 +245,7 @@ def test_a_split_is_exact_near_its_share_and_stable_when_images_come(tmp_path):
 
 
 def test_both_sides_of_a_split_hold_something(tmp_path):
-    put_folder(str(tmp_path / "part"))
+    put_folder(Url(str(tmp_path / "part")))
     found = open_in(tmp_path)
     assert [len(side) for side in found.split(1e-9)] == [4, 1]
     assert [len(side) for side in found.split(1 - 1e-9)] == [1, 4]
@@ -261,7 +262,7 @@ def test_images_of_other_bands_are_taken_when_they_are_named(tmp_path):
     tifffile.imwrite(out, np.zeros((*SIZE, 5), np.uint16), photometric="minisblack", planarconfig="contig")
     (tmp_path / "part" / "images").mkdir(parents=True)
     (tmp_path / "part" / "images" / "1.tif").write_bytes(out.getvalue())
-    objects.put(str(tmp_path / "part" / "labels" / "1.png"), example(0)[1])
+    objects.put(Url(str(tmp_path / "part" / "labels" / "1.png")), example(0)[1])
     assert len(open_in(tmp_path, channels=("1", "2", "3", "4", "5"))) == 1
     with pytest.raises(ConfigError, match="band_mismatch"):
         open_in(tmp_path)

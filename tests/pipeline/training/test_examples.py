@@ -14,6 +14,7 @@ from PIL import Image as PilImage
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import weak
 from pipeline.training.collection import Collection, open_collection
 from pipeline.training.config import TrainConfig
@@ -39,14 +40,14 @@ def collection() -> Collection:
     folder = Path(mkdtemp())
     for n in range(FULL + WEAK):
         rng = np.random.default_rng(n)
-        objects.put(str(folder / "part/images" / f"{n:02}.png"), png(rng.integers(0, 256, (*SIZE, 3), np.uint8)))
+        objects.put(Url(str(folder / "part/images" / f"{n:02}.png")), png(rng.integers(0, 256, (*SIZE, 3), np.uint8)))
         label = png(rng.choice([0, 1, 2] if n in WEED else [0, 2], SIZE).astype(np.uint8))
         if n >= FULL:
             label = (
                 b'{"classes": ["crop"]}' if n < FULL + 3 else b'{"boxes": [{"class": "weed", "box": [4, 4, 20, 16]}]}'
             )
-        objects.put(str(folder / "part/labels" / f"{n:02}.{'png' if n < FULL else 'json'}"), label)
-    return open_collection(str(folder), ["part"], classes=CLASSES, cache=folder / "cache")
+        objects.put(Url(str(folder / "part/labels" / f"{n:02}.{'png' if n < FULL else 'json'}")), label)
+    return open_collection(Url(str(folder)), ["part"], classes=CLASSES, cache=folder / "cache")
 
 
 def full() -> Collection:
@@ -237,9 +238,9 @@ def test_boxes_that_a_crf_looks_into_are_drawn_once(monkeypatch):
 def test_pixels_that_are_not_valid_have_no_label(tmp_path):
     pixels = np.full((16, 16, 4), 200, np.uint8)
     pixels[:5, :, 3] = 0
-    objects.put(str(tmp_path / "part/images/1.png"), png(pixels))
-    objects.put(str(tmp_path / "part/labels/1.png"), png(np.ones((16, 16), np.uint8)))
-    found = open_collection(str(tmp_path), ["part"], classes=CLASSES, cache=tmp_path / "cache")
+    objects.put(Url(str(tmp_path / "part/images/1.png")), png(pixels))
+    objects.put(Url(str(tmp_path / "part/labels/1.png")), png(np.ones((16, 16), np.uint8)))
+    found = open_collection(Url(str(tmp_path)), ["part"], classes=CLASSES, cache=tmp_path / "cache")
     (batch,) = steps(config(overfit=1, optimise={"batch": 1}), 0, 1, of=found)
     assert (batch.labels_nhw[0, :5] == CLASSES.ignore_id).all()
     assert (batch.labels_nhw[0, 5:] == 1).all()
@@ -247,12 +248,12 @@ def test_pixels_that_are_not_valid_have_no_label(tmp_path):
 
 def test_bands_other_than_rgb_reach_the_batch_as_they_are(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
-    objects.put(str(tmp_path / "part/images/1.png"), png(pixels))
-    objects.put(str(tmp_path / "part/labels/1.png"), png(np.ones((16, 16), np.uint8)))
+    objects.put(Url(str(tmp_path / "part/images/1.png")), png(pixels))
+    objects.put(Url(str(tmp_path / "part/labels/1.png")), png(np.ones((16, 16), np.uint8)))
     bands = {"channels": ("red", "green", "blue", "near"), "mean": [0.5] * 4, "std": [0.2] * 4}
     cfg = config(overfit=1, optimise={"batch": 1}, network=bands)
     found = open_collection(
-        str(tmp_path), ["part"], classes=CLASSES, cache=tmp_path / "cache", channels=cfg.network.channels
+        Url(str(tmp_path)), ["part"], classes=CLASSES, cache=tmp_path / "cache", channels=cfg.network.channels
     )
     (batch,) = steps(cfg, 0, 1, of=found)
     np.testing.assert_array_equal(batch.images_nchw[0].permute(1, 2, 0), pixels)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import forecast, state
 from pipeline.training.config import TrainConfig
 from pipeline.training.state import Point, RunState
@@ -36,14 +37,14 @@ def test_a_rehearsal_takes_a_few_steps_of_every_phase_and_is_the_run_otherwise(c
 def test_the_forecast_adds_up_what_the_rehearsal_measured(cfg):
     short = forecast.trial_config(cfg)
     train(short)
-    _, tensors = state.load_state(short.output, 2 * forecast.TRIAL_STEPS)
+    _, tensors = state.load_state(Url(short.output), 2 * forecast.TRIAL_STEPS)
     speeds = [1.0, 1.0, 10.0, 1.0, 1.0, 5.0]  # images a second; the last step of a phase counts
     history = [
         Point(step, {"speed/images_per_s": speed, "memory/peak_gib": step / 2}) for step, speed in enumerate(speeds)
     ]
     history += [Point(step, {"validation/seconds": 0.5}) for step in (3, 6)]
-    state.save_state(short.output, RunState(step=6, history=history).to_json(), tensors, step=6)
-    found = forecast.forecast_run(cfg, short.output)
+    state.save_state(Url(short.output), RunState(step=6, history=history).to_json(), tensors, step=6)
+    found = forecast.forecast_run(cfg, Url(short.output))
     mib = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
     # 100 steps of 4 images at 10/s and 50 of 2 at 5/s; 4 and 2 validations of 3 images
     assert astuple(found) == pytest.approx((40 + 20, 6 * 3 * 0.5, 2.5, mib))
@@ -51,11 +52,11 @@ def test_the_forecast_adds_up_what_the_rehearsal_measured(cfg):
 
 
 def test_nothing_of_a_rehearsal_is_left(cfg):
-    url = objects.join(cfg.output, "_rehearsal")
+    url = cfg.output / "_rehearsal"
     state.save_state(url, RunState().to_json(), {"a": torch.zeros(1)}, step=1)
     forecast.delete_trial(url)
     assert list(objects.list_files(url)) == []
 
 
 def test_a_rehearsal_that_left_nothing_is_cleared_without_an_error(tmp_path):
-    forecast.delete_trial(str(tmp_path / "_rehearsal"))
+    forecast.delete_trial(Url(str(tmp_path / "_rehearsal")))

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline import classes
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
+from pipeline.store.url import Url
 from pipeline.training import loop, run, state
 from pipeline.training.learner import half_precision
 from pipeline.training.ranks import Group
@@ -34,7 +35,7 @@ def one_thread():
 
 def outcome(output: Path) -> dict[str, Tensor]:
     """Every tensor that a run leaves."""
-    run_state, tensors = state.load_state(str(output), state.saved_steps(str(output))[-1])
+    run_state, tensors = state.load_state(Url(str(output)), state.saved_steps(Url(str(output)))[-1])
     best = safetensors.torch.load_file(output / "model.safetensors")
     return tensors | state.add_prefix("best", best) | {"miou": torch.tensor(run_state.best_miou)}
 
@@ -55,12 +56,12 @@ def test_a_run_that_stops_after_any_step_ends_as_the_undisturbed_one(data, tmp_p
     monkeypatch.setattr(state, "STATES_KEPT", 1000)
     whole = config(data, tmp_path / "whole", **changed)
     train(whole)
-    for step in state.saved_steps(whole.output)[:-1]:
+    for step in state.saved_steps(Url(whole.output))[:-1]:
         cut = tmp_path / f"cut-{step}"
         shutil.copytree(whole.output, cut)
-        for later in state.saved_steps(str(cut)):
+        for later in state.saved_steps(Url(str(cut))):
             if later > step:
-                shutil.rmtree(state.state_url(str(cut), later))
+                shutil.rmtree(state.state_url(Url(str(cut)), later).raw)
         train(config(data, cut, **changed))
         assert_same(outcome(cut), outcome(Path(whole.output)))
 
@@ -78,7 +79,7 @@ def test_a_later_phase_that_cannot_be_is_refused_before_the_first_step(data, tmp
     later = [{"name": "second", "schedule": {"steps": 2}, **wrong}]
     with pytest.raises(ConfigError, match=said):
         train(config(data, tmp_path, then=later, optimise={"batch": 4, "accumulate": 2}))
-    assert state.saved_steps(str(tmp_path)) == []
+    assert state.saved_steps(Url(str(tmp_path))) == []
 
 
 def test_weights_that_are_not_finite_are_in_no_state(data, tmp_path, monkeypatch):
@@ -92,7 +93,7 @@ def test_weights_that_are_not_finite_are_in_no_state(data, tmp_path, monkeypatch
     monkeypatch.setattr(loop, "take_step", overflowing)
     with pytest.raises(ConfigError, match="the loss is nan before step 4"):
         train(config(data, tmp_path, runtime={"log_every": 6, "checkpoint_every": 2}))
-    assert state.saved_steps(str(tmp_path)) == [2]
+    assert state.saved_steps(Url(str(tmp_path))) == [2]
 
 
 @pytest.mark.parametrize("half", [True, False])

@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.models.network import Network
+from pipeline.store.url import Url
 from pipeline.training import start as initial
 from pipeline.training.config import NetworkConfig
 
@@ -42,7 +43,7 @@ def saved(folder: Path, network: Network, said: dict, theirs: ClassMap) -> str:
         source="test",
         license="CC0-1.0",
     )
-    checkpoint.save_checkpoint(str(folder), network.state_dict(), card)
+    checkpoint.save_checkpoint(Url(str(folder)), network.state_dict(), card)
     return str(folder)
 
 

@@ -66,14 +66,14 @@ def test_a_state_is_whole_only_with_its_json(output):
     assert state.saved_steps(output) == []
     for step in (5, 10):
         state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
-    objects.put(objects.join(state.state_url(output, 15), state.STATE_TENSORS), b"half")
+    objects.put(state.state_url(output, 15) / state.STATE_TENSORS, b"half")
     assert state.saved_steps(output) == [5, 10]
 
 
 def test_folders_of_other_names_are_no_states(output):
     state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
     for name in ("step-00000005.bak", "step-9", "old"):
-        objects.put(objects.join(output, state.STATES_FOLDER, name, state.STATE_JSON), STORY.to_json())
+        objects.put(output / state.STATES_FOLDER / name / state.STATE_JSON, STORY.to_json())
     assert state.saved_steps(output) == [5]
 
 
@@ -82,13 +82,13 @@ def test_only_the_newest_states_are_kept(output):
         state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
         state.delete_old_states(output)
     assert state.saved_steps(output) == [15, 20]
-    assert len(list(objects.list_files(objects.join(output, state.STATES_FOLDER)))) == 4
+    assert len(list(objects.list_files(output / state.STATES_FOLDER))) == 4
 
 
 @pytest.mark.parametrize("broken", [state.STATE_TENSORS, state.STATE_JSON])
 def test_a_damaged_state_is_named(output, broken):
     state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
-    objects.put(objects.join(state.state_url(output, 5), broken), b"{}")
+    objects.put(state.state_url(output, 5) / broken, b"{}")
     with pytest.raises(JobError, match=r"after step 5 is damaged[\s\S]*delete memory.*step-00000005"):
         state.load_state(output, 5)
 

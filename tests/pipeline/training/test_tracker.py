@@ -18,6 +18,7 @@ from pipeline import classes as class_maps
 from pipeline.page.paint import paint
 from pipeline.records import Sample
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import tracker
 from pipeline.training.tracker import GAP_PX
 from tests.support.ports import free_port, wait_for
@@ -33,7 +34,7 @@ def sample(key: str = "field/1", *, height: int = 6, width: int = 9, seed: int =
 
 
 def made(kind: tracker.TrackerKind, output: Path | str, *, first_step: int = 0) -> tracker.Tracker:
-    return tracker.make_tracker(kind, output=str(output), run="ab" * 32, first_step=first_step, classes=CLASSES)
+    return tracker.make_tracker(kind, output=Url(str(output)), run="ab" * 32, first_step=first_step, classes=CLASSES)
 
 
 def events(folder: Path):
@@ -80,7 +81,7 @@ def test_curves_of_a_run_in_a_store_are_copied_there_with_every_picture_and_at_t
     one = made("tensorboard", output)
     one.scalars(10, {"train/loss": 0.5})
     one.images(10, [sample()])
-    first = {file.path: file.size for file in objects.list_files(f"{output}/{tracker.TENSORBOARD_FOLDER}")}
+    first = {file.path: file.size for file in objects.list_files(Url(f"{output}/{tracker.TENSORBOARD_FOLDER}"))}
     one.scalars(20, {"train/loss": 0.25})
     one.close()
     assert len(first) == 1

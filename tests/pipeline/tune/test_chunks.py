@@ -21,6 +21,7 @@ from pipeline.refine.presets import crf_params
 from pipeline.run.stages import Job
 from pipeline.score.metrics import confusion
 from pipeline.source.plan import plan_source
+from pipeline.store.url import Url
 from pipeline.tune import chunks, report, search
 from pipeline.tune.chunks import CandidateResult, ScoredChunk, SearchOutcome
 from pipeline.tune.search import NO_CRF
@@ -35,7 +36,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>$x_1$.jpg"
 
 @pytest.fixture
 def fields(tmp_path: Path) -> Path:
-    farmland.write_folder(str(tmp_path), 6, size_px=64, seed=3, with_labels=True)
+    farmland.write_folder(Url(str(tmp_path)), 6, size_px=64, seed=3, with_labels=True)
     return tmp_path
 
 
@@ -46,11 +47,11 @@ def prepared(fields: Path) -> tuple[chunks.LabelledChunk, chunks.ChunkProblems]:
     (shard,) = plan_source(cfg).shards
     at = labels.by_stem(path.name for path in (fields / "labels").iterdir())
     urls = {
-        one.key: str(fields / "labels" / at[labels.label_stem(one.key)])
+        one.key: Url(str(fields / "labels")) / at[labels.label_stem(one.key)]
         for one in shard.members()
         if labels.label_stem(one.key) in at
     }
-    return chunks.fetch_chunk(Job(cfg, FARM, "", "", "", 0), shard, urls)
+    return chunks.fetch_chunk(Job(cfg, FARM, Url(""), "", "", 0), shard, urls)
 
 
 def test_images_and_labels_come_together(fields: Path) -> None:
