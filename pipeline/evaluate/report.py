@@ -238,7 +238,7 @@ def _refinement_gain(evaluation: Evaluation, cfg: ScoreConfig) -> Estimates | No
 
 def _series(history: Sequence[HistoryEntry], evaluation: Evaluation) -> EvaluationSeries | None:
     """Series of comparable evaluations in the history; None when this evaluation is the only one."""
-    this = (evaluation.run_url, evaluation.data_fp)
+    this = (evaluation.run_url.raw, evaluation.data_fp)
     for series in group_series(history):
         if len(series.judged) > 1 and this in {(entry.run_url, entry.data_fp) for entry in series.judged}:
             return series

@@ -69,7 +69,7 @@ def forecast_run(cfg: TrainConfig, trial: Url) -> Forecast:
     """
     step = state.saved_steps(trial)[-1]
     run_state, tensors = state.load_state(trial, step)
-    images = int(str(checkpoint.load_card(trial).training["validation_images"]))
+    images = int(str(checkpoint.load_card(trial.raw).training["validation_images"]))
     per_image = float(np.mean(_values(run_state, "validation/seconds")))
     phases = cfg.phases()
     speeds = _values(run_state, "speed/images_per_s")[TRIAL_STEPS - 1 :: TRIAL_STEPS]
