@@ -265,7 +265,7 @@ def peak_mib(device: str) -> float:
     """Peak memory since `reset_peak`, MiB: of tensors on the GPU, or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / _MIB
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kilobytes elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
 
 

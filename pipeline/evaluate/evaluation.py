@@ -213,7 +213,7 @@ def _read_run_config(run_url: Url) -> tuple[EvaluateConfig, str]:
     try:
         config = yaml.safe_load(objects.read_bytes(folder / "config.yaml"))
         environment = json.loads(objects.read_bytes(folder / "environment.json"))
-        config["judge"]  # a segmentation has none, and all else of its config would fit
+        config["judge"]  # the config of a segmentation lacks only this key
         return EvaluateConfig.model_validate(config), environment["model_sha256"]
     except (FileNotFoundError, KeyError, ValidationError) as error:
         raise ConfigError(f"{run_url} is not a run of an evaluation", hint="submit jobs/evaluate.py") from error

@@ -47,7 +47,7 @@ class RemoteLedger:
     """Client of a ledger that runs in its own actor. Waits for the actor only where order matters."""
 
     def __init__(self) -> None:
-        # No restarts: a new ledger would know neither deaths nor counts. So it lives and dies where the driver does.
+        # No restarts, since a new ledger would have lost deaths and counts: the actor runs on the driver's node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         ledger: Any = ray.remote(num_cpus=0)(Ledger)
         self.actor = ledger.options(scheduling_strategy=here).remote()
@@ -253,7 +253,7 @@ def run_tasks(name: str, units: Sequence[T], work: Callable[[T], object], *, dea
 def _ray_data_settings(block_mib: float) -> Generator[None]:
     """Apply `_data_context` within the block."""
     with DataContext.current(_data_context(block_mib)), warnings.catch_warnings():
-        # Retries have no named parameter yet; the pin of Ray ends where this way of giving them does.
+        # Ray Data has no other parameter for retries; Ray is pinned below the version that removes this one.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         yield
 

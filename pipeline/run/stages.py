@@ -136,7 +136,7 @@ class InferStage:
     """Inference: encoded images in, logits out. One network, and a few threads that decode ahead of it."""
 
     def __init__(self, job: Job, ledger: LedgerClient, *, threads: int) -> None:
-        # Here and not at the top: refiners import this module too, and have no use for torch's memory.
+        # Not at the top: refiners import this module too, and torch would cost them memory.
         import torch  # noqa: PLC0415
 
         from pipeline.infer.segmenter import Segmenter  # noqa: PLC0415
@@ -162,7 +162,7 @@ class InferStage:
 
     def _segment(self, items: Sequence[Item]) -> list[Scored]:
         """Decode and segment; returns each item with logits or with its failure."""
-        decoded: list[tuple[Scored, bool]] = []  # not the images: they would all stay in memory
+        decoded: list[tuple[Scored, bool]] = []  # without images, which would all stay in memory
 
         def images(progress: Callable[[], None]) -> Iterator[Image]:
             depth = self.segmenter.batch + self.job.cfg.runtime.decode_threads
@@ -250,7 +250,7 @@ class RefineStage:
                 image = decode_image(item.data, job.cfg.decode) if item.data else None
                 truth_hw = self.judge.truth(item, height=scored.height, width=scored.width) if self.judge else None
                 refinement = self.refiner(scored, image)
-        except InputError as error:  # the image was fine a stage ago: this node is out of memory
+        except InputError as error:  # the image was decoded a stage ago: this node is out of memory
             return job.failed(item, read_failure(error))
         except LabelError as error:
             return job.failed(item, answers.label_failure(error))

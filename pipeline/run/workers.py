@@ -110,16 +110,18 @@ def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:
     Weights count three times, as while a checkpoint loads: the file, its tensors, and the network's own.
     """
     largest = max(*cfg.infer.scales, 1) ** 2
-    images = cfg.decode.max_mpx * 1e6 * 3 * (DECODED_AT_ONCE + (largest if cfg.infer.scales != (1.0,) else 0))
-    half = min(cfg.decode.max_mpx * 1e6 / model.stride**2 * model.num_classes * 2, cfg.infer.max_logits_mib * 2**20)
-    looks = len(cfg.infer.scales) * (1 + cfg.infer.flip)
-    logits = half * (1 + 2 * largest + (2 if looks > 1 else 0))  # float16; a canvas and the fused map in float32
-    maps = 0.0
+    pixels = cfg.decode.max_mpx * 1e6
+    images = pixels * 3 * (DECODED_AT_ONCE + (largest if cfg.infer.scales != (1.0,) else 0))
+    float16 = min(pixels / model.stride**2 * model.num_classes * 2, cfg.infer.max_logits_mib * 2**20)
+    views = len(cfg.infer.scales) * (1 + cfg.infer.flip)
+    logits = float16 * (1 + 2 * largest + (2 if views > 1 else 0))  # and a canvas and the fused map in float32
+    map_bytes = 0.0
     if device == "cpu":
         tile = (cfg.tile.tile_px * LEFT_WHOLE) ** 2
-        seen = cfg.tile.whole_mpx * 1e6 if cfg.tile.mode == "whole" else tile
-        maps = (cfg.infer.batch or CPU_BATCH) * seen * BYTES_PER_INPUT_PIXEL["reduced" if model.stride > 1 else "full"]
-    return PROCESS_GIB[device] + (3 * model.weight_bytes + images + logits + maps) / GIB
+        input_pixels = cfg.tile.whole_mpx * 1e6 if cfg.tile.mode == "whole" else tile
+        per_pixel = BYTES_PER_INPUT_PIXEL["reduced" if model.stride > 1 else "full"]
+        map_bytes = (cfg.infer.batch or CPU_BATCH) * input_pixels * per_pixel
+    return PROCESS_GIB[device] + (3 * model.weight_bytes + images + logits + map_bytes) / GIB
 
 
 def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: float) -> int:

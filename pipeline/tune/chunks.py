@@ -159,7 +159,7 @@ class Scorer:
         return ScoredChunk(self.stage(labelled.items), labelled.labels)
 
 
-def judge_chunk(
+def count_chunk(
     chunk: ScoredChunk, refine: RefineConfig, classes: ClassMap, cfg: DecodeConfig, widths_px: Sequence[float] = ()
 ) -> ChunkCounts:
     """Refine every image of a chunk with the settings `refine`, and count its masks against the labels."""

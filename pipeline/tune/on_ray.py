@@ -23,9 +23,18 @@ from pipeline.run.stages import Job
 from pipeline.run.workers import GIB, READ_CPUS, Workers
 from pipeline.source.shard import Shard
 from pipeline.store.url import Url
-from pipeline.tune import chunks as tuning
 from pipeline.tune import search
-from pipeline.tune.chunks import CandidateResult, ChunkProblems, SearchOutcome
+from pipeline.tune.chunks import (
+    CandidateResult,
+    ChunkProblems,
+    Scorer,
+    SearchOutcome,
+    best_result,
+    conclude_search,
+    count_chunk,
+    fetch_chunk,
+    results_per_fold,
+)
 from pipeline.tune.config import TuneConfig
 from pipeline.tune.search import NO_CRF, Candidate
 
@@ -64,7 +73,7 @@ def fetch_chunks(
     Raises:
         LabelError: naming the first invalid labels.
     """
-    task: Any = ray.remote(num_cpus=READ_CPUS, num_returns=2, max_retries=RETRIES)(tuning.fetch_chunk)
+    task: Any = ray.remote(num_cpus=READ_CPUS, num_returns=2, max_retries=RETRIES)(fetch_chunk)
     chunks: dict[int, Any] = {}
     findings: dict[int, ChunkProblems] = {}
 
@@ -86,7 +95,7 @@ def fetch_chunks(
 
 def infer_chunks(job: Job, fetched: Sequence[Any], workers: Workers) -> list[Any]:
     """Run the network over all chunks once, in actors that end afterwards; returns references to the scored chunks."""
-    scorer: Any = ray.remote(tuning.Scorer).options(
+    scorer: Any = ray.remote(Scorer).options(
         num_cpus=workers.infer_cpus,
         num_gpus=workers.infer_gpus or None,
         memory=int(workers.infer_gib * GIB),
@@ -117,11 +126,11 @@ class SearchOnRay:
             JobError: fewer images have logits than there are folds.
         """
         self.job, self.base, self.chunks = job, base, list(chunks)
-        self._task: Any = ray.remote(tuning.judge_chunk).options(
+        self._task: Any = ray.remote(count_chunk).options(
             num_cpus=1, memory=int(workers.refine_gib * GIB), max_retries=RETRIES
         )
         self._done: dict[Candidate, _Tally] = {}
-        refs = {index: ref for (_, index), ref in self._judge("no CRF", [NO_CRF], widths_px)}
+        refs = {index: ref for (_, index), ref in self._count("no CRF", [NO_CRF], widths_px)}
         baseline = [_get(refs[index]) for index in range(len(self.chunks))]
         ends = list(accumulate(len(counts.keys) for counts in baseline))
         if not ends or ends[-1] < search.FOLDS:
@@ -138,17 +147,17 @@ class SearchOnRay:
         """Results of all candidates, in the order of trying."""
         return [tally.result for tally in self._done.values()]
 
-    def judge(self, title: str, candidates: Sequence[Candidate], *, widths_px: Sequence[float] = ()) -> None:
+    def count(self, title: str, candidates: Sequence[Candidate], *, widths_px: Sequence[float] = ()) -> None:
         """Count candidates on every image and within trimaps of `widths_px`; replaces their earlier results."""
         new = {candidate: self._tally(candidate) for candidate in candidates}
-        for (candidate, index), ref in self._judge(title, candidates, widths_px):
+        for (candidate, index), ref in self._count(title, candidates, widths_px):
             new[candidate].result.add(_get(ref), self._folds[index])
             new[candidate].refs[index] = ref
             if len(new[candidate].refs) == len(self.chunks):
                 complete = [tally for tally in new.values() if len(tally.refs) == len(self.chunks)]
                 self._drop_beaten([*self._done.values(), *complete])
         self._done |= new
-        best = tuning.best_result(self.results)
+        best = best_result(self.results)
         gain = best.mean_iou - self._done[NO_CRF].result.mean_iou
         log.info("best so far: %s, mean IoU %.4f (%+.4f)", best.candidate.name, best.mean_iou, gain)
 
@@ -161,7 +170,7 @@ class SearchOnRay:
         num_classes = len(self.job.classes)
         return _Tally(CandidateResult(candidate, np.zeros((search.FOLDS, num_classes, num_classes + 1), np.int64)))
 
-    def _judge(
+    def _count(
         self, title: str, candidates: Sequence[Candidate], widths_px: Sequence[float]
     ) -> Iterator[tuple[tuple[Candidate, int], Any]]:
         """Start a task per candidate and chunk; yields each one's reference as it finishes."""
@@ -183,7 +192,7 @@ class SearchOnRay:
         crfs = [tally.result for tally in complete if tally.result.candidate.params]
         if not crfs:
             return
-        needed = {result.candidate for result in [tuning.best_result(crfs), *tuning.results_per_fold(crfs)]}
+        needed = {result.candidate for result in [best_result(crfs), *results_per_fold(crfs)]}
         for tally in complete:
             if tally.result.candidate not in needed and tally.result.candidate.stage:
                 tally.refs = dict.fromkeys(tally.refs)
@@ -198,22 +207,22 @@ class _Tally:
     """Values are None once dropped."""
 
 
-def search_parameters(judges: SearchOnRay, cfg: TuneConfig, grid: Sequence[Candidate]) -> SearchOutcome:
+def search_parameters(searcher: SearchOnRay, cfg: TuneConfig, grid: Sequence[Candidate]) -> SearchOutcome:
     """Count the published parameters, the grid, then finer grids around the best; choose and compare."""
-    judges.judge("published", search.reference_candidates()[1:], widths_px=cfg.trimap_px)
-    judges.judge(cfg.grid, grid)
+    searcher.count("published", search.reference_candidates()[1:], widths_px=cfg.trimap_px)
+    searcher.count(cfg.grid, grid)
     for number in range(cfg.finer):
-        params = tuning.best_result(judges.results).candidate.params
+        params = best_result(searcher.results).candidate.params
         if params:
-            tried = [result.candidate for result in judges.results]
-            judges.judge(f"finer {number + 1}", search.finer_grid(params, tried))
-    best = tuning.best_result(judges.results)
+            tried = [result.candidate for result in searcher.results]
+            searcher.count(f"finer {number + 1}", search.finer_grid(params, tried))
+    best = best_result(searcher.results)
     if best.bands_bkk is None:
-        judges.judge("boundaries", [best.candidate], widths_px=cfg.trimap_px)
-    return tuning.conclude_search(
-        judges.results,
-        judges.counts,
-        judges.job.classes,
+        searcher.count("boundaries", [best.candidate], widths_px=cfg.trimap_px)
+    return conclude_search(
+        searcher.results,
+        searcher.counts,
+        searcher.job.classes,
         widths_px=cfg.trimap_px,
         samples=cfg.samples,
         seed=cfg.seed,

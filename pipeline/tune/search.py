@@ -32,9 +32,9 @@ GridAxes = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 _V1: GridAxes = ((5, 10), (50, 60, 70, 80, 90, 100), (3, 4, 5, 6, 7, 8, 9, 10))
 _V2: GridAxes = ((3, 4, 5, 6), (30, 40, 50, 60, 70, 80, 90, 100), (3, 4, 5, 6))
 GRIDS: dict[str, tuple[GridAxes, ...]] = {
-    # The ranges of both papers, ends and middle.
+    # Ends and middle of the ranges of both papers.
     "coarse": (((3, 5, 10), (30, 60, 100), (3, 6, 10)),),
-    # Both papers as they print them: [5, 10], 50:10:100, 3:1:10 in MATLAB's notation, and 3:6, 30:10:100, 3:6.
+    # Ranges as printed, in MATLAB's notation: [5, 10], 50:10:100, 3:1:10 (2015) and 3:6, 30:10:100, 3:6 (2017).
     "papers": (_V1, _V2),
 }
 FOLDS = 5

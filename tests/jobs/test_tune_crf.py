@@ -19,7 +19,7 @@ from pipeline.refine.presets import CrfParams, crf_params
 from pipeline.run.stages import Job
 from pipeline.source.plan import plan_source
 from pipeline.store.url import Url
-from pipeline.tune import chunks as tuning
+from pipeline.tune import chunks as tune_chunks
 from pipeline.tune import inputs, search
 from pipeline.tune.config import TuneConfig
 from pipeline.tune.search import Candidate
@@ -98,12 +98,12 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
     model = checkpoint.load_checkpoint("farmland")
     job = Job(run, model.card.classes, Url(""), "", "", 0)
     at = labels.by_stem(path.name for path in (fields / "labels").iterdir())
-    scorer = tuning.Scorer(job, threads=1)
+    scorer = tune_chunks.Scorer(job, threads=1)
     chunks = []
     for shard in plan_source(run).shards:
         keys = [one.key for one in shard.members() if labels.label_stem(one.key) in at]
         urls = {key: Url(str(fields / "labels")) / at[labels.label_stem(key)] for key in keys}
-        kept, found = tuning.fetch_chunk(job, shard, urls)
+        kept, found = tune_chunks.fetch_chunk(job, shard, urls)
         if found.images:
             chunks.append(scorer.score(kept))
     rows = pq.read_table(output / "results.parquet").to_pylist()
@@ -111,7 +111,7 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
         names = (*search.SEARCHED_PARAMS, *search.FIXED_PARAMS)
         params = CrfParams(*(row[name] for name in names)) if row["bi_w"] is not None else None
         candidate = Candidate(row["name"], params, row["stage"])
-        judged = [tuning.judge_chunk(one, candidate.config(cfg.refine), FARM, run.decode) for one in chunks]
+        judged = [tune_chunks.count_chunk(one, candidate.config(cfg.refine), FARM, run.decode) for one in chunks]
         total = sum(one.counts_nkk.sum(axis=0) for one in judged)
         np.testing.assert_array_equal(np.ravel(total), row["counts"])
 

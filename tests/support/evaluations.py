@@ -1,4 +1,4 @@
-"""Evaluations made up from numbers: networks of any quality on images that are the same for all of them."""
+"""Synthetic evaluations: networks of a given quality on the same images."""
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,13 @@ PIXELS = 10_000
 
 
 def supports(images: int, *, seed: int = 0) -> np.ndarray:
-    """(N, K) labelled pixels: the same images for every network, with a lot of some classes and little of others."""
+    """(N, K) labelled pixels of the images, the same for every network; classes differ in size."""
     shares = np.random.default_rng([seed, 1]).dirichlet([4, 2, 0.5, 0.3], images)
     return (shares * PIXELS).astype(np.int64)
 
 
 def counts(images: int, *, recall: float, network: int, spread: float = 0.05, seed: int = 0) -> np.ndarray:
-    """(N, K, K + 1): about `recall` of each class is found; hard images are hard for all, and each network has luck."""
+    """(N, K, K + 1): recall near `recall` per class; networks share image difficulty, each with noise."""
     hard = np.random.default_rng([seed, 2]).normal(0, 0.08, (images, K))
     luck = np.random.default_rng([seed, 3, network]).normal(0, spread, (images, K))
     found = (supports(images, seed=seed) * np.clip(recall + hard + luck, 0, 1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Evaluations carried out in this process, stage after stage: what a cluster does, without Ray."""
+"""Evaluation runs in this process: the stages of a cluster one after the other, without Ray."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ QUICK = {"infer": {"precision": "fp32", "batch": 1}, "refine": {"iterations": 2}
 
 
 def save_network(folder: Path, classes: ClassMap, *, seed: int = 0) -> str:
-    """A checkpoint of a tiny network with random weights: it answers nonsense, and the same everywhere."""
+    """Checkpoint of a tiny network with fixed random weights."""
     torch.manual_seed(seed)
     network = zoo.build_network("deeplab_v3plus", len(classes), **TINY, low_level_channels=4)
     card = Card(
@@ -48,7 +48,7 @@ def identify(cfg: EvaluateConfig) -> Run:
 
 
 def carry_out(cfg: EvaluateConfig) -> Run:
-    """All stages over all shards, one after the other."""
+    """Run all stages over all shards in order."""
     planned = plan_source(cfg)
     run = identify(cfg)
     runs.write_run_files(run, planned)
@@ -68,7 +68,7 @@ def carry_out(cfg: EvaluateConfig) -> Run:
 
 
 def counted(truth_hw: np.ndarray, mask_hw: np.ndarray, classes: ClassMap) -> np.ndarray:
-    """(K, K + 1) by one process, numpy and nothing of ours."""
+    """(K, K + 1) confusion counts, computed independently with numpy."""
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
     kept = truth_hw != classes.ignore_id
     answer = np.where(mask_hw == classes.ignore_id, len(classes), mask_hw)

@@ -1,4 +1,4 @@
-"""Evaluations from the first byte to the last score, in this process; on clusters in test_evaluate.py."""
+"""Evaluations end to end in this process; tests/jobs/test_evaluate.py has those on a cluster."""
 
 import io
 import json
@@ -35,7 +35,7 @@ IMAGES = 6
 
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small farmland images with labels, of which one has none and one a border without class."""
+    """Small farmland images with labels: one without a label, one with an ignored border."""
     folder = tmp_path_factory.mktemp("labelled")
     farmland.write_folder(Url(str(folder)), IMAGES, size_px=48, seed=3, with_labels=True)
     (folder / "labels/farm_000004.png").unlink()
@@ -124,7 +124,7 @@ def test_rows_of_an_evaluation_say_how_bright_images_are(fields: Path, run: Run)
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
-    """The row of every case, by its name. Those whose labels are read alike are one source."""
+    """Row of every case by name; cases with the same label settings share a source."""
     folder = tmp_path_factory.mktemp("cases")
     network = judged_runs.save_network(folder / "network", CLASSES)
     found: dict[str, Row] = {}

@@ -176,7 +176,7 @@ BAD = Gates(samples=100, floors={"crop": 0.99})
 
 
 def past() -> Iterator[HistoryEntry]:
-    """Four days: good, good, failed, never judged."""
+    """Entries of four days: passed, passed, failed, without a gate."""
     for day, gates in enumerate((GATES, GATES, BAD)):
         yield from judged(evaluation(20, network=day + 1), day=day, gates=gates)
     yield from history_entries(

@@ -25,7 +25,7 @@ WIDTHS = (1.0, 4.0, 16.0)
 
 
 def judged(classes: ClassMap | None = None, images: int = 60, **changes) -> ScoredSetting:
-    """An evaluation with everything that a page can show."""
+    """Evaluation with all optional parts of the report."""
     one = evaluations.evaluation(images, failed=2, **changes)
     k = len(classes or one.classes)
     answers = {name: _grown(answer, k) for name, answer in one.answers.items()}
@@ -37,7 +37,7 @@ def judged(classes: ClassMap | None = None, images: int = 60, **changes) -> Scor
 
 
 def _grown(answer: AnswerCounts, k: int) -> AnswerCounts:
-    """The answer with as many classes, most of which never occur, and bands."""
+    """Counts of an answer grown to more classes, most without a pixel, and trimaps."""
     few = answer.counts_nkk.shape[1]
     counts = np.zeros((len(answer.counts_nkk), k, k + 1), np.int64)
     counts[:, :few, :few] = answer.counts_nkk[:, :, :few]
@@ -81,7 +81,7 @@ def page(one: ScoredSetting, **said) -> str:
 
 
 def full(one: ScoredSetting, **said) -> str:
-    """With everything at once."""
+    """Report with all optional parts."""
     found = one.evaluation
     told = {
         "verdict": verdict(found), "history": entries(found), "samples": samples(one),

@@ -1,4 +1,4 @@
-"""How work is dealt to tasks; that tasks survive their workers is shown by the jobs' own tests."""
+"""Distribution of shards over read tasks; the tests of the jobs show that tasks survive their workers."""
 
 import pytest
 

@@ -6,11 +6,11 @@ from pipeline.run.ledger import Ledger, work_guarded
 
 
 class WorkerDiedError(Exception):
-    """Stands for the death of a process: whatever the worker held stays in hand."""
+    """Stands for the death of a worker: its keys stay in flight."""
 
 
 def live(ledger: Ledger, batch: list[str], poison: set[str], tries: list[list[str]]) -> list[str]:
-    """One life of a worker that is given `batch`."""
+    """Run one worker on `batch`."""
 
     def work(keys):
         tries.append(list(keys))
@@ -24,7 +24,7 @@ def live(ledger: Ledger, batch: list[str], poison: set[str], tries: list[list[st
 
 
 def until_it_survives(ledger: Ledger, batch: list[str], poison: set[str]) -> tuple[list[str], int, list[list[str]]]:
-    """What Ray does: give the same batch to new workers until one comes back."""
+    """Retry `batch` in new workers until one survives, as Ray does."""
     tries: list[list[str]] = []
     for deaths in range(100):
         try:

@@ -52,7 +52,7 @@ def failed_row(key: str, shard: Shard, code: str = "truncated", *, shard_rows: i
 
 
 def rows_of(shard: Shard, count: int, *, failed: int = 0) -> list[Row]:
-    """All rows of a tar; the first `failed` of them are failures; the last says how many there are."""
+    """All rows of a tar: the first `failed` rows are failures, the last has `shard_rows`."""
     last = {count - 1: count}
     return [
         (failed_row if index < failed else mask_row)(f"{shard.uri}#{index}", shard, shard_rows=last.get(index))

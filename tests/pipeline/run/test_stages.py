@@ -1,4 +1,4 @@
-"""The bodies of the stages with a ledger of their own: no Ray."""
+"""Stages with a local ledger, without Ray."""
 
 import io
 import subprocess

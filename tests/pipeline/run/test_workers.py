@@ -56,7 +56,7 @@ def test_a_worker_that_fits_no_single_node_is_refused_although_all_nodes_togethe
 
 
 def test_refiners_are_counted_node_by_node() -> None:
-    """Of two nodes with room for one and a half refiners each, none can hold the third."""
+    """Two nodes with room for one and a half refiners each hold two refiners, not three."""
     cfg = config()
     gib = refiner_gib(cfg, VOC)
     nodes = [Resources(8, 1, 16), Resources(8, 0, gib * 1.5), Resources(8, 0, gib * 1.5)]

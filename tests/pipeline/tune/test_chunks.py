@@ -87,7 +87,7 @@ def test_every_wrong_label_is_a_fault_with_its_file_and_value(fields: Path) -> N
 
 
 def chunk_of(images: int, *, noise: float, seed: int = 0) -> ScoredChunk:
-    """Farmland with logits that know the labels, but for the noise."""
+    """Farmland images with logits of the true labels plus noise."""
     rng = np.random.default_rng(seed)
     scored, pngs = [], {}
     for index in range(images):
@@ -104,7 +104,7 @@ def chunk_of(images: int, *, noise: float, seed: int = 0) -> ScoredChunk:
 
 def judged(chunk: ScoredChunk, candidate: search.Candidate, widths=()) -> chunks.ChunkCounts:
     cfg = SegmentConfig(source=("in",), output="out", checkpoint="farmland")
-    return chunks.judge_chunk(chunk, candidate.config(RefineConfig()), FARM, cfg.decode, widths)
+    return chunks.count_chunk(chunk, candidate.config(RefineConfig()), FARM, cfg.decode, widths)
 
 
 def test_a_chunk_is_judged_image_by_image() -> None:

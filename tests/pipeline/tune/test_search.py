@@ -122,7 +122,7 @@ def test_finer_values_are_positive_and_hold_the_best(grid: list[float], best: fl
 
 
 def counts(right: list[int], of: int = 100) -> np.ndarray:
-    """(N, 2, 3): of so many pixels of each of two classes, so many right."""
+    """(N, 2, 3) counts of two classes with the given numbers of correct pixels."""
     out = np.zeros((len(right), 2, 3), np.int64)
     for image, one in enumerate(right):
         out[image, [0, 1], [0, 1]] = one
@@ -166,7 +166,7 @@ def test_a_gain_everywhere_is_a_crf_and_chance_is_none() -> None:
 
 
 def scene(seed: int, *, noise: float) -> tuple[Scored, Image, np.ndarray]:
-    """Discs on a ground whose colours differ by 60 levels, grained by 8; logits at stride 1, wrong here and there."""
+    """Discs 60 grey levels from the background, noise of 8 levels; logits at stride 1 with some errors."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:40, :48]
     y, x = rng.integers(8, 32, 2)
