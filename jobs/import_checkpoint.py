@@ -83,12 +83,12 @@ def import_checkpoint(args: argparse.Namespace) -> int:
         source=args.source,
         license=args.license or convert.NO_LICENCE,
     )
-    made = convert.convert_weights(source, wishes)
-    verified, not_verified = report.verify_import(source, made, compare=args.verify)
+    imported = convert.convert_weights(source, wishes)
+    verified, not_verified = report.verify_import(source, imported, compare=args.verify)
     if args.in_channels:
-        made = convert.widen_input(made, args.in_channels)
-    digest = checkpoint.save_checkpoint(output, made.state, made.card)
-    facts = report.import_facts(source, made)
+        imported = convert.widen_input(made, args.in_channels)
+    digest = checkpoint.save_checkpoint(output, imported.state, imported.card)
+    facts = report.import_facts(source, imported)
     facts |= {"verified": verified, "not_verified": not_verified, "checkpoint": digest}
     print(json.dumps(facts) if args.report == "json" else report.import_text(facts))
     return 0
