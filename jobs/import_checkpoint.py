@@ -86,7 +86,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
     imported = convert.convert_weights(source, wishes)
     verified, not_verified = report.verify_import(source, imported, compare=args.verify)
     if args.in_channels:
-        imported = convert.widen_input(made, args.in_channels)
+        imported = convert.widen_input(imported, args.in_channels)
     digest = checkpoint.save_checkpoint(output, imported.state, imported.card)
     facts = report.import_facts(source, imported)
     facts |= {"verified": verified, "not_verified": not_verified, "checkpoint": digest}
