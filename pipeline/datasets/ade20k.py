@@ -17,7 +17,7 @@ _FOLDERS = {"train": "training", "val": "validation"}
 
 
 class ADE20K(DatasetLayout):
-    """The 150 classes of the benchmark; 20,210 images to train on and 2,000 to validate on."""
+    """Layout of the 150 classes of the benchmark: 20,210 training and 2,000 validation images."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
@@ -29,11 +29,11 @@ class ADE20K(DatasetLayout):
             for label in labels
         ]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read one grey PNG."""
-        raw_hw = decode_ids(fetch(root, one.label_file), name=one.label_file)
+        raw_hw = decode_ids(fetch(root, example.label_file), name=example.label_file)
         table = {0: self.classes.ignore_id} | {k + 1: k for k in range(len(self.classes))}
-        return from_ids(raw_hw, table, name=one.label_file)
+        return from_ids(raw_hw, table, name=example.label_file)
 
 
 SCENE_PARSING = ADE20K(

@@ -26,8 +26,6 @@ from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
 from pipeline.store.url import Url
 
-CHANNELS = ("red", "green", "blue", "nir")
-"""Bands of the images, in their order."""
 PAINTED = (
     "storm_damage",
     "drydown",
@@ -39,7 +37,7 @@ PAINTED = (
     "planter_skip",
     "water",
 )
-"""The order in which classes are painted over each other: roughly from the commonest on, after storm damage."""
+"""Order in which classes are drawn over each other: storm damage, then roughly from common to rare."""
 
 _FOLDER = "Agriculture-Vision-2021"
 _DRAWN = {0: 0, 1: 1, 255: 1}
@@ -47,19 +45,19 @@ _DRAWN = {0: 0, 1: 1, 255: 1}
 
 @dataclass(frozen=True)
 class AgricultureVision(DatasetLayout):
-    """Keys are `<split>/<field>_<x1>-<y1>-<x2>-<y2>`. Images are TIFFs with four bands, `CHANNELS`."""
+    """Keys are `<split>/<field>_<x1>-<y1>-<x2>-<y2>`. Images are TIFFs of red, green, blue and near infrared."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
-        found = [
+        examples = [
             _example(split, file_stem(path)) for path in files_below(root, f"{_FOLDER}/{split}/images/rgb", ".jpg")
         ]
-        return sorted(found, key=lambda one: one.key)
+        return sorted(examples, key=lambda example: example.key)
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Paint the classes over each other."""
-        _, boundary, mask, *drawings = one.more
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Draw the classes over each other."""
+        _, boundary, mask, *drawings = example.more
         valid_hw = _drawn(root, boundary)
         label_hw = np.zeros(valid_hw.shape, np.uint8)
         ids = {name: index for index, name in enumerate(self.classes.names)}
@@ -68,14 +66,14 @@ class AgricultureVision(DatasetLayout):
         label_hw[~(valid_hw & _drawn(root, mask, like=valid_hw))] = self.classes.ignore_id
         return label_hw
 
-    def read(self, root: Url, one: ListedExample) -> Labelled:
-        """Join both images into one of four bands."""
-        rgb_hwc = picture.decode_picture(fetch(root, one.image), name=one.image)
-        nir_hw, label_hw = _infrared(root, one.more[0]), self.label(root, one)
+    def read(self, root: Url, example: ListedExample) -> Labelled:
+        """Stack colours and near infrared to an image of four bands."""
+        rgb_hwc = picture.decode_picture(fetch(root, example.image), name=example.image)
+        nir_hw, label_hw = _infrared(root, example.more[0]), self.label(root, example)
         if not rgb_hwc.shape[:2] == nir_hw.shape == label_hw.shape:
             sizes = f"{rgb_hwc.shape[:2]}, {nir_hw.shape} and {label_hw.shape}"
-            raise LabelError(f"{one.key}: colours, infrared and label differ in size: {sizes}")
-        return Labelled(one.key, picture.encode_tiff(np.dstack([rgb_hwc, nir_hw])), label_hw)
+            raise LabelError(f"{example.key}: colours, infrared and label differ in size: {sizes}")
+        return Labelled(example.key, picture.encode_tiff(np.dstack([rgb_hwc, nir_hw])), label_hw)
 
 
 def _example(split: str, name: str) -> ListedExample:
@@ -87,7 +85,7 @@ def _example(split: str, name: str) -> ListedExample:
 
 
 def _infrared(root: Url, path: str) -> UInt8:
-    """(H, W) of a JPEG that is grey, with one band or with three alike."""
+    """Decode a grey JPEG with one band or three equal ones, (H, W)."""
     bands_hwc = picture.decode_picture(fetch(root, path), name=path)
     if (bands_hwc != bands_hwc[..., :1]).any():
         raise InputError("band_mismatch", f"{path} has colours, expected infrared alone")
@@ -95,7 +93,7 @@ def _infrared(root: Url, path: str) -> UInt8:
 
 
 def _drawn(root: Url, path: str, *, like: Bool | None = None) -> Bool:
-    """(H, W) where a map is set; `like` says the size it has to have."""
+    """Decode a map of 0 and 255, (H, W) bool; its size must be that of `like`."""
     drawn_hw = from_ids(decode_ids(fetch(root, path), name=path), _DRAWN, name=path).astype(np.bool_)
     if like is not None and drawn_hw.shape != like.shape:
         raise LabelError(f"the label {path} has {drawn_hw.shape} pixels, the boundary of its field {like.shape}")

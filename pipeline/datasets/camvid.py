@@ -31,7 +31,7 @@ _VOID = (0, 0, 0)
 
 
 class SegNetCamVid(DatasetLayout):
-    """The 11 classes."""
+    """Layout of SegNet's 11 classes."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
@@ -42,15 +42,17 @@ class SegNetCamVid(DatasetLayout):
             for name in names
         ]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read one grey PNG."""
         count = len(self.classes)
         table = {k: k for k in range(count)} | {count: self.classes.ignore_id}
-        return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), table, name=one.label_file)
+        return from_ids(
+            decode_ids(fetch(root, example.label_file), name=example.label_file), table, name=example.label_file
+        )
 
 
 class OriginalCamVid(DatasetLayout):
-    """The 31 classes that are not Void."""
+    """Layout of the 31 classes other than Void."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
@@ -64,16 +66,16 @@ class OriginalCamVid(DatasetLayout):
             if segnet_split(name) == split
         ]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Read one PNG of colours."""
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Read one PNG and map colours to ids."""
         table = {info.colour: k for k, info in enumerate(self.classes.classes)} | {_VOID: self.classes.ignore_id}
         return from_colours(
-            decode_colours(fetch(root, one.label_file), name=one.label_file), table, name=one.label_file
+            decode_colours(fetch(root, example.label_file), name=example.label_file), table, name=example.label_file
         )
 
 
 def segnet_split(name: str) -> str:
-    """The split of a frame, e.g. `0016E5_07961`, in SegNet's lists, which follow Sturgess et al. (BMVC 2009).
+    """Split of a frame, e.g. `0016E5_07961`, in SegNet's lists, which follow Sturgess et al. (BMVC 2009).
 
     Sequence Seq05VD and the second half of 0001TP are for testing, the part of 0016E5 that was labelled at 15 Hz is
     for validation.

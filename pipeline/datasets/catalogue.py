@@ -1,4 +1,4 @@
-"""Every data set whose official layout can be read, by name."""
+"""Table of data sets whose official layout can be read, by name."""
 
 from pipeline.datasets import (
     ade20k,
@@ -20,8 +20,8 @@ from pipeline.datasets import (
 from pipeline.datasets.layout import DatasetLayout
 
 DATASET_LAYOUTS: dict[str, DatasetLayout] = {
-    one.name: one
-    for one in (
+    layout.name: layout
+    for layout in (
         voc.VOC2012,
         person_part.PERSON_PART,
         ade20k.SCENE_PARSING,

@@ -28,17 +28,17 @@ TRAIN_IDS: dict[int, int] = (
     dict.fromkeys((*range(34), IGNORED), IGNORED)
     | {raw: train_id for train_id, raw in enumerate(_EVALUATED)}
 )  # fmt: skip
-"""Every value of a *_labelIds.png, and the class it becomes."""
+"""Class of every value of a *_labelIds.png."""
 _OWN_IDS = {k: k for k in (*range(len(_EVALUATED)), IGNORED)}
-"""Every value of a *_labelTrainIds.png."""
+"""Class of every value of a *_labelTrainIds.png."""
 
 
 @dataclass(frozen=True)
 class Cityscapes(DatasetLayout):
-    """The 19 classes that are evaluated."""
+    """Layout of Cityscapes, with the 19 classes that are evaluated."""
 
     annotation: str = "gtFine"
-    """Folder of the labels, and what their files are called."""
+    """Folder of the labels, which is also in their file names."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
@@ -46,10 +46,12 @@ class Cityscapes(DatasetLayout):
         labels = self._labels(root, split)
         return [self._example(split, label) for label in labels]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read one PNG of ids or train ids."""
-        raw_hw = decode_ids(fetch(root, one.label_file), name=one.label_file)
-        return from_ids(raw_hw, _OWN_IDS if one.label_file.endswith("TrainIds.png") else TRAIN_IDS, name=one.label_file)
+        raw_hw = decode_ids(fetch(root, example.label_file), name=example.label_file)
+        return from_ids(
+            raw_hw, _OWN_IDS if example.label_file.endswith("TrainIds.png") else TRAIN_IDS, name=example.label_file
+        )
 
     def _labels(self, root: Url, split: str) -> list[str]:
         folder = f"{self.annotation}/{split}"

@@ -8,17 +8,17 @@ stuffthingmaps_trainval2017.zip unpacked into annotations/ (github.com/nightrome
     annotations/{train,val}2017/000000000009.png
 
 Objects are outlined one by one, as polygons or run lengths, and overlap. A pixel gets the class of the objects on it.
-Where objects of different classes overlap nobody says which is in front, so it is ignored; and so is what only a crowd
-covers, whose outline holds both its members and what is between them. The rest is background. This does not depend on
-the order of the objects.
+Where objects of different classes overlap, their order is unknown, so pixels are ignored; pixels that only a crowd
+covers are ignored too, because its outline includes the gaps between its members. The rest is background. Labels do not
+depend on the order of the objects.
 
 For VOC's classes the objects of the other 60 are left out as if they were not annotated, and the training images are
 those with more than 1,000 pixels of annotated objects of VOC's classes (Chen et al. 2017, arXiv 1706.05587, sec. 4.3).
 
 COCO-Stuff's labels are grey PNGs of its ids - 1, 0 to 181, of which 11 are never used, and 255 for none.
 
-Listing reads the whole JSON file (450 MB for `train`, several GB as Python objects) and hands each example what
-concerns it, so reading an example needs nothing but the example.
+Listing reads the whole JSON file (450 MB for `train`, several GB as Python objects) and stores in each example the
+outlines of its image, so that an example is read without the file.
 """
 
 import json
@@ -54,50 +54,53 @@ _VOC_CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 
 """COCO's categories for VOC's classes 1 to 20, in VOC's order: airplane, bicycle, bird, ..., tv."""
 
 THING_IDS: dict[int, int] = {category: k for k, category in enumerate(_THINGS, start=1)}
-"""Every category id of the JSON files, and the class it becomes; 0 is the background."""
-VOC_IDS: dict[int, int] = dict.fromkeys(_THINGS, 0) | {one: k for k, one in enumerate(_VOC_CATEGORIES, start=1)}
+"""Class of every category id of the JSON files; 0 is the background."""
+VOC_IDS: dict[int, int] = dict.fromkeys(_THINGS, 0) | {
+    category: k for k, category in enumerate(_VOC_CATEGORIES, start=1)
+}
 STUFF_IDS: dict[int, int] = {
-    raw: k for k, raw in enumerate(one - 1 for one in range(1, 183) if one not in _NEVER_USED)
+    raw: k for k, raw in enumerate(category - 1 for category in range(1, 183) if category not in _NEVER_USED)
 } | {255: 255}
-"""Every value of a PNG of COCO-Stuff, and the class it becomes."""
+"""Class of every value of a PNG of COCO-Stuff."""
 
 _ENOUGH_PX = 1000
+"""Training images of VOC's classes have more pixels of annotated objects than this."""
 _MOST_PX = 2**26
-"""No image of COCO is larger than 640x640: more is damage, and not to be allocated."""
+"""Largest image, pixels: COCO's have at most 640x640, so a larger size is damage and is not allocated."""
 
 Annotation = dict[str, Any]
-"""One object as in the JSON file: category_id, iscrowd, area, segmentation."""
+"""One object of the JSON file: category_id, iscrowd, area, segmentation."""
 Outlines = dict[str, Any]
-"""One image as in the JSON file, file_name, height and width, and its `annotations`."""
+"""One image of the JSON file: file_name, height, width, and its `annotations`."""
 
 
 @dataclass(frozen=True)
 class Objects(DatasetLayout):
-    """The annotated objects, drawn as classes."""
+    """Layout of annotated objects, drawn as classes."""
 
     as_voc: bool = False
-    """VOC's 20 classes instead of all 80, and of the training images only those with enough of them."""
+    """Use VOC's 20 classes instead of all 80, and only training images with more than 1000 pixels of them."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split; each example carries its outlines."""
         self.check_split(split)
-        _require_pycocotools()  # before the file of 450 MB is read
+        _require_pycocotools()  # an error shows before the file of 450 MB is read
         path = f"annotations/instances_{split}2017.json"
         text = fetch_listing(root, path)
         folder = _image_folder(root, split)
         try:
-            outlines = [one for one in _outlines(text) if split == "val" or self._is_enough(one)]
-            return sorted((_example(split, folder, one) for one in outlines), key=lambda one: one.key)
+            outlines = [image for image in _outlines(text) if split == "val" or self._has_enough_pixels(image)]
+            return sorted((_example(split, folder, image) for image in outlines), key=lambda example: example.key)
         except (ValueError, KeyError, TypeError) as error:
             hint = "unpack annotations_trainval2017.zip again"
-            raise ConfigError(f"{path} is not built as COCO's are: {error!r}", hint=hint) from error
+            raise ConfigError(f"{path} does not have COCO's structure: {error!r}", hint=hint) from error
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Paint the objects of one image; nothing is read, `root` is not looked at."""
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Draw the objects of one image from `example.more`; `root` is ignored."""
         try:
-            return self._paint(json.loads(one.more[0]), one.image)
+            return self._paint(json.loads(example.more[0]), example.image)
         except (AttributeError, KeyError, TypeError) as error:
-            raise LabelError(f"the objects on {one.image} are not built as COCO's are: {error!r}") from error
+            raise LabelError(f"the objects on {example.image} do not have COCO's structure: {error!r}") from error
 
     def _paint(self, outlines: Outlines, name: str) -> UInt8:
         height, width = outlines["height"], outlines["width"]
@@ -118,14 +121,14 @@ class Objects(DatasetLayout):
             raise LabelError(f"an object on {name} has the category {category!r}, which COCO does not use")
         return (VOC_IDS if self.as_voc else THING_IDS)[category]
 
-    def _is_enough(self, outlines: Outlines) -> bool:
-        """Whether an image is to train on."""
-        areas = [one["area"] for one in outlines["annotations"] if VOC_IDS.get(one["category_id"])]
+    def _has_enough_pixels(self, outlines: Outlines) -> bool:
+        """Return True for an image to train on."""
+        areas = [item["area"] for item in outlines["annotations"] if VOC_IDS.get(item["category_id"])]
         return not self.as_voc or sum(areas) > _ENOUGH_PX
 
 
 class Stuff(DatasetLayout):
-    """COCO-Stuff 164k: 80 things and 91 kinds of stuff."""
+    """Layout of COCO-Stuff 164k: 80 things and 91 kinds of stuff."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
@@ -136,13 +139,15 @@ class Stuff(DatasetLayout):
             ListedExample(f"{split}/{file_stem(label)}", f"{folder}/{file_stem(label)}.jpg", label) for label in labels
         ]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read one grey PNG."""
-        return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), STUFF_IDS, name=one.label_file)
+        return from_ids(
+            decode_ids(fetch(root, example.label_file), name=example.label_file), STUFF_IDS, name=example.label_file
+        )
 
 
 def _image_folder(root: Url, split: str) -> str:
-    """Where the images are: in images/, or beside it."""
+    """Folder of the images: below images/, or in the root."""
     try:
         beside = any(islice(objects.list_files(root / f"{split}2017"), 1))
     except NothingThere:
@@ -151,7 +156,7 @@ def _image_folder(root: Url, split: str) -> str:
 
 
 def _outlines(text: str) -> list[Outlines]:
-    """Sort what a JSON file says by image."""
+    """Parse a JSON file and group its objects by image."""
     parsed = json.loads(text)
     of_image = defaultdict(list)
     for annotation in parsed["annotations"]:
@@ -173,14 +178,14 @@ def _example(split: str, folder: str, outlines: Outlines) -> ListedExample:
 
 
 def _draw(label_hw: UInt8, mask_hw: Bool, class_id: int, ignore_id: int) -> None:
-    """Give the pixels of a mask a class, and the ignore id to those that have another one already."""
+    """Set the class of a mask's pixels; pixels of another class get the ignore id."""
     disputed_hw = mask_hw & (label_hw != 0) & (label_hw != class_id)
     label_hw[mask_hw] = class_id
     label_hw[disputed_hw] = ignore_id
 
 
 def _mask(annotation: Annotation, height: int, width: int, name: str) -> Bool:
-    """(height, width) the pixels of one object."""
+    """Mask of one object, (height, width)."""
     outline = annotation["segmentation"]
     if isinstance(outline, dict):
         return run_lengths(outline, height, width, name)
@@ -197,7 +202,7 @@ def _require_pycocotools() -> ModuleType:
 
 
 def run_lengths(outline: dict[str, Any], height: int, width: int, name: str) -> Bool:
-    """(height, width) the pixels of a crowd: lengths of runs, column by column, that are off and on by turns."""
+    """Mask of a crowd, (height, width), from lengths of runs, column by column, alternately off and on."""
     counts = outline["counts"]
     if not isinstance(counts, list) or min(counts, default=-1) < 0 or sum(counts) != height * width:
         raise LabelError(f"a run-length outline on {name} does not cover its {height}x{width} pixels")
@@ -205,7 +210,7 @@ def run_lengths(outline: dict[str, Any], height: int, width: int, name: str) -> 
 
 
 def _check_polygons(polygons: list[list[float]], height: int, width: int, name: str) -> None:
-    """What pycocotools takes on trust: it reads four numbers as a box, and walks every pixel of a line."""
+    """Check polygons, which pycocotools does not: it reads four numbers as a box, and walks every pixel of a line."""
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             raise LabelError(f"a polygon on {name} has {len(polygon)} numbers; it takes an even number, six or more")

@@ -1,4 +1,4 @@
-"""Settings of a preparation, as a frozen pydantic class: schema, validation, command line, documentation."""
+"""Settings of `atrous prepare` as a frozen pydantic class: schema, validation, command line, documentation."""
 
 from typing import Literal
 
@@ -14,32 +14,42 @@ DATASET_NAMES = (
 )
 """Names of `catalogue.DATASET_LAYOUTS`, for the help text: importing the layouts themselves takes a second."""
 OUTPUT_SETTINGS = {"layout", "root", "splits", "format", "cut_px", "shard_examples", "part_mib", "decode"}
-"""Settings that decide the content of an output; one output has one value of each."""
+"""Settings that determine the content of an output and must stay the same when it is continued."""
 
 
 class PrepareConfig(BaseModel):
-    """Turn an official download into Parquet files or tars to train on."""
+    """Convert an official download to Parquet files or tars for training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layout: str = Field(description=f"Name of the data set: {', '.join(DATASET_NAMES)}.")
-    root: str = Field(description="Folder into which its archives were unpacked: local or s3://.")
-    output: str = Field(description="Folder that receives <split>/, classes.yaml and manifest.json.")
-    splits: tuple[str, ...] = Field(min_length=1, description="Splits of the data set to prepare.")
-    format: Literal["parquet", "tar"] = Field("parquet", description="Parquet files, or WebDataset tars.")
-    cut_px: int | None = Field(
-        None, ge=64, description="Cut images a quarter larger than this into windows, pixels; unset leaves them whole."
+    layout: str = Field(description=f"Data set: {', '.join(DATASET_NAMES)}.")
+    root: str = Field(description="Download: local folder or s3:// URL with the unpacked archives.")
+    output: str = Field(description="Output folder for <split>/, classes.yaml and manifest.json.")
+    splits: tuple[str, ...] = Field(min_length=1, description="Splits to prepare.")
+    format: Literal["parquet", "tar"] = Field(
+        "parquet", description="Output format: Parquet files, or WebDataset tars."
     )
-    shard_examples: int = Field(128, ge=1, description="Examples per shard, the unit of work and of commit.")
-    part_mib: float = Field(256.0, gt=0, le=1024, description="Size at which a file is closed, MiB.")
-    decode: DecodeConfig = Field(DecodeConfig(), description="Limits on images, and how they are decoded.")
-    max_failed_fraction: float = Field(0.01, ge=0, le=1, description="More failed examples than this: exit status 1.")
-    retry_failed: bool = Field(False, description="Prepare shards with failures again, once their cause is gone.")
-    verify: bool = Field(False, description="Only read a finished output again and compare checksums.")
-    lease_s: float = Field(30.0, gt=0, description="A driver silent for this long has lost the output, seconds.")
-    item_timeout_s: float = Field(600.0, gt=0, description="A worker stuck on an example this long is killed, seconds.")
-    progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
-    log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or one JSON object each.")
+    cut_px: int | None = Field(
+        None,
+        ge=64,
+        description="Window size, pixels: images over 1.25 times this are cut into windows; default: never cut.",
+    )
+    shard_examples: int = Field(128, ge=1, description="Shard size, examples: the unit of work and of commit.")
+    part_mib: float = Field(256.0, gt=0, le=1024, description="File size at which a part is closed, MiB.")
+    decode: DecodeConfig = Field(DecodeConfig(), description="Decoding and its limits.")
+    max_failed_fraction: float = Field(
+        0.01, ge=0, le=1, description="Largest accepted fraction of failed examples; above it the exit status is 1."
+    )
+    retry_failed: bool = Field(False, description="Retry shards with failed examples, once their cause is fixed.")
+    verify: bool = Field(False, description="Verify a finished output: read it and compare checksums.")
+    lease_s: float = Field(
+        30.0, gt=0, description="Lease, seconds: a driver without a heartbeat for this long loses the output."
+    )
+    item_timeout_s: float = Field(
+        600.0, gt=0, description="Time limit per example, seconds; the worker is killed after it."
+    )
+    progress_s: float = Field(5.0, gt=0, description="Interval of progress lines, seconds.")
+    log_format: Literal["human", "json"] = Field("human", description="Log format: lines for people, or JSON.")
 
     @property
     def output_url(self) -> Url:

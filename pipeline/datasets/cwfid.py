@@ -5,7 +5,7 @@ The root holds what the repository's archive of version 1.0 unpacks to:
     dataset-1.0/
         images/001_image.png              1296x966 pixels
         annotations/001_annotation.png    crop green, weed red, soil black
-        masks/001_mask.png                vegetation or soil: not read, the annotation says more
+        masks/001_mask.png                vegetation or soil: not read
         train_test_split.yaml             train: [...], test: [...], numbers of images
 """
 
@@ -29,14 +29,14 @@ class Cwfid(DatasetLayout):
     """Keys are `<split>/<number>`, e.g. `train/002`."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
-        """List the numbers that the split file names."""
+        """List the numbers of the split file."""
         self.check_split(split)
         return [_example(split, number) for number in sorted(_numbers(fetch_listing(root, _SPLIT_FILE), split))]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Translate the colours."""
-        rgb_hwc = decode_colours(fetch(root, one.label_file), name=one.label_file)
-        return from_colours(rgb_hwc, _COLOURS, name=one.label_file)
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Decode the label and map colours to ids."""
+        rgb_hwc = decode_colours(fetch(root, example.label_file), name=example.label_file)
+        return from_colours(rgb_hwc, _COLOURS, name=example.label_file)
 
 
 def _numbers(text: str, split: str) -> set[int]:
@@ -45,7 +45,7 @@ def _numbers(text: str, split: str) -> set[int]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{_SPLIT_FILE} is not YAML: {error}") from error
     numbers = splits.get(split) if isinstance(splits, dict) else None
-    if not isinstance(numbers, list) or not all(type(one) is int for one in numbers):
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         raise ConfigError(f"{_SPLIT_FILE} has no list of numbers under {split!r}")
     return set(numbers)
 

@@ -1,6 +1,6 @@
-"""The generated farmland as one more labelled set: nothing is downloaded, each example is made when it is read.
+"""Layout of the generated farmland: each example is generated when it is read, nothing is downloaded.
 
-The root is not looked at, and the paths of examples name no files.
+The root is ignored, and the paths of examples are not files.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pipeline.store.url import Url
 _IMAGE_PX = 256
 """Height and width of each image, pixels."""
 SEEDS = {"train": range(1_000_000, 1_004_000), "val": range(500_000, 500_400)}
-"""Seeds of each split. No demonstration or test draws from them."""
+"""Seeds of each split; demonstrations and tests use others."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Generated(DatasetLayout):
         names = [f"farm_{seed:07}" for seed in SEEDS[split]]
         return [ListedExample(f"{split}/{name}", f"{name}.png", None) for name in names]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Generate one scene and take its label."""
-        return _scene(one).label_hw
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Generate one scene and return its label."""
+        return _scene(example).label_hw
 
-    def read(self, root: Url, one: ListedExample) -> Labelled:
-        """Generate one scene; its image is kept without loss, to be varied in training."""
-        scene = _scene(one)
-        return Labelled(one.key, farmland.scene_png(scene), scene.label_hw)
+    def read(self, root: Url, example: ListedExample) -> Labelled:
+        """Generate one scene; its image becomes a PNG, for augmentation in training."""
+        scene = _scene(example)
+        return Labelled(example.key, farmland.scene_png(scene), scene.label_hw)
 
 
-def _scene(one: ListedExample) -> farmland.Scene:
-    seed = int(one.key.rpartition("_")[2])
+def _scene(example: ListedExample) -> farmland.Scene:
+    seed = int(example.key.rpartition("_")[2])
     return farmland.generate_scene(seed, height=_IMAGE_PX, width=_IMAGE_PX)
 
 

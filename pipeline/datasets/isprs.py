@@ -50,48 +50,48 @@ _BORDERS: dict[Colour, int] = {(0, 0, 0): 255}
 
 @dataclass(frozen=True)
 class Isprs(DatasetLayout):
-    """One of the two cities; keys are `<split>/<tile>`, e.g. `train/2_10`. A tile is read whole."""
+    """Layout of one city; keys are `<split>/<tile>`, e.g. `train/2_10`. A tile is read whole."""
 
     folder: str
     """Name of the folder of images."""
     image: str
-    """Name of an image, `{}` being its tile."""
+    """Name of an image file, with `{}` for its tile."""
     label_stem: str
-    """The same of a label, without its suffix."""
+    """Name of a label file without its suffix, with `{}` for its tile."""
     tiles: Mapping[str, tuple[str, ...]]
-    """The official tiles of each split."""
+    """Official tiles of each split."""
     inexact: frozenset[str] = frozenset()
-    """Tiles whose label is not in the exact colours."""
+    """Tiles whose label does not have the exact colours."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
-        """List the official tiles, all of which must be there."""
+        """List the official tiles; every file must exist."""
         self.check_split(split)
         images, others = self._by_name(root)
-        found = []
+        examples = []
         for tile in sorted(self.tiles[split]):
             image, label = self.image.format(tile), self.label_stem.format(tile) + _SUFFIXES[split]
             if image not in images or label not in others:
                 raise not_there(root, f"{self.folder}/{image}" if image not in images else label)
-            found.append(ListedExample(f"{split}/{tile}", images[image], others[label]))
-        return found
+            examples.append(ListedExample(f"{split}/{tile}", images[image], others[label]))
+        return examples
 
     def _by_name(self, root: Url) -> tuple[dict[str, str], dict[str, str]]:
-        """Paths of the images and of all other files."""
+        """Paths of the images and of all other files, by name."""
         try:
-            paths = [PurePosixPath(one.path) for one in objects.list_files(root)]
+            paths = [PurePosixPath(file.path) for file in objects.list_files(root)]
         except NothingThere as error:
             raise not_there(root, f"{self.folder}/") from error
         images = {path.name: str(path) for path in paths if path.parent.name == self.folder}
         return images, {path.name: str(path) for path in paths if path.parent.name != self.folder}
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Translate the colours."""
-        split, tile = one.key.split("/")
-        rgb_hwc = decode_colours(fetch(root, one.label_file), name=one.label_file)
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Decode the label and map colours to ids."""
+        split, tile = example.key.split("/")
+        rgb_hwc = decode_colours(fetch(root, example.label_file), name=example.label_file)
         if tile in self.inexact:
             rgb_hwc = np.where(rgb_hwc < 128, 0, 255).astype(np.uint8)
         table = _COLOURS | _BORDERS if split == "test_eroded" else _COLOURS
-        return from_colours(rgb_hwc, table, name=one.label_file)
+        return from_colours(rgb_hwc, table, name=example.label_file)
 
 
 _City = partial(

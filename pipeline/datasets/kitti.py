@@ -18,20 +18,22 @@ _TRAINING = "data_semantics/training"
 
 
 class Kitti(DatasetLayout):
-    """The 19 classes of Cityscapes."""
+    """Layout of KITTI, with the 19 classes of Cityscapes."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
-        """List the only split that has labels."""
+        """List the training images, which alone have labels."""
         self.check_split(split)
         labels = files_below(root, f"{_TRAINING}/semantic", ".png")
         return [
-            ListedExample(f"{split}/{file_stem(one)}", f"{_TRAINING}/image_2/{file_stem(one)}.png", one)
-            for one in labels
+            ListedExample(f"{split}/{file_stem(label)}", f"{_TRAINING}/image_2/{file_stem(label)}.png", label)
+            for label in labels
         ]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read one grey PNG."""
-        return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), TRAIN_IDS, name=one.label_file)
+        return from_ids(
+            decode_ids(fetch(root, example.label_file), name=example.label_file), TRAIN_IDS, name=example.label_file
+        )
 
 
 KITTI = Kitti(

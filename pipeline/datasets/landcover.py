@@ -33,56 +33,56 @@ class LandCover(DatasetLayout):
     """Keys are `<split>/<scene>_<number>`. Image and label are the tile cut out of the scene's."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
-        """List the tiles of `<split>.txt`, those of a scene one after another: `read` keeps the last scene in memory.
+        """List the tiles of `<split>.txt`, sorted by scene, because `read` keeps the last scene in memory.
 
         Raises:
-            ConfigError: also when a line is no tile's name.
+            ConfigError: also if a line is not the name of a tile.
         """
         self.check_split(split)
         lines = fetch_listing(root, f"{split}.txt").split()
-        return sorted((_example(split, line) for line in lines), key=lambda one: one.key)
+        return sorted((_example(split, line) for line in lines), key=lambda example: example.key)
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Cut the tile out of the scene's mask."""
-        return _cut(_mask(root, one.label_file), one)
+        return _cut(_mask(root, example.label_file), example)
 
-    def read(self, root: Url, one: ListedExample) -> Labelled:
-        """Cut the tile out of both; the image becomes a PNG. Up to 350 MB stay in memory for the scene's next tile."""
-        pixels_hwc, label_hw = _image(root, one.image), _mask(root, one.label_file)
+    def read(self, root: Url, example: ListedExample) -> Labelled:
+        """Cut the tile out of image and mask; the image becomes a PNG. The scene stays in memory, up to 350 MB."""
+        pixels_hwc, label_hw = _image(root, example.image), _mask(root, example.label_file)
         if pixels_hwc.shape[:2] != label_hw.shape:
             raise LabelError(
-                f"the label {one.label_file} has {label_hw.shape} pixels, its image {pixels_hwc.shape[:2]}"
+                f"the label {example.label_file} has {label_hw.shape} pixels, its image {pixels_hwc.shape[:2]}"
             )
-        return Labelled(one.key, picture.encode_png(_cut(pixels_hwc, one)), _cut(label_hw, one))
+        return Labelled(example.key, picture.encode_png(_cut(pixels_hwc, example)), _cut(label_hw, example))
 
 
 def _example(split: str, line: str) -> ListedExample:
-    found = _TILE.fullmatch(line)
-    if not found:
+    match = _TILE.fullmatch(line)
+    if not match:
         raise ConfigError(f"{split}.txt has the line {line!r}, which is not <scene>_<number>")
-    scene = found["scene"]
-    return ListedExample(f"{split}/{line}", f"images/{scene}.tif", f"masks/{scene}.tif", (found["number"],))
+    scene = match["scene"]
+    return ListedExample(f"{split}/{line}", f"images/{scene}.tif", f"masks/{scene}.tif", (match["number"],))
 
 
 @lru_cache(maxsize=1)
 def _image(root: Url, path: str) -> UInt8:
-    """(H, W, 3) of the scene that was asked for last."""
+    """Decode the image of a scene, (H, W, 3); the last one is cached."""
     return picture.decode_picture(fetch(root, path), name=path)
 
 
 @lru_cache(maxsize=1)
 def _mask(root: Url, path: str) -> UInt8:
-    """(H, W) of the scene that was asked for last."""
+    """Decode the mask of a scene, (H, W); the last one is cached."""
     return from_ids(decode_ids(fetch(root, path), name=path), _IDS, name=path)
 
 
-def _cut(scene: UInt8, one: ListedExample) -> UInt8:
-    """The tile of a scene's image (H, W, 3) or mask (H, W)."""
+def _cut(scene: UInt8, example: ListedExample) -> UInt8:
+    """Cut the tile out of a scene's image (H, W, 3) or mask (H, W)."""
     height, width = scene.shape[:2]
-    row, column = divmod(int(one.more[0]), math.ceil(width / _TILE_PX))
+    row, column = divmod(int(example.more[0]), math.ceil(width / _TILE_PX))
     top, left = row * _TILE_PX, column * _TILE_PX
     if top + _TILE_PX > height or left + _TILE_PX > width:
-        raise LabelError(f"{one.key} is no complete tile of its scene, which has {height}x{width} pixels")
+        raise LabelError(f"{example.key} is not a complete tile of its scene, which has {height}x{width} pixels")
     return scene[top : top + _TILE_PX, left : left + _TILE_PX].copy()
 
 

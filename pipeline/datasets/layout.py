@@ -1,8 +1,8 @@
-"""The layout of a public data set as it is downloaded and unpacked: what is in it, and the label of each of its images.
+"""Layout of a public data set as downloaded: its splits, examples, images and labels.
 
 In: the URL of the folder into which the official archives were unpacked. Out: the examples of a split, and for each the
-image's own bytes and a map of class ids. Nothing is written here and no image is decoded: what becomes of them is the
-caller's business. Files are read through `pipeline.store.objects`, so a root may be local or in an object store.
+encoded image and a map of class ids. Nothing is written here. Files are read through `pipeline.store.objects`, so a
+root may be local or in an object store.
 """
 
 import io
@@ -22,29 +22,29 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 
 _LISTED = 1000
-"""Files looked at to say what a folder holds instead of what was expected."""
+"""Largest number of files listed to describe the root in an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedExample:
-    """One image of a split and where its label is; nothing of it has been read yet."""
+    """Paths of one image and its label; neither has been read."""
 
     key: str
-    """Unique in the set and stable, `<split>/<name>`, e.g. `train/2007_000032`."""
+    """Stable key, unique in the set: `<split>/<name>`, e.g. `train/2007_000032`."""
     image: str
-    """Path below the root."""
+    """Path of the image below the root."""
     label: str | None
-    """Path below the root; None where the label is in `more`."""
+    """Path of the label below the root; None where it is in `more`."""
     more: tuple[str, ...] = ()
-    """Other paths, ids or text that the set needs to make the label or the image."""
+    """Other paths, ids or text from which the layout makes the label or the image."""
 
     def __repr__(self) -> str:
-        """The text that shard ids are a digest of: it must stay as it is, or a begun output cannot be continued."""
+        """Text that shard ids are a hash of: a change would make begun outputs impossible to continue."""
         return f"Example(key={self.key!r}, image={self.image!r}, label={self.label!r}, more={self.more!r})"
 
     @property
     def label_file(self) -> str:
-        """`label`, in sets where every example has one."""
+        """`label`, in sets where every example has a label file."""
         if self.label is None:
             raise ValueError(f"{self.key} has no label file")
         return self.label
@@ -52,34 +52,34 @@ class ListedExample:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One image and its label."""
+    """Encoded image and decoded label of one example."""
 
     key: str
-    """That of the example."""
+    """Key of the example."""
     image: bytes
-    """Encoded: the original file as it is, wherever the set has one file per image."""
+    """Encoded image: the original file if the set has one file per image."""
     label_hw: UInt8
-    """(H, W) ids of the set's class map, and its ignore id where there is no class."""
+    """(H, W) uint8 ids of the set's class map, and its ignore id on unlabelled pixels."""
 
 
 @dataclass(frozen=True)
 class DatasetLayout(ABC):
-    """One public data set as downloaded."""
+    """Layout of one public data set."""
 
     name: str
-    """As in `catalogue.LAYOUTS`."""
+    """Key in `catalogue.DATASET_LAYOUTS`."""
     palette: str
-    """Name of its class map in `pipeline/palettes`."""
+    """Name of the class map in `pipeline/palettes`."""
     splits: tuple[str, ...]
-    """Those that have labels."""
+    """Names of the splits that have labels."""
     source: str
     """URL of the official page."""
     license: str
-    """What the official page allows, in a few words."""
+    """Licence by the official page, in a few words."""
 
     @property
     def classes(self) -> ClassMap:
-        """What the ids of its labels mean."""
+        """Class map of the labels."""
         return classes.load_class_map(self.palette)
 
     @abstractmethod
@@ -87,24 +87,28 @@ class DatasetLayout(ABC):
         """List a split in the order of its keys.
 
         Raises:
-            ConfigError: the set has no such split, or what makes it up is not below `root`.
+            ConfigError: the set has no such split, or files of the split are not below `root`.
         """
 
     @abstractmethod
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read the label of one example: (H, W) ids of the class map.
 
         Raises:
-            LabelError: the file is no label of this set; names the file and the value.
-            InputError: a file is missing, or cannot be read now.
+            LabelError: the file is not a label of this set; the message names the file and the value.
+            InputError: a file is missing or cannot be read.
         """
 
-    def read(self, root: Url, one: ListedExample) -> Labelled:
-        """Read one example; raises as `label` does."""
-        return Labelled(one.key, fetch(root, one.image), self.label(root, one))
+    def read(self, root: Url, example: ListedExample) -> Labelled:
+        """Read one example; raises the errors of `label`."""
+        return Labelled(example.key, fetch(root, example.image), self.label(root, example))
 
     def check_split(self, split: str) -> None:
-        """Refuse a split that the set does not have."""
+        """Check that the set has a split.
+
+        Raises:
+            ConfigError: it does not.
+        """
         if split not in self.splits:
             raise ConfigError(f"{self.name} has no split {split!r}", hint=f"its splits are {', '.join(self.splits)}")
 
@@ -113,7 +117,7 @@ def fetch(root: Url, path: str) -> bytes:
     """Read one file below the root.
 
     Raises:
-        InputError: it is not there, or the store keeps failing: the failure of this one example.
+        InputError: the file does not exist, or the store failed: the failure of this example alone.
     """
     try:
         return objects.read_bytes(root / path)
@@ -124,10 +128,10 @@ def fetch(root: Url, path: str) -> bytes:
 
 
 def fetch_listing(root: Url, path: str) -> str:
-    """Read a text that the set cannot be listed without.
+    """Read a text file that is needed to list the set.
 
     Raises:
-        ConfigError: it is not there, or not text.
+        ConfigError: the file does not exist or is not UTF-8.
     """
     try:
         return objects.read_bytes(root / path).decode()
@@ -138,12 +142,12 @@ def fetch_listing(root: Url, path: str) -> str:
 
 
 def names_in(root: Url, path: str) -> list[str]:
-    """Names that a list file of a split holds: the first word of each line, without its folders and suffix.
+    """Names in the list file of a split: the first word of each line without folders and suffix, sorted, none twice.
 
-    So it reads lists of names and lists of pairs of paths alike. Sorted, none twice.
+    Lists of names and lists of pairs of paths are both read.
 
     Raises:
-        ConfigError: there is no such file, or nothing is in it.
+        ConfigError: the file does not exist or is empty.
     """
     names = sorted({file_stem(line.split()[0]) for line in fetch_listing(root, path).splitlines() if line.strip()})
     if not names:
@@ -152,44 +156,44 @@ def names_in(root: Url, path: str) -> list[str]:
 
 
 def files_below(root: Url, folder: str, suffix: str) -> list[str]:
-    """Paths below the root of the files of a folder and its subfolders that end in `suffix`, sorted.
+    """Sorted paths, below the root, of files in a folder and its subfolders that end in `suffix`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such file.
     """
     try:
-        listed = [f"{folder}/{one.path}" for one in objects.list_files(root / folder)]
+        listed = [f"{folder}/{file.path}" for file in objects.list_files(root / folder)]
     except NothingThere as error:
         raise not_there(root, f"{folder}/") from error
-    found = sorted(path for path in listed if path.endswith(suffix))
-    if not found:
+    paths = sorted(path for path in listed if path.endswith(suffix))
+    if not paths:
         raise not_there(root, f"{folder}/*{suffix}")
-    return found
+    return paths
 
 
 def not_there(root: Url, expected: str) -> ConfigError:
-    """The error that says what was expected and what the root holds."""
+    """Make the error for a missing file or folder; it lists what the root holds."""
     try:
-        below = [one.path.split("/")[0] for one in islice(objects.list_files(root), _LISTED)]
+        below = [file.path.split("/")[0] for file in islice(objects.list_files(root), _LISTED)]
     except NothingThere:
-        return ConfigError(f"{root} is not there", hint=f"a folder that holds {expected}")
-    held = ", ".join(list(dict.fromkeys(below))[:10]) or "nothing"
-    hint = f"give the folder into which the official archives were unpacked; this one holds {held}"
+        return ConfigError(f"{root} does not exist", hint=f"set --root to the folder that holds {expected}")
+    content = ", ".join(list(dict.fromkeys(below))[:10]) or "nothing"
+    hint = f"set --root to the folder into which the official archives were unpacked; this one holds {content}"
     return ConfigError(f"{root} has no {expected}", hint=hint)
 
 
 def file_stem(path: str) -> str:
-    """The last name of a path without its suffix."""
+    """File name of a path without its suffix."""
     return PurePosixPath(path).stem
 
 
 def decode_ids(data: bytes, *, name: str) -> UInt8:
-    """Decode a label image whose values are ids: (H, W), the values as they are stored.
+    """Decode a label image of ids: (H, W) uint8 values as stored.
 
-    Palette or grey with 8 bits; colours of a palette are not looked at.
+    The image is grey or has a palette, 8 bits; the palette's colours are ignored.
 
     Raises:
-        LabelError: of another kind, or damaged.
+        LabelError: the image has another mode or is damaged.
     """
     picture = _decode(data, name)
     if picture.mode not in ("L", "P"):
@@ -198,10 +202,10 @@ def decode_ids(data: bytes, *, name: str) -> UInt8:
 
 
 def decode_colours(data: bytes, *, name: str) -> UInt8:
-    """Decode a label image whose values are colours: (H, W, 3) RGB.
+    """Decode a label image of colours: (H, W, 3) uint8 RGB.
 
     Raises:
-        LabelError: of another kind, or damaged.
+        LabelError: the image has another mode or is damaged.
     """
     picture = _decode(data, name)
     if picture.mode not in ("RGB", "P"):

@@ -29,12 +29,14 @@ class LoveDa(DatasetLayout):
         """List both scenes."""
         self.check_split(split)
         images = files_below(root, _FOLDERS[split], ".png")
-        found = [_example(split, path) for path in images if "/images_png/" in path]
-        return sorted(found, key=lambda one: one.key)
+        examples = [_example(split, path) for path in images if "/images_png/" in path]
+        return sorted(examples, key=lambda example: example.key)
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Shift the ids by one."""
-        return from_ids(decode_ids(fetch(root, one.label_file), name=one.label_file), _IDS, name=one.label_file)
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Decode the mask and subtract 1 from its ids."""
+        return from_ids(
+            decode_ids(fetch(root, example.label_file), name=example.label_file), _IDS, name=example.label_file
+        )
 
 
 def _example(split: str, image: str) -> ListedExample:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.datasets import matlab5, picture
+from pipeline.datasets import picture
 from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
-from pipeline.datasets.matlab73 import opened, read_piece, require_h5py
+from pipeline.datasets.matlab import fetch_variable, open_hdf5, read_piece, require_h5py
 from pipeline.errors import ConfigError, LabelError
 from pipeline.records import UInt8
 from pipeline.store.url import Url
@@ -45,52 +45,52 @@ class Nyu(DatasetLayout):
     """Keys are `<split>/<number>`, e.g. `train/0003`, the number being that of the official lists, from 1."""
 
     merged: tuple[int, ...] = _FORTY
-    """The class, from 1, that each of the 40 belongs to."""
+    """Class, from 1, of each of the 40 classes."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
-        """List the numbers of the split; the mapping and h5py must be there too."""
+        """List the numbers of the split; the mapping and h5py are checked too."""
         self.check_split(split)
         require_h5py()
         self._table(root)
-        numbers = matlab5.listed(root, _SPLITS, _NUMBERS[split]).ravel()
+        numbers = fetch_variable(root, _SPLITS, _NUMBERS[split]).ravel()
         if numbers.dtype.kind not in "iuf" or numbers.min(initial=1) < 1:
-            raise ConfigError(f"{_SPLITS} has other values than numbers from 1 in {_NUMBERS[split]}")
+            raise ConfigError(f"{_SPLITS} must have numbers from 1 in {_NUMBERS[split]}")
         return [ListedExample(f"{split}/{number:04}", _FILE, _FILE) for number in sorted(numbers.astype(int).tolist())]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read one label."""
-        with opened(root, _FILE) as file:
-            return self._label(root, file, one)
+        with open_hdf5(root, _FILE) as file:
+            return self._label(root, file, example)
 
-    def read(self, root: Url, one: ListedExample) -> Labelled:
-        """Read one image, which becomes a PNG, and its label; the rest of the file stays where it is."""
-        with opened(root, _FILE) as file:
-            label_hw = self._label(root, file, one)
-            pixels_hwc = read_piece(file, "images", _index(one))
+    def read(self, root: Url, example: ListedExample) -> Labelled:
+        """Read one image, which becomes a PNG, and its label; nothing else of the file is fetched."""
+        with open_hdf5(root, _FILE) as file:
+            label_hw = self._label(root, file, example)
+            pixels_hwc = read_piece(file, "images", _index(example))
         if pixels_hwc.shape != (*label_hw.shape, 3) or pixels_hwc.dtype != np.uint8:
-            raise LabelError(f"{one.key}: image {pixels_hwc.shape} {pixels_hwc.dtype}, label {label_hw.shape}")
-        return Labelled(one.key, picture.encode_png(pixels_hwc), label_hw)
+            raise LabelError(f"{example.key}: image {pixels_hwc.shape} {pixels_hwc.dtype}, label {label_hw.shape}")
+        return Labelled(example.key, picture.encode_png(pixels_hwc), label_hw)
 
-    def _label(self, root: Url, file: "h5py.File", one: ListedExample) -> UInt8:
-        names_hw = read_piece(file, "labels", _index(one))
+    def _label(self, root: Url, file: "h5py.File", example: ListedExample) -> UInt8:
+        names_hw = read_piece(file, "labels", _index(example))
         table = self._table(root)
         if names_hw.dtype.kind != "u" or int(names_hw.max(initial=0)) > _NAMES:
-            raise LabelError(f"the label {one.key} has the value {names_hw.max()}, the set 0 to {_NAMES}")
+            raise LabelError(f"the label {example.key} has the value {names_hw.max()}, allowed are 0 to {_NAMES}")
         label_hw: UInt8 = table[names_hw]
         return label_hw
 
     def _table(self, root: Url) -> UInt8:
-        """(895,) the class of each name, from 0, and the ignore id for none."""
-        forty = matlab5.listed(root, _MAPPING, "mapClass").ravel()
+        """Class of each name, (895,): the ignore id for no name, then ids from 0."""
+        forty = fetch_variable(root, _MAPPING, "mapClass").ravel()
         if forty.shape != (_NAMES,) or not np.isin(forty, _FORTY).all():
-            raise ConfigError(f"{_MAPPING} does not give each of {_NAMES} names a class from 1 to {_CLASSES}")
+            raise ConfigError(f"{_MAPPING} must have a class from 1 to {_CLASSES} for each of {_NAMES} names")
         classes = np.array(self.merged)[forty.astype(int) - 1]
         return np.concatenate([[_IGNORE], classes - 1]).astype(np.uint8)
 
 
-def _index(one: ListedExample) -> int:
-    """Position in the file."""
-    return int(one.key.rpartition("/")[2]) - 1
+def _index(example: ListedExample) -> int:
+    """Index in the file, from 0."""
+    return int(example.key.rpartition("/")[2]) - 1
 
 
 _nyu = partial(

@@ -1,6 +1,6 @@
-"""The output folder of a preparation: one value of each setting, shards that are left, and its summary.
+"""Output folder of a preparation: its settings, unfinished shards, and summary.
 
-    <output>/_run/config.yaml   settings that decide its content
+    <output>/_run/config.yaml   settings that determine its content
     <output>/_run/plan.json     shard ids of each split
 
 In: a `PrepareConfig`, planned shards, receipts. Out: unfinished shards, log lines, plain data for the summary line.
@@ -27,22 +27,22 @@ from pipeline.store.url import Url
 log = logging.getLogger(__name__)
 
 LOGGED_PROBLEMS = 20
-"""Problems that verifying logs at most."""
+"""Largest number of problems that `--verify` logs."""
 
 
 def find_layout(name: str) -> DatasetLayout:
-    """The layout of a data set.
+    """Look up the layout of a data set.
 
     Raises:
-        ConfigError: for an unknown name, listing the known ones.
+        ConfigError: the name is unknown; the hint lists all names.
     """
     if name not in DATASET_LAYOUTS:
-        raise ConfigError(f"no data set {name!r}", hint=f"--layout is one of {', '.join(DATASET_LAYOUTS)}")
+        raise ConfigError(f"--layout {name!r} is unknown", hint=f"known: {', '.join(DATASET_LAYOUTS)}")
     return DATASET_LAYOUTS[name]
 
 
 def preparation_of(cfg: PrepareConfig, layout: DatasetLayout, label_member: str) -> Preparation:
-    """The description of a preparation that its workers get."""
+    """Describe a preparation for its workers."""
     return Preparation(
         layout=layout,
         root=Url(cfg.root),
@@ -57,7 +57,7 @@ def preparation_of(cfg: PrepareConfig, layout: DatasetLayout, label_member: str)
 
 
 def set_origin(job: Preparation, version: str) -> Origin:
-    """Source, licence and format of a prepared set, for its manifest; `version` is that of the code."""
+    """Origin of a prepared set for its manifest; `version` is the version of the code."""
     return Origin(
         layout=job.layout.name,
         source=job.layout.source,
@@ -73,10 +73,10 @@ def set_origin(job: Preparation, version: str) -> Origin:
 
 
 def refuse_other_settings(cfg: PrepareConfig) -> None:
-    """Stop when the output holds a set that was prepared with other settings.
+    """Refuse an output that was prepared with other settings.
 
     Raises:
-        ConfigError: naming the settings and both values.
+        ConfigError: settings differ; the message has both values of each.
     """
     url = cfg.output_url / "_run/config.yaml"
     if not objects.exists(url):
@@ -89,16 +89,18 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
         if stored.get(name) != value
     ]
     if other:
-        hint = "write to another --output, or give the same settings again"
-        raise ConfigError(f"{cfg.output_url} was prepared otherwise: {redact('; '.join(other))}", hint=hint)
+        hint = "set another --output, or restore the settings"
+        raise ConfigError(
+            f"{cfg.output_url} was prepared with other settings: {redact('; '.join(other))}", hint=hint
+        )
 
 
 def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> list[ExampleShard]:
-    """Store settings and plan in the output; returns the shards without a receipt.
+    """Write settings and plan to the output; returns the shards without a receipt.
 
     Raises:
         ConfigError: the output was prepared with other settings.
-        JobError: the download lists other examples than when the output was begun.
+        JobError: the download has other examples than when the output was begun.
     """
     refuse_other_settings(cfg)
     folder = cfg.output_url / "_run"
@@ -106,12 +108,12 @@ def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> lis
     objects.put(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     plan_url, plan = folder / "plan.json", shard_ids(shards)
     if objects.exists(plan_url) and json.loads(objects.read_bytes(plan_url)) != plan:
-        hint = "write to another --output: this one holds the download as it was"
-        raise JobError(f"{Url(cfg.root)} lists other examples than when this output was begun", hint=hint)
+        hint = "the download has changed; set another --output"
+        raise JobError(f"{Url(cfg.root)} has other examples than when this output was begun", hint=hint)
     objects.put(plan_url, json.dumps(plan, indent=1).encode())
     if cfg.retry_failed:
-        log.info("%d failed example(s) are tried again", receipts.forget_failed_shards(cfg.output_url))
-    done = receipts.done(cfg.output_url)
+        log.info("retrying %d failed example(s)", receipts.forget_failed_shards(cfg.output_url))
+    done = receipts.finished_shards(cfg.output_url)
     return [shard for shard in shards if shard.id not in done]
 
 
@@ -127,10 +129,10 @@ def shard_ids(shards: Sequence[ExampleShard]) -> dict[str, list[str]]:
 
 
 def verify_set(output: Url, manifest: SetManifest | None) -> int:
-    """Read every part again and log what differs from the manifest; returns the number of problems.
+    """Read every part and log differences from the manifest; returns the number of problems.
 
     Raises:
-        JobError: the set is not finished.
+        JobError: the set is unfinished.
     """
     if manifest is None:
         raise JobError(f"{output} is not finished", hint="run the command without --verify first")
@@ -141,9 +143,9 @@ def verify_set(output: Url, manifest: SetManifest | None) -> int:
 
 
 def set_summary(cfg: PrepareConfig, manifest: SetManifest, *, examples_now: int) -> tuple[int, dict[str, object]]:
-    """Log what a finished set holds; returns the exit status and the summary line.
+    """Log the splits of a finished set; returns the exit status and the summary line.
 
-    The status is 1 when more examples failed than `max_failed_fraction`. `examples_now` were prepared by this driver.
+    The status is 1 if more examples failed than `max_failed_fraction`. This driver prepared `examples_now`.
     """
     for name, split in manifest.splits.items():
         log.info("%-12s %8d ok %6d failed %8d images %s", name, split.ok, split.failed, split.rows, split.error_codes)

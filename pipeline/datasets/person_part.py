@@ -8,9 +8,8 @@ lists, pascal_person_part.zip (Chen et al., CVPR 2016; liangchiehchen.com/projec
     pascal_person_part/pascal_person_part_trainval_list/{train,val,trainval}.txt
 
 Each .mat file is a structure `anno` of objects, and each object has a mask and parts with masks of their own. The 24
-parts of a person become six; where two overlap, the later one in the file counts, as in PASCAL-Part's mat2map.m. What
-is of a person but of no part, such as people too small to be divided, is ignored: mat2map.m leaves it background, and
-that it is not.
+parts of a person become six; where two overlap, the later one in the file wins, as in PASCAL-Part's mat2map.m. Pixels
+of a person without a part, such as people too small to be divided, are ignored, where mat2map.m makes them background.
 """
 
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import matlab5
 from pipeline.datasets.layout import DatasetLayout, ListedExample, fetch, names_in
+from pipeline.datasets.matlab import read_variable
 from pipeline.errors import LabelError
 from pipeline.records import Bool, UInt8
 from pipeline.store.url import Url
@@ -34,14 +33,14 @@ PART_IDS: dict[str, int] = {
     **dict.fromkeys(("luleg", "ruleg"), _UPPER_LEGS),
     **dict.fromkeys(("llleg", "rlleg", "lfoot", "rfoot"), _LOWER_LEGS),
 }
-"""PASCAL-Part's names of the parts of a person (its part2ind.m), and the class each becomes."""
+"""Class of each part of a person, by PASCAL-Part's names (its part2ind.m)."""
 
 Structure = npt.NDArray[Any]
-"""A MATLAB structure: an array of records."""
+"""MATLAB structure, an array of records."""
 
 
 class PersonPart(DatasetLayout):
-    """Six parts of people, and the background."""
+    """Layout of six parts of people, and the background."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
@@ -53,19 +52,21 @@ class PersonPart(DatasetLayout):
             for name in names
         ]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Paint the parts of all people of one image."""
-        anno = matlab5.variable(fetch(root, one.label_file), "anno", name=one.label_file)
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Draw the parts of all people of one image."""
+        anno = read_variable(fetch(root, example.label_file), "anno", name=example.label_file)
         try:
-            return self._paint(anno["objects"].item().ravel(), one.label_file)
+            return self._paint(anno["objects"].item().ravel(), example.label_file)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise LabelError(f"the label {one.label_file} is not built as those of PASCAL-Part are: {error}") from error
+            raise LabelError(
+                f"the label {example.label_file} does not have PASCAL-Part's structure: {error}"
+            ) from error
 
     def _paint(self, objects: Structure, name: str) -> UInt8:
         if not objects.size:
-            raise LabelError(f"the label {name} has no object: not even the size of its image is known")
+            raise LabelError(f"the label {name} has no object, so the size of its image is unknown")
         label_hw = np.zeros(objects[0]["mask"].shape, np.uint8)
-        people = [one for one in objects if one["class"].item() == "person"]
+        people = [structure for structure in objects if structure["class"].item() == "person"]
         for person in people:
             label_hw[(label_hw == 0) & _mask(person)] = self.classes.ignore_id
         for person in people:

@@ -1,6 +1,6 @@
-"""Images that a set does not have as files of their own: decoded from what it has, and encoded again without loss.
+"""Decoding and lossless encoding of images that a data set does not have as one file each.
 
-In: encoded pictures of a download, or pixels. Out: pixels, or the bytes of a PNG or TIFF, the same for the same pixels.
+In: encoded images of a download, or pixels. Out: pixels, or the bytes of a PNG or TIFF, which are deterministic.
 """
 
 import io
@@ -14,14 +14,14 @@ from pipeline.records import UInt8
 
 
 def decode_picture(data: bytes, *, name: str) -> UInt8:
-    """Decode a picture, RGB or grey: (H, W, 3).
+    """Decode an RGB or grey image: (H, W, 3) uint8.
 
     Args:
         data: JPEG, PNG or TIFF with 8 bits per sample.
-        name: the file's, for messages.
+        name: name of the file, for messages.
 
     Raises:
-        InputError: `corrupt`, or `band_mismatch` for any other kind, as converting it would lose something.
+        InputError: `corrupt`, or `band_mismatch` for any other mode, which a conversion would alter.
     """
     try:
         picture = PILImage.open(io.BytesIO(data), formats=["JPEG", "PNG", "TIFF"])
@@ -41,7 +41,7 @@ def encode_png(pixels_hwc: UInt8) -> bytes:
 
 
 def encode_tiff(pixels_hwc: UInt8) -> bytes:
-    """Encode (H, W, C) of four or more bands as TIFF: red, green, blue, then bands whose meaning TIFF does not say."""
+    """Encode (H, W, C) of four or more bands as TIFF: red, green, blue, then unspecified bands."""
     out = io.BytesIO()
     extra = ["unspecified"] * (pixels_hwc.shape[2] - 3)
     tifffile.imwrite(
@@ -50,7 +50,7 @@ def encode_tiff(pixels_hwc: UInt8) -> bytes:
         photometric="rgb",
         extrasamples=extra,
         compression="adobe_deflate",
-        metadata=None,  # the same bytes again
+        metadata=None,  # no timestamps: the bytes are deterministic
         software=False,
     )
     return out.getvalue()

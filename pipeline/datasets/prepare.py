@@ -1,8 +1,8 @@
-"""What a worker does to prepare a labelled set for training: examples of an official download become parts.
+"""Preparation of a shard: read, check and encode its examples into Parquet files or tars for training.
 
-In: a shard of `datasets.layout.Example`. Out: Parquet files or tars of images with their labels, a Parquet file of the
-examples that failed, and last a receipt, whose put is the commit. Everything is decided by the examples, so a shard
-that is done again gives the same bytes under the same names. An image that is not cut stays the file it was.
+In: a shard of `datasets.layout.ListedExample`. Out: Parquet files or tars of images with their labels, a Parquet file
+of failed examples, and last a receipt, which commits the shard. The output depends on the examples alone, so a repeated
+shard gives the same bytes under the same names. An image that is not cut stays the original file.
 """
 
 import hashlib
@@ -44,13 +44,13 @@ from pipeline.store.url import Url
 Format = Literal["parquet", "tar"]
 
 STAGE = "prepare"
-"""As the ledger calls it."""
+"""Name of the stage in the ledger."""
 GROUP_ROWS = 64
-"""Rows of a Parquet row group: what a reader plans and fetches at once."""
+"""Rows of a Parquet row group, the unit that a reader plans and fetches."""
 LABEL, LABEL_BESIDE_PNG = "png", "label.png"
-"""Extension of the label's member of a tar, and where the image itself may be x.png."""
+"""Extension of labels in a tar; the second is used where images may be x.png."""
 EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"II": "tif", b"MM": "tif", b"BM": "bmp"}
-"""Of a tar's member, by the first bytes of the formats that can be decoded."""
+"""Extension of an image in a tar, by the first bytes of its format."""
 
 PREPARED_SCHEMA = pa.schema(
     [
@@ -77,47 +77,48 @@ class ExampleShard:
 
     @property
     def id(self) -> str:
-        """16 hex digits, a digest of the split and the examples; receipts and plans of outputs name shards by it."""
+        """Hash of the split and the examples, 16 hex digits; receipts and plans name shards by it."""
         content = repr((self.split, self.examples))
         return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What every worker needs to know."""
+    """Settings of a preparation that every worker needs."""
 
     layout: DatasetLayout
     root: Url
     output: Url
     format: Format
     label_member: str
-    """Extension of the label in a tar."""
+    """Extension of labels in a tar."""
     cut_px: int | None
-    """Longest side of a window of a large image; None leaves every image whole."""
+    """Longest side of a window, pixels; None: images are not cut."""
     part_bytes: int
-    """A part is closed when its images and labels hold this much."""
+    """Size of images and labels at which a part is closed, bytes."""
     decode: DecodeConfig
     timeout_s: float
-    """A worker stuck on one example this long is killed."""
+    """Time limit per example, seconds; the worker is killed after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRow:
-    """One image, or window of an image, with its label; or why there is none. The columns of `PREPARED_SCHEMA`."""
+    """One image or window with its label, or a failure. The columns of `PREPARED_SCHEMA`."""
 
     key: str
-    """That of the example; of a window `<key>#<y>,<x>`, its first pixel in the upright image."""
+    """Key of the example; of a window `<key>#<y>,<x>`, with its top left pixel in the upright image."""
     image: bytes | None = None
-    """Encoded; None for a failure, as is everything that describes it."""
+    """Encoded image; None for a failure, like all fields up to `status`."""
     label: bytes | None = None
-    """Palette PNG: value = class id, or the ignore id."""
+    """Palette PNG of class ids and ignore ids."""
     height: int | None = None
-    """Pixels, upright."""
+    """Height of the upright image, pixels."""
     width: int | None = None
+    """Width of the upright image, pixels."""
     class_pixels: list[int] | None = None
-    """Pixels per class id, ignored pixels left out."""
+    """Pixels per class id, without ignored pixels."""
     image_sha256: str | None = None
-    """64 hex digits."""
+    """SHA-256 of the encoded image, 64 hex digits."""
     status: str = "ok"
     """`ok` or `failed`."""
     error_code: str | None = None
@@ -125,13 +126,13 @@ class PreparedRow:
 
     @property
     def size(self) -> int:
-        """Bytes of image and label."""
+        """Size of image and label, bytes."""
         return len(self.image or b"") + len(self.label or b"")
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedExample:
-    """What became of one example: its rows and what they add up to, or one failure row."""
+    """Result of one example: its rows and their statistics, or one failure row."""
 
     rows: list[PreparedRow]
     counts: Counts
@@ -139,7 +140,7 @@ class PreparedExample:
 
 
 class PreparingLedger(LedgerClient, Protocol):
-    """What a worker calls of the run's ledger."""
+    """Calls of a worker to the run's ledger."""
 
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
         """See `Ledger.commit`."""
@@ -151,16 +152,16 @@ class PreparingLedger(LedgerClient, Protocol):
 def plan_examples(
     layout: DatasetLayout, root: Url, splits: Sequence[str], *, shard_examples: int
 ) -> list[ExampleShard]:
-    """List the splits and cut each into shards of `shard_examples` examples, the last one smaller.
+    """List the splits and divide each into shards of `shard_examples` examples; the last one may be smaller.
 
     Raises:
-        ConfigError: the set has no such split, or what makes it up is not below `root`.
+        ConfigError: the set has no such split, or files of the split are not below `root`.
         JobError: a key occurs twice.
     """
     shards = []
     for split in splits:
         examples = layout.examples(root, split)
-        twice = [key for key, times in Counter(one.key for one in examples).items() if times > 1]
+        twice = [key for key, times in Counter(example.key for example in examples).items() if times > 1]
         if twice:
             raise JobError(f"{layout.name} lists {len(twice)} key(s) of {split} twice, first {twice[0]!r}")
         starts = range(0, len(examples), shard_examples)
@@ -169,46 +170,46 @@ def plan_examples(
 
 
 def label_member(shards: Iterable[ExampleShard], cut_px: int | None) -> str:
-    """Extension of the labels in the tars of a set: `png`, unless one of its images may be a PNG itself."""
+    """Extension of the labels in the tars of a set: `png`, or `label.png` if an image may be a PNG."""
     other = {".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
-    suffixes = {PurePosixPath(one.image).suffix.lower() for shard in shards for one in shard.examples}
+    suffixes = {PurePosixPath(example.image).suffix.lower() for shard in shards for example in shard.examples}
     return LABEL if suffixes <= other and cut_px is None else LABEL_BESIDE_PNG
 
 
 # ---------------------------------------------------------------- one example
 
 
-def prepare_example(job: Preparation, one: ListedExample) -> PreparedExample:
-    """Read, check and encode one example; whatever is wrong with it becomes a failure row.
+def prepare_example(job: Preparation, example: ListedExample) -> PreparedExample:
+    """Read, check and encode one example; an error of its data becomes a failure row.
 
-    The label is accepted as training will: from the encoded PNG, against the class map and the size of the image.
+    The label is checked as in training: decoded from the PNG, against the class map and the size of the image.
 
     Raises:
-        AccessDenied: 403, which every other example would meet too.
+        AccessDenied: 403, which every other example would raise too.
     """
     started = perf_counter()
     try:
-        labelled = job.layout.read(job.root, one)
+        labelled = job.layout.read(job.root, example)
         pixels_hwc = decode_bands(labelled.image, job.decode)
         rows = _rows(job, labelled, pixels_hwc)
     except LabelError as error:
-        return failed(one, Failure(error.code, error.message), seconds=perf_counter() - started)
+        return failed_example(example, Failure(error.code, error.message), seconds=perf_counter() - started)
     except InputError as error:
-        return failed(one, read_failure(error), seconds=perf_counter() - started)
+        return failed_example(example, read_failure(error), seconds=perf_counter() - started)
     return PreparedExample(rows, _count(rows, pixels_hwc), perf_counter() - started)
 
 
-def failed(one: ListedExample, failure: Failure, *, seconds: float = 0.0) -> PreparedExample:
-    """The failure row of an example."""
-    row = PreparedRow(one.key, status="failed", error_code=failure.code, error_detail=failure.detail)
+def failed_example(example: ListedExample, failure: Failure, *, seconds: float = 0.0) -> PreparedExample:
+    """Make the failure row of an example."""
+    row = PreparedRow(example.key, status="failed", error_code=failure.code, error_detail=failure.detail)
     return PreparedExample([row], Counts(examples=1, error_codes={failure.code: 1}), seconds)
 
 
 def decode_bands(data: bytes, cfg: DecodeConfig) -> UInt8:
-    """Decode an image to (H, W, C) uint8: upright RGB, or all bands of a TIFF that has more than colours and alpha.
+    """Decode an image to (H, W, C) uint8: upright RGB, or all bands of a TIFF with more bands than RGB and alpha.
 
     Raises:
-        InputError: as `decode` does.
+        InputError: the errors of `decode_image`.
     """
     count = _count_bands(data)
     return (
@@ -219,10 +220,10 @@ def decode_bands(data: bytes, cfg: DecodeConfig) -> UInt8:
 
 
 def _count_bands(data: bytes) -> int:
-    """Bands of a TIFF, alpha left out; 0 for what is no TIFF, or too damaged to tell."""
+    """Count the bands of a TIFF without alpha; 0 for another format, or a damaged header."""
     if data[:2] not in (b"II", b"MM"):
         return 0
-    with suppress(Exception), tifffile.TiffFile(io.BytesIO(data)) as file:  # damage is for `decode` to name
+    with suppress(Exception), tifffile.TiffFile(io.BytesIO(data)) as file:  # the decoder reports damage
         page = file.pages.first
         alphas = [kind for kind in page.extrasamples if kind != tifffile.EXTRASAMPLE.UNSPECIFIED]
         return 0 if page.photometric == tifffile.PHOTOMETRIC.SEPARATED else page.samplesperpixel - len(alphas)
@@ -232,9 +233,9 @@ def _count_bands(data: bytes) -> int:
 def _rows(job: Preparation, labelled: Labelled, pixels_hwc: UInt8) -> list[PreparedRow]:
     height, width = pixels_hwc.shape[:2]
     if labelled.label_hw.shape != (height, width):
-        seen = "x".join(map(str, labelled.label_hw.shape))
+        label_size = "x".join(map(str, labelled.label_hw.shape))
         raise LabelError(
-            f"the label of {labelled.key} has {seen} pixels, its image {height}x{width}", code="label_size"
+            f"the label of {labelled.key} has {label_size} pixels, its image {height}x{width}", code="label_size"
         )
     windows = windows_of(height, width, job.cut_px)
     if len(windows) == 1:
@@ -254,7 +255,7 @@ def _row(job: Preparation, key: str, image: bytes, label_hw: UInt8) -> PreparedR
 
 
 def windows_of(height: int, width: int, cut_px: int | None) -> list[tuple[slice, slice]]:
-    """Rectangles (rows, columns) that partition an image: as equal as can be, no side above `cut_px`.
+    """Partition an image into windows (rows, columns) of almost equal size, no side longer than `cut_px`.
 
     A side of at most 1.25 times `cut_px` is not cut, as in inference.
     """
@@ -267,13 +268,13 @@ def _spans(size: int, cut_px: int | None) -> list[slice]:
 
 
 def encode_lossless(pixels_hwc: UInt8) -> bytes:
-    """Encode (H, W, C) uint8, C at least 3, without loss: PNG for RGB, else a TIFF of all bands."""
+    """Encode (H, W, C) uint8, C at least 3, losslessly: PNG for RGB, else a TIFF of all bands."""
     contiguous = np.ascontiguousarray(pixels_hwc)
     return picture.encode_png(contiguous) if contiguous.shape[2] == 3 else picture.encode_tiff(contiguous)
 
 
 def _count(rows: Sequence[PreparedRow], pixels_hwc: UInt8) -> Counts:
-    """What one example adds to the statistics of its split: whole numbers, so that no order of adding matters."""
+    """Statistics of one example: integers, so that sums do not depend on the order."""
     values = np.arange(256)
     histograms = [np.array(PIL.Image.fromarray(band_hw).histogram()) for band_hw in np.moveaxis(pixels_hwc, -1, 0)]
     moments = Moments(
@@ -295,14 +296,14 @@ def _count(rows: Sequence[PreparedRow], pixels_hwc: UInt8) -> Counts:
 def prepare_shard(job: Preparation, shard: ExampleShard, ledger: PreparingLedger) -> Receipt:
     """Prepare all examples of a shard and commit them. An example that kills its worker twice fails alone.
 
-    In memory at once: one part, and one image with its windows.
+    Memory holds one part, and one image with its windows.
     """
     done: list[Counts] = []
     failures: list[PreparedRow] = []
 
     def good_rows() -> Iterator[PreparedRow]:
-        for one in shard.examples:
-            prepared = _guarded(job, one, ledger)
+        for example in shard.examples:
+            prepared = _guarded(job, example, ledger)
             done.append(prepared.counts)
             failures.extend(row for row in prepared.rows if row.status == "failed")
             yield from (row for row in prepared.rows if row.status == "ok")
@@ -311,14 +312,14 @@ def prepare_shard(job: Preparation, shard: ExampleShard, ledger: PreparingLedger
     started = perf_counter()
     failed_parts = [put_failures(job, shard.split, failures)] if failures else []
     receipt = Receipt(
-        shard=shard.id, split=shard.split, counts=receipts.total(done), parts=parts, failures=failed_parts
+        shard=shard.id, split=shard.split, counts=receipts.add_counts(done), parts=parts, failures=failed_parts
     )
-    receipts.commit(job.output, receipt)
+    receipts.put_receipt(job.output, receipt)
     ledger.commit(receipt.counts.examples, receipt.counts.error_codes, perf_counter() - started)
     return receipt
 
 
-def _guarded(job: Preparation, one: ListedExample, ledger: LedgerClient) -> PreparedExample:
+def _guarded(job: Preparation, example: ListedExample, ledger: LedgerClient) -> PreparedExample:
     def work(examples: Sequence[ListedExample]) -> list[PreparedExample]:
         with kill_process_after(job.timeout_s):
             return [prepare_example(job, example) for example in examples]
@@ -327,37 +328,37 @@ def _guarded(job: Preparation, one: ListedExample, ledger: LedgerClient) -> Prep
     (prepared,) = work_guarded(
         ledger,
         STAGE,
-        [one],
+        [example],
         key=lambda example: example.key,
         work=work,
         seconds=lambda result: result.seconds,
-        failure_of=partial(failed, failure=crashed),
+        failure_of=partial(failed_example, failure=crashed),
     )
     return prepared
 
 
 def group_rows(rows: Iterable[PreparedRow], part_bytes: int) -> Iterator[list[PreparedRow]]:
-    """Consecutive rows, closed by the one with which they hold `part_bytes` or more."""
-    held: list[PreparedRow] = []
+    """Group consecutive rows; the row that reaches `part_bytes` closes a group."""
+    group: list[PreparedRow] = []
     size = 0
     for row in rows:
-        held.append(row)
+        group.append(row)
         size += row.size
         if size >= part_bytes:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def put_part(job: Preparation, split: str, rows: Sequence[PreparedRow]) -> PartInfo:
-    """Write good rows in the format asked for, `<split>/part-<digest of the keys>`."""
-    data = to_tar(rows, job.label_member) if job.format == "tar" else encode_prepared(rows)
+    """Write good rows in the format of the preparation, as `<split>/part-<digest of the keys>`."""
+    data = encode_tar(rows, job.label_member) if job.format == "tar" else encode_prepared(rows)
     return _put(job.output, f"{split}/{_stem(rows)}.{job.format}", data, len(rows))
 
 
 def put_failures(job: Preparation, split: str, rows: Sequence[PreparedRow]) -> PartInfo:
-    """Write failure rows, always as Parquet and beside the splits: no reader of a split meets them."""
+    """Write failure rows, always as Parquet, outside the splits, where readers of a split do not find them."""
     return _put(job.output, f"{receipts.FAILURES}/{split}/{_stem(rows)}.parquet", encode_prepared(rows), len(rows))
 
 
@@ -374,7 +375,7 @@ def _put(output: Url, path: str, data: bytes, rows: int) -> PartInfo:
 
 
 def encode_prepared(rows: Sequence[PreparedRow]) -> bytes:
-    """Encode rows of `PREPARED_SCHEMA` in their order, with page checksums."""
+    """Encode rows of `PREPARED_SCHEMA` in order as Parquet with page checksums."""
     columns = {name: [getattr(row, name) for row in rows] for name in PREPARED_SCHEMA.names}
     out = io.BytesIO()
     pq.write_table(
@@ -390,11 +391,11 @@ def encode_prepared(rows: Sequence[PreparedRow]) -> bytes:
     return out.getvalue()
 
 
-def to_tar(rows: Sequence[PreparedRow], label_extension: str) -> bytes:
-    """Encode good rows as a WebDataset tar: the image, then its label, under one name each.
+def encode_tar(rows: Sequence[PreparedRow], label_extension: str) -> bytes:
+    """Encode good rows as a WebDataset tar: image and label of a row have one name and two extensions.
 
-    The name is the key with everything but letters, digits, `_`, `-` and `~` percent-encoded: it holds neither a dot,
-    at which readers part name and extension, nor a slash; `urllib.parse.unquote` gives the key back.
+    The name is the key with all characters except letters, digits, `_`, `-` and `~` percent-encoded. So it has no dot,
+    at which readers separate name and extension, and no slash; `urllib.parse.unquote` gives the key back.
     """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -402,7 +403,7 @@ def to_tar(rows: Sequence[PreparedRow], label_extension: str) -> bytes:
             name = quote(row.key, safe="").replace(".", "%2E")
             image, label = row.image or b"", row.label or b""
             extension = EXTENSIONS[image[:2]]
-            if extension == label_extension:  # a PNG under the name of another format: readers go by the bytes
+            if extension == label_extension:  # a PNG named .jpg: readers detect the format from the bytes
                 extension = "jpg"
             _add(tar, f"{name}.{extension}", image)
             _add(tar, f"{name}.{label_extension}", label)
@@ -410,6 +411,6 @@ def to_tar(rows: Sequence[PreparedRow], label_extension: str) -> bytes:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # times and owners are 0: the same bytes on every machine
+    member = tarfile.TarInfo(name)  # times and owners are 0, so bytes are the same on every machine
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

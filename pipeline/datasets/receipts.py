@@ -1,13 +1,13 @@
-"""What a prepared set holds: receipts of its shards while it is made, a manifest when it is whole, and their check.
+"""Receipts of finished shards, manifest of a finished set, and its verification.
 
     <output>/<split>/part-<digest>.parquet or .tar     images with labels
-    <output>/failures/<split>/part-<digest>.parquet    examples that failed, and why
+    <output>/failures/<split>/part-<digest>.parquet    failed examples, with error codes
     <output>/classes.yaml                              the class map of the labels
-    <output>/manifest.json, _SUCCESS                   of a set that is whole
+    <output>/manifest.json, _SUCCESS                   of a finished set
     <output>/_run/                                     settings, plan, lease, and shards/<id>.json: the receipts
 
-A receipt is put after everything it names, and is what makes a shard done. The manifest is the sum of the receipts and
-holds nothing that differs between two runs of the same command, times least of all.
+A receipt is written after every file it lists, and commits the shard. The manifest is the sum of the receipts; two runs
+of the same command give the same manifest, so it has no times.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 
 FAILURES = "failures"
-"""Folder of the failure rows, beside the splits."""
+"""Folder of failure rows, beside the splits."""
 _THREADS = 16
-"""Requests at once when receipts are read or parts are checked."""
+"""Concurrent requests when receipts are read or parts are verified."""
 
 
 class _Record(BaseModel):
@@ -36,14 +36,16 @@ class _Record(BaseModel):
 
 
 class PartInfo(_Record):
-    """One object of rows."""
+    """One part: an object of rows."""
 
     path: str
-    """Relative to the output."""
+    """Path relative to the output."""
     sha256: str
-    """64 hex digits."""
+    """SHA-256 of the object, 64 hex digits."""
     bytes: int
+    """Size of the object."""
     rows: int
+    """Number of rows."""
 
 
 class Moments(_Record):
@@ -51,31 +53,31 @@ class Moments(_Record):
 
     pixels: int
     sums: list[int]
-    """Per band, of values 0 to 255."""
+    """Sum of values 0 to 255, per band."""
     squares: list[int]
-    """Per band, of their squares."""
+    """Sum of squared values, per band."""
 
 
 class Counts(_Record):
-    """Sums over examples, all of them whole numbers: they add up to the same in any order."""
+    """Statistics of examples: integers, so that sums do not depend on the order."""
 
     examples: int = 0
-    """Planned, whatever became of them."""
+    """Examples, good or failed."""
     rows: int = 0
-    """Images with labels; more than there are good examples where images were cut."""
+    """Images with labels; more than good examples where images are cut."""
     error_codes: dict[str, int] = {}
-    """Failed examples."""
+    """Failed examples by error code."""
     class_pixels: list[int] = []
-    """Per class id, ignored pixels left out; empty when no example is good."""
+    """Pixels per class id, without ignored pixels; empty if no example is good."""
     moments: dict[int, Moments] = {}
-    """By number of bands."""
+    """Sums of pixel values by number of bands."""
 
 
 class Receipt(_Record):
-    """One shard that is done."""
+    """Receipt of one finished shard."""
 
     shard: str
-    """Its id."""
+    """Id of the shard."""
     split: str
     counts: Counts
     parts: list[PartInfo]
@@ -83,7 +85,7 @@ class Receipt(_Record):
 
 
 class SplitSummary(_Record):
-    """One split of a set that is whole."""
+    """Summary of one split of a finished set."""
 
     examples: int
     ok: int
@@ -92,21 +94,21 @@ class SplitSummary(_Record):
     rows: int
     class_pixels: list[int]
     class_shares: list[float]
-    """Of the pixels that have a class."""
+    """Share of each class in the labelled pixels."""
     mean: list[float]
-    """Per band, of values 0 to 1: what `network.mean` of a training run takes. Images with another number of bands than
-    most pixels of the split have are left out."""
+    """Mean per band, of values 0 to 1, for `--network.mean` of a training run. Only images whose number of bands
+    most pixels have are counted."""
     std: list[float]
-    """The same of the standard deviation."""
+    """Standard deviation per band, counted like `mean`."""
     parts: list[PartInfo]
     failures: list[PartInfo]
 
 
 class Origin(_Record):
-    """Where a set comes from and how it was prepared."""
+    """Source, licence and settings of a prepared set."""
 
     layout: str
-    """Name of the set in `datasets.catalogue`."""
+    """Name of the layout in `datasets.catalogue`."""
     source: str
     """URL of its official page."""
     license: str
@@ -114,12 +116,12 @@ class Origin(_Record):
     """Version of the code."""
     format: str
     labels: str
-    """Column of the labels, or extension of their members of the tars: what `sets.labels` of a training run takes."""
+    """Column or tar extension of the labels, for `--sets.labels` of a training run."""
     cut_px: int | None
 
 
 class SetManifest(_Record):
-    """Everything that is in a prepared set."""
+    """Manifest of a prepared set."""
 
     origin: Origin
     classes: list[str]
@@ -127,9 +129,9 @@ class SetManifest(_Record):
 
     @property
     def failed_fraction(self) -> float:
-        """Failed examples over all; 0 when there are none."""
-        examples = sum(one.examples for one in self.splits.values())
-        return sum(one.failed for one in self.splits.values()) / examples if examples else 0.0
+        """Failed examples over all examples; 0 if there are none."""
+        examples = sum(split.examples for split in self.splits.values())
+        return sum(split.failed for split in self.splits.values()) / examples if examples else 0.0
 
 
 # ---------------------------------------------------------------- receipts
@@ -139,36 +141,36 @@ def _receipts_url(output: Url) -> Url:
     return output / "_run/shards"
 
 
-def commit(output: Url, receipt: Receipt) -> None:
-    """Say that a shard is done."""
+def put_receipt(output: Url, receipt: Receipt) -> None:
+    """Commit a shard."""
     objects.put(_receipts_url(output) / f"{receipt.shard}.json", receipt.model_dump_json().encode())
 
 
-def done(output: Url) -> set[str]:
-    """Ids of the shards that are done."""
+def finished_shards(output: Url) -> set[str]:
+    """Ids of the finished shards."""
     return {path.removesuffix(".json") for path in _names(_receipts_url(output)) if path.endswith(".json")}
 
 
-def receipts(output: Url, shards: Iterable[str]) -> list[Receipt]:
-    """The receipts of some shards, in their order."""
+def read_receipts(output: Url, shards: Iterable[str]) -> list[Receipt]:
+    """Read the receipts of shards, in their order."""
     urls = [_receipts_url(output) / f"{shard}.json" for shard in shards]
     with ThreadPoolExecutor(_THREADS) as pool:
         return [Receipt.model_validate_json(data) for data in pool.map(objects.read_bytes, urls)]
 
 
 def forget_failed_shards(output: Url) -> int:
-    """Take back the receipts of shards with failures; returns how many examples failed. They are done anew."""
-    held = [one for one in receipts(output, sorted(done(output))) if one.failures]
-    if held:
+    """Delete the receipts of shards with failures, so that they are prepared again; returns the failed examples."""
+    failed = [receipt for receipt in read_receipts(output, sorted(finished_shards(output))) if receipt.failures]
+    if failed:
         _reopen(output)
-    for one in held:
-        objects.delete(_receipts_url(output) / f"{one.shard}.json")
-    return sum(one.counts.examples - _good(one.counts) for one in held)
+    for receipt in failed:
+        objects.delete(_receipts_url(output) / f"{receipt.shard}.json")
+    return sum(receipt.counts.examples - _good(receipt.counts) for receipt in failed)
 
 
 def _names(url: Url) -> list[str]:
     try:
-        return [found.path for found in objects.list_files(url)]
+        return [file.path for file in objects.list_files(url)]
     except NothingThere:
         return []
 
@@ -176,30 +178,30 @@ def _names(url: Url) -> list[str]:
 # ---------------------------------------------------------------- sums
 
 
-def total(some: Sequence[Counts]) -> Counts:
+def add_counts(parts: Sequence[Counts]) -> Counts:
     """Add up counts."""
     return Counts(
-        examples=sum(one.examples for one in some),
-        rows=sum(one.rows for one in some),
-        error_codes=dict(sorted(sum((Counter(one.error_codes) for one in some), Counter[str]()).items())),
-        class_pixels=_sums(one.class_pixels for one in some),
+        examples=sum(part.examples for part in parts),
+        rows=sum(part.rows for part in parts),
+        error_codes=dict(sorted(sum((Counter(part.error_codes) for part in parts), Counter[str]()).items())),
+        class_pixels=_sums(part.class_pixels for part in parts),
         moments={
-            bands: _total_moments([one.moments[bands] for one in some if bands in one.moments])
-            for bands in sorted({bands for one in some for bands in one.moments})
+            bands: _add_moments([part.moments[bands] for part in parts if bands in part.moments])
+            for bands in sorted({bands for part in parts for bands in part.moments})
         },
     )
 
 
-def _total_moments(some: Sequence[Moments]) -> Moments:
+def _add_moments(parts: Sequence[Moments]) -> Moments:
     return Moments(
-        pixels=sum(one.pixels for one in some),
-        sums=_sums(one.sums for one in some),
-        squares=_sums(one.squares for one in some),
+        pixels=sum(part.pixels for part in parts),
+        sums=_sums(part.sums for part in parts),
+        squares=_sums(part.squares for part in parts),
     )
 
 
 def _sums(columns: Iterable[list[int]]) -> list[int]:
-    """Sums per place; columns are empty or of one length."""
+    """Sum columns element by element; columns are empty or of equal length."""
     return [sum(values) for values in zip(*filter(None, columns), strict=True)]
 
 
@@ -207,9 +209,9 @@ def _good(counts: Counts) -> int:
     return counts.examples - sum(counts.error_codes.values())
 
 
-def summarise_split(held: Sequence[Receipt]) -> SplitSummary:
-    """What the receipts of one split add up to. Shares and moments have six digits; empty without a good example."""
-    counts = total([one.counts for one in held])
+def summarise_split(split_receipts: Sequence[Receipt]) -> SplitSummary:
+    """Summarise the receipts of one split. Shares, means, deviations have six digits; none without a good example."""
+    counts = add_counts([receipt.counts for receipt in split_receipts])
     ok, labelled = _good(counts), max(sum(counts.class_pixels), 1)
     mean, std = _mean_and_std(counts)
     return SplitSummary(
@@ -222,16 +224,16 @@ def summarise_split(held: Sequence[Receipt]) -> SplitSummary:
         class_shares=[round(pixels / labelled, 6) for pixels in counts.class_pixels],
         mean=mean,
         std=std,
-        parts=sorted((part for one in held for part in one.parts), key=lambda part: part.path),
-        failures=sorted((part for one in held for part in one.failures), key=lambda part: part.path),
+        parts=sorted((part for receipt in split_receipts for part in receipt.parts), key=lambda part: part.path),
+        failures=sorted((part for receipt in split_receipts for part in receipt.failures), key=lambda part: part.path),
     )
 
 
 def _mean_and_std(counts: Counts) -> tuple[list[float], list[float]]:
-    """Per band, of values 0 to 1, of the number of bands that most pixels have."""
+    """Mean and standard deviation per band, of values 0 to 1, for the most common number of bands by pixels."""
     if not counts.moments:
         return [], []
-    most = max(counts.moments.values(), key=lambda one: one.pixels)
+    most = max(counts.moments.values(), key=lambda moments: moments.pixels)
     mean = np.array(most.sums) / most.pixels / 255
     variance = np.array(most.squares) / most.pixels / 255**2 - mean**2
     return mean.round(6).tolist(), np.sqrt(variance.clip(min=0)).round(6).tolist()
@@ -241,30 +243,32 @@ def _mean_and_std(counts: Counts) -> tuple[list[float], list[float]]:
 
 
 def read_set_manifest(output: Url) -> SetManifest | None:
-    """The manifest of a set that is whole; None when it is not."""
+    """Read the manifest of a finished set; None if it is unfinished."""
     if not objects.exists(output / "_SUCCESS"):
         return None
     return SetManifest.model_validate_json(objects.read_bytes(output / "manifest.json"))
 
 
 def close_set(output: Url, planned: Mapping[str, Sequence[str]], classes: ClassMap, origin: Origin) -> SetManifest:
-    """Write class map, manifest and `_SUCCESS`.
+    """Finish a set: write class map, manifest and `_SUCCESS`.
 
     Args:
         output: folder of the set.
-        planned: ids of the shards of each split.
-        classes: what the labels mean.
-        origin: where the set comes from.
+        planned: ids of the planned shards of each split.
+        classes: class map of the labels.
+        origin: source, licence and settings of the set.
 
     Raises:
-        JobError: a shard is not done.
+        JobError: a shard is unfinished.
     """
-    missing = {shard for shards in planned.values() for shard in shards} - done(output)
+    missing = {shard for shards in planned.values() for shard in shards} - finished_shards(output)
     if missing:
-        raise JobError(f"{len(missing)} shard(s) are not done, first {min(missing)}", hint="run the same command again")
-    splits = {split: summarise_split(receipts(output, shards)) for split, shards in planned.items()}
+        raise JobError(
+            f"{len(missing)} shard(s) are unfinished, first {min(missing)}", hint="run the same command again"
+        )
+    splits = {split: summarise_split(read_receipts(output, shards)) for split, shards in planned.items()}
     manifest = SetManifest(origin=origin, classes=list(classes.names), splits=splits)
-    for path in strays(output, manifest):
+    for path in unlisted_files(output, manifest):
         objects.delete(output / path)
     class_map = yaml.safe_dump(classes.model_dump(mode="json"), sort_keys=False)
     objects.put(output / "classes.yaml", class_map.encode())
@@ -277,8 +281,8 @@ def _reopen(output: Url) -> None:
     objects.delete(output / "_SUCCESS")
 
 
-def strays(output: Url, manifest: SetManifest) -> list[str]:
-    """Parts that the manifest does not name, and temporary files of writers that died, relative to the output."""
+def unlisted_files(output: Url, manifest: SetManifest) -> list[str]:
+    """Paths, relative to the output, of parts outside the manifest and temporary files of writers that died."""
     named = {part.path for part in _parts(manifest)}
     folders = [folder for split in manifest.splits for folder in (split, f"{FAILURES}/{split}")]
     paths = [f"{folder}/{name}" for folder in folders for name in _names(output / folder)]
@@ -293,10 +297,10 @@ def _parts(manifest: SetManifest) -> Iterator[PartInfo]:
 
 
 def set_problems(output: Url, manifest: SetManifest) -> Iterator[str]:
-    """Everything that is not as the manifest says, one line each: every byte of every part is read again."""
+    """Yield differences from the manifest, one line each; every part is read completely."""
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from filter(None, pool.map(partial(_problem, output), _parts(manifest)))
-    yield from (f"{path}: the manifest does not name it" for path in strays(output, manifest))
+    yield from (f"{path}: not in the manifest" for path in unlisted_files(output, manifest))
 
 
 def _problem(output: Url, part: PartInfo) -> str:
@@ -304,5 +308,5 @@ def _problem(output: Url, part: PartInfo) -> str:
         with objects.open_read(output / part.path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        return f"{part.path}: is gone"
-    return "" if sha256 == part.sha256 else f"{part.path}: SHA-256 {sha256}, the manifest says {part.sha256}"
+        return f"{part.path}: missing"
+    return "" if sha256 == part.sha256 else f"{part.path}: SHA-256 {sha256}, expected {part.sha256}"

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import matlab5
 from pipeline.datasets.layout import DatasetLayout, ListedExample
-from pipeline.datasets.matlab73 import opened, read_piece, require_h5py
+from pipeline.datasets.matlab import fetch_variable, open_hdf5, read_piece, require_h5py
 from pipeline.errors import ConfigError, LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
@@ -38,30 +37,30 @@ class SunRgbd(DatasetLayout):
     """Keys are `<split>/<folder>`, e.g. `train/kv1/NYUdata/NYU0001`; the position in the files is in `more`."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
-        """List the folders of the split; h5py must be there to read them."""
+        """List the folders of the split; h5py is checked too."""
         self.check_split(split)
         require_h5py()
         entries = _entries(root)
-        folders = sorted({_below(one) for one in _texts(matlab5.listed(root, _SPLITS, _FOLDERS[split]))})
+        folders = sorted({_below(path) for path in _texts(fetch_variable(root, _SPLITS, _FOLDERS[split]))})
         if lacking := [folder for folder in folders if folder not in entries]:
             raise ConfigError(f"{_META} has no entry for {lacking[0]!r} and {len(lacking) - 1} more of {_SPLITS}")
         return [
             ListedExample(f"{split}/{folder}", entries[folder][0], _LABELS, entries[folder][1:]) for folder in folders
         ]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
-        """Read one label; the rest of the file stays where it is."""
-        with opened(root, _LABELS) as file:
-            raw_hw = read_piece(file, "SUNRGBD2Dseg/seglabel", int(one.more[0]))
+    def label(self, root: Url, example: ListedExample) -> UInt8:
+        """Read one label; nothing else of the file is fetched."""
+        with open_hdf5(root, _LABELS) as file:
+            raw_hw = read_piece(file, "SUNRGBD2Dseg/seglabel", int(example.more[0]))
         ids_hw = raw_hw.astype(np.uint8)
         if ids_hw.ndim != 2 or not np.array_equal(ids_hw, raw_hw):
-            raise LabelError(f"the label {one.key} in {_LABELS} is no map of ids: {raw_hw.dtype} {raw_hw.shape}")
-        return from_ids(ids_hw, _IDS, name=f"{one.key} in {_LABELS}")
+            raise LabelError(f"the label {example.key} in {_LABELS} is not a map of ids: {raw_hw.dtype} {raw_hw.shape}")
+        return from_ids(ids_hw, _IDS, name=f"{example.key} in {_LABELS}")
 
 
 def _entries(root: Url) -> dict[str, tuple[str, str]]:
-    """Path of the image and position in the files, by folder."""
-    entries = matlab5.listed(root, _META, "SUNRGBDMeta")
+    """Path of the image and index in the files, by folder."""
+    entries = fetch_variable(root, _META, "SUNRGBDMeta")
     if not {"rgbpath", "rgbname"} <= set(entries.dtype.names or ()):
         raise ConfigError(f"{_META} has no entries with rgbpath and rgbname")
     folders = [_below(path.rpartition("/image/")[0]) for path in _texts(entries["rgbpath"])]
@@ -70,12 +69,12 @@ def _entries(root: Url) -> dict[str, tuple[str, str]]:
 
 
 def _texts(cells: npt.NDArray[Any]) -> list[str]:
-    """The texts in an array of cells."""
+    """Texts in an array of cells."""
     return [str(np.squeeze(cell)) for cell in cells.ravel()]
 
 
 def _below(path: str) -> str:
-    """What follows `SUNRGBD/`: "/n/fs/sun3d/data/SUNRGBD/kv1/b3dodata/img_0063/" gives "kv1/b3dodata/img_0063"."""
+    """Path below `SUNRGBD/`: "/n/fs/sun3d/data/SUNRGBD/kv1/b3dodata/img_0063/" gives "kv1/b3dodata/img_0063"."""
     return path.replace("//", "/").rpartition("SUNRGBD/")[2].strip("/")
 
 

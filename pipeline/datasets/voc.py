@@ -14,8 +14,8 @@ in neither list of VOC, with SBD's (Hariharan et al., ICCV 2011; used so by Chen
 
 import numpy as np
 
-from pipeline.datasets import matlab5
 from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_ids, fetch, names_in
+from pipeline.datasets.matlab import read_variable
 from pipeline.errors import LabelError
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8
@@ -26,23 +26,25 @@ _SBD = "benchmark_RELEASE/dataset"
 
 
 class VOC(DatasetLayout):
-    """PASCAL VOC 2012; splits `train`, `val` and `trainval` as published, and `trainaug`."""
+    """Layout of PASCAL VOC 2012; splits `train`, `val` and `trainval` as published, and `trainaug`."""
 
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split."""
         self.check_split(split)
         if split == "trainaug":
-            return sorted(_augmented(root), key=lambda one: one.key)
-        return [_of_voc(split, name) for name in _voc_names(root, split)]
+            return sorted(_augmented(root), key=lambda example: example.key)
+        return [_voc_example(split, name) for name in _voc_names(root, split)]
 
-    def label(self, root: Url, one: ListedExample) -> UInt8:
+    def label(self, root: Url, example: ListedExample) -> UInt8:
         """Read a palette PNG of VOC or a structure of SBD."""
-        data = fetch(root, one.label_file)
+        data = fetch(root, example.label_file)
         raw_hw = (
-            _sbd_ids(data, one.label_file) if one.label_file.endswith(".mat") else decode_ids(data, name=one.label_file)
+            _sbd_ids(data, example.label_file)
+            if example.label_file.endswith(".mat")
+            else decode_ids(data, name=example.label_file)
         )
         table = {k: k for k in (*range(len(self.classes)), self.classes.ignore_id)}
-        return from_ids(raw_hw, table, name=one.label_file)
+        return from_ids(raw_hw, table, name=example.label_file)
 
 
 VOC2012 = VOC(
@@ -57,26 +59,26 @@ VOC2012 = VOC(
 def _augmented(root: Url) -> list[ListedExample]:
     train, val = set(_voc_names(root, "train")), set(_voc_names(root, "val"))
     added = {name for part in ("train", "val") for name in names_in(root, f"{_SBD}/{part}.txt")} - train - val
-    return [_of_voc("trainaug", name) for name in train] + [_of_sbd(name) for name in added]
+    return [_voc_example("trainaug", name) for name in train] + [_sbd_example(name) for name in added]
 
 
 def _voc_names(root: Url, split: str) -> list[str]:
     return names_in(root, f"{_VOC}/ImageSets/Segmentation/{split}.txt")
 
 
-def _of_voc(split: str, name: str) -> ListedExample:
+def _voc_example(split: str, name: str) -> ListedExample:
     return ListedExample(f"{split}/{name}", f"{_VOC}/JPEGImages/{name}.jpg", f"{_VOC}/SegmentationClass/{name}.png")
 
 
-def _of_sbd(name: str) -> ListedExample:
+def _sbd_example(name: str) -> ListedExample:
     return ListedExample(f"trainaug/{name}", f"{_SBD}/img/{name}.jpg", f"{_SBD}/cls/{name}.mat")
 
 
 def _sbd_ids(data: bytes, name: str) -> UInt8:
-    found = matlab5.variable(data, "GTcls", name=name)
-    if found.dtype.names is None or "Segmentation" not in found.dtype.names or found.size != 1:
+    structure = read_variable(data, "GTcls", name=name)
+    if structure.dtype.names is None or "Segmentation" not in structure.dtype.names or structure.size != 1:
         raise LabelError(f"the label {name} has no structure GTcls with one field Segmentation")
-    raw_hw = found["Segmentation"].item()
+    raw_hw = structure["Segmentation"].item()
     if not isinstance(raw_hw, np.ndarray) or raw_hw.dtype != np.uint8 or raw_hw.ndim != 2:
-        raise LabelError(f"the label {name} has a GTcls.Segmentation that is no matrix of uint8")
+        raise LabelError(f"the label {name} has a GTcls.Segmentation that is not a matrix of uint8")
     return raw_hw

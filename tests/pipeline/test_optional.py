@@ -11,7 +11,7 @@ from pipeline import optional
 from pipeline.classes import load_class_map
 from pipeline.config import RefineConfig
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
-from pipeline.datasets.matlab73 import opened
+from pipeline.datasets.matlab import open_hdf5
 from pipeline.errors import ConfigError
 from pipeline.refine import engine
 from pipeline.store import objects
@@ -90,7 +90,7 @@ def test_other_errors_inside_an_import_stay_what_they_are():
 
 def test_a_matlab_file_is_not_opened_without_h5py(without, tmp_path):
     without("h5py")
-    with pytest.raises(ConfigError, match="h5py"), opened(Url(str(tmp_path)), "any.mat"):
+    with pytest.raises(ConfigError, match="h5py"), open_hdf5(Url(str(tmp_path)), "any.mat"):
         pass
 
 

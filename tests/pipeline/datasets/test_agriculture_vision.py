@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pipeline.datasets.agriculture_vision import AGRICULTURE_VISION, CHANNELS, PAINTED
+from pipeline.datasets.agriculture_vision import AGRICULTURE_VISION, PAINTED
 from pipeline.errors import InputError, LabelError
 from pipeline.store.url import Url
 from tests.support.miniatures import grey_png, put
@@ -98,7 +98,7 @@ def test_the_image_has_the_infrared_as_its_fourth_band(tmp_path: Path) -> None:
     one = AGRICULTURE_VISION.examples(Url(str(tmp_path)), "train")[0]
     image = AGRICULTURE_VISION.read(Url(str(tmp_path)), one).image
     pixels_hwc = tifffile.imread(io.BytesIO(image))
-    assert pixels_hwc.shape == (SIDE, SIDE, len(CHANNELS))
+    assert pixels_hwc.shape == (SIDE, SIDE, 4)
     for band, folder in ((slice(0, 3), "rgb"), (3, "nir")):
         original = np.asarray(Image.open(tmp_path / f"{ROOT}/train/images/{folder}/{FIELD}.jpg"))
         np.testing.assert_array_equal(pixels_hwc[..., band], original)

@@ -171,10 +171,10 @@ def test_only_images_with_enough_of_voc_s_classes_are_for_training(tmp_path: Pat
         ({"segmentation": [[0, 0, 1e9, 6, 1, 1]]}, r"leads to 1000000000\.0"),
         ({"segmentation": [[0, 0, float("nan"), 6, 1, 1]]}, "leads to"),
         ({"segmentation": []}, "no polygon"),
-        ({"segmentation": None}, "not built as COCO's"),
+        ({"segmentation": None}, "do not have COCO's"),
         ({"segmentation": ["a polygon"]}, "has 9 numbers"),
-        ({"segmentation": [["0"] * 6]}, "not built as COCO's"),
-        ({"segmentation": {"size": [6, 8]}}, "not built as COCO's"),
+        ({"segmentation": [["0"] * 6]}, "do not have COCO's"),
+        ({"segmentation": {"size": [6, 8]}}, "do not have COCO's"),
         ({"segmentation": {"counts": [47], "size": [6, 8]}}, "does not cover its 6x8"),
         ({"segmentation": {"counts": [-1, 49], "size": [6, 8]}}, "does not cover"),
         ({"segmentation": {"counts": "PPYo1", "size": [6, 8]}}, "does not cover"),
@@ -201,7 +201,7 @@ def test_a_wrong_object_is_named_with_its_image(wrong: dict[str, Any], says: str
 )
 def test_a_file_that_is_not_coco_s_is_refused(tmp_path: Path, text: str) -> None:
     put(tmp_path, "annotations/instances_val2017.json", text)
-    with pytest.raises(ConfigError, match=r"instances_val2017\.json is not built as COCO's"):
+    with pytest.raises(ConfigError, match=r"instances_val2017\.json does not have COCO's structure"):
         THINGS.examples(Url(str(tmp_path)), "val")
 
 

@@ -79,7 +79,7 @@ def test_a_scene_is_decoded_once_for_all_its_tiles(root: Path) -> None:
 
 def test_an_incomplete_or_impossible_tile_is_refused(root: Path) -> None:
     for one in LANDCOVER.examples(Url(str(root)), "test"):
-        with pytest.raises(LabelError, match=f"{one.key} is no complete tile of its scene"):
+        with pytest.raises(LabelError, match=f"{one.key} is not a complete tile of its scene"):
             LANDCOVER.read(Url(str(root)), one)
 
 

@@ -99,7 +99,7 @@ def test_a_folder_without_the_right_files_is_not_empty_success(tmp_path) -> None
 
 
 def test_a_root_that_is_not_there_is_said_to_be(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="does not exist"):
         layout.names_in(Url(f"{tmp_path}/nowhere"), "list.txt")
 
 

@@ -120,11 +120,11 @@ def test_a_list_that_is_not_there_is_asked_for(root: Path, gone: str) -> None:
 @pytest.mark.parametrize(
     ("path", "data", "says"),
     [
-        ("splits.mat", b"MATLAB 5.0 MAT-file", "splits.mat is no MATLAB file"),
+        ("splits.mat", b"MATLAB 5.0 MAT-file", "splits.mat is not a MATLAB file"),
         ("splits.mat", mat(testNdxs=np.ones((1, 1))), "splits.mat has no variable 'trainNdxs'"),
-        ("splits.mat", mat(trainNdxs=np.zeros((2, 1))), "splits.mat has other values"),
-        ("splits.mat", mat(trainNdxs=np.array(["NYU0001"], object)), "splits.mat has other values"),
-        ("classMapping40.mat", mat(mapClass=np.ones((1, 40))), "does not give each of 894 names"),
+        ("splits.mat", mat(trainNdxs=np.zeros((2, 1))), "splits.mat must have numbers"),
+        ("splits.mat", mat(trainNdxs=np.array(["NYU0001"], object)), "splits.mat must have numbers"),
+        ("classMapping40.mat", mat(mapClass=np.ones((1, 40))), "for each of 894 names"),
         ("classMapping40.mat", mat(mapClass=np.full((1, 894), 41)), "a class from 1 to 40"),
     ],
 )

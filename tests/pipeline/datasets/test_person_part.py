@@ -89,11 +89,11 @@ def test_other_objects_are_background_with_their_parts(root: Path) -> None:
     [
         (anno(thing("person", range(3), part("tail", 1))), "'tail', which PASCAL-Part does not use"),
         (anno(), "has no object"),
-        (mat(anno=np.zeros((2, 2))), "not built as"),
-        (mat(anno={"objects": mat_structs({"class": "person"})}), "not built as"),
-        (anno(thing("person", range(3), {"part_name": "head", "mask": np.ones((3, 3))})), "not built as"),
+        (mat(anno=np.zeros((2, 2))), "does not have PASCAL-Part.s structure"),
+        (mat(anno={"objects": mat_structs({"class": "person"})}), "does not have PASCAL-Part.s structure"),
+        (anno(thing("person", range(3), {"part_name": "head", "mask": np.ones((3, 3))})), "does not have PASCAL-Part.s structure"),
         (mat(other=1), "no variable 'anno'"),
-        (b"", "no MATLAB file"),
+        (b"", "not a MATLAB file"),
     ],
     ids=["part", "nothing", "matrix", "fields", "size", "variable", "empty"],
 )

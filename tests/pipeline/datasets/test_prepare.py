@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import DecodeConfig, ReadConfig, SegmentConfig
-from pipeline.datasets import prepare
-from pipeline.datasets import receipts as inventory
+from pipeline.datasets import prepare, receipts
 from pipeline.datasets.layout import Labelled, ListedExample
 from pipeline.datasets.prepare import ExampleShard, Preparation, PreparedRow
 from pipeline.errors import InputError, JobError
@@ -54,7 +53,7 @@ def preparation(folder: Path, **changed) -> Preparation:
     return Preparation(**how | changed)
 
 
-def prepared(job: Preparation, *, shard_examples: int = 4) -> list[inventory.Receipt]:
+def prepared(job: Preparation, *, shard_examples: int = 4) -> list[receipts.Receipt]:
     """Prepare the train split in this process."""
     shards = prepare.plan_examples(job.layout, job.root, ["train"], shard_examples=shard_examples)
     return [prepare.prepare_shard(job, shard, Ledger()) for shard in shards]
@@ -111,7 +110,7 @@ def test_parquet_and_tar_hold_the_same(cut_px: int | None, tmp_path: Path) -> No
     tiny_layout.write(Url(str(tmp_path / "in")), train=3, height=150, width=90)
     parquet = preparation(tmp_path, cut_px=cut_px, output=Url(str(tmp_path / "parquet")))
     tar = replace(parquet, format="tar", label_member="label.png", output=Url(str(tmp_path / "tar")))
-    totals = [inventory.total([one.counts for one in prepared(job)]) for job in (parquet, tar)]
+    totals = [receipts.add_counts([one.counts for one in prepared(job)]) for job in (parquet, tar)]
     assert totals[0] == totals[1]
     assert read_back(parquet) == read_back(tar)
 
@@ -175,7 +174,7 @@ def test_a_damaged_tiff_is_named_as_in_a_run() -> None:
 @examples(30)
 def test_member_names_are_safe_and_give_the_keys_back(keys: set[str]) -> None:
     rows = [PreparedRow(key, b"\xff\xd8image", b"label") for key in sorted(keys)]
-    with tarfile.open(fileobj=io.BytesIO(prepare.to_tar(rows, "png"))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(prepare.encode_tar(rows, "png"))) as tar:
         names = tar.getnames()
     assert [unquote(name.removesuffix(".jpg")) for name in names[::2]] == sorted(keys)
     assert [name.removesuffix(".png") for name in names[1::2]] == [name.removesuffix(".jpg") for name in names[::2]]
@@ -188,11 +187,11 @@ def test_member_names_are_safe_and_give_the_keys_back(keys: set[str]) -> None:
 def test_every_example_ends_as_one_row_with_the_code_of_what_is_wrong(tmp_path: Path) -> None:
     expected = tiny_layout.write_broken(Url(str(tmp_path / "in")))
     job = preparation(tmp_path)
-    receipts = prepared(job)
+    shards = prepared(job)
     rows = [row for path in Path(job.output.raw).rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert {row["key"]: row["error_code"] or row["status"] for row in rows} == expected
     assert len(rows) == len(expected)
-    counts = inventory.total([one.counts for one in receipts])
+    counts = receipts.add_counts([one.counts for one in shards])
     assert (counts.examples, counts.rows) == (len(expected), 1)
     assert sum(counts.error_codes.values()) == len(expected) - 1
     for row in rows:
@@ -213,7 +212,7 @@ def test_a_shard_without_a_good_example_writes_no_part(tmp_path: Path) -> None:
     (tmp_path / "in/train.txt").write_text("bad.jpg")
     (receipt,) = prepared(preparation(tmp_path))
     assert receipt.parts == []
-    assert inventory.summarise_split([receipt]).mean == []
+    assert receipts.summarise_split([receipt]).mean == []
 
 
 def test_a_key_listed_twice_is_refused_by_name(tmp_path: Path) -> None:
@@ -238,7 +237,7 @@ class Upright(Tiny):
 
 def test_a_label_must_fit_the_upright_image(tiny: Preparation) -> None:
     layout = Upright("tiny", "farmland", ("train",), "", "")
-    counts = inventory.total([one.counts for one in prepared(replace(tiny, layout=layout))])
+    counts = receipts.add_counts([one.counts for one in prepared(replace(tiny, layout=layout))])
     assert counts.error_codes == {"label_size": 6}
 
 
@@ -248,7 +247,7 @@ def test_a_label_must_fit_the_upright_image(tiny: Preparation) -> None:
 def test_counts_are_those_of_all_pixels(tmp_path: Path) -> None:
     tiny_layout.write(Url(str(tmp_path / "in")), train=5, height=130, width=70)
     job = preparation(tmp_path, cut_px=64)
-    summary = inventory.summarise_split(prepared(job, shard_examples=2))
+    summary = receipts.summarise_split(prepared(job, shard_examples=2))
     examples = [TINY.read(job.root, one) for one in TINY.examples(job.root, "train")]
     pixels = np.concatenate([np.array(PIL.Image.open(io.BytesIO(one.image))).reshape(-1, 3) for one in examples])
     ids = np.concatenate([one.label_hw.ravel() for one in examples])
@@ -274,10 +273,10 @@ def test_a_part_is_closed_at_its_size_and_no_row_is_lost(tiny: Preparation) -> N
 
 
 def test_the_mean_is_that_of_the_images_with_the_number_of_bands_most_have() -> None:
-    three, four = (inventory.Moments(pixels=size, sums=[255 * size] * size, squares=[0] * size) for size in (3, 4))
-    counts = inventory.total([inventory.Counts(moments={3: three}), inventory.Counts(moments={4: four})])
-    receipt = inventory.Receipt(shard="", split="", counts=counts, parts=[], failures=[])
-    assert inventory.summarise_split([receipt]).mean == [1.0] * 4
+    three, four = (receipts.Moments(pixels=size, sums=[255 * size] * size, squares=[0] * size) for size in (3, 4))
+    counts = receipts.add_counts([receipts.Counts(moments={3: three}), receipts.Counts(moments={4: four})])
+    receipt = receipts.Receipt(shard="", split="", counts=counts, parts=[], failures=[])
+    assert receipts.summarise_split([receipt]).mean == [1.0] * 4
 
 
 def test_an_example_that_has_killed_two_workers_fails_alone(tiny: Preparation) -> None:

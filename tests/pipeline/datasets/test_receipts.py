@@ -51,7 +51,7 @@ def test_the_class_map_can_be_loaded_by_its_path(finished: Path) -> None:
 
 def test_a_set_with_a_shard_that_is_not_done_is_not_closed(finished: Path) -> None:
     with pytest.raises(JobError, match="1 shard"):
-        close(finished, [*receipts.done(Url(str(finished))), "0" * 16])
+        close(finished, [*receipts.finished_shards(Url(str(finished))), "0" * 16])
 
 
 def test_one_changed_byte_in_any_part_is_found(finished: Path) -> None:
@@ -66,7 +66,7 @@ def test_one_changed_byte_in_any_part_is_found(finished: Path) -> None:
 def test_a_lost_part_and_one_too_many_are_found(finished: Path) -> None:
     part = next((finished / "train").glob("part-*"))
     part.rename(part.with_name("part-other.parquet"))
-    assert sorted(one.partition(": ")[2] for one in problems(finished)) == ["is gone", "the manifest does not name it"]
+    assert sorted(one.partition(": ")[2] for one in problems(finished)) == ["missing", "not in the manifest"]
 
 
 def test_what_writers_that_died_left_behind_goes_when_the_set_is_closed(finished: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_writers_that_died_left_behind_goes_when_the_set_is_closed(finished
     (finished / "train/notes.txt").write_bytes(b"not ours")
     close(
         finished,
-        [one.shard for one in receipts.receipts(Url(str(finished)), sorted(receipts.done(Url(str(finished)))))],
+        [one.shard for one in receipts.read_receipts(Url(str(finished)), sorted(receipts.finished_shards(Url(str(finished)))))],
     )
     after = files_of(finished)
     assert after.pop("train/notes.txt") == b"not ours"
@@ -84,8 +84,8 @@ def test_what_writers_that_died_left_behind_goes_when_the_set_is_closed(finished
 
 
 def test_forgetting_failures_reopens_the_set_and_owes_only_their_shards(finished: Path) -> None:
-    before = receipts.done(Url(str(finished)))
+    before = receipts.finished_shards(Url(str(finished)))
     assert receipts.forget_failed_shards(Url(str(finished))) == 1
     assert receipts.read_set_manifest(Url(str(finished))) is None
-    assert len(before - receipts.done(Url(str(finished)))) == 1
+    assert len(before - receipts.finished_shards(Url(str(finished)))) == 1
     assert receipts.forget_failed_shards(Url(str(finished))) == 0

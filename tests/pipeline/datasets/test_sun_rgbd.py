@@ -95,9 +95,9 @@ def test_a_list_that_is_not_there_is_asked_for(root: Path, file: str) -> None:
     ("wrong", "says"),
     [
         (np.full((2, 3), 38, np.uint8), "value 38 on 6"),
-        (np.full((2, 3), 257, np.uint16), "no map of ids"),
-        (np.full((2, 3), 0.5), "no map of ids"),
-        (np.zeros((2, 3, 4), np.uint8), "no map of ids"),
+        (np.full((2, 3), 257, np.uint16), "not a map of ids"),
+        (np.full((2, 3), 0.5), "not a map of ids"),
+        (np.zeros((2, 3, 4), np.uint8), "not a map of ids"),
     ],
 )
 def test_a_wrong_label_is_named(root: Path, wrong: np.ndarray, says: str) -> None:

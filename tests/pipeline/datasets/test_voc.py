@@ -92,11 +92,11 @@ def test_a_wrong_label_is_named(root: Path, data: bytes, says: str) -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"MATLAB 5.0 MAT-file, cut short", "no MATLAB file"),
-        (sbd(EVERY_ID)[:300], "no MATLAB file"),
+        (b"MATLAB 5.0 MAT-file, cut short", "not a MATLAB file"),
+        (sbd(EVERY_ID)[:300], "not a MATLAB file"),
         (mat(GTinst={"Segmentation": EVERY_ID}), "no variable 'GTcls'"),
         (mat(GTcls=EVERY_ID), "no structure GTcls"),
-        (mat(GTcls={"Segmentation": EVERY_ID.astype(float)}), "no matrix of uint8"),
+        (mat(GTcls={"Segmentation": EVERY_ID.astype(float)}), "not a matrix of uint8"),
         (sbd(np.full((2, 3), 30)), "value 30 on 6"),
     ],
     ids=["header", "cut", "instances", "matrix", "floats", "value"],
