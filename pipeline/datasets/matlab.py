@@ -18,8 +18,8 @@ from scipy.io import loadmat
 from pipeline import optional
 from pipeline.datasets.layout import not_there
 from pipeline.errors import InputError, LabelError, StorageError
-from pipeline.redact import redact
 from pipeline.store import objects
+from pipeline.store.url import Url
 
 if TYPE_CHECKING:
     import h5py
@@ -54,7 +54,7 @@ def read_variable(data: bytes, variable: str, *, name: str) -> npt.NDArray[Any]:
     return variables[variable]
 
 
-def fetch_variable(root: str, path: str, variable: str) -> npt.NDArray[Any]:
+def fetch_variable(root: Url, path: str, variable: str) -> npt.NDArray[Any]:
     """Read one variable of a file that is needed to list the data set.
 
     Raises:
@@ -62,7 +62,7 @@ def fetch_variable(root: str, path: str, variable: str) -> npt.NDArray[Any]:
         LabelError: as `read_variable`.
     """
     try:
-        data = objects.read_bytes(objects.join(root, path))
+        data = objects.read_bytes(root / path)
     except FileNotFoundError as error:
         raise not_there(root, path) from error
     return read_variable(data, variable, name=path)
@@ -83,7 +83,7 @@ def require_h5py() -> Any:
 
 
 @contextmanager
-def open_hdf5(root: str, path: str) -> Iterator["h5py.File"]:
+def open_hdf5(root: Url, path: str) -> Iterator["h5py.File"]:
     """Open a file of version 7.3; arrays are fetched when they are read within this context.
 
     Raises:
@@ -92,10 +92,10 @@ def open_hdf5(root: str, path: str) -> Iterator["h5py.File"]:
     """
     h5py = require_h5py()
     try:
-        with objects.open_read(objects.join(root, path)) as stream, h5py.File(stream, "r") as file:
+        with objects.open_read(root / path) as stream, h5py.File(stream, "r") as file:
             yield file
     except FileNotFoundError as error:
-        raise InputError("not_found", f"{path} is not in {redact(root)}") from error
+        raise InputError("not_found", f"{path} is not in {root}") from error
     except StorageError as error:
         raise objects.as_input_error(error) from error
     except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:  # h5py's, on damaged data

@@ -90,9 +90,7 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
     ]
     if other:
         hint = "set another --output, or restore the settings"
-        raise ConfigError(
-            f"{cfg.output_url} was prepared with other settings: {redact('; '.join(other))}", hint=hint
-        )
+        raise ConfigError(f"{cfg.output_url} was prepared with other settings: {redact('; '.join(other))}", hint=hint)
 
 
 def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> list[ExampleShard]:

@@ -123,7 +123,7 @@ def test_another_config_on_the_same_output_is_another_run(fields: Path, segment:
 
 
 def test_a_folder_that_grew_is_finished_by_the_same_command(segment: Run, tmp_path: Path) -> None:
-    farmland.write_folder(str(tmp_path / "in"), 8, size_px=64, seed=1)
+    farmland.write_folder(Url(str(tmp_path / "in")), 8, size_px=64, seed=1)
     first = segment(*flags_for(tmp_path / "in", tmp_path / "out"), *SMALL_PARTS)
     extra = tmp_path / "in/images/farm_000003b.jpg"
     extra.write_bytes((tmp_path / "in/images/farm_000003.jpg").read_bytes())
@@ -175,7 +175,7 @@ def test_bad_inputs_end_as_the_table_says_and_the_run_completes(segment: Run, tm
 
 
 def test_too_many_failures_decide_the_exit_status(segment: Run, tmp_path: Path) -> None:
-    farmland.write_folder(str(tmp_path / "in"), 3, size_px=64, seed=1)
+    farmland.write_folder(Url(str(tmp_path / "in")), 3, size_px=64, seed=1)
     (tmp_path / "in/broken.jpg").write_bytes(b"<html>no</html>")
     outcome = segment(*flags_for(tmp_path / "in", tmp_path / "out"))
     assert outcome.status == 1
@@ -238,7 +238,7 @@ def test_failed_rows_are_listed_and_retried_once_the_cause_is_gone(
     segment: Run, forks: ForkServer, tmp_path: Path
 ) -> None:
     """A missing object that comes back: its row fails, is retried, and then is fine."""
-    farmland.write_folder(str(tmp_path / "in"), 4, size_px=64, seed=1)
+    farmland.write_folder(Url(str(tmp_path / "in")), 4, size_px=64, seed=1)
     good, bad = (tmp_path / f"in/images/farm_00000{index}.jpg" for index in (0, 1))
     bad.unlink()
     bad.symlink_to(tmp_path / "nowhere.jpg")

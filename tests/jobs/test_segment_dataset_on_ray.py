@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.datasets import farmland
 from pipeline.image import encode
+from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import poison
 from tests.support.drivers import QUICK, SMALL_PARTS, finish, flags_for, kill_a_worker, rows_of, segment, start
@@ -25,7 +26,7 @@ IMAGES = 30
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small farmland images."""
     folder = tmp_path_factory.mktemp("fields")
-    farmland.write_folder(str(folder), IMAGES, size_px=96, seed=7)
+    farmland.write_folder(Url(str(folder)), IMAGES, size_px=96, seed=7)
     return folder
 
 
@@ -107,7 +108,7 @@ def test_an_actor_killed_in_the_middle_of_a_task_costs_nothing(
 
 @pytest.mark.faults
 def test_an_image_that_kills_its_worker_fails_alone(ray_cluster: Cluster, tmp_path: Path) -> None:
-    farmland.write_folder(str(tmp_path / "in"), 12, size_px=64, seed=1)
+    farmland.write_folder(Url(str(tmp_path / "in")), 12, size_px=64, seed=1)
     for name, mark in {"farm_000003": poison.DECODER, "farm_000007": poison.REFINER}.items():
         path = tmp_path / f"in/images/{name}.jpg"
         path.write_bytes(poison.poisoned(path.read_bytes(), mark))
@@ -134,7 +135,7 @@ def test_of_two_drivers_one_works_and_the_other_names_it(fields: Path, ray_clust
 def test_faults_of_the_store_are_survived_and_no_secret_is_written(
     s3_url: str, s3_proxy: FaultProxy, moto_server: S3Server, tmp_path: Path
 ) -> None:
-    farmland.write_folder(f"{s3_url}/in", 6, size_px=64, seed=1)
+    farmland.write_folder(Url(f"{s3_url}/in"), 6, size_px=64, seed=1)
     for fault in (503, "reset", 500):
         s3_proxy.fail_next(2, fault, prefix=f"{s3_url.removeprefix('s3://')}/in/")
     outcome = segment(*flags_for(f"{s3_url}/in", str(tmp_path)))

@@ -100,8 +100,8 @@ def test_cutting_land_loses_none_of_it(seed: int) -> None:
 
 
 def test_worker_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    farmland.write_folder(str(tmp_path / "one"), 3, size_px=32, seed=9)
-    farmland.write_folder(str(tmp_path / "two"), 3, size_px=32, seed=9, workers=2)
+    farmland.write_folder(Url(str(tmp_path / "one")), 3, size_px=32, seed=9)
+    farmland.write_folder(Url(str(tmp_path / "two")), 3, size_px=32, seed=9, workers=2)
     images = {path.name: path.read_bytes() for path in (tmp_path / "one" / "images").iterdir()}
     assert sorted(images) == [f"farm_{index:06}.jpg" for index in range(3)]
     assert {path.name: path.read_bytes() for path in (tmp_path / "two" / "images").iterdir()} == images

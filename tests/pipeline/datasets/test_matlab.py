@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from pipeline.datasets.matlab import open_hdf5, read_piece, read_variable
 from pipeline.errors import InputError, LabelError
+from pipeline.store.url import Url
 from tests.support.miniatures import mat, mat_structs
 
 SECRET = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
@@ -39,9 +40,7 @@ def test_version_7_3_is_refused_by_name() -> None:
 
 @given(arrays(np.uint8, 200))
 def test_damage_anywhere_is_a_label_error_or_goes_unnoticed(noise: np.ndarray) -> None:
-    data = np.frombuffer(mat(wanted=np.eye(9)), np.errors import InputError
-from pipeline.store.url import Url
-
+    data = np.frombuffer(mat(wanted=np.eye(9)), np.uint8).copy()
     data[128:] ^= np.resize(noise, data.size - 128)
     with suppress(LabelError):  # any other error fails
         read_variable(data.tobytes(), "wanted", name="a.mat")

@@ -91,7 +91,10 @@ def test_other_objects_are_background_with_their_parts(root: Path) -> None:
         (anno(), "has no object"),
         (mat(anno=np.zeros((2, 2))), "does not have PASCAL-Part.s structure"),
         (mat(anno={"objects": mat_structs({"class": "person"})}), "does not have PASCAL-Part.s structure"),
-        (anno(thing("person", range(3), {"part_name": "head", "mask": np.ones((3, 3))})), "does not have PASCAL-Part.s structure"),
+        (
+            anno(thing("person", range(3), {"part_name": "head", "mask": np.ones((3, 3))})),
+            "does not have PASCAL-Part.s structure",
+        ),
         (mat(other=1), "no variable 'anno'"),
         (b"", "not a MATLAB file"),
     ],

@@ -76,7 +76,10 @@ def test_what_writers_that_died_left_behind_goes_when_the_set_is_closed(finished
     (finished / "train/notes.txt").write_bytes(b"not ours")
     close(
         finished,
-        [one.shard for one in receipts.read_receipts(Url(str(finished)), sorted(receipts.finished_shards(Url(str(finished)))))],
+        [
+            one.shard
+            for one in receipts.read_receipts(Url(str(finished)), sorted(receipts.finished_shards(Url(str(finished)))))
+        ],
     )
     after = files_of(finished)
     assert after.pop("train/notes.txt") == b"not ours"
