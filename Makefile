@@ -41,13 +41,14 @@ demo: install
 # Two processes of one thread each: on the small tensors of tests, waking more threads costs more than they give.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-# Lint, all tests that need no Ray cluster, and the few of those that do which are marked `smoke`.
+# Lint, all tests that need no Ray cluster, and the few of those that do which are marked `smoke`. A handful that take long
+# are marked `slow`.
 test: develop lint
-	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not ray or smoke"
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not ray and not slow or smoke"
 
-# All other tests that start Ray, and every law with all its examples.
+# All other tests, and every law with all its examples.
 test-cluster: develop
-	HYPOTHESIS_PROFILE=full $(PYTEST) -m "ray and not smoke or hypothesis"
+	HYPOTHESIS_PROFILE=full $(PYTEST) -m "ray and not smoke or slow or hypothesis"
 
 lint: develop
 	$(BIN)/ruff format --check .

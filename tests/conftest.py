@@ -75,5 +75,6 @@ def ray_cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """Starts jobs in processes of their own without the seconds that imports take, shared by the session."""
-    with forked.fork_server("tests.support.without_ray", "jobs.inspect_run") as server:
+    modules = ("without_ray", "training_runs", "double_precision")
+    with forked.fork_server("jobs.inspect_run", *(f"tests.support.{name}" for name in modules)) as server:
         yield server

@@ -37,6 +37,8 @@ COMMAND = re.compile(
     r"(?:^|\s)(?:atrous (?P<name>[a-z-]+)|python -m (?P<module>(?:jobs|benchmarks)\.\w+)|python (?P<file>jobs/\w+\.py))"
     r"(?=\s|$)"
 )
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SETTING = re.compile(r"`(--[a-z]+\.[a-z0-9-]+)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*(?:\.[a-z0-9_-]+)*")
 
 
@@ -110,12 +112,11 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_bytes()) <= README_BYTES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_relative_links_lead_to_a_file_or_a_generated_page(page: Path) -> None:
+def test_relative_links_lead_to_a_file_or_a_generated_page() -> None:
     generated = {(ROOT / "docs" / path).resolve() for path in generator().PAGES}
-    targets = [one.partition("#")[0] for one in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
-    local = {(page.parent / one).resolve() for one in targets if one and "://" not in one}
-    assert not [str(path) for path in local - generated if not path.exists()]
+    targets = [(page, one.partition("#")[0]) for page in PAGES for one in LINK.findall(page.read_text())]
+    local = {(name_of(page), (page.parent / one).resolve()) for page, one in targets if one and "://" not in one}
+    assert [(page, str(path)) for page, path in local if path not in generated and not path.exists()] == []
 
 
 def test_the_readme_and_contributing_link_to_no_generated_page() -> None:
@@ -138,12 +139,11 @@ def test_commands_name_jobs_and_flags_that_exist(page: Path) -> None:
         assert not unknown, f"{module} has no {sorted(unknown)}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_flags_named_in_the_text_exist(page: Path) -> None:
+def test_flags_named_in_the_text_exist() -> None:
     """Those with a dot are settings of one of the jobs."""
     known = {flag for job in JOBS.values() for flag in FLAG.findall(help_of(job))}
-    named = {flag.rstrip(".") for flag in re.findall(r"`(--[a-z]+\.[a-z0-9-]+)", page.read_text())}
-    assert named <= known
+    named = {(name_of(page), flag.rstrip(".")) for page in PAGES for flag in SETTING.findall(page.read_text())}
+    assert [(page, flag) for page, flag in named if flag not in known] == []
 
 
 # ---------------------------------------------------------------- snippets

@@ -159,9 +159,9 @@ def test_objects_spill_to_the_local_disk_and_sockets_do_not_run_out():
     assert int(re.search(r"--ulimit nofile=(\d+)", run_options())[1]) >= 65536
 
 
-@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_yaml_file_holds_a_secret(path):
-    assert not SECRET.search(path.read_text())
+def test_no_yaml_file_holds_a_secret():
+    assert YAML_FILES
+    assert [path for path in YAML_FILES if SECRET.search(path.read_text())] == []
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,13 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.ranks import Group
 from tests import ROOT
 from tests.support import ray_servers, training_runs
+from tests.support.drivers import finish
+from tests.support.forked import LIMIT_S, Forked, ForkServer
 from tests.support.ports import free_port
+from tests.support.ray_servers import Cluster
 from tests.support.training_runs import UNET, WIDER, config
 
-DOUBLE = ("tests.support.double_precision",)
-START_S = 400
-"""Two shared cores: a process may take a minute to import torch."""
+DOUBLE = "tests.support.double_precision"
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +54,21 @@ def file_of(cfg: TrainConfig) -> str:
     return str(path)
 
 
-def start(cfg: TrainConfig, *flags: str, module: tuple[str, ...] = ("jobs.train",), **env: str) -> subprocess.Popen:
-    """Start a job on a config; without Ray unless `env` leads to a cluster."""
-    flags = flags if "RAY_ADDRESS" in env else ("--bare", *flags)
+def bare(forks: ForkServer, cfg: TrainConfig, *first: str, module: str = "jobs.train", **env: str) -> Forked:
+    """Start a job on a config without Ray, in a process of its own; `first` are arguments of its module."""
+    return forks.start(module, *first, "--config", file_of(cfg), "--bare", env=env)
+
+
+def on_ray(cluster: Cluster, cfg: TrainConfig, *, module: str = "jobs.train", **env: str) -> subprocess.Popen:
+    """Start a job on a config and a cluster."""
     return subprocess.Popen(
-        [sys.executable, "-m", *module, "--config", file_of(cfg), *flags],
+        [sys.executable, "-m", module, "--config", file_of(cfg)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | cluster.environment | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, dict, str]:
-    """Exit status, the line of JSON, and the log."""
-    out, log = process.communicate(timeout=START_S)
-    lines = out.strip().splitlines()
-    return process.returncode, json.loads(lines[-1]) if lines else {}, log
 
 
 def here(cfg: TrainConfig, capsys: pytest.CaptureFixture[str], *flags: str) -> dict:
@@ -79,10 +77,12 @@ def here(cfg: TrainConfig, capsys: pytest.CaptureFixture[str], *flags: str) -> d
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def group_of(size: int, cfg: TrainConfig, **how: Any) -> list[tuple[int, dict, str]]:
-    """Run a job in processes as torchrun starts them."""
+def train_in_group(forks: ForkServer, size: int, cfg: TrainConfig, **how: Any) -> None:
+    """Run a job to its good end in processes as torchrun starts them."""
     common = how | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-    return [finish(one) for one in [start(cfg, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(size)]]
+    ranks = [bare(forks, cfg, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(size)]
+    for rank in ranks:
+        assert rank.wait() == 0, rank.log
 
 
 def losses(output: Path) -> list[float]:
@@ -132,22 +132,23 @@ def assert_same_but_for_rounding(one: Path, other: Path) -> None:
 
 
 @pytest.mark.faults
-def test_two_workers_have_the_loss_curve_of_one(tmp_path):
+def test_two_workers_have_the_loss_curve_of_one(forks, tmp_path):
     larger = training_runs.write_data(tmp_path / "data", size_px=65)
     for size, name in ((1, "alone"), (2, "shared")):
-        ended = group_of(size, comparable(larger, tmp_path / name), module=DOUBLE)
-        assert [status for status, _, _ in ended] == [0] * size, ended[-1][2]
+        train_in_group(forks, size, comparable(larger, tmp_path / name), module=DOUBLE)
     assert_same_but_for_rounding(tmp_path / "alone", tmp_path / "shared")
 
 
 @pytest.mark.faults
-def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(data, tmp_path, capsys):
+def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one_and_then_has_nothing_to_do(
+    data, forks, tmp_path, capsys
+):
     changed = {"ema": 0.9, "runtime": {"checkpoint_every": 2, "loader_workers": 1}}
     whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
     said = here(whole, capsys)
     assert said["step"] in (4, 6)
     for step in (3, 4):
-        assert finish(start(killed, module=("tests.support.training_runs", str(step))))[0] == -signal.SIGKILL
+        assert bare(forks, killed, str(step), module="tests.support.training_runs").wait() == -signal.SIGKILL
     assert here(killed, capsys) == said | {"output": killed.output}
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
@@ -247,48 +248,48 @@ def first_within(seconds: float, found: Callable[[], Any]) -> Any:
 
 @pytest.mark.ray
 @pytest.mark.faults
-def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_one(data, tmp_path, ray_cluster, capsys):
+def test_a_run_whose_worker_and_then_driver_are_killed_ends_as_the_undisturbed_one(
+    data, forks, tmp_path, ray_cluster, capsys
+):
     changed = {
         "schedule": {"steps": 400},
         "validation": {"every": 400},
         "runtime": {"workers": 2, "checkpoint_every": 10, "max_failures": 1},
     }
     whole, killed = (config(data, tmp_path / name, **changed) for name in ("whole", "killed"))
-    ended = group_of(2, whole)
-    assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
+    train_in_group(forks, 2, whole)
 
-    driver = start(killed, **ray_cluster.environment)
-    first_within(START_S, lambda: state.saved_steps(Url(killed.output)))
-    first_within(START_S, lambda: ray_cluster.kill("RayTrainWorker"))
+    driver = on_ray(ray_cluster, killed)
+    first_within(LIMIT_S, lambda: state.saved_steps(Url(killed.output)))
+    first_within(LIMIT_S, lambda: ray_cluster.kill("RayTrainWorker"))
     assert any("resuming after step" in line for line in driver.stderr), "the run began anew"
     driver.kill()
-    assert driver.wait(START_S) == -signal.SIGKILL
+    assert driver.wait(LIMIT_S) == -signal.SIGKILL
     assert not (tmp_path / "killed" / "_SUCCESS").exists()
 
-    status, said, log = finish(start(killed, **ray_cluster.environment))
-    assert status == 0, log
-    assert "resuming after step" in log
+    resumed = finish(on_ray(ray_cluster, killed))
+    assert resumed.status == 0, resumed.log
+    assert "resuming after step" in resumed.log
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
-    assert here(killed, capsys) == said
+    assert here(killed, capsys) == resumed.summary
 
 
 @pytest.mark.ray
 @pytest.mark.faults
-def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_same_loss_curve(tmp_path):
+def test_an_elastic_run_that_loses_a_node_goes_on_with_fewer_workers_and_the_same_loss_curve(forks, tmp_path):
     larger = training_runs.write_data(tmp_path / "data", size_px=65)
     elastic = {"workers": 2, "min_workers": 1, "checkpoint_every": 1, "max_failures": 1}
     shrunk = comparable(larger, tmp_path / "shrunk", **elastic)
-    status, _, log = finish(start(comparable(larger, tmp_path / "whole"), module=DOUBLE))
-    assert status == 0, log
+    train_in_group(forks, 1, comparable(larger, tmp_path / "whole"), module=DOUBLE)
     with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster) as lost:
         # Before it takes fewer, Ray waits this long (unset: 60 s) for the place of a worker that is gone.
-        driver = start(shrunk, module=DOUBLE, **cluster.environment, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
-        first_within(START_S, lambda: len(state.saved_steps(Url(shrunk.output))) > 1)
+        driver = on_ray(cluster, shrunk, module=DOUBLE, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
+        first_within(LIMIT_S, lambda: len(state.saved_steps(Url(shrunk.output))) > 1)
         os.killpg(lost.pid, signal.SIGKILL)
-        status, _, log = finish(driver)
-    assert status == 0, log
-    assert re.findall(r"training in (\d)", log) == ["2", "1"], log
-    assert "resuming after step" in log
+        outcome = finish(driver)
+    assert outcome.status == 0, outcome.log
+    assert re.findall(r"training in (\d)", outcome.log) == ["2", "1"], outcome.log
+    assert "resuming after step" in outcome.log
     assert_same_but_for_rounding(tmp_path / "whole", tmp_path / "shrunk")
 
 

@@ -48,14 +48,14 @@ def worker(said: dict[str, Any]) -> str:
     return on_ray.train_worker(said)
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     """See the top of this file."""
     from tests.support import double_precision  # as workers import it: not as `__main__`
 
     use()
     on_ray.train_worker = double_precision.worker
-    command_line.leave(train.main(sys.argv[1:]))
+    return train.main(argv)
 
 
 if __name__ == "__main__":
-    main()
+    command_line.leave(main(sys.argv[1:]))

@@ -86,6 +86,7 @@ def fork_server(*modules: str) -> Iterator[ForkServer]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.forked", *modules],
         cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # torch reads it once
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

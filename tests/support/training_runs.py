@@ -93,9 +93,15 @@ def _die_in(step: int) -> None:
     loop.take_step = taking
 
 
-if __name__ == "__main__":
-    from jobs import command_line
+def main(argv: list[str]) -> int:
+    """See the top of this file."""
     from jobs import train as job
 
-    _die_in(int(sys.argv[1]))
-    command_line.leave(job.main(sys.argv[2:]))
+    _die_in(int(argv[0]))
+    return job.main(argv[1:])
+
+
+if __name__ == "__main__":
+    from jobs import command_line
+
+    command_line.leave(main(sys.argv[1:]))

@@ -48,9 +48,9 @@ def grey_to_rgb(grey):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_bad_input_ends_as_the_fault_table_says(case):
     data = case.make()
-    start = time.perf_counter()
+    start = time.process_time()
     code, image = outcome(data)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert code == case.expected
     if image is not None:
         height, width, _ = image.pixels_hwc.shape
@@ -67,15 +67,16 @@ def test_cases_are_deterministic_and_distinct():
     assert max(map(len, made)) < 2**20
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.expected != "ok"], ids=str)
-def test_the_detail_is_one_line_and_always_the_same(case):
-    details = set()
-    for _ in range(2):
-        with pytest.raises(InputError) as caught:
-            decode_image(case.make(), CFG)
-        details.add(str(caught.value))
-    assert len(details) == 1
-    assert "\n" not in details.pop()
+def test_the_detail_is_one_line_and_always_the_same():
+    details = {case.name: [detail_of(case.make()) for _ in range(2)] for case in CASES if case.expected != "ok"}
+    assert [name for name, (one, other) in details.items() if one != other] == []
+    assert [name for name, (one, _) in details.items() if "\n" in one] == []
+
+
+def detail_of(data: bytes) -> str:
+    with pytest.raises(InputError) as caught:
+        decode_image(data, CFG)
+    return str(caught.value)
 
 
 def test_threads_do_not_disturb_each_other():

@@ -159,6 +159,7 @@ def test_scales_of_the_paper_keep_caffes_sizes() -> None:
     assert [scaled_side(321, scale, align_corners=True) for scale in (1.0, 0.75, 0.5)] == [321, 241, 161]
 
 
+@pytest.mark.slow
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny(LARGE_FOV), torch.randn(1, 3, 48, 32)
     with torch.no_grad():

@@ -225,6 +225,7 @@ def test_half_precision_and_channels_last_agree_with_float32(kind: str) -> None:
     assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["xception41", "caffe"])
 def test_the_network_is_one_graph_for_the_compiler(kind: str) -> None:
     network, x = tiny(**EVERY_KIND[kind]).eval(), torch.randn(1, 3, 32, 32)

@@ -303,6 +303,7 @@ def test_half_precision_and_channels_last_agree_with_float32(backbone: str) -> N
     assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@pytest.mark.slow
 @EACH_BACKBONE
 def test_the_network_is_one_graph_for_the_compiler(backbone: str) -> None:
     network, x = tiny(backbone=backbone, msc=True).eval(), torch.randn(1, 3, 32, 25)

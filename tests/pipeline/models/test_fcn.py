@@ -227,6 +227,7 @@ def test_half_precision_and_channels_last_agree_with_float32(name: str) -> None:
     assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@pytest.mark.slow
 @networks
 def test_the_network_is_one_graph_for_the_compiler(name: str) -> None:
     network, x = scoring(name).eval(), torch.randn(1, 3, 33, 50)

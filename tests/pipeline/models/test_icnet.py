@@ -228,6 +228,7 @@ def test_half_precision_and_channels_last_agree_with_float32() -> None:
     assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny().eval(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -240,6 +240,7 @@ def test_half_precision_and_channels_last_agree_with_float32(variant: str) -> No
     assert (half.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
+@pytest.mark.slow
 @variants
 def test_the_network_is_one_graph_for_the_compiler(variant: str) -> None:
     network, x = tiny(variant).eval(), torch.randn(1, 3, 33, 50)

@@ -347,6 +347,7 @@ print(json.dumps({"shards": len(made.shards), "ids": len({s.id for s in made.sha
 """
 
 
+@pytest.mark.slow
 def test_a_million_tars_are_planned_in_two_minutes_of_processor_and_2_gib():
     said = subprocess.run([sys.executable, "-c", MILLION, "s3://bucket"], capture_output=True, text=True, check=True)
     figures = json.loads(said.stdout)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline import classes as class_maps
@@ -116,6 +117,7 @@ def mlflow_server(folder: Path) -> Generator[str]:
         server.wait()
 
 
+@pytest.mark.slow
 def test_a_server_of_mlflow_has_the_points_and_pictures_of_both_halves_of_a_resumed_run(monkeypatch, tmp_path):
     with mlflow_server(tmp_path) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
