@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[2]
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 """Keywords of JSON schema, in words."""
-KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "yes or no", "object": "mapping"}
+TYPE_NAMES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "yes or no", "object": "mapping"}
 IN_A_FILE = ("then", "settings", "network.options", "loss.terms")
 """Settings that no flag can say: mappings and lists of groups."""
 COMMAND_WIDTH = 100
@@ -49,7 +49,7 @@ def escaped(cell: str) -> str:
     return "`".join(plain)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table."""
     names = list(header)
     lines = [names, ["---"] * len(names), *([escaped(str(cell)) for cell in row] for row in rows)]
@@ -77,7 +77,7 @@ def described_kind(schema: dict[str, Any]) -> str:
             f"{schema['minItems']} times " if schema.get("minItems", 0) == schema.get("maxItems", -1) else "several: "
         )
         return count + described_kind(each)
-    words = [KINDS.get(schema.get("type", ""), schema.get("type", "group"))]
+    words = [TYPE_NAMES.get(schema.get("type", ""), schema.get("type", "group"))]
     words += [f"{said} {schema[name]:g}" for name, said in BOUNDS.items() if name in schema]
     words += [f"a multiple of {schema['multipleOf']:g}"] if "multipleOf" in schema else []
     return ", ".join(words)
@@ -115,7 +115,7 @@ def as_flag(name: str) -> str:
 def setting_tables(model: type[BaseModel], prefix: str = "", level: int = 2) -> Iterator[str]:
     """One table for the settings of a config, then one for each of its groups."""
     rows = [(as_flag(name), *rest) for name, *rest in setting_rows(model, prefix)]
-    yield table(("flag", "value", "default", "meaning"), rows)
+    yield markdown_table(("flag", "value", "default", "meaning"), rows)
     for name, field in model.model_fields.items():
         if group := model_of(field):
             yield f"\n{'#' * level} {prefix}{name}\n\n{first_paragraph(group)}\n\n"
@@ -144,7 +144,7 @@ def settings_page(title: str, model: type[BaseModel], *items: type[BaseModel]) -
     for item in items:
         rows = [(f"`{name}`", *rest) for name, *rest in setting_rows(item)]
         page += f"\n## {item.__name__}\n\n{first_paragraph(item)}\n\n"
-        page += table(("key in the file", "value", "default", "meaning"), rows)
+        page += markdown_table(("key in the file", "value", "default", "meaning"), rows)
     return page
 
 
@@ -214,7 +214,7 @@ def errors_page() -> str:
     tree = re.search(r"(?ms)^( {4}AtrousError\n.*?)\n\n", errors.__doc__ or "")
     page = "# Error codes\n\nA row with `status = failed` has one of these in `error_code`, and the case itself in\n"
     page += "`error_detail`. The codes are stable: scripts may rely on them.\n\n"
-    page += table(("code", "meaning"), ((f"`{code}`", said) for code, said in errors.ERROR_CODES.items()))
+    page += markdown_table(("code", "meaning"), ((f"`{code}`", said) for code, said in errors.ERROR_CODES.items()))
     page += "\n## Errors that end a job\n\nA job that cannot go on prints a message and, after `->`, what to change. "
     page += "It ends with status 1.\n\n"
     return page + (tree[1] if tree else "") + "\n"
@@ -242,7 +242,7 @@ def columns_page() -> str:
     page = (
         "# Columns\n\nOne row per image, in `parts/*.parquet`. Columns that need a mask are null for failed images.\n"
     )
-    return page + f"Never null are {never}.\n\n" + table(("column", "type", "meaning"), rows)
+    return page + f"Never null are {never}.\n\n" + markdown_table(("column", "type", "meaning"), rows)
 
 
 def shown_type(kind: pa.DataType) -> str:
@@ -266,10 +266,10 @@ def networks_page() -> str:
         rows = [(f"`{option}`", *rest) for option, *rest in setting_rows(options)]
         strides = ", ".join(map(str, network.output_strides))
         page += f"\n## {name}\n\n{first_paragraph(network)} Output strides: {strides}.\n\n"
-        page += table(("option", "value", "default", "meaning"), rows)
+        page += markdown_table(("option", "value", "default", "meaning"), rows)
     page += "\n## Published variants\n\nNames for `atrous models --only` and `atrous compare --only`. Figures are "
     page += "those of the papers or repositories.\n\n"
-    page += table(
+    page += markdown_table(
         ("variant", "network", "year", "paper", "mean IoU, %", "measured on"),
         (
             (
@@ -286,7 +286,7 @@ def networks_page() -> str:
     names = list(CrfParams.__dataclass_fields__)
     page += "\n## CRF presets\n\nValues of `--refine.preset`.\n\n"
     rows = [(f"`{name}`", *(getattr(params, one) for one in names)) for name, params in PRESETS.items()]
-    return page + table(("preset", *names), rows)
+    return page + markdown_table(("preset", *names), rows)
 
 
 def contributing_page() -> str:

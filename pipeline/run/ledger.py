@@ -109,7 +109,7 @@ class LedgerClient(Protocol):
 
 
 T = TypeVar("T")
-R = TypeVar("R")
+Answer = TypeVar("Answer")
 
 
 def work_guarded(
@@ -118,10 +118,10 @@ def work_guarded(
     units: Sequence[T],
     *,
     key: Callable[[T], str],
-    work: Callable[[Sequence[T]], Sequence[R]],
-    seconds: Callable[[R], float],
-    failure_of: Callable[[T], R],
-) -> list[R]:
+    work: Callable[[Sequence[T]], Sequence[Answer]],
+    seconds: Callable[[Answer], float],
+    failure_of: Callable[[T], Answer],
+) -> list[Answer]:
     """Work on units such that a unit that kills its worker fails alone; results in the order of the units.
 
     Args:
@@ -135,7 +135,7 @@ def work_guarded(
     """
     deaths = ledger.enter(stage, [key(unit) for unit in units])
     fresh = [index for index, count in enumerate(deaths) if count == 0]
-    results: dict[int, R] = {}
+    results: dict[int, Answer] = {}
 
     def do(indices: list[int]) -> None:
         done = work([units[index] for index in indices])

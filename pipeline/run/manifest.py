@@ -29,7 +29,7 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 
 T = TypeVar("T")
-R = TypeVar("R")
+Result = TypeVar("Result")
 
 _THREADS = 16
 """Concurrent reads of parts: small reads wait on latency, not bandwidth."""
@@ -104,7 +104,7 @@ def reopen_run(run_url: Url) -> None:
     objects.delete(manifest_url(run_url))
 
 
-def _map_ahead(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
+def _map_ahead(function: Callable[[T], Result], values: Iterable[T]) -> Iterator[Result]:
     """`map` in threads, in order, at most `_THREADS + 1` results ahead of the caller."""
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from ahead(pool, function, values, _THREADS + 1)

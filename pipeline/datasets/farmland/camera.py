@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageFilter
 
-from pipeline.datasets.farmland.canvas import BUILDING, TREE, Canvas, blur_sheet
+from pipeline.datasets.farmland.canvas import BUILDING, TREE, FieldCanvas, blur_sheet
 from pipeline.records import Float32, UInt8
 
 
-def take_photograph(canvas: Canvas) -> UInt8:
+def take_photograph(canvas: FieldCanvas) -> UInt8:
     """Photograph the scene, (H, W, 3) uint8: shadows, light, haze, a colour cast, blur and sensor noise."""
     rng = canvas.rng
     ground = (canvas.label_hw != TREE) & (canvas.label_hw != BUILDING)
@@ -28,7 +28,7 @@ def take_photograph(canvas: Canvas) -> UInt8:
     return np.clip(np.rint(np.asarray(blurred, np.float32) + grain), 0, 255).astype(np.uint8)
 
 
-def _slope(canvas: Canvas) -> Float32:
+def _slope(canvas: FieldCanvas) -> Float32:
     """Gradient across the image in a random direction, (H, W), from about -1 to 1."""
     turn = canvas.rng.uniform(0, 2 * math.pi)
     y, x = np.ogrid[0 : canvas.height, 0 : canvas.width]

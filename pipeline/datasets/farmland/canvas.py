@@ -30,7 +30,7 @@ class Border:
 
 
 @dataclass(slots=True)
-class Canvas:
+class FieldCanvas:
     """Colours, labels and shadows of a scene, and the random generator and properties that all layers share."""
 
     rng: np.random.Generator

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from pipeline.datasets.farmland.canvas import BUILDING, ROAD, WATER, Canvas, smooth_wave
+from pipeline.datasets.farmland.canvas import BUILDING, ROAD, WATER, FieldCanvas, smooth_wave
 from pipeline.datasets.farmland.geometry import Points, disc_box, perpendicular, pillow_points, rectangle
 from pipeline.datasets.farmland.roads import VERGE, YARD, Road, paint_materials
 
@@ -37,7 +37,7 @@ class _Plan:
         return len(self.styles) - 1
 
 
-def paint_farmsteads(canvas: Canvas, roads: list[Road]) -> None:
+def paint_farmsteads(canvas: FieldCanvas, roads: list[Road]) -> None:
     """Paint farmsteads: buildings around a yard beside a road."""
     plan, gates = _Plan(canvas.sheet("L"), canvas.sheet("I"), [np.zeros(1, _ROOF)]), _gates(canvas, roads)
     for _ in range(canvas.rng.poisson(2.6 * canvas.share)):
@@ -48,7 +48,7 @@ def paint_farmsteads(canvas: Canvas, roads: list[Road]) -> None:
         _paint_roofs(canvas, face_hw, np.concatenate(plan.styles))
 
 
-def _gates(canvas: Canvas, roads: list[Road]) -> Points:
+def _gates(canvas: FieldCanvas, roads: list[Road]) -> Points:
     """Points on roads inside the scene and the road's direction there, (N, 4)."""
     ways = [np.array(road.line) for road in roads]
     gates = np.concatenate([np.zeros((0, 4)), *(np.hstack([way[:-1], np.diff(way, axis=0)]) for way in ways)])
@@ -56,7 +56,7 @@ def _gates(canvas: Canvas, roads: list[Road]) -> Points:
     return gates[inside]
 
 
-def _site(canvas: Canvas, gates: Points) -> tuple[Points, Points, Points]:
+def _site(canvas: FieldCanvas, gates: Points) -> tuple[Points, Points, Points]:
     """Choose a site: a point on a road, the road's direction there, and the direction from the road to the yard."""
     rng = canvas.rng
     if len(gates) == 0:
@@ -67,7 +67,7 @@ def _site(canvas: Canvas, gates: Points) -> tuple[Points, Points, Points]:
     return gate[:2], perpendicular(inward), inward
 
 
-def _draw_farmstead(canvas: Canvas, plan: _Plan, gate: Points, along: Points, inward: Points) -> None:
+def _draw_farmstead(canvas: FieldCanvas, plan: _Plan, gate: Points, along: Points, inward: Points) -> None:
     """Draw one farmstead: a garden, a yard with its drive to the road, and buildings around it."""
     rng, scale = canvas.rng, canvas.scale
     yard = gate + inward * 40 * scale
@@ -88,7 +88,7 @@ def _draw_farmstead(canvas: Canvas, plan: _Plan, gate: Points, along: Points, in
             _draw_house(canvas, plan, centre, inward if rng.random() < 0.5 else along)
 
 
-def _is_clear(canvas: Canvas, plan: _Plan, plot: Points) -> bool:
+def _is_clear(canvas: FieldCanvas, plan: _Plan, plot: Points) -> bool:
     """Return True if corners, edge centres and centre of a rectangle are on no water, road or roof."""
     spots = np.concatenate([plot, (plot + np.roll(plot, 1, 0)) / 2, plot.mean(0)[None]])
     x, y = np.rint(spots).astype(int).T
@@ -98,7 +98,7 @@ def _is_clear(canvas: Canvas, plan: _Plan, plot: Points) -> bool:
     return not (any(built) or np.isin(canvas.label_hw[y, x], (WATER, ROAD)).any())
 
 
-def _draw_house(canvas: Canvas, plan: _Plan, centre: Points, along: Points) -> None:
+def _draw_house(canvas: FieldCanvas, plan: _Plan, centre: Points, along: Points) -> None:
     """Draw a house: two roof faces that meet at the ridge, the one towards the sun brighter, and a shadow."""
     rng, scale, draw = canvas.rng, canvas.scale, ImageDraw.Draw(plan.faces)
     length, breadth = rng.uniform(17, 38) * scale, rng.uniform(12, 19) * scale
@@ -116,7 +116,7 @@ def _draw_house(canvas: Canvas, plan: _Plan, centre: Points, along: Points) -> N
         draw.polygon(pillow_points(panels), plan.add((38, 48, 78), along, 5.0, 0.16))
 
 
-def _draw_silo(canvas: Canvas, plan: _Plan, centre: Points) -> None:
+def _draw_silo(canvas: FieldCanvas, plan: _Plan, centre: Points) -> None:
     """Draw a silo: a round tower with a lit cap, and a shadow."""
     radius, draw, east = canvas.rng.uniform(6, 9) * canvas.scale, ImageDraw.Draw(plan.faces), np.array([1.0, 0.0])
     if not _is_clear(canvas, plan, rectangle(centre, east, radius * 2.4, radius * 2.4)):
@@ -128,7 +128,7 @@ def _draw_silo(canvas: Canvas, plan: _Plan, centre: Points) -> None:
     draw.ellipse(disc_box(cap, radius * 0.6), plan.add([grey * 1.1] * 3, east, 9.0, 0.0))
 
 
-def _cast_shadow(canvas: Canvas, outline: Points, height_px: float) -> None:
+def _cast_shadow(canvas: FieldCanvas, outline: Points, height_px: float) -> None:
     """Draw the shadow of walls of this height: the outline swept along the shadow's direction."""
     draw = ImageDraw.Draw(canvas.shadow)
     tip = outline + canvas.shade_xy * height_px
@@ -137,7 +137,7 @@ def _cast_shadow(canvas: Canvas, outline: Points, height_px: float) -> None:
         draw.polygon(pillow_points(np.array([outline[i - 1], outline[i], tip[i], tip[i - 1]])), fill=255)
 
 
-def _paint_roofs(canvas: Canvas, face_hw: npt.NDArray[np.int32], styles: npt.NDArray[Any]) -> None:
+def _paint_roofs(canvas: FieldCanvas, face_hw: npt.NDArray[np.int32], styles: npt.NDArray[Any]) -> None:
     """Paint the roof faces, with fine ribs for tiles or sheets."""
     where = face_hw > 0
     style = styles[face_hw[where]]

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageDraw
 
-from pipeline.datasets.farmland.canvas import CROP, GRASSES, MEADOW, SOIL, Border, Canvas, smooth_wave
+from pipeline.datasets.farmland.canvas import CROP, GRASSES, MEADOW, SOIL, Border, FieldCanvas, smooth_wave
 from pipeline.datasets.farmland.geometry import Points, cut_polygon, perpendicular, polygon_area, rectangle
 from pipeline.records import Float32
 
@@ -30,7 +30,7 @@ _LEAVES = np.array(
 )
 
 
-def divide_land(canvas: Canvas) -> tuple[list[Points], list[Border]]:
+def divide_land(canvas: FieldCanvas) -> tuple[list[Points], list[Border]]:
     """Divide the land repeatedly until every parcel has the size of a field; returns parcels and borders."""
     rng, size = canvas.rng, canvas.size_xy
     turn, reach = rng.uniform(0, math.pi), float(np.hypot(*size)) + 160.0
@@ -60,7 +60,7 @@ def _division(rng: np.random.Generator, piece: Points) -> tuple[Points, Points]:
     return piece.mean(0) + longest * rng.uniform(-0.12, 0.12), normal / float(np.hypot(*normal))
 
 
-def paint_fields(canvas: Canvas, parcels: list[Points]) -> None:
+def paint_fields(canvas: FieldCanvas, parcels: list[Points]) -> None:
     """Paint every parcel as a crop, a meadow or ploughed soil, with headlands."""
     numbers = canvas.sheet("I")
     draw = ImageDraw.Draw(numbers)
@@ -76,7 +76,7 @@ def paint_fields(canvas: Canvas, parcels: list[Points]) -> None:
     canvas.label_hw[:] = pixel_styles["kind"]
 
 
-def _field_style(canvas: Canvas, parcel: Points) -> npt.NDArray[Any]:
+def _field_style(canvas: FieldCanvas, parcel: Points) -> npt.NDArray[Any]:
     """Draw the style of one parcel: (1,) of `_FIELD_STYLE`."""
     rng = canvas.rng
     style = np.zeros(1, _FIELD_STYLE)
@@ -101,7 +101,7 @@ def _field_style(canvas: Canvas, parcel: Points) -> npt.NDArray[Any]:
 
 
 def _draw_headlands(
-    canvas: Canvas, draw: ImageDraw.ImageDraw, parcel: Points, style: npt.NDArray[Any], first: int
+    canvas: FieldCanvas, draw: ImageDraw.ImageDraw, parcel: Points, style: npt.NDArray[Any], first: int
 ) -> list[npt.NDArray[Any]]:
     """Draw headlands over a parcel, where rows follow each side because tractors turn there; returns their styles."""
     centre, sides = parcel.mean(0), np.roll(parcel, -1, 0) - parcel
@@ -117,7 +117,7 @@ def _draw_headlands(
     return rim
 
 
-def _field_colours(canvas: Canvas, style: npt.NDArray[Any]) -> Float32:
+def _field_colours(canvas: FieldCanvas, style: npt.NDArray[Any]) -> Float32:
     """Colours of the fields, (H, W, 3), from the style of each pixel."""
     y, x = np.ogrid[0 : canvas.height, 0 : canvas.width]
     patch, mottle, fine = canvas.noise(46), canvas.noise(11), canvas.noise(2.6)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageDraw
 
-from pipeline.datasets.farmland.canvas import GRASSES, MEADOW, ROAD, WATER, Border, Canvas
+from pipeline.datasets.farmland.canvas import GRASSES, MEADOW, ROAD, WATER, Border, FieldCanvas
 from pipeline.records import UInt8
 
 VERGE, ASPHALT, WORN, PAINT, DIRT, RUT, YARD = range(1, 8)
@@ -22,7 +22,7 @@ class Road:
     """True for asphalt, False for a dirt track."""
 
 
-def paint_roads(canvas: Canvas, borders: list[Border]) -> list[Road]:
+def paint_roads(canvas: FieldCanvas, borders: list[Border]) -> list[Road]:
     """Paint roads along borders of large pieces of land, tracks and grass strips along small ones."""
     rng, sheet = canvas.rng, canvas.sheet("L")
     draw, roads = ImageDraw.Draw(sheet), []
@@ -40,7 +40,7 @@ def paint_roads(canvas: Canvas, borders: list[Border]) -> list[Road]:
     return roads
 
 
-def _draw_road(canvas: Canvas, draw: ImageDraw.ImageDraw, road: Road) -> None:
+def _draw_road(canvas: FieldCanvas, draw: ImageDraw.ImageDraw, road: Road) -> None:
     """Draw a road from the verge inwards: asphalt with worn lanes and a centre line, or two ruts with grass between."""
     rng, scale = canvas.rng, canvas.scale
     breadth = rng.uniform(10, 14) * scale if road.paved else rng.uniform(6.5, 9) * scale
@@ -57,7 +57,7 @@ def _draw_road(canvas: Canvas, draw: ImageDraw.ImageDraw, road: Road) -> None:
             draw.line((start, end), PAINT, 1)
 
 
-def paint_materials(canvas: Canvas, material_hw: UInt8) -> None:
+def paint_materials(canvas: FieldCanvas, material_hw: UInt8) -> None:
     """Paint a drawing of materials: verges get the class meadow, everything else road."""
     rng = canvas.rng
     asphalt = rng.uniform(84, 142) + np.array([0.0, -0.5, -2.0]) * rng.uniform(-1, 3)

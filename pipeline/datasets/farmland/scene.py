@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.datasets.farmland.camera import take_photograph
-from pipeline.datasets.farmland.canvas import Canvas
+from pipeline.datasets.farmland.canvas import FieldCanvas
 from pipeline.datasets.farmland.farmsteads import paint_farmsteads
 from pipeline.datasets.farmland.fields import divide_land, paint_fields
 from pipeline.datasets.farmland.roads import paint_roads
@@ -43,14 +43,14 @@ def generate_scene(seed: int, *, height: int = 256, width: int = 256) -> Scene:
     return Scene(take_photograph(canvas), canvas.label_hw)
 
 
-def _new_canvas(rng: np.random.Generator, height: int, width: int) -> Canvas:
+def _new_canvas(rng: np.random.Generator, height: int, width: int) -> FieldCanvas:
     """Draw the properties of the whole scene: sun, scale, soil, and bending of lines."""
     sun, steepness = rng.uniform(0, 2 * math.pi), rng.uniform(0.45, 1.25)
     soils = np.array([(128, 101, 76), (104, 86, 68), (152, 130, 102), (134, 98, 74), (118, 105, 88)], np.float32)
     turn, length = rng.uniform(0, 2 * math.pi, 4), rng.uniform(130, 420, 4)
     vectors = np.stack([np.cos(turn), np.sin(turn)], 1) * (2 * math.pi / length[:, None])
     swing = rng.normal(0, 0.016, (4, 2)) * length[:, None]
-    return Canvas(
+    return FieldCanvas(
         rng=rng,
         height=height,
         width=width,

@@ -5,12 +5,12 @@ from itertools import pairwise
 import numpy as np
 from PIL import ImageDraw
 
-from pipeline.datasets.farmland.canvas import BUILDING, ROAD, TREE, WATER, Border, Canvas
+from pipeline.datasets.farmland.canvas import BUILDING, ROAD, TREE, WATER, Border, FieldCanvas
 from pipeline.datasets.farmland.geometry import Points, disc_box, perpendicular, points_along, random_rotation
 from pipeline.records import Bool, UInt8
 
 
-def paint_trees(canvas: Canvas, borders: list[Border]) -> None:
+def paint_trees(canvas: FieldCanvas, borders: list[Border]) -> None:
     """Paint woods, hedgerows, orchards and single trees; every crown is shaded and casts a shadow."""
     rng = canvas.rng
     stands = [_wood(canvas) for _ in range(rng.poisson(0.8 * canvas.share))]
@@ -22,7 +22,7 @@ def paint_trees(canvas: Canvas, borders: list[Border]) -> None:
         _draw_crowns(canvas, crowns[np.argsort(crowns[:, 2], kind="stable")])
 
 
-def _wood(canvas: Canvas) -> Points:
+def _wood(canvas: FieldCanvas) -> Points:
     """Crowns of a wood, (N, 3) x, y, radius, packed inside a ragged outline."""
     rng, scale = canvas.rng, canvas.scale
     reach, step = rng.uniform(24, 62) * scale, 7.5 * scale
@@ -35,7 +35,7 @@ def _wood(canvas: Canvas) -> Points:
     return np.column_stack([spots + centre, rng.uniform(4.5, 9.5, len(spots)) * scale])
 
 
-def _orchard(canvas: Canvas) -> Points:
+def _orchard(canvas: FieldCanvas) -> Points:
     """Crowns of an orchard, (N, 3), in rows and columns."""
     rng, scale = canvas.rng, canvas.scale
     step, radius = rng.uniform(13, 18) * scale, rng.uniform(4.6, 6.2) * scale
@@ -45,7 +45,7 @@ def _orchard(canvas: Canvas) -> Points:
     return np.column_stack([spots, radius * rng.uniform(0.85, 1.15, len(spots))])
 
 
-def _hedge(canvas: Canvas, border: Border) -> Points:
+def _hedge(canvas: FieldCanvas, border: Border) -> Points:
     """Crowns of a hedge, (N, 3), along a section of a border, with gaps."""
     rng, scale = canvas.rng, canvas.scale
     aside = perpendicular(border.line[1] - border.line[0]) * rng.uniform(6, 10) * scale * rng.choice([-1, 1])
@@ -58,13 +58,13 @@ def _hedge(canvas: Canvas, border: Border) -> Points:
     return np.column_stack([spots + rng.normal(0, 1.0, spots.shape), rng.uniform(3.6, 6.8, len(spots)) * scale])
 
 
-def _single_trees(canvas: Canvas, count: int) -> Points:
+def _single_trees(canvas: FieldCanvas, count: int) -> Points:
     """Crowns of single trees, (N, 3), at random places."""
     spots = canvas.rng.random((count, 2)) * canvas.size_xy
     return np.column_stack([spots, canvas.rng.uniform(4, 9.5, count) * canvas.scale])
 
 
-def _draw_crowns(canvas: Canvas, crowns: Points) -> None:
+def _draw_crowns(canvas: FieldCanvas, crowns: Points) -> None:
     """Draw crowns by ascending size: four discs each, brighter towards the sun."""
     rng, sheet = canvas.rng, canvas.sheet("RGB")
     draw, ground = ImageDraw.Draw(sheet), ImageDraw.Draw(canvas.shadow)
@@ -78,7 +78,7 @@ def _draw_crowns(canvas: Canvas, crowns: Points) -> None:
     _paint_leaves(canvas, np.asarray(sheet))
 
 
-def _is_free(canvas: Canvas, crowns: Points) -> Bool:
+def _is_free(canvas: FieldCanvas, crowns: Points) -> Bool:
     """(N,) bool, False for crowns on water, a road or a roof, or wholly outside the image."""
     x, y = np.rint(crowns[:, 0]).astype(int), np.rint(crowns[:, 1]).astype(int)
     inside = (x > -12) & (y > -12) & (x < canvas.width + 12) & (y < canvas.height + 12)
@@ -87,7 +87,7 @@ def _is_free(canvas: Canvas, crowns: Points) -> Bool:
     return free
 
 
-def _paint_leaves(canvas: Canvas, drawn_hwc: UInt8) -> None:
+def _paint_leaves(canvas: FieldCanvas, drawn_hwc: UInt8) -> None:
     """Paint leaves on the discs: a ragged outline, speckled light and a tint of each crown."""
     rng = canvas.rng
     y, x = np.ogrid[0 : canvas.height, 0 : canvas.width]

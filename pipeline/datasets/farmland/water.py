@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import ImageDraw
 
-from pipeline.datasets.farmland.canvas import MEADOW, WATER, Canvas, blur_sheet
+from pipeline.datasets.farmland.canvas import MEADOW, WATER, FieldCanvas, blur_sheet
 from pipeline.datasets.farmland.geometry import (
     disc_box,
     perpendicular,
@@ -16,7 +16,7 @@ from pipeline.datasets.farmland.geometry import (
 from pipeline.records import Bool, Float32
 
 
-def paint_water(canvas: Canvas) -> None:
+def paint_water(canvas: FieldCanvas) -> None:
     """Paint rivers and ponds with their banks; some scenes have none."""
     rng, sheet = canvas.rng, canvas.sheet("L")
     draw = ImageDraw.Draw(sheet)
@@ -31,7 +31,7 @@ def paint_water(canvas: Canvas) -> None:
     _paint_surface(canvas, shape > 0, blur_sheet(sheet, 7.0 * canvas.scale))
 
 
-def _draw_river(canvas: Canvas, draw: ImageDraw.ImageDraw) -> None:
+def _draw_river(canvas: FieldCanvas, draw: ImageDraw.ImageDraw) -> None:
     """Draw a river: discs of varying size along a path that meanders on three scales."""
     rng, size = canvas.rng, canvas.size_xy
     turn, reach = rng.uniform(0, 2 * math.pi), float(np.hypot(*size)) + 60
@@ -47,7 +47,7 @@ def _draw_river(canvas: Canvas, draw: ImageDraw.ImageDraw) -> None:
             draw.ellipse(disc_box(point, float(radius)), fill=255)
 
 
-def _draw_pond(canvas: Canvas, draw: ImageDraw.ImageDraw) -> None:
+def _draw_pond(canvas: FieldCanvas, draw: ImageDraw.ImageDraw) -> None:
     """Draw a pond: a stretched disc with two, three and five lobes."""
     rng = canvas.rng
     angle = np.arange(40) * (2 * math.pi / 40)
@@ -58,7 +58,7 @@ def _draw_pond(canvas: Canvas, draw: ImageDraw.ImageDraw) -> None:
     draw.polygon(pillow_points(rim @ random_rotation(rng) + rng.random(2) * canvas.size_xy), fill=255)
 
 
-def _paint_banks(canvas: Canvas, bank_hw: Float32) -> None:
+def _paint_banks(canvas: FieldCanvas, bank_hw: Float32) -> None:
     """Paint banks: reeds and bare soil along the water, of class meadow."""
     ragged = bank_hw + 0.05 * canvas.noise(6)
     rim = (ragged > 0.13) & (bank_hw > 0.04)
@@ -68,7 +68,7 @@ def _paint_banks(canvas: Canvas, bank_hw: Float32) -> None:
     canvas.paint(rim, (reeds * (1 + 0.1 * shade)) * (1 - mud) + canvas.soil * 0.8 * mud, MEADOW)
 
 
-def _paint_surface(canvas: Canvas, where_hw: Bool, depth_hw: Float32) -> None:
+def _paint_surface(canvas: FieldCanvas, where_hw: Bool, depth_hw: Float32) -> None:
     """Paint the water: muddy at the rim, dark in the middle, with ripples and a reflection of the sky."""
     rng = canvas.rng
     tints = np.array([(34, 52, 56), (48, 66, 58), (58, 84, 94), (84, 88, 68), (40, 62, 78), (66, 92, 82)], np.float32)
