@@ -70,7 +70,7 @@ class Job:
     judge: JudgeConfig | None = None
     """How masks are counted against labels; None without evaluation."""
     masks: Url | None = None
-    """URL of existing masks to score in place of a network's; None runs the network."""
+    """Existing masks to score in place of a network's; None runs the network."""
 
     @property
     def max_bytes(self) -> int:

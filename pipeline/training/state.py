@@ -128,7 +128,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def state_url(output: Url, step: int) -> Url:
-    """URL of the folder of the state after `step` steps."""
+    """Folder of the state after `step` steps."""
     return output / STATES_FOLDER / f"step-{step:08d}"
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.evaluate.evaluation import AnswerCounts, Evaluation
+from pipeline.store.url import Url
 
 NAMES = ("soil", "crop", "weed", "stone")
 CLASSES = ClassMap(name="field", classes=tuple(ClassInfo(name=name, colour=(i, i, i)) for i, name in enumerate(NAMES)))
@@ -60,7 +61,7 @@ def evaluation(
     names = {"network": counts(images, recall=recall - 0.03, network=network, seed=seed), "native": counts_nkk}
     facts: dict[str, object] = {
         "name": "default",
-        "run_url": f"s3://runs/{network}/run=0123456789ab",
+        "run_url": Url(f"s3://runs/{network}/run=0123456789ab"),
         "fingerprint": f"{network:012x}",
         "data_fp": f"data{seed:08d}",
         "checkpoint": f"s3://models/net-{network}",

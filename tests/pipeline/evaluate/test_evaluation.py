@@ -56,7 +56,7 @@ def label_of(folder: Path, name: str) -> np.ndarray:
 
 
 def rows_of(run: Run) -> dict[str, Row]:
-    table = pq.read_table(parts.parts_url(run.url))
+    table = pq.read_table(parts.parts_url(run.url).raw)
     return {row.key: row for row in sorted(records.rows_from_table(table), key=lambda row: row.key)}
 
 
@@ -283,7 +283,7 @@ def test_a_segmentation_has_no_evaluation(run: Run, tmp_path: Path) -> None:
 
 
 def test_masks_of_other_classes_are_refused(run: Run, fields: Path, tmp_path: Path) -> None:
-    cfg = config(source=str(fields), output=str(tmp_path), masks=run.url, classes="camvid")
+    cfg = config(source=str(fields), output=str(tmp_path), masks=run.url.raw, classes="camvid")
     with pytest.raises(ConfigError, match="the masks have other classes: id 0"):
         identify(cfg)
 

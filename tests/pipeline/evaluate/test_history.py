@@ -98,7 +98,7 @@ def test_the_same_evaluation_submitted_again_appends_nothing(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "changed",
     [
-        judged(evaluation(run_url="s3://runs/tomorrow/run=0123456789ab")),
+        judged(evaluation(run_url=Url("s3://runs/tomorrow/run=0123456789ab"))),
         judged(evaluation(data_fp="more images")),
         judged(evaluation(name="stride 8")),
         judged(evaluation(), gates=Gates(samples=101)),
@@ -194,7 +194,7 @@ def found(wanted: str, now: Evaluation = NOW, source: str = "s3://fields/val") -
 
 def test_last_good_is_the_newest_that_passed() -> None:
     baseline = found("last-good")
-    assert baseline.run_url == "s3://runs/2/run=0123456789ab"
+    assert baseline.run_url == Url("s3://runs/2/run=0123456789ab")
     assert baseline.checkpoint == "s3://models/net-2"
     assert baseline.estimates == estimate(evaluation(20, network=2).answer.counts_nkk)
 
@@ -215,19 +215,19 @@ def test_there_is_no_last_good_of_another_source_setting_or_class_map(now: Evalu
 
 
 def test_an_evaluation_submitted_again_is_not_its_own_baseline() -> None:
-    assert found("last-good", evaluation(20, network=2)).run_url == "s3://runs/1/run=0123456789ab"
+    assert found("last-good", evaluation(20, network=2)).run_url == Url("s3://runs/1/run=0123456789ab")
 
 
 @pytest.mark.parametrize("wanted", ["s3://models/net-3", "s3://models/net-3/", "net-3", "abcdef000003", "000000000003"])
 def test_a_baseline_has_the_name_of_a_checkpoint_or_a_fingerprint(wanted: str) -> None:
-    assert found(wanted).run_url == "s3://runs/3/run=0123456789ab"
+    assert found(wanted).run_url == Url("s3://runs/3/run=0123456789ab")
 
 
 def test_of_a_checkpoint_the_newest_evaluation_of_the_same_setting_is_taken() -> None:
-    later = judged(evaluation(20, network=1, run_url="s3://runs/b/run=1"), day=7)
-    other = judged(evaluation(20, network=1, run_url="s3://runs/c/run=1", name="stride 8"), day=8)
+    later = judged(evaluation(20, network=1, run_url=Url("s3://runs/b/run=1")), day=7)
+    other = judged(evaluation(20, network=1, run_url=Url("s3://runs/c/run=1"), name="stride 8"), day=8)
     chosen = find_baseline("net-1", [*PAST, *later, *other], NOW, source="s3://fields/val")
-    assert chosen.run_url == "s3://runs/b/run=1"
+    assert chosen.run_url == Url("s3://runs/b/run=1")
 
 
 def test_the_url_of_a_run_is_taken_whether_the_history_knows_it_or_not() -> None:
