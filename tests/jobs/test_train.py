@@ -49,8 +49,11 @@ def one_thread():
 
 
 def file_of(cfg: TrainConfig) -> str:
+    """Write the config; replaced whole, since another rank may be reading it."""
     path = Path(cfg.data) / "run.yaml"
-    path.write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    fresh = path.with_suffix(".new")
+    fresh.write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    fresh.replace(path)
     return str(path)
 
 

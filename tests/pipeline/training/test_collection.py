@@ -72,7 +72,7 @@ def open_in(folder: Path, *parts: str, **options) -> Collection:
 
 @pytest.mark.parametrize("put", [put_folder, put_tar, put_parquet])
 def test_a_collection_is_the_same_whatever_it_is_stored_as(put, tmp_path):
-    put(str(tmp_path / "part"))
+    put(Url(str(tmp_path / "part")))
     found = open_in(tmp_path)
     assert [(found[i].image, found[i].label) for i in range(len(found))] == list(EXAMPLES.values())
     assert [Path(key.rpartition("#")[2]).stem for key in found.keys] == list(EXAMPLES)

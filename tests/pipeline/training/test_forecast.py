@@ -52,7 +52,7 @@ def test_the_forecast_adds_up_what_the_rehearsal_measured(cfg):
 
 
 def test_nothing_of_a_rehearsal_is_left(cfg):
-    url = cfg.output / "_rehearsal"
+    url = cfg.output_url / "_rehearsal"
     state.save_state(url, RunState().to_json(), {"a": torch.zeros(1)}, step=1)
     forecast.delete_trial(url)
     assert list(objects.list_files(url)) == []

@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.errors import JobError, StorageError
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.training import state
 from pipeline.training.state import BackgroundWriter, Point, RunState
 
@@ -16,8 +17,8 @@ STORY = RunState(
 
 
 @pytest.fixture
-def output() -> str:
-    return f"memory://states-{np.random.default_rng().integers(1 << 62)}"
+def output() -> Url:
+    return Url(f"memory://states-{np.random.default_rng().integers(1 << 62)}")
 
 
 def steps_of(optimiser, parameters, count):
