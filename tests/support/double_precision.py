@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from jobs import command_line, train
-from pipeline.training import learner, loop, on_ray, validate
+from pipeline.training import loop, on_ray, validate
 
 
 def use() -> None:
     """From here on this process trains in float64."""
     torch.set_default_dtype(torch.float64)
-    build = in_single_precision(learner.build_phase_network)
-    learner.build_phase_network = lambda *args: build(*args).double()
+    build = in_single_precision(loop.build_phase_network)
+    loop.build_phase_network = lambda *args: build(*args).double()
     loop.validate = in_single_precision(loop.validate)
     validate.predict_samples = in_single_precision(validate.predict_samples)
 
