@@ -121,7 +121,7 @@ def test_an_object_is_described_and_read_whole_and_in_ranges(site: Url) -> None:
 
 
 def test_a_tar_becomes_a_shard_and_its_members_items(site: Url) -> None:
-    cfg = SegmentConfig(source=(site / "two.tar",), output="out", checkpoint="farmland")
+    cfg = SegmentConfig(source=((site / "two.tar").raw,), output="out", checkpoint="farmland")
     (shard,) = plan_source(cfg).shards
     items = list(read_items(shard, ReadConfig(), max_bytes=10**6, skip=frozenset()))
     assert [item.key.rpartition("#")[2] for item in items] == ["a", "b"]
