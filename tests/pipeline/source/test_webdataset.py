@@ -20,7 +20,8 @@ from pipeline.errors import InputError
 from pipeline.records import Item
 from pipeline.source.plan import read_items
 from pipeline.source.shard import Shard, object_shard
-from pipeline.source.webdataset import _IMAGES, BLOCK, entries
+from pipeline.source.tar import BLOCK, entries
+from pipeline.source.webdataset import _IMAGES
 from pipeline.store import objects
 from pipeline.store.url import Url
 from tests.support.examples import examples
