@@ -35,13 +35,13 @@ from pipeline.infer.segmenter import Segmenter
 from pipeline.infer.tile import cut_tile, plan_tiles
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.normalisation import IMAGENET
 from pipeline.records import Image
 
 log = logging.getLogger(__name__)
 
 MIXED = ((375, 500), (500, 375), (333, 500), (427, 640), (513, 513), (240, 320), (480, 640), (600, 800))
 """Heights and widths of photo collections: Pascal VOC, COCO, and a few larger and smaller ones."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MATMUL = 8192
 """Rows and columns of the matrices that measure the rate of a GPU; 1024 on a CPU."""
 
@@ -69,8 +69,8 @@ def random_checkpoint(backbone: str, output_stride: int) -> Checkpoint:
         options={"backbone": backbone},
         output_stride=output_stride,
         classes=classes.load_class_map("voc"),
-        mean=MEAN,
-        std=STD,
+        mean=IMAGENET.mean,
+        std=IMAGENET.std,
         source="random",
         license="Apache-2.0",
     )
@@ -86,7 +86,7 @@ def random_images(sizes: Sequence[tuple[int, int]]) -> list[Image]:
 def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
     """A simple hand-written loop: float32, one whole image at a time, default memory format."""
     network = model.build().to(device)
-    mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
+    mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (IMAGENET.mean, IMAGENET.std))
 
     @torch.inference_mode()
     def run() -> None:
@@ -100,7 +100,7 @@ def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _S
 def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
     """A tuned hand-written loop: autocast to bf16, channels_last."""
     network = model.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (MEAN, STD))
+    mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (IMAGENET.mean, IMAGENET.std))
 
     @torch.inference_mode()
     def run() -> None:

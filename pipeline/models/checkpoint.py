@@ -22,6 +22,7 @@ from pipeline.config import explain
 from pipeline.errors import ConfigError, InputError
 from pipeline.models import zoo
 from pipeline.models.network import BUILDERS_OWN, Network
+from pipeline.redact import redact
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -141,7 +142,7 @@ def load_checkpoint(ref: str) -> Checkpoint:
     """
     card = load_card(ref)
     weights = _read(ref, WEIGHTS_FILE, max_bytes=MAX_WEIGHTS_BYTES)
-    state = _parse_weights(weights, origin=f"{WEIGHTS_FILE} of {ref}")
+    state = _parse_weights(weights, origin=f"{WEIGHTS_FILE} of {redact(ref)}")
     return Checkpoint(card, state, _digest(weights, card))
 
 
@@ -151,7 +152,7 @@ def load_card(ref: str) -> Card:
     Raises:
         ConfigError: there is no checkpoint at `ref`, or fields of the card are wrong; lists them.
     """
-    origin = f"{CARD_FILE} of {ref}"
+    origin = f"{CARD_FILE} of {redact(ref)}"
     try:
         return Card.model_validate(json.loads(_read(ref, CARD_FILE, max_bytes=MAX_CARD_BYTES)))
     except ValidationError as error:
@@ -190,9 +191,9 @@ def _read(ref: str, file: str, *, max_bytes: int) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         known = ", ".join(shipped_checkpoints()) or "none"
         hint = f"give the folder of {CARD_FILE} and {WEIGHTS_FILE}, or a shipped checkpoint: {known}"
-        raise ConfigError(f"no checkpoint {ref!r}: it has no {file}", hint=hint) from error
+        raise ConfigError(f"no checkpoint {redact(ref)!r}: it has no {file}", hint=hint) from error
     except InputError as error:
-        raise ConfigError(f"{file} of {ref}: {error.detail}") from error
+        raise ConfigError(f"{file} of {redact(ref)}: {error.detail}") from error
 
 
 def _parse_weights(data: bytes, *, origin: str) -> dict[str, Tensor]:

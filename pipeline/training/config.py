@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import Scale
+from pipeline.models.normalisation import IMAGENET
 from pipeline.store.url import Url
 
 TRAINING_CODE_VERSION = 2
@@ -54,10 +55,10 @@ class NetworkConfig(_Frozen):
     output_stride: int | None = Field(None, ge=1, description="Encoder output stride; default: the published one.")
     channels: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1, description="Input bands, in this order.")
     mean: tuple[_Share, ...] = Field(
-        (0.485, 0.456, 0.406), description="Mean of each band, on values of 0 to 1; subtracted first."
+        IMAGENET.mean, description="Mean of each band, on values of 0 to 1; subtracted first."
     )
     std: tuple[_Deviation, ...] = Field(
-        (0.229, 0.224, 0.225), description="Standard deviation of each band; divides after the mean is subtracted."
+        IMAGENET.std, description="Standard deviation of each band; divides after the mean is subtracted."
     )
     initial: str | None = Field(None, description="Initial checkpoint: folder or shipped name; default: from scratch.")
     initial_classes: dict[str, str] = Field(

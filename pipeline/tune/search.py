@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Image, Int64, Scored, UInt8
+from pipeline.refine.engine import REFINE_ENGINES
 from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.refiner import Refiner
 from pipeline.score.metrics import Interval, Scores, bootstrap, within_bands
@@ -72,10 +73,12 @@ def candidate_grid(name: str, base: RefineConfig) -> list[Candidate]:
     Parameters that are not searched are those of `base`, by default those of the protocol.
 
     Raises:
-        ConfigError: `base` switches refinement off, or sets a searched parameter.
+        ConfigError: the engine of `base` is no dense CRF, or `base` sets a searched parameter.
     """
-    if base.engine == "none":
-        raise ConfigError("refine.engine none has no parameters to search", hint="set --refine.engine")
+    if not REFINE_ENGINES[base.engine].has_preset:
+        searchable = ", ".join(name for name, spec in REFINE_ENGINES.items() if spec.has_preset)
+        message = f"refine.engine {base.engine} has none of the parameters to search, which are those of a dense CRF"
+        raise ConfigError(message, hint=f"set --refine.engine to one of: {searchable}")
     if given := [name for name in SEARCHED_PARAMS if getattr(base, name) is not None]:
         raise ConfigError(
             f"refine.{given[0]} is a searched parameter, so it cannot be set", hint=f"leave out --refine.{given[0]}"

@@ -271,6 +271,13 @@ def test_a_wrong_field_of_the_card_is_named(folder: str, change: dict, says: str
     assert says in refusal(folder)
 
 
+def test_errors_about_a_checkpoint_hide_what_its_url_must_not_show() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        checkpoint.load_card("memory://key:hidden@models/none")
+    assert "hidden" not in str(refusal.value)
+    assert "models/none" in str(refusal.value)
+
+
 def test_an_oversized_card_is_not_read(folder: str, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "MAX_CARD_BYTES", 100)
     assert "100" in refusal(folder)

@@ -51,8 +51,13 @@ def test_what_is_fixed_can_be_given_and_what_is_searched_cannot() -> None:
     assert {(one.params.pos_w, one.params.pos_xy, one.params.iterations) for one in found} == {(3, 1.5, 5)}
     with pytest.raises(ConfigError, match=r"refine.bi_xy is a searched parameter"):
         search.candidate_grid("coarse", RefineConfig(bi_xy=50))
-    with pytest.raises(ConfigError, match="has no parameters to search"):
-        search.candidate_grid("coarse", RefineConfig(engine="none"))
+
+
+@pytest.mark.parametrize("engine", ["none", "domain_transform"])
+def test_an_engine_without_the_searched_parameters_is_refused(engine: str) -> None:
+    with pytest.raises(ConfigError, match=f"refine.engine {engine} has none of the parameters") as refusal:
+        search.candidate_grid("coarse", RefineConfig.model_validate({"engine": engine}))
+    assert refusal.value.hint == "set --refine.engine to one of: native, torch, pydensecrf"
 
 
 def test_a_candidate_changes_the_parameters_of_a_config_and_nothing_else() -> None:
