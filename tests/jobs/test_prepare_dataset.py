@@ -209,7 +209,6 @@ def assert_finished_by(resume: Callable[[], Outcome], killed: Outcome, tmp_path:
 
 
 @pytest.mark.ray
-@pytest.mark.smoke
 @pytest.mark.faults
 def test_an_example_that_kills_its_worker_fails_alone(ray_cluster: Cluster, tmp_path: Path) -> None:
     root = tmp_path / "in"

@@ -134,7 +134,14 @@ def test_a_folder_that_grew_is_finished_by_the_same_command(segment: Run, tmp_pa
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "moment", ["owner-000001.json", "plan.parquet", "parts=1", f"parts={IMAGES // 8}", "manifest.json", "overlays.png"]
+    "moment",
+    [
+        *("plan.parquet", "parts=1"),
+        *(
+            pytest.param(moment, marks=pytest.mark.slow)
+            for moment in ("owner-000001.json", f"parts={IMAGES // 8}", "manifest.json", "overlays.png")
+        ),
+    ],
 )
 def test_a_driver_killed_at_any_moment_is_finished_by_the_same_command(
     moment: str, fields: Path, segment: Run, forks: ForkServer, tmp_path: Path, undisturbed: pd.DataFrame

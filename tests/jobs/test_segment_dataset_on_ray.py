@@ -95,7 +95,7 @@ def test_a_driver_killed_while_its_workers_go_on_is_finished_by_the_same_command
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("stage", [pytest.param("InferStage", marks=pytest.mark.smoke), "RefineStage"])
+@pytest.mark.parametrize("stage", ["InferStage", "RefineStage"])
 def test_an_actor_killed_in_the_middle_of_a_task_costs_nothing(
     stage: str, fields: Path, ray_cluster: Cluster, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
@@ -130,7 +130,6 @@ def test_of_two_drivers_one_works_and_the_other_names_it(fields: Path, ray_clust
     assert len(rows_of(outcomes[0])) == IMAGES
 
 
-@pytest.mark.smoke
 @pytest.mark.s3
 def test_faults_of_the_store_are_survived_and_no_secret_is_written(
     s3_url: str, s3_proxy: FaultProxy, moto_server: S3Server, tmp_path: Path

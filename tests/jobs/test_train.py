@@ -134,6 +134,7 @@ def assert_same_but_for_rounding(one: Path, other: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_two_workers_have_the_loss_curve_of_one(forks, tmp_path):
     larger = training_runs.write_data(tmp_path / "data", size_px=65)

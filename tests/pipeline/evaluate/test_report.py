@@ -219,6 +219,7 @@ def test_an_evaluation_of_nothing_has_a_page():
     assert "the image has no label" in text or "label_missing" in text
 
 
+@pytest.mark.slow
 def test_a_page_of_noise_150_classes_and_500_slices_stays_below_five_megabytes():
     rng = np.random.default_rng(0)
     infos = tuple(ClassInfo(name=f"class {index}", colour=(index, 255 - index, 9)) for index in range(150))

@@ -102,6 +102,7 @@ def test_classes_come_by_score_and_one_that_never_occurs_last_without():
     assert rows.strip().endswith("–")
 
 
+@pytest.mark.slow
 def test_a_page_of_noise_stays_below_five_megabytes():
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 11, (360, 360), np.uint8)
