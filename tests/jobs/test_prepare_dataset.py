@@ -69,8 +69,9 @@ def flags_for(root: Path | str, output: Path | str) -> list[str]:
 
 
 def content_of(output: Path) -> dict[str, bytes]:
-    """Every file but those of leases, which tell processes apart, and settings, which name the folder."""
-    return {name: data for name, data in files_of(output).items() if not name.startswith(("_run/owner", "_run/config"))}
+    """Every file but leases, which tell processes apart, settings, which name the folder, and what a kill left over."""
+    own = ("_run/owner", "_run/config", "_run/.tmp-")
+    return {name: data for name, data in files_of(output).items() if not name.startswith(own)}
 
 
 # ---------------------------------------------------------------- in this process
