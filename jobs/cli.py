@@ -1,4 +1,4 @@
-"""The command `atrous`: one word per job, and the flags of that job.
+"""Command line entry point `atrous`: a subcommand per job, with the flags of that job.
 
     atrous segment --source photos --output masks --checkpoint farmland
     atrous segment --help
@@ -17,11 +17,11 @@ from jobs.completion import completion_script
 
 
 class Command(NamedTuple):
-    """One word of `atrous`."""
+    """Subcommand of `atrous`."""
 
     module: str
     summary: str
-    """For `atrous --help`, where it has to fit one line of 80 columns."""
+    """Summary in `atrous --help`; fits a line of 80 columns."""
 
 
 JOBS = {
@@ -40,7 +40,7 @@ JOBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one job; returns its exit status, or 2 for a command that is none."""
+    """Run a job; returns its exit status, or 2 for an unknown command."""
     name, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         nearest = get_close_matches(name, JOBS, n=1, cutoff=0)[0]
         print(f"atrous: no command {name!r}; the nearest is {nearest!r}, `atrous --help` lists all", file=sys.stderr)
         return 2
-    sys.argv = [f"atrous {name}", *flags]  # where `command_line.program` and the jobs look
+    sys.argv = [f"atrous {name}", *flags]  # `command_line.program` and the parsers of the jobs read it
     status: int = import_module(JOBS[name].module).main()
     return status
 
 
 def usage() -> str:
-    """Help of `atrous` itself."""
+    """Help text of `atrous`: its subcommands."""
     width = max(map(len, [*JOBS, "completion"]))
     lines = [f"  {name:{width}}  {job.summary}" for name, job in JOBS.items()]
     lines.append(f"  {'completion':{width}}  Print the completion of a shell: bash or zsh")
@@ -78,7 +78,7 @@ def usage() -> str:
 
 
 def print_completion(flags: Sequence[str]) -> int:
-    """Answer `atrous completion SHELL`; returns the exit status."""
+    """Run `atrous completion SHELL`: print the completion script; returns the exit status."""
     parser = command_line.argument_parser("Print the completion of a shell: `source <(atrous completion bash)`.")
     parser.prog = "atrous completion"
     parser.add_argument("shell", choices=("bash", "zsh"))
@@ -88,7 +88,7 @@ def print_completion(flags: Sequence[str]) -> int:
 
 
 def run() -> NoReturn:
-    """Entry point of the command `atrous`: the process ends as that of every job does."""
+    """Entry point of the installed command; ends the process by `command_line.leave`, as every job does."""
     command_line.leave(main())
 
 

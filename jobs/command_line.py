@@ -1,6 +1,6 @@
-"""The command line of a job: a validated config from defaults, then the file of `--config`, then flags.
+"""Command line of a job: a validated config. Flags override the file of `--config`, which overrides defaults.
 
-Nothing heavy is imported here, neither torch nor Ray: help has to appear at once.
+Neither torch nor Ray is imported here, so that help appears at once.
 """
 
 import argparse
@@ -26,23 +26,23 @@ from pipeline.errors import ConfigError, JobError
 log = logging.getLogger(__name__)
 
 FILE_ONLY = ("settings",)
-"""Fields of a config that are no flags: tyro would fill what they leave open with defaults."""
+"""Config fields that only a file can set: as flags, tyro would fill every setting they leave unset with its default."""
 RECIPES = Path(__file__).parent / "configs"
-"""`<job>/<name>.yaml` is the recipe that `--config <name>` of that job means."""
+"""Folder of the shipped recipes: `--config <name>` of a job reads `<job>/<name>.yaml`."""
 
 
 class JobArguments(Protocol):
-    """A dataclass of a job's flags: those of its config as `cfg`, and others beside it."""
+    """Command line arguments of a job: a dataclass with its config as `cfg`, and other flags beside it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     job: ClassVar[str]
-    """Name of the job as `atrous` has it: where its recipes are."""
+    """Subcommand of the job, and its folder in `RECIPES`."""
     shown: ClassVar[tuple[str, ...]]
     """Settings that `--help` shows beside the required ones, such as `tile.mode`."""
 
     @property
     def cfg(self) -> Any:
-        """The config of the job."""
+        """Config of the job."""
 
 
 A = TypeVar("A", bound=JobArguments)
@@ -50,16 +50,16 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def parse(argv: Sequence[str] | None, arguments: type[A], *, description: str) -> A:
-    """Parse flags over the file over the defaults.
+    """Parse the command line. Precedence: flags, then the file of `--config`, then defaults.
 
     Args:
         argv: flags of the job; None takes those of this process.
         arguments: dataclass of the job's flags, with its config as `cfg` and, where it takes one, the file as `config`.
-        description: of the job, for help.
+        description: description of the job for help.
 
     Raises:
-        ConfigError: the file is wrong, there is no recipe of that name, or a flag outside all groups is wrong. Other
-            wrong flags end the process with a message that names them, as help does.
+        ConfigError: the file is invalid, there is no recipe of that name, or a flag outside all groups is invalid.
+        SystemExit: another flag is invalid; tyro has printed a message that names it. Also after help and version.
     """
     flags = sys.argv[1:] if argv is None else list(argv)
     if "--version" in flags:
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None, arguments: type[A], *, description: str) -
     try:
         with narrow():
             parsed = tyro.cli(arguments, prog=program(), args=flags, default=default)
-    except ValidationError as error:  # tyro catches those of groups, and says so itself
+    except ValidationError as error:  # tyro reports the errors of groups itself
         raise explain(error, origin="the flags") from error
     return replace(parsed, cfg=parsed.cfg.model_copy(update=kept))
 
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None, arguments: type[A], *, description: str) -
 
 
 def _from_file(flags: Sequence[str], kind: type[C], arguments: type[JobArguments]) -> C:
-    """The config of `--config`, or the defaults; what neither the file nor a default gives is left for flags."""
+    """Defaults of the flags: the file of `--config`, else the class's; required settings of neither are missing."""
     settings = _settings_of(flags, arguments.job) if "config" in arguments.__dataclass_fields__ else {}
     required = [name for name, field in kind.model_fields.items() if field.is_required() and name not in settings]
     try:
@@ -93,7 +93,7 @@ def _from_file(flags: Sequence[str], kind: type[C], arguments: type[JobArguments
 
 
 def _settings_of(flags: Sequence[str], job: str) -> dict[str, Any]:
-    """What the file of `--config` holds; empty without one."""
+    """Settings in the file of `--config`; empty without that flag."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     config = finder.parse_known_args(flags)[0].config
@@ -101,12 +101,12 @@ def _settings_of(flags: Sequence[str], job: str) -> dict[str, Any]:
 
 
 def _placeholder(kind: type[BaseModel], name: str) -> Any:
-    """A valid value of a required setting, which a flag then replaces: all of them are texts or tuples of texts."""
+    """Placeholder of a required setting, until a flag replaces it: a text, or a tuple of texts, as all of them are."""
     return "-" if kind.model_fields[name].annotation is str else ("-",)
 
 
 def recipe_path(config: str, job: str) -> str:
-    """The file that `--config` means: a path has a slash or ends in .yaml, all else is the name of a shipped recipe.
+    """Path of the file of `--config`: a value with a slash or suffix .yaml is a path, any other names a shipped recipe.
 
     Raises:
         ConfigError: there is no recipe of that name; the message lists those of the job.
@@ -130,7 +130,7 @@ def recipe_names(job: str) -> list[str]:
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
-    """A parser for a job without a config: help wrapped to the terminal, `--version`; `--help-all` is `--help`."""
+    """Argument parser of a job without a config: wraps help, adds `--version`; `--help-all` is `--help`."""
     parser = argparse.ArgumentParser(prog=program(), description=wrapped(description), formatter_class=WrappedFormatter)
     parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"atrous {code_version()}")
@@ -138,7 +138,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 
 def program() -> str:
-    """How this process was started: `atrous segment`, `python -m jobs.segment_dataset`, `python jobs/train.py`."""
+    """Program name for messages: `atrous segment`, `python -m jobs.segment_dataset` or `python jobs/train.py`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if sys.argv[0].startswith("atrous "):
         return sys.argv[0]
@@ -146,12 +146,12 @@ def program() -> str:
 
 
 def command(argv: Sequence[str] | None = None) -> str:
-    """The whole command as a shell takes it; `argv` are other flags than those of this process."""
+    """Command line of this process, quoted for a shell; `argv` replaces its flags."""
     return f"{program()} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
 
 
 def to_yaml(cfg: BaseModel) -> str:
-    """The resolved config as it is printed and stored; a file `--config` takes."""
+    """YAML of a resolved config, to be printed and stored; `--config` reads it."""
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
 
 
@@ -170,7 +170,7 @@ def code_version() -> str:
 
 
 def exit_status(job: Callable[[], int]) -> int:
-    """Run a job; an error raised on purpose ends it with status 1 and its message, without a traceback."""
+    """Run a job; a `JobError` becomes status 1 and a logged message, without a traceback."""
     try:
         return job()
     except JobError as error:
@@ -182,16 +182,15 @@ def exit_status(job: Callable[[], int]) -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process of a job: threads joined, `atexit` functions run, output flushed, and no interpreter taken down.
+    """End the process of a job without finalising the interpreter: join threads, run `atexit`, flush, `os._exit`.
 
-    A thread of a library may still hold a Python object when the job is done. One of Arrow's pool frees the bytes it
-    decoded after it has handed over the result, and needs the interpreter for it. Up to Python 3.13 an interpreter that
-    is being taken down ends such a thread in the middle of a C++ destructor, so the process dies with SIGABRT
-    ("terminate called without an active exception"); from 3.14 on the thread hangs, and Arrow waits for it. Neither can
-    happen when the process ends while the interpreter is whole.
+    A library's thread may still hold a Python object when the job is done. A thread of Arrow's pool frees the bytes it
+    decoded after it has returned the result, and takes the interpreter's lock for that. Up to Python 3.13 finalisation
+    ends such a thread in the middle of a C++ destructor, so the process dies with SIGABRT ("terminate called without an
+    active exception"); from 3.14 on the thread hangs, and Arrow waits for it. Without finalisation neither happens.
 
     Args:
-        status: of the process, 0 to 255.
+        status: exit status, 0 to 255.
 
     Raises:
         SystemExit: always. Python then joins threads and runs `_end_process` before all other `atexit` functions.
@@ -202,7 +201,7 @@ def leave(status: int) -> NoReturn:
 
 def _end_process(status: int) -> None:
     atexit.unregister(_end_process)
-    atexit._run_exitfuncs()  # the others: of logging, Ray, multiprocessing, temporary folders
+    atexit._run_exitfuncs()  # of logging, Ray, multiprocessing and temporary folders
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # an error is left to Python, whose own end meets it again and turns the status into 120
+        stream.flush()  # an error is not caught: Python then ends normally, fails to flush again and exits with 120
     os._exit(status)

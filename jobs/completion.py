@@ -12,7 +12,7 @@ from contextlib import redirect_stdout, suppress
 from importlib import import_module
 
 OPTION_LINE = re.compile(r"^  (-.*)$", re.MULTILINE)
-"""A line of help that begins with an option: behind two spaces, where all else stands further in."""
+"""Line of help that begins with an option: indented by two spaces, where every other line has more."""
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 
 EVERYWHERE = ("--help-all", "--version")
@@ -31,11 +31,11 @@ _atrous() {{
     COMPREPLY=($(compgen -W "$words" -- "$word"))
 }}
 complete -o default -F _atrous atrous"""
-"""`-o default`: where no flag fits, the names of files."""
+"""Script for bash and zsh; `-o default` completes file names where no flag fits."""
 
 
 def completion_script(shell: str, jobs: Mapping[str, str]) -> str:
-    """The script that a shell sources.
+    """Completion script for a shell to source.
 
     Args:
         shell: `bash`, or `zsh`, which runs the script of bash after loading bashcompinit.
@@ -48,7 +48,7 @@ def completion_script(shell: str, jobs: Mapping[str, str]) -> str:
 
 
 def job_flags(name: str, module: str) -> list[str]:
-    """Every flag of a job, as its help has them, in that order."""
+    """Flags of a job, in the order of its help."""
     printed, before = io.StringIO(), sys.argv
     sys.argv = [f"atrous {name}"]
     try:

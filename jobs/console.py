@@ -1,4 +1,4 @@
-"""What every job says in the same way: changed settings as a log line, the summary as one JSON line on stdout."""
+"""Console output of every job: changed settings as log lines on stderr, the summary as one JSON line on stdout."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ def print_json(summary: object) -> None:
 
 
 def log_changed_settings(cfg: BaseModel, *, known: Collection[str] = ()) -> None:
-    """Log the settings that differ from their defaults, a line for each group; `known` ones are left out."""
+    """Log the settings that differ from their defaults, a line for each group, without those in `known`."""
     changes = [change for change in changed_settings(cfg) if change.partition(" ")[0] not in known]
     for _, group in groupby(changes, key=lambda change: change.partition(" ")[0].rpartition(".")[0]):
         log.info("settings: %s", ", ".join(group))
@@ -52,7 +52,7 @@ def _flat(data: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> str:
-    """A value on one line: text as it is, everything else as JSON."""
+    """Format a value on one line: text unchanged, everything else as JSON."""
     if value is None or value is PydanticUndefined:
         return "unset"
     return value if isinstance(value, str) and value and value.isprintable() else json.dumps(value, ensure_ascii=False)

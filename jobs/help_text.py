@@ -1,7 +1,7 @@
-"""Help of a job: the required settings and those a job marks with `shown`, or with `--help-all` every setting.
+"""Help text of a job: required settings and those in its `shown`; with `--help-all` every setting.
 
-tyro, which is also the parser, renders both: the short one from a config that is reduced to the fields it shows.
-Everything is wrapped to the terminal, at most at `MAX_WIDTH`, and read from COLUMNS where there is no terminal.
+tyro, which is also the parser, renders both, the short text from a config class reduced to the fields shown. Text is
+wrapped to the width of the terminal, or of COLUMNS where there is none, and to `MAX_WIDTH` at most.
 """
 
 import argparse
@@ -21,13 +21,13 @@ import tyro
 from pydantic import BaseModel, Field, create_model
 
 _HERE = "(description)"
-"""Stands where the description goes: tyro would join its lines, those of commands too."""
+"""Placeholder of the description while tyro renders: tyro would join its lines, also those of commands."""
 MAX_WIDTH = 120
-"""Columns of help at most, however wide the terminal is: tyro sets two columns of boxes in a wider one."""
+"""Largest width of help, columns: in a wider terminal tyro puts boxes side by side."""
 
 
 class WrappedFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves the description as it is, and wraps all else at `MAX_WIDTH`, or the terminal's width if that is less."""
+    """Formatter that keeps the description, and wraps the rest to the terminal, at most at `MAX_WIDTH`."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=min(shutil.get_terminal_size().columns, MAX_WIDTH) - 2)
@@ -39,7 +39,7 @@ def print_help(arguments: type[Any], description: str, *, program: str, shown: S
     Args:
         arguments: dataclass of the job's flags, those of its config as `cfg`.
         description: what the job does; indented lines are commands.
-        program: how the job was started.
+        program: name of the program, as by `command_line.program`.
         shown: dotted names of the settings to show beside the required ones; None shows all.
     """
     kind = get_type_hints(arguments)["cfg"]
@@ -54,13 +54,13 @@ def print_help(arguments: type[Any], description: str, *, program: str, shown: S
     lines = text.getvalue().replace(_HERE, wrapped(description), 1).splitlines()
     try:  # lines are padded to the width of their box
         print("\n".join(map(str.rstrip, lines)), flush=True)
-    except BrokenPipeError:  # `--help | head`: nobody reads on, and Python is not to flush to nobody either
+    except BrokenPipeError:  # `--help | head` closed the pipe; with /dev/null as stdout, the flush at exit succeeds
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0)
 
 
 def _reduced(kind: type[BaseModel], names: Iterable[str]) -> type[BaseModel]:
-    """The config with no other settings than those of the dotted names: what tyro shows as short help."""
+    """Config class reduced to the settings of these dotted names; tyro renders it as short help."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         head, _, rest = name.partition(".")
@@ -76,7 +76,7 @@ def _reduced(kind: type[BaseModel], names: Iterable[str]) -> type[BaseModel]:
 
 
 def wrapped(text: str) -> str:
-    """A description wrapped to the terminal. An indented line is a command: it goes on after a backslash."""
+    """Wrap a description to the terminal; an indented line is a command and is continued with a backslash."""
     width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
     blocks = []
     for block in textwrap.dedent(text).strip("\n").split("\n\n"):
@@ -97,7 +97,7 @@ def _wrapped_command(line: str, width: int) -> str:
 
 @contextmanager
 def narrow() -> Iterator[None]:
-    """Let tyro and argparse see a terminal of `MAX_WIDTH` columns where it is wider; they read COLUMNS."""
+    """Limit the terminal's width to `MAX_WIDTH` columns for tyro and argparse, by the variable COLUMNS."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, MAX_WIDTH))
     try:

@@ -73,7 +73,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
     if objects.exists(output / checkpoint.CARD_FILE):
         raise ConfigError(f"{output} is a checkpoint already", hint="give a new folder")
     source = reader.read_weights(Url(args.src))
-    wishes = convert.ImportOptions(
+    options = convert.ImportOptions(
         layout=args.layout,
         classes=args.classes,
         output_stride=args.output_stride,
@@ -83,7 +83,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
         source=args.source,
         license=args.license or convert.NO_LICENCE,
     )
-    imported = convert.convert_weights(source, wishes)
+    imported = convert.convert_weights(source, options)
     verified, not_verified = report.verify_import(source, imported, compare=args.verify)
     if args.in_channels:
         imported = convert.widen_input(imported, args.in_channels)

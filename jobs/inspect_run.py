@@ -21,11 +21,11 @@ ACTIONS = {
     "--retry-failed": "remove failed rows from their parts: the next run of the same command does them again",
     "--clean": "delete temporary objects of dead processes, and all leases but the latest",
 }
-"""Flags and their help; without one, a JSON line shows how far each run is."""
+"""Flags and their help; without a flag, a JSON line shows the status of each run."""
 
 
 def inspect_run(run_url: Url, action: str | None) -> int:
-    """Do one thing with one run; returns the exit status."""
+    """Apply an action of `ACTIONS` to a run, or print its status for None; returns the exit status."""
     from pipeline.run import inspection
 
     run = {"run": str(run_url)}
@@ -48,7 +48,7 @@ def inspect_run(run_url: Url, action: str | None) -> int:
 
 
 def inspect_runs(args: argparse.Namespace) -> int:
-    """Do one thing with every run of an output; returns the largest exit status."""
+    """Apply the action to every run of an output; returns the largest exit status."""
     from pipeline.run import inspection
 
     return max(inspect_run(url, args.action) for url in inspection.run_urls(Url(args.output)))

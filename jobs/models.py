@@ -34,7 +34,7 @@ def list_models(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """List the networks, with progress on stderr."""
+    """Parse and list the networks, with progress on stderr."""
     parser = command_line.argument_parser(__doc__ or "")
     parser.add_argument("--size", type=int, default=513, help="side of the square input, pixels")
     parser.add_argument("--classes", type=int, default=21, help="number of classes")

@@ -84,7 +84,7 @@ def prepare_dataset(cfg: PrepareConfig) -> int:
 def prepare_shards(
     cfg: PrepareConfig, job: "Preparation", shards: Sequence["ExampleShard"], left: Sequence["ExampleShard"]
 ) -> "RunProgress":
-    """Prepare the shards that are `left` of all `shards` on Ray."""
+    """Prepare the unfinished shards, `left` of all `shards`, on Ray."""
     from infra import session
     from infra.progress import Reporter
     from pipeline.datasets import prepare

@@ -73,7 +73,7 @@ class Run:
     url: Url
     """`<output>/run=<fingerprint>`."""
     judge: JudgeConfig | None = None
-    """How masks are compared with labels; None when nothing is scored."""
+    """Rules of the comparison of masks with labels; None when nothing is scored."""
     masks: Url | None = None
     """Existing masks, scored in place of a network's."""
 
@@ -158,7 +158,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
 
 
 def size_of(plan: Plan) -> str:
-    """`24 image(s) in 1 shard(s), 6.2 MB`."""
+    """Size of a plan in words: `24 image(s) in 1 shard(s), 6.2 MB`."""
     images = "images counted while reading," if plan.rows is None else f"{plan.rows} image(s) in"
     return f"{images} {len(plan.shards)} shard(s), {plan.bytes / 1e6:.1f} MB"
 
@@ -233,7 +233,7 @@ def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], *, commit
 
 
 def stage_job(run: Run, plan: Plan) -> Job:
-    """The description of a run that its workers get."""
+    """Description of a run for its workers."""
     images = plan.rows or plan.bytes / TYPICAL_IMAGE_BYTES
     return Job(
         cfg=run.cfg,

@@ -1,4 +1,4 @@
-"""Submit a job to a running cluster, once a day: its id is a name and a date, and Ray takes no id twice.
+"""Submit a job to a running cluster, once a day: its id is a name and a date, and Ray accepts an id only once.
 
     python -m jobs.submit --name eval -- python -m jobs.evaluate --source s3://labelled/val \
         --checkpoint s3://bucket/model --history s3://bucket/evaluations --baseline last-good
@@ -29,7 +29,7 @@ ID_PREFIX = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 def submission_id(name: str, day: date) -> str:
-    """`eval-2026-11-20`.
+    """Submission id of a name on a day: `eval-2026-11-20`.
 
     Raises:
         ConfigError: the name is invalid in a URL or as the name of a Kubernetes object.

@@ -1,4 +1,4 @@
-"""What a job prints about a run: tables for people on stderr, one JSON line last on stdout."""
+"""Console output about a run: tables for people on stderr, one JSON line last on stdout."""
 
 import logging
 
@@ -10,11 +10,11 @@ from pipeline.source.plan import Plan
 log = logging.getLogger(__name__)
 
 FIRST_PROBLEMS = 3
-"""Problems of a source that `--plan` prints at most."""
+"""Most problems of a source that `--plan` prints."""
 
 
 def print_plan(run: Run, plan: Plan) -> int:
-    """Print what a run would do, for `--plan`: shards, bytes, keys, committed rows, first problems; returns 0."""
+    """Print the plan of a run, for `--plan`: shards, bytes, keys, committed rows, first problems; returns 0."""
     parts = manifest.read_footers(run.url)
     facts = {
         "run": str(run.url),
@@ -35,27 +35,27 @@ def print_plan(run: Run, plan: Plan) -> int:
 
 def print_outcome(run: Run, outcome: RunOutcome) -> int:
     """Print rows by status and the JSON line; the exit status is 1 when too many rows failed."""
-    done, rows_now, wall_s = outcome.manifest, outcome.progress.committed, outcome.wall_s
+    totals, rows_now, wall_s = outcome.manifest, outcome.progress.committed, outcome.wall_s
     log.info("%-18s %9s", "status", "rows")
-    for name, count in {"ok": done.ok, **done.error_codes}.items():
+    for name, count in {"ok": totals.ok, **totals.error_codes}.items():
         log.info("%-18s %9d", name, count)
     report_url = run.url / "report/index.html"
     log.info("look here first: %s", report_url)
     limit = run.cfg.runtime.max_failed_fraction
-    status = int(done.failed_fraction > limit)
+    status = int(totals.failed_fraction > limit)
     if status:
         log.error(
             "%.1f%% of the rows failed, limit %.1f%% (--runtime.max-failed-fraction)",
-            *(share * 100 for share in (done.failed_fraction, limit)),
+            *(share * 100 for share in (totals.failed_fraction, limit)),
         )
     print_json(
         {
             "run": str(run.url),
-            "rows": done.rows,
-            "ok": done.ok,
-            "failed": done.failed,
-            "error_codes": done.error_codes,
-            "parts": len(done.parts),
+            "rows": totals.rows,
+            "ok": totals.ok,
+            "failed": totals.failed,
+            "error_codes": totals.error_codes,
+            "parts": len(totals.parts),
             "rows_now": rows_now,
             "wall_s": round(wall_s, 2),
             "images_per_s": round(rows_now / wall_s, 2),

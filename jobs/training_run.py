@@ -28,10 +28,10 @@ from pipeline.training.worker import find_lr, train_rank
 log = logging.getLogger(__name__)
 
 TRAINING_LEASE_S = 30.0
-"""A driver silent for this long has lost the output, seconds."""
+"""Lease of a training run, seconds: a driver without a heartbeat for this long loses the output."""
 
 Work = Callable[[TrainConfig], None]
-"""Trains by a config, in this process or on Ray."""
+"""Function that trains by a config, in this process or on Ray."""
 
 
 def train_on_cluster(cfg: TrainConfig, *, dry_run: bool) -> int:
@@ -46,12 +46,12 @@ def train_on_cluster(cfg: TrainConfig, *, dry_run: bool) -> int:
 
 
 def train_bare(cfg: TrainConfig, *, dry_run: bool) -> int:
-    """Train in this process, or as one of torchrun's, or rehearse it; returns the exit status."""
+    """Train in this process, alone or as a rank of torchrun, or rehearse it; returns the exit status."""
     with ranks.process_group(ranks.rank_device(cfg.runtime.device)) as group:
         work = partial(train_rank, group=group, about=card_facts())
         if group.leads:
             return (rehearse if dry_run else lead)(cfg, work, broadcast=group.broadcast)
-        if group.broadcast(0):  # rank 0 sends whether there is work
+        if group.broadcast(0):  # 1 from rank 0: there is work
             work(forecast.trial_config(cfg) if dry_run else cfg)
         return 0
 
@@ -60,9 +60,9 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
     """Train as rank 0, or as the driver of a cluster, under a lease on the output; returns the exit status.
 
     Args:
-        cfg: of the run.
-        work: trains.
-        broadcast: sends a number to the other ranks: 1 when there is work, 0 when the run is finished.
+        cfg: config of the run.
+        work: function that trains.
+        broadcast: function that sends a number to the other ranks: 1 when there is work, 0 when the run is finished.
     """
     run.refuse_changed_settings(cfg)
     finished = objects.exists(cfg.output_url / "_SUCCESS")
@@ -85,7 +85,7 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
 
 
 def rehearse(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) -> int:
-    """Train a few steps of every phase, print a forecast of time and memory, delete the rehearsal; as `lead`."""
+    """Train a few steps of every phase, print a forecast of time and memory, delete their output; args as `lead`."""
     short = forecast.trial_config(cfg)
     broadcast(1)
     try:
@@ -120,6 +120,6 @@ def card_facts() -> dict[str, JsonValue]:
 
 
 def repeatable_command(flags: Sequence[str]) -> str:
-    """The command that starts such a run again, without credentials and without the folders of this machine."""
+    """Command that repeats this run, without credentials and without the folders of this machine."""
     relative = [re.sub(r"(^|=)(/[^/]+)*/(?=[^/])", r"\1", flag) for flag in flags]
     return redact(shlex.join(["python", "-m", "jobs.train", *relative]))

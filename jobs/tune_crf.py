@@ -52,7 +52,7 @@ def tune(cfg: TuneConfig) -> int:
 
     logs.configure()  # again: importing Ray has set up its own loggers
     started = time.monotonic()
-    cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})  # candidates run on the engine that is there
+    cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})  # native or torch
     grid = inputs.first_grid(cfg)
     run = runs.identify(inputs.segment_config(cfg, grid))
     preflight.check_apart([Url(cfg.images), Url(cfg.labels)], cfg.output_url)
