@@ -1,5 +1,5 @@
-// The Python module pipeline.refine._densecrf: one class that owns the buffers. What arrays may look like is checked
-// by pipeline/refine/native.py; here, only that nothing is read or written outside of them.
+// Python module pipeline.refine._densecrf: one class that owns the buffers. pipeline/refine/native.py checks dtypes,
+// ranges and sizes; the checks here only keep reads and writes inside the arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -117,7 +117,7 @@ private:
 }  // namespace
 
 PYBIND11_MODULE(_densecrf, m) {
-    m.attr("INTERFACE") = 2;  // raised with every change of what refine takes or gives
+    m.attr("INTERFACE") = 2;  // raised with every change of arguments or results of refine
     m.doc() = "Kernels of the dense CRF; use pipeline.refine.native.";
     py::class_<Engine>(m, "Engine")
         .def(py::init<const std::string&>(), py::arg("isa") = "")

@@ -1,4 +1,4 @@
-// Which build of the kernels this processor runs.
+// Dispatch of the kernels by instruction set: the builds that this processor can run, and the widest of them.
 #include <cstring>
 
 #include "workspace.hpp"

@@ -1,5 +1,5 @@
-// The kernels for one instruction set. The build compiles this file several times, with CRF_ISA set to a name and the
-// compiler told what it may use; everything it includes has internal linkage, so that the copies stay apart.
+// Kernels for one instruction set. The build compiles this file several times, with CRF_ISA set to the set's name and
+// compiler flags to match; everything it includes has internal linkage, so that the copies do not clash.
 #include "meanfield.hpp"
 
 #define CRF_JOIN(a, b) a##b

@@ -1,5 +1,5 @@
-// The permutohedral lattice (Adams, Baek and Davis 2010) of an image: which simplex each pixel lies in, with what
-// weights, and which vertices are neighbours along each axis.
+// Permutohedral lattice (Adams, Baek and Davis 2010) of an image: the simplex and weights of each pixel, and the
+// neighbours of each vertex along each axis.
 //
 // A vertex is named by d of its d + 1 coordinates, packed into the bit fields of one integer. Going from vertex to
 // vertex is then an addition, and the hash table compares one word.
@@ -21,10 +21,10 @@ using crf::Workspace;
 using Key64 = uint64_t;
 using Key128 = unsigned __int128;
 
-constexpr int CHUNK = 64;  // pixels worked on together
+constexpr int CHUNK = 64;  // pixels per block
 constexpr uint32_t CHAIN_END = 0x80000000u;
 
-// The pixels as points: x and y over the spatial sigma, then each band over its own.
+// Features of the pixels: x and y over the spatial sigma, then each band over its own sigma.
 struct Guide {
     int height, width, bands, dimensions;
     const uint8_t* image;
@@ -35,7 +35,7 @@ struct Guide {
     float largest[MAX_DIMENSIONS];
 };
 
-// Where each coordinate has its bit field within a key.
+// Layout of a key: the bit field of each coordinate.
 template <class Key>
 struct Packing {
     Key unit[MAX_DIMENSIONS + 1];  // 1 in the field of a coordinate; 0 for the last one, which is implied
@@ -49,8 +49,8 @@ inline int bits_of(int64_t values) {
     return bits;
 }
 
-// Lays out the fields for all vertices an image can touch and their neighbours. The bits it takes; -1 if a
-// coordinate leaves the range in which float tells neighbouring vertices apart.
+// Lays out the fields for all vertices an image can touch and their neighbours. Returns the bits of a key; -1 if a
+// coordinate leaves the range in which float resolves neighbouring vertices.
 template <class Key>
 int lay_out(const Guide& guide, Packing<Key>& packing) {
     const int d = guide.dimensions;
@@ -140,7 +140,7 @@ struct Table {
     }
 };
 
-// The dimensions, as a constant where the kernels are compiled for them.
+// Number of dimensions, a compile-time constant where the kernels are compiled for it.
 template <int D>
 CRF_INLINE int exact(const Guide& guide) {
     return D == MAX_DIMENSIONS ? guide.dimensions : D;
@@ -372,7 +372,7 @@ inline Guide guide_of(Workspace& work, const crf::Request& ask, float sigma_xy, 
     return guide;
 }
 
-// False if the sigmas are too small for the lattice's coordinates.
+// Builds the lattice of a kernel. Returns false if the sigmas are too small for the lattice's coordinates.
 inline bool build(Workspace& work, const crf::Request& ask, Lattice& lattice, float sigma_xy, int bands, float weight) {
     const Guide guide = guide_of(work, ask, sigma_xy, bands);
     Packing<Key64> narrow;

@@ -19,17 +19,17 @@ using crf::Request;
 
 constexpr int MAX_VECTORS = (MAX_CLASSES + LANES - 1) / LANES;
 
-// One kernel within a pass; without records, the model does not have it.
+// One kernel within a pass; null records: the model does not have it.
 struct Side {
     const char* records = nullptr;
     int corners = 0;
     const float* blurred = nullptr;
     float* sums = nullptr;
-    float* base = nullptr;  // what frozen pixels add to the sums; null if none are frozen
+    float* base = nullptr;  // the part of the sums that frozen pixels add; null if none are frozen
     bool large = false;  // its rows outgrow the L2 cache
 };
 
-// The pixels that are not frozen: the first pass finds them, the others walk them only.
+// Pixels that are not frozen: the first pass lists them, later passes visit no others.
 struct Active {
     int64_t* starts = nullptr;  // height + 1: where the pixels of each row begin
     int32_t* pixels = nullptr;
@@ -86,7 +86,7 @@ CRF_INLINE void splat_pixel(const Side& side, float* sums, int vectors, int64_t 
     }
 }
 
-// Asks for the rows a pixel will read or add to. Worth it only where they do not fit into the L2 cache.
+// Prefetches the rows a pixel will read or add to; worth it only where they do not fit into the L2 cache.
 template <int N, int C>
 CRF_INLINE void prefetch_rows(const Side& side, const float* rows, int vectors, int64_t pixel) {
     const int n = N ? N : vectors, corners = C ? C : side.corners;
@@ -99,8 +99,8 @@ CRF_INLINE void prefetch_rows(const Side& side, const float* rows, int vectors, 
     }
 }
 
-// exp(q - largest) of eight pixels, in place; `largest` holds each pixel's largest logits, lane by lane. Returns what
-// makes them sum to one.
+// exp(q - largest) of eight pixels, in place; `largest` holds each pixel's largest logits, lane by lane. Returns the
+// reciprocal of each pixel's sum.
 template <int N>
 CRF_INLINE Vec exponentials(float* q, int vectors, const Vec* largest) {
     const int n = N ? N : vectors;
@@ -124,8 +124,8 @@ CRF_INLINE Vec exponentials(float* q, int vectors, const Vec* largest) {
 
 constexpr int PIXELS_AHEAD = 12;
 
-// Up to CHUNK pixels of one row, and what a pass knows of them on the way. Three loops of short dependencies instead of
-// one of long ones: the processor has several pixels in flight.
+// Up to CHUNK pixels of one row, with their intermediate values in a pass. Three loops with short dependency chains in
+// place of one with a long chain keep several pixels in flight.
 struct Span {
     int count;
     int64_t line;                     // number of the row's first pixel
@@ -133,9 +133,9 @@ struct Span {
     int columns[CHUNK];
     const float* logits;              // compact, as everything below
     Vec largest[CHUNK];               // per pixel, lane by lane
-    alignas(32) float shares[CHUNK];  // what makes the exponentials sum to one
+    alignas(32) float shares[CHUNK];  // reciprocals of the sums of exponentials
 
-    // The pixel that will be in work soon; -1 past the end.
+    // Pixel that a pass reaches PIXELS_AHEAD pixels later, to prefetch; -1 past the end.
     CRF_INLINE_MEMBER int64_t soon(int i, int64_t end) const {
         if (ahead) return ahead + i + PIXELS_AHEAD < last ? ahead[i + PIXELS_AHEAD] : -1;
         const int64_t pixel = line + columns[i] + PIXELS_AHEAD;
@@ -207,7 +207,7 @@ CRF_INLINE void gather(const Pass& pass, Span& span) {
     }
 }
 
-// Q to all kernels.
+// Splats Q into all kernels.
 template <int N, int C>
 CRF_INLINE void scatter(const Pass& pass, const Span& span) {
     const int n = N ? N : pass.vectors;
@@ -235,7 +235,7 @@ CRF_INLINE void scatter(const Pass& pass, const Span& span) {
     }
 }
 
-// What the logits alone say: label, largest probability, entropy in nats. `q` holds exp(logit - top).
+// Answer of the logits alone: label, largest probability, entropy in nats. `q` holds exp(logit - top).
 inline void write_first(const Request& ask, const Span& span, const float* q, int vectors) {
     for (int begin = 0; begin < span.count; begin += LANES) {
         const int some = span.count - begin < LANES ? span.count - begin : LANES;
@@ -267,7 +267,7 @@ inline void write_first(const Request& ask, const Span& span, const float* q, in
     }
 }
 
-// Pixels of row y from the `from`th on that the pass walks: all in the first one, then those that are not frozen.
+// Next span of row y from its `from`th pixel on: the first pass takes all pixels, later ones those that are not frozen.
 inline bool next_span(const Pass& pass, int y, int64_t from, Span& span) {
     const Active* active = pass.slices ? pass.active : nullptr;
     const int64_t begin = active ? active->starts[y] : 0, end = active ? active->starts[y + 1] : pass.ask.width;
@@ -292,7 +292,7 @@ inline void slice_runs(const Pass& pass, int y, const Span& span) {
     }
 }
 
-// Notes the pixels of a span of the first pass that later ones have to walk.
+// Lists the pixels of a span of the first pass that later passes visit.
 inline void find_active(const Pass& pass, int y, const Span& span) {
     int64_t& end = pass.active->starts[y + 1];
     for (int i = 0; i < span.count; ++i) {
@@ -352,7 +352,7 @@ inline double seconds() {
     return double(now.tv_sec) + 1e-9 * double(now.tv_nsec);
 }
 
-// Both kernels' lattices for this image; the spatial one is kept while size, sigma and weight stay the same.
+// Builds both kernels' lattices for this image; the spatial one is kept while size, sigma and weight stay the same.
 inline bool build_lattices(Workspace& work, const Request& ask) {
     if (ask.pos_w > 0 && !ask.separable) {
         const bool same = !ask.valid && work.spatial_height == ask.height && work.spatial_width == ask.width &&
@@ -369,7 +369,7 @@ inline bool build_lattices(Workspace& work, const Request& ask) {
     return ask.bi_w <= 0 || build(work, ask, work.bilateral, ask.bi_xy, ask.bands, ask.bi_w);
 }
 
-// A kernel with room for its values.
+// Side of a kernel with memory for its values.
 inline Side side_of(Lattice& lattice, int vectors, bool freezes) {
     const size_t bytes = size_t(lattice.vertices + 1) * size_t(vectors) * LANES * 4;
     Side side;
@@ -385,7 +385,7 @@ inline Side side_of(Lattice& lattice, int vectors, bool freezes) {
     return side;
 }
 
-// Sums of the last pass become what the next one reads.
+// Blurs the sums of the last pass, which the next pass reads, and clears the buffer for its own sums.
 inline void turn(Side& side, Lattice& lattice, int vectors, int done, bool more) {
     if (!side.records) return;
     const size_t floats = size_t(lattice.vertices) * size_t(vectors) * LANES;

@@ -19,9 +19,9 @@ struct Separable {
     float* factors = nullptr;       // (height, width): normalisation and root of the weight; 0 if not valid
     float* plane = nullptr;         // rows of weighted Q with `radius` zero pixels on either side
     int64_t next_row = 0;           // floats between two rows; 0 if one serves all: with frozen pixels, they are kept
-    float* row = nullptr;           // the one in work
+    float* row = nullptr;           // the row that the pass writes
     float* sums = nullptr;          // (height + radius) rows of Q blurred along the row, as a ring
-    const float** lines = nullptr;  // the rows that the row in work sees
+    const float** lines = nullptr;  // the rows within the radius of that row
     int64_t first = 0, read_from = 0, write_to = 0;
 
     int64_t line() const { return int64_t(width) * vectors * LANES; }
@@ -76,7 +76,7 @@ struct Separable {
         }
     }
 
-    // What was written is read from now on.
+    // The next pass reads the rows that this one wrote.
     void turn() {
         read_from = write_to;
         write_to = (write_to + ring() - radius) % ring();
@@ -117,7 +117,7 @@ struct Separable {
               int64_t(count) * vectors * LANES, message);
     }
 
-    // The row in work is complete.
+    // Blurs row y of Q along the row, once all its pixels are written.
     void finish_row(int y) const {
         const int64_t pixel = int64_t(vectors) * LANES;
         weigh(taps, 2 * radius + 1, [&](int64_t r) { return row + r * pixel; }, line(),

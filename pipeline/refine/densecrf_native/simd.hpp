@@ -28,7 +28,7 @@ CRF_INLINE Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 CRF_INLINE Int as_int(Vec v) { return reinterpret_cast<Int>(v); }
 CRF_INLINE Vec as_float(Int v) { return reinterpret_cast<Vec>(v); }
 
-// The build says -ffp-contract=off, so that lattices are the same on every instruction set; this one may fuse.
+// The build sets -ffp-contract=off, so that lattices are the same on every instruction set; this function may fuse.
 CRF_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__FMA__)
     return reinterpret_cast<Vec>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
@@ -47,7 +47,7 @@ CRF_INLINE Vec larger(Vec a, Vec b) {
 #endif
 }
 
-// Lane i of the outcome: all lanes of v[i] taken together by `op`.
+// Horizontal reductions: lane i of the result is the reduction of all lanes of v[i] by `op`.
 template <class Op>
 CRF_INLINE Vec reduce_each(const Vec* v, Op op) {
     Vec pairs[4], fours[2];
@@ -87,7 +87,7 @@ CRF_INLINE Vec exp_of_negative(Vec x) {
     return reinterpret_cast<Vec>(reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23));
 }
 
-// Rows become columns: eight vectors of eight lanes, in place.
+// Transposes eight vectors of eight lanes, in place.
 CRF_INLINE void transpose(Vec* v) {
     for (int i = 0; i < 8; i += 2) {
         const Vec a = v[i], b = v[i + 1];

@@ -1,5 +1,5 @@
-// The logits as the mean field reads them: pixel-major, classes padded to whole vectors. Full-size logits are turned
-// over once; logits at the network's stride stay small and are upsampled row by row in every pass.
+// Logits in the layout that the mean field reads: pixel-major, classes padded to whole vectors. Full-size logits are
+// transposed once; logits at the network's stride stay small and are upsampled row by row in every pass.
 #pragma once
 
 #include <cstring>
@@ -43,7 +43,7 @@ inline bool turn_over(const float* logits, int64_t cells, int classes, int vecto
     return any == 0;
 }
 
-// Between which two cells a pixel lies, and how far along, as in `unary._taps`.
+// Interpolation of a pixel: the cells before and after it and the weight of the latter, as in `unary._taps`.
 struct Tap {
     int before, after;
     float along;
@@ -80,7 +80,7 @@ struct Unary {
         }
     }
 
-    // Logits of `count` pixels of row y, one after another; `segment` holds them where they do not lie like that.
+    // Logits of `count` pixels of row y, contiguous; copied to `segment` unless they are so in memory.
     template <int N>
     const float* pixels(int y, const int* columns, int count, float* segment) const {
         const int n = N ? N : vectors;

@@ -1,5 +1,5 @@
-// What one refinement is asked to do, and the buffers it works in. Plain data: shared by the bindings and by the
-// kernels, which are compiled once per instruction set.
+// Request, outcome and buffers of one refinement. Plain data: shared by the bindings and by the kernels, which are
+// compiled once per instruction set.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ constexpr int MAX_BANDS = 8;
 constexpr int MAX_DIMENSIONS = 2 + MAX_BANDS;
 constexpr int MAX_CLASSES = 255;
 
-// Memory that stays from one image to the next, aligned to cache lines; large ones ask for large pages.
+// Memory kept from image to image, aligned to cache lines; large buffers ask for huge pages.
 class Buffer {
 public:
     Buffer() = default;
@@ -19,7 +19,7 @@ public:
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
 
-    // At least `bytes` bytes; what was there is lost when it has to grow. Throws std::bad_alloc.
+    // At least `bytes` bytes; growing loses the content. Throws std::bad_alloc.
     void* reserve(size_t bytes);
     // The same, keeping the first `kept` bytes.
     void* grow(size_t bytes, size_t kept);
@@ -43,9 +43,9 @@ struct Lattice {
     // Per axis: chains of neighbouring vertices of two or more, one after another; the last of each has bit 31 set.
     Buffer chains;
     int64_t chain_start[MAX_DIMENSIONS + 2] = {};
-    // Rows of padded classes, one per vertex: what is read, and what is being summed up.
+    // Rows of padded classes, one per vertex: the values that a pass reads, and the sums that it writes.
     Buffer values[2];
-    Buffer base;  // the same rows: what frozen pixels add to every sum
+    Buffer base;  // the same rows: the part of every sum that frozen pixels add
 };
 
 struct Request {
@@ -64,7 +64,7 @@ struct Request {
     const float* band_sigmas;  // (bands)
     int iterations;
     bool separable;        // spatial kernel as truncated separable Gaussian instead of a lattice
-    float freeze;          // pixels surer than this by their logits keep that Q; 1 or more freezes none
+    float freeze;          // largest probability of the logits above which a pixel keeps that Q; 1 or more freezes none
     double seconds_left;
 
     float* probs;     // (classes, height, width) or null
@@ -83,20 +83,20 @@ struct Outcome {
 
 struct Workspace {
     Lattice spatial, bilateral;
-    // What the spatial lattice in hand was built for.
+    // Key of the cached spatial lattice: image size, sigma and weight.
     int spatial_height = 0, spatial_width = 0;
     float spatial_sigma = 0, spatial_weight = 0;
 
     Buffer logits;   // pixel-major, classes padded to LANES: full-size, or the cells of the network
     Buffer rows;     // scratch of a pass: upsampled rows, the segment in work
     Buffer messages; // separable kernel: Q blurred along the rows
-    Buffer active;   // where each row's pixels begin that are not frozen, then the numbers of these pixels
+    Buffer active;   // pixels that are not frozen: start of each row, then their numbers
     Buffer table, keys, next, heads, scalars;  // scratch of building a lattice
 
     size_t bytes_held() const;
 };
 
-// One build of the kernels. Null where this compiler or this machine has none.
+// Kernels built for an instruction set; null where this compiler or this processor lacks it.
 using Run = void (*)(Workspace&, const Request&, Outcome&);
 Run kernels(const char* isa);
 const char* best_isa();

@@ -1,5 +1,5 @@
-// The Python module pipeline._label_maps. What the arrays mean is said in pipeline/score/label_maps.py; here, only that nothing
-// is read or written outside of them.
+// Python module pipeline.score._label_maps. pipeline/score/label_maps.py documents the arrays; the checks here only
+// keep reads and writes inside of them.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -22,9 +22,9 @@ void require(bool held, const char* what) {
 }
 
 uint8_t largest(const uint8_t* values, size_t count) {
-    uint8_t found = 0;
-    for (size_t i = 0; i < count; ++i) found = std::max(found, values[i]);
-    return found;
+    uint8_t maximum = 0;
+    for (size_t i = 0; i < count; ++i) maximum = std::max(maximum, values[i]);
+    return maximum;
 }
 
 py::array_t<int64_t> count_joint(const Bytes& rows, const Bytes& columns, const std::optional<Bytes>& groups,
@@ -60,13 +60,13 @@ Bytes find_rings(const Bytes& labels, const Bytes& ring_of, int cap) {
     require(cap >= 0 && cap < (1 << 15) && ring_of.size() == int64_t(cap) * cap + 1, "ring_of has cap * cap + 1 values");
     Bytes ring({map.height, map.width});
     uint8_t* out = ring.mutable_data();
-    const uint8_t* of = ring_of.data();
+    const uint8_t* table = ring_of.data();
     {
         py::gil_scoped_release unlocked;
         if (cap <= 127)
-            rings<int16_t>(map, int16_t(cap), of, out);
+            rings<int16_t>(map, int16_t(cap), table, out);
         else
-            rings<int32_t>(map, cap, of, out);
+            rings<int32_t>(map, cap, table, out);
     }
     return ring;
 }
@@ -74,19 +74,19 @@ Bytes find_rings(const Bytes& labels, const Bytes& ring_of, int cap) {
 py::array_t<bool> find_neighbours(const Bytes& labels, int reach) {
     const Map map = map_of(labels);
     require(reach >= 0, "reach is at least 0");
-    py::array_t<bool> found({map.height, map.width});
-    auto* out = reinterpret_cast<uint8_t*>(found.mutable_data());
+    py::array_t<bool> mask({map.height, map.width});
+    auto* out = reinterpret_cast<uint8_t*>(mask.mutable_data());
     {
         py::gil_scoped_release unlocked;
         has_neighbour(map, reach, out);
     }
-    return found;
+    return mask;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_label_maps, m) {
-    m.attr("INTERFACE") = 1;  // raised with every change of what the functions take or give
+    m.attr("INTERFACE") = 1;  // raised with every change of arguments or results
     m.doc() = "Counting and looking around in maps of class ids; use pipeline.score.label_maps.";
     m.def("joint", &count_joint, py::arg("rows").noconvert(), py::arg("columns").noconvert(),
           py::arg("groups").noconvert(), py::arg("row_of").noconvert(), py::arg("column_of").noconvert(),

@@ -1,6 +1,6 @@
-// Counting how often two values meet in two maps. Labels come in runs, so eight pixels are looked at together: eight of
-// a kind are one addition, and a run that goes on is not even looked up. Separate additions to one cell would also wait
-// for each other's stores.
+// Joint counts of two maps: pixels of every pair of values. Labels come in runs, so eight pixels are compared as one
+// word: eight equal ones are one addition, and a run that continues needs no lookup. Separate additions to one cell
+// would also wait for each other's stores.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ inline uint64_t word_at(const uint8_t* from) {
 
 inline bool all_equal(uint64_t word) { return word == (word & 0xff) * 0x0101010101010101u; }
 
-// The table of (groups, rows, columns) that is counted into, and where each value of a byte lies in it.
+// Table of counts (groups, rows, columns), and the row and column of each value of a byte.
 struct Table {
     int64_t* counts;
     size_t group_size;         // rows * columns
@@ -34,7 +34,7 @@ struct Table {
 // Without GROUPS every pixel is in group 0, and `groups` is not read. Each group must be one that the table has.
 template <bool GROUPS>
 void joint(const uint8_t* rows, const uint8_t* columns, const uint8_t* groups, size_t pixels, const Table& table) {
-    uint64_t row = 0, column = 0, group = 0;  // eight equal pixels each, seen `run` times over
+    uint64_t row = 0, column = 0, group = 0;  // eight equal pixels each, repeated `run` times
     int64_t run = 0;
     size_t i = 0;
     for (; i + WORD <= pixels; i += WORD) {

@@ -1,4 +1,4 @@
-// Looking around each pixel of a map of labels: how far the nearest boundary is, and whether a square holds one label.
+// Neighbourhood of each pixel in a map of labels: distance to the nearest boundary, and squares of a single label.
 #pragma once
 
 #include <algorithm>
@@ -78,11 +78,11 @@ void rings(const Map& map, T cap, const uint8_t* ring_of, uint8_t* ring) {
 }
 
 // 1 unless the square of `reach` rows and columns around the pixel lies inside the map and holds a single label.
-inline void has_neighbour(const Map& map, ptrdiff_t reach, uint8_t* found) {
+inline void has_neighbour(const Map& map, ptrdiff_t reach, uint8_t* mask) {
     const ptrdiff_t height = map.height, width = map.width, side = 2 * reach + 1;
-    std::fill(found, found + height * width, uint8_t(1));
+    std::fill(mask, mask + height * width, uint8_t(1));
     std::vector<uint8_t> alike(width);       // the row holds a single label within reach
-    std::vector<ptrdiff_t> rows(width, 0);   // such rows above one another, with the same label
+    std::vector<ptrdiff_t> rows(width, 0);   // consecutive rows of that kind with the same label
     for (ptrdiff_t y = 0; y < height; ++y) {
         const uint8_t *here = map.row(y), *above = map.row(std::max<ptrdiff_t>(y - 1, 0));
         std::fill(alike.begin(), alike.end(), uint8_t(0));
@@ -93,7 +93,7 @@ inline void has_neighbour(const Map& map, ptrdiff_t reach, uint8_t* found) {
         }
         for (ptrdiff_t x = 0; x < width; ++x) rows[x] = !alike[x] ? 0 : here[x] == above[x] ? rows[x] + 1 : 1;
         if (y < 2 * reach) continue;
-        uint8_t* out = found + (y - reach) * width;
+        uint8_t* out = mask + (y - reach) * width;
         for (ptrdiff_t x = 0; x < width; ++x) out[x] = rows[x] < side;
     }
 }
