@@ -29,7 +29,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_colours, fetch, not_there
+from pipeline.datasets.layout import DatasetLayout, ListedExample, decode_colours, fetch, missing_file_error
 from pipeline.errors import NothingThere
 from pipeline.image.labels import Colour, from_colours
 from pipeline.records import UInt8
@@ -71,7 +71,7 @@ class Isprs(DatasetLayout):
         for tile in sorted(self.tiles[split]):
             image, label = self.image.format(tile), self.label_stem.format(tile) + _SUFFIXES[split]
             if image not in images or label not in others:
-                raise not_there(root, f"{self.folder}/{image}" if image not in images else label)
+                raise missing_file_error(root, f"{self.folder}/{image}" if image not in images else label)
             examples.append(ListedExample(f"{split}/{tile}", images[image], others[label]))
         return examples
 
@@ -80,7 +80,7 @@ class Isprs(DatasetLayout):
         try:
             paths = [PurePosixPath(file.path) for file in objects.list_files(root)]
         except NothingThere as error:
-            raise not_there(root, f"{self.folder}/") from error
+            raise missing_file_error(root, f"{self.folder}/") from error
         images = {path.name: str(path) for path in paths if path.parent.name == self.folder}
         return images, {path.name: str(path) for path in paths if path.parent.name != self.folder}
 

@@ -136,7 +136,7 @@ def fetch_listing(root: Url, path: str) -> str:
     try:
         return objects.read_bytes(root / path).decode()
     except FileNotFoundError as error:
-        raise not_there(root, path) from error
+        raise missing_file_error(root, path) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} in {root} is not UTF-8 text: {error}") from error
 
@@ -164,15 +164,15 @@ def files_below(root: Url, folder: str, suffix: str) -> list[str]:
     try:
         listed = [f"{folder}/{file.path}" for file in objects.list_files(root / folder)]
     except NothingThere as error:
-        raise not_there(root, f"{folder}/") from error
+        raise missing_file_error(root, f"{folder}/") from error
     paths = sorted(path for path in listed if path.endswith(suffix))
     if not paths:
-        raise not_there(root, f"{folder}/*{suffix}")
+        raise missing_file_error(root, f"{folder}/*{suffix}")
     return paths
 
 
-def not_there(root: Url, expected: str) -> ConfigError:
-    """Make the error for a missing file or folder; it lists what the root holds."""
+def missing_file_error(root: Url, expected: str) -> ConfigError:
+    """Error for a missing file or folder; it lists the content of the root."""
     try:
         below = [file.path.split("/")[0] for file in islice(objects.list_files(root), _LISTED)]
     except NothingThere:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.io import loadmat
 
 from pipeline import optional
-from pipeline.datasets.layout import not_there
+from pipeline.datasets.layout import missing_file_error
 from pipeline.errors import InputError, LabelError, StorageError
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -64,7 +64,7 @@ def fetch_variable(root: Url, path: str, variable: str) -> npt.NDArray[Any]:
     try:
         data = objects.read_bytes(root / path)
     except FileNotFoundError as error:
-        raise not_there(root, path) from error
+        raise missing_file_error(root, path) from error
     return read_variable(data, variable, name=path)
 
 
