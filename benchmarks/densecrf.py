@@ -134,8 +134,8 @@ def synthetic_case(pixels_hwc: UInt8, classes: int) -> Case:
 
 def labels(engine: Engine, case: Case, window: Window) -> UInt8:
     """Labels of one call of an engine, with the arguments the refiner gives it."""
-    here = slice(window.y, window.y + window.height), slice(window.x, window.x + window.width)
-    return engine(WindowInput(case.logits_khw, case.scored, window, case.pixels_hwc[here]), deadline=math.inf).labels_hw
+    pixels_hwc = case.pixels_hwc[window.y : window.y + window.height, window.x : window.x + window.width]
+    return engine(WindowInput(case.logits_khw, case.scored, window, pixels_hwc), deadline=math.inf).labels_hw
 
 
 def time_engine(engine: Engine, case: Case) -> tuple[float, float, UInt8]:
@@ -262,10 +262,10 @@ def measure_speed(args: argparse.Namespace) -> list[dict[str, object]]:
         for classes in args.classes:
             cases = [synthetic_case(pixels, classes) for pixels in images]
             for preset in args.presets:
-                what = {"size": f"{width}x{height}", "classes": classes, "preset": preset}
-                log.info("%s: pydensecrf's time over each engine's", what)
+                setting = {"size": f"{width}x{height}", "classes": classes, "preset": preset}
+                log.info("%s: pydensecrf's time over each engine's", setting)
                 for name, figures in compare_engines(cases, preset, args.iterations, args.repeats).items():
-                    rows.append({**what, "engine": name, **figures})
+                    rows.append({**setting, "engine": name, **figures})
                     log.info("  %-16s %s", name, figures)
     return rows
 
@@ -303,8 +303,8 @@ def sizing_line(args: argparse.Namespace, processes: list[dict[str, object]]) ->
     """Cores per GPU of every engine and preset, as a sentence."""
     height, width = args.sizes[0]
     needs = ", ".join(f"{row['engine']} {row['preset']} {row['cores_per_gpu']}" for row in processes)
-    what = f"images of {width}x{height} with {max(args.classes)} classes that can win"
-    return f"cores per GPU at {args.rate:g} images/s, {what}: {needs}"
+    workload = f"images of {width}x{height} with {max(args.classes)} classes that can win"
+    return f"cores per GPU at {args.rate:g} images/s, {workload}: {needs}"
 
 
 def draw_ratios(speed: list[dict[str, object]], target: Path) -> None:
@@ -319,9 +319,9 @@ def draw_ratios(speed: list[dict[str, object]], target: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(1 + 3.2 * len(panels), 3.4), sharey=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for number, preset in enumerate(presets):
-            here = [row for row in speed if (row["size"], row["classes"]) == panel and row["preset"] == preset]
-            rows = np.arange(len(here)) + (number - (len(presets) - 1) / 2) * 0.8 / len(presets)
-            bars = axis.barh(rows, [row["cpu_ratio"] for row in here], 0.8 / len(presets), label=preset)
+            shown = [row for row in speed if (row["size"], row["classes"]) == panel and row["preset"] == preset]
+            rows = np.arange(len(shown)) + (number - (len(presets) - 1) / 2) * 0.8 / len(presets)
+            bars = axis.barh(rows, [row["cpu_ratio"] for row in shown], 0.8 / len(presets), label=preset)
             axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         axis.set_yticks(range(len(ENGINES)), list(ENGINES))
         axis.set(title=f"{panel[0]}, {panel[1]} classes", xlabel="times as fast as pydensecrf")
@@ -336,11 +336,11 @@ def draw_ratios(speed: list[dict[str, object]], target: Path) -> None:
 def segmented(args: argparse.Namespace) -> Iterator[Case]:
     """Images with the logits of a trained network, without pruned classes."""
     height, width = args.sizes[0]
-    images = list(pictures(args.photos, args.images, height // args.enlarge, width // args.enlarge))
-    large = [PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC) for pixels in images]
-    seen = [Image(np.array(picture), None) for picture in large]
+    small = list(pictures(args.photos, args.images, height // args.enlarge, width // args.enlarge))
+    large = [PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC) for pixels in small]
+    images = [Image(np.array(picture), None) for picture in large]
     segmenter = Segmenter(checkpoint.load_checkpoint(args.checkpoint), InferConfig(), TileConfig())
-    for image, prediction in zip(seen, segmenter(seen), strict=True):
+    for image, prediction in zip(images, segmenter(images), strict=True):
         if prediction.logits_khw is None:
             raise RuntimeError(f"the network gave no logits: {prediction.error}")
         ids, _ = active_classes(prediction.logits_khw, prune=RefineConfig().prune)
@@ -395,15 +395,20 @@ def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict
     for case in segmented(args):
         reference = in_windows(case, whole, 0)
         floor.append(lattice_shift_share(case, cfg))
-        for sigmas, seen in shares.items():
+        for sigmas, differing in shares.items():
             mask = in_windows(case, parts, int(sigmas * sigma_px(cfg)))
-            seen.append(float((mask != reference).mean()))
-        log.info("%s: %s moved %.6f", preset, {s: round(seen[-1], 6) for s, seen in shares.items()}, floor[-1])
+            differing.append(float((mask != reference).mean()))
+        log.info("%s: %s moved %.6f", preset, {s: round(d[-1], 6) for s, d in shares.items()}, floor[-1])
     figures = {}
-    for sigmas, seen in shares.items():
+    for sigmas, differing in shares.items():
         work = work_factor(height, width, args.window_px, int(sigmas * sigma_px(cfg)))
         large = work_factor(8192, 8192, RefineConfig().window_px, int(sigmas * sigma_px(cfg)))
-        figures[f"{sigmas:g}"] = {"differ": mean(seen), "worst": max(seen), "work": work, "work_default_window": large}
+        figures[f"{sigmas:g}"] = {
+            "differ": mean(differing),
+            "worst": max(differing),
+            "work": work,
+            "work_default_window": large,
+        }
     rounded = {sigmas: {name: round(value, 6) for name, value in row.items()} for sigmas, row in figures.items()}
     return rounded, round(mean(floor), 6)
 

@@ -205,12 +205,12 @@ def compare_inference(
     if args.device == "cuda":
         sides["in_step"] = whole_stream(InStep(model, InferConfig(), tile, device=args.device), images)
     times = interleaved(sides, args.repeats, device=args.device)
-    mine = times.pop("ours")
-    rate = len(images) / statistics.median(mine.wall)
+    own = times.pop("ours")
+    rate = len(images) / statistics.median(own.wall)
     figures = {"images_per_s": rate, "tflops": rate / len(images) * 2 * gmacs(model, sizes, tile) / 1e3}
     for name, theirs in times.items():
-        figures[f"{name}_over_ours"] = ratio(theirs.wall, mine.wall)
-        figures[f"{name}_over_ours_processor"] = ratio(theirs.processor, mine.processor)
+        figures[f"{name}_over_ours"] = ratio(theirs.wall, own.wall)
+        figures[f"{name}_over_ours_processor"] = ratio(theirs.processor, own.processor)
     return {name: round(value, 3) for name, value in figures.items()}
 
 

@@ -51,7 +51,7 @@ class MeasuredSide:
 
 
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of a process, see proc_pid_smaps(5); 0 when it is gone."""
+    """Proportional set size of a process, see proc_pid_smaps(5); 0 when the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -5,7 +5,7 @@
     python -m benchmarks.weak                             # the table of docs/benchmarks/weak.md, fifteen minutes
 
 The scenes are generated farmland with three classes: water and trees as objects, land as background. Every seed draws
-its own few and many training images; all are validated on the same others. A network trained on the few images is
+its own few and many training images; one further set of images validates all. A network trained on the few images is
 trained further in each way, for as many steps: on the few alone, or with the many as half of each batch. Runs are those
 of the training job; an interrupted benchmark resumes. Progress on stderr, the table on stdout.
 """
@@ -62,7 +62,7 @@ _SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of further training."""
+    """Variant of further training."""
 
     part: str = ""
     """Labels of the many images: a kind of `_LABELS`; empty leaves the images out."""
