@@ -1,8 +1,8 @@
 """Comparison of networks: parameters, MACs, speed and memory on this machine, and mIoU on labelled images.
 
-In: networks of the zoo with random weights, which cost what trained ones cost, and checkpoints. Out: one row for each.
-Every measurement uses the loop of the main job, `Segmenter` with its defaults, in one process each: peak memory is then
-the network's, and out of memory fails that network only. Published figures are in `models.catalogue`.
+In: networks of the zoo with random weights, which take the time and memory of trained ones, and checkpoints. Out: one
+row for each. Every measurement uses the loop of the main job, `Segmenter` with its defaults, in one process each: peak
+memory is then the network's, and out of memory fails that network only. Published figures are in `models.catalogue`.
 """
 
 import gc
@@ -180,7 +180,7 @@ def compared_checkpoint(name: str, ref: str) -> ComparedNetwork:
 def in_own_process(call: Callable[[], T]) -> T:
     """Run `call` in a new process and return its result; raises BrokenProcessPool if the process dies.
 
-    The process is forked from one that has only imported torch, so it starts at once and small.
+    The process is forked from a server that has only imported torch, so it starts fast and with little memory.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -313,7 +313,7 @@ def compare_networks(
     """
     if settings.device == "cuda" and not torch.cuda.device_count():
         raise ConfigError("no GPU on this machine", hint="use --device cpu")
-    fixed = [
+    row_builders = [
         partial(
             comparison_row,
             network_facts(compared, settings.size_px),
@@ -325,7 +325,7 @@ def compare_networks(
     for _ in range(settings.rounds):
         run_round(networks, settings, timings)
         ratios = ratios_to_fastest([timing.turns for timing in timings], settings.device)
-        yield [of(timing, ratio) for of, timing, ratio in zip(fixed, timings, ratios, strict=True)]
+        yield [row_of(timing, ratio) for row_of, timing, ratio in zip(row_builders, timings, ratios, strict=True)]
 
 
 def network_facts(compared: ComparedNetwork, size_px: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Evaluation:
     model_fp: str
     """Digest of the checkpoint or of the masks, 12 hex digits."""
     training: dict[str, object]
-    """Training facts of the checkpoint card; `reference`, if there, is what drift is measured against."""
+    """Training facts of the checkpoint card; drift is measured from its `reference`, where it has one."""
     facts: dict[str, str]
     """Facts about the run for the report, name to text."""
     classes: ClassMap

@@ -86,7 +86,7 @@ class Baseline:
     checkpoint: str = ""
     """Checkpoint in the history; empty for a run that is not in the history."""
     estimates: Estimates | None = None
-    """Metrics in the history with 95 % intervals, used when the run is gone; None for a run not in the history."""
+    """Metrics in the history with 95 % intervals, used when the run was deleted; None for a run not in the history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def apply_gates(
         evaluation: counts of the run to check.
         gates: limits.
         baseline: result of `history.find_baseline`; None leaves out the comparison.
-        baseline_evaluation: the baseline, read from its run; None when the run is gone.
+        baseline_evaluation: the baseline, read from its run; None when the run was deleted.
         drift: drift of the evaluated images.
 
     Raises:
@@ -188,7 +188,7 @@ def apply_gates(
     ]
     if comparison:
         checks += [_metric_check(name, gate.tolerance, comparison) for name, gate in gates.metrics.items()]
-    checks += [_drift_check(moved, gates.drift[moved.quantity]) for moved in drift if moved.quantity in gates.drift]
+    checks += [_drift_check(each, gates.drift[each.quantity]) for each in drift if each.quantity in gates.drift]
     return GateVerdict(checks, comparison)
 
 
@@ -276,9 +276,9 @@ def _bootstrap_settings(gates: Gates) -> _BootstrapSettings:
 
 
 def _image_count_check(evaluation: Evaluation, gates: Gates) -> Check:
-    count, what = len(_group_counts(evaluation, gates)), "groups of images" if gates.group else "images"
+    count, unit = len(_group_counts(evaluation, gates)), "groups of images" if gates.group else "images"
     return Check(
-        "images", count >= gates.min_images, f"{count} {what} have a score, at least {gates.min_images} are needed"
+        "images", count >= gates.min_images, f"{count} {unit} have a score, at least {gates.min_images} are needed"
     )
 
 
@@ -306,7 +306,7 @@ def _floor_check(name: str, value: float, floor: float) -> Check:
 
 
 def _metric_check(name: Metric, tolerance: float, comparison: Comparison) -> Check:
-    """Fails if the interval of the difference lies wholly below -tolerance, or is NaN."""
+    """Check of a metric: fails if the interval of the difference lies wholly below -tolerance, or is NaN."""
     change = comparison.change.metrics[name]
     figures = (
         f"{change.value:+.4f}, interval {change.low:+.4f} to {change.high:+.4f}, tolerance {tolerance:.4f}; "
@@ -315,8 +315,8 @@ def _metric_check(name: Metric, tolerance: float, comparison: Comparison) -> Che
     return Check(name, bool(change.high >= -tolerance), figures)
 
 
-def _drift_check(moved: Drift, limit: float) -> Check:
-    if moved.verdict == "unknown":
-        return Check(f"{moved.quantity} drift", True, f"unknown: {moved.says}")
-    figures = f"index {moved.value:.3f}, limit {limit:.3f}, chance alone reaches {moved.chance:.3f}; {moved.says}"
-    return Check(f"{moved.quantity} drift", moved.value <= max(limit, moved.chance), figures)
+def _drift_check(drift: Drift, limit: float) -> Check:
+    if drift.verdict == "unknown":
+        return Check(f"{drift.quantity} drift", True, f"unknown: {drift.says}")
+    figures = f"index {drift.value:.3f}, limit {limit:.3f}, chance alone reaches {drift.chance:.3f}; {drift.says}"
+    return Check(f"{drift.quantity} drift", drift.value <= max(limit, drift.chance), figures)

@@ -239,7 +239,7 @@ def _to_row(entry: HistoryEntry) -> dict[str, Any]:
 
 
 def history_from_table(table: pa.Table) -> list[HistoryEntry]:
-    """Inverse of `to_table`."""
+    """Unpack entries from a table: inverse of `history_to_table`."""
     return [_from_row(row) for row in table.to_pylist()]
 
 

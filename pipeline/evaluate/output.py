@@ -99,7 +99,7 @@ def write_page(folder: Url, settings: Sequence[JudgedSetting], cfg: EvaluateConf
 
 
 def setting_facts(setting: JudgedSetting) -> dict[str, object]:
-    """Everything about a setting except single images, as plain data: its entry in `evaluation.json`."""
+    """Facts of a setting, without single images, as plain data: its entry in `evaluation.json`."""
     evaluation = setting.evaluation
     return {
         "run": str(evaluation.run_url),
@@ -119,7 +119,7 @@ def setting_facts(setting: JudgedSetting) -> dict[str, object]:
             for name, answer in evaluation.answers.items()
         },
         "slices": {name: [asdict(row) for row in rows] for name, rows in evaluation.slices.items()},
-        "drift": [asdict(moved) for moved in setting.drift],
+        "drift": [asdict(drift) for drift in setting.drift],
         "gate": [asdict(check) for check in setting.verdict.checks] if setting.verdict else None,
     }
 

@@ -238,9 +238,9 @@ def _refinement_gain(evaluation: Evaluation, cfg: ScoreConfig) -> Estimates | No
 
 def _series(history: Sequence[HistoryEntry], evaluation: Evaluation) -> EvaluationSeries | None:
     """Series of comparable evaluations in the history; None when this evaluation is the only one."""
-    this = (evaluation.run_url.raw, evaluation.data_fp)
+    identity = (evaluation.run_url.raw, evaluation.data_fp)
     for series in group_series(history):
-        if len(series.judged) > 1 and this in {(entry.run_url, entry.data_fp) for entry in series.judged}:
+        if len(series.judged) > 1 and identity in {(entry.run_url, entry.data_fp) for entry in series.judged}:
             return series
     return None
 
@@ -287,21 +287,21 @@ def _captions(evaluation: Evaluation, keys: Sequence[str]) -> list[str]:
     captions = []
     for key in keys:
         counts = evaluation.answer.counts_nkk[positions[key]]
-        words = f"mean IoU {_share(float(Scores(counts).mean_iou))}"
+        caption = f"mean IoU {_share(float(Scores(counts).mean_iou))}"
         for pair in most_confused(counts, evaluation.classes, most=1):
-            words += (
+            caption += (
                 f"; most confused: {pair.truth.name} predicted as {pair.answer.name if pair.answer else 'no class'}"
             )
-        captions.append(words)
+        captions.append(caption)
     return captions
 
 
 def _legend(samples: Sequence[Sample], classes: ClassMap) -> list[ClassInfo]:
     """Classes in any label or mask of the samples, by id."""
-    seen = {
+    present = {
         index for sample in samples for maps in (sample.truth_hw, sample.mask_hw) for index in np.unique(maps).tolist()
     }
-    return [info for index, info in enumerate(classes.classes) if index in seen]
+    return [info for index, info in enumerate(classes.classes) if index in present]
 
 
 def _share(value: float) -> str:

@@ -36,8 +36,8 @@ def decode_channels(data: bytes, channels: tuple[str, ...]) -> Image:
     except Exception as error:  # both libraries raise many types on damaged data
         raise InputError("corrupt", f"cannot be decoded: {type(error).__name__}: {error}") from error
     if pixels.shape[2] != len(channels):
-        seen = f"{pixels.shape[2]} bands, expected {len(channels)}: {', '.join(channels)}"
-        raise InputError("band_mismatch", seen, hint="name the bands with --network.channels")
+        detail = f"{pixels.shape[2]} bands, expected {len(channels)}: {', '.join(channels)}"
+        raise InputError("band_mismatch", detail, hint="name the bands with --network.channels")
     return Image(_eight_bits(pixels), None)
 
 

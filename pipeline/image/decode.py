@@ -111,9 +111,9 @@ def _check_all_rows(file: PngImageFile, data: bytes, cfg: DecodeConfig) -> None:
     rows = [(0, y, file.width, y + 1) for y in range(max(file.height - 2, 0), file.height)]
     blank = [row for row in rows if not any(file.crop(row).tobytes())]
     if blank:
-        again = open_header(data, "png", cfg)
-        again.im = PilImage.new(again.mode, again.size, "white" if again.mode in ("RGB", "RGBA") else 255).im
-        if any(any(again.crop(row).tobytes()) for row in blank):
+        white = open_header(data, "png", cfg)
+        white.im = PilImage.new(white.mode, white.size, "white" if white.mode in ("RGB", "RGBA") else 255).im
+        if any(any(white.crop(row).tobytes()) for row in blank):
             raise InputError("corrupt", f"the header announces {file.height} rows, the data ends before the last")
 
 

@@ -111,8 +111,8 @@ def recognise_format(data: bytes, cfg: DecodeConfig) -> str:
     if not data:
         raise InputError("empty", "0 bytes")
     if len(data) > cfg.max_mib * 2**20:
-        seen = f"{len(data) / 2**20:.5g} MiB, limit {cfg.max_mib:g} MiB"
-        raise InputError("too_many_bytes", seen, hint="raise --decode.max-mib")
+        detail = f"{len(data) / 2**20:.5g} MiB, limit {cfg.max_mib:g} MiB"
+        raise InputError("too_many_bytes", detail, hint="raise --decode.max-mib")
     head = data[:_MAGIC_BYTES]
     kind = _match(_IMAGE_MAGIC, head)
     if kind is None:
@@ -149,16 +149,17 @@ def open_header(data: bytes, kind: str, cfg: DecodeConfig) -> ImageFile.ImageFil
 
 def _check_size(width: int, height: int, cfg: DecodeConfig) -> None:
     if min(width, height) < cfg.min_px:
-        limit = f"{width}x{height} pixels, sides must have at least {cfg.min_px}"
-        raise InputError("too_small", limit, hint="lower --decode.min-px" if min(width, height) > 0 else "")
+        detail = f"{width}x{height} pixels, sides must have at least {cfg.min_px}"
+        raise InputError("too_small", detail, hint="lower --decode.min-px" if min(width, height) > 0 else "")
     _check_area(width, height, cfg)
 
 
 def _check_area(width: int, height: int, cfg: DecodeConfig) -> None:
     mpx = width * height / 1e6
     if mpx > cfg.max_mpx:
-        seen = f"{width}x{height} = {mpx:.6g} Mpx, limit {cfg.max_mpx:g} Mpx"
-        raise InputError("too_many_pixels", seen, hint="raise --decode.max-mpx, or cut the source into smaller images")
+        detail = f"{width}x{height} = {mpx:.6g} Mpx, limit {cfg.max_mpx:g} Mpx"
+        hint = "raise --decode.max-mpx, or cut the source into smaller images"
+        raise InputError("too_many_pixels", detail, hint=hint)
 
 
 def _check_jpeg(file: JpegImageFile, data: bytes) -> None:
@@ -227,10 +228,10 @@ def failure_cause(data: bytes, kind: str, error: Exception) -> InputError:
     with contextlib.suppress(Exception):  # parsing a damaged file may fail in as many ways
         if _ENDS_EARLY[kind](data):
             return InputError("truncated", f"{kind} of {len(data)} bytes ends before its image data does")
-        if unread and (reason := _header_error(data, kind)):
-            return reason
-    why = "its header is damaged" if unread else f"{type(error).__name__}: {error}"
-    return InputError("corrupt", f"{kind} cannot be decoded: {why}")
+        if unread and (header_error := _header_error(data, kind)):
+            return header_error
+    reason = "its header is damaged" if unread else f"{type(error).__name__}: {error}"
+    return InputError("corrupt", f"{kind} cannot be decoded: {reason}")
 
 
 def _header_error(data: bytes, kind: str) -> InputError | None:

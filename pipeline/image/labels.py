@@ -75,9 +75,9 @@ def decode_label(data: bytes, classes: ClassMap, *, name: str, height: int, widt
     Args:
         data: the file. Grey samples of any depth are ids as they are; Pillow's scaling to 0 to 255 is undone.
         classes: the allowed values.
-        name: of the file, for messages.
-        height: of its upright image, pixels. The label must be upright too.
-        width: of its image, pixels.
+        name: name of the file, for messages.
+        height: height of its upright image, pixels. The label must be upright too.
+        width: width of that image, pixels.
         coding: meaning of the values.
 
     Raises:
@@ -115,7 +115,7 @@ class _Header:
     height: int
     width: int
     bits: int
-    """Per sample."""
+    """Bits per sample."""
     colour: int
     """Colour type."""
     interlaced: bool
@@ -141,8 +141,8 @@ def png_size(data: bytes, *, name: str) -> tuple[int, int]:
 
 def _header(data: bytes, name: str) -> _Header:
     if len(data) < _HEADER.size or not data.startswith(_SIGNATURE):
-        other = next((f" but {what}" for start, what in _OTHERS.items() if data.startswith(start)), "")
-        raise LabelError(f"the label {name} is no PNG{other}")
+        actual = next((f" but {title}" for start, title in _OTHERS.items() if data.startswith(start)), "")
+        raise LabelError(f"the label {name} is no PNG{actual}")
     _, chunk, columns, rows, bits, colour, interlaced = _HEADER.unpack_from(data)
     if chunk != b"IHDR":
         raise LabelError(f"the label {name} is a damaged PNG: it begins with the chunk {chunk!r}")
@@ -151,8 +151,8 @@ def _header(data: bytes, name: str) -> _Header:
 
 def _check_size(header: _Header, name: str, height: int, width: int) -> None:
     if (header.height, header.width) != (height, width):
-        seen = f"the label {name} has {header.height}x{header.width} pixels, its image {height}x{width}"
-        raise LabelError(seen, code="label_size")
+        message = f"the label {name} has {header.height}x{header.width} pixels, its image {height}x{width}"
+        raise LabelError(message, code="label_size")
 
 
 def _check_kind(header: _Header, name: str, coding: Coding) -> None:
@@ -223,7 +223,7 @@ def from_ids(values_hw: npt.NDArray[np.integer], table: Mapping[int, int], *, na
     Args:
         values_hw: (H, W) uint8 or uint16.
         table: class id of every allowed value.
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Raises:
         LabelError: a value is not in the table; the message has the value and its number of pixels.
@@ -249,7 +249,7 @@ def from_colours(rgb_hwc: UInt8, table: Mapping[Colour, int], *, name: str) -> U
     Args:
         rgb_hwc: (H, W, 3).
         table: class id of every allowed colour.
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Raises:
         LabelError: a colour is not in the table; the message has the most frequent one and its number of pixels.
@@ -276,8 +276,8 @@ def _unknown_colour(codes: npt.NDArray[np.int32], name: str) -> LabelError:
     values, counts = np.unique(codes, return_counts=True)
     code, pixels = int(values[counts.argmax()]), int(counts.max())
     colour = (code >> 16, code >> 8 & 255, code & 255)
-    seen = f"the label {name} has the colour {colour} on {pixels} pixel(s), which the set does not use"
-    return LabelError(seen, code="label_value")
+    message = f"the label {name} has the colour {colour} on {pixels} pixel(s), which the set does not use"
+    return LabelError(message, code="label_value")
 
 
 def label_stem(path: str) -> str:

@@ -265,7 +265,7 @@ def _account(
     for name, tensor in tensors.items():
         target = _target(name, layout.rules) or ""
         target = target.replace("backbone.", "encoder.", 1) if encoder else target
-        reason = next((why for begin, why in layout.unused.items() if name.startswith(begin)), None)
+        reason = next((text for prefix, text in layout.unused.items() if name.startswith(prefix)), None)
         if target in missing and tensor.shape == missing[target].shape:
             used[name] = target
             del missing[target]

@@ -199,9 +199,9 @@ def _weights_in(loaded: Any, *, origin: str) -> tuple[dict[str, Tensor], tuple[s
                 break
     if not isinstance(loaded, Mapping) or not loaded:
         raise ConfigError(f"{origin} has no dict of tensors")
-    strangers = [name for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if strangers:
-        names = ", ".join(map(repr, strangers[:5]))
+    no_tensors = [name for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if no_tensors:
+        names = ", ".join(map(repr, no_tensors[:5]))
         raise ConfigError(f"{origin} has entries that are no tensors: {names}", hint=f"known wrappers: {WRAPPERS}")
     if all(name.startswith(PARALLEL) for name in loaded):
         loaded = {name.removeprefix(PARALLEL): value for name, value in loaded.items()}

@@ -92,7 +92,7 @@ def _finished(jobs: deque[_Job]) -> Iterator[Prediction]:
 
 
 def footprint(model: Checkpoint, output_stride: int | None = None) -> Footprint:
-    """Figures that the memory of a checkpoint's network depends on; `output_stride` as in `Checkpoint.build`."""
+    """Memory footprint of a checkpoint's network; `output_stride` as in `Checkpoint.build`."""
     weight_bytes = sum(tensor.numel() * 4 for tensor in model.state.values())
     return Footprint(weight_bytes, len(model.card.classes), checkpoint.blank(model.card, output_stride).stride)
 
@@ -112,7 +112,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _with_half_weights(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Copy whose convolutions hold their weights in `dtype`, which spares autocast the cast at every call."""
+    """Copy of a network with convolution weights in `dtype`, which autocast would cast at every call."""
     copied = copy.deepcopy(network)
     for module in copied.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -196,7 +196,7 @@ class Segmenter:
             yield _ViewTiles(job, view, canvas, pixels, len(grid.corners))
 
     def _dispatch(self, flights: deque[_Flight], queue: list[Tile]) -> None:
-        """Run the queued tiles as a batch, and collect the batch before meanwhile."""
+        """Run the queued tiles as a batch, and collect the previous batch meanwhile."""
         tiles = [tile for tile in queue if tile[0].job.prediction.error is None]
         queue.clear()
         if tiles:
@@ -205,7 +205,7 @@ class Segmenter:
             self._collect(flights.popleft())
 
     def _cut(self, tiles: list[Tile]) -> torch.Tensor:
-        """Pixels of tiles of view_tiles shape, (N, h, w, C) uint8; in pinned memory for a GPU."""
+        """Pixels of tiles of equal shape, (N, h, w, C) uint8; in pinned memory for a GPU."""
         grid = tiles[0][0].canvas.grid
         shape = len(tiles), grid.tile_height, grid.tile_width, self.num_channels
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._upload is not None)
@@ -219,7 +219,7 @@ class Segmenter:
         return pixels
 
     def _launch(self, tiles: list[Tile], pixels_nhwc: torch.Tensor) -> list[_Flight]:
-        """Run one batch; out of GPU memory, run its halves; a single tile without enough memory fails its image."""
+        """Run one batch; split it in halves when GPU memory runs out; an image fails if a single tile does not fit."""
         started = perf_counter()
         try:
             scored, landed = self._to_host(*self._forward(pixels_nhwc, self.dtype))
@@ -302,17 +302,17 @@ class Segmenter:
             view_tiles.job.prediction.seconds += share
 
     def _again_in_float32(self, flight: _Flight, number: int) -> None:
-        """Run a tile with NaN or infinity again in float32, whose range half precision does not have."""
+        """Run a tile with NaN or infinity again in float32, which has a larger range than half precision."""
         view_tiles, index = flight.tiles[number]
-        again: tuple[torch.Tensor, torch.Tensor] | None = None
+        scored: tuple[torch.Tensor, torch.Tensor] | None = None
         try:
-            again = self._forward(flight.pixels_nhwc[number : number + 1], torch.float32)
+            scored = self._forward(flight.pixels_nhwc[number : number + 1], torch.float32)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-        if again is None:
+        if scored is None:
             self._too_large(view_tiles)
             return
-        logits, finite = again
+        logits, finite = scored
         if finite.item():
             flight.scored[0].numpy()[number] = logits[0].cpu().numpy()
             return
@@ -341,9 +341,9 @@ class Segmenter:
 
     def _describe(self, output_stride: int, compiled: str) -> str:
         """Value of the column `inference`: output stride, precision, tiling, views and compilation in one line."""
-        words = [f"os{output_stride}", next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)]
-        words += [self.tile.mode]
+        facts = [f"os{output_stride}", next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)]
+        facts += [self.tile.mode]
         if self.views != (View(),):
-            words += ["scales=" + ",".join(f"{scale:g}" for scale in self.infer.scales)]
-            words += ["flip"] * self.infer.flip + [self.infer.fuse] * (len(self.views) > 1)
-        return " ".join(words + [compiled] * bool(compiled))
+            facts += ["scales=" + ",".join(f"{scale:g}" for scale in self.infer.scales)]
+            facts += ["flip"] * self.infer.flip + [self.infer.fuse] * (len(self.views) > 1)
+        return " ".join(facts + [compiled] * bool(compiled))

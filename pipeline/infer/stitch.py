@@ -59,7 +59,7 @@ class Canvas:
 
 
 def to_half(scores_khw: Float16 | Float32) -> Float16:
-    """Logits for the wire: (K, h, w) float16, shifted so that the largest of each cell is 0.
+    """Logits for transport: (K, h, w) float16, shifted so that the largest of each cell is 0.
 
     A shift common to all classes leaves the softmax as it is, and float16 is finest near 0, where classes compete.
     Float16 scores are already shifted, and only copied.

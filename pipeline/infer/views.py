@@ -49,16 +49,16 @@ def scaled_length(length_px: int, scale: float, *, align_corners: bool) -> int:
 def apply_view(pixels_hwc: UInt8, view: View, *, align_corners: bool) -> UInt8:
     """Pixels of a view: (h, w, C) uint8, resized, rounded and mirrored."""
     height, width = (scaled_length(length, view.scale, align_corners=align_corners) for length in pixels_hwc.shape[:2])
-    seen = pixels_hwc
+    resized_hwc = pixels_hwc
     if (height, width) != pixels_hwc.shape[:2]:
         ys, xs = (
-            _moved(np.arange(here, dtype=np.float64), here, there, align_corners=align_corners).clip(0, there - 1)
-            for here, there in zip((height, width), pixels_hwc.shape[:2], strict=True)
+            _rescaled(np.arange(scaled, dtype=np.float64), scaled, full, align_corners=align_corners).clip(0, full - 1)
+            for scaled, full in zip((height, width), pixels_hwc.shape[:2], strict=True)
         )
-        seen = np.empty((height, width, pixels_hwc.shape[2]), np.uint8)
+        resized_hwc = np.empty((height, width, pixels_hwc.shape[2]), np.uint8)
         for top, band in _bands(pixels_hwc.transpose(2, 0, 1), ys, xs):
-            seen[top : top + band.shape[1]] = (band + 0.5).transpose(1, 2, 0)
-    return seen[:, ::-1] if view.flip else seen
+            resized_hwc[top : top + band.shape[1]] = (band + 0.5).transpose(1, 2, 0)
+    return resized_hwc[:, ::-1] if view.flip else resized_hwc
 
 
 class ViewFusion:
@@ -83,11 +83,11 @@ class ViewFusion:
         if self._fused is None:
             self._fused = self._empty(len(scores_khw), len(ys), len(xs))
         for top, band in _bands(scores_khw, ys, xs):
-            here = self._fused[:, top : top + band.shape[1]]
+            fused = self._fused[:, top : top + band.shape[1]]
             if self.averages:
-                here += softmax(band)
+                fused += softmax(band)
             else:
-                np.maximum(here, band, out=here)
+                np.maximum(fused, band, out=fused)
 
     def finish(self) -> Float16 | Float32:
         """Fused scores of the image, (K, ceil(H/stride), ceil(W/stride)).
@@ -115,19 +115,19 @@ class ViewFusion:
         """Positions of the image's cells among the cells of a view, along one axis of `length_px` pixels."""
         own = np.arange(-(-length_px // self.stride), dtype=np.float64)
         pixels = own * self.stride if self.align_corners else (own + 0.5) * self.stride - 0.5
-        seen_px = scaled_length(length_px, view.scale, align_corners=self.align_corners)
-        seen = _moved(pixels, length_px, seen_px, align_corners=self.align_corners)
+        view_px = scaled_length(length_px, view.scale, align_corners=self.align_corners)
+        in_view = _rescaled(pixels, length_px, view_px, align_corners=self.align_corners)
         if view.flip:
-            seen = seen_px - 1 - seen
-        positions = seen / self.stride if self.align_corners else (seen + 0.5) / self.stride - 0.5
+            in_view = view_px - 1 - in_view
+        positions = in_view / self.stride if self.align_corners else (in_view + 0.5) / self.stride - 0.5
         return positions.clip(0, cells - 1)
 
 
-def _moved(positions: Positions, length: int, other: int, *, align_corners: bool) -> Positions:
-    """Positions along an axis of `length` pixels, converted to the same axis with `other` pixels."""
+def _rescaled(positions: Positions, length: int, new_length: int, *, align_corners: bool) -> Positions:
+    """Positions along an axis of `length` pixels, converted to the same axis with `new_length` pixels."""
     if align_corners:
-        return positions * ((other - 1) / max(length - 1, 1))
-    return (positions + 0.5) * (other / length) - 0.5
+        return positions * ((new_length - 1) / max(length - 1, 1))
+    return (positions + 0.5) * (new_length / length) - 0.5
 
 
 def _bands(values_khw: Float16 | Float32 | UInt8, ys: Positions, xs: Positions) -> Iterator[tuple[int, Float32]]:

@@ -58,8 +58,10 @@ class Card(BaseModel):
 
     @model_validator(mode="after")
     def _options_are_the_networks_own(self) -> "Card":
-        if taken := BUILDERS_OWN & self.options.keys():
-            raise ValueError(f"options must not contain {', '.join(sorted(taken))}: the card has fields of their own")
+        if reserved := BUILDERS_OWN & self.options.keys():
+            raise ValueError(
+                f"options must not contain {', '.join(sorted(reserved))}: the card has fields of their own"
+            )
         return self
 
     @model_validator(mode="after")

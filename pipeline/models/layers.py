@@ -122,7 +122,7 @@ def initialise(network: nn.Module, *logits: nn.Conv2d) -> None:
     `logits` have no ReLU behind them: normal with deviation 0.01, so training starts from almost equal scores.
     """
     if logits[0].weight.is_meta:
-        return  # nothing to fill; trying costs a second, in which torch imports its decompositions
+        return  # no memory to fill, and torch would spend a second on importing its decompositions
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             if module in logits:

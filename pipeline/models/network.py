@@ -37,8 +37,8 @@ class AroundOptions(Options):
 
     @model_validator(mode="after")
     def _inner_options_are_its_own(self) -> "AroundOptions":
-        if taken := BUILDERS_OWN & self.options.keys():
-            raise ValueError(f"options of the inner network must not contain {', '.join(sorted(taken))}")
+        if reserved := BUILDERS_OWN & self.options.keys():
+            raise ValueError(f"options of the inner network must not contain {', '.join(sorted(reserved))}")
         return self
 
     def inner_options(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Engine(Protocol):
     iterations: int
     """Iterations of a call that meets its deadline."""
 
-    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
+    def __call__(self, window_input: WindowInput, *, deadline: float) -> RefinedWindow:
         """Refine one window, or as much of it as `deadline` (`time.monotonic()`, seconds) allows."""
         ...
 
@@ -94,11 +94,11 @@ class MarginalsEngine:
     def __init__(self, marginals: Marginals, *, iterations: int) -> None:
         self.marginals, self.iterations = marginals, iterations
 
-    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
+    def __call__(self, window_input: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
-        before, scores = network_answer(seen.logits_khw, seen.scored, seen.window)
+        before, scores = network_answer(window_input.logits_khw, window_input.scored, window_input.window)
         try:
-            probs = self.marginals(seen.pixels_hwc, scores, seen.valid_hw, deadline=deadline)
+            probs = self.marginals(window_input.pixels_hwc, scores, window_input.valid_hw, deadline=deadline)
         except DeadlinePassed:
             return before
         labels = probs.argmax(axis=0).astype(np.uint8)
@@ -112,14 +112,14 @@ class NativeEngine:
         self.params, self.iterations, self.freeze = params, params.iterations, freeze
         self._crf = native.NativeCrf(spatial=spatial)
 
-    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
+    def __call__(self, window_input: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
-        scored, window = seen.scored, seen.window
+        scored, window = window_input.scored, window_input.window
         grid = native.LogitsGrid(scored.stride, align_corners=scored.align_corners, y=window.y, x=window.x)
         refined = self._crf.refine(
-            seen.pixels_hwc,
-            seen.logits_khw,
-            seen.valid_hw,
+            window_input.pixels_hwc,
+            window_input.logits_khw,
+            window_input.valid_hw,
             self.params,
             grid=grid,
             deadline=deadline,
@@ -228,7 +228,7 @@ def make_engine(cfg: RefineConfig) -> Engine | None:
 
 
 def reach_px(cfg: RefineConfig) -> float:
-    """Halo of a window: how far beyond a pixel the engine looks, pixels; 0 for `none`."""
+    """Halo of a window: the engine's reach beyond a pixel, pixels; 0 for `none`."""
     return HALO_SIGMAS * REFINE_ENGINES[cfg.engine].sigma_px(cfg)
 
 

@@ -76,19 +76,19 @@ class Lattice:
 
     def add_to(self, total: Tensor, values: Tensor, scratch: Tensor) -> None:
         """Add the filter of `values` to `total`, both (P, K); `scratch` is at least (2, M, K)."""
-        here, there = scratch[:, : self.vertices]
+        source, target = scratch[:, : self.vertices]
         for rows, block in self.splat.in_blocks(values):
-            here[rows] = block
+            source[rows] = block
         for blur in self.blurs:
-            for rows, block in blur.in_blocks(here):
-                there[rows] = block
-            here, there = there, here
-        for rows, block in self.slice.in_blocks(here):
+            for rows, block in blur.in_blocks(source):
+                target[rows] = block
+            source, target = target, source
+        for rows, block in self.slice.in_blocks(source):
             total[rows] += block
 
     @property
     def vertices(self) -> int:
-        """M."""
+        """Number of vertices, M."""
         return len(self.splat.starts) - 1
 
     def transposed(self) -> "Lattice":
@@ -215,16 +215,16 @@ def _assemble(keys: Tensor, weights: Tensor, axes: list[int]) -> Lattice:
 def _blur(vertices: Tensor, axis: int, like: Tensor) -> SparseMatrix:
     """Blur along one axis of vertices with ascending keys (M,)."""
     size = len(vertices)
-    sought = vertices + axis
-    here = torch.arange(size, device=vertices.device)
-    after = torch.searchsorted(vertices, sought).clamp(max=size - 1)
-    exists = vertices[after] == sought
+    next_keys = vertices + axis
+    own = torch.arange(size, device=vertices.device)
+    after = torch.searchsorted(vertices, next_keys).clamp(max=size - 1)
+    exists = vertices[after] == next_keys
     before = torch.arange(size + 1, device=vertices.device)
-    before[torch.where(exists, after, size)] = here
+    before[torch.where(exists, after, size)] = own
     before = before[:size]
     # A neighbour that does not exist is the vertex itself, times 0.
-    columns = torch.stack([here, torch.where(exists, after, here), before], dim=1).int()
-    weights = torch.stack([torch.full_like(exists, 2, dtype=like.dtype), exists, before != here], dim=1) / 2
+    columns = torch.stack([own, torch.where(exists, after, own), before], dim=1).int()
+    weights = torch.stack([torch.full_like(exists, 2, dtype=like.dtype), exists, before != own], dim=1) / 2
     starts = torch.arange(0, 3 * size + 1, 3, dtype=torch.int32, device=vertices.device)
     return SparseMatrix(starts, columns.flatten(), weights.to(like.dtype).flatten())
 

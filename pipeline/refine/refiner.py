@@ -65,27 +65,27 @@ class Refiner:
             outer = with_halo(core, height, width, self.halo_px)
             result, iterations = self._refine_window(scored.logits_khw, scored, outer, image, deadline)
             done, planned = done + result.done, planned + iterations
-            inner, here = _inside(outer, core), _inside(Window(0, 0, height, width), core)
+            inner, in_image = _inside(outer, core), _inside(Window(0, 0, height, width), core)
             label, first = ids[result.labels_hw[inner]], ids[result.first_hw[inner]]
-            valid = None if image is None or image.valid_hw is None else image.valid_hw[here]
+            valid = None if image is None or image.valid_hw is None else image.valid_hw[in_image]
             # Mean field marginals are almost 0 or 1: the network's confidence tells more about where to look.
             stats.add(label, result.confidence_hw[inner], result.nats_hw[inner], label != first, valid)
             for whole, ids_hw in ((mask, label), (network, first)):
-                whole[here] = ids_hw if valid is None else np.where(valid, ids_hw, self.classes.ignore_id)
-            confidence[here] = (result.confidence_hw[inner] * 255 + 0.5).astype(np.uint8)
+                whole[in_image] = ids_hw if valid is None else np.where(valid, ids_hw, self.classes.ignore_id)
+            confidence[in_image] = (result.confidence_hw[inner] * 255 + 0.5).astype(np.uint8)
         refined = self.engine is not None and (done > 0 or planned == 0)
         return Refinement(mask, network, confidence, stats, refined, self._note(done, planned), len(ids))
 
     def _refine_window(
         self, logits_khw: Float16, scored: Scored, window: Window, image: Image | None, deadline: float
     ) -> tuple[RefinedWindow, int]:
-        """Result for a window, and the iterations it should have: none where there is one class only."""
+        """Refined window and its planned iterations; 0, and the network's labels, where one class is left."""
         if self.engine is None or image is None or len(logits_khw) == 1:
             return network_answer(logits_khw, scored, window)[0], 0
-        here = _inside(Window(0, 0, image.height, image.width), window)
-        valid = None if image.valid_hw is None else image.valid_hw[here]
-        seen = WindowInput(logits_khw, scored, window, image.pixels_hwc[here], valid)
-        return self.engine(seen, deadline=deadline), self.engine.iterations
+        in_image = _inside(Window(0, 0, image.height, image.width), window)
+        valid = None if image.valid_hw is None else image.valid_hw[in_image]
+        window_input = WindowInput(logits_khw, scored, window, image.pixels_hwc[in_image], valid)
+        return self.engine(window_input, deadline=deadline), self.engine.iterations
 
     def _note(self, done: int, planned: int) -> str | None:
         if done == planned:

@@ -164,15 +164,15 @@ def _binned(images: pd.DataFrame, name: Quantity) -> Float64:
 def _means(name: Quantity, before: Float64, each_nb: Float64) -> str:
     bins, end = RANGES[name]
     centres = (np.arange(bins) + 0.5) * end / bins
-    was, now = np.average(centres, weights=before), np.average(centres, weights=each_nb.sum(axis=0))
-    return f"mean {was:.3g} in training, {now:.3g} here"
+    trained, now = np.average(centres, weights=before), np.average(centres, weights=each_nb.sum(axis=0))
+    return f"mean {trained:.3g} in training, {now:.3g} here"
 
 
 def _shares(before: Float64, each_nb: Float64, classes: Sequence[str]) -> str:
-    was, now = before / before.sum(), each_nb.sum(axis=0) / each_nb.sum()
-    most = int(np.abs(now - was).argmax())
-    return f"{classes[most]} {was[most]:.1%} of all pixels in training, {now[most]:.1%} here"
+    trained, now = before / before.sum(), each_nb.sum(axis=0) / each_nb.sum()
+    most = int(np.abs(now - trained).argmax())
+    return f"{classes[most]} {trained[most]:.1%} of all pixels in training, {now[most]:.1%} here"
 
 
-def _unknown(why: str) -> list[Drift]:
-    return [Drift(name, np.nan, np.nan, "unknown", why) for name in QUANTITIES]
+def _unknown(reason: str) -> list[Drift]:
+    return [Drift(name, np.nan, np.nan, "unknown", reason) for name in QUANTITIES]

@@ -32,7 +32,7 @@ class Estimates:
 
     def minus(self, other: "Estimates") -> "Estimates":
         """Difference to an independent estimate, see `difference`; `estimate` pairs two answers to the same images."""
-        metrics = {name: difference(mine, other.metrics[name]) for name, mine in self.metrics.items()}
+        metrics = {name: difference(own, other.metrics[name]) for name, own in self.metrics.items()}
         return Estimates(metrics, [difference(*pair) for pair in zip(self.iou, other.iou, strict=True)])
 
 

@@ -53,8 +53,9 @@ def joint_counts(
         ValueError: the maps differ in size, or a group is not below `groups`.
     """
     rows, columns = np.ascontiguousarray(rows_hw), np.ascontiguousarray(columns_hw)
-    apart = None if groups_hw is None else np.ascontiguousarray(groups_hw)
-    counts: Int64 = (_native.joint if _native else _joint)(rows, columns, apart, row_of, column_of, num_groups=groups)
+    group_map = None if groups_hw is None else np.ascontiguousarray(groups_hw)
+    joint = _native.joint if _native else _joint
+    counts: Int64 = joint(rows, columns, group_map, row_of, column_of, num_groups=groups)
     return counts
 
 

@@ -191,11 +191,11 @@ def _weak_places(collection: Collection, cfg: TrainConfig) -> int | None:
     if cfg.sample.weak_share is None:
         return None
     places = round(cfg.sample.weak_share * cfg.optimise.batch)
-    for wanted, there, kind in (
+    for wanted, available, kind in (
         (places, collection.weak_n, "weak"),
         (cfg.optimise.batch - places, ~collection.weak_n, "full"),
     ):
-        if wanted and not there.any():
+        if wanted and not available.any():
             raise ConfigError(
                 f"--sample.weak-share wants {wanted} images with {kind} labels per step, the data has none"
             )

@@ -64,7 +64,7 @@ class Learner:
         return tensors | (state.add_prefix("average", self.average.state_dict()) if self.average else {})
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Load what `tensors` returned."""
+        """Load tensors by the names of `tensors`."""
         self.network.load_state_dict(state.take_prefix("network", tensors))
         state.load_optimiser_buffers(self.optimiser, state.take_prefix("optimiser", tensors))
         if self.average:

@@ -85,11 +85,11 @@ def check_fits(cfg: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> bool:
     least = runtime.min_workers or runtime.workers
     fit = sum(node.times(per_worker) for node in available)
     if fit < least:
-        has = sum(available, start=Resources(0, 0, 0))
+        total = sum(available, start=Resources(0, 0, 0))
         hint = "lower --runtime.workers or --runtime.cpus-per-worker, or, if the cluster scales up, set"
         hint += " --runtime.expect-cpus and --runtime.expect-gpus"
         needs = f"{least} worker(s) of {per_worker.cpus:g} CPU, {per_worker.gpus:g} GPU"
-        raise ConfigError(f"the cluster has {has.cpus:g} CPU, {has.gpus:g} GPU, too few for {needs}", hint=hint)
+        raise ConfigError(f"the cluster has {total.cpus:g} CPU, {total.gpus:g} GPU, too few for {needs}", hint=hint)
     return use_gpu
 
 
@@ -150,9 +150,9 @@ class _Sender(logging.Handler):
 def relay_logs() -> Generator[Any]:
     """Yield a board whose lines this process logs, every `RELAY_S` within the context and once at its end."""
     # On another node the actor would die with that node, and an elastic run that survives would log nothing.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_Board)
-    board = actor.options(scheduling_strategy=here).remote()
+    board = actor.options(scheduling_strategy=on_this_node).remote()
     done = threading.Event()
 
     def repeat() -> None:

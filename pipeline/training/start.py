@@ -54,11 +54,11 @@ def class_pairs(cfg: NetworkConfig, ours: ClassMap, theirs: ClassMap) -> dict[in
         ConfigError: `initial_classes` names a class that does not exist.
     """
     names = {name: name for name in ours.names if name in theirs.names} | cfg.initial_classes
-    for name, known in [*((mine, ours) for mine in names), *((yours, theirs) for yours in names.values())]:
-        if name not in known.names:
-            hint = f"it has {', '.join(known.names)}"
-            raise ConfigError(f"--network.initial-classes: {known.name} has no class {name!r}", hint=hint)
-    return {ours.names.index(mine): theirs.names.index(yours) for mine, yours in names.items()}
+    for name, classes in [*((own, ours) for own in names), *((source, theirs) for source in names.values())]:
+        if name not in classes.names:
+            hint = f"it has {', '.join(classes.names)}"
+            raise ConfigError(f"--network.initial-classes: {classes.name} has no class {name!r}", hint=hint)
+    return {ours.names.index(own): theirs.names.index(source) for own, source in names.items()}
 
 
 def class_tensors(card: Card) -> set[str]:

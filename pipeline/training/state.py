@@ -56,7 +56,7 @@ class RunState:
     history: list[Point] = field(default_factory=list)
     """Points of all curves, by step."""
     began: dict[str, str] = field(default_factory=dict)
-    """Digests of what the run began with: settings, data, class map, initial weights, code."""
+    """Digests at the start of the run: settings, data, class map, initial weights, code."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of packages; no longer filled in."""
 

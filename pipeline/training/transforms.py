@@ -109,9 +109,9 @@ class _Crop:
         label: UInt8 = np.asarray(self._resized(PilImage.fromarray(label_hw), PilImage.Resampling.NEAREST))
         return label
 
-    def _resized(self, image: PilImage.Image, how: PilImage.Resampling) -> PilImage.Image:
+    def _resized(self, image: PilImage.Image, resampling: PilImage.Resampling) -> PilImage.Image:
         top, left, bottom, right = self.inside
-        return image.resize((right - left, bottom - top), how, box=self.box(image.height, image.width))
+        return image.resize((right - left, bottom - top), resampling, box=self.box(image.height, image.width))
 
     def pad(self, part: UInt8, fill: Sequence[int]) -> UInt8:
         """Pad the part inside with `fill` to the whole window."""
@@ -241,20 +241,20 @@ def _warp(
     """
     height, width = label_hw.shape
     coarse = torch.from_numpy(rng.normal(0, sigma_px, (1, 2, 3, 3)).astype(np.float32))
-    moved = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
-    rows, columns = torch.arange(height)[:, None] + moved[0], torch.arange(width) + moved[1]
+    shifts = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
+    rows, columns = torch.arange(height)[:, None] + shifts[0], torch.arange(width) + shifts[1]
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=2)
     return _sampled(pixels_hwc, grid, "bilinear", fill), _sampled(label_hw[..., None], grid, "nearest", [ignore_id])[
         ..., 0
     ]
 
 
-def _sampled(pixels_hwc: UInt8, grid_hw2: torch.Tensor, how: str, fill: Sequence[int]) -> UInt8:
+def _sampled(pixels_hwc: UInt8, grid_hw2: torch.Tensor, mode: str, fill: Sequence[int]) -> UInt8:
     """Sample at the points of a grid; `fill` is subtracted first, so that the zeros beyond the edge become `fill`."""
-    around = torch.tensor(fill, dtype=torch.float32)[:, None, None]
-    bands = torch.from_numpy(np.moveaxis(pixels_hwc, 2, 0).astype(np.float32)) - around
-    read = functional.grid_sample(bands[None], grid_hw2[None], mode=how, align_corners=False)[0] + around
-    sampled: UInt8 = read.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    outside = torch.tensor(fill, dtype=torch.float32)[:, None, None]
+    bands = torch.from_numpy(np.moveaxis(pixels_hwc, 2, 0).astype(np.float32)) - outside
+    values = functional.grid_sample(bands[None], grid_hw2[None], mode=mode, align_corners=False)[0] + outside
+    sampled: UInt8 = values.round().to(torch.uint8).permute(1, 2, 0).numpy()
     return sampled
 
 

@@ -91,10 +91,10 @@ def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group:
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
     rows_nd = np.zeros((len(chosen), len(classes) + len(MEANS)))
     samples: list[Sample] = []
-    mine = range(group.rank, len(chosen), group.size)
-    examples = (collection[chosen[place]] for place in mine)
+    places = range(group.rank, len(chosen), group.size)
+    examples = (collection[chosen[place]] for place in places)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for place, predicted in zip(mine, _predictions(segmenter, examples, model.card, pool), strict=True):
+        for place, predicted in zip(places, _predictions(segmenter, examples, model.card, pool), strict=True):
             sample, rows_nd[place] = predicted.sample, predicted.row_d
             counts += metrics.confusion(sample.truth_hw, sample.mask_hw, len(classes), ignore_id=classes.ignore_id)
             if group.leads and len(samples) < cfg.validation.samples:

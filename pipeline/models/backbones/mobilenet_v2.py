@@ -73,10 +73,12 @@ class MobileNetV2(nn.Module):
         for expansion, out_channels, repeats, first_stride in _SETTINGS:
             for stride in (first_stride, *[1] * (repeats - 1)):
                 # A block without its stride keeps its rate; only the blocks behind it have a grid twice as dense.
-                taken = stride if reached * stride <= output_stride else 1
+                block_stride = stride if reached * stride <= output_stride else 1
                 following = scaled_to_eights(out_channels, width)
-                blocks.append(InvertedResidual(channels, following, expansion=expansion, stride=taken, dilation=rate))
-                channels, reached, rate = following, reached * taken, rate * stride // taken
+                blocks.append(
+                    InvertedResidual(channels, following, expansion=expansion, stride=block_stride, dilation=rate)
+                )
+                channels, reached, rate = following, reached * block_stride, rate * stride // block_stride
         self.features = nn.Sequential(*blocks)
         self.low_channels, self.high_channels = scaled_to_eights(24, width), channels
 

@@ -159,19 +159,19 @@ class Xception(nn.Module):
                 self.low_unit = len(units)
                 self.low_channels = channels if layout == "jfzhang" else scaled_channels(wide[1], width)
             # A unit without its stride keeps its rate; only the units behind it have a grid twice as dense.
-            taken = stride if reached * stride <= output_stride else 1
+            unit_stride = stride if reached * stride <= output_stride else 1
             scaled = (scaled_channels(wide[0], width), scaled_channels(wide[1], width), scaled_channels(wide[2], width))
             unit = Unit(
                 channels,
                 scaled,
                 shortcut=shortcut,
-                stride=taken,
+                stride=unit_stride,
                 dilation=rate,
                 relu_inside=shortcut == "none" and layout != "jfzhang",
                 relu_first=layout == "jfzhang",
             )
             units.append(unit)
-            channels, reached, rate = scaled[2], reached * taken, rate * stride // taken
+            channels, reached, rate = scaled[2], reached * unit_stride, rate * stride // unit_stride
         self.units = nn.ModuleList(units)
         self.high_channels = channels
         set_batch_norm(self, eps=BATCH_NORM_EPS[layout])
