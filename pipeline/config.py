@@ -1,7 +1,7 @@
-"""Every setting of a run, as frozen pydantic classes.
+"""Settings of segmentation and evaluation, as frozen pydantic classes.
 
-The same classes are schema, validation, command line, documentation and fingerprint. What can change a mask is in the
-fingerprint; what cannot (worker counts, log format, where to report) sits in `RuntimeConfig` and is left out of it.
+The same classes define schema, validation, command line, documentation and fingerprint. Settings that can change a mask
+are part of the fingerprint; those that cannot (worker counts, log format, progress) are in `RuntimeConfig`, outside it.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from pipeline.errors import ConfigError
 
 CODE_VERSION = 2
-"""Raised by hand when a change of the code changes masks; part of the fingerprint."""
+"""Version of the code that makes masks, part of the fingerprint: raise it by hand when a code change alters masks."""
 
 _Channel = Annotated[int, Field(ge=0, le=255)]
 Scale = Annotated[float, Field(ge=0.1, le=4)]
@@ -32,50 +32,54 @@ class _Frozen(BaseModel):
 
 
 class ReadConfig(_Frozen):
-    """How the source is listed and cut into shards."""
+    """Source: listing, sharding and columns."""
 
     kind: Literal["auto", "folder", "webdataset", "parquet"] = Field(
-        "auto", description="What the source holds; auto decides by file names."
+        "auto", description="Type of the source; auto detects it from file names."
     )
-    slice_images: int = Field(64, ge=1, description="Images per shard of a folder, on average.")
+    slice_images: int = Field(64, ge=1, description="Average number of images per shard of a folder.")
     image_column: str = Field("image", description="Parquet column: binary, or struct of bytes and path.")
     key_column: str | None = Field(
-        None, description="Parquet column of names that keys end with; unset, or where there is none: row numbers."
+        None, description="Parquet column with the last part of each key; unset or absent: the row number."
     )
     on_duplicate: Literal["fail", "suffix"] = Field(
-        "fail", description="A key met twice: stop before _SUCCESS, or keep both as key and key~2."
+        "fail", description="Duplicate keys: fail before _SUCCESS, or keep both, as key and key~2."
     )
     labels: str | None = Field(
-        None, description="Labels to deliver: URL of their folder, tar member (png, seg.png) or Parquet column."
+        None, description="Labels: URL of their folder, extension in the tar (png, seg.png), or Parquet column."
     )
 
 
 class DecodeConfig(_Frozen):
-    """What is accepted as an image, and how it becomes 8-bit RGB."""
+    """Decoding: limits on images, and conversion to 8-bit RGB."""
 
     formats: tuple[Literal["jpeg", "png", "webp", "tiff", "bmp"], ...] = Field(
-        ("jpeg", "png", "webp", "tiff"), min_length=1, description="Formats that may be decoded."
+        ("jpeg", "png", "webp", "tiff"), min_length=1, description="Image formats to accept."
     )
-    max_mpx: float = Field(100.0, gt=0, description="Megapixels the header may announce.")
-    max_mib: float = Field(256.0, gt=0, description="Size of one encoded image, MiB.")
-    min_px: int = Field(1, ge=1, description="Smallest side accepted, pixels.")
-    frame: Literal["fail", "first"] = Field("fail", description="Files of several frames: refuse, or take the first.")
+    max_mpx: float = Field(100.0, gt=0, description="Largest image, megapixels, checked in its header before decoding.")
+    max_mib: float = Field(256.0, gt=0, description="Largest encoded image, MiB.")
+    min_px: int = Field(1, ge=1, description="Shortest side allowed, pixels.")
+    frame: Literal["fail", "first"] = Field(
+        "fail", description="Files with several frames: fail, or use the first frame."
+    )
     sixteen_bit: Literal["divide", "percentile"] = Field(
-        "divide", description="16-bit to 8-bit: value/257, or stretch percentiles 2 to 98 of the image."
+        "divide", description="16-bit to 8-bit: divide by 257, or stretch percentiles 2 to 98 of each image."
     )
-    background: tuple[_Channel, _Channel, _Channel] = Field((0, 0, 0), description="Colour under transparent pixels.")
+    background: tuple[_Channel, _Channel, _Channel] = Field((0, 0, 0), description="RGB colour of transparent pixels.")
 
 
 class TileConfig(_Frozen):
-    """How an image of any size becomes inputs of the network."""
+    """Tiling: network inputs of a fixed size from images of any size."""
 
     mode: Literal["sliding", "whole"] = Field(
-        "sliding", description="Cut large images into tiles, or give the network every image whole."
+        "sliding", description="sliding cuts large images into overlapping tiles; whole feeds each image uncut."
     )
-    whole_mpx: float = Field(4.0, gt=0, description="Megapixels the network takes at once with mode whole.")
-    tile_px: int = Field(512, ge=64, multiple_of=32, description="Images a quarter larger than this are cut, pixels.")
+    whole_mpx: float = Field(4.0, gt=0, description="mode whole: largest image, megapixels.")
+    tile_px: int = Field(
+        512, ge=64, multiple_of=32, description="Tile edge, pixels; a side up to 1.25 times this stays uncut."
+    )
     overlap_px: int = Field(128, ge=0, multiple_of=32, description="Overlap of neighbouring tiles, pixels.")
-    bucket_px: int = Field(32, ge=32, multiple_of=32, description="Smaller images are padded to multiples of this.")
+    bucket_px: int = Field(32, ge=32, multiple_of=32, description="Pad smaller images to multiples of this, pixels.")
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> "TileConfig":
@@ -85,84 +89,103 @@ class TileConfig(_Frozen):
 
 
 class InferConfig(_Frozen):
-    """How the network runs."""
+    """Inference: precision, stride and test-time augmentation of the network."""
 
     batch: int | None = Field(
-        None, ge=1, description="Tiles per forward pass, halved when the GPU runs out of memory; unset: 16, on a CPU 2."
+        None, ge=1, description="Tiles per forward pass, halved when GPU memory runs out; unset: 16 on GPU, 2 on CPU."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the hardware has it, else fp16 on GPU and fp32 on CPU."
     )
-    output_stride: Literal[8, 16] | None = Field(None, description="Encoder stride; unset takes the checkpoint's.")
-    scales: tuple[Scale, ...] = Field(
-        (1.0,), min_length=1, description="Look at every image at these sizes, factors of its own."
+    output_stride: Literal[8, 16] | None = Field(
+        None, description="Output stride of the encoder; unset: the checkpoint's."
     )
-    flip: bool = Field(False, description="Look at every image mirrored left to right as well.")
+    scales: tuple[Scale, ...] = Field(
+        (1.0,), min_length=1, description="Multi-scale inference: factors of the image size."
+    )
+    flip: bool = Field(False, description="Infer the image mirrored left to right as well.")
     fuse: Literal["mean_probability", "max_score"] = Field(
-        "mean_probability", description="What several looks become: mean of probabilities (v3), maximum of scores (v2)."
+        "mean_probability",
+        description="Fusion of scales and flips: mean of probabilities (v3), or maximum of scores (v2).",
     )
     compile: bool = Field(False, description="Compile the network with torch.compile when a worker starts.")
-    max_logits_mib: float = Field(1024.0, gt=0, description="Size of the logits of one image in float16, MiB.")
+    max_logits_mib: float = Field(1024.0, gt=0, description="Largest logits of one image in float16, MiB.")
 
     @model_validator(mode="after")
     def _scales_differ(self) -> "InferConfig":
         if len(set(self.scales)) < len(self.scales):
-            raise ValueError(f"scales {self.scales} hold the same one twice")
+            raise ValueError(f"scales {self.scales} contain a duplicate")
         return self
 
 
 class RefineConfig(_Frozen):
-    """How boundaries are refined."""
+    """Refinement of boundaries by an engine."""
 
     engine: EngineName = Field(
         "native",
-        description="Dense CRF in C++, in torch or by pydensecrf; an edge-aware filter; or the network's mask.",
+        description="Dense CRF in C++ (native), torch or pydensecrf; edge-aware filter; none: network mask.",
     )
-    preset: str = Field("deeplab-v2", description="Published parameters; `pipeline/refine/presets.py` lists them.")
-    bi_w: float | None = Field(None, ge=0, description="Overrides the preset: weight of the bilateral kernel (w1).")
+    preset: str = Field("deeplab-v2", description="Published CRF parameters; `pipeline/refine/presets.py` lists them.")
+    bi_w: float | None = Field(None, ge=0, description="Weight of the bilateral kernel (w1), instead of the preset's.")
     bi_xy: float | None = Field(
-        None, gt=0, description="Overrides the preset: its spatial sigma, pixels (theta alpha)."
+        None, gt=0, description="Spatial sigma of the bilateral kernel, pixels (theta alpha), instead of the preset's."
     )
-    bi_rgb: float | None = Field(None, gt=0, description="Overrides the preset: its sigma in colour (theta beta).")
-    pos_w: float | None = Field(None, ge=0, description="Overrides the preset: weight of the smoothness kernel (w2).")
-    pos_xy: float | None = Field(None, gt=0, description="Overrides the preset: its sigma, pixels (theta gamma).")
-    iterations: int | None = Field(None, ge=1, le=100, description="Overrides the preset: iterations.")
+    bi_rgb: float | None = Field(
+        None, gt=0, description="Colour sigma of the bilateral kernel (theta beta), instead of the preset's."
+    )
+    pos_w: float | None = Field(
+        None, ge=0, description="Weight of the smoothness kernel (w2), instead of the preset's."
+    )
+    pos_xy: float | None = Field(
+        None, gt=0, description="Sigma of the smoothness kernel, pixels (theta gamma), instead of the preset's."
+    )
+    iterations: int | None = Field(None, ge=1, le=100, description="CRF iterations, instead of the preset's.")
     spatial: Literal["auto", "lattice", "separable"] = Field(
-        "auto", description="native: smoothness kernel on a lattice as pydensecrf, or exactly, row by row."
+        "auto", description="native: smoothness kernel on a lattice, as in pydensecrf, or exact and separable."
     )
     freeze: float = Field(
         0.99,
         ge=0,
         le=1,
-        description="native: pixels the network is surer of than this keep its answer; 1 freezes none.",
+        description="native: pixels with network confidence above this keep their class; 1: none do.",
     )
-    sigma_s: float = Field(100.0, gt=0, description="domain_transform: spatial sigma where there are no edges, pixels.")
-    sigma_r: float = Field(1.0, gt=0, description="domain_transform: an edge this strong is as far as sigma_s pixels.")
+    sigma_s: float = Field(100.0, gt=0, description="domain_transform: spatial sigma where there is no edge, pixels.")
+    sigma_r: float = Field(
+        1.0, gt=0, description="domain_transform: range sigma; larger smooths across stronger edges."
+    )
     prune: float = Field(
-        0.05, ge=0, lt=0.5, description="Drop classes whose probability stays below this everywhere; 0 keeps all."
+        0.05, ge=0, lt=0.5, description="Drop classes whose probability is below this at every pixel; 0 keeps all."
     )
-    window_px: int = Field(1024, ge=128, description="Images larger than this are refined in windows, pixels.")
-    deadline_s: float = Field(60.0, gt=0, description="Give up refining an image after this, keep its mask, seconds.")
+    window_px: int = Field(1024, ge=128, description="Window edge, pixels; larger images are refined in windows.")
+    deadline_s: float = Field(
+        60.0, gt=0, description="Time limit per image, seconds; after it the network mask is kept."
+    )
 
 
 class RuntimeConfig(_Frozen):
-    """Everything that cannot change a mask: outside the fingerprint."""
+    """Workers, commits and progress: settings that cannot change a mask, outside the fingerprint."""
 
-    infer_workers: int | None = Field(None, ge=1, description="Network actors; unset: one per GPU, or by CPU count.")
-    refine_workers: int | None = Field(None, ge=1, description="Refiner actors at most; unset: one per CPU.")
-    expect_cpus: int | None = Field(
-        None, ge=1, description="CPUs the cluster will scale up to; unset: what it has now."
+    infer_workers: int | None = Field(
+        None, ge=1, description="Network actors; unset: one per GPU, or by the number of CPUs."
     )
-    expect_gpus: int | None = Field(None, ge=0, description="GPUs it will scale up to; unset: what it has now.")
-    decode_threads: int = Field(4, ge=1, description="Decoding threads beside each network.")
+    refine_workers: int | None = Field(None, ge=1, description="Most refiner actors; unset: one per CPU.")
+    expect_cpus: int | None = Field(
+        None, ge=1, description="CPUs after the cluster has scaled up; unset: those it has now."
+    )
+    expect_gpus: int | None = Field(None, ge=0, description="GPUs after it has scaled up; unset: those it has now.")
+    decode_threads: int = Field(4, ge=1, description="Decoding threads per network actor.")
     rows_per_part: int = Field(256, ge=1, description="Rows per committed Parquet part.")
-    block_mib: float = Field(2.0, gt=0, description="Size of the blocks between stages, MiB.")
-    max_failed_fraction: float = Field(0.01, ge=0, le=1, description="More failed rows than this: exit status 1.")
-    lease_s: float = Field(30.0, gt=0, description="A driver silent for this long has lost the output, seconds.")
-    item_timeout_s: float = Field(600.0, gt=0, description="A worker stuck on an image this long is killed, seconds.")
+    block_mib: float = Field(2.0, gt=0, description="Ray Data block size between stages, MiB.")
+    max_failed_fraction: float = Field(
+        0.01, ge=0, le=1, description="Exit with status 1 above this share of failed rows."
+    )
+    lease_s: float = Field(30.0, gt=0, description="Lease: a driver silent for this long loses the run, seconds.")
+    item_timeout_s: float = Field(600.0, gt=0, description="Kill a worker after this long on one image, seconds.")
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
-    log_format: Literal["human", "json"] = Field("human", description="Log lines for people, or one JSON object each.")
-    previews: int = Field(48, ge=0, description="About how many images of the run are kept small for the report.")
+    log_format: Literal["human", "json"] = Field(
+        "human", description="Log lines as text for people, or as JSON objects."
+    )
+    previews: int = Field(48, ge=0, description="Approximate number of previews kept for the report.")
 
 
 class SegmentConfig(_Frozen):
@@ -173,8 +196,8 @@ class SegmentConfig(_Frozen):
     checkpoint: str = Field(
         description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
     )
-    classes: str | None = Field(None, description="Class map name or YAML file; unset takes the checkpoint's.")
-    limit: int | None = Field(None, ge=1, description="Segment only the first N images, into a run of their own.")
+    classes: str | None = Field(None, description="Class map name or YAML file; unset: the checkpoint's.")
+    limit: int | None = Field(None, ge=1, description="Segment only the first N images, as a separate run.")
     read: ReadConfig = Field(ReadConfig(), description="Listing and sharding.")
     decode: DecodeConfig = Field(DecodeConfig(), description="Decoding.")
     tile: TileConfig = Field(TileConfig(), description="Tiling.")
@@ -188,73 +211,70 @@ class SegmentConfig(_Frozen):
         return (value,) if isinstance(value, str) else value
 
     def fingerprint(self, *, model_sha256: str, classes: Any) -> str:
-        """Identify everything that can change a mask: 64 hex digits.
+        """Hash of everything that can change a mask: SHA-256, 64 hex digits.
 
         Args:
             model_sha256: digest of the checkpoint's weights and card.
             classes: the class map in use, as plain data.
         """
-        said = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
-        said["read"].pop("slice_images")
-        said["read"].pop("labels")
-        if self.read.key_column is None:  # runs from before there was this setting are continued
-            said["read"].pop("key_column")
-        said["infer"].pop("batch")
-        said |= {"source": self.source, "model": model_sha256, "classes": classes, "code": CODE_VERSION}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        hashed = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
+        hashed["read"].pop("slice_images")
+        hashed["read"].pop("labels")
+        if self.read.key_column is None:  # keeps the fingerprint of runs that began before this setting existed
+            hashed["read"].pop("key_column")
+        hashed["infer"].pop("batch")
+        hashed |= {"source": self.source, "model": model_sha256, "classes": classes, "code": CODE_VERSION}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 class JudgeConfig(_Frozen):
-    """What is counted of every answer, and how its label is read: part of the fingerprint of an evaluation."""
+    """Labels and pixel counts of an evaluation; part of its fingerprint."""
 
-    labels_as: Literal["ids", "colours"] = Field("ids", description="What pixels of labels are: class ids, or colours.")
+    labels_as: Literal["ids", "colours"] = Field("ids", description="Encoding of label pixels: class ids or colours.")
     label_ids: dict[LabelValue, _Channel] = Field(
-        {}, description="Class id of each value that labels may have; empty leaves values as they are."
+        {}, description="Class id of each label value; empty: label values are class ids."
     )
     ignored_colours: tuple[tuple[_Channel, _Channel, _Channel], ...] = Field(
         ((0, 0, 0), (224, 224, 192)),
-        description="labels_as colours: those of pixels without a class, unless a class has them.",
+        description="labels_as colours: colours to ignore, except those of a class.",
     )
     trimap_px: tuple[Width, ...] = Field(
-        (1, 2, 4, 8, 16, 32), max_length=32, description="Half widths of the bands around boundaries, pixels."
+        (1, 2, 4, 8, 16, 32), max_length=32, description="Half widths of the trimaps around class boundaries, pixels."
     )
     boundary_share: float = Field(
-        0.02, gt=0, le=0.5, description="Boundary IoU: reach over the diagonal of the image (Cheng 2021)."
+        0.02, gt=0, le=0.5, description="Boundary IoU: distance as a share of the image diagonal (Cheng 2021)."
     )
 
     @field_validator("trimap_px", mode="after")
     @classmethod
     def _widths_ascend(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if list(value) != sorted(set(value)):
-            raise ValueError("widths of bands ascend")
+            raise ValueError(f"trimap_px must increase strictly, got {value}")
         return value
 
 
 class ScoreConfig(_Frozen):
-    """How counts become scores: changes no count, so a finished run is scored anew without running again."""
+    """Scores from pixel counts: these settings change no count, so a finished run is scored again without inference."""
 
     absent: Literal["skip", "unlabelled", "zero", "one"] = Field(
         "skip",
-        description="A class in neither labels nor answers has no score; unlabelled: nor has one that is only in "
-        "answers; or it scores 0 or 1.",
+        description="Score of a class in neither labels nor answers: none, 0 or 1; unlabelled: none without labels.",
     )
-    class_weights: dict[str, _Weight] = Field(
-        {}, description="Weights of classes in every mean, by name; others weigh 1."
-    )
-    background: str | None = Field("background", description="Class left out of the means without background.")
+    class_weights: dict[str, _Weight] = Field({}, description="Class weights in means, by name; other classes weigh 1.")
+    background: str | None = Field("background", description="Class left out of means without background.")
     band_px: float | None = Field(
-        None, gt=0, description="Pixels this near a boundary weigh `band_weight`; a trimap_px."
+        None, gt=0, description="Weigh pixels within this distance of a boundary by `band_weight`; one of trimap_px."
     )
-    band_weight: float = Field(0.0, ge=0, le=1, description="What they weigh; 0 leaves them out.")
-    samples: int = Field(1000, ge=100, description="Draws of the bootstrap.")
-    level: float = Field(0.95, gt=0, lt=1, description="Share of the draws inside an interval.")
-    seed: int = Field(0, ge=0, description="Of the draws.")
+    band_weight: float = Field(0.0, ge=0, le=1, description="Weight of pixels within `band_px`; 0 leaves them out.")
+    samples: int = Field(1000, ge=100, description="Bootstrap samples.")
+    level: float = Field(0.95, gt=0, lt=1, description="Confidence level of the intervals.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
     slice_columns: tuple[str, ...] = Field(
         ("source",),
-        description="A table of scores for every value of these columns, of the rows or `source` or `size`.",
+        description="Tables of scores per value of these columns; `source` and `size` are allowed too.",
     )
     slice_pattern: str | None = Field(
-        None, description="Regular expression searched in keys: a table for every named group, such as (?P<place>..)."
+        None, description="Regular expression on keys: one table of scores per named group, e.g. (?P<place>..)."
     )
 
     @field_validator("slice_pattern", mode="after")
@@ -263,68 +283,68 @@ class ScoreConfig(_Frozen):
         try:
             named = re.compile(value or "").groupindex
         except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from error
         if value is not None and not named:
             raise ValueError(f"{value!r} has no named group such as (?P<place>[^/]+)")
         return value
 
 
 class Setting(_Frozen):
-    """What one setting of an evaluation does otherwise than the others; unset is as they have it."""
+    """Overrides of one named setting of an evaluation; fields left unset keep the value of the evaluation."""
 
-    checkpoint: str | None = Field(None, description="Another checkpoint.")
-    tile: TileConfig | None = Field(None, description="Tiling; what is not said stays.")
-    infer: InferConfig | None = Field(None, description="Network; what is not said stays.")
-    refine: RefineConfig | None = Field(None, description="Refinement; what is not said stays.")
+    checkpoint: str | None = Field(None, description="Checkpoint, as in --checkpoint.")
+    tile: TileConfig | None = Field(None, description="Tiling; omitted fields keep their value.")
+    infer: InferConfig | None = Field(None, description="Network; omitted fields keep their value.")
+    refine: RefineConfig | None = Field(None, description="Refinement; omitted fields keep their value.")
 
 
 class EvaluateConfig(SegmentConfig):
-    """Score every image under SOURCE against its label: with and without refinement, in as many settings as asked."""
+    """Score every image under SOURCE against its label, with and without refinement, in one or several settings."""
 
-    output: str = Field("", description="Folder that receives the runs and the report; unset: beside --history.")
+    output: str = Field("", description="Folder for runs and report; unset: beside --history.")
     checkpoint: str = Field(
         "", description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
     )
-    masks: str | None = Field(None, description="Score these masks instead: URL of a run, or of a folder of PNGs.")
-    judge: JudgeConfig = Field(JudgeConfig(), description="Labels, and what is counted.")
+    masks: str | None = Field(None, description="Score existing masks instead: URL of a run or of a folder of PNGs.")
+    judge: JudgeConfig = Field(JudgeConfig(), description="Labels and pixel counts.")
     score: ScoreConfig = Field(ScoreConfig(), description="Scores, intervals, slices.")
-    settings: dict[str, Setting] = Field({}, description="Several in one go, by name; in the YAML file only.")
-    history: str | None = Field(None, description="Folder of evaluations to which this one is added.")
-    baseline: str | None = Field(None, description="Compared with: last-good, the URL of a run, or a checkpoint.")
-    gates: str | None = Field(None, description="YAML file of tolerances and floors; unset: none but the intervals.")
+    settings: dict[str, Setting] = Field({}, description="Settings to compare, by name; only in the YAML file.")
+    history: str | None = Field(None, description="Folder of past evaluations; this one is added.")
+    baseline: str | None = Field(None, description="Baseline to compare with: last-good, URL of a run, or checkpoint.")
+    gates: str | None = Field(None, description="YAML file of tolerances and floors; unset: intervals only.")
 
     def named(self) -> "dict[str, EvaluateConfig]":
-        """Each setting as a config of its own, by its name; `default` is the only one where none are given."""
+        """Full config of each setting, by name; the single name `default` without settings."""
         if not self.settings:
             return {"default": self}
         return {name: self._with(name, setting) for name, setting in self.settings.items()}
 
     @field_serializer("settings")
-    def _as_said(self, value: dict[str, Setting]) -> dict[str, Any]:
-        """Without what is not said: a default that was written out would change what stays."""
+    def _set_fields_only(self, value: dict[str, Setting]) -> dict[str, Any]:
+        """Serialise only fields that were set: a default written out would override the value of the evaluation."""
         return {name: setting.model_dump(mode="json", exclude_unset=True) for name, setting in value.items()}
 
     def _with(self, title: str, setting: Setting) -> "EvaluateConfig":
-        said = self.model_dump()
+        merged = self.model_dump()
         for name, stage in setting:
             if isinstance(stage, BaseModel):
-                said[name] |= stage.model_dump(include=stage.model_fields_set)
+                merged[name] |= stage.model_dump(include=stage.model_fields_set)
             elif stage is not None:
-                said[name] = stage
+                merged[name] = stage
         try:
-            return EvaluateConfig.model_validate(said | {"settings": {}})
+            return EvaluateConfig.model_validate(merged | {"settings": {}})
         except ValidationError as error:
             raise explain(error, origin=f"the setting {title!r}") from error
 
     def fingerprint(self, *, model_sha256: str, classes: Any) -> str:
-        """As that of the segmentation, and of all that changes a count; see `SegmentConfig.fingerprint`."""
+        """Hash of the segmentation's fingerprint and of everything that can change a count."""
         masks = super().fingerprint(model_sha256=model_sha256, classes=classes)
-        said = [masks, self.judge.model_dump(mode="json"), self.masks]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        counted = [masks, self.judge.model_dump(mode="json"), self.masks]
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """Read a run file.
+    """Read a YAML file of settings.
 
     Raises:
         ConfigError: when it is missing, not YAML, or not a mapping.
@@ -341,6 +361,6 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, *, origin: str) -> ConfigError:
-    """Turn pydantic's report into one line per setting, by its dotted path."""
+    """Convert pydantic's report to a `ConfigError` of one line per setting, by its dotted path."""
     lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
     return ConfigError(f"{origin}:\n" + "\n".join(lines))
