@@ -1,4 +1,4 @@
-"""What can be known to fail is found out before any GPU is asked for."""
+"""Preflight checks of output and cluster, before a job reserves a GPU."""
 
 import logging
 import os
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def check_apart(sources: Sequence[Url], output: Url) -> None:
-    """Refuse an output inside a source: the next run would take masks and reports for images.
+    """Refuse an output inside a source: the next run would read masks and reports as images.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: the output is inside a source; names both.
     """
     for source in sources:
         if _place(output).startswith(_place(source)):
@@ -24,17 +24,17 @@ def check_apart(sources: Sequence[Url], output: Url) -> None:
 
 
 def _place(url: Url) -> str:
-    """One spelling of a folder, ending in a slash."""
+    """Normalised text of a folder, ending in a slash."""
     return (os.path.abspath(url.raw) if url.scheme == "file" else url.raw).rstrip("/") + "/"
 
 
 def check_output(url: Url) -> None:
     """Write, read and delete a small object in the output.
 
-    Warns when the store has no put-if-absent, since nothing then keeps two drivers apart.
+    Warns when the store has no put-if-absent, since then two drivers could work on the same run.
 
     Raises:
-        StorageError: when the output cannot be written.
+        StorageError: the output cannot be written.
     """
     if not objects.supports_put_if_absent(url):
         log.warning("this store ignores If-None-Match: make sure that only one driver works on %s", url)
@@ -44,8 +44,10 @@ def check_authentication() -> None:
     """Refuse a shared cluster without token authentication.
 
     Raises:
-        ConfigError: when RAY_AUTH_MODE is switched off for a cluster that others can reach.
+        ConfigError: RAY_AUTH_MODE is `disabled` for a cluster that others can reach.
     """
     if os.environ.get("RAY_AUTH_MODE", "token") == "disabled" and "RAY_ADDRESS" in os.environ:
         hint = "start the cluster with RAY_AUTH_MODE=token; see docs/SECURITY.md"
-        raise ConfigError("Ray's token authentication is disabled: anyone who reaches the cluster owns it", hint=hint)
+        raise ConfigError(
+            "Ray's token authentication is disabled: anyone who reaches the cluster can control it", hint=hint
+        )

@@ -1,4 +1,4 @@
-"""One line every few seconds that says how far a run is; a bar where somebody is watching."""
+"""Progress of a run: a log line every few seconds, or a line that updates in place in a terminal."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ BAR_CELLS = 24
 
 
 class Reporter:
-    """Reports while the `with` block lasts, from a thread of its own."""
+    """Reports progress from its own thread while the `with` block lasts."""
 
     def __init__(
         self,
@@ -27,9 +27,15 @@ class Reporter:
         every_s: float,
         counted: str = "refine",
     ) -> None:
-        """`planned` rows in all (None when only reading tells), `already` committed, worker `slots` per stage.
+        """Set the totals to report against.
 
-        `counted` is the stage whose images are the rate.
+        Args:
+            progress: returns the current counters.
+            planned: rows of the run; None when the number is unknown before reading.
+            already: rows committed before.
+            slots: workers per stage.
+            every_s: seconds between two reports.
+            counted: stage whose images give the rate.
         """
         self.progress, self.planned, self.already, self.slots = progress, planned, already, slots
         self.every_s, self.counted = every_s, counted
@@ -62,7 +68,7 @@ class Reporter:
                 log.info("%s", line)
 
     def line(self, now: float) -> str:
-        """`committed 64/101 (refined 80), 9.3 images/s, ETA 4 s, 1 failed, bottleneck refine 97%`."""
+        """Progress line: `committed 64/101 (refined 80), 9.3 images/s, ETA 4 s, 1 failed, bottleneck refine 97%`."""
         done = self.latest.done.get(self.counted, 0)
         rate = done / max(now - self.started, 1e-9)
         committed = self.already + self.latest.committed
@@ -81,7 +87,7 @@ class Reporter:
         return ", ".join([*parts, self._bottleneck(now)])
 
     def _bottleneck(self, now: float) -> str:
-        """The stage whose workers were busiest since the last line."""
+        """Stage whose workers were busiest since the last line."""
         then, before = self._before
         self._before = (now, self.latest)
         busy = {
@@ -93,6 +99,6 @@ class Reporter:
 
 
 def bar(share: float) -> str:
-    """A bar of 24 cells, e.g. `[######------------------]`."""
+    """Progress bar of 24 cells, e.g. `[######------------------]`."""
     full = round(BAR_CELLS * min(share, 1.0))
     return f"[{'#' * full}{'-' * (BAR_CELLS - full)}]"

@@ -1,4 +1,4 @@
-"""The connection to Ray: the cluster a job was submitted to, or a local one for this process alone."""
+"""Connection to Ray: the cluster that a job was submitted to, or a local cluster of this process."""
 
 import logging
 import os
@@ -11,20 +11,20 @@ import ray
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 2 * 2**30
-"""Of a local cluster. Only encoded images and small logits pass through it."""
+"""Object store of a local cluster, bytes: it holds only encoded images and small logits."""
 
 
 @contextmanager
 def connect() -> Generator[list[dict[str, float]]]:
-    """Connect for as long as the block lasts; yields the resources of every node that is alive, by name.
+    """Connect to Ray while the block lasts; yields the resources of each live node, by name.
 
-    `ray job submit` and RAY_ADDRESS lead to an existing cluster. Without them a local one is started, never joined:
-    a job must not land on whatever cluster happens to run on the machine.
+    `ray job submit` and RAY_ADDRESS select an existing cluster. Without them a local cluster is started; a cluster that
+    happens to run on the machine is never joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # What Ray's C++ core writes to stderr is for Ray's authors; its log files keep it.
+    # Messages of Ray's C++ core are for its developers; its log files keep them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # No runtime_env: with one, every worker would be started afresh instead of taken from those Ray keeps ready.
+    # No runtime_env: it would make Ray start every worker anew instead of using its idle workers.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if "RAY_ADDRESS" in os.environ:
         ray.init(**options)

@@ -1,19 +1,19 @@
-"""Everything that can go wrong, as one small tree.
+"""Exceptions of the project, as one tree, and the codes of failure rows.
 
     AtrousError
-    ├── InputError        one work item is bad: becomes a failure row, the run goes on
-    ├── DeadlinePassed    a refinement engine ran out of time with nothing to give; never leaves the refiner
-    └── JobError          the run cannot go on: shown to the user with what to change
+    ├── InputError        one work item is bad: it becomes a failure row, and the run continues
+    ├── DeadlinePassed    a refinement engine ran out of time without a result; never leaves the refiner
+    └── JobError          the run cannot continue: shown to the user with a hint
         ├── ConfigError       a setting, checkpoint or class map is wrong
         ├── LabelError        a label does not fit its image or the class map
-        ├── StorageError      an object store refuses or has gone away
+        ├── StorageError      an object store refuses or does not answer
         │   ├── AccessDenied      403: no retry will help
         │   ├── NothingThere      a listing found neither an object nor a folder
         │   └── StorageTimeout    every attempt timed out
         └── OwnedElsewhere    another live driver holds this output
 
-An `InputError` carries a stable, countable `code`. The codes are listed in `ERROR_CODES`; the report
-shows their meaning from there.
+An `InputError` carries a stable, countable `code`. The codes and their meanings are in
+`ERROR_CODES`, from which the report shows them.
 """
 
 from functools import partial
@@ -21,33 +21,33 @@ from typing import Any
 
 ERROR_CODES: dict[str, str] = {
     "empty": "the object has no bytes",
-    "not_an_image": "the bytes are not an image at all",
-    "unsupported_format": "a real format that is not on the allow-list",
+    "not_an_image": "the bytes are not an image",
+    "unsupported_format": "an image format that --decode.formats does not allow",
     "truncated": "the image data ends early",
     "corrupt": "the image data contradicts itself",
     "too_many_pixels": "more pixels than --decode.max-mpx, --tile.whole-mpx or --infer.max-logits-mib allow",
     "too_many_bytes": "the object is larger than --decode.max-mib",
     "too_small": "the image has a side of 0, or below --decode.min-px",
-    "multi_frame": "more than one frame; --decode.frame first takes the first",
-    "band_mismatch": "the number or type of bands is not the expected one",
+    "multi_frame": "the file has several frames; --decode.frame first uses the first",
+    "band_mismatch": "the number or type of bands differs from the expected",
     "no_valid_pixels": "every pixel is transparent, nodata or not finite",
-    "duplicate_key": "a sample of this name came before; --read.on-duplicate suffix keeps both",
+    "duplicate_key": "an earlier sample has the same name; --read.on-duplicate suffix keeps both",
     "missing_pair": "a sample of a tar has no image member",
     "archive_truncated": "the tar ends before its end-of-archive blocks, or a header is damaged",
     "empty_archive": "the tar or Parquet file holds no sample",
     "bad_parquet": "the Parquet file cannot be read, or has no image column",
     "source_changed": "the object changed between planning and reading",
-    "not_found": "the object is gone",
-    "storage_timeout": "the object store kept timing out",
-    "storage_error": "the object store kept failing",
-    "label_missing": "an image to train on or to score has no label",
-    "label_format": "the label is no PNG, is damaged, or is no class ids (or colours, where they were asked for)",
-    "label_size": "the label has another size than its image",
-    "label_value": "the label holds a value that is neither a class nor the ignore id",
+    "not_found": "the object no longer exists",
+    "storage_timeout": "every request to the object store timed out",
+    "storage_error": "every request to the object store failed",
+    "label_missing": "an image for training or scoring has no label",
+    "label_format": "the label is not a PNG, is damaged, or does not hold class ids (or colours, if configured)",
+    "label_size": "label and image differ in size",
+    "label_value": "the label has a value that is neither a class nor the ignore id",
     "label_empty": "every pixel of the label is ignored",
-    "mask_missing": "there is no mask to score for this image",
+    "mask_missing": "this image has no mask to score",
     "mask_unusable": "the mask to score is damaged, or does not fit its label or the class map",
-    "non_finite_logits": "the network gave NaN or infinity, also in float32",
+    "non_finite_logits": "the network's logits are NaN or infinite, in float32 too",
     "gpu_oom": "the image does not fit the GPU, even alone",
     "crashed": "this item killed its worker twice",
     "refine_crashed": "this item killed its refiner twice",
@@ -55,11 +55,11 @@ ERROR_CODES: dict[str, str] = {
 
 
 class AtrousError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base class of the project's exceptions."""
 
 
 class DeadlinePassed(AtrousError):
-    """A refinement engine did not finish in time, and has nothing to give."""
+    """A refinement engine ran out of time without a result."""
 
 
 class InputError(AtrousError):
@@ -67,8 +67,8 @@ class InputError(AtrousError):
 
     Attributes:
         code: stable snake_case name, one of `ERROR_CODES`.
-        detail: what was seen and what is allowed, in one line.
-        hint: the option that changes the outcome; may be empty.
+        detail: one line with the value seen and the value allowed.
+        hint: the setting that changes the outcome; may be empty.
     """
 
     def __init__(self, code: str, detail: str, *, hint: str = "") -> None:
@@ -85,10 +85,10 @@ class InputError(AtrousError):
 
 
 class JobError(AtrousError):
-    """The run cannot go on.
+    """The run cannot continue.
 
     Attributes:
-        hint: what the user can change; may be empty.
+        hint: change for the user to make; may be empty.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -107,10 +107,10 @@ class ConfigError(JobError):
 
 
 class LabelError(JobError):
-    """A label does not fit its image or the class map: no score against it would mean anything.
+    """A label does not fit its image or the class map, so a score against it would be meaningless.
 
     Attributes:
-        code: that of the failure row of its image, where there are rows; one of `ERROR_CODES`.
+        code: code of the failure row of its image, one of `ERROR_CODES`.
     """
 
     def __init__(self, message: str, *, code: str = "label_format", hint: str = "") -> None:
@@ -122,7 +122,7 @@ class LabelError(JobError):
 
 
 class StorageError(JobError):
-    """An object store refuses, has gone away, or answers nonsense."""
+    """An object store refuses, does not answer, or answers nonsense."""
 
 
 class AccessDenied(StorageError):

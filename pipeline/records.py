@@ -1,9 +1,9 @@
-"""The records that travel between stages, and the Arrow schema each has on the wire.
+"""Records that stages exchange, and their Arrow schemas on the wire.
 
     Item (encoded bytes)  ->  Scored (logits at the network's stride)  ->  Row (mask and statistics)
 
-Only plain Arrow types are used, so that any Parquet reader understands what is stored and nothing is ever unpickled.
-Pixels and full-size probabilities never appear here: they live inside one stage of one process.
+All types are plain Arrow types, so any Parquet reader understands the parts, and nothing is ever unpickled. Pixels and
+full-size probabilities are not in the schemas: they stay inside one stage of one process.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 LEFT_WHOLE = 1.25
-"""A side up to this many times a tile or window is left whole: two that overlap are more work than a larger one."""
+"""Sides up to this many times a tile or window stay uncut: two that overlap are more work than a single larger one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +37,24 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one work item has no mask."""
+    """Reason why a work item has no mask."""
 
     code: str
     """Stable name, one of `errors.ERROR_CODES`."""
     detail: str
-    """One line for a person: what was seen, what is allowed, which option changes it."""
+    """One line for people: the value seen, the value allowed, the setting that changes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """Decoded pixels of one work item. Lives inside one process, never on the wire."""
+    """Decoded pixels of one work item; never leaves its process."""
 
     pixels_hwc: UInt8
     """(H, W, 3) upright RGB."""
     valid_hw: Bool | None
-    """(H, W), False where there is no data (transparent, not finite); None when every pixel is valid."""
+    """(H, W), False for pixels without data (transparent, not finite); None when every pixel is valid."""
     orientation: int = 1
-    """EXIF orientation the file had, 1 to 8; pixels are already upright."""
+    """EXIF orientation of the file, 1 to 8; the pixels are already upright."""
 
     @property
     def height(self) -> int:
@@ -69,59 +69,59 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One work item as it leaves a source: encoded bytes, or the reason there are none."""
+    """Work item as it leaves a source: encoded bytes, or a failure."""
 
     key: str
     """Stable id: `{uri relative to the source}#{member, row or window}`; the `#` part is absent for plain files."""
     shard: str
-    """Id of the shard it came from."""
+    """Id of its shard."""
     etag: str
     """Version of the source object, as the store names it."""
     data: bytes = b""
     """The encoded image; empty when `failure` is set."""
     label: bytes | None = None
-    """The encoded label: PNG of class ids, or JSON of weak labels. None when it was not asked for, or is not there."""
+    """The encoded label: PNG of class ids, or JSON of weak labels. None when labels are not read or it has none."""
     failure: Failure | None = None
-    """Set when the source could not deliver this item."""
+    """Set when the source cannot deliver this item."""
     shard_rows: int | None = None
-    """On the last item of a shard: how many items the shard has in all. None on every other item."""
+    """Number of items in the shard, set on its last item; None on every other item."""
     window: Window | None = None
-    """The part of the image to segment; None is the whole image."""
+    """Part of the image to segment; None for the whole image."""
     seconds_read: float = 0.0
     """Time spent fetching it, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One work item after the network: logits at the network's stride, still without colours or full-size maps."""
+    """Work item after the network: logits at the network's stride, no full-size arrays."""
 
     item: Item
-    """Where it came from. `item.data` is kept only when the next stage needs the pixels again."""
+    """The work item; `item.data` is kept only when the next stage needs the pixels again."""
     height: int = 0
     """Height of the upright image, pixels; 0 for a failure before the size was known."""
     width: int = 0
     """Width of the upright image, pixels."""
     orientation: int = 1
-    """EXIF orientation the file had."""
+    """EXIF orientation of the file."""
     logits_khw: Float16 | None = None
     """(A, h, w) scores; cell (i, j) covers source pixels [i*stride, (i+1)*stride). None for a failure."""
     class_ids: tuple[int, ...] | None = None
-    """The A classes of the logits, ascending, where those that cannot win were left out; None when all are there."""
+    """Ids of the A active classes, ascending, after pruning those that cannot win; None for all classes."""
     pruned_mass: float = 0.0
-    """Mean over cells of the probability of the classes that were left out, 0 to 1."""
+    """Mean over cells of the probability of the pruned classes, 0 to 1."""
     stride: int = 4
     """Source pixels per logit, per axis."""
     align_corners: bool = False
-    """How the network upsamples its own logits, and so how the refiner must."""
+    """Corner alignment of the network's upsampling; the refiner must upsample alike."""
     inference: str = ""
-    """How the network looked at the image; see `Row.inference`."""
+    """Inference mode of the network; see `Row.inference`."""
     seconds_decode: float = 0.0
     seconds_infer: float = 0.0
 
 
 @dataclass(slots=True)
 class PixelStats:
-    """Sums over the valid pixels of some windows of one image."""
+    """Sums over the valid pixels of one image, window by window."""
 
     class_pixels: Int64
     """(K,) pixels per class."""
@@ -131,18 +131,18 @@ class PixelStats:
     entropy_sum: float = 0.0
     """Sum of each pixel's entropy divided by log(K)."""
     changed_pixels: int = 0
-    """Pixels to which the refiner gave another class."""
+    """Pixels whose class the refiner changed."""
 
     def add(
         self, mask_hw: UInt8, confidence_hw: Float32, nats_hw: Float32, changed_hw: Bool, valid_hw: Bool | None
     ) -> None:
-        """Count one window; pixels that are not valid do not count.
+        """Add one window; pixels that are not valid do not count.
 
         Args:
             mask_hw: class ids.
             confidence_hw: the largest probability the network gave.
-            nats_hw: entropy of its probabilities, of all classes or of those that can win.
-            changed_hw: where the refiner changed the class.
+            nats_hw: entropy of its probabilities over all or the active classes, nats.
+            changed_hw: True where the refiner changed the class.
             valid_hw: None when every pixel is valid.
         """
         valid = np.ones(mask_hw.shape, bool) if valid_hw is None else valid_hw
@@ -154,31 +154,31 @@ class PixelStats:
         self.changed_pixels += int((changed_hw & valid).sum())
 
     def mean(self, total: float) -> float:
-        """A sum per valid pixel; 0 when there are none."""
+        """Mean of a sum per valid pixel; 0 when no pixel is valid."""
         return total / self.valid_pixels if self.valid_pixels else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """The mask of one image and what is known about it."""
+    """Mask of one image, before and after refinement, with statistics."""
 
     mask_hw: UInt8
     """(H, W) class ids; `ignore_id` where the image is not valid."""
     network_hw: UInt8
-    """(H, W) the same before any refinement."""
+    """(H, W) class ids before any refinement."""
     confidence_hw: UInt8
     """(H, W) largest probability the network gave, 0 to 255."""
     stats: PixelStats
     refined: bool
     note: str | None
-    """Why fewer iterations were done than asked for."""
+    """Reason why refinement did fewer iterations than configured."""
     active_classes: int
-    """Classes the logits came with: all, or those that can win."""
+    """Number of classes in the logits: all, or those left after pruning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A validation image, what it should give and what it gives."""
+    """Validation image with its true and its predicted mask."""
 
     key: str
     image_hwc: UInt8
@@ -191,10 +191,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What the memory of a network depends on."""
+    """Properties of a network from which its memory is estimated."""
 
     weight_bytes: int
-    """As float32."""
+    """Size of the weights as float32."""
     num_classes: int
     stride: int
     """Input pixels per logit, per axis."""
@@ -202,23 +202,24 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """What was counted of one answer against a label: whole numbers of pixels, of one image or of any sum of images."""
+    """Pixel counts of an answer against labels, as integers, of one image or summed over images."""
 
     name: str
-    """Which answer: `network`, or the engine that refined it."""
+    """Name of the answer: `network`, or the engine that refined it."""
     counts: Int64
-    """(K, K + 1) rows are the truth, columns the answer, the last column no answer; see `metrics.confusion`."""
+    """(K, K + 1) confusion matrix: rows are the truth, columns the answer, the last column no answer; see
+    `metrics.confusion`."""
     bands: Int64
-    """(B, K, K + 1) the same within each trimap width, narrow to wide; see `boundary.boundary_rings`."""
+    """(B, K, K + 1) confusion matrix within each trimap width, narrow to wide; see `boundary.boundary_rings`."""
     boundary: Int64
     """(K, 3) pixels on the boundary of the truth, of the answer, of both; see `boundary.overlap`."""
     reliability: Int64
-    """(256, 2) pixels of each confidence that are right, and all of them; see `calibration.reliability`."""
+    """(256, 2) correct pixels and all pixels at each confidence; see `calibration.reliability`."""
 
     def __add__(self, other: "Judgement") -> "Judgement":
-        """Both together: images, shards and runs merge by addition, exactly. Raises ValueError for another name."""
+        """Sum of two judgements; images, shards and runs merge by exact addition. ValueError for another name."""
         if self.name != other.name:
-            raise ValueError(f"judgements of {self.name!r} and {other.name!r} do not add up to anything")
+            raise ValueError(f"judgements of {self.name!r} and {other.name!r} cannot be added")
         return Judgement(self.name, *(mine + theirs for mine, theirs in zip(self.arrays, other.arrays, strict=True)))
 
     def __eq__(self, other: object) -> bool:
@@ -230,20 +231,20 @@ class Judgement:
 
     @property
     def arrays(self) -> tuple[Int64, Int64, Int64, Int64]:
-        """Everything that was counted, in the order of the fields."""
+        """The arrays of counts, in the order of the fields."""
         return self.counts, self.bands, self.boundary, self.reliability
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One committed row: everything known about one work item."""
+    """Committed row: everything known about one work item."""
 
     key: str
     """Stable id of the work item: `{path relative to the source}#{member or row}`."""
     status: str
     """`ok` or `failed`."""
     shard: str
-    """Id of the shard it came from."""
+    """Id of its shard."""
     source_etag: str
     """Version of the source object, as the store names it."""
     model_fp: str
@@ -253,11 +254,11 @@ class Row:
     error_code: str | None = None
     """Stable name of the failure, one of `errors.ERROR_CODES`; null for `ok`."""
     error_detail: str | None = None
-    """What was seen, what is allowed, and the setting that changes it; null for `ok`."""
+    """Value seen, value allowed, and the setting that changes it; null for `ok`."""
     height: int | None = None
-    """Pixels, of the upright image."""
+    """Height of the upright image, pixels."""
     width: int | None = None
-    """Pixels, of the upright image."""
+    """Width of the upright image, pixels."""
     window_y: int | None = None
     """Top row of the window in its image, pixels; 0 for a whole image."""
     window_x: int | None = None
@@ -265,53 +266,53 @@ class Row:
     orientation: int | None = None
     """EXIF orientation of the source; the mask is in the upright frame."""
     inference: str | None = None
-    """How the network looked at the image, as words: `os16 bf16 sliding`, and where asked for `scales=0.5,1 flip
-    mean_probability compiled`. Says what the worker's hardware did: the precision that `auto` became, `eager (...)`
-    where the compiler failed."""
+    """Inference mode of the network, as words: `os16 bf16 sliding`, and if configured `scales=0.5,1 flip
+    mean_probability compiled`. Records the choices of the worker: the precision that `auto` resolved to, and
+    `eager (...)` if the compiler failed."""
     mask: bytes | None = None
     """Palette PNG: value = class id, 255 = ignore."""
     refined: bool | None = None
-    """Whether a refiner produced the mask."""
+    """True when a refiner produced the mask."""
     refine_note: str | None = None
-    """Why `refined` is False although a refiner was asked for, e.g. `refine_timeout`."""
+    """Reason why `refined` is False although a refiner is configured, e.g. `refine_timeout`."""
     class_pixels: list[int] | None = None
-    """Pixels per class id, ignored pixels left out."""
+    """Pixels per class id, without ignored pixels."""
     classes_present: list[int] | None = None
     """Class ids with at least one pixel, ascending."""
     confidence: float | None = None
     """Mean over valid pixels of the largest probability the network gave, before any refinement, 0 to 1."""
     entropy: float | None = None
-    """Mean over valid pixels of the entropy of the network's probabilities over log(K): 0 certain, 1 uniform."""
+    """Mean over valid pixels of the entropy of the network's probabilities, divided by log(K): 0 certain, 1 uniform."""
     changed_share: float | None = None
     """Share of valid pixels whose class the refiner changed, 0 to 1."""
     active_classes: int | None = None
-    """Classes left after those that cannot win were pruned; all of them without a refiner."""
+    """Number of classes left after pruning those that cannot win; all classes without a refiner."""
     pruned_mass: float | None = None
-    """Mean probability of the classes that were pruned, 0 to 1."""
+    """Mean probability of the pruned classes, 0 to 1."""
     brightness: float | None = None
     """Mean luma of the valid pixels, 0 to 255."""
     judgements: list[Judgement] | None = None
-    """Each answer against the label of the image; None where labels were not asked for, or there is no answer."""
+    """Pixel counts of each answer against the image's label; null without labels, or without an answer."""
     seconds_read: float = 0.0
-    """Time spent fetching it, seconds."""
+    """Time spent fetching the object, seconds."""
     seconds_decode: float = 0.0
-    """Time spent decoding it before the network, seconds."""
+    """Time spent decoding the image before the network, seconds."""
     seconds_infer: float = 0.0
-    """Its share of the time in the network, seconds."""
+    """The image's share of the time in the network, seconds."""
     seconds_refine: float = 0.0
-    """Time in the refiner, with decoding, seconds."""
+    """Time in the refiner, decoding included, seconds."""
     seconds_encode: float = 0.0
     """Time spent encoding the mask, seconds."""
     shard_rows: int | None = None
-    """On the last row of a shard: how many rows the shard has in all. Null on every other row."""
+    """Number of rows in the shard, set on its last row; null on every other row."""
     preview_image: bytes | None = None
-    """On a seeded sample of rows: JPEG of the image, longest side at most 320 pixels, for the report."""
+    """JPEG of the image for the report, longest side at most 320 pixels; set on a seeded sample of rows."""
     preview_confidence: bytes | None = None
-    """On the same rows: grey PNG of the largest probability, 0 to 255."""
+    """Grey PNG of the largest probability, 0 to 255; set on the same rows."""
 
 
 _COUNTED = ("counts", "bands", "boundary", "reliability")
-"""The arrays of a `Judgement`, flat in C order on the wire; their shapes follow from K, which `boundary` gives."""
+"""Arrays of a `Judgement`, flat in C order on the wire; their shapes follow from K, which `boundary` gives."""
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -437,23 +438,23 @@ def items_from_table(table: pa.Table) -> list[Item]:
 def scored_to_table(scored: Iterable[Scored]) -> pa.Table:
     """Pack scored items into a table of `SCORED_SCHEMA`; logits travel as C-order float16 bytes."""
     rows = []
-    for one in scored:
-        logits = one.logits_khw
+    for record in scored:
+        logits = record.logits_khw
         rows.append(
-            _item_columns(one.item)
+            _item_columns(record.item)
             | {
-                "height": one.height,
-                "width": one.width,
-                "orientation": one.orientation,
+                "height": record.height,
+                "width": record.width,
+                "orientation": record.orientation,
                 "logits": None if logits is None else logits.astype(np.float16, copy=False).tobytes(),
                 "logits_shape": None if logits is None else list(logits.shape),
-                "class_ids": one.class_ids,
-                "pruned_mass": one.pruned_mass,
-                "stride": one.stride,
-                "align_corners": one.align_corners,
-                "inference": one.inference,
-                "seconds_decode": one.seconds_decode,
-                "seconds_infer": one.seconds_infer,
+                "class_ids": record.class_ids,
+                "pruned_mass": record.pruned_mass,
+                "stride": record.stride,
+                "align_corners": record.align_corners,
+                "inference": record.inference,
+                "seconds_decode": record.seconds_decode,
+                "seconds_infer": record.seconds_infer,
             }
         )
     return pa.Table.from_pylist(rows, schema=SCORED_SCHEMA)
@@ -484,8 +485,8 @@ def scored_from_table(table: pa.Table) -> list[Scored]:
     return scored
 
 
-def _judgement_columns(one: Judgement) -> dict[str, Any]:
-    return {"name": one.name} | {name: getattr(one, name).ravel() for name in _COUNTED}
+def _judgement_columns(judgement: Judgement) -> dict[str, Any]:
+    return {"name": judgement.name} | {name: getattr(judgement, name).ravel() for name in _COUNTED}
 
 
 def _judgement_from(scalar: pa.StructScalar) -> Judgement:
@@ -501,14 +502,14 @@ def _judgement_from(scalar: pa.StructScalar) -> Judgement:
 
 
 def judgements_from(column: pa.ChunkedArray) -> list[list[Judgement] | None]:
-    """The column `judgements` of stored rows, without a Python integer for every count."""
-    return [[_judgement_from(one) for one in each.values] if each.is_valid else None for each in column]
+    """Decode the column `judgements` of stored rows without a Python integer per count."""
+    return [[_judgement_from(struct) for struct in cell.values] if cell.is_valid else None for cell in column]
 
 
 def _row_columns(row: Row) -> dict[str, Any]:
     columns = {column.name: getattr(row, column.name) for column in fields(Row)}
     if row.judgements is not None:
-        columns["judgements"] = [_judgement_columns(one) for one in row.judgements]
+        columns["judgements"] = [_judgement_columns(judgement) for judgement in row.judgements]
     return columns
 
 
@@ -518,7 +519,7 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
 
 
 def rows_from_table(table: pa.Table) -> list[Row]:
-    """Inverse of `rows_to_table`; columns that a part of an older version does not have keep their defaults."""
+    """Inverse of `rows_to_table`; columns missing from parts of older versions get their defaults."""
     names = [name for name in ROW_SCHEMA.names if name in table.column_names and name != "judgements"]
     rows = table.select(names).to_pylist()
     if "judgements" in table.column_names:

@@ -6,8 +6,8 @@
 `run_tasks` is for jobs of a single stage that reads and writes by itself.
 
 Encoded bytes travel between the stages, never pixels: a stage that needs pixels decodes them, which costs far less than
-moving them. `stages.py` has the bodies of the stages; this module has their resources, the Ray source and sink, and the
-actor of the ledger.
+moving them. `stages.py` implements the stages; this module sets their resources, and has the Ray source and sink and
+the actor of the ledger.
 """
 
 import warnings

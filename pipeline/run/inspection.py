@@ -17,7 +17,7 @@ from pipeline.store.url import Url
 log = logging.getLogger(__name__)
 
 REPAIR_LEASE_S = 30.0
-"""Lease time of a repair, seconds: a repair that does not renew it has lost the run."""
+"""Lease time of a repair, seconds; a repair that does not renew its lease loses the run."""
 LITTER = (".tmp-", ".probe-")
 """Name prefixes of objects that killed processes leave behind."""
 

@@ -1,6 +1,7 @@
-"""One image in this process, as a library: an array in, mask and confidence out, with the pixels of the main job.
+"""Segmentation of one image in this process, as a library: an array in, mask and confidence out.
 
-Nothing here knows Ray, reads an image file or writes anything. `from pipeline import segment` is the way in.
+Masks equal those of the job `segment_dataset`. Ray is not needed, no image file is read and nothing is written.
+Import it with `from pipeline import segment`.
 """
 
 import logging
@@ -21,9 +22,9 @@ from pipeline.refine.unary import active_classes
 log = logging.getLogger(__name__)
 
 CACHED_NETWORKS = 2
-"""Networks that are kept in memory, the least recently used one goes first."""
+"""Networks kept in memory; the least recently used is dropped first."""
 GUIDE_BANDS = ("red", "green", "blue")
-"""Bands by whose edges masks are refined."""
+"""Bands whose edges guide the refinement."""
 
 
 def segment(
@@ -35,29 +36,27 @@ def segment(
     tile: TileConfig | None = None,
     infer: InferConfig | None = None,
 ) -> tuple[UInt8, Float32]:
-    """Segment one image; the same settings give the same pixels as `segment_dataset`, whose defaults these are.
+    """Segment one image. Defaults and masks are those of `segment_dataset`.
 
-    The network of a checkpoint stays in memory for the next call, so a folder that is written again is not read again.
-    May be called from several threads: two first calls at once load the network twice, and nothing else is shared.
+    The network of a checkpoint stays in memory for later calls; changes in its folder are not noticed. Calls from
+    several threads are safe: two simultaneous first calls load the network twice, and nothing else is shared.
 
     Args:
-        pixels_hwc: (H, W, 3) uint8 RGB, upright; (H, W, C) with the bands of the checkpoint's card, in its order, where
-            it names others.
+        pixels_hwc: (H, W, 3) uint8 RGB, upright; for other bands (H, W, C), in the order of the checkpoint's card.
         checkpoint: shipped name such as `farmland`, or folder or URL of `model.safetensors` and `card.json`.
-        refine: True refines with the default dense CRF, a `RefineConfig` with that engine; False gives the network's
-            own mask.
-        valid_hw: (H, W) bool, False where there is no data; None when every pixel is valid.
-        tile: how a large image is cut.
+        refine: True for the default dense CRF, a `RefineConfig` for another engine, False for the network's mask.
+        valid_hw: (H, W) bool, False for pixels without data; None when every pixel is valid.
+        tile: tiling of large images.
         infer: precision, output stride, scales and flip.
 
     Returns:
-        mask, (H, W) uint8: class ids, and 255 where a pixel is not valid; and confidence, (H, W) float32: the largest
-        probability of the network before any refinement, 0 to 1 in steps of 1/255.
+        mask, (H, W) uint8: class ids, and 255 for pixels that are not valid; and confidence, (H, W) float32: the
+        largest probability of the network before any refinement, 0 to 1 in steps of 1/255.
 
     Raises:
         TypeError: an array has another dtype.
         ValueError: an array has another shape than allowed, or no pixel.
-        ConfigError: there is no such checkpoint, or a refiner cannot work on its bands.
+        ConfigError: the checkpoint does not exist, or refinement does not support its bands.
         InputError: the image is too large for the limits of `tile`, `infer` or the GPU, or the network's scores are
             not finite.
     """
@@ -69,7 +68,7 @@ def segment(
     scored = _score(network, Image(pixels_hwc, valid_hw), cfg)
     refinement = Refiner(cfg, card.classes)(scored, Image(guide_hwc, valid_hw))
     if refinement.note:
-        log.warning("the mask is the network's, or not fully refined: %s", refinement.note)
+        log.warning("the mask is not refined, or not fully: %s", refinement.note)
     return refinement.mask_hw, refinement.confidence_hw.astype(np.float32) / np.float32(255)
 
 
@@ -80,7 +79,7 @@ def _network(checkpoint: str, tile: TileConfig, infer: InferConfig) -> tuple[Seg
 
 
 def _score(network: Segmenter, image: Image, cfg: RefineConfig) -> Scored:
-    """The logits of an image, of the classes that can win."""
+    """Logits of the active classes of an image."""
     (prediction,) = network([image])
     if prediction.error or prediction.logits_khw is None:
         raise prediction.error or ValueError("the network gave neither logits nor an error")
@@ -104,7 +103,7 @@ def _refinement(refine: bool | RefineConfig) -> RefineConfig:
 
 
 def _guide(pixels_hwc: UInt8, card: Card) -> UInt8:
-    """(H, W, 3) RGB, by whose edges a mask is refined."""
+    """(H, W, 3) RGB, whose edges guide the refinement."""
     if missing := [band for band in GUIDE_BANDS if band not in card.channels]:
         message = f"refining needs the bands {', '.join(GUIDE_BANDS)}; the checkpoint has no {', '.join(missing)}"
         raise ConfigError(f"{message}: {', '.join(card.channels)}", hint="refine=False")
@@ -115,9 +114,9 @@ def _check_pixels(pixels_hwc: UInt8, card: Card) -> None:
     _check_dtype("pixels_hwc", pixels_hwc, np.uint8)
     bands = f"(H, W, {len(card.channels)}): {', '.join(card.channels)}"
     if pixels_hwc.ndim != 3 or pixels_hwc.shape[2] != len(card.channels):
-        raise ValueError(f"pixels_hwc has shape {pixels_hwc.shape}, this checkpoint takes {bands}")
+        raise ValueError(f"pixels_hwc has shape {pixels_hwc.shape}, this checkpoint needs {bands}")
     if 0 in pixels_hwc.shape:
-        raise ValueError(f"pixels_hwc has shape {pixels_hwc.shape}: there is no pixel")
+        raise ValueError(f"pixels_hwc has shape {pixels_hwc.shape}: the image has no pixel")
 
 
 def _check_valid(valid_hw: Bool | None, pixels_hwc: UInt8) -> None:
@@ -129,8 +128,8 @@ def _check_valid(valid_hw: Bool | None, pixels_hwc: UInt8) -> None:
 
 
 def _check_dtype(name: str, array: object, dtype: type[np.generic]) -> None:
-    allowed = f"allowed is a numpy array of {np.dtype(dtype)}"
+    required = f"it must be a numpy array of {np.dtype(dtype)}"
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} is a {type(array).__name__}, {allowed}")
+        raise TypeError(f"{name} is a {type(array).__name__}; {required}")
     if array.dtype != dtype:
-        raise TypeError(f"{name} is an array of {array.dtype}, {allowed}")
+        raise TypeError(f"{name} is an array of {array.dtype}; {required}")

@@ -1,7 +1,7 @@
 """Stages of a run: read, infer, refine, and score existing masks; Arrow tables in, Arrow tables out.
 
-Each is a function or a small callable class that Ray Data calls in a worker process; none imports Ray. They get a
-ledger, by which an image that kills its worker fails alone.
+A stage is a function or small callable class that Ray Data calls in a worker process; none imports Ray. Stages record
+keys in a ledger, so that an image that kills its worker fails alone.
 """
 
 import ctypes
@@ -58,7 +58,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Config, classes and fingerprints that every worker of a run gets."""
+    """Config, classes and fingerprints of a run, for its workers."""
 
     cfg: SegmentConfig
     classes: ClassMap
@@ -68,9 +68,9 @@ class Job:
     preview_share: float
     """Share of the rows that carry previews, 0 to 1."""
     judge: JudgeConfig | None = None
-    """How masks are counted against labels; None without evaluation."""
+    """Settings for the pixel counts against labels; None without evaluation."""
     masks: Url | None = None
-    """Existing masks to score in place of a network's; None runs the network."""
+    """Existing masks to score instead of running the network; None otherwise."""
 
     @property
     def max_bytes(self) -> int:
@@ -86,8 +86,8 @@ class Job:
 def kill_process_after(seconds: float) -> Generator[Callable[[], None]]:
     """Watchdog: kill this process when the block takes longer, even while native code holds the GIL.
 
-    The ledger then finds the key that hung, as it finds one that crashes. The yielded function restarts the time:
-    called for every image, it limits the time of each.
+    The ledger then finds the key that hung, as it does after a crash. The yielded function restarts the timer; called
+    for every image, it limits the time per image.
     """
 
     def restart() -> None:
@@ -136,7 +136,7 @@ class InferStage:
     """Inference: encoded images in, logits out. One network, and a few threads that decode ahead of it."""
 
     def __init__(self, job: Job, ledger: LedgerClient, *, threads: int) -> None:
-        # Not at the top: refiners import this module too, and torch would cost them memory.
+        # Imported here: refiners import this module too, and torch would cost them memory.
         import torch  # noqa: PLC0415
 
         from pipeline.infer.segmenter import Segmenter  # noqa: PLC0415

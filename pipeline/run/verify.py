@@ -61,7 +61,7 @@ def _row_problems(row: Row) -> Iterator[str]:
         yield f"mask is not a PNG: {error}"
         return
     if mask.shape != (row.height, row.width):
-        yield f"mask is {mask.shape}, row says {(row.height, row.width)}"
+        yield f"mask has shape {mask.shape}, the row has {(row.height, row.width)}"
     if np.bincount(mask.ravel(), minlength=256)[: len(row.class_pixels)].tolist() != row.class_pixels:
         yield "class_pixels do not agree with the mask"
 
@@ -71,6 +71,6 @@ def _manifest_problems(run_url: Url, *, rows: int, part_names: list[str]) -> Ite
     if committed_manifest is None:
         return
     if committed_manifest.rows != rows:
-        yield f"manifest.json says {committed_manifest.rows} rows, the parts hold {rows}"
+        yield f"manifest.json counts {committed_manifest.rows} rows, the parts hold {rows}"
     if committed_manifest.parts != part_names:
-        yield f"manifest.json lists {len(committed_manifest.parts)} parts, {len(part_names)} are there"
+        yield f"manifest.json lists {len(committed_manifest.parts)} parts, {len(part_names)} exist"

@@ -1,7 +1,7 @@
 """Number of workers per stage, and the CPUs, GPUs and memory that each reserves.
 
-Arithmetic on the resources of the nodes, once before anything starts, so that a cluster that is too small is refused
-with an error instead of waiting forever.
+It is computed from the resources of the nodes before a run starts, so that a cluster that is too small gives an error
+instead of waiting forever.
 """
 
 import math
@@ -19,7 +19,7 @@ READ_CPUS = 0.2
 WRITE_CPUS = 0.2
 CPU_SHARE = 0.4
 """Share of a core that a network or refiner reserves without GPUs: below 1, so that there are more workers than cores.
-The stage that is behind then gets the cores, and tasks that read and write still fit."""
+The slowest stage then gets the cores, and tasks that read and write still fit."""
 GPU_FEEDER_CPUS = 0.5
 """Share of a core reserved beside a GPU for decoding and launching: every stage fits on 2 cores and one GPU."""
 GIB_PER_EXPECTED_CPU = 3.0
@@ -33,8 +33,8 @@ needs two thirds of it."""
 REFINER_GIB = 0.4
 """Memory of a process that has not imported torch."""
 DECODED_AT_ONCE = 2
-"""Images of the largest size that a network's process holds at once: the one it cuts and the one being decoded. Several
-such images in a row may need more."""
+"""Images of the largest size in a network's process at a time: one to cut into tiles, and one to decode. Several such
+images in a row may need more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:
 
 
 def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: float) -> int:
-    """Networks of a cluster without GPUs: one per core, or per two cores beside a CRF, which is at least as slow."""
+    """Number of networks without GPUs: one per core, or per two cores with a CRF, which is at least as slow."""
     cores = sum(node.cpus for node in nodes) / (2 if cfg.refine.engine != "none" else 1)
     return max(1, min(math.ceil(cores), sum(int(node.memory_gib / pair_gib) for node in nodes)))
 
@@ -133,9 +133,9 @@ def _networks_on_cpus(cfg: SegmentConfig, nodes: Sequence[Resources], pair_gib: 
 def _refiners_beside(
     networks: int, nodes: Sequence[Resources], network: Resources, refiner: Resources, others: Resources
 ) -> int | None:
-    """Refiners that fit beside the networks and the tasks that read and write; None where those do not fit.
+    """Number of refiners that fit beside the networks and the tasks that read and write; None if those do not fit.
 
-    Each worker goes to the node with most CPUs left, as Ray spreads workers over nodes that are half full.
+    Each worker is placed on the node with most free CPUs, as Ray spreads workers over nodes that are half full.
     """
     free = list(nodes)
     for needs in [network] * networks + [others]:
@@ -150,11 +150,11 @@ def _refiners_beside(
 def plan_workers(cfg: SegmentConfig, nodes: Sequence[Resources], model: Footprint) -> Workers:
     """Fit the stages into the nodes of a cluster.
 
-    With GPUs: one network per GPU, and a refiner on every core that is left. Without: networks and refiners share
-    the cores, as far as the memory goes.
+    With GPUs: one network per GPU, and one refiner per remaining core. Without GPUs: networks and refiners share the
+    cores, limited by memory.
 
     Raises:
-        ConfigError: the cluster cannot hold one worker of each stage; the text has both sums.
+        ConfigError: the cluster cannot hold one worker of each stage; the text compares needs and resources.
     """
     cluster = sum(nodes, start=Resources(0, 0, 0))
     gpus = 1.0 if cluster.gpus >= 1 else 0.0

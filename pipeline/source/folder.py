@@ -1,7 +1,7 @@
-"""A folder of image files: its listing is cut into slices, and a slice is read a few files ahead.
+"""Folder source: slices of a listing of image files, and the items of a slice, read a few files ahead.
 
-FileInfo go in, slices come out; then a shard goes in and its items come out, with the label that stands under the same
-name in another folder where one is asked for. Never looks into a file.
+Planning turns a listing into slices. Reading turns a shard into items; with a folder of labels, an item carries the
+label of the same name there. Files are never decoded here.
 """
 
 import time
@@ -20,24 +20,24 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 
 LONGEST_SLICE = 4
-"""Files of a slice at most, as a multiple of the mean."""
+"""Most files of a slice, as a multiple of the mean."""
 
 FILES_AHEAD = 8
-"""Files fetched at once: hides the latency of an object store."""
+"""Files fetched concurrently, which hides the latency of an object store."""
 
 BYTES_AHEAD = 64 * 2**20
-"""Fetched and not yet delivered, at most, unless a single file is larger. Labels are small and not counted."""
+"""Most bytes fetched but not delivered, unless a single file is larger. Labels are small and not counted."""
 
 _LABELS = (".png", ".json", ".PNG")
-"""Suffixes a label can have, the first that is there is taken: class ids, or weak labels."""
+"""Suffixes of labels, in order of preference: class ids (PNG) or weak labels (JSON)."""
 
 
 def slice_listing(members: Iterable[Member], mean: int) -> Iterator[list[Member]]:
     """Cut a sorted listing into slices of `mean` files on average, at most four times as many.
 
-    A slice ends after a file whose hashed path says so (content-defined chunking: A. Tridgell, "Efficient algorithms
-    for sorting and synchronization", 1999, ch. 3), so a file that comes or goes changes the slices up to the next such
-    file and none after it; slices cut at a count would all move.
+    A hash of each path decides if a slice ends after it (content-defined chunking: A. Tridgell, "Efficient algorithms
+    for sorting and synchronization", 1999, ch. 3). A file added or removed then changes the slices up to the next end
+    only; with slices of a fixed count it would change all later ones.
     """
     held: list[Member] = []
     for member in members:
@@ -50,31 +50,31 @@ def slice_listing(members: Iterable[Member], mean: int) -> Iterator[list[Member]
 
 
 def ends_slice(path: str, mean: int) -> bool:
-    """Whether a slice ends after this path: true for one path in `mean`."""
+    """True when a slice ends after this path: on average for one path in `mean`."""
     return int.from_bytes(blake2b(path.encode(), digest_size=8).digest()) % mean == 0
 
 
 def twins(members: list[Member]) -> list[tuple[str, str]]:
     """Pairs of keys that differ only in case or Unicode normalisation, and so collide on some file systems."""
     first: dict[str, str] = {}
-    found = []
+    pairs = []
     for member in members:
         alike = first.setdefault(normalize("NFC", member.path).casefold(), member.path)
         if alike != member.path:
-            found.append((alike, member.path))
-    return found
+            pairs.append((alike, member.path))
+    return pairs
 
 
 def folder_items(
     shard: Shard, *, max_bytes: int, wanted: Callable[[str], bool], labels: Url | None = None
 ) -> Iterator[Item]:
-    """Every item of a slice in order, without data where `wanted(key)` is false.
+    """Read the items of a slice in order, without data where `wanted(key)` is false.
 
-    A file that cannot be fetched is a failure of its own, and so is an image whose label cannot; the neighbours are
-    read. With `labels`, the URL of a folder, `a/1.jpg` has the label `a/1.png` or else one of the other `LABELS` there.
+    An image that cannot be fetched, or whose label cannot, becomes a failure; the other files are read. With `labels`,
+    the URL of a folder, the label of `a/1.jpg` is `a/1.png` there, or else a file with another suffix of `_LABELS`.
 
     Raises:
-        AccessDenied: 403, which every other file would meet too.
+        AccessDenied: 403, which every other file would get too.
     """
     pool = ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="folder")
     ahead: deque[tuple[Member, Future[dict[str, Any]] | None]] = deque()
@@ -91,7 +91,7 @@ def folder_items(
 
 
 def _held_bytes(ahead: Iterable[tuple[Member, Any]], max_bytes: int) -> int:
-    """Upper bound of what is in memory; a file above `max_bytes` is refused unread."""
+    """Upper bound of the bytes in memory; a file above `max_bytes` is refused unread."""
     return sum(member.size for member, fetch in ahead if fetch is not None and member.size <= max_bytes)
 
 
@@ -100,7 +100,7 @@ def _item(shard: Shard, member: Member, fetch: Future[dict[str, Any]] | None) ->
 
 
 def _fetch(root: Url, member: Member, max_bytes: int, labels: Url | None) -> dict[str, Any]:
-    """The fields of an item that only the objects themselves can tell."""
+    """Fields of an item that come from its image and label objects."""
     began = time.monotonic()
     try:
         data = objects.read_bytes(root / member.path, max_bytes=max_bytes, etag=member.etag)
@@ -113,7 +113,7 @@ def _fetch(root: Url, member: Member, max_bytes: int, labels: Url | None) -> dic
 
 
 def _label(labels: Url, path: str, max_bytes: int) -> bytes | None:
-    """Asked for by name: a listing would have to be held, and sent to every worker."""
+    """Label of an image, requested by name: a listing would have to be kept and sent to every worker."""
     for suffix in _LABELS:
         with suppress(FileNotFoundError):
             return objects.read_bytes(labels / (path.rpartition(".")[0] + suffix), max_bytes=max_bytes)

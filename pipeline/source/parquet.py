@@ -1,7 +1,7 @@
-"""Parquet files with a column of encoded images: binary, or the struct of bytes and path that Hugging Face writes.
+"""Parquet source: files with a column of encoded images, binary or the struct of bytes and path of Hugging Face.
 
-At planning a footer goes in and row groups come out as shards; then a shard goes in and its items come out. Extension
-types are refused before Arrow sees them: making one runs code of whoever registered it (Ray CVE-2026-41486).
+Planning turns a footer into shards, one per row group. Reading turns a shard into items. Extension types are refused
+before Arrow creates them, which would run the code that registered them (Ray CVE-2026-41486).
 """
 
 import base64
@@ -26,28 +26,28 @@ from pipeline.store import objects
 from pipeline.store.backend import FileInfo
 
 MAX_FOOTERS = 10_000
-"""A source of more files than this is planned file by file without opening any; else by row group."""
+"""Most files to plan by row group; a larger source is planned by file, without opening any."""
 
 FOOTERS_AT_ONCE = 32
 TAIL_BYTES = 64 * 2**10
-"""Read from the end of a file at first: most footers fit."""
+"""Bytes of the first read, at the end of a file: most footers fit."""
 MAX_FOOTER_BYTES = 256 * 2**20
 
 ROWS_AT_ONCE = 16
-"""Rows decoded at once: a few MB of photos."""
+"""Rows per batch of Arrow: a few MB of photos."""
 READ_BUFFER = 2**20
-"""With a buffer Arrow streams a column chunk page by page; without one it would load all of it."""
+"""Bytes. With a buffer Arrow streams a column chunk page by page; without, it would load the whole chunk."""
 
 _MAGIC = b"PAR1"
 
 _Cells = tuple[str, pa.Scalar, pa.Scalar | None]
-"""Name of a row within its file, its encoded image, and its label where labels are asked for."""
+"""Name of a row within its file, its encoded image, and its label, None without labels."""
 
 
 def row_groups(files: Iterable[Shard]) -> Iterator[Shard]:
-    """One shard per row group, in order, opening a few files at a time and only as far as asked.
+    """One shard per row group, in order; files are opened lazily, a few at a time.
 
-    A file that cannot be read, or has no rows, stays one shard: reading it gives the failure.
+    A file that cannot be read, or has no rows, stays a single shard, whose reading gives the failure.
     """
     files = iter(files)
     with ThreadPoolExecutor(FOOTERS_AT_ONCE, thread_name_prefix="footers") as pool:
@@ -63,16 +63,16 @@ def _row_groups_of(shard: Shard) -> list[Shard]:
     except (InputError, FileNotFoundError):
         return [shard]
     file = FileInfo(shard.path, shard.size, shard.etag)
-    found = [
+    shards = [
         object_shard("parquet", shard.root, file, copy=shard.copy, row_group=index, rows=rows)
         for index, rows in enumerate(row_counts(footer))
         if rows
     ]
-    return found or [shard]
+    return shards or [shard]
 
 
 def parquet_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
-    """Every row in order, without data where `wanted(key)` is false. Page checksums are verified where present.
+    """Read the rows in order, without data where `wanted(key)` is false. Page checksums are verified where present.
 
     Raises:
         InputError: `bad_parquet`, after the rows before the damage, for the rest of the shard; `empty_archive` when
@@ -91,7 +91,7 @@ def parquet_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Call
 
 
 def _encoded(image: pa.Scalar, label: pa.Scalar | None, max_bytes: int) -> dict[str, Any]:
-    """The fields of an item that only its cells can tell."""
+    """Fields of an item that come from its image and label cells."""
     data, failure = _bytes(image, max_bytes)
     if failure or label is None or not label.is_valid:
         return {"data": data, "failure": failure}
@@ -111,13 +111,13 @@ def _bytes(cell: pa.Scalar, max_bytes: int) -> tuple[bytes, Failure | None]:
 
 
 def _batches(shard: Shard, cfg: ReadConfig) -> Iterator[list[_Cells]]:
-    """A few rows at a time."""
+    """Rows of a shard, `ROWS_AT_ONCE` at a time."""
     with objects.open_read(shard.url, etag=shard.etag) as opened, _damage_named():
         footer = read_parquet_footer(opened)
         sizes = row_counts(footer)
         if not any(sizes):
             raise InputError("empty_archive", "the Parquet file has no rows")
-        columns = _Columns.of(footer.schema.to_arrow_schema(), cfg)
+        columns = _Columns.select(footer.schema.to_arrow_schema(), cfg)
         file = pq.ParquetFile(
             opened, metadata=footer, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True
         )
@@ -128,12 +128,12 @@ def _batches(shard: Shard, cfg: ReadConfig) -> Iterator[list[_Cells]]:
             yield columns.cells(batch, number)
             number += len(batch)
         if number != end:
-            raise InputError("bad_parquet", f"the footer announces rows up to {end}, the pages end at {number}")
+            raise InputError("bad_parquet", f"the footer counts rows up to {end}, the pages end at {number}")
 
 
 @contextmanager
 def _damage_named() -> Iterator[None]:
-    """Turn what Arrow says of a damaged file into one line."""
+    """Convert Arrow's errors for a damaged file to an `InputError` of one line."""
     try:
         yield
     except FileNotFoundError:
@@ -144,16 +144,16 @@ def _damage_named() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """The columns that are read of a file."""
+    """Columns to read from a file."""
 
     image: str
     label: str | None
     key: str | None
     leaves: list[str]
-    """Where their bytes are."""
+    """Paths of the leaf columns that hold the bytes."""
 
     @classmethod
-    def of(cls, schema: pa.Schema, cfg: ReadConfig) -> "_Columns":
+    def select(cls, schema: pa.Schema, cfg: ReadConfig) -> "_Columns":
         if cfg.labels is None:
             label = {}
         elif cfg.labels in (leaves := _leaves(schema)):
@@ -166,7 +166,7 @@ class _Columns:
         return cls(image, cfg.labels, key, [_leaves(schema)[image], *label.values(), *([key] if key else [])])
 
     def cells(self, batch: pa.RecordBatch, number: int) -> list[_Cells]:
-        """The rows of a batch; `number` is that of its first row in the file."""
+        """Rows of a batch; `number` is the number of its first row in the file."""
         columns = {name: _flat(batch.column(name)) for name in batch.schema.names}
         nothing = [None] * len(batch)
         names = columns[self.key].to_pylist() if self.key else nothing
@@ -176,37 +176,37 @@ class _Columns:
 
 
 def _flat(column: pa.Array) -> pa.Array:
-    """The bytes of a column, also of one that is a struct around them."""
+    """Bytes of a column, unwrapped when it is a struct of bytes and path."""
     return column.flatten()[0] if pa.types.is_struct(column.type) else column
 
 
-def image_column(schema: pa.Schema, asked: str) -> str:
-    """The column that holds the encoded images: the one asked for, or else the only one that can.
+def image_column(schema: pa.Schema, name: str) -> str:
+    """Column of encoded images: `name`, or else the only column that can hold images.
 
     Raises:
         InputError: `bad_parquet`, naming the columns.
     """
     leaves = _leaves(schema)
-    if asked in leaves:
-        return asked
-    if asked in schema.names or len(leaves) != 1:
-        raise _no_column(schema, asked, "--read.image-column")
+    if name in leaves:
+        return name
+    if name in schema.names or len(leaves) != 1:
+        raise _no_column(schema, name, "--read.image-column")
     return next(iter(leaves))
 
 
-def _no_column(schema: pa.Schema, asked: str, option: str) -> InputError:
-    columns = ", ".join(f"{name}: {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
-    seen = f"no column {asked!r} of binary or struct<bytes, path>; columns: {columns}"
+def _no_column(schema: pa.Schema, name: str, option: str) -> InputError:
+    columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    seen = f"no column {name!r} of binary or struct<bytes, path>; columns: {columns}"
     return InputError("bad_parquet", seen, hint=f"name it with {option}")
 
 
 def _leaves(schema: pa.Schema) -> dict[str, str]:
-    """The columns that can hold images or labels, and where their bytes are."""
+    """Columns that can hold images or labels, each with the path of its leaf of bytes."""
     return {name: leaf for name, kind in zip(schema.names, schema.types, strict=True) if (leaf := _leaf(name, kind))}
 
 
 def _leaf(name: str, kind: pa.DataType) -> str | None:
-    """Where the bytes of a column are; None for a column that cannot hold images."""
+    """Path of the leaf of bytes of a column; None for a column that cannot hold images."""
     if _is_bytes(kind):
         return name
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type):
@@ -222,7 +222,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _in_base64(text: bytes) -> re.Pattern[bytes]:
-    """Match `text` inside base64, wherever it begins in a group of three bytes."""
+    """Pattern of `text` inside base64, at each offset in a group of three bytes."""
     forms = []
     for before in range(3):
         encoded = base64.b64encode(b"\0" * before + text)
@@ -231,16 +231,16 @@ def _in_base64(text: bytes) -> re.Pattern[bytes]:
 
 
 _EXTENSION_TYPE = _in_base64(b"ARROW:extension:name")
-"""A footer keeps the Arrow schema as base64 of its IPC form, where field metadata are plain bytes."""
+"""Marker of an extension type, in base64: a footer keeps the Arrow schema in IPC form, encoded so."""
 
 
 def read_parquet_footer(opened: BinaryIO) -> pq.FileMetaData:
-    """The footer of a Parquet file whose columns are all of plain types, in one request unless it is large.
+    """Read the footer of a Parquet file, in one request unless it is large; refuse extension types.
 
-    The search runs over the raw footer: `pq.read_metadata` makes the extension types before anyone can look at them.
+    The search for them runs over the raw footer, since `pq.read_metadata` already creates them.
 
     Raises:
-        InputError: `bad_parquet` when it is cut, damaged, or announces an extension type.
+        InputError: `bad_parquet` when it is cut, damaged, or has an extension type.
     """
     size = opened.seek(0, io.SEEK_END)
     tail = _tail(opened, size, TAIL_BYTES)
@@ -251,7 +251,7 @@ def read_parquet_footer(opened: BinaryIO) -> pq.FileMetaData:
         raise InputError("bad_parquet", f"a footer of {length} bytes in a file of {size}, limit {MAX_FOOTER_BYTES}")
     footer = tail[-length:] if length <= len(tail) else _tail(opened, size, length)
     if _EXTENSION_TYPE.search(footer):
-        raise InputError("bad_parquet", "it has columns of an Arrow extension type, which are never opened")
+        raise InputError("bad_parquet", "columns of an Arrow extension type are refused")
     with _damage_named():
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
     if metadata.num_rows != sum(row_counts(metadata)):  # a footer has no checksum, and row numbers are keys
@@ -260,7 +260,7 @@ def read_parquet_footer(opened: BinaryIO) -> pq.FileMetaData:
 
 
 def row_counts(footer: pq.FileMetaData) -> list[int]:
-    """Rows of each row group."""
+    """Number of rows of each row group."""
     return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
 

@@ -1,6 +1,7 @@
-"""The plan: what a source holds, cut into shards, the same on every machine; and the way from a shard to its items.
+"""Plan of a run: the shards of its sources, the same on every machine; and the reading of a shard's items.
 
-Listings go in, shards come out. Only Parquet footers are opened, and tars when `--limit` has to count their samples.
+Listings go in, shards come out. Planning opens no object except Parquet footers, and tars whose samples `--limit` must
+count.
 """
 
 from collections import Counter
@@ -25,7 +26,7 @@ KINDS: dict[str, SourceKind] = {
     ".parquet": "parquet",
 }
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
-"""Refused: they cannot be read from the middle, and a small one can hold any amount of data."""
+"""Suffixes of compressed tars, refused since they cannot be read in part, and a small file can expand to any size."""
 
 MAX_WARNINGS = 20
 
@@ -47,27 +48,27 @@ PLAN_SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class Plan:
-    """Every shard of a source, in the order of the sources and of the paths in each."""
+    """Shards of all sources, in the order of the sources and of the paths in each."""
 
     shards: list[Shard]
     ignored: Counter[str] = field(default_factory=Counter)
-    """Files that are no input, by suffix; `(hidden)` counts names that begin with a dot or an underscore."""
+    """Number of ignored files by suffix; `(hidden)` counts names that begin with a dot or an underscore."""
     warnings: list[str] = field(default_factory=list)
-    """First problems that stop nothing."""
+    """The first `MAX_WARNINGS` problems that do not stop the run."""
 
     @property
     def bytes(self) -> int:
-        """Bytes to read at most; a file of several row groups counts once."""
+        """Upper bound of the bytes to read; a file of several row groups counts once."""
         return sum(shard.size for shard in self.shards if not shard.row_group)
 
     @property
     def rows(self) -> int | None:
-        """Items expected; None when only reading tells."""
+        """Number of items; None when it is unknown before reading."""
         counts = [shard.rows for shard in self.shards]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def to_table(self) -> pa.Table:
-        """The plan as it is stored, of `PLAN_SCHEMA`, without the members of slices."""
+        """Table of `PLAN_SCHEMA` to store, without the members of slices."""
         columns = {name: [getattr(shard, name) for shard in self.shards] for name in PLAN_SCHEMA.names}
         return pa.table(columns, schema=PLAN_SCHEMA)
 
@@ -76,26 +77,26 @@ def plan_source(cfg: SegmentConfig) -> Plan:
     """List every source and cut it into shards.
 
     Raises:
-        JobError: a source mixes kinds of input, holds compressed tars, or brings a key another source has brought.
-        StorageError: a source is not there, or cannot be listed.
+        JobError: a source mixes kinds of input, holds compressed tars, or repeats a key of another source.
+        StorageError: a source does not exist, or cannot be listed.
     """
-    made = Plan([])
+    plan = Plan([])
     copies = _Copies(cfg.read) if len(cfg.source) > 1 else None
-    sources = [_survey(url, cfg.read, made, copies) for url in cfg.source]
+    sources = [_survey(url, cfg.read, plan, copies) for url in cfg.source]
     shards = chain.from_iterable(sources)
-    made.shards = list(shards if cfg.limit is None else _limited(shards, cfg.read, cfg.limit))
-    return made
+    plan.shards = list(shards if cfg.limit is None else _limited(shards, cfg.read, cfg.limit))
+    return plan
 
 
 def read_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = frozenset()) -> Iterator[Item]:
-    """Every item of a shard in order, but those whose keys are in `skip`; the last one carries `shard_rows`.
+    """Read the items of a shard in order, except keys in `skip`; the last item carries `shard_rows`.
 
-    With `cfg.labels` each item that has a label carries it, still encoded. Whatever is wrong with the data becomes an
-    item with a failure; images and labels above `max_bytes` are not read.
+    With `cfg.labels`, items carry their label, still encoded. Bad data becomes an item with a failure; images and
+    labels above `max_bytes` are not read.
 
     Raises:
-        AccessDenied: 403; no other object can be expected to be readable.
-        StorageError: a tar or Parquet file could not be read through every attempt; one image file becomes a failure.
+        AccessDenied: 403, which every other object would probably get too.
+        StorageError: every attempt to read a tar or Parquet file failed; an image file becomes a failure instead.
     """
     return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip), skip)
 
@@ -111,11 +112,11 @@ def _items(shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str]
 
 
 def changed(before: pa.Table, now: Plan) -> list[str]:
-    """Paths of tars and Parquet files that are in both plans with different etags. Slices are compared row by row.
+    """Paths of tars and Parquet files whose etags differ between two plans. Slices are compared row by row.
 
     Args:
-        before: a plan as `to_table` gave it.
-        now: a plan of the same sources.
+        before: earlier plan, as a table of `Plan.to_table`.
+        now: plan of the same sources.
     """
     columns = (before[name].to_pylist() for name in ("root", "path", "etag"))
     known = {(root, path): etag for root, path, etag in zip(*columns, strict=True)}
@@ -126,19 +127,19 @@ def changed(before: pa.Table, now: Plan) -> list[str]:
 # ---------------------------------------------------------------- one source
 
 
-def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> Iterable[Shard]:
-    """Shards of one source; `made` collects what was ignored and the first problems. Footers are read when asked."""
+def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> Iterable[Shard]:
+    """Shards of one source; `plan` collects ignored files and warnings. Parquet footers are read lazily."""
     root, files = _rooted(url)
-    found: Counter[SourceKind] = Counter()
+    kinds: Counter[SourceKind] = Counter()
     archives: list[Shard] = []
 
     def images() -> Iterator[Member]:
-        """The image files, while tars and Parquet files are put aside."""
+        """Members for image files; tars and Parquet files go to `archives`."""
         for file in files:
-            kind = _kind(file.path, cfg, made.ignored)
+            kind = _kind(file.path, cfg, plan.ignored)
             if kind is None:
                 continue
-            found[kind] += 1
+            kinds[kind] += 1
             copy = copies.number(file.path, root) if copies else 1
             if kind == "folder":
                 yield Member(file.path, file.size, file.etag, copy)
@@ -148,17 +149,17 @@ def _survey(url: str, cfg: ReadConfig, made: Plan, copies: "_Copies | None") -> 
     slices = []
     for members in folder.slice_listing(images(), cfg.slice_images):
         slices.append(slice_shard(root, members))
-        _warn_of_twins(members, made.warnings)
-    if len(found) > 1:
-        seen = ", ".join(f"{count} for {kind}" for kind, count in sorted(found.items()))
+        _warn_of_twins(members, plan.warnings)
+    if len(kinds) > 1:
+        seen = ", ".join(f"{count} for {kind}" for kind, count in sorted(kinds.items()))
         raise JobError(f"{Url(url)} mixes kinds of files: {seen}", hint="choose one with --read.kind")
-    if found["parquet"] and len(archives) <= parquet.MAX_FOOTERS:
+    if kinds["parquet"] and len(archives) <= parquet.MAX_FOOTERS:
         return parquet.row_groups(archives)
     return slices or archives
 
 
 def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
-    """The folder to which paths are relative, and the listing; the URL of one object is a source of one file."""
+    """Folder to which paths are relative, and its listing; the URL of an object lists that file only."""
     files = iter(objects.list_files(Url(url)))
     first = next(files, None)
     if first is None:
@@ -169,7 +170,7 @@ def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
 
 
 def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> SourceKind | None:
-    """What a file is as input; None, and counted, when it is none."""
+    """Kind of source that a file belongs to; None for a file to ignore, which is counted."""
     hidden = any(part.startswith((".", "_")) and part != ".." for part in path.split("/"))
     suffix = suffix_of(path)
     if not hidden and cfg.kind in ("auto", "webdataset") and path.lower().endswith(COMPRESSED_TARS):
@@ -183,16 +184,16 @@ def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> SourceKind | Non
 
 
 def _warn_of_twins(members: list[Member], warnings: list[str]) -> None:
-    for one, other in folder.twins(members):
+    for path, other in folder.twins(members):
         if len(warnings) < MAX_WARNINGS:
-            warnings.append(f"{one!r} and {other!r} differ only in case or Unicode normalisation")
+            warnings.append(f"{path!r} and {other!r} differ only in case or Unicode normalisation")
 
 
 # ---------------------------------------------------------------- several sources, and limits
 
 
 class _Copies:
-    """Counts how often a path was met in several sources. Holds every path: only used when there are several."""
+    """Count of each path over several sources. Keeps every path in memory, so a single source goes without."""
 
     def __init__(self, cfg: ReadConfig) -> None:
         self.on_duplicate = cfg.on_duplicate
@@ -200,10 +201,10 @@ class _Copies:
         self.more: Counter[str] = Counter()
 
     def number(self, path: str, root: str) -> int:
-        """1 for a path that is new, 2 and up for its copies.
+        """Number of this copy of a path: 1 for the first, 2 and up for duplicates.
 
         Raises:
-            JobError: at the second, naming both, unless duplicates are kept.
+            JobError: for a duplicate, unless duplicates are kept; names both.
         """
         if path not in self.first:
             self.first[path] = root
@@ -216,7 +217,7 @@ class _Copies:
 
 
 def _limited(shards: Iterable[Shard], cfg: ReadConfig, limit: int) -> Iterator[Shard]:
-    """The first shards, the last one cut, that hold `limit` items together; no shard after them is looked at."""
+    """First shards up to `limit` items in total, the last shard cut; later shards are not read."""
     for shard in shards:
         rows = min(limit, _count(shard, cfg, limit) if shard.rows is None else shard.rows)
         yield replace(shard, rows=rows, max_rows=rows)
@@ -226,6 +227,6 @@ def _limited(shards: Iterable[Shard], cfg: ReadConfig, limit: int) -> Iterator[S
 
 
 def _count(shard: Shard, cfg: ReadConfig, limit: int) -> int:
-    """Items of a tar or unopened Parquet file, counted up to `limit` without reading an image."""
+    """Number of items of a tar or unopened Parquet file, up to `limit`, without reading images."""
     unread = _items(shard, cfg, 0, lambda _: False)
     return sum(1 for _ in deliver(replace(shard, max_rows=limit), unread, frozenset()))

@@ -1,7 +1,7 @@
-"""A shard: the unit of planning and reading, and what every reader shares.
+"""Shard: the unit of planning and reading, and the functions that all readers share.
 
-A listing goes in, shards come out; then one shard goes in and its items come out, each planned key exactly once.
-Nothing here opens an object.
+Planning turns a listing into shards. Reading turns a shard into items, each planned key exactly once. Nothing here
+opens an object.
 """
 
 import json
@@ -31,69 +31,69 @@ class Member:
     """Bytes."""
     etag: str
     copy: int = 1
-    """2 and up: this path was met in that many sources so far, and duplicates are kept."""
+    """Number of this copy: 2 and up when earlier sources have the same path and duplicates are kept."""
 
     @property
     def key(self) -> str:
-        """The key of its only item."""
+        """Key of its only item."""
         return _numbered(self.path, self.copy)
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tar, a Parquet file or row group, or a slice of a folder's listing.
+    """Tar, Parquet file or row group, or slice of a folder's listing.
 
-    About 400 bytes of memory: a driver holds millions of them.
+    It takes about 400 bytes of memory, since a driver holds millions.
     """
 
     id: str
-    """16 hex digits. The same content under the same name has the same id on every machine and under every root."""
+    """16 hex digits. It depends on name and content only, not on machine or root."""
     kind: SourceKind
     root: str
-    """The source as the config names it; `changed` compares this text, so it is not normalised."""
+    """Source as written in the config; `changed` compares this text, so it is not normalised."""
     path: str
-    """The object, relative to the source; of a slice, its first file."""
+    """Path of the object, relative to the source; for a slice, of its first file."""
     etag: str
-    """Version of the object; empty for a slice, whose members have one each."""
+    """Version of the object; empty for a slice, whose members have their own."""
     size: int
     """Bytes of the object, or of all files of a slice."""
     rows: int | None = None
-    """Items it is expected to hold; None when only reading tells."""
+    """Number of items; None when it is unknown before reading."""
     row_group: int | None = None
-    """Row group of a Parquet file; None is the whole file."""
+    """Row group of a Parquet file; None for the whole file."""
     copy: int = 1
-    """As in `Member`."""
+    """Number of this copy, see `Member.copy`."""
     max_rows: int | None = None
     """Reading stops after this many items (`--limit`)."""
     packed: bytes = b""
-    """The members of a slice, compressed; see `members`."""
+    """Members of a slice, compressed; see `members`."""
 
     @property
     def url(self) -> Url:
-        """The object."""
+        """URL of the object."""
         return Url(self.root) / self.path
 
     @property
     def uri(self) -> str:
-        """What its keys begin with, before the `#`."""
+        """Start of its keys, before the `#`."""
         return _numbered(self.path, self.copy)
 
     @property
     def end_key(self) -> str:
-        """The key of a failure of the shard itself: no sample can have it."""
+        """Key of a failure of the shard itself; no sample can have it."""
         return f"{self.uri}#" if self.row_group is None else f"{self.uri}#row_group={self.row_group}"
 
     def members(self) -> list[Member]:
-        """The files of a slice, in the order of their paths."""
-        return [Member(*one) for one in json.loads(zlib.decompress(self.packed))] if self.packed else []
+        """Files of a slice, in the order of their paths."""
+        return [Member(*fields) for fields in json.loads(zlib.decompress(self.packed))] if self.packed else []
 
     def item(self, key: str, data: bytes = b"", **fields: object) -> Item:
-        """An item of this shard."""
+        """Create an item of this shard."""
         return replace(Item(key=key, shard=self.id, etag=self.etag, data=data), **fields)  # type: ignore[arg-type]
 
 
 def _numbered(path: str, copy: int) -> str:
-    """`path~2` for the second copy. No listed path ends so: it would have no known suffix."""
+    """Path with the number of its copy, `path~2` for the second. No listed path ends so: `~2` is no known suffix."""
     return path if copy == 1 else f"{path}~{copy}"
 
 
@@ -104,28 +104,28 @@ def _digest(facts: object) -> str:
 def object_shard(
     kind: SourceKind, root: str, file: FileInfo, *, copy: int = 1, row_group: int | None = None, rows: int | None = None
 ) -> Shard:
-    """A whole tar or Parquet file, or one row group."""
+    """Create the shard of a whole tar or Parquet file, or of one row group."""
     identity = _digest([kind, _numbered(file.path, copy), file.etag, file.size, row_group])
     return Shard(identity, kind, root, file.path, file.etag, file.size, rows, row_group, copy)
 
 
 def slice_shard(root: str, members: list[Member]) -> Shard:
-    """A slice of a folder's listing; `members` is not empty."""
-    packed = json.dumps([[one.path, one.size, one.etag, one.copy] for one in members], separators=(",", ":"))
+    """Create the shard of a slice of a folder's listing; `members` is not empty."""
+    packed = json.dumps([[file.path, file.size, file.etag, file.copy] for file in members], separators=(",", ":"))
     return Shard(
-        id=_digest(["folder", [[one.key, one.etag] for one in members]]),
+        id=_digest(["folder", [[file.key, file.etag] for file in members]]),
         kind="folder",
         root=root,
         path=members[0].path,
         etag="",
-        size=sum(one.size for one in members),
+        size=sum(file.size for file in members),
         rows=len(members),
         packed=zlib.compress(packed.encode(), 1),
     )
 
 
 def suffix_of(path: str) -> str:
-    """Lower-case suffix by which ignored names are counted: `.pkl`, `(none)`, or `(other)` for what is hardly one."""
+    """Lower-case suffix for counts of ignored names: `.pkl`, `(none)`, or `(other)` for a long or odd suffix."""
     _, dot, suffix = path.rpartition("/")[2].rpartition(".")
     if not dot:
         return "(none)"
@@ -133,17 +133,17 @@ def suffix_of(path: str) -> str:
 
 
 def read_failure(error: InputError | FileNotFoundError | StorageError) -> Failure:
-    """The record of an error: its hint belongs to the line a person reads. AccessDenied is raised again."""
+    """Convert an error to a failure, its hint in the detail. Raises AccessDenied again."""
     if not isinstance(error, InputError):
         error = objects.as_input_error(error)
     return Failure(error.code, error.detail + (f" ({error.hint})" if error.hint else ""))
 
 
 def deliver(shard: Shard, items: Iterable[Item], skip: Set[str]) -> Iterator[Item]:
-    """Leave out the items in `skip`, and let the last one given say how many the shard has.
+    """Leave out the items in `skip`, and set `shard_rows` on the last item delivered.
 
-    An InputError or FileNotFoundError out of `items` ends the shard: it becomes one more item, `end_key`. Keys of
-    `skip` that were not met still count, for their rows are committed.
+    An InputError or FileNotFoundError of `items` ends the shard and becomes a last item with key `end_key`. Keys in
+    `skip` that the shard no longer has still count, since their rows are committed.
     """
     rows, unmet, held = 0, set(skip), None
     for item in islice(_with_its_end(shard, items), shard.max_rows):

@@ -1,7 +1,7 @@
-"""Strict tar reader: the members of a tar in order, or an error that names the byte where it is damaged.
+"""Strict tar reader: the members of a tar in order, or an error that names the damaged byte.
 
-A seekable file goes in, `TarMember`s come out; their data is read with `read_exactly`. Nothing is extracted to disk.
-Python's `tarfile` is not used: it takes a damaged header for the end of the archive without an error.
+A seekable file goes in, `TarMember`s come out; `read_exactly` reads their data. Nothing is extracted to disk. Python's
+`tarfile` is not used, since it treats a damaged header as the end of the archive, without an error.
 
 Format: POSIX.1-2017, utility `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar manual, "Basic Tar
 Format".
@@ -16,29 +16,29 @@ from typing import BinaryIO
 from pipeline.errors import InputError
 
 BLOCK = 512
-"""Bytes of a block: headers fill one, data is padded to whole ones."""
+"""Bytes of a block: a header is one block, data is padded to whole blocks."""
 MAX_EXTENDED_BYTES = 2**20
 """Largest pax or GNU long name header, bytes."""
 MAX_MEMBERS = 10_000_000
-"""Headers of one tar at most."""
+"""Most headers of a tar."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One member of a tar, its data not yet read."""
+    """Member of a tar, without its data."""
 
     name: str
-    """UTF-8; a byte that is not stands as `\\xff`."""
+    """Name as UTF-8; other bytes are escaped, such as `\\xff`."""
     size: int
     """Bytes of data."""
     data_at: int
     """Offset of the data in the tar."""
     regular: bool
-    """A plain file; False for folders, links, devices, sparse files and unknown types."""
+    """True for a plain file; False for folders, links, devices, sparse files and unknown types."""
 
 
 def entries(file: BinaryIO) -> Iterator[TarMember]:
-    """Every member of a tar, in order. `file` may be moved between two of them.
+    """Read the members of a tar in order. The position of `file` may change between two members.
 
     Raises:
         InputError: `archive_truncated` when a header is damaged or the end-of-archive blocks are missing.
@@ -65,7 +65,7 @@ def read_exactly(file: BinaryIO, at: int, size: int, what: str) -> bytes:
     """Read `size` bytes from offset `at`; `what` names them in the error.
 
     Raises:
-        InputError: `archive_truncated` when the file ends before.
+        InputError: `archive_truncated` when the file ends earlier.
     """
     file.seek(at)
     data = file.read(size)
@@ -79,20 +79,20 @@ def read_exactly(file: BinaryIO, at: int, size: int, what: str) -> bytes:
 
 
 def _require_end(file: BinaryIO, at: int) -> None:
-    """Nothing but zeros may follow the zero block at `at`.
+    """Require that only zeros follow the zero block at `at`.
 
-    POSIX asks for two zero blocks; one before the end of the file is taken too, as GNU tar does with a warning. Data
-    after them is a zeroed header or several tars in one file: other readers lose it quietly.
+    POSIX demands two zero blocks; a single zero block at the end of the file is accepted too, as by GNU tar with a
+    warning. Data after them means a zeroed header or several tars in one file; other readers drop it silently.
     """
     file.seek(at)
     while chunk := file.read(2**20):
         if rest := chunk.lstrip(b"\0"):
-            found = file.tell() - len(rest)
-            raise InputError("archive_truncated", f"end-of-archive block at byte {at}, but data at byte {found}")
+            data_at = file.tell() - len(rest)
+            raise InputError("archive_truncated", f"end-of-archive block at byte {at}, but data at byte {data_at}")
 
 
 def _kind(block: bytes, at: int) -> bytes:
-    """Type flag of a header whose checksum holds; the sum of signed bytes, written by old tars, is taken too."""
+    """Type flag of a header with a valid checksum; the sum of signed bytes, as in old tars, is valid too."""
     stored, rest = _number(block[148:156], at), block[:148] + b" " * 8 + block[156:]
     if stored not in (sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest)):
         raise _damaged(at, "its checksum is wrong")
@@ -100,7 +100,7 @@ def _kind(block: bytes, at: int) -> bytes:
 
 
 def _number(digits: bytes, at: int) -> int:
-    """A numeric field: octal digits, or base 256 when the first byte is 0x80 (GNU)."""
+    """Value of a numeric field: octal digits, or base 256 when the first byte is 0x80 (GNU)."""
     if digits[0] == 0x80:
         number = int.from_bytes(digits[1:])
     elif re.fullmatch(rb"[0-7]*", text := digits.partition(b"\0")[0].strip()):
@@ -108,12 +108,12 @@ def _number(digits: bytes, at: int) -> int:
     else:
         raise _damaged(at, f"{digits!r} is not a number")
     if number >= 2**62:
-        raise _damaged(at, f"it announces {number} bytes")
+        raise _damaged(at, f"the number {number} is too large")
     return number
 
 
 def _decimal(digits: str, at: int) -> int:
-    """A size in a pax record: at most 18 digits, which is below the limit of `_number`."""
+    """Value of a size in a pax record: at most 18 digits, which is below the limit of `_number`."""
     if not re.fullmatch("[0-9]{1,18}", digits):
         raise _damaged(at, f"{digits[:20]!r} is not a size")
     return int(digits)
@@ -128,7 +128,7 @@ def _padded(size: int) -> int:
 
 
 def _extended(file: BinaryIO, block: bytes, at: int) -> tuple[dict[str, str], int]:
-    """What a pax or GNU long name header says of the members to come, and the offset after it."""
+    """Fields that a pax or GNU long name header sets for later members, and the offset after it."""
     size = _number(block[124:136], at)
     if size > MAX_EXTENDED_BYTES:
         raise _damaged(at, f"an extended header of {size} bytes, limit {MAX_EXTENDED_BYTES}")
@@ -140,7 +140,7 @@ def _extended(file: BinaryIO, block: bytes, at: int) -> tuple[dict[str, str], in
 
 
 def _pax_records(payload: bytes, at: int) -> dict[str, str]:
-    """Records of length, keyword, value and newline; the length counts itself. What no one asks for is left out."""
+    """Decode records of length (which counts itself), keyword, value and newline; keep path, size and sparse marks."""
     records, start = {}, 0
     while start < len(payload):
         digits, _, _ = payload[start : start + 20].partition(b" ")
@@ -162,7 +162,7 @@ def _entry(file: BinaryIO, block: bytes, at: int, extended: dict[str, str]) -> T
     size = _number(block[124:136], at)
     if "size" in extended:
         size = _decimal(extended["size"], at)
-    if kind == b"S":  # GNU sparse: more of its map may follow before the data
+    if kind == b"S":  # GNU sparse: further blocks of its map may precede the data
         more = block[482]
         while more:
             more = read_exactly(file, data_at, BLOCK, f"member {name!r}")[504]
@@ -174,7 +174,7 @@ def _entry(file: BinaryIO, block: bytes, at: int, extended: dict[str, str]) -> T
 
 
 def _header_name(block: bytes) -> str:
-    """The name field, after the prefix field where the header is POSIX: GNU keeps times there."""
+    """Name field, after the prefix field in POSIX headers; GNU headers keep times there."""
     prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
     return f"{prefix}/{_text(block[:100])}" if prefix else _text(block[:100])
 

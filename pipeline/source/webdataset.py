@@ -1,7 +1,7 @@
-"""WebDataset tars: consecutive members with one base name are a sample; no sample is lost without a failure.
+"""WebDataset source: a sample is a series of consecutive tar members with the same base name.
 
-A shard goes in, its samples come out in order, one image at a time in memory. Nothing is extracted to disk or
-unpickled. The tar format is read by `tar`.
+A shard goes in, its samples come out in order, with a single image in memory. Every lost sample leaves a failure.
+Nothing is extracted to disk or unpickled. Module `tar` reads the tar format.
 
 Grouping: github.com/webdataset/webdataset, "The WebDataset Format".
 """
@@ -25,26 +25,26 @@ from pipeline.store import objects
 log = logging.getLogger(__name__)
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
-"""What can be the image of a sample, best first: beside `x.jpg`, `x.png` is a label."""
+"""Extensions of images, best first: beside `x.jpg`, `x.png` is a label."""
 
 COMPANIONS = ("json", "txt", "cls")
-"""What may stand beside an image. Anything else, .pkl above all, is ignored and counted."""
+"""Extensions of other members that belong to a sample. All others, such as .pkl, are ignored and counted."""
 
 _MAX_NAME = 4096
-"""Characters of a member's name: PATH_MAX of Linux."""
+"""Most characters of a member's name: PATH_MAX of Linux."""
 FIRST_SEEN = 10
-"""Extensions that the failure of a sample without image names."""
+"""Number of extensions listed in the failure of a sample without image."""
 
 _SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
-"""Base name and extension, parted at the first dot of the last path component."""
+"""Base name and extension, split at the first dot of the last path component."""
 
 
 def tar_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
-    """Every sample of a tar in order, without data where `wanted(key)` is false.
+    """Read the samples of a tar in order, without data where `wanted(key)` is false.
 
     Raises:
-        InputError: after the samples that are whole, `archive_truncated` where the tar ends early or a header is
-            damaged; `empty_archive` when there is no sample; `empty`; `source_changed`.
+        InputError: `archive_truncated`, after the whole samples, when the tar ends early or a header is damaged;
+            `empty_archive` when there is no sample; `empty`; `source_changed`.
         FileNotFoundError: the tar is gone.
         StorageError: the store failed through every attempt, or denied access.
     """
@@ -61,7 +61,9 @@ def tar_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable
         sample = _Sample(base, key, max_bytes if wanted(key) else None, _Best(images), _Best(labels))
         if name != base and cfg.on_duplicate == "fail":
             first = f"{shard.uri}#{base}"
-            sample.duplicate = Failure("duplicate_key", f"{first!r} and, later in the same tar, {key!r} have one name")
+            sample.duplicate = Failure(
+                "duplicate_key", f"{first!r} and, later in the same tar, {key!r} have the same name"
+            )
         return sample
 
     try:
@@ -76,7 +78,7 @@ def tar_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable
 
 
 def _distinct(base: str, seen: dict[str, int]) -> str:
-    """`base`, or `base~2` and up when the tar has had that name before."""
+    """Unique name: `base`, or `base~2` and up when an earlier sample of the tar has that name."""
     name = base
     while name in seen:
         seen[base] += 1
@@ -85,12 +87,12 @@ def _distinct(base: str, seen: dict[str, int]) -> str:
     return name
 
 
-def _label_names(asked: str | None) -> tuple[str, ...]:
-    """Extensions a label can have: the one asked for, or in its place JSON with weak labels. None asked for, none."""
-    if asked is None:
+def _label_names(extension: str | None) -> tuple[str, ...]:
+    """Extensions of labels: the configured extension, or JSON with weak labels in its place; empty without labels."""
+    if extension is None:
         return ()
-    before, dot, _ = asked.lower().rpartition(".")
-    return asked.lower(), f"{before}{dot}json"
+    before, dot, _ = extension.lower().rpartition(".")
+    return extension.lower(), f"{before}{dot}json"
 
 
 # ---------------------------------------------------------------- samples
@@ -98,38 +100,38 @@ def _label_names(asked: str | None) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Best:
-    """The best member so far of those that can be the image, or the label, of a sample."""
+    """Best member so far for the image, or for the label, of a sample."""
 
     names: tuple[str, ...]
     """Extensions, best first."""
     rank: int | None = None
-    """Place in `names` of the one held; None before there is one."""
+    """Index in `names` of the best member; None before the first."""
     data: bytes = b""
     failure: Failure | None = None
 
     def wants(self, extension: str) -> bool:
-        """Whether a member with this extension is better than the one held."""
+        """True when a member with this extension is better than the current best."""
         return extension in self.names[: self.rank]
 
 
 @dataclass(slots=True)
 class _Sample:
-    """Consecutive members with one base name."""
+    """Consecutive members with the same base name."""
 
     base: str
     key: str
     max_bytes: int | None
-    """None: the data is not wanted."""
+    """Largest member to read, bytes; None when no data is wanted."""
     image: _Best
     label: _Best
     extensions: dict[str, None] = field(default_factory=dict)
-    """In order; a dict, so that a tar of a million members with one name is no trap."""
+    """Extensions in order. A dict, so that lookups stay fast in a tar of a million members with the same name."""
     duplicate: Failure | None = None
-    """Set when a sample of this name came before."""
+    """Set when an earlier sample has the same name."""
     seconds_read: float = 0.0
 
     def add(self, extension: str, entry: TarMember, file: BinaryIO) -> None:
-        """Take in one member; read it when it is a better image, or label, than the one held."""
+        """Add a member; read it when it is a better image or label than the current best."""
         self.extensions[extension] = None
         for best in (self.label, self.image):
             if best.wants(extension):
@@ -144,13 +146,13 @@ class _Sample:
         what = f"member {entry.name!r}"
         if self.max_bytes is not None and entry.size <= self.max_bytes:
             return read_exactly(file, entry.data_at, entry.size, what), None
-        read_exactly(file, entry.data_at + entry.size - 1, 1, what)  # not read, but not cut either
+        read_exactly(file, entry.data_at + entry.size - 1, 1, what)  # not read, only checked for a cut
         if self.max_bytes is None:
             return b"", None
         return b"", Failure("too_many_bytes", f"{entry.size} bytes, limit {self.max_bytes}")
 
     def outcome(self) -> Failure | None:
-        """Why the sample has no usable image or label; None when it has."""
+        """Failure of a sample without usable image or label; None for a good sample."""
         if self.duplicate:
             return self.duplicate
         if self.image.rank is not None:
@@ -159,16 +161,16 @@ class _Sample:
         allowed = f".{', .'.join(self.image.names)} after the first dot"
         return Failure("missing_pair", f"no image among {seen}; allowed: {allowed}")
 
-    def is_settled(self) -> bool:
-        """Whether no member that may still come could change image or label."""
+    def is_final(self) -> bool:
+        """True when no later member could change image or label."""
         return all(best.rank == 0 or not best.names for best in (self.image, self.label))
 
 
 def _samples(file: BinaryIO, begin: Callable[[str], _Sample], ignored: Counter[str]) -> Iterator[_Sample]:
     """Group members into samples.
 
-    A sample that damage cuts short is given only when nothing lost could have outranked its image or label: else a
-    label might pass for the image.
+    A sample cut short by damage is delivered only if no lost member could have outranked its image or label: otherwise
+    a label might be taken for the image.
     """
     sample: _Sample | None = None
     try:
@@ -179,7 +181,7 @@ def _samples(file: BinaryIO, begin: Callable[[str], _Sample], ignored: Counter[s
                 sample = begin(base)
             sample.add(extension, entry, file)
     except InputError:
-        if sample is not None and sample.is_settled():
+        if sample is not None and sample.is_final():
             yield sample
         raise
     if sample is None:
@@ -188,7 +190,7 @@ def _samples(file: BinaryIO, begin: Callable[[str], _Sample], ignored: Counter[s
 
 
 def _members(file: BinaryIO, ignored: Counter[str]) -> Iterator[tuple[str, str, TarMember]]:
-    """(base name, extension, entry) of the members that belong to samples; the others are counted by reason."""
+    """(base name, extension, entry) of members that belong to samples; other members are counted by reason."""
     for entry in entries(file):
         parts, suffix = _SAMPLE.fullmatch(entry.name), suffix_of(entry.name)
         if not entry.regular:

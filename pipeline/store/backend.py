@@ -1,6 +1,6 @@
-"""Backend of the stores that fsspec serves as they are (memory://, gs://), and the base of the others.
+"""Backend for stores that fsspec serves directly (memory://, gs://), and base class of the other backends.
 
-A backend knows the requests of one kind of store: describe, list, read, put, create, delete. Paths are those inside the
+A backend implements the requests of one kind of store: describe, list, read, put, create, delete. Paths are inside the
 store, without the scheme. Each method sends its requests once; `objects` and `Backend.walk` repeat them.
 """
 
@@ -26,14 +26,14 @@ class FileInfo:
     size: int
     """Bytes."""
     etag: str
-    """Version of the content, as the store names it. Local files: modification time and size."""
+    """Version of the content, as the store names it; for local files, modification time and size."""
 
 
 class Backend:
-    """The requests of one store, through plain fsspec."""
+    """Requests of one store, through fsspec."""
 
     creating = threading.Lock()
-    """fsspec's own check for an existing object and the write that follows are two steps."""
+    """Lock of `create`: fsspec checks for an object and writes it in two steps."""
 
     def __init__(self, fs: AbstractFileSystem) -> None:
         self.fs = fs
@@ -43,11 +43,11 @@ class Backend:
         return self._describe(self.fs.info(path))
 
     def is_folder(self, path: str) -> bool:
-        """True for a folder that exists."""
+        """True for an existing folder."""
         return bool(self.fs.isdir(path))
 
     def walk(self, url: Url, path: str) -> Iterator[FileInfo]:
-        """Depth first. A folder sorts as `name/`, which makes the whole order that of the full paths."""
+        """List files depth first. Folders sort as `name/`, so that files come in the order of their full paths."""
         if self.is_folder(path):
             yield from self._descend(url, path, "")
 
@@ -71,7 +71,7 @@ class Backend:
     def _describe(self, entry: dict[str, Any]) -> FileInfo:
         if entry["type"] == "directory":
             raise FileNotFoundError(entry["name"])
-        created = entry.get("created")  # memory:// lists seconds and describes a datetime
+        created = entry.get("created")  # memory:// gives seconds in listings and a datetime for single objects
         seconds = created.timestamp() if isinstance(created, datetime) else created
         version = entry.get("etag") or f"{seconds}-{entry['size']}"
         return FileInfo(entry["name"].rpartition("/")[2], int(entry["size"]), str(version))
@@ -94,7 +94,7 @@ class Backend:
         self.fs.pipe_file(path, data)
 
     def create(self, path: str, data: bytes, writer: str) -> bool:
-        """Write an object unless one is there; True when `writer`, the id of this call, created it."""
+        """Write an object unless it exists; True when `writer`, the id of this call, created it."""
         with self.creating:
             try:
                 self.fs.pipe_file(path, data, mode="create")
@@ -111,12 +111,12 @@ class Backend:
 
 
 def check_info(info: FileInfo, *, max_bytes: int | None = None, etag: str | None = None) -> None:
-    """Compare an object with what was planned; None allows any size or version.
+    """Check size and version of an object; None allows any.
 
     Raises:
         InputError: `source_changed` when its etag differs; `too_many_bytes` when it is larger than `max_bytes`.
     """
     if etag is not None and info.etag != etag:
-        raise InputError("source_changed", f"version {info.etag}, planned {etag}", hint="run again to plan anew")
+        raise InputError("source_changed", f"version {info.etag}, planned {etag}", hint="run again to make a new plan")
     if max_bytes is not None and info.size > max_bytes:
         raise InputError("too_many_bytes", f"{info.size} bytes, limit {max_bytes}")

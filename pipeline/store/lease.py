@@ -1,11 +1,11 @@
-"""One driver at a time: a lease on a run, kept in numbered objects beside it.
+"""Lease on a run, in numbered objects beside it: only one driver works on a run at a time.
 
     _run/owner-000001.json, owner-000002.json, ...       the highest generation holds the run
 
-A driver takes a run by creating the next generation, which only one can (put-if-absent), and keeps it by writing its
-own object again and again. Whoever wants a run that is held watches those beats: they go on, and it is refused by name;
-they stop for a lease, and it takes over. The driver that lost the run sees the newer generation and stops. Clocks are
-never compared.
+A driver takes a run by creating the next generation, which only one driver can (put-if-absent), and keeps it by
+rewriting its object with a growing beat. A second driver watches the beats: while they continue, it is refused with the
+name of the holder; after a lease without a beat, it takes over. The driver that lost the run sees the newer generation
+and stops. Clocks are never compared.
 """
 
 import logging
@@ -30,7 +30,7 @@ BEATS_PER_LEASE = 6
 
 
 class Owner(BaseModel):
-    """One generation of ownership."""
+    """Driver of one generation of the lease."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,13 +38,13 @@ class Owner(BaseModel):
     """Unique to the driver."""
     host: str
     boot_id: str
-    """Of the host's kernel: tells a restarted machine from one that kept running."""
+    """Boot id of the host's kernel; it changes when the machine restarts."""
     pid: int
     since: str
     """ISO time, for people."""
     command: str
     beat: int = 0
-    """Grows while the driver lives."""
+    """Counter that grows while the driver lives."""
     released: bool = False
 
     def __str__(self) -> str:
@@ -59,17 +59,17 @@ def _boot_id() -> str:
 
 
 def _dead_here(owner: Owner) -> bool:
-    """Whether the owner was a process of this very machine that no longer exists."""
+    """True when the owner was a process on this machine that no longer exists."""
     if owner.host != socket.gethostname() or not owner.boot_id or owner.boot_id != _boot_id():
         return False
     return not Path(f"/proc/{owner.pid}").exists()
 
 
 class Lease:
-    """Holds a run while the `with` block lasts.
+    """Lease on a run while the `with` block lasts.
 
-    Losing it interrupts the main thread as Ctrl-C does; leaving the block then raises `OwnedElsewhere` in place of
-    KeyboardInterrupt.
+    When another driver takes the run, the main thread is interrupted as by Ctrl-C, and leaving the block raises
+    `OwnedElsewhere` in place of KeyboardInterrupt.
     """
 
     def __init__(self, run_url: Url, *, lease_s: float, command: str) -> None:
@@ -93,7 +93,7 @@ class Lease:
         """Take the run.
 
         Raises:
-            OwnedElsewhere: another live driver holds it, or took it at the same moment.
+            OwnedElsewhere: another live driver holds the run, or took it at the same moment.
         """
         latest = self._latest()
         if latest:
@@ -101,7 +101,9 @@ class Lease:
         self.generation = latest + 1
         if not objects.put_if_absent(self._url(self.generation), self._record()):
             winner = self._read(self.generation)
-            raise OwnedElsewhere(f"another driver just took this run: {winner}", hint="only one driver works at a time")
+            raise OwnedElsewhere(
+                f"another driver just took this run: {winner}", hint="wait until it has finished, or stop it"
+            )
         self._thread.start()
         return self
 
@@ -109,7 +111,8 @@ class Lease:
         self._stop.set()
         self._thread.join(timeout=self.lease_s)
         if self.lost_to:
-            raise OwnedElsewhere(f"this run was taken over by {self.lost_to}", hint="it goes on there") from error
+            hint = "that driver continues the run; follow its log"
+            raise OwnedElsewhere(f"this run was taken over by {self.lost_to}", hint=hint) from error
         self.me = self.me.model_copy(update={"released": True})
         objects.put(self._url(self.generation), self._record())
 
@@ -123,29 +126,29 @@ class Lease:
         return Owner.model_validate_json(objects.read_bytes(self._url(generation), max_bytes=1 << 16))
 
     def _latest(self) -> int:
-        """The highest generation there is; 0 when the run was never held."""
+        """Highest generation; 0 when no driver has held the run."""
         try:
-            names = [found.path for found in objects.list_files(self.folder)]
+            names = [file.path for file in objects.list_files(self.folder)]
         except NothingThere:
             return 0
         return max((int(name[6:12]) for name in names if name.startswith("owner-")), default=0)
 
     def _successor(self) -> str:
-        """Who holds the run in our place; empty as long as we do."""
+        """Driver that has taken the run from this one; empty while this driver holds it."""
         if objects.exists(self._url(self.generation + 1)):
             return str(self._read(self.generation + 1))
         try:
             mine = self._read(self.generation)
         except FileNotFoundError:
-            return "somebody who has cleaned up since"
+            return "another driver, whose lease was deleted since"
         return "" if mine.token == self.me.token else str(mine)
 
     def _wait_until_free(self, generation: int) -> None:
-        """Return once the holder has released the run or has been silent for a lease; refuse when it shows life."""
+        """Return when the holder has released the run or is silent for a lease; raise OwnedElsewhere when it beats."""
         first = self._read(generation)
         if first.released or _dead_here(first):
             return
-        log.info("this run is held by %s: watching for %g s whether it is alive", first, self.lease_s)
+        log.info("this run is held by %s: waiting %g s for a sign of life", first, self.lease_s)
         silent_at = time.monotonic() + self.lease_s
         while time.monotonic() < silent_at:
             time.sleep(self.lease_s / BEATS_PER_LEASE / 2)
@@ -153,20 +156,20 @@ class Lease:
             if now.released:
                 return
             if now.beat != first.beat:
-                hint = "wait for it, or stop it; a driver that died is taken over by itself"
+                hint = "wait until it has finished, or stop it; the run of a dead driver is taken over automatically"
                 raise OwnedElsewhere(f"this run is held by a live driver: {now}", hint=hint)
         log.warning("took over from %s, silent for %g s", first, self.lease_s)
 
     def _keep(self) -> None:
-        """Beat until told to stop, or until a newer generation shows that the run is lost."""
+        """Renew the lease until the block ends, or until a newer generation shows that the run is lost."""
         while not self._stop.wait(self.lease_s / BEATS_PER_LEASE):
             try:
                 if lost_to := self._successor():
                     self.lost_to = lost_to
                     log.error("this run was taken over by %s: stopping", lost_to)
                     # A shell starts background jobs with SIGINT ignored: then only SIGTERM stops us.
-                    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-                    os.kill(os.getpid(), signal.SIGTERM if deaf else signal.SIGINT)
+                    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                    os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
                     return
                 self.me = self.me.model_copy(update={"beat": self.me.beat + 1})
                 objects.put(self._url(self.generation), self._record())

@@ -1,4 +1,4 @@
-"""Local files, through the operating system itself: fsspec neither syncs nor replaces atomically."""
+"""Backend for local files, through the operating system: fsspec neither syncs nor replaces atomically."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from pipeline.store.backend import Backend, FileInfo, check_info
 
 
 class LocalBackend(Backend):
-    """The requests of a local disk. A write is complete or absent, and synced to the disk."""
+    """Requests of a local disk. A write is complete or absent, and synced to the disk."""
 
     def info(self, path: str) -> FileInfo:
         """Size and modification time by one stat."""
@@ -32,9 +32,9 @@ class LocalBackend(Backend):
                 if entry.is_dir():
                     entries.append((entry.name + "/", None))
                 elif entry.is_file():
-                    with suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
+                    with suppress(FileNotFoundError):  # a temporary file that a writer has just renamed
                         entries.append((entry.name, _from_stat(entry.name, entry.stat())))
-                elif entry.is_symlink():  # its target is gone: listed, so that reading it says so
+                elif entry.is_symlink():  # without target: listed, so that reading it fails
                     entries.append((entry.name, FileInfo(entry.name, 0, "")))
         return entries
 
@@ -69,7 +69,7 @@ class LocalBackend(Backend):
 
 
 def _check_name(entry: os.DirEntry[str]) -> None:
-    """Refuse what cannot become keys: names that are not UTF-8, and links that lead back to a folder above."""
+    """Refuse entries that cannot become keys: names that are not UTF-8, and links to a folder above."""
     try:
         entry.name.encode()
     except UnicodeEncodeError as error:
@@ -77,7 +77,7 @@ def _check_name(entry: os.DirEntry[str]) -> None:
     if entry.is_symlink() and entry.is_dir():
         target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
         if os.path.commonpath([target, here]) == target:
-            raise StorageError(f"{entry.path} links back to {target}", hint="remove the link")
+            raise StorageError(f"{entry.path} links to {target}, a folder above it", hint="remove the link")
 
 
 def _from_stat(name: str, stat: os.stat_result) -> FileInfo:
@@ -86,7 +86,7 @@ def _from_stat(name: str, stat: os.stat_result) -> FileInfo:
 
 @contextmanager
 def _complete_file(path: str, data: bytes) -> Iterator[str]:
-    """A temporary file beside `path` with all of `data` on disk; gone afterwards, whatever became of it."""
+    """Temporary file beside `path` with all of `data` on disk; deleted at the end if it was not renamed."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     temporary = f"{folder}/.tmp-{uuid.uuid4().hex}"
@@ -100,7 +100,7 @@ def _complete_file(path: str, data: bytes) -> Iterator[str]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
-                f"no space left for {path}: {len(data)} bytes needed", hint="free space, run again"
+                f"no space left for {path}: {len(data)} bytes needed", hint="free space and run again"
             ) from error
         raise
     finally:
@@ -109,7 +109,7 @@ def _complete_file(path: str, data: bytes) -> Iterator[str]:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make a rename durable: it lives in the folder, not in the file."""
+    """Sync the folder, which makes a rename durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,7 +3,7 @@
 A URL goes in: a local path, `file://`, `memory://`, `s3://`, `gs://`, or `https://` for reading. Bytes and `FileInfo`
 come out. Every request is repeated by `retry.RETRY`.
 
-Errors that a caller sees:
+Errors:
 
     FileNotFoundError           the object is missing (`read_bytes`, `open_read`, `info`)
     InputError                  too_many_bytes, source_changed: the object differs from the plan
@@ -11,7 +11,7 @@ Errors that a caller sees:
     NothingThere                the URL to list is neither an object nor a folder
     StorageTimeout              every attempt timed out
     StorageError                every attempt failed, the disk is full, the folder or bucket does not exist
-    ConfigError                 the URL itself is refused
+    ConfigError                 the URL is not supported
 
 `as_input_error` turns the error of one read into the failure of its work item. Credentials and endpoints come from the
 environment's provider chain only (AWS_PROFILE, AWS_ENDPOINT_URL, IAM roles), never from a URL or an argument.
@@ -51,15 +51,15 @@ def exists(url: Url) -> bool:
 
 
 def info(url: Url) -> FileInfo:
-    """Describe one object; `path` is its last name. A folder is a FileNotFoundError."""
+    """Describe one object; `path` is its last name. Raises FileNotFoundError for a folder too."""
     return _request("read", url, lambda backend, path: backend.info(path))
 
 
 def list_files(url: Url) -> Iterator[FileInfo]:
     """List everything below a URL, depth first, one page or folder at a time.
 
-    The order is that of the paths' code points, the same in every store. The URL of a single object gives that object
-    under its last name. Names that begin with `_` or `.` are listed too. Links to folders are followed.
+    Paths are sorted by code point in every store. The URL of a single object lists that object under its last name.
+    Names that begin with `_` or `.` are listed too. Links to folders are followed.
 
     Raises:
         NothingThere: no object and no folder has this URL.
@@ -74,7 +74,7 @@ def list_files(url: Url) -> Iterator[FileInfo]:
             yield info(url)
     except FileNotFoundError as error:
         if not empty:
-            raise StorageError(f"{url} changed while it was listed", hint="run again") from error
+            raise StorageError(f"{url} changed during its listing", hint="run again") from error
         raise NothingThere(f"no such file or folder: {url}") from error
 
 
@@ -82,17 +82,17 @@ def read_bytes(url: Url, *, max_bytes: int | None = None, etag: str | None = Non
     """Read a whole object in one request.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the object does not exist.
         InputError: `too_many_bytes` above `max_bytes`, before the body is read; `source_changed` when `etag` differs.
     """
     return _request("read", url, lambda backend, path: backend.read(path, max_bytes=max_bytes, etag=etag))
 
 
 def open_read(url: Url, *, etag: str | None = None) -> io.BufferedReader:
-    """Open a large object for reading: seekable, fetched in ranges of `BLOCK_BYTES`, each retried on its own.
+    """Open a large object for reading: seekable, fetched in ranges of 8 MiB, each retried separately.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the object does not exist.
         InputError: `source_changed`, here when `etag` differs, or from a later read when the object was replaced.
     """
     file = info(url)
@@ -104,13 +104,13 @@ def put(url: Url, data: bytes) -> None:
     """Write an object so that a reader sees the old one or the new one, never a part of either.
 
     S3: one PUT, 5 GiB at most. Local: temporary file in the same folder, fsync, rename, fsync of the
-    folder; a process killed on the way leaves at most a file named `.tmp-*`. Parent folders are made.
+    folder; a process killed meanwhile leaves at most a file named `.tmp-*`. Parent folders are created.
     """
     _write(url, lambda backend, path: backend.put(path, data))
 
 
 def put_if_absent(url: Url, data: bytes) -> bool:
-    """Write an object unless one is there; True when this call created it, also when a lost answer was repeated.
+    """Write an object unless it exists; True when this call created it, also after a repeated request.
 
     S3: `If-None-Match: *`. Local: a hard link to a complete temporary file, so that no reader sees half of it.
     """
@@ -119,7 +119,7 @@ def put_if_absent(url: Url, data: bytes) -> bool:
 
 
 def supports_put_if_absent(url: Url) -> bool:
-    """Create one scratch object twice in the folder `url`; False for S3 servers that accept both (rclone 1.75)."""
+    """Create a scratch object twice in the folder `url`; False for S3 servers that accept both (rclone 1.75)."""
     scratch = url / f".probe-{uuid.uuid4().hex}"
     try:
         return put_if_absent(scratch, b"first") and not put_if_absent(scratch, b"second")
@@ -128,27 +128,27 @@ def supports_put_if_absent(url: Url) -> bool:
 
 
 def delete(url: Url) -> None:
-    """Delete an object; one that is not there is no error."""
+    """Delete an object; a missing object is no error."""
     with suppress(FileNotFoundError):
         _request("delete", url, lambda backend, path: backend.delete(path))
 
 
 def as_input_error(error: FileNotFoundError | StorageError) -> InputError:
-    """The failure of a work item whose object could not be read: not_found, storage_timeout or storage_error.
+    """Convert the error of a read to the failure of a work item: not_found, storage_timeout or storage_error.
 
     Raises:
-        AccessDenied: `error` itself. Every other item would meet it too, so the job must stop.
+        AccessDenied: `error` itself. Every other item would get it too, so the job must stop.
     """
     if isinstance(error, AccessDenied):
         raise error
     if isinstance(error, FileNotFoundError):
-        return InputError("not_found", "the object was listed and is gone")
+        return InputError("not_found", "the object was listed, but no longer exists")
     code = "storage_timeout" if isinstance(error, StorageTimeout) else "storage_error"
     return InputError(code, error.message, hint=error.hint)
 
 
 class _RangeFile(io.RawIOBase):
-    """One version of one object, fetched in ranges."""
+    """File of one version of an object, fetched in ranges."""
 
     def __init__(self, url: Url, info: FileInfo) -> None:
         self._url, self._info, self._at = url, info, 0
@@ -187,7 +187,7 @@ _S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_
 
 
 def _locate(url: Url) -> tuple[Backend, str]:
-    """The backend of a URL, and the path inside it."""
+    """Backend of a URL, and the path inside its store."""
     scheme, path = url.scheme, url.raw.removeprefix(f"{url.scheme}://")
     variables: tuple[str | None, ...] = ()
     if scheme == "file":
@@ -209,7 +209,7 @@ def _locate(url: Url) -> tuple[Backend, str]:
 
 
 def _check_bucket(scheme: str, bucket: str) -> None:
-    """Refuse a URL without a bucket. The error does not repeat its text, which may be a secret."""
+    """Refuse a URL without a bucket. The error does not quote the URL, which may be a secret."""
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(
             f"{scheme}:// must be followed by a bucket name",
@@ -219,7 +219,7 @@ def _check_bucket(scheme: str, bucket: str) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _backend(scheme: str, pid: int, *variables: str | None) -> Backend:
-    """One backend per process, shared by its threads; a forked child has another pid and connects anew."""
+    """One backend per process, shared by its threads; a forked child has another pid, so it connects anew."""
     if scheme == "s3":
         from pipeline.store.s3 import S3Backend  # noqa: PLC0415
 

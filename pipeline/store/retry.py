@@ -1,4 +1,4 @@
-"""Retries: the policy, the loop that repeats a request, and the classes of errors that decide about a repeat.
+"""Retries: policy, loop, and the classes of errors that decide whether a request is repeated.
 
 A request goes in as a function without arguments; its result comes out, or one of the errors that `objects` lists. No
 client retries on its own, so the attempts counted here are the requests that were sent.
@@ -27,24 +27,24 @@ class RetryPolicy:
     """
 
     attempts: int = 6
-    """Requests sent in all, the first one included."""
+    """Most requests, the first included."""
     first_s: float = 0.2
     """Upper bound of the first pause; it doubles with every attempt."""
     longest_s: float = 8.0
     """Upper bound of any pause."""
     total_s: float = 40.0
-    """No third attempt, or later one, starts after this."""
+    """Limit for all attempts, seconds: the third and later attempts start within this."""
     request_s: float = 30.0
-    """Deadline of one request, beside the time its bytes may take."""
+    """Time limit of a request, seconds, in addition to the time for its bytes."""
     slowest_bytes_per_s: float = 256 * 1024
-    """A transfer slower than this is given up and tried again."""
+    """Slowest transfer, bytes per second; a slower one is cancelled and tried again."""
 
     def pause_s(self, attempt: int) -> float:
         """Seconds to wait after `attempt` (1 is the first)."""
         return random.uniform(0, min(self.longest_s, self.first_s * 2 ** (attempt - 1)))  # noqa: S311
 
     def deadline_s(self, size: int) -> float:
-        """Seconds one request that moves `size` bytes may take."""
+        """Time limit of a request that moves `size` bytes, seconds."""
         return self.request_s + size / self.slowest_bytes_per_s
 
 
@@ -53,14 +53,14 @@ RETRY = RetryPolicy()
 
 _IAM = {"read": "s3:GetObject", "list": "s3:ListBucket", "write": "s3:PutObject", "delete": "s3:DeleteObject"}
 _TRANSIENT = {408, 409, 429, 500, 502, 503, 504}
-"""HTTP statuses that a repeat may change. 409: two conditional PUTs met (S3 docs, "Conditional writes")."""
+"""HTTP statuses worth a repeat. 409: two concurrent conditional PUTs (S3 docs, "Conditional writes")."""
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 """botocore's errors for missing credentials; a metadata service under load causes them for a moment."""
 
 
 def with_retries(verb: str, url: Url, request: Callable[[], T], refresh: Callable[[], None]) -> T:
-    """Run one request until it succeeds or a repeat is pointless.
+    """Send a request until it succeeds or a repeat is pointless.
 
     Args:
         verb: `read`, `list`, `write` or `delete`, for the error.
@@ -71,7 +71,7 @@ def with_retries(verb: str, url: Url, request: Callable[[], T], refresh: Callabl
     Raises:
         FileNotFoundError: the store answers that there is no such object.
         AccessDenied: 403, or credentials that stay refused after `refresh`.
-        StorageError: an answer that no repeat changes, or no attempt left (`StorageTimeout` when the last timed out).
+        StorageError: a permanent error, or no attempt left (`StorageTimeout` when the last timed out).
     """
     began, attempt, refreshed = time.monotonic(), 0, False
     while True:
@@ -94,7 +94,7 @@ def with_retries(verb: str, url: Url, request: Callable[[], T], refresh: Callabl
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """OSError, and what the clients raise beside it once they are loaded."""
+    """OSError, and the errors of those clients that are loaded."""
     if "aiobotocore" not in sys.modules:
         return (OSError, *_broken_connections())
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
@@ -122,7 +122,7 @@ def _broken_connections() -> tuple[type[Exception], ...]:
 
 
 def answer(error: BaseException) -> tuple[int, str]:
-    """HTTP status and error code of the store; (0, "") when it never answered."""
+    """HTTP status and error code of the store; (0, "") when it did not answer."""
     for raised in (error, error.__cause__):
         response = getattr(raised, "response", None)
         if isinstance(response, dict):
@@ -138,13 +138,13 @@ def _needs_credentials(error: Exception) -> bool:
 
 
 def _is_denied(error: Exception) -> bool:
-    """403, except for one archived object (Glacier), which says nothing about the others."""
+    """True for 403, except for an archived object (Glacier): other objects may be readable."""
     archived = answer(error)[1] == "InvalidObjectState"
     return (isinstance(error, PermissionError) and not archived) or _needs_credentials(error)
 
 
 def _is_transient(error: Exception) -> bool:
-    """True when a repeat may help: the store answered so, or the connection broke."""
+    """True when a repeat may help: by the status of the answer, or because the connection broke."""
     status, _ = answer(error)
     if status:
         return status in _TRANSIENT or isinstance(error, TimeoutError)
@@ -154,7 +154,7 @@ def _is_transient(error: Exception) -> bool:
 def _denied(verb: str, url: Url, error: Exception) -> AccessDenied:
     status, code = answer(error)
     if url.scheme == "s3":
-        hint = f"the credentials in use need {_IAM[verb]} here; look at AWS_PROFILE or the role of this machine"
+        hint = f"the credentials in use need {_IAM[verb]} here; check AWS_PROFILE or the role of this machine"
         if verb == "read":
             hint += " (without s3:ListBucket a missing object answers 403 too)"
     else:

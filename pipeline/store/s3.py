@@ -1,4 +1,4 @@
-"""S3 and the stores that speak its protocol: one request per read, one per thousand names listed, exact keys."""
+"""Backend for S3 and compatible stores: one request per read and per thousand names of a listing, keys unchanged."""
 
 import asyncio
 import os
@@ -18,24 +18,24 @@ from pipeline.store.url import Url
 
 
 class S3Backend(Backend):
-    """The requests of S3, straight to its API: no listing before a read, no key rewritten."""
+    """Requests of S3, sent directly to its API: no listing before a read, no key rewritten."""
 
     def __init__(self) -> None:
         super().__init__(_s3_filesystem())
 
     def info(self, path: str) -> FileInfo:
-        """Describe one object by a HEAD request; a bucket is no object."""
+        """Describe one object by a HEAD request. Raises FileNotFoundError for a bucket."""
         if "/" not in path:
             raise FileNotFoundError(path)
         head = self._head(path)
         return FileInfo(path.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
 
     def is_folder(self, path: str) -> bool:
-        """Only the bucket exists without objects; its listing fails when it does not."""
+        """True for a bucket: other folders exist only through their objects. Listing a missing bucket fails."""
         return "/" not in path
 
     def walk(self, url: Url, path: str) -> Iterator[FileInfo]:
-        """List page by page. S3 sorts by code point; a store that does not is refused, for two plans would differ."""
+        """List page by page. S3 sorts by code point; other orders are refused, since two plans would differ."""
         bucket, _, key = path.partition("/")
         prefix = f"{key}/" if key else ""
         token: str | None = ""
@@ -43,8 +43,8 @@ class S3Backend(Backend):
         while token is not None:
             files, token = with_retries("list", url, partial(self._page, bucket, prefix, token), self.refresh)
             for file in files:
-                if file.path < last:  # such as S3 Express: plans made twice would differ
-                    raise StorageError(f"{url} is not listed in order: {file.path!r} after {last!r}")
+                if file.path < last:  # such as S3 Express
+                    raise StorageError(f"the listing of {url} is not sorted: {file.path!r} after {last!r}")
                 last = file.path
                 yield file
 
@@ -62,7 +62,7 @@ class S3Backend(Backend):
     def read(
         self, path: str, *, span: tuple[int, int] | None = None, max_bytes: int | None = None, etag: str | None = None
     ) -> bytes:
-        """Read by one GET; size and etag of its answer are checked before the body is taken."""
+        """Read by one GET; size and etag are checked before the body is read."""
 
         def check(size: int, version: str) -> None:
             check_info(FileInfo(path, size, version), max_bytes=max_bytes, etag=etag)
@@ -89,9 +89,9 @@ class S3Backend(Backend):
         self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **conditions, timeout=timeout)
 
     def create(self, path: str, data: bytes, writer: str) -> bool:
-        """When an answer is lost, the repeat meets its own object: `writer`, kept beside it, tells whose it is.
+        """Write an object unless it exists. Its metadata keep `writer`, so that a repeat recognises its own object.
 
-        aiohttp itself repeats a PUT whose connection broke, so counting our own attempts would not be enough.
+        A repeat happens after a lost answer; aiohttp itself repeats a PUT whose connection broke.
         """
         try:
             self.put(path, data, IfNoneMatch="*", Metadata={"writer": writer})
@@ -107,19 +107,19 @@ class S3Backend(Backend):
         return head
 
     def delete(self, path: str) -> None:
-        """Delete by one request; S3 does not report a missing object."""
+        """Delete by one request; S3 does not report missing objects."""
         bucket, _, key = path.partition("/")
         self.fs.call_s3("delete_object", Bucket=bucket, Key=key, timeout=retry.RETRY.request_s)
 
     def refresh(self) -> None:
-        """Connect anew with the credentials of the environment's provider chain."""
+        """Connect again with new credentials of the environment's provider chain."""
         self.fs.connect(refresh=True)
 
 
 def _s3_filesystem() -> AbstractFileSystem:
     """An S3 client that sends each request once: all retries are those of `with_retries`.
 
-    Checksums that botocore adds since 1.36 are off unless the environment asks for them: several S3-compatible servers
+    The checksums of botocore 1.36 and later are off unless the environment enables them: several S3-compatible servers
     refuse them (github.com/boto/boto3/issues/4392). TLS and the page checksums of Parquet remain.
     """
     fs = fsspec.filesystem(

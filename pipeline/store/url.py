@@ -1,7 +1,7 @@
-"""Urls: where an object or a folder is, joined with `/`, and printed without credentials.
+"""URLs of objects and folders, joined with `/` and printed without credentials.
 
-A text goes in: a local path, or a URL of any scheme. `Url.raw` goes to the clients of the stores, `str(url)` to people.
-Nothing here knows which schemes are supported; `objects` refuses the others.
+A `Url` is made of a local path, or of a URL of any scheme. `Url.raw` is for the clients of the stores, `str(url)` for
+people. Unsupported schemes are refused by `objects`, not here.
 """
 
 from typing import Never
@@ -10,18 +10,18 @@ from pipeline.redact import redact
 
 
 class Url:
-    """The place of an object or a folder. Equal places have equal URLs: `file:///a/` is `/a`. Immutable.
+    """URL of an object or a folder, immutable and normalised: `file:///a/` equals `/a`.
 
-    `str`, `repr` and f-strings give a redacted text (`pipeline.redact`), so a URL may stand in any log or error. It is
-    no dataclass: `dataclasses.asdict` would unpack it, and write its raw text into a file of JSON.
+    `str`, `repr` and f-strings give a redacted text (`pipeline.redact`), so a URL can be used in any log or error. It
+    is not a dataclass: `dataclasses.asdict` would unpack it, and write the raw text into JSON files.
     """
 
     __slots__ = ("raw",)
 
     raw: str
-    """The text for clients, for files that a program reads back, and for command lines: it may hold credentials.
-    Without `file://`, and without slashes at the end of a folder. All else is kept: `//`, spaces, `?`, `#` and `%` are
-    part of an object's name."""
+    """Text for clients, for files that a program reads back, and for command lines; it may contain credentials.
+    `file://` and slashes at the end are removed. All else is kept: `//`, spaces, `?`, `#` and `%` are part of an
+    object's name."""
 
     def __init__(self, text: str) -> None:
         object.__setattr__(self, "raw", _normalise(text))
@@ -39,7 +39,7 @@ class Url:
         return hash(self.raw)
 
     def __truediv__(self, path: str) -> "Url":
-        """The object or folder `path` below this folder; `url / info.path` is a listed object, whatever its name."""
+        """URL of the object or folder `path` below this folder; `url / info.path` is the URL of a listed object."""
         separator = "" if self.raw.endswith("/") or not self.raw else "/"
         return Url(f"{self.raw}{separator}{path}")
 
@@ -57,12 +57,12 @@ class Url:
 
     @property
     def name(self) -> str:
-        """The last part of the path; of a bucket, its name."""
+        """Last part of the path; the name of a bucket."""
         return self.raw.rpartition("/")[2]
 
 
 def _normalise(text: str) -> str:
-    """Remove `file://`, and the slashes at the end but that of the root."""
+    """Remove `file://`, and slashes at the end except for the root."""
     scheme, separator, path = text.partition("://")
     if not separator or scheme == "file":
         path = path if separator else text

@@ -114,7 +114,7 @@ def test_a_head_that_is_only_starting_is_waited_for(monkeypatch):
 def test_another_refusal_and_a_head_that_never_starts_are_errors(monkeypatch, head, patience_s):
     monkeypatch.setattr(submission, "POLL_S", 0.0)
     monkeypatch.setattr(submission, "HEAD_START_S", patience_s)
-    with pytest.raises(JobError, match="was not taken"):
+    with pytest.raises(JobError, match="was not accepted"):
         submission.submit_once(head, "eval-2026-11-20", "true")
     assert head.taken == []
 

@@ -89,11 +89,11 @@ def test_views_of_arrays_give_the_same_as_copies() -> None:
 @pytest.mark.parametrize(
     ("pixels", "kind", "message"),
     [
-        (SCENE / 255, TypeError, "pixels_hwc is an array of float64, allowed is a numpy array of uint8"),
-        (SCENE.tolist(), TypeError, "pixels_hwc is a list, allowed is a numpy array of uint8"),
-        (SCENE[..., 0], ValueError, r"shape \(150, 190\), this checkpoint takes \(H, W, 3\): red, green, blue"),
-        (SCENE[..., :2], ValueError, r"shape \(150, 190, 2\), this checkpoint takes \(H, W, 3\)"),
-        (SCENE[:0], ValueError, r"shape \(0, 190, 3\): there is no pixel"),
+        (SCENE / 255, TypeError, "pixels_hwc is an array of float64; it must be a numpy array of uint8"),
+        (SCENE.tolist(), TypeError, "pixels_hwc is a list; it must be a numpy array of uint8"),
+        (SCENE[..., 0], ValueError, r"shape \(150, 190\), this checkpoint needs \(H, W, 3\): red, green, blue"),
+        (SCENE[..., :2], ValueError, r"shape \(150, 190, 2\), this checkpoint needs \(H, W, 3\)"),
+        (SCENE[:0], ValueError, r"shape \(0, 190, 3\): the image has no pixel"),
     ],
 )
 def test_an_array_that_is_no_image_is_refused_by_what_it_is_and_what_is_allowed(pixels, kind, message) -> None:
@@ -104,7 +104,7 @@ def test_an_array_that_is_no_image_is_refused_by_what_it_is_and_what_is_allowed(
 def test_a_valid_mask_of_another_size_or_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"valid_hw has shape \(9, 9\), the image is \(150, 190\)"):
         segment(SCENE, "farmland", valid_hw=np.ones((9, 9), bool))
-    with pytest.raises(TypeError, match="valid_hw is an array of uint8, allowed is a numpy array of bool"):
+    with pytest.raises(TypeError, match="valid_hw is an array of uint8; it must be a numpy array of bool"):
         segment(SCENE, "farmland", valid_hw=SCENE[..., 0])
 
 

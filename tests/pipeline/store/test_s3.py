@@ -56,7 +56,7 @@ def test_a_long_listing_goes_page_by_page_and_repeats_only_the_broken_page(
 def test_a_store_that_lists_out_of_order_is_refused(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = [FileInfo("b", 1, ""), FileInfo("a", 1, "")]
     monkeypatch.setattr(S3Backend, "_page", lambda *_: (page, None))
-    with pytest.raises(StorageError, match="not listed in order"):
+    with pytest.raises(StorageError, match="is not sorted"):
         paths(Url(s3_url))
 
 
