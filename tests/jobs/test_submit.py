@@ -209,7 +209,7 @@ def test_another_day_is_another_run_and_another_command_is_pointed_out(machine):
     assert [ended(machine.start(command.format(day)))[1]["submitted"] for day in days] == [True, True]
     status, _, log = ended(machine.start(command.format(days[0]), SOURCE="s3://labelled/test"))
     assert status == 0
-    assert "was submitted as another command" in log
+    assert "was submitted before with another command" in log
     assert len(machine.ran()) == 2
 
 
