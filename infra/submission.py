@@ -1,7 +1,7 @@
 """Job submission to Ray, at most once per id, however often a schedule repeats it.
 
-In: the environment names the cluster, as for `ray job submit`: RAY_ADDRESS, RAY_AUTH_MODE and the token. Out: status
-and exit status of the job.
+In: the environment names the cluster, as for `ray job submit`: RAY_ADDRESS, RAY_AUTH_MODE and the token. Out: one
+submitted job, its status and exit status.
 """
 
 import logging

@@ -69,7 +69,7 @@ class DecodeConfig(_Frozen):
 
 
 class TileConfig(_Frozen):
-    """Tiling: network inputs of a fixed size from images of any size."""
+    """Tiling: network inputs from images of any size."""
 
     mode: Literal["sliding", "whole"] = Field(
         "sliding", description="sliding cuts large images into overlapping tiles; whole feeds each image uncut."
@@ -103,7 +103,7 @@ class InferConfig(_Frozen):
     scales: tuple[Scale, ...] = Field(
         (1.0,), min_length=1, description="Multi-scale inference: factors of the image size."
     )
-    flip: bool = Field(False, description="Infer the image mirrored left to right as well.")
+    flip: bool = Field(False, description="Also infer the image mirrored left to right.")
     fuse: Literal["mean_probability", "max_score"] = Field(
         "mean_probability",
         description="Fusion of scales and flips: mean of probabilities (v3), or maximum of scores (v2).",
@@ -147,7 +147,7 @@ class RefineConfig(_Frozen):
         0.99,
         ge=0,
         le=1,
-        description="native: pixels with network confidence above this keep their class; 1: none do.",
+        description="native: pixels with network confidence above this keep their class; 1 freezes none.",
     )
     sigma_s: float = Field(100.0, gt=0, description="domain_transform: spatial sigma where there is no edge, pixels.")
     sigma_r: float = Field(
@@ -158,7 +158,7 @@ class RefineConfig(_Frozen):
     )
     window_px: int = Field(1024, ge=128, description="Window edge, pixels; larger images are refined in windows.")
     deadline_s: float = Field(
-        60.0, gt=0, description="Time limit per image, seconds; after it the network mask is kept."
+        60.0, gt=0, description="Time limit per image, seconds; refinement then stops with its mask so far."
     )
 
 
@@ -172,7 +172,9 @@ class RuntimeConfig(_Frozen):
     expect_cpus: int | None = Field(
         None, ge=1, description="CPUs after the cluster has scaled up; unset: those it has now."
     )
-    expect_gpus: int | None = Field(None, ge=0, description="GPUs after it has scaled up; unset: those it has now.")
+    expect_gpus: int | None = Field(
+        None, ge=0, description="GPUs after the cluster has scaled up; unset: those it has now."
+    )
     decode_threads: int = Field(4, ge=1, description="Decoding threads per network actor.")
     rows_per_part: int = Field(256, ge=1, description="Rows per committed Parquet part.")
     block_mib: float = Field(2.0, gt=0, description="Ray Data block size between stages, MiB.")
@@ -258,7 +260,8 @@ class ScoreConfig(_Frozen):
 
     absent: Literal["skip", "unlabelled", "zero", "one"] = Field(
         "skip",
-        description="Score of a class in neither labels nor answers: none, 0 or 1; unlabelled: none without labels.",
+        description="Score of a class in neither labels nor answers: none (skip), 0 or 1; unlabelled: none for a class "
+        "without labels.",
     )
     class_weights: dict[str, _Weight] = Field({}, description="Class weights in means, by name; other classes weigh 1.")
     background: str | None = Field("background", description="Class left out of means without background.")
@@ -271,10 +274,10 @@ class ScoreConfig(_Frozen):
     seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
     slice_columns: tuple[str, ...] = Field(
         ("source",),
-        description="Tables of scores per value of these columns; `source` and `size` are allowed too.",
+        description="Slices by column of the rows, or by `source` or `size`: scores per value.",
     )
     slice_pattern: str | None = Field(
-        None, description="Regular expression on keys: one table of scores per named group, e.g. (?P<place>..)."
+        None, description="Slices by regular expression on keys: one table per named group, e.g. (?P<place>..)."
     )
 
     @field_validator("slice_pattern", mode="after")
@@ -292,7 +295,7 @@ class ScoreConfig(_Frozen):
 class Setting(_Frozen):
     """Overrides of one named setting of an evaluation; fields left unset keep the value of the evaluation."""
 
-    checkpoint: str | None = Field(None, description="Checkpoint, as in --checkpoint.")
+    checkpoint: str | None = Field(None, description="Checkpoint; unset: that of the evaluation.")
     tile: TileConfig | None = Field(None, description="Tiling; omitted fields keep their value.")
     infer: InferConfig | None = Field(None, description="Network; omitted fields keep their value.")
     refine: RefineConfig | None = Field(None, description="Refinement; omitted fields keep their value.")

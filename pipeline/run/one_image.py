@@ -1,7 +1,7 @@
 """Segmentation of one image in this process, as a library: an array in, mask and confidence out.
 
-Masks equal those of the job `segment_dataset`. Ray is not needed, no image file is read and nothing is written.
-Import it with `from pipeline import segment`.
+The same settings give the same mask as the job `segment_dataset`. Ray is not needed, no image file
+is read and nothing is written. Import it with `from pipeline import segment`.
 """
 
 import logging
@@ -36,7 +36,7 @@ def segment(
     tile: TileConfig | None = None,
     infer: InferConfig | None = None,
 ) -> tuple[UInt8, Float32]:
-    """Segment one image. Defaults and masks are those of `segment_dataset`.
+    """Segment one image, with the defaults of `segment_dataset`; the same settings give the same mask.
 
     The network of a checkpoint stays in memory for later calls; changes in its folder are not noticed. Calls from
     several threads are safe: two simultaneous first calls load the network twice, and nothing else is shared.
@@ -44,7 +44,7 @@ def segment(
     Args:
         pixels_hwc: (H, W, 3) uint8 RGB, upright; for other bands (H, W, C), in the order of the checkpoint's card.
         checkpoint: shipped name such as `farmland`, or folder or URL of `model.safetensors` and `card.json`.
-        refine: True for the default dense CRF, a `RefineConfig` for another engine, False for the network's mask.
+        refine: True for the default dense CRF, a `RefineConfig` for other settings, False for the network's mask.
         valid_hw: (H, W) bool, False for pixels without data; None when every pixel is valid.
         tile: tiling of large images.
         infer: precision, output stride, scales and flip.

@@ -231,7 +231,7 @@ def _in_base64(text: bytes) -> re.Pattern[bytes]:
 
 
 _EXTENSION_TYPE = _in_base64(b"ARROW:extension:name")
-"""Marker of an extension type, in base64: a footer keeps the Arrow schema in IPC form, encoded so."""
+"""Marker of an extension type: a footer keeps the Arrow schema as base64 of its IPC form, with plain metadata."""
 
 
 def read_parquet_footer(opened: BinaryIO) -> pq.FileMetaData:

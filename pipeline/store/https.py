@@ -40,7 +40,7 @@ def check_https_url(url: str) -> None:
     allowed = {host.strip().lower() for host in os.environ.get(HOSTS, "").split(",")} - {""}
     if (parts.hostname or "") not in allowed:
         hint = f"if you trust it, set {HOSTS}={parts.hostname} on every node"
-        raise ConfigError(f"https://{parts.hostname} is not an allowed host: it is not in {HOSTS}", hint=hint)
+        raise ConfigError(f"https://{parts.hostname} is not in {HOSTS}, the list of allowed hosts", hint=hint)
 
 
 class _PublicAddresses(aiohttp.ThreadedResolver):

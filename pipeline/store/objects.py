@@ -11,7 +11,7 @@ Errors:
     NothingThere                the URL to list is neither an object nor a folder
     StorageTimeout              every attempt timed out
     StorageError                every attempt failed, the disk is full, the folder or bucket does not exist
-    ConfigError                 the URL is not supported
+    ConfigError                 the URL itself is refused
 
 `as_input_error` turns the error of one read into the failure of its work item. Credentials and endpoints come from the
 environment's provider chain only (AWS_PROFILE, AWS_ENDPOINT_URL, IAM roles), never from a URL or an argument.
@@ -89,7 +89,7 @@ def read_bytes(url: Url, *, max_bytes: int | None = None, etag: str | None = Non
 
 
 def open_read(url: Url, *, etag: str | None = None) -> io.BufferedReader:
-    """Open a large object for reading: seekable, fetched in ranges of 8 MiB, each retried separately.
+    """Open a large object for reading: seekable, fetched in ranges of `_BLOCK_BYTES`, each retried separately.
 
     Raises:
         FileNotFoundError: the object does not exist.

@@ -219,6 +219,6 @@ def test_without_the_cluster_s_token_nothing_is_submitted(machine):
     process = machine.start(CRONTAB.command.replace("--name eval", "--name stranger"))
     _, log = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1
-    assert "does not accept the token" in log
+    assert "refuses the token" in log
     assert "Traceback" not in log
     assert machine.ran() == []
