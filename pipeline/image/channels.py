@@ -7,12 +7,13 @@ in the file: none is converted, reordered or left out.
 import io
 
 import numpy as np
-import tifffile
 from PIL import Image as PilImage
 
 from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
+from pipeline.image import tiff
 from pipeline.image.decode import decode_image
+from pipeline.image.headers import check_size, failure_cause, recognise_format
 from pipeline.records import Image, UInt8
 
 RGB = ("red", "green", "blue")
@@ -23,22 +24,20 @@ def decode_channels(data: bytes, channels: tuple[str, ...]) -> Image:
     """Decode one image to the bands `channels`; red, green and blue go through `decode_image`.
 
     Other bands come from a TIFF or a PNG of 8 or 16 bits with the same number of bands; 16 bits are divided by 257.
+    Pixels of a TIFF's nodata value, outside its mask page or under an alpha of 0 are not valid.
 
     Raises:
         InputError: as `decode_image`; `band_mismatch` for another number or type of bands.
     """
     if channels == RGB:
         return decode_image(data, LIMITS)
+    kind = recognise_format(data, LIMITS)
     try:
-        pixels = _tiff(data) if data[:2] in (b"II", b"MM") else _png(data)
+        return _tiff(data, channels) if kind == "tiff" else _png(data, channels)
     except InputError:
         raise
     except Exception as error:  # both libraries raise many types on damaged data
-        raise InputError("corrupt", f"cannot be decoded: {type(error).__name__}: {error}") from error
-    if pixels.shape[2] != len(channels):
-        detail = f"{pixels.shape[2]} bands, expected {len(channels)}: {', '.join(channels)}"
-        raise InputError("band_mismatch", detail, hint="name the bands with --network.channels")
-    return Image(_eight_bits(pixels), None)
+        raise failure_cause(data, kind, error) from error
 
 
 def visible_rgb(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
@@ -48,25 +47,29 @@ def visible_rgb(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
     return pixels_hwc if channels == RGB else np.ascontiguousarray(pixels_hwc[..., chosen])
 
 
-def _tiff(data: bytes) -> np.ndarray:
-    """(H, W, C) of the first page, from bands stored side by side or one after the other."""
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        _check_area(page.imagewidth, page.imagelength)
-        bands = page.asarray()
-        return np.moveaxis(bands, 0, -1) if page.axes.startswith("S") else bands.reshape(*bands.shape[:2], -1)
+def _tiff(data: bytes, channels: tuple[str, ...]) -> Image:
+    samples = tiff.read_samples(data, LIMITS, bands=len(channels))
+    _check_count(samples.bands_hwc, channels)
+    valid = samples.valid_hw
+    if samples.alpha_hw is not None:
+        seen = samples.alpha_hw > 0
+        valid = seen if valid is None else valid & seen
+    return Image(_eight_bits(samples.bands_hwc), valid, samples.orientation)
 
 
-def _png(data: bytes) -> np.ndarray:
+def _png(data: bytes, channels: tuple[str, ...]) -> Image:
     with PilImage.open(io.BytesIO(data), formats=["PNG"]) as file:
-        _check_area(*file.size)
+        check_size(*file.size, LIMITS)
         bands = np.asarray(file)
-        return bands.reshape(*bands.shape[:2], -1)
+    bands = bands.reshape(*bands.shape[:2], -1)
+    _check_count(bands, channels)
+    return Image(_eight_bits(bands), None)
 
 
-def _check_area(width: int, height: int) -> None:
-    if width * height > LIMITS.max_mpx * 1e6:
-        raise InputError("too_many_pixels", f"{width}x{height} pixels, limit {LIMITS.max_mpx:g} Mpx")
+def _check_count(bands_hwc: np.ndarray, channels: tuple[str, ...]) -> None:
+    if bands_hwc.shape[2] != len(channels):
+        seen = f"{bands_hwc.shape[2]} bands, expected {len(channels)}: {', '.join(channels)}"
+        raise InputError("band_mismatch", seen, hint="name the bands with --network.channels")
 
 
 def _eight_bits(pixels: np.ndarray) -> UInt8:

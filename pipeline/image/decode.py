@@ -17,7 +17,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
-from pipeline.image.headers import PHOTOMETRIC, failure_cause, open_header, recognise_format
+from pipeline.image import tiff
+from pipeline.image.headers import failure_cause, open_header, recognise_format
+from pipeline.image.tiff import Samples
 from pipeline.records import Bool, Image, UInt8
 
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112: the operation that undoes each orientation
@@ -64,6 +66,8 @@ def decode_image(data: bytes, cfg: DecodeConfig) -> Image:
 
 
 def _decode(data: bytes, kind: str, cfg: DecodeConfig) -> Image:
+    if kind == "tiff" and tiff.needs_samples(data):
+        return _from_samples(tiff.read_samples(data, cfg), cfg)
     file = open_header(data, kind, cfg)
     rawmode = _rawmode(file)
     image, orientation = _load_upright(file)
@@ -74,11 +78,13 @@ def _decode(data: bytes, kind: str, cfg: DecodeConfig) -> Image:
         image = _scale_colour(image, low, cfg)
     elif rawmode in ("L;2", "L;4") and "transparency" in image.info:
         image.info["transparency"] *= 85 if rawmode == "L;2" else 17  # Pillow scales the samples, not this value
-    elif rawmode.startswith("I;16") and isinstance(file, TiffImageFile) and file.tag_v2.get(PHOTOMETRIC) == 0:
-        image = PilImage.fromarray(_FULL - np.asarray(image))  # white is zero; Pillow inverts 8 bits, but not 16
     pixels, valid = _to_rgb(image, cfg)
+    return _image(pixels, valid, orientation)
+
+
+def _image(pixels: UInt8, valid: Bool | None, orientation: int) -> Image:
     if valid is not None and not valid.any():
-        raise InputError("no_valid_pixels", f"all {valid.size} pixels are transparent or not finite")
+        raise InputError("no_valid_pixels", f"all {valid.size} pixels are transparent, nodata or not finite")
     return Image(pixels, None if valid is None or valid.all() else valid, orientation)
 
 
@@ -131,8 +137,6 @@ def _to_rgb(image: PilImage.Image, cfg: DecodeConfig) -> tuple[UInt8, Bool | Non
         return np.asarray(image), None
     if image.mode.startswith("I"):
         return _from_integers(image, cfg)
-    if image.mode == "F":
-        return _from_floats(image, cfg)
     if image.has_transparency_data:
         return _composite(image, cfg)
     return np.asarray(image.convert("RGB")), None
@@ -148,30 +152,19 @@ def _composite(image: PilImage.Image, cfg: DecodeConfig) -> tuple[UInt8, Bool]:
 
 
 def _from_integers(image: PilImage.Image, cfg: DecodeConfig) -> tuple[UInt8, Bool | None]:
+    """16-bit grey of a PNG; the value of its tRNS chunk is not valid."""
     values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > _FULL:
-        raise InputError("band_mismatch", f"signed or 32-bit integers that are not all from 0 to {_FULL}")
     hidden = image.info.get("transparency")
     valid = None if hidden is None else values != hidden
-    return _grey(_scale_table(values, valid, cfg)[values], valid, cfg)
+    return _show(_scale_table(values, valid, cfg)[values][..., None], valid, cfg), valid
 
 
-def _from_floats(image: PilImage.Image, cfg: DecodeConfig) -> tuple[UInt8, Bool | None]:
-    values = np.asarray(image)
-    valid = np.isfinite(values)
-    low = float(values.min(where=valid, initial=np.inf))
-    high = float(values.max(where=valid, initial=-np.inf))
-    finite = np.where(valid, values, np.float32(low)).ravel()
-    levels = np.concatenate([_stretch(part, low, high) for part in _parts(finite)])
-    return _grey(levels.reshape(values.shape), valid, cfg)
-
-
-def _grey(grey_hw: UInt8, valid: Bool | None, cfg: DecodeConfig) -> tuple[UInt8, Bool | None]:
-    pixels = np.repeat(grey_hw[..., None], 3, axis=2)
-    if valid is not None:
-        pixels[~valid] = cfg.background
-    return pixels, valid
+def _show(bands_hwc: UInt8, valid: Bool | None, cfg: DecodeConfig) -> UInt8:
+    """(H, W, 3) of 8-bit grey or RGB, with the background's colour where pixels are not valid."""
+    pixels = np.repeat(bands_hwc, 3, axis=2) if bands_hwc.shape[2] == 1 else bands_hwc
+    if valid is None or valid.all():
+        return np.ascontiguousarray(pixels)
+    return np.where(valid[..., None], pixels, np.asarray(cfg.background, np.uint8))
 
 
 def _parts(flat: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -188,15 +181,86 @@ def _stretch(values: npt.NDArray[Any], low: float, high: float) -> UInt8:
     return levels
 
 
-def _scale_table(values: npt.NDArray[np.integer], valid: Bool | None, cfg: DecodeConfig) -> UInt8:
-    """8-bit level of each 16-bit value: (65536,) uint8."""
-    low, high = 0.0, float(_FULL)
+def _scale_table(values: npt.NDArray[np.integer], valid: Bool | None, cfg: DecodeConfig, *, full: int = _FULL) -> UInt8:
+    """8-bit level of each 16-bit value: (65536,) uint8. `full` is the value that becomes 255 when `cfg` divides."""
+    low, high = 0.0, float(full)
     if cfg.sixteen_bit == "percentile":
         counts = np.zeros(_FULL + 1, np.int64)
         for part in _parts(values.ravel() if valid is None else values[valid].ravel()):
             counts += np.bincount(part, minlength=_FULL + 1)
         low, high = np.searchsorted(np.cumsum(counts) / max(int(counts.sum()), 1), (0.02, 0.98)).tolist()
     return _stretch(np.arange(_FULL + 1), low, high)
+
+
+# TIFF samples ---------------------------------------------------------------------------------------------------------
+
+
+def _from_samples(samples: Samples, cfg: DecodeConfig) -> Image:
+    """8-bit RGB of the samples of a TIFF, all bands scaled alike."""
+    bands, valid = _colour_bands(samples), samples.valid_hw
+    if samples.alpha_hw is not None:
+        seen = samples.alpha_hw > 0
+        valid = seen if valid is None else valid & seen
+    if bands.dtype.kind == "f":
+        finite = np.isfinite(bands).all(axis=2)
+        valid = finite if valid is None else valid & finite
+        levels = _stretch_floats(bands, valid)
+    else:
+        levels = _scale_integers(bands, valid, samples.full, cfg)
+    if samples.meaning == "cmyk":
+        levels = np.asarray(PilImage.fromarray(levels, "CMYK").convert("RGB"))
+    if samples.alpha_hw is not None:
+        levels = _blend(levels, samples.alpha_hw, samples.premultiplied, cfg)
+    return _image(_show(levels, valid, cfg), valid, samples.orientation)
+
+
+def _colour_bands(samples: Samples) -> npt.NDArray[Any]:
+    """(H, W, C) of the bands that make the colours: grey, RGB or CMYK. Three bands tagged as grey are RGB."""
+    count, bits = samples.bands_hwc.shape[2], samples.full.bit_length()
+    taken = {"grey": 3 if count == 3 else 1, "rgb": 3, "cmyk": 4}[samples.meaning]
+    spare = samples.meaning != "grey" or (count == 2 and bits == 8)  # bands behind the colours, of unspecified meaning
+    if count < taken or (count > taken and not spare):
+        seen = f"{count} bands of {samples.bands_hwc.dtype} tagged as {samples.meaning}"
+        hint = (
+            "a network for these bands is trained with --network.channels; to see three of them, write those to a file"
+        )
+        raise InputError(
+            "band_mismatch", f"{seen}; expected grey, palette, RGB or CMYK, with or without alpha", hint=hint
+        )
+    return samples.bands_hwc[..., :taken]
+
+
+def _scale_integers(bands: npt.NDArray[Any], valid: Bool | None, full: int, cfg: DecodeConfig) -> UInt8:
+    """Scale integer samples to 8 bits: by their depth below 16 bits, else by `cfg.sixteen_bit`."""
+    if full < 256 and bands.dtype.kind != "i":
+        scaled: UInt8 = bands.astype(np.uint8) if full == 255 else (bands * np.uint16(255 // full)).astype(np.uint8)
+        return scaled
+    present = bands if valid is None else bands[valid]
+    if present.size and not 0 <= int(present.min()) <= int(present.max()) <= _FULL:
+        raise InputError("band_mismatch", f"signed or 32-bit integers that are not all from 0 to {_FULL}")
+    values = bands if valid is None else np.where(valid[..., None], bands, 0)
+    return np.asarray(_scale_table(values, valid, cfg, full=min(full, _FULL))[values])
+
+
+def _stretch_floats(bands: npt.NDArray[Any], valid: Bool) -> UInt8:
+    """Stretch floats from the smallest to the largest valid value, of all bands together, so that hues stay."""
+    where = valid[..., None]
+    low = float(bands.min(where=where, initial=np.inf))
+    high = float(bands.max(where=where, initial=-np.inf))
+    values = np.where(where, bands, bands.dtype.type(low) if valid.any() else 0).ravel()
+    levels = np.empty(values.shape, np.uint8)
+    for part, out in zip(_parts(values), _parts(levels), strict=True):
+        out[:] = _stretch(part, low, high)
+    return levels.reshape(bands.shape)
+
+
+def _blend(colours_hwc: UInt8, alpha_hw: UInt8, premultiplied: bool, cfg: DecodeConfig) -> UInt8:
+    """Blend over the background: (alpha * colour + (255 - alpha) * background) / 255, rounded."""
+    alpha = alpha_hw[..., None].astype(np.uint16)
+    colour = 255 * colours_hwc.astype(np.uint16) if premultiplied else alpha * colours_hwc
+    blended = (colour + (255 - alpha) * np.asarray(cfg.background, np.uint16) + 127) // 255
+    levels: UInt8 = blended.clip(0, 255).astype(np.uint8)
+    return levels
 
 
 # 16-bit colour --------------------------------------------------------------------------------------------------------

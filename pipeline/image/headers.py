@@ -25,7 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
 
-# Pillow's own limit is global to all threads and only warns up to twice its value: `_check_size` replaces it.
+# Pillow's own limit is global to all threads and only warns up to twice its value: `check_size` replaces it.
 PilImage.MAX_IMAGE_PIXELS = None
 
 # The imports register these five; without them `open` imports every decoder of Pillow, in the first thread to call it.
@@ -87,8 +87,8 @@ _JPEG_MAX_SCANS = 500
 """Limit of a progressive JPEG: encoders write about ten scans, and thousands of tiny ones decode for hours."""
 
 _TIFF_MAX_PAGES = 64
-_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262  # tags of TIFF 6.0
-_SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 277, 284, 322, 323, 339
+SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262  # tags of TIFF 6.0
+SAMPLES, PLANAR, _TILE_WIDTH, _TILE_LENGTH, SAMPLE_FORMAT = 277, 284, 322, 323, 339
 _TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # the others 1
 _FORMAT_NAMES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
 _DATA_TAGS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
@@ -137,7 +137,7 @@ def open_header(data: bytes, kind: str, cfg: DecodeConfig) -> ImageFile.ImageFil
     if kind == "webp":
         _check_area(*_webp_size(data), cfg)  # opening a WebP already allocates its canvas
     file = PilImage.open(io.BytesIO(data), formats=[_DECODERS[kind]])
-    _check_size(*file.size, cfg)
+    check_size(*file.size, cfg)
     if isinstance(file, TiffImageFile):
         _check_tiff(file, cfg)
     if isinstance(file, JpegImageFile):
@@ -147,7 +147,12 @@ def open_header(data: bytes, kind: str, cfg: DecodeConfig) -> ImageFile.ImageFil
     return file
 
 
-def _check_size(width: int, height: int, cfg: DecodeConfig) -> None:
+def check_size(width: int, height: int, cfg: DecodeConfig) -> None:
+    """Check a size that a header announces.
+
+    Raises:
+        InputError: `too_small` or `too_many_pixels`.
+    """
     if min(width, height) < cfg.min_px:
         detail = f"{width}x{height} pixels, sides must have at least {cfg.min_px}"
         raise InputError("too_small", detail, hint="lower --decode.min-px" if min(width, height) > 0 else "")
@@ -174,15 +179,30 @@ def _check_jpeg(file: JpegImageFile, data: bytes) -> None:
 def _check_tiff(file: TiffImageFile, cfg: DecodeConfig) -> None:
     """Refuse TIFFs whose tiles exceed the size limit, and those that Pillow decodes wrongly without an error."""
     tags, (width, height) = file.tag_v2, file.size
-    _check_area(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), cfg)  # libtiff allocates whole tiles
-    if tags.get(_COMPRESSION, 1) != 1:
+    _check_tile(tags, cfg)
+    if tags.get(COMPRESSION, 1) != 1:
         return  # libtiff itself checks the rest
-    planes = len(file.getbands()) if tags.get(_PLANAR, 1) == 2 else 1
-    if planes > 1 and max(tags.get(_BITS, (1,))) > 8:
-        raise InputError("band_mismatch", f"{_bands(tags)}, uncompressed in separate planes; only 8 bits can be")
+    planes = len(file.getbands()) if tags.get(PLANAR, 1) == 2 else 1
+    if planes > 1 and max(tags.get(BITS, (1,))) > 8:
+        raise InputError("band_mismatch", f"{band_text(tags)}, uncompressed in separate planes; only 8 bits can be")
     boxes = [tile.extents or (0, 0, 0, 0) for tile in file.tile]
     if sum((right - left) * (lower - upper) for left, upper, right, lower in boxes) < width * height * planes:
         raise InputError("corrupt", f"the header announces {width}x{height} pixels, its strips or tiles hold fewer")
+
+
+def check_tiff_page(page: ImageFileDirectory_v2, cfg: DecodeConfig) -> None:
+    """Check the size that a page announces, for a reader other than Pillow.
+
+    Raises:
+        InputError: `too_small` or `too_many_pixels`.
+    """
+    check_size(int(page[WIDTH]), int(page[LENGTH]), cfg)
+    _check_tile(page, cfg)
+
+
+def _check_tile(page: ImageFileDirectory_v2, cfg: DecodeConfig) -> None:
+    """Check the size of tiles, which decoders allocate whole."""
+    _check_area(int(page.get(_TILE_WIDTH, 1)), int(page.get(_TILE_LENGTH, 1)), cfg)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -199,13 +219,18 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def _more_frames(file: ImageFile.ImageFile, data: bytes) -> bool:
     """True for a file of several images; overviews and masks of a TIFF and previews in a JPEG do not count."""
     if isinstance(file, TiffImageFile):
-        later = itertools.islice(_tiff_pages(data), 1, None)
-        return any(_WIDTH in page and not int(page.get(_SUBFILE, 0)) & _REDUCED_OR_MASK for page in later)
+        return more_tiff_frames(data)
     return not isinstance(file, JpegImageFile) and bool(getattr(file, "is_animated", False))
 
 
-def _tiff_pages(data: bytes) -> Iterator[ImageFileDirectory_v2]:
-    """Directory of each page, at most 64; every page is read into the same object."""
+def more_tiff_frames(data: bytes) -> bool:
+    """True when a TIFF has a second page that is neither an overview nor a mask."""
+    later = itertools.islice(tiff_pages(data), 1, None)
+    return any(WIDTH in page and not int(page.get(SUBFILE, 0)) & _REDUCED_OR_MASK for page in later)
+
+
+def tiff_pages(data: bytes) -> Iterator[ImageFileDirectory_v2]:
+    """Directory of each page, at most 64. Every page is read into the same object: use one before taking the next."""
     file, seen = io.BytesIO(data), set[int]()
     page: Any = ImageFileDirectory_v2(data[: 16 if data[2:3] == b"+" else 8])
     while page.next and page.next not in seen and len(seen) < _TIFF_MAX_PAGES:
@@ -240,9 +265,9 @@ def _header_error(data: bytes, kind: str) -> InputError | None:
     if kind == "png":
         width, height = struct.unpack(">II", data[16:24])
     if kind == "tiff":
-        page = next(_tiff_pages(data))
-        width, height, bands = page[_WIDTH], page[_LENGTH], _bands(page)
-        if (compression := page.get(_COMPRESSION, 1)) not in COMPRESSION_INFO:
+        page = next(tiff_pages(data))
+        width, height, bands = page[WIDTH], page[LENGTH], band_text(page)
+        if (compression := page.get(COMPRESSION, 1)) not in COMPRESSION_INFO:
             return InputError(
                 "unsupported_format", f"tiff with compression {compression}", hint="recompress as deflate"
             )
@@ -253,10 +278,10 @@ def _header_error(data: bytes, kind: str) -> InputError | None:
     return None
 
 
-def _bands(page: ImageFileDirectory_v2) -> str:
+def band_text(page: ImageFileDirectory_v2) -> str:
     """Samples of a page in words, such as "8 x 16-bit unsigned"."""
-    bits, sample_format = (np.ravel(page.get(tag, 1))[0] for tag in (_BITS, _SAMPLE_FORMAT))
-    return f"{page.get(_SAMPLES, 1)} x {bits}-bit {_FORMAT_NAMES.get(int(sample_format), 'untyped')}"
+    bits, sample_format = (np.ravel(page.get(tag, 1))[0] for tag in (BITS, SAMPLE_FORMAT))
+    return f"{page.get(SAMPLES, 1)} x {bits}-bit {_FORMAT_NAMES.get(int(sample_format), 'untyped')}"
 
 
 def _jpeg_ends_early(data: bytes) -> bool:
@@ -275,7 +300,7 @@ def _tiff_ends_early(data: bytes) -> bool:
     """True when the first directory, a value it points to, or a strip or tile ends behind the end of the file."""
     if any(stop > len(data) for stop in _tiff_directory_stops(data)):
         return True
-    page = next(_tiff_pages(data))
+    page = next(tiff_pages(data))
     spans = [zip(page[at], page[size], strict=False) for at, size in _DATA_TAGS if at in page and size in page]
     return any(start + size > len(data) for start, size in itertools.chain(*spans))
 
