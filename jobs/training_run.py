@@ -78,8 +78,13 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
             work(cfg)
             objects.put(cfg.output_url / "_SUCCESS", b"")
     card = checkpoint.load_card(cfg.output)
+    scored = sum(name.startswith("iou/") for name in card.training)
     summary = {"output": str(cfg.output_url), "step": card.training["step"], "miou": card.training["miou"]}
-    log.info("%s: the best weights are of step %s, validation mIoU %s", *summary.values())
+    summary |= {"classes": len(card.classes), "classes_scored": scored}
+    log.info("%s: the best weights are of step %s, validation mIoU %s, %d classes, %d scored", *summary.values())
+    if unlabelled := card.training.get("validation_unlabelled"):
+        summary["validation_unlabelled"] = unlabelled
+        log.warning("no validation label has a pixel of: %s", unlabelled)
     console.print_json(summary)
     return 0
 

@@ -229,8 +229,8 @@ class SegmentConfig(_Frozen):
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
-class JudgeConfig(_Frozen):
-    """Labels and pixel counts of an evaluation; part of its fingerprint."""
+class LabelsConfig(_Frozen):
+    """Encoding of label files."""
 
     labels_as: Literal["ids", "colours"] = Field("ids", description="Encoding of label pixels: class ids or colours.")
     label_ids: dict[LabelValue, _Channel] = Field(
@@ -240,6 +240,11 @@ class JudgeConfig(_Frozen):
         ((0, 0, 0), (224, 224, 192)),
         description="labels_as colours: colours to ignore, except those of a class.",
     )
+
+
+class JudgeConfig(LabelsConfig):
+    """Labels and pixel counts of an evaluation; part of its fingerprint."""
+
     trimap_px: tuple[Width, ...] = Field(
         (1, 2, 4, 8, 16, 32), max_length=32, description="Half widths of the trimaps around class boundaries, pixels."
     )

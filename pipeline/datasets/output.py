@@ -21,6 +21,7 @@ from pipeline.datasets.prepare import ExampleShard, Preparation
 from pipeline.datasets.receipts import Origin, SetManifest
 from pipeline.errors import ConfigError, JobError
 from pipeline.redact import redact
+from pipeline.score.coverage import listed
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -147,6 +148,8 @@ def set_summary(cfg: PrepareConfig, manifest: SetManifest, *, examples_now: int)
     """
     for name, split in manifest.splits.items():
         log.info("%-12s %8d ok %6d failed %8d images %s", name, split.ok, split.failed, split.rows, split.error_codes)
+        if split.rows and (unlabelled := manifest.unlabelled(name)):
+            log.warning("%-12s no label has a pixel of: %s", name, listed(unlabelled))
     log.info("licence: %s (%s)", manifest.origin.license, manifest.origin.source)
     labels = "" if manifest.origin.labels in ("label", "png") else f" --sets.labels {manifest.origin.labels}"
     log.info("train on it: python -m jobs.train --data %s%s", cfg.output_url, labels)
@@ -158,6 +161,7 @@ def set_summary(cfg: PrepareConfig, manifest: SetManifest, *, examples_now: int)
     return status, {
         "output": str(cfg.output_url),
         "splits": {name: {"ok": split.ok, "failed": split.failed, "rows": split.rows} for name, split in splits},
+        "unlabelled": {name: manifest.unlabelled(name) for name in manifest.splits},
         "examples_now": examples_now,
         "exit_status": status,
     }

@@ -133,6 +133,11 @@ class SetManifest(_Record):
         examples = sum(split.examples for split in self.splits.values())
         return sum(split.failed for split in self.splits.values()) / examples if examples else 0.0
 
+    def unlabelled(self, split: str) -> list[str]:
+        """Names of the classes without a labelled pixel in a split."""
+        pixels = self.splits[split].class_pixels
+        return [name for name, count in zip(self.classes, pixels, strict=True) if not count] if pixels else []
+
 
 # ---------------------------------------------------------------- receipts
 

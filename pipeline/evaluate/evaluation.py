@@ -25,6 +25,7 @@ from pipeline.redact import redact
 from pipeline.run import manifest, parts
 from pipeline.score.answers import answer_names
 from pipeline.score.calibration import LEVELS
+from pipeline.score.coverage import Coverage, coverage_of
 from pipeline.score.metrics import Interval, Scores
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -111,6 +112,17 @@ class Evaluation:
     def keys(self) -> list[str]:
         """Keys of the scored images, in the order of every (N, ...) array."""
         return list(self.images["key"])
+
+    @property
+    def coverage(self) -> Coverage:
+        """Classes and ignored pixels of the labels of the scored images."""
+        pixels = int((self.images["height"] * self.images["width"]).sum())
+        return coverage_of(self.answer.scores, self.classes.names, pixels)
+
+    @property
+    def turned(self) -> int:
+        """Scored images that EXIF turns or mirrors."""
+        return int((self.images["orientation"] > 1).sum())
 
     @property
     def failed_share(self) -> float:

@@ -21,6 +21,7 @@ from pipeline.config import explain, read_yaml
 from pipeline.errors import ConfigError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.records import Int64
+from pipeline.score.coverage import mean_over
 from pipeline.score.drift import Drift, Quantity
 from pipeline.score.intervals import Estimates, Metric, by_group, estimate
 from pipeline.store.url import Url
@@ -187,7 +188,8 @@ def apply_gates(
         *_floor_checks(evaluation, gates),
     ]
     if comparison:
-        checks += [_metric_check(name, gate.tolerance, comparison) for name, gate in gates.metrics.items()]
+        over = mean_over(evaluation.answer.scores, evaluation.classes.names)
+        checks += [_metric_check(name, gate.tolerance, comparison, over) for name, gate in gates.metrics.items()]
     checks += [_drift_check(each, gates.drift[each.quantity]) for each in drift if each.quantity in gates.drift]
     return GateVerdict(checks, comparison)
 
@@ -293,23 +295,28 @@ def _floor_checks(evaluation: Evaluation, gates: Gates) -> list[Check]:
     ious = dict(zip(evaluation.classes.names, scores.iou, strict=True))
     metrics = [(name, float(getattr(scores, name)), gate.floor) for name, gate in gates.metrics.items()]
     limits = [*metrics, *((name, float(ious[name]), floor) for name, floor in gates.floors.items())]
-    return [_floor_check(name, value, floor) for name, value, floor in limits if floor is not None]
+    over = mean_over(scores, evaluation.classes.names)
+    return [
+        _floor_check(name, value, floor, over if name in gates.metrics else "")
+        for name, value, floor in limits
+        if floor is not None
+    ]
 
 
-def _floor_check(name: str, value: float, floor: float) -> Check:
+def _floor_check(name: str, value: float, floor: float, over: str) -> Check:
     figures = (
-        f"{value:.4f}, floor {floor:.4f}"
+        f"{value:.4f}{over}, floor {floor:.4f}"
         if not math.isnan(value)
         else f"undefined: in no label and no mask, floor {floor:.4f}"
     )
     return Check(f"{name} floor", value >= floor, figures)
 
 
-def _metric_check(name: Metric, tolerance: float, comparison: Comparison) -> Check:
+def _metric_check(name: Metric, tolerance: float, comparison: Comparison, over: str) -> Check:
     """Check of a metric: fails if the interval of the difference lies wholly below -tolerance, or is NaN."""
     change = comparison.change.metrics[name]
     figures = (
-        f"{change.value:+.4f}, interval {change.low:+.4f} to {change.high:+.4f}, tolerance {tolerance:.4f}; "
+        f"{change.value:+.4f}{over}, interval {change.low:+.4f} to {change.high:+.4f}, tolerance {tolerance:.4f}; "
         f"against {comparison.checkpoint or comparison.run_url}, {comparison.note}"
     )
     return Check(name, bool(change.high >= -tolerance), figures)

@@ -87,6 +87,11 @@ class HistoryEntry:
     drift: dict[Quantity, float]
     """Population stability index of each quantity; NaN where it is unknown."""
 
+    @property
+    def classes_scored(self) -> int:
+        """Number of classes in the mean IoU: those with an IoU."""
+        return sum(not np.isnan(interval.value) for interval in self.iou)
+
 
 _INTERVALS = pa.list_(pa.float64())
 HISTORY_SCHEMA = pa.schema(

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, NothingThere
 from pipeline.evaluate import gate, scoring
 from pipeline.evaluate.history import LAST_GOOD
 from pipeline.evaluate.setting import gates_of
-from pipeline.score.answers import label_coding
+from pipeline.image.labels import label_coding
 from pipeline.source.plan import Plan, plan_source
 from pipeline.store import objects
 from pipeline.store.url import Url

@@ -9,14 +9,20 @@ import logging
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 import pandas as pd
 from pydantic_core import to_json
 
 from pipeline.config import EvaluateConfig
+from pipeline.errors import NothingThere, StorageError
 from pipeline.evaluate import history, report, samples, scoring
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.setting import JudgedSetting, record_in_history
+from pipeline.image import labels
+from pipeline.score.answers import NO_LABEL
+from pipeline.score.coverage import mean_over
 from pipeline.score.metrics import Interval
 from pipeline.source.plan import Plan
 from pipeline.store import objects
@@ -44,6 +50,7 @@ def write_evaluation(
         if cfg.history:
             record_in_history(setting, cfg, Url(cfg.history), command=command)
         log_headline(setting)
+        log_misnamed_labels(setting.evaluation, cfg)
     report_url = write_page(folder, settings, cfg, plan)
     log.info("look here first: %s", report_url)
     verdicts = [setting.verdict.passed for setting in settings if setting.verdict]
@@ -107,6 +114,7 @@ def setting_facts(setting: JudgedSetting) -> dict[str, object]:
         "model_fp": evaluation.model_fp,
         "data_fp": evaluation.data_fp,
         "facts": evaluation.facts,
+        **label_facts(setting),
         "classes": list(evaluation.classes.names),
         "images": len(evaluation.images),
         "failures": evaluation.codes,
@@ -137,6 +145,29 @@ def headline(setting: JudgedSetting) -> dict[str, object]:
         "rows_now": setting.rows_now,
         "wall_s": round(setting.wall_s, 2),
         "mean_iou": {name: _mean_iou(scores) for name, scores in setting.scores.items()},
+        **label_facts(setting),
+    }
+
+
+def log_misnamed_labels(evaluation: Evaluation, cfg: EvaluateConfig) -> None:
+    """Warn when an image without a label has one under another name or format in the folder of labels."""
+    bare = [key for key, code, _ in evaluation.failures if code == NO_LABEL.code]
+    if not (bare and cfg.read.labels):
+        return
+    with suppress(NothingThere, StorageError):  # labels in tars and Parquet are no files
+        paths = (file.path for file in objects.list_files(Url(cfg.read.labels)))
+        if text := labels.misnamed_label(bare, paths):
+            log.warning("%d image(s) have no label; %s", len(bare), text)
+
+
+def label_facts(setting: JudgedSetting) -> dict[str, object]:
+    """Classes behind the means and ignored pixels of the labels, as plain data."""
+    coverage = setting.evaluation.coverage
+    return {
+        "classes": len(coverage.names),
+        "classes_scored": {name: int(means.classes_scored) for name, means in setting.means.items()},
+        "unlabelled": coverage.unlabelled,
+        "ignored_share": round(coverage.ignored_share, 6),
     }
 
 
@@ -151,9 +182,19 @@ def log_headline(setting: JudgedSetting) -> None:
     evaluation = setting.evaluation
     images, failures = len(evaluation.images), len(evaluation.failures)
     log.info("%s: %d image(s) scored, %d without a score %s", evaluation.name, images, failures, evaluation.codes)
+    if images:
+        coverage = evaluation.coverage
+        log.log(logging.WARNING if coverage.unlabelled else logging.INFO, "  %s", coverage)
+    if evaluation.turned:
+        log.info("  EXIF turns %d image(s), whose labels must be upright too", evaluation.turned)
     for name, scores in setting.scores.items():
         intervals = scoring.overall_scores(scores)
-        shown = (f"{score} {interval_text(intervals[score])}" for score in LOGGED_SCORES if score in intervals)
+        over = mean_over(setting.means[name], evaluation.classes.names)
+        shown = (
+            f"{score} {interval_text(intervals[score])}{over if score == 'mean_iou' else ''}"
+            for score in LOGGED_SCORES
+            if score in intervals
+        )
         log.info("  %-16s %s", name, ", ".join(shown))
     for check in setting.verdict.checks if setting.verdict else []:
         level, word = (logging.INFO, "passed") if check.passed else (logging.ERROR, "FAILED")

@@ -18,12 +18,13 @@ from pipeline.evaluate import trend
 from pipeline.evaluate.evaluation import AnswerCounts, Evaluation
 from pipeline.evaluate.gate import GateVerdict
 from pipeline.evaluate.history import HistoryEntry
-from pipeline.evaluate.scoring import Score, overall_scores
+from pipeline.evaluate.scoring import Score, overall_scores, summed_scores
 from pipeline.evaluate.trend import EvaluationSeries, group_series
 from pipeline.page import frame, plots
 from pipeline.page.predictions import WRONG_COLOUR, PredictionCard, prediction_cards
 from pipeline.records import Int64, Sample
 from pipeline.run.report import failures_by_code
+from pipeline.score.coverage import mean_over
 from pipeline.score.drift import Drift
 from pipeline.score.intervals import Estimates, estimate
 from pipeline.score.metrics import Interval, Scores
@@ -137,6 +138,7 @@ def render_evaluation(
             if name in overall_scores(setting.scores[evaluation.answer.name])
         ],
         scores=overall_scores(setting.scores[evaluation.answer.name]),
+        over=mean_over(summed_scores(evaluation.answer, evaluation.classes, cfg), evaluation.classes.names),
         verdict=verdict,
         change=change,
         rows=_class_rows(setting, change),

@@ -82,6 +82,11 @@ def score_answer(answer: AnswerCounts, classes: ClassMap, widths_px: Sequence[fl
     return [Score(*score) for score in sorted(scores, key=lambda score: bool(score[1]))]
 
 
+def summed_scores(answer: AnswerCounts, classes: ClassMap, cfg: ScoreConfig) -> Scores:
+    """Scores of the counts of all images together, with the class weights of the config."""
+    return Scores(answer.counts_nkk.sum(axis=0), Rules.from_config(cfg, classes).weights_k, cfg.absent)
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Class weights and background of a `ScoreConfig` resolved against a class map."""

@@ -17,6 +17,7 @@ from pipeline.redact import redact
 from pipeline.run import manifest
 from pipeline.score import drift
 from pipeline.score.drift import Drift
+from pipeline.score.metrics import Scores
 from pipeline.source.plan import Plan
 from pipeline.store.url import Url
 
@@ -30,6 +31,8 @@ class JudgedSetting:
     evaluation: Evaluation
     scores: dict[str, list[scoring.Score]]
     """Scores by answer."""
+    means: dict[str, Scores]
+    """Summed counts by answer with the class weights of the config: the scores behind its means."""
     drift: list[Drift]
     """Drift from the images of training; empty when existing masks are scored."""
     verdict: GateVerdict | None
@@ -60,7 +63,8 @@ def judge_setting(
         for answer in evaluated.answers.values()
     }
     drifts = [] if cfg.masks else drift.measure_drift(evaluated.images, evaluated.training, classes.names)
-    return JudgedSetting(evaluated, scores, drifts, gate_verdict(evaluated, cfg, drifts), rows_now, wall_s)
+    means = {answer.name: scoring.summed_scores(answer, classes, cfg.score) for answer in evaluated.answers.values()}
+    return JudgedSetting(evaluated, scores, means, drifts, gate_verdict(evaluated, cfg, drifts), rows_now, wall_s)
 
 
 def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, drifts: Sequence[Drift]) -> GateVerdict | None:

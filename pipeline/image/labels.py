@@ -6,6 +6,8 @@ the value, since a wrong label gives a wrong score without a trace.
 """
 
 import io
+import itertools
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image as PilImage
 
 from pipeline.classes import ClassMap
+from pipeline.config import LabelsConfig
 from pipeline.errors import ConfigError, LabelError
 from pipeline.records import UInt8
 
@@ -36,6 +39,10 @@ _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), 
 _OTHERS = {b"\xff\xd8\xff": "a JPEG", b"RIFF": "a WebP", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"GIF8": "a GIF"}
 """First bytes of other image formats, for error messages."""
 LABEL_SUFFIX = ".png"
+_TURNED_BY_90 = 5
+"""EXIF orientations from 5 to 8 swap height and width."""
+_TRIED = 3
+"""Unlabelled images for which a label of another name is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +72,26 @@ class Coding:
             )
 
 
+def label_coding(cfg: LabelsConfig) -> Coding:
+    """Meaning of the values in label files, by the config."""
+    colours = cfg.ignored_colours if cfg.labels_as == "colours" else ()
+    return Coding(cfg.labels_as, cfg.label_ids, colours)
+
+
 IDS = Coding()
 """Coding of labels whose values are class ids."""
 
 
-def decode_label(data: bytes, classes: ClassMap, *, name: str, height: int, width: int, coding: Coding = IDS) -> UInt8:
+def decode_label(
+    data: bytes,
+    classes: ClassMap,
+    *,
+    name: str,
+    height: int,
+    width: int,
+    coding: Coding = IDS,
+    orientation: int = 1,
+) -> UInt8:
     """Decode and check one label: (height, width) uint8 class ids, `classes.ignore_id` for unlabelled pixels.
 
     Args:
@@ -79,6 +101,7 @@ def decode_label(data: bytes, classes: ClassMap, *, name: str, height: int, widt
         height: height of its upright image, pixels. The label must be upright too.
         width: width of that image, pixels.
         coding: meaning of the values.
+        orientation: EXIF orientation of the image file, 1 to 8, which a message about the size names.
 
     Raises:
         LabelError: the file is no PNG, damaged, or of another kind than the coding's; its size is not the image's; it
@@ -87,7 +110,7 @@ def decode_label(data: bytes, classes: ClassMap, *, name: str, height: int, widt
     """
     header = _header(data, name)
     _check_kind(header, name, coding)
-    _check_size(header, name, height, width)
+    _check_size(header, name, height, width, orientation)
     _check_data(data, name, header)
     try:
         with PilImage.open(io.BytesIO(data), formats=["PNG"]) as picture:
@@ -149,7 +172,11 @@ def _header(data: bytes, name: str) -> _Header:
     return _Header(rows, columns, bits, colour, bool(interlaced))
 
 
-def _check_size(header: _Header, name: str, height: int, width: int) -> None:
+def _check_size(header: _Header, name: str, height: int, width: int, orientation: int) -> None:
+    if orientation >= _TURNED_BY_90 and height != width and (header.height, header.width) == (width, height):
+        raw = f"the label {name} has {width}x{height} pixels as the photo is stored, not as it is shown"
+        hint = f"turn the label as EXIF orientation {orientation} turns the photo, or remove that tag from the photo"
+        raise LabelError(raw, code="label_size", hint=hint)
     if (header.height, header.width) != (height, width):
         message = f"the label {name} has {header.height}x{header.width} pixels, its image {height}x{width}"
         raise LabelError(message, code="label_size")
@@ -288,3 +315,25 @@ def label_stem(path: str) -> str:
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
     """Label files among the paths, by the stem they share with their images; other files are skipped."""
     return {label_stem(path): path for path in paths if PurePosixPath(path).suffix.lower() == LABEL_SUFFIX}
+
+
+def misnamed_label(images: Iterable[str], paths: Iterable[str]) -> str | None:
+    """Text that names a label of another format or name than those that are read; None when there is none.
+
+    Args:
+        images: paths of images without a label; the first few are tried.
+        paths: files in the folder of labels.
+    """
+    tried = [(image, _whole_word(PurePosixPath(image).stem)) for image in itertools.islice(images, _TRIED)]
+    for path in paths:
+        for image, word in tried:
+            if label_stem(path) == label_stem(image):
+                return f"labels are PNG: found {path} for {image}"
+            if word.search(PurePosixPath(path).stem):
+                return f"labels have the path of their image: found {path}, expected {label_stem(image)}.png"
+    return None
+
+
+def _whole_word(stem: str) -> re.Pattern[str]:
+    """Pattern that finds a stem, but not inside a longer word or number."""
+    return re.compile(rf"(?<![^\W_]){re.escape(stem)}(?![^\W_])")

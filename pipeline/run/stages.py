@@ -248,7 +248,7 @@ class RefineStage:
         try:
             with kill_process_after(job.cfg.runtime.item_timeout_s):
                 image = decode_image(item.data, job.cfg.decode) if item.data else None
-                truth_hw = self.judge.truth(item, height=scored.height, width=scored.width) if self.judge else None
+                truth_hw = self.judge.truth(scored) if self.judge else None
                 refinement = self.refiner(scored, image)
         except InputError as error:  # the image was decoded a stage ago: this node is out of memory
             return job.failed(item, read_failure(error))

@@ -14,8 +14,8 @@ from pipeline.config import JudgeConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.image import labels
 from pipeline.image.encode import brightness
-from pipeline.image.labels import Coding
-from pipeline.records import Failure, Image, Item, Judgement, Refinement, Row, UInt8
+from pipeline.image.labels import label_coding
+from pipeline.records import Failure, Image, Item, Judgement, Refinement, Row, Scored, UInt8
 from pipeline.score.metrics import count_judgement
 
 NETWORK = "network"
@@ -32,13 +32,12 @@ def answer_names(masks: str | None, engine: str) -> list[str]:
     return [NETWORK] if engine == "none" else [NETWORK, engine]
 
 
-def label_coding(cfg: JudgeConfig) -> Coding:
-    """Meaning of the values in label files, by the config."""
-    return Coding(cfg.labels_as, cfg.label_ids, cfg.ignored_colours)
-
-
-def read_truth(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, width: int) -> UInt8:
+def read_truth(
+    item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, width: int, orientation: int = 1
+) -> UInt8:
     """Label of an item: (height, width) uint8 class ids, the size of its upright image.
+
+    `orientation` is the EXIF orientation of the image file, 1 to 8.
 
     Raises:
         LabelError: the item has no label, or one that does not fit the image or the class map, or ignores every pixel;
@@ -49,7 +48,15 @@ def read_truth(item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, 
     if item.label.lstrip()[:1] == b"{":
         raise LabelError("the label holds only classes or boxes, which cannot be scored", hint="give labels of pixels")
     name = f"of {item.key}"
-    truth_hw = labels.decode_label(item.label, classes, name=name, height=height, width=width, coding=label_coding(cfg))
+    truth_hw = labels.decode_label(
+        item.label,
+        classes,
+        name=name,
+        height=height,
+        width=width,
+        coding=label_coding(cfg),
+        orientation=orientation,
+    )
     labels.check_used(truth_hw, classes, name=name)
     return truth_hw
 
@@ -90,9 +97,10 @@ class AnswerJudge:
     engine: str
     """Refine engine of the run; with `none` the network's answer is the only one."""
 
-    def truth(self, item: Item, *, height: int, width: int) -> UInt8:
-        """Label of an item, (height, width) class ids; raises LabelError as `read_truth`."""
-        return read_truth(item, self.cfg, self.classes, height=height, width=width)
+    def truth(self, scored: Scored) -> UInt8:
+        """Label of an image, (H, W) class ids; raises LabelError as `read_truth`."""
+        size = {"height": scored.height, "width": scored.width}
+        return read_truth(scored.item, self.cfg, self.classes, **size, orientation=scored.orientation)
 
     def __call__(self, row: Row, truth_hw: UInt8, refinement: Refinement, image: Image | None) -> Row:
         """The row with its columns `judgements` and `brightness`, None where the pixels were dropped."""

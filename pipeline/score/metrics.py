@@ -217,6 +217,12 @@ class Scores:
         """IoU of each class weighted by its share of the labels, (...)."""
         return _mean(self.iou, self.support * self._weights)
 
+    @cached_property
+    def classes_scored(self) -> Int64:
+        """Number of classes in the mean IoU, (...): those with an IoU and a weight above 0."""
+        scored: Int64 = (~np.isnan(self.iou) & (self._weights > 0)).sum(axis=-1)
+        return scored
+
     def mean(self, values: Float64) -> Float64:
         """Weighted mean of (..., K) scores over the classes that have one; NaN where none has."""
         return _mean(values, self._weights)

@@ -16,7 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,7 +30,10 @@ from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import ConfigError, InputError, NothingThere, StorageError
 from pipeline.image import channels as bands
 from pipeline.image import labels
-from pipeline.records import Bool, Int64, Item
+from pipeline.image.encode import mask_png
+from pipeline.image.labels import Coding
+from pipeline.records import Bool, Image, Int64, Item
+from pipeline.score.coverage import Coverage
 from pipeline.source.plan import plan_source, read_items
 from pipeline.source.shard import Shard
 from pipeline.store import objects
@@ -39,13 +42,15 @@ from pipeline.training import weak
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Version of the Arrow files' content; raised by hand when that changes."""
 
 _MAX_BYTES = int(bands.LIMITS.max_mib * 2**20)
 BATCH_BYTES = 64 * 2**20
 """Encoded bytes per record batch of an Arrow file: the memory of a thread that writes one."""
 _PROGRESS_S = 5.0
+_SHOWN = 5
+"""Images left out that the log names."""
 _THREADS = min(32, 2 * (os.cpu_count() or 1))
 """Shards read at once: one thread decodes while another waits for the store."""
 
@@ -57,6 +62,8 @@ _SCHEMA = pa.schema(
         ("label", pa.large_binary()),
         ("weak", pa.bool_()),
         ("counts", pa.list_(pa.int64())),
+        ("pixels", pa.int64()),  # of the upright image
+        ("orientation", pa.int8()),  # EXIF orientation of the image file
         ("digest", pa.binary(32)),
     ]
 )
@@ -70,7 +77,7 @@ class Example:
     image: bytes
     """The encoded image."""
     label: bytes
-    """PNG of class ids, or JSON of weak labels."""
+    """PNG of class ids, whatever the encoding in the source, or JSON of weak labels."""
 
 
 class Collection:
@@ -110,6 +117,17 @@ class Collection:
     def weak_n(self) -> Bool:
         """(N,) True where the label is weak."""
         return np.array(self._column("weak"), bool)
+
+    @property
+    def coverage(self) -> Coverage:
+        """Classes and ignored pixels of the labels that are not weak."""
+        pixels = np.array(self._column("pixels"), np.int64)[~self.weak_n].sum()
+        return Coverage(self._classes.names, self.counts_nk.sum(axis=0), int(pixels))
+
+    @cached_property
+    def turned(self) -> int:
+        """Number of images that EXIF turns or mirrors."""
+        return sum(orientation > 1 for orientation in self._column("orientation"))
 
     @cached_property
     def left_out(self) -> list[tuple[str, str]]:
@@ -179,6 +197,8 @@ def open_collection(
     cache: Path,
     where: str | None = None,
     channels: tuple[str, ...] = bands.RGB,
+    coding: Coding = labels.IDS,
+    max_left_out: float = 1.0,
 ) -> Collection:
     """Fetch and check every labelled image of some parts, or map the files already in the cache.
 
@@ -191,22 +211,27 @@ def open_collection(
         cache: local folder of the Arrow files.
         where: folder in the part, tar member or Parquet column of labels; default `labels`, `png`, `label`.
         channels: bands every image must have.
+        coding: meaning of the values in label files.
+        max_left_out: largest share of images that are left out, 0 to 1.
 
     Raises:
-        ConfigError: a part does not exist or has no labelled image.
+        ConfigError: a part does not exist or has no labelled image; more images are left out than `max_left_out`.
         LabelError: a label contradicts its image or the class map; names the label, the value and the count.
         StorageError: the store failed, or the cache cannot be written.
     """
+    coding.check(classes)
     urls = [data / part for part in parts]
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache):
-            files = [file for url in urls for file in _fetch_part(url, where, classes, channels, cache)]
+            files = [
+                file for url in urls for file in _fetch_part(url, where, _Checks(classes, channels, coding), cache)
+            ]
     except OSError as error:
         hint = "set --runtime.cache to a folder with free space"
         raise StorageError(f"the cache {cache} cannot be written: {error}", hint=hint) from error
     collection = Collection(files, classes)
-    _report(collection, f"{data}: {', '.join(parts)}")
+    _report(collection, f"{data}: {', '.join(parts)}", urls, where, max_left_out)
     return collection
 
 
@@ -218,26 +243,49 @@ def _locked(cache: Path) -> Iterator[None]:
         yield
 
 
-def _report(collection: Collection, name: str) -> None:
+def _report(collection: Collection, name: str, urls: Sequence[Url], where: str | None, max_left_out: float) -> None:
+    """Log what the collection holds and lacks; refuse one without an example, or with too many images left out."""
     counts = Counter(code for _, code in collection.left_out)
     left_out = ", ".join(f"{count} {code}" for code, count in sorted(counts.items())) or "none"
+    images = len(collection) + len(collection.left_out)
+    share = len(collection.left_out) / images if images else 0.0
+    hint = _missing_label_hint(collection, urls, where)
     if not len(collection):
-        raise ConfigError(f"{name} has no labelled image; left out: {left_out}", hint="check --sets.labels")
+        raise ConfigError(f"{name} has no labelled image; left out: {left_out}", hint=hint or "check --sets.labels")
+    if share > max_left_out:
+        message = f"{name}: {len(collection.left_out)} of {images} images are left out ({share:.1%}): {left_out}"
+        example = "for example {} ({})".format(*collection.left_out[0])
+        hint = f"{hint or example}; --sets.max-left-out-share {share:.2g} accepts it"
+        raise ConfigError(f"{message}; limit {max_left_out:.1%}", hint=hint)
     weak_images = collection.weak_n.sum()
-    log.info("%s: %d labelled images (%d weak); left out: %s", name, len(collection), weak_images, left_out)
+    turned = f"; EXIF turns {collection.turned}, whose labels must be upright too" if collection.turned else ""
+    log.info("%s: %d labelled images (%d weak); left out: %s%s", name, len(collection), weak_images, left_out, turned)
+    coverage = collection.coverage
+    if not collection.weak_n.any() and (coverage.unlabelled or coverage.ignored_share):
+        log.log(logging.WARNING if coverage.unlabelled else logging.INFO, "%s: %s", name, coverage)
+    for key, code in collection.left_out[:_SHOWN]:
+        log.warning("%s: left out %s: %s", name, key, code)
 
 
-def _fetch_part(
-    url: Url, where: str | None, classes: ClassMap, channels: tuple[str, ...], cache: Path
-) -> Iterator[Path]:
+def _missing_label_hint(collection: Collection, urls: Sequence[Url], where: str | None) -> str | None:
+    """Hint on labels that are there under another name or format; None when none is, or labels are no files."""
+    bare = [key for key, code in collection.left_out if code == "label_missing"]
+    for url in urls if bare else []:
+        with suppress(NothingThere):
+            paths = (file.path for file in objects.list_files(url / (where or "labels")))
+            if text := labels.misnamed_label(bare, paths):
+                return text
+    return None
+
+
+def _fetch_part(url: Url, where: str | None, checks: "_Checks", cache: Path) -> Iterator[Path]:
     """Yield the Arrow file of every shard of a part, in order."""
     cfg, shards, versions = _layout(url, where)
-    checks = _Checks(cfg, classes, channels)
-    files = [cache / f"{shard.id}-{checks.digest(shard, versions)}.arrow" for shard in shards]
+    files = [cache / f"{shard.id}-{checks.digest(cfg, shard, versions)}.arrow" for shard in shards]
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="collection")
     last = time.monotonic()
     try:
-        for done, file in enumerate(pool.map(partial(_fetch_shard, checks), shards, files), start=1):
+        for done, file in enumerate(pool.map(partial(_fetch_shard, checks, cfg), shards, files), start=1):
             if time.monotonic() - last > _PROGRESS_S:
                 log.info("%s: %d of %d shards fetched and checked", url, done, len(shards))
                 last = time.monotonic()
@@ -288,14 +336,15 @@ def _shards(url: Url, cfg: ReadConfig) -> list[Shard]:
 class _Checks:
     """Checks of an image against its channels and of a label against the class map."""
 
-    cfg: ReadConfig
     classes: ClassMap
     channels: tuple[str, ...]
+    coding: Coding
 
-    def digest(self, shard: Shard, versions: dict[str, str]) -> str:
+    def digest(self, cfg: ReadConfig, shard: Shard, versions: dict[str, str]) -> str:
         """Hash of everything, except the shard's id, that its Arrow file depends on: 16 hex digits."""
         members = [versions.get(labels.label_stem(member.path)) for member in shard.members()]
-        facts = [VERSION, self.cfg.model_dump(), self.classes.model_dump(), self.channels, members]
+        coding = [self.coding.kind, sorted(self.coding.ids.items()), self.coding.ignored]
+        facts = [VERSION, cfg.model_dump(), self.classes.model_dump(), self.channels, members, coding]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def row(self, item: Item) -> dict[str, Any]:
@@ -311,19 +360,23 @@ class _Checks:
             image = bands.decode_channels(item.data, self.channels)
         except InputError as error:
             return out | {"code": error.code}
-        counts = self._counts(item, item.label, image.height, image.width)
+        label, counts = self._label(item.label, item.key, image)
         digest = hashlib.sha256(hashlib.sha256(item.data).digest() + item.label).digest()
-        example = {"image": item.data, "label": item.label, "weak": is_weak(item.label)}
-        return out | example | {"counts": counts, "digest": digest}
+        size = {"pixels": image.height * image.width, "orientation": image.orientation}
+        example = {"image": item.data, "label": label, "weak": is_weak(label)}
+        return out | example | size | {"counts": counts, "digest": digest}
 
-    def _counts(self, item: Item, label: bytes, height: int, width: int) -> list[int]:
-        """Pixels of each class; zeros for a weak label, which is parsed to check it."""
+    def _label(self, label: bytes, key: str, image: Image) -> tuple[bytes, list[int]]:
+        """Label as class ids and pixels of each class; zeros for a weak label, which is parsed to check it."""
+        name, size = label_name(key), {"height": image.height, "width": image.width}
         if is_weak(label):
-            weak.parse_weak_label(label, self.classes, name=label_name(item.key), height=height, width=width)
-            return [0] * len(self.classes)
-        label_hw = labels.decode_label(label, self.classes, name=label_name(item.key), height=height, width=width)
+            weak.parse_weak_label(label, self.classes, name=name, **size)
+            return label, [0] * len(self.classes)
+        label_hw = labels.decode_label(
+            label, self.classes, name=name, **size, coding=self.coding, orientation=image.orientation
+        )
         counts: list[int] = np.bincount(label_hw.ravel(), minlength=256)[: len(self.classes)].tolist()
-        return counts
+        return (label if self.coding == labels.IDS else mask_png(label_hw, self.classes)), counts
 
 
 def label_name(key: str) -> str:
@@ -336,14 +389,14 @@ def is_weak(label: bytes) -> bool:
     return label.lstrip()[:1] == b"{"
 
 
-def _fetch_shard(checks: _Checks, shard: Shard, file: Path) -> Path:
+def _fetch_shard(checks: _Checks, cfg: ReadConfig, shard: Shard, file: Path) -> Path:
     """Write the Arrow file of a shard unless it exists; the rename makes it appear whole."""
     if file.exists():
         return file
     temporary = file.with_suffix(f".tmp-{uuid.uuid4().hex}")
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for batch in _batches(map(checks.row, read_items(shard, checks.cfg, max_bytes=_MAX_BYTES))):
+            for batch in _batches(map(checks.row, read_items(shard, cfg, max_bytes=_MAX_BYTES))):
                 writer.write_batch(batch)
         temporary.replace(file)
     finally:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import Scale
+from pipeline.config import LabelsConfig, Scale
 from pipeline.models.normalisation import IMAGENET
 from pipeline.store.url import Url
 
@@ -32,8 +32,10 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class SetsConfig(_Frozen):
+class SetsConfig(LabelsConfig):
     """Parts of the data to train and validate on. A part holds images/ and labels/, or tars, or Parquet files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     train: tuple[str, ...] = Field(("train",), min_length=1, description="Training parts, relative to --data.")
     validation: str = Field(
@@ -44,6 +46,12 @@ class SetsConfig(_Frozen):
     )
     labels: str | None = Field(
         None, description="Label folder, tar member or Parquet column; default: labels, png, label."
+    )
+    max_left_out_share: _Share = Field(
+        0.01, description="Largest share of images left out, undecodable or without a label; more stops the run."
+    )
+    max_ignored_share: _Share = Field(
+        0.95, description="Largest share of ignored pixels in the training labels; more stops the run."
     )
 
 
@@ -300,6 +308,16 @@ class TrainConfig(_Frozen):
             configs.append(_apply_phase(configs[-1], phase))
         return tuple(configs)
 
+    def weight_settings(self) -> dict[str, Any]:
+        """Settings that can change the weights, as plain data."""
+        plain = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
+        for name in ("max_left_out_share", "max_ignored_share"):
+            plain["sets"].pop(name)
+        for name, field in LabelsConfig.model_fields.items():  # runs begun before there were these are continued
+            if getattr(self.sets, name) == field.default:
+                plain["sets"].pop(name)
+        return plain
+
     def fingerprint(self, *, data: str, initial: str | None, classes: Any) -> str:
         """Hash everything that can change the weights: 64 hex digits.
 
@@ -308,7 +326,7 @@ class TrainConfig(_Frozen):
             initial: SHA-256 of the initial checkpoint; None: from scratch.
             classes: the class map as plain data.
         """
-        facts = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
+        facts = self.weight_settings()
         facts["network"].pop("initial")
         facts |= {"data": data, "initial": initial, "classes": classes, "code": TRAINING_CODE_VERSION}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -23,6 +23,7 @@ from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.score.coverage import mean_over
 from pipeline.score.metrics import Scores
 from pipeline.training import losses, schedule, start, state
 from pipeline.training.config import TrainConfig
@@ -245,7 +246,8 @@ def validate_learner(run: TrainingRun, learner: Learner, run_state: RunState) ->
     point = Point(run_state.step, score_curves(result.scores, run.classes) | {"validation/seconds": seconds})
     run_state.history.append(point)
     if run.group.leads:
-        log.info("step %d: validation mIoU %.4f, in %.1f s", run_state.step, miou, seconds)
+        over = mean_over(result.scores, run.classes.names)
+        log.info("step %d: validation mIoU %.4f%s, in %.1f s", run_state.step, miou, over, seconds)
         run.tracker.scalars(run_state.step, point.values)
         run.tracker.images(run_state.step, result.samples)
     if miou <= run_state.best_miou:

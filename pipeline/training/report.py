@@ -59,6 +59,7 @@ def render_training(
         next_commands: shell commands to run next.
     """
     best = _validation_at(history, best_step)
+    per_class = _per_class(best, classes)
     with mpl.rc_context(plots.STYLE):
         curves = [_loss(history, phases), _learning_rate(history, phases), _validation(history, best_step, phases)]
     return frame.load_template("training/report").render(
@@ -70,7 +71,8 @@ def render_training(
         speed=_mean(history, "speed/images_per_s"),
         data_wait=_mean(history, "speed/data_wait"),
         plots=curves,
-        per_class=_per_class(best, classes),
+        per_class=per_class,
+        scored=sum(score.iou is not None for score in per_class),
         cards=predictions.prediction_cards(samples, classes, budget=_PAGE_BYTES),
         wrong=predictions.WRONG_COLOUR,
         classes=classes,

@@ -20,12 +20,13 @@ from pydantic import JsonValue, ValidationError
 from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
+from pipeline.image.labels import label_coding
 from pipeline.models import checkpoint
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import state, tracker
 from pipeline.training.collection import Collection, open_collection
-from pipeline.training.config import TRAINING_CODE_VERSION, UNFINGERPRINTED, TrainConfig
+from pipeline.training.config import TRAINING_CODE_VERSION, TrainConfig
 from pipeline.training.ranks import Group
 from pipeline.training.tracker import Tracker
 
@@ -83,6 +84,8 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         "validation_images": len(validation),
         "seed": cfg.seed,
     }
+    if unlabelled := validation.coverage.unlabelled:
+        facts["validation_unlabelled"] = list[JsonValue](unlabelled)
     kind = cfg.runtime.tracker if group.leads else "none"
     first_step = max(state.saved_steps(cfg.output_url), default=0)
     return TrainingRun(
@@ -128,15 +131,16 @@ def training_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
     """Open the training collection of a phase: its parts, without the validation split.
 
     Raises:
-        ConfigError: every pixel of its labels is ignored.
+        LabelError: one class alone occurs in its labels, or more pixels are ignored than `sets.max_ignored_share`.
     """
     examples = _open(cfg, cfg.sets.train, classes)
+    if not examples.weak_n.any():
+        ignored = cfg.sets.max_ignored_share
+        examples.coverage.check(max_ignored=ignored, classes=classes, option="--sets.label-ids")
     if cfg.overfit:
         examples = examples.subset(range(min(cfg.overfit, len(examples))))
     elif not cfg.sets.validation:
         examples = examples.split(cfg.sets.validation_share)[0]
-    if not examples.weak_n.any() and not examples.counts_nk.any():
-        raise ConfigError("every pixel of the training labels is ignored", hint="check ignore_id of the class map")
     return examples
 
 
@@ -163,7 +167,14 @@ def validation_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
 def _open(cfg: TrainConfig, parts: tuple[str, ...], classes: ClassMap) -> Collection:
     cache = Path(cfg.runtime.cache or Path(tempfile.gettempdir()) / f"atrous-data-{os.getuid()}")
     return open_collection(
-        Url(cfg.data), parts, classes=classes, cache=cache, where=cfg.sets.labels, channels=cfg.network.channels
+        Url(cfg.data),
+        parts,
+        classes=classes,
+        cache=cache,
+        where=cfg.sets.labels,
+        channels=cfg.network.channels,
+        coding=label_coding(cfg.sets),
+        max_left_out=cfg.sets.max_left_out_share,
     )
 
 
@@ -172,7 +183,7 @@ def _open(cfg: TrainConfig, parts: tuple[str, ...], classes: ClassMap) -> Collec
 
 def settings(cfg: TrainConfig) -> dict[str, Any]:
     """Every setting that can change the weights, by dotted path."""
-    return dict(_leaves(cfg.model_dump(mode="json", exclude=UNFINGERPRINTED)))
+    return dict(_leaves(cfg.weight_settings()))
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -67,7 +67,14 @@ def write_training_report(opened: TrainingRun, run_state: RunState) -> None:
         phases=dict(zip(["first", *(phase.name for phase in cfg.then)], opened.ends, strict=True)),
         samples=samples,
         classes=opened.classes,
-        facts={name: str(value) for name, value in opened.about.items()},
+        facts=_facts(opened),
         next_commands=[f"python -m jobs.segment_dataset --checkpoint {cfg.output_url} --source ... --output ..."],
     )
     objects.put(cfg.output_url / "report/index.html", page.encode())
+
+
+def _facts(opened: TrainingRun) -> dict[str, str]:
+    """Facts about the run for the report, and about its labels where none is weak."""
+    facts = {name: str(value) for name, value in opened.about.items()}
+    sets = {"training labels": opened.training[opened.cfg.sets.train], "validation labels": opened.validation}
+    return facts | {name: str(examples.coverage) for name, examples in sets.items() if not examples.weak_n.any()}

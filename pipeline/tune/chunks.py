@@ -138,7 +138,14 @@ def _is_usable(item: Item, png: bytes, url: Url, job: Job, problems: ChunkProble
         return False
     try:
         image = decode_image(item.data, job.cfg.decode)
-        labels.decode_label(png, job.classes, name=str(url), height=image.height, width=image.width)
+        labels.decode_label(
+            png,
+            job.classes,
+            name=str(url),
+            height=image.height,
+            width=image.width,
+            orientation=image.orientation,
+        )
     except InputError as error:
         problems.left_out.append((item.key, read_failure(error).code))
         return False

@@ -60,12 +60,15 @@ def find_labels(cfg: TuneConfig, plan: Plan) -> dict[str, Url]:
         ConfigError: fewer images have a label than there are folds.
     """
     folder = Url(cfg.labels)
-    names = labels.by_stem(file.path for file in objects.list_files(folder))
+    paths = [file.path for file in objects.list_files(folder)]
+    names = labels.by_stem(paths)
     keys = [member.key for shard in plan.shards for member in shard.members()[: shard.max_rows]]
     labelled = [key for key in keys if labels.label_stem(key) in names]
     log.info("%d image(s), %d label file(s), %d image(s) with a label", len(keys), len(names), len(labelled))
     if len(labelled) < search.FOLDS:
-        hint = "a label has the name of its image: images/a/1.jpg and labels/a/1.png"
+        bare = (key for key in keys if labels.label_stem(key) not in names)
+        usual = "a label has the name of its image: images/a/1.jpg and labels/a/1.png"
+        hint = labels.misnamed_label(bare, paths) or usual
         raise ConfigError(
             f"{len(labelled)} of {len(keys)} image(s) have a label, a search needs at least {search.FOLDS}", hint=hint
         )

@@ -8,10 +8,12 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.classes import ClassMap
 from pipeline.redact import redact
+from pipeline.score.coverage import mean_over
 from pipeline.store import objects
 from pipeline.tune import chunks, report
 from pipeline.tune.chunks import SearchOutcome
@@ -53,6 +55,8 @@ def write_search(
         left_out: (key, reason) of images that took no part.
         facts: see `search_facts`.
     """
+    over = mean_over(outcome.none.scores, classes.names)
+    facts = {**facts, "mean IoU": over.strip()} if over else facts
     params = chunks.params_yaml(outcome, cfg.refine, facts=facts)
     page = report.render_search(outcome, classes=classes, left_out=left_out, facts=facts, params=params)
     table = io.BytesIO()
@@ -63,7 +67,7 @@ def write_search(
     for contender in outcome.contenders:
         gain = contender.gain
         shown = "" if gain is None else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-        log.info("%-32s mean IoU %.4f %s", contender.name, contender.result.mean_iou, shown)
+        log.info("%-32s mean IoU %.4f%s %s", contender.name, contender.result.mean_iou, over, shown)
     if unrefined := sum(result.notes.total() for result in outcome.results):
         log.warning("%d mask(s) were counted without refinement, since it failed or timed out", unrefined)
     log.info("look here first: %s", cfg.output_url / "report/index.html")
@@ -85,6 +89,9 @@ def search_summary(cfg: TuneConfig, outcome: SearchOutcome, left_out: Sequence[t
         "images": outcome.none.images,
         "left_out": dict(Counter(reason for _, reason in left_out)),
         "candidates": len(outcome.results) - 1,
+        "classes": outcome.none.scores.counts.shape[-2],
+        "classes_scored": int(outcome.none.scores.classes_scored),
+        "classes_labelled": int(np.count_nonzero(outcome.none.scores.support)),
         "mean_iou_without": round(outcome.none.mean_iou, 5),
         "mean_iou_best": round(outcome.best.mean_iou, 5),
         **{name: [round(end, 5) for end in (gain.value, gain.low, gain.high)] for name, gain in gains.items()},

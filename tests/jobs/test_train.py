@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from jobs import train, training_run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LabelError
 from pipeline.models import checkpoint
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -183,10 +183,20 @@ def test_a_search_refuses_passes_without_an_image(data, tmp_path, caplog):
     assert "--optimise.batch 2 is too small" in caplog.text
 
 
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_labels_that_are_all_ignored_are_refused(tmp_path, part):
+@pytest.mark.parametrize("flags", [{}, {"overfit": 2}])
+@pytest.mark.parametrize("value", [0, 255])
+def test_training_labels_of_one_class_or_none_are_refused_with_the_remedy(tmp_path, value, flags):
     data = training_runs.write_data(tmp_path / "data")
-    for path in (data / part / "labels").iterdir():
+    for path in (data / "train" / "labels").iterdir():
+        Image.fromarray(np.full((40, 40), value, np.uint8)).save(path)
+    with pytest.raises(LabelError, match=r"labels of [01] of 3 classes, none of: ") as refusal:
+        run.open_run(config(data, tmp_path / "run", **flags), Group(), about={})
+    assert "--sets.label-ids 0 0 255 1" in refusal.value.hint
+
+
+def test_validation_labels_that_are_all_ignored_are_refused(tmp_path):
+    data = training_runs.write_data(tmp_path / "data")
+    for path in (data / "val" / "labels").iterdir():
         Image.fromarray(np.full((40, 40), 255, np.uint8)).save(path)
     with pytest.raises(ConfigError, match="is ignored"):
         run.open_run(config(data, tmp_path / "run"), Group(), about={})

@@ -1,5 +1,7 @@
 """Synthetic evaluations: networks of a given quality on the same images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -49,6 +51,9 @@ def evaluation(
         {
             "key": [f"drive_{index // 10:02d}/{index:04d}.jpg" for index in range(images)],
             "source_etag": [f"etag-{index}" for index in range(images)],
+            "height": 1,
+            "width": counts_nkk.sum(axis=(1, 2)),  # every pixel is labelled
+            "orientation": 1,
             "class_pixels": list(counts_nkk[:, :, :K].sum(axis=1)),
             "confidence": np.random.default_rng([seed, 5]).uniform(0.7, 0.99, images),
             "entropy": np.random.default_rng([seed, 6]).uniform(0.05, 0.4, images),
@@ -79,3 +84,14 @@ def evaluation(
         "seconds": {"infer": 12.0, "refine": 30.0},
     }
     return Evaluation(**(facts | changes))  # type: ignore[arg-type]
+
+
+def without_class(whole: Evaluation, name: str) -> Evaluation:
+    """The evaluation with every pixel of one class, labelled or answered, made an ignored one."""
+    index = NAMES.index(name)
+    answers = {}
+    for answer in whole.answers.values():
+        table = answer.counts_nkk.copy()
+        table[:, index], table[:, :, index] = 0, 0
+        answers[answer.name] = replace(answer, counts_nkk=table)
+    return replace(whole, answers=answers)

@@ -10,7 +10,7 @@ from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import estimate
 from pipeline.store.url import Url
 from tests import ROOT
-from tests.support.evaluations import CLASSES, NAMES, evaluation
+from tests.support.evaluations import CLASSES, NAMES, evaluation, without_class
 
 EXAMPLE = ROOT / "jobs/configs/gates.yaml"
 
@@ -225,3 +225,13 @@ def test_a_wrong_setting_is_named(tmp_path, text, says):
 def test_gates_that_ask_for_something_else_have_another_fingerprint():
     assert gates().fingerprint() == gates().fingerprint()
     assert gates().fingerprint() != gates(floors={"crop": 0.1}).fingerprint()
+
+
+def test_every_check_of_a_mean_over_fewer_classes_says_over_how_many() -> None:
+    few = without_class(evaluation(), "stone")
+    checks = apply_gates(few, gates(metrics={"mean_iou": {"floor": 0.1}}, floors={"weed": 0.1})).checks
+    texts = {check.name: check.says for check in checks}
+    assert " over 3 of 4 classes, no label of: stone, floor" in texts["mean_iou floor"]
+    assert "classes" not in texts["weed floor"]
+    compared = against(few, without_class(evaluation(network=1), "stone"))
+    assert " over 3 of 4 classes, no label of: stone, interval" in {c.name: c.says for c in compared.checks}["mean_iou"]

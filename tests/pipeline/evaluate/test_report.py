@@ -209,6 +209,14 @@ def test_the_page_is_whole_by_itself_and_its_ids_are_its_own():
     assert text == full(judged()), "the same evaluation has the same page"
 
 
+def test_a_mean_over_fewer_classes_says_so_in_the_headline():
+    few = evaluations.without_class(evaluations.evaluation(), "stone")
+    scored = {name: scoring.score_answer(answer, few.classes, (), CFG) for name, answer in few.answers.items()}
+    text = Outline(page(ScoredSetting(few, scored))).text
+    assert "% mean IoU over 3 of 4 classes, no label of: stone" in text
+    assert str(few.coverage) in text
+
+
 def test_an_evaluation_of_nothing_has_a_page():
     one = judged(images=1).evaluation
     nothing = {name: replace(each, counts_nkk=each.counts_nkk[:0], reliability=np.zeros((256, 2), np.int64))

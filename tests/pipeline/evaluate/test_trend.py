@@ -13,7 +13,7 @@ from pipeline.evaluate.trend import group_series
 from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.metrics import Interval
 from tests.pipeline.evaluate.test_history import BAD, GATES, NOON
-from tests.support.evaluations import NAMES, evaluation
+from tests.support.evaluations import NAMES, evaluation, without_class
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>$x_1$"
 
@@ -87,3 +87,10 @@ def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
     assert ">class 7<" in page
     assert ">class 149<" in page
     assert "The 40 classes that changed most, of 150." in page
+
+
+def test_a_mean_over_fewer_classes_says_over_how_many() -> None:
+    now = without_class(evaluation(25), "stone")
+    page = trend.render_trend(history_entries(now, time=NOON, command="", source=""))
+    assert page.count("over 3 of 4 classes") == 2
+    assert "of 4 classes</small>" not in trend.render_trend(DAYS)

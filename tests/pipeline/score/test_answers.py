@@ -42,7 +42,7 @@ def scene(engine: str):
 def test_judging_adds_counts_of_every_answer_and_the_brightness_and_nothing_else(engine: str, names: list[str]) -> None:
     scored, label_hw, image, refinement, row = scene(engine)
     judge = AnswerJudge(JudgeConfig(), CLASSES, engine)
-    truth_hw = judge.truth(scored.item, height=HEIGHT, width=WIDTH)
+    truth_hw = judge.truth(scored)
     judged = judge(row, truth_hw, refinement, image)
     np.testing.assert_array_equal(truth_hw, label_hw)
     assert judged.judgements == judgements_of(label_hw, refinement, JudgeConfig(), CLASSES, engine=engine)
@@ -63,5 +63,5 @@ def test_without_the_image_an_answer_is_counted_and_its_brightness_is_unknown() 
 def test_a_label_of_another_size_is_refused_before_anything_is_counted() -> None:
     scored, *_ = scene("none")
     with pytest.raises(LabelError) as caught:
-        AnswerJudge(JudgeConfig(), CLASSES, "none").truth(scored.item, height=HEIGHT, width=WIDTH + 1)
+        AnswerJudge(JudgeConfig(), CLASSES, "none").truth(replace(scored, width=WIDTH + 1))
     assert caught.value.code == "label_size"

@@ -14,6 +14,7 @@ from PIL import Image as PilImage
 
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, LabelError, StorageError
+from pipeline.image.labels import Coding
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import collection
@@ -93,6 +94,72 @@ def test_what_is_left_out_is_named_with_its_code(tmp_path):
     found = open_in(tmp_path)
     assert found.keys == ["fine.png"]
     assert dict(found.left_out) == {"bare.png": "label_missing", "cut.png": "truncated", "text.png": "not_an_image"}
+
+
+def test_more_images_left_out_than_allowed_stop_the_run_and_the_message_has_reasons_and_share(tmp_path):
+    image, label = example(0)
+    examples = {str(index): (image, label) for index in range(6)}
+    put_folder(Url(str(tmp_path / "part")), examples | {"bare": (image, None), "text": (b"text", label)})
+    assert len(open_in(tmp_path, max_left_out=0.25)) == 6
+    with pytest.raises(
+        ConfigError, match=r"2 of 8 images are left out \(25.0%\): 1 label_missing, 1 not_an_image"
+    ) as stop:
+        open_in(tmp_path, max_left_out=0.24)
+    assert "--sets.max-left-out-share 0.25 accepts it" in stop.value.hint
+
+
+@pytest.mark.parametrize("name", ["1.tif", "1.jpg", "1_mask.png", "mask_1.png", "deep/1.png"])
+def test_labels_of_another_format_or_name_are_named_in_the_hint(name, tmp_path):
+    url = Url(str(tmp_path / "part"))
+    objects.put(url / "images/1.png", example(0)[0])
+    objects.put(url / "labels" / name, example(0)[1])
+    objects.put(url / "labels/12.tif", b"of another image")
+    with pytest.raises(ConfigError, match="1 label_missing") as stop:
+        open_in(tmp_path)
+    assert f"found {name}" in stop.value.hint
+
+
+@pytest.mark.parametrize("put", [put_folder, put_tar, put_parquet])
+def test_labels_in_other_values_or_in_colours_become_class_ids(put, tmp_path):
+    ids = {name: np.array(PilImage.open(io.BytesIO(label))) for name, (_, label) in EXAMPLES.items()}
+    colours = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9]], np.uint8)
+    coloured = ClassMap.model_validate(
+        {"name": "three", "classes": [{"name": n, "colour": c} for n, c in zip("abc", colours.tolist(), strict=True)]}
+    )
+    stored = {
+        "values": ({name: png(label * 100) for name, label in ids.items()}, Coding(ids={0: 0, 100: 1, 200: 2})),
+        "colours": ({name: png(colours[label]) for name, label in ids.items()}, Coding("colours")),
+    }
+    for part, (files, coding) in stored.items():
+        put(Url(str(tmp_path / part)), {name: (EXAMPLES[name][0], label) for name, label in files.items()})
+        found = open_collection(Url(str(tmp_path)), (part,), classes=coloured, cache=tmp_path / "cache", coding=coding)
+        for index, label in enumerate(ids.values()):
+            np.testing.assert_array_equal(PilImage.open(io.BytesIO(found[index].label)), label)
+
+
+def test_classes_without_a_pixel_and_the_ignored_share_are_known(tmp_path, caplog):
+    label = np.zeros(SIZE, np.uint8)
+    label[:3] = 255
+    put_folder(Url(str(tmp_path / "part")), {"1": (example(0)[0], png(label))})
+    coverage = open_in(tmp_path).coverage
+    assert coverage.unlabelled == ["weed", "crop"]
+    assert coverage.ignored_share == 0.25
+    assert "labels of 1 of 3 classes, none of: weed, crop; 25.0% of their pixels are ignored" in caplog.text
+
+
+def test_photos_that_exif_turns_are_counted_and_a_label_in_their_stored_frame_says_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    exif = PilImage.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    PilImage.new("RGB", SIZE[::-1]).save(out, "JPEG", exif=exif)
+    put_folder(Url(str(tmp_path / "part")), {"1": (out.getvalue(), png(np.zeros(SIZE[::-1], np.uint8)))})
+    assert open_in(tmp_path).turned == 1
+    assert "EXIF turns 1, whose labels must be upright too" in caplog.text
+    put_folder(Url(str(tmp_path / "raw")), {"1": (out.getvalue(), png(np.zeros(SIZE, np.uint8)))})
+    with pytest.raises(LabelError, match="12x16 pixels as the photo is stored, not as it is shown") as stop:
+        open_in(tmp_path, "raw")
+    assert "EXIF orientation 6" in stop.value.hint
 
 
 def test_weak_labels_stand_beside_full_ones(tmp_path):

@@ -9,6 +9,9 @@ REQUIRED = {"data": "data", "output": "out"}
 # Every setting there is, by its dotted path, with a value that is not the default. A new setting fails the tests until
 # it stands in one of these two tables.
 CHANGES_WEIGHTS = {
+    "sets.labels_as": "colours",
+    "sets.label_ids": {255: 1},
+    "sets.ignored_colours": [[1, 2, 3]],
     "seed": 1,
     "overfit": 3,
     "batch_norm": "frozen",
@@ -85,6 +88,8 @@ CHANGES_WEIGHTS = {
     "validation.samples": 1,
 }
 CHANGES_NO_WEIGHTS = {
+    "sets.max_left_out_share": 0.5,
+    "sets.max_ignored_share": 0.5,
     "data": "copied",  # its content counts, not its address
     "output": "elsewhere",
     "classes": "own.yaml",  # its content counts, not its address
