@@ -18,14 +18,14 @@ def check_apart(sources: Sequence[Url], output: Url) -> None:
         ConfigError: the output is inside a source; names both.
     """
     for source in sources:
-        if _place(output).startswith(_place(source)):
+        if _folder(output).startswith(_folder(source)):
             message = f"the output {output} lies inside the source {source}"
             raise ConfigError(message, hint="choose an --output beside the source")
 
 
-def _place(url: Url) -> str:
-    """Normalised text of a folder, ending in a slash."""
-    return (os.path.abspath(url.raw) if url.scheme == "file" else url.raw).rstrip("/") + "/"
+def _folder(url: Url) -> str:
+    """The place of a folder, ending in a slash."""
+    return url.place.rstrip("/") + "/"
 
 
 def check_output(url: Url) -> None:

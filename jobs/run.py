@@ -13,6 +13,7 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import distributions
 
@@ -23,7 +24,7 @@ from infra.progress import Reporter
 from jobs import command_line
 from pipeline import classes
 from pipeline.classes import ClassMap
-from pipeline.config import EvaluateConfig, JudgeConfig, SegmentConfig
+from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, SegmentConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
@@ -76,6 +77,8 @@ class Run:
     """Rules of the comparison of masks with labels; None when nothing is scored."""
     masks: Url | None = None
     """Existing masks, scored in place of a network's."""
+    older_url: Url | None = None
+    """Folder that the code version before this one gives the same command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +100,13 @@ def identify(cfg: SegmentConfig) -> Run:
     checkpoint.check_classes(model.card, class_map)
     checkpoint.check_bands(model.card, BANDS)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # raises for a stride that the network does not have
-    fingerprint = cfg.fingerprint(model_sha256=model.sha256, classes=class_map.model_dump(mode="json"))
-    return Run(cfg, class_map, model, model.sha256, fingerprint, run_url(Url(cfg.output), fingerprint))
+    return _named(Run(cfg, class_map, model, model.sha256, fingerprint="", url=Url(cfg.output)))
 
 
 def identify_labelled(cfg: EvaluateConfig, data_sha256: str) -> Run:
     """Name the run that scores a checkpoint's masks, or existing ones, on labelled images of this digest."""
     run = identify_masks(cfg) if cfg.masks else identify(cfg)
-    fingerprint = hashlib.sha256(f"{run.fingerprint} {data_sha256}".encode()).hexdigest()
-    return replace(run, fingerprint=fingerprint, url=run_url(Url(cfg.output), fingerprint), judge=cfg.judge)
+    return replace(_named(run, data_sha256), judge=cfg.judge)
 
 
 def identify_masks(cfg: EvaluateConfig) -> Run:
@@ -118,8 +119,21 @@ def identify_masks(cfg: EvaluateConfig) -> Run:
         raise ConfigError(f"the masks have other classes: {'; '.join(lines[:3])}", hint="leave --classes unset")
     if class_map is None:
         raise ConfigError(f"{url} is a folder of PNGs, which names no classes", hint="give --classes")
-    fingerprint = cfg.fingerprint(model_sha256=sha256, classes=class_map.model_dump(mode="json"))
-    return Run(cfg, class_map, None, sha256, fingerprint, run_url(Url(cfg.output), fingerprint), masks=url)
+    return _named(Run(cfg, class_map, None, sha256, fingerprint="", url=Url(cfg.output), masks=url))
+
+
+def _named(run: Run, data_sha256: str = "") -> Run:
+    """The run with its fingerprint and folder; with `data_sha256`, of the labelled images that it scores."""
+
+    def fingerprint(place: Callable[[str], str], code: int) -> str:
+        facts = run.classes.model_dump(mode="json")
+        segmented = run.cfg.fingerprint(model_sha256=run.sha256, classes=facts, place=place, code=code)
+        return hashlib.sha256(f"{segmented} {data_sha256}".encode()).hexdigest() if data_sha256 else segmented
+
+    output = Url(run.cfg.output)
+    named = fingerprint(lambda text: Url(text).place, CODE_VERSION)
+    older = fingerprint(str, CODE_VERSION - 1)
+    return replace(run, fingerprint=named, url=run_url(output, named), older_url=run_url(output, older))
 
 
 def run_url(output: Url, fingerprint: str) -> Url:
@@ -138,6 +152,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         log.info("files that are no input: %s", dict(plan.ignored))
     for warning in plan.warnings:
         log.warning("%s", warning)
+    _warn_of_older_run(run)
     finished = manifest.read_manifest(run.url)
     if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
         log.info("nothing to do: every row of this run is committed")
@@ -155,6 +170,15 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
             write_report(run, outcome)
         manifest.mark_finished(run.url)
     return outcome
+
+
+def _warn_of_older_run(run: Run) -> None:
+    """Warn when the same command was begun with the code version before this one, whose run is not continued."""
+    if run.older_url and objects.exists(run.older_url / "_run/config.yaml"):
+        log.warning(
+            "%s is of an earlier version, whose masks of some TIFFs differ: it is not continued, this is a new run",
+            run.older_url,
+        )
 
 
 def size_of(plan: Plan) -> str:

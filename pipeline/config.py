@@ -7,6 +7,7 @@ are part of the fingerprint; those that cannot (worker counts, log format, progr
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from pipeline.errors import ConfigError
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Version of the code that makes masks, part of the fingerprint: raise it by hand when a code change alters masks."""
 
 _Channel = Annotated[int, Field(ge=0, le=255)]
@@ -212,12 +213,16 @@ class SegmentConfig(_Frozen):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    def fingerprint(self, *, model_sha256: str, classes: Any) -> str:
+    def fingerprint(
+        self, *, model_sha256: str, classes: Any, place: Callable[[str], str] = str, code: int = CODE_VERSION
+    ) -> str:
         """Hash of everything that can change a mask: SHA-256, 64 hex digits.
 
         Args:
             model_sha256: digest of the checkpoint's weights and card.
             classes: the class map in use, as plain data.
+            place: one spelling of a place, so that `s`, `./s` and its absolute path are one source.
+            code: version of the code; an earlier one names the run that this version does not continue.
         """
         hashed = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
         hashed["read"].pop("slice_images")
@@ -225,7 +230,8 @@ class SegmentConfig(_Frozen):
         if self.read.key_column is None:  # keeps the fingerprint of runs that began before this setting existed
             hashed["read"].pop("key_column")
         hashed["infer"].pop("batch")
-        hashed |= {"source": self.source, "model": model_sha256, "classes": classes, "code": CODE_VERSION}
+        sources = [place(source) for source in self.source]
+        hashed |= {"source": sources, "model": model_sha256, "classes": classes, "code": code}
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
@@ -344,10 +350,12 @@ class EvaluateConfig(SegmentConfig):
         except ValidationError as error:
             raise explain(error, origin=f"the setting {title!r}") from error
 
-    def fingerprint(self, *, model_sha256: str, classes: Any) -> str:
+    def fingerprint(
+        self, *, model_sha256: str, classes: Any, place: Callable[[str], str] = str, code: int = CODE_VERSION
+    ) -> str:
         """Hash of the segmentation's fingerprint and of everything that can change a count."""
-        masks = super().fingerprint(model_sha256=model_sha256, classes=classes)
-        counted = [masks, self.judge.model_dump(mode="json"), self.masks]
+        segmented = super().fingerprint(model_sha256=model_sha256, classes=classes, place=place, code=code)
+        counted = [segmented, self.judge.model_dump(mode="json"), place(self.masks) if self.masks else None]
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 

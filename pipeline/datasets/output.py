@@ -84,6 +84,8 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
         return
     stored = yaml.safe_load(objects.read_bytes(url))
     settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
+    if Url(str(stored.get("root"))).place == Url(cfg.root).place:
+        settings["root"] = stored["root"]  # spelled otherwise
     other = [
         f"{name}: {stored.get(name)} stored, now {value}"
         for name, value in settings.items()

@@ -154,7 +154,7 @@ def history_entries(
             judged=answer is evaluation.answer,
             source=redact(source),
             data_fp=evaluation.data_fp,
-            run_url=evaluation.run_url.raw,
+            run_url=evaluation.run_url.place,
             run_fp=evaluation.fingerprint,
             gates_fp=gates.fingerprint() if gates else "",
             checkpoint=evaluation.checkpoint,
@@ -165,7 +165,7 @@ def history_entries(
             failed=len(evaluation.failures),
             seconds=float(sum(evaluation.seconds.values())),
             verdict="none" if own_verdict is None else "passed" if own_verdict.passed else "failed",
-            baseline=own_verdict.comparison.run_url.raw if own_verdict and own_verdict.comparison else "",
+            baseline=own_verdict.comparison.run_url.place if own_verdict and own_verdict.comparison else "",
             reasons=own_verdict.reasons if own_verdict else [],
             support=answer.scores.support.tolist(),
             iou=estimates.iou,
@@ -294,14 +294,20 @@ def find_baseline(
     )
 
 
+def source_text(sources: Sequence[str]) -> str:
+    """Places of the images as one text without secrets, however each was spelled."""
+    return ", ".join(redact(Url(source).place) for source in sources)
+
+
 def _as_baseline(entry: HistoryEntry) -> Baseline:
     metrics = {name: entry.metrics[name] for name in METRICS}
     return Baseline(Url(entry.run_url), entry.checkpoint, Estimates(metrics, entry.iou))
 
 
 def _comparable(entry: HistoryEntry, evaluation: Evaluation, source: str) -> bool:
-    itself = (Url(entry.run_url), entry.data_fp) == (evaluation.run_url, evaluation.data_fp)
-    return entry.judged and not itself and entry.source == source and entry.classes == list(evaluation.classes.names)
+    itself = (Url(entry.run_url).place, entry.data_fp) == (evaluation.run_url.place, evaluation.data_fp)
+    same_source = source_text(entry.source.split(", ")) == source_text(source.split(", "))
+    return entry.judged and not itself and same_source and entry.classes == list(evaluation.classes.names)
 
 
 def _is_named(entry: HistoryEntry, wanted: str) -> bool:

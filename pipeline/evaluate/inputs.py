@@ -89,7 +89,9 @@ def data_digest(plan: Plan, cfg: EvaluateConfig) -> str:
 
     Part of an evaluation's fingerprint, because rows record the etag of an image but not that of its label.
     """
-    versions: list[object] = [[shard.uri, shard.etag, shard.row_group, shard.max_rows] for shard in plan.shards]
+    versions: list[object] = [
+        [Url(shard.uri).place, shard.etag, shard.row_group, shard.max_rows] for shard in plan.shards
+    ]
     versions += [[member.key, member.etag] for shard in plan.shards for member in shard.members()]
     if plan.shards and plan.shards[0].kind == "folder":
         versions += [[file.path, file.etag] for file in objects.list_files(Url(cfg.read.labels or ""))]

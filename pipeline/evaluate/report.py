@@ -28,6 +28,7 @@ from pipeline.score.coverage import mean_over
 from pipeline.score.drift import Drift
 from pipeline.score.intervals import Estimates, estimate
 from pipeline.score.metrics import Interval, Scores
+from pipeline.store.url import Url
 
 WORST, BEST = 24, 8
 """Most images of a group on the page."""
@@ -240,9 +241,11 @@ def _refinement_gain(evaluation: Evaluation, cfg: ScoreConfig) -> Estimates | No
 
 def _series(history: Sequence[HistoryEntry], evaluation: Evaluation) -> EvaluationSeries | None:
     """Series of comparable evaluations in the history; None when this evaluation is the only one."""
-    identity = (evaluation.run_url.raw, evaluation.data_fp)
+    identity = (evaluation.run_url.place, evaluation.data_fp)
     for series in group_series(history):
-        if len(series.judged) > 1 and identity in {(entry.run_url, entry.data_fp) for entry in series.judged}:
+        if len(series.judged) > 1 and identity in {
+            (Url(entry.run_url).place, entry.data_fp) for entry in series.judged
+        }:
             return series
     return None
 

@@ -72,7 +72,7 @@ def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, drifts: Sequence[Dr
     if not (cfg.gates or cfg.baseline):
         return None
     entries = history.read_history(Url(cfg.history)) if cfg.history else []
-    source = ", ".join(cfg.source)
+    source = history.source_text(cfg.source)
     baseline = history.find_baseline(cfg.baseline, entries, evaluated, source=source) if cfg.baseline else None
     if cfg.baseline and not baseline:
         log.warning(
@@ -97,7 +97,7 @@ def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: Url, *, 
         setting.evaluation,
         time=datetime.now(UTC),
         command=command,
-        source=", ".join(cfg.source),
+        source=history.source_text(cfg.source),
         gates=gates_of(cfg) if setting.verdict else None,
         verdict=setting.verdict,
         drift=setting.drift,

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from pipeline.evaluate.history import HistoryEntry
+from pipeline.evaluate.history import HistoryEntry, source_text
 from pipeline.page import frame, plots
 from pipeline.page.plots import ACCENT, ALARM, INK, RULE, SOFT
 from pipeline.records import Float64
@@ -61,7 +61,7 @@ def group_series(entries: Iterable[HistoryEntry]) -> list[EvaluationSeries]:
     """Group entries into series, the one with the newest evaluation first."""
     groups: dict[tuple[object, ...], list[HistoryEntry]] = defaultdict(list)
     for entry in entries:
-        groups[entry.source, entry.setting, *entry.classes].append(entry)
+        groups[source_text(entry.source.split(", ")), entry.setting, *entry.classes].append(entry)
     series = [_series(group) for group in groups.values() if any(entry.judged for entry in group)]
     return sorted(series, key=lambda group: group.newest.time, reverse=True)
 

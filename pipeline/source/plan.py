@@ -119,8 +119,8 @@ def changed(before: pa.Table, now: Plan) -> list[str]:
         now: plan of the same sources.
     """
     columns = (before[name].to_pylist() for name in ("root", "path", "etag"))
-    known = {(root, path): etag for root, path, etag in zip(*columns, strict=True)}
-    archives = {(shard.root, shard.path): shard.etag for shard in now.shards if shard.kind != "folder"}
+    known = {(Url(root).place, path): etag for root, path, etag in zip(*columns, strict=True)}
+    archives = {(Url(shard.root).place, shard.path): shard.etag for shard in now.shards if shard.kind != "folder"}
     return sorted(path for (root, path), etag in archives.items() if known.get((root, path), etag) != etag)
 
 

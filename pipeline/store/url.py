@@ -4,6 +4,7 @@ A `Url` is made of a local path, or of a URL of any scheme. `Url.raw` is for the
 people. Unsupported schemes are refused by `objects`, not here.
 """
 
+import os
 from typing import Never
 
 from pipeline.redact import redact
@@ -54,6 +55,11 @@ class Url:
         """`s3`, `gs`, `memory`, `https` or another; `file` for a local path."""
         scheme, separator, _ = self.raw.partition("://")
         return scheme if separator else "file"
+
+    @property
+    def place(self) -> str:
+        """The one spelling of a place, for digests and comparisons: a local path is absolute, without `.` and `..`."""
+        return os.path.abspath(self.raw) if self.scheme == "file" else self.raw
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -16,9 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipeline import records
+from pipeline.config import CODE_VERSION, SegmentConfig
 from pipeline.datasets import farmland
+from pipeline.models import checkpoint
 from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import bad_inputs
@@ -112,6 +116,31 @@ def test_the_same_command_after_success_does_nothing(fields: Path, segment: Run,
     assert again.status == 0
     assert again.summary["rows_now"] == 0
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_one_source_is_one_run_however_it_is_spelled(fields: Path, segment: Run, tmp_path: Path) -> None:
+    spelled = (str(fields), f"{fields}/", f"{fields}/../{fields.name}", f"file://{fields}", os.path.relpath(fields))
+    outcomes = [segment(*flags_for(source, tmp_path), "--limit", "2") for source in spelled]
+    assert len({outcome.run for outcome in outcomes}) == 1
+    assert [outcome.summary["rows_now"] for outcome in outcomes] == [2, 0, 0, 0, 0]
+
+
+def test_a_run_of_the_version_before_is_named_and_not_continued(fields: Path, segment: Run, tmp_path: Path) -> None:
+    first = segment(*flags_for(fields, tmp_path), "--limit", "2")
+    name, folder = older_name(first.run), Path(first.run)
+    folder.rename(folder.parent / name)
+    again = segment(*flags_for(fields, tmp_path), "--limit", "2")
+    assert again.run == first.run
+    assert again.summary["rows_now"] == 2
+    assert f"{name} is of an earlier version" in again.log
+
+
+def older_name(run: str) -> str:
+    """Folder that the code version before this one gives a run, by its stored settings."""
+    cfg = SegmentConfig.model_validate(yaml.safe_load((Path(run) / "_run/config.yaml").read_text()))
+    model = checkpoint.load_checkpoint(cfg.checkpoint)
+    classes = model.card.classes.model_dump(mode="json")
+    return f"run={cfg.fingerprint(model_sha256=model.sha256, classes=classes, code=CODE_VERSION - 1)[:12]}"
 
 
 def test_another_config_on_the_same_output_is_another_run(fields: Path, segment: Run, tmp_path: Path) -> None:

@@ -269,7 +269,14 @@ def test_missing_run_file_is_refused_with_its_name():
 
 
 def test_a_setting_that_is_unset_leaves_the_fingerprint_of_older_runs():
-    assert fingerprint(settings()) == "b4f84a0adb022e988068d258e4a4c24b24721708bd513d41e2bc9f67287e51fb"
+    older = settings().fingerprint(model_sha256="ab" * 32, classes=("a", "b"), code=2)
+    assert older == "b4f84a0adb022e988068d258e4a4c24b24721708bd513d41e2bc9f67287e51fb"
+
+
+def test_places_that_are_one_have_one_fingerprint():
+    spelled = [settings(source=(text,)) for text in ("s", "./s", "s/")]
+    prints = {cfg.fingerprint(model_sha256="", classes=(), place=lambda text: text.strip("./")) for cfg in spelled}
+    assert len(prints) == 1
 
 
 def test_a_setting_that_does_not_fit_the_others_is_named():

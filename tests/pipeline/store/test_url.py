@@ -110,3 +110,10 @@ def test_a_listed_object_is_found_under_its_joined_name() -> None:
     assert [objects.read_bytes(root / file.path).decode() for file in objects.list_files(root)] == sorted(
         ["a b", "a?b", "a#b", "a%20b"]
     )
+
+
+def test_a_place_has_one_spelling_however_its_url_is_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spelled = ("s", "./s", "s/", "s//", f"{tmp_path}/s", f"file://{tmp_path}/s/", "t/../s")
+    assert {Url(text).place for text in spelled} == {f"{tmp_path}/s"}
+    assert Url("s3://bucket/a//b/").place == "s3://bucket/a//b"
