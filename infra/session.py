@@ -1,17 +1,27 @@
 """Connection to Ray: the cluster that a job was submitted to, or a local cluster of this process."""
 
 import logging
+import math
 import os
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
+
+from pipeline.errors import ConfigError, JobError
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 2 * 2**30
 """Object store of a local cluster, bytes: it holds only encoded images and small logits."""
+
+POLL_S = 1.0
+"""Interval of looking for an expected resource, seconds."""
+WAIT_LOG_S = 30.0
+"""Interval of log lines while waiting for it, seconds."""
 
 
 @contextmanager
@@ -36,6 +46,56 @@ def connect() -> Generator[list[dict[str, float]]]:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def wait_for_expected(expected: Mapping[str, float | None], *, limit_s: float) -> None:
+    """Wait until the cluster has one of each expected resource, which asks its autoscaler for a first node.
+
+    A job that starts Ray itself is refused at once what this machine lacks: nothing scales up there.
+
+    Args:
+        expected: number of each resource by Ray's name, `CPU` and `GPU`; None and 0 expect none.
+        limit_s: longest wait, seconds.
+
+    Raises:
+        ConfigError: this job's own Ray has fewer than expected.
+        JobError: the cluster had none within the limit.
+    """
+    wanted = {name: number for name, number in expected.items() if number}
+    if "RAY_ADDRESS" not in os.environ:
+        return _refuse_missing(wanted)
+    if not (missing := _missing(wanted)):
+        return None
+    request_resources(bundles=[dict.fromkeys(missing, 1)])
+    deadline, logged = time.monotonic() + limit_s, -math.inf
+    try:
+        while missing := _missing(wanted):
+            state = ", ".join(f"1 {name}, the cluster has 0" for name in missing)
+            if time.monotonic() > deadline:
+                hint = "start a node that has it, raise --runtime.start-limit-s, or leave out --runtime.expect-*"
+                raise JobError(f"waited {limit_s:g} s for {state}", hint=hint)
+            if time.monotonic() - logged > WAIT_LOG_S:
+                logged = time.monotonic()
+                log.info("waiting for %s", state)
+            time.sleep(POLL_S)
+    finally:
+        request_resources(bundles=[])
+    return None
+
+
+def _missing(wanted: Mapping[str, float]) -> list[str]:
+    return [name for name in wanted if not ray.cluster_resources().get(name)]
+
+
+def _refuse_missing(wanted: Mapping[str, float]) -> None:
+    resources = ray.cluster_resources()
+    for name, number in wanted.items():
+        if resources.get(name, 0) < number:
+            option = f"--runtime.expect-{name.lower()}s {number:g}"
+            message = (
+                f"{option}: this job started Ray on this machine alone, which has {resources.get(name, 0):g} {name}"
+            )
+            raise ConfigError(message, hint="leave the option out, or submit the job to a cluster that scales up")
 
 
 def _describe(resources: dict[str, float]) -> str:

@@ -239,6 +239,9 @@ def write_run_files(run: Run, plan: Plan) -> None:
 def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], *, committed: int) -> RunProgress:
     """Run the flow over the missing work on Ray, with progress lines that count the `committed` rows in."""
     with session.connect() as nodes:
+        runtime = run.cfg.runtime
+        expected = {"CPU": runtime.expect_cpus, "GPU": runtime.expect_gpus}
+        session.wait_for_expected(expected, limit_s=runtime.start_limit_s)
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
         crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, run.cfg.runtime), network)
         log.info("%s", crew.describe())

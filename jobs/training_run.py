@@ -40,6 +40,8 @@ def train_on_cluster(cfg: TrainConfig, *, dry_run: bool) -> int:
     def work(cfg: TrainConfig) -> None:
         preflight.check_authentication()
         with session.connect() as nodes:
+            expected = {"CPU": cfg.runtime.expect_cpus, "GPU": cfg.runtime.expect_gpus}
+            session.wait_for_expected(expected, limit_s=cfg.runtime.start_limit_s)
             on_ray.train_on_ray(cfg, card_facts(), nodes)
 
     return rehearse(cfg, work) if dry_run else lead(cfg, work)

@@ -176,6 +176,9 @@ class RuntimeConfig(_Frozen):
     expect_gpus: int | None = Field(
         None, ge=0, description="GPUs after the cluster has scaled up; unset: those it has now."
     )
+    start_limit_s: float = Field(
+        1800.0, gt=0, description="Longest wait for the first expected CPU and GPU of a cluster, seconds."
+    )
     decode_threads: int = Field(4, ge=1, description="Decoding threads per network actor.")
     rows_per_part: int = Field(256, ge=1, description="Rows per committed Parquet part.")
     block_mib: float = Field(2.0, gt=0, description="Ray Data block size between stages, MiB.")

@@ -239,6 +239,9 @@ class TrainRuntimeConfig(_Frozen):
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs reserved per training process.")
     expect_cpus: int | None = Field(None, ge=1, description="CPUs that an autoscaling cluster will reach.")
     expect_gpus: int | None = Field(None, ge=0, description="GPUs that an autoscaling cluster will reach.")
+    start_limit_s: float = Field(
+        1800.0, gt=0, description="Longest wait for the first expected CPU and GPU of a cluster, seconds."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Number format of convolutions; auto: bf16 on GPUs, fp32 on CPUs."
     )

@@ -130,6 +130,16 @@ def test_of_two_drivers_one_works_and_the_other_names_it(fields: Path, ray_clust
     assert len(rows_of(outcomes[0])) == IMAGES
 
 
+def test_a_cluster_that_never_has_the_expected_gpu_ends_the_job_at_the_limit(
+    fields: Path, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    flags = [*flags_for(fields, tmp_path), "--runtime.expect-gpus", "1", "--runtime.start-limit-s", "2"]
+    outcome = segment(*flags, cluster=ray_cluster)
+    assert outcome.status == 1
+    assert "waiting for 1 GPU, the cluster has 0" in outcome.log
+    assert "waited 2 s for 1 GPU, the cluster has 0" in outcome.log
+
+
 @pytest.mark.s3
 def test_faults_of_the_store_are_survived_and_no_secret_is_written(
     s3_url: str, s3_proxy: FaultProxy, moto_server: S3Server, tmp_path: Path

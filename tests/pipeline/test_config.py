@@ -60,6 +60,7 @@ CHANGES_NO_MASK = {
     "read.slice_images": 7,
     "read.labels": "s3://bucket/labels",
     "infer.batch": 8,
+    "runtime.start_limit_s": 5.0,
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,
     "runtime.expect_cpus": 64,

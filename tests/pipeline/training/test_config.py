@@ -88,6 +88,7 @@ CHANGES_WEIGHTS = {
     "validation.samples": 1,
 }
 CHANGES_NO_WEIGHTS = {
+    "runtime.start_limit_s": 5.0,
     "sets.max_left_out_share": 0.5,
     "sets.max_ignored_share": 0.5,
     "data": "copied",  # its content counts, not its address
