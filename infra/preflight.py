@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.errors import ConfigError
 from pipeline.store import objects
@@ -11,12 +11,41 @@ from pipeline.store.url import Url
 log = logging.getLogger(__name__)
 
 
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray sets for the entrypoint of a submitted job."""
+
+
+def check_reachable(urls: Iterable[Url]) -> None:
+    """Refuse relative paths in a submitted job: its working directory is a copy that Ray deletes.
+
+    Raises:
+        ConfigError: names the path and what it would mean.
+    """
+    if SUBMITTED not in os.environ:
+        return
+    for url in urls:
+        if url.scheme == "file" and not os.path.isabs(url.raw):
+            seen = f"{url} is a relative path in a submitted job: it would be {url.place}, in a copy that Ray deletes"
+            hint = (
+                "give a URL that every node reaches, such as s3://bucket/folder, or an absolute path of a shared disk"
+            )
+            raise ConfigError(seen, hint=hint)
+
+
+def warn_of_local_output(output: Url, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Warn when workers on several nodes write to a local path, which is another disk on each."""
+    workers = sum(bool(node.get("CPU")) for node in nodes)
+    if output.scheme == "file" and workers > 1:
+        log.warning("%s is a local path, and %d nodes write to it: all of them must share that disk", output, workers)
+
+
 def check_apart(sources: Sequence[Url], output: Url) -> None:
     """Refuse an output inside a source: the next run would read masks and reports as images.
 
     Raises:
-        ConfigError: the output is inside a source; names both.
+        ConfigError: the output is inside a source, names both; or as `check_reachable`.
     """
+    check_reachable([*sources, output])
     for source in sources:
         if _folder(output).startswith(_folder(source)):
             message = f"the output {output} lies inside the source {source}"

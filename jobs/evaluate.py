@@ -57,6 +57,7 @@ def evaluate(args: EvaluateArguments) -> int:
 
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     cfg = inputs.complete_config(args.cfg)
+    preflight.check_reachable([Url(cfg.history)] if cfg.history else [])
     preflight.check_apart([Url(source) for source in cfg.source], Url(cfg.output))
     plan = plan_source(cfg)
     digest, identified = inputs.data_digest(plan, cfg), {}

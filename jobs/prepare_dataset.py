@@ -47,6 +47,10 @@ class PrepareArguments:
     cfg: Annotated[PrepareConfig, tyro.conf.arg(name="")]
 
 
+NO_ROOT = "none"
+"""`--root` of layouts that generate their examples: no place is meant."""
+
+
 def prepare_dataset(cfg: PrepareConfig) -> int:
     """Prepare the shards that are left, or verify a finished output; returns the exit status."""
     from infra import preflight
@@ -55,7 +59,7 @@ def prepare_dataset(cfg: PrepareConfig) -> int:
     from pipeline.store.lease import Lease
 
     layout = output.find_layout(cfg.layout)
-    preflight.check_apart([Url(cfg.root)], cfg.output_url)
+    preflight.check_apart([] if cfg.root == NO_ROOT else [Url(cfg.root)], cfg.output_url)
     manifest, progress = receipts.read_set_manifest(cfg.output_url), RunProgress()
     if manifest or cfg.verify:
         output.refuse_other_settings(cfg)

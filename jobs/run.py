@@ -242,6 +242,7 @@ def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], *, commit
         runtime = run.cfg.runtime
         expected = {"CPU": runtime.expect_cpus, "GPU": runtime.expect_gpus}
         session.wait_for_expected(expected, limit_s=runtime.start_limit_s)
+        preflight.warn_of_local_output(run.url, nodes)
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
         crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, run.cfg.runtime), network)
         log.info("%s", crew.describe())

@@ -49,8 +49,11 @@ class TrainArguments:
 
 def train(args: TrainArguments) -> int:
     """Train, rehearse, or search a learning rate; returns the exit status."""
+    from infra import preflight
     from jobs import training_run
+    from pipeline.store.url import Url
 
+    preflight.check_reachable([Url(args.cfg.data), args.cfg.output_url])
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     if args.find_lr:
         return training_run.search_rate(args.cfg)

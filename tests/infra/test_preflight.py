@@ -39,3 +39,29 @@ def test_a_shared_cluster_without_authentication_is_refused(monkeypatch: pytest.
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ConfigError, match="token authentication is disabled"):
         preflight.check_authentication()
+
+
+@pytest.mark.parametrize("output", ["out", "./out", "../out"])
+def test_a_relative_path_in_a_submitted_job_is_refused_with_what_it_would_mean(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    preflight.check_apart([Url("s3://b/in")], Url(output))
+    monkeypatch.setenv(preflight.SUBMITTED, "{}")
+    with pytest.raises(ConfigError, match=f"{output} is a relative path in a submitted job") as refusal:
+        preflight.check_apart([Url("s3://b/in")], Url(output))
+    assert Url(output).place in str(refusal.value)
+    preflight.check_apart([Url("s3://b/in")], Url(f"{tmp_path}/out"))
+
+
+@pytest.mark.parametrize(
+    ("output", "nodes", "warns"),
+    [
+        ("/disk/out", [{"CPU": 2.0}, {"CPU": 2.0}], True),
+        ("/disk/out", [{"CPU": 2.0}, {"memory": 1.0}], False),
+        ("s3://b/out", [{"CPU": 2.0}, {"CPU": 2.0}], False),
+    ],
+)
+def test_a_local_output_that_several_nodes_write_is_warned_of(output, nodes, warns, caplog) -> None:
+    preflight.warn_of_local_output(Url(output), nodes)
+    assert ("2 nodes write to it" in caplog.text) is warns

@@ -130,6 +130,14 @@ def test_of_two_drivers_one_works_and_the_other_names_it(fields: Path, ray_clust
     assert len(rows_of(outcomes[0])) == IMAGES
 
 
+def test_a_submitted_job_refuses_a_relative_output(fields: Path, ray_cluster: Cluster) -> None:
+    environment = {**ray_cluster.environment, "PATH": f"{BIN}:/usr/bin:/bin"}
+    command = [BIN / "ray", "job", "submit", "--address", ray_cluster.dashboard, "--working-dir", ".", "--"]
+    done = submitted([*command, "python", "jobs/segment_dataset.py", *flags_for(fields, "masks")], environment)
+    assert done.returncode != 0
+    assert "masks is a relative path in a submitted job" in done.stdout + done.stderr
+
+
 def test_a_cluster_that_never_has_the_expected_gpu_ends_the_job_at_the_limit(
     fields: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
