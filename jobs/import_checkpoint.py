@@ -46,6 +46,9 @@ def parse_import(argv: list[str] | None) -> argparse.Namespace:
     flags.add_argument(
         "--layout", default="auto", help="origin of the file, such as torchvision-fcn; a wrong one lists all"
     )
+    flags.add_argument(
+        "--weights", help="set of weights where the file has several: ema for the average, or a name of the report"
+    )
     flags.add_argument("--classes", help="class map name or YAML file; unset: guessed for 21, 19 and 150 classes")
     flags.add_argument("--in-channels", type=int, help="widen the first convolution to this many bands")
     flags.add_argument("--output-stride", type=int, help="output stride in training; unset: the source's default")
@@ -65,14 +68,14 @@ def parse_import(argv: list[str] | None) -> argparse.Namespace:
 
 def import_checkpoint(args: argparse.Namespace) -> int:
     """Read, convert, verify, write, report; returns the exit status."""
-    from pipeline.importing import convert, reader, report
+    from pipeline.importing import convert, reader, report, selection
     from pipeline.models import checkpoint
     from pipeline.store import objects
 
     output = Url(args.dst)
     if objects.exists(output / checkpoint.CARD_FILE):
         raise ConfigError(f"{output} is a checkpoint already", hint="give a new folder")
-    source = reader.read_weights(Url(args.src))
+    source = selection.select_weights(reader.read_weights(Url(args.src)), layout=args.layout, weights=args.weights)
     options = convert.ImportOptions(
         layout=args.layout,
         classes=args.classes,

@@ -38,6 +38,8 @@ COUNTER = ".num_batches_tracked"
 BACKBONES = ("backbone.", "encoder.")
 """Prefixes of the feature extractor in our networks."""
 
+_SAME_STATISTIC = 2e-3
+"""Largest difference of equal means and deviations, of pixels from 0 to 1: people round them to three digits."""
 _RGB = ("red", "green", "blue")
 NO_LICENCE = "NOASSERTION"
 """SPDX identifier of an unstated licence."""
@@ -81,6 +83,8 @@ class ImportedCheckpoint:
     """Our tensors that the file does not have: counters of batch norm, and tensors from a seed."""
     notes: tuple[str, ...]
     """Guesses, and facts to check, for the report."""
+    scores: int | None
+    """Scores per pixel in the file: 1 for a sigmoid's, which became two classes; None for a backbone."""
 
     def build(self) -> Network:
         """Build the network in evaluation mode, in float32."""
@@ -99,20 +103,42 @@ def recognise(names: Mapping[str, Tensor], layout_name: str = "auto") -> tuple[W
     Raises:
         ConfigError: no layout fits, or the named one does not; the message lists what is missing.
     """
+    if layout := fit(names, layout_name):
+        return layout, {_alias(name, layout): tensor for name, tensor in names.items()}
+    if reason := refusal(names):
+        raise ConfigError(reason)
+    if layout_name != "auto":
+        layout = LAYOUT_BY_NAME[layout_name]
+        reasons = _mismatches(layout, {_alias(name, layout): tensor for name, tensor in names.items()})
+        raise ConfigError(f"the file is not {layout_name}: {', '.join(reasons) or 'two names mean one tensor'}")
+    hint = f"its first names are {', '.join(list(names)[:5])}; layouts: {', '.join(LAYOUT_BY_NAME)}"
+    raise ConfigError(f"no known layout among {len(names)} tensors", hint=hint)
+
+
+def fit(names: Mapping[str, Tensor], layout_name: str = "auto") -> WeightsLayout | None:
+    """First layout that the names of a file fit, or with a name only that one; None if they do not.
+
+    Raises:
+        ConfigError: no layout is called `layout_name`.
+    """
     if layout_name != "auto" and layout_name not in LAYOUT_BY_NAME:
         raise ConfigError(f"--layout {layout_name!r} is unknown", hint=f"known: auto, {', '.join(LAYOUT_BY_NAME)}")
     for layout in WEIGHTS_LAYOUTS if layout_name == "auto" else [LAYOUT_BY_NAME[layout_name]]:
         tensors = {_alias(name, layout): tensor for name, tensor in names.items()}
-        reasons = _mismatches(layout, tensors)
-        if not reasons and len(tensors) == len(names):
-            return layout, tensors
-    for reason, marks in REFUSED.items():
-        if all(mark in names for mark in marks):
-            raise ConfigError(reason)
-    if layout_name != "auto":
-        raise ConfigError(f"the file is not {layout_name}: {', '.join(reasons) or 'two names mean one tensor'}")
-    hint = f"its first names are {', '.join(list(names)[:5])}; layouts: {', '.join(LAYOUT_BY_NAME)}"
-    raise ConfigError(f"no known layout among {len(names)} tensors", hint=hint)
+        if len(tensors) == len(names) and not _mismatches(layout, tensors):
+            return layout
+    return None
+
+
+def refusal(names: Mapping[str, Tensor]) -> str | None:
+    """Reason why a known file fits no network here; None for other files."""
+    return next((reason for reason, marks in REFUSED.items() if all(mark in names for mark in marks)), None)
+
+
+def owns(layout: WeightsLayout, name: str) -> bool:
+    """Return True if a layout has a rule for a tensor, or a reason not to use it."""
+    name = _alias(name, layout)
+    return _target(name, layout.rules) is not None or name.startswith(tuple(layout.unused))
 
 
 def _mismatches(layout: WeightsLayout, names: Mapping[str, Tensor]) -> list[str]:
@@ -136,10 +162,14 @@ def convert_weights(source: WeightsFile, choices: ImportOptions) -> ImportedChec
     class_map, notes = _classes(layout, tensors, choices)
     card = _card(layout, tensors, class_map, source, choices)
     network = checkpoint.blank(card)
+    scores = _scores(layout, tensors)
+    if scores == 1:
+        tensors = _with_background(layout, tensors, network)
     used, unused = _account(layout, tensors, network.state_dict(), encoder=hasattr(network, "encoder"))
     network = _seeded(card, choices.seed) if layout.is_backbone else network
     state, filled = _assemble(layout, tensors, network.state_dict(), used)
-    return ImportedCheckpoint(layout, card, state, used, unused, filled, (*notes, *layout.notes))
+    notes = (*source.notes, *notes, *_normalisation_notes(source, card), *layout.notes)
+    return ImportedCheckpoint(layout, card, state, used, unused | dict(source.beside), filled, notes, scores)
 
 
 def _network(card: Card) -> Network:
@@ -162,10 +192,12 @@ def _seeded(card: Card, seed: int) -> Network:
 def _classes(
     layout: WeightsLayout, tensors: Mapping[str, Tensor], choices: ImportOptions
 ) -> tuple[ClassMap, tuple[str, ...]]:
-    """Class map, and a note if it was guessed."""
-    count = filters(tensors, layout.scores) if layout.scores else None
-    if choices.classes:
-        class_map = classes.load_class_map(choices.classes)
+    """Class map, and notes if it was guessed or the file has one score for two classes."""
+    count = _scores(layout, tensors)
+    class_map = classes.load_class_map(choices.classes) if choices.classes else None
+    if count == 1:
+        return _two_classes(class_map)
+    if class_map:
         if count is not None and len(class_map) != count:
             raise ConfigError(f"the file has {count} classes, --classes {class_map.name} has {len(class_map)}")
         return class_map, ()
@@ -178,6 +210,57 @@ def _classes(
     return classes.load_class_map(guess), (
         f"{count} classes were guessed to be those of {guess}; set --classes if they are others",
     )
+
+
+def _scores(layout: WeightsLayout, tensors: Mapping[str, Tensor]) -> int | None:
+    """Scores per pixel; None for a backbone."""
+    return filters(tensors, layout.scores) if layout.scores else None
+
+
+def _two_classes(class_map: ClassMap | None) -> tuple[ClassMap, tuple[str, ...]]:
+    """Class map of a file with one score, and the note of its conversion."""
+    if class_map is None or len(class_map) != 2:
+        seen = f"--classes {class_map.name} has {len(class_map)} classes" if class_map else "--classes is unset"
+        hint = "set --classes to a map of two: class 0 is the background, class 1 what the score is for"
+        raise ConfigError(f"the file has one score per pixel, as for a sigmoid; {seen}", hint=hint)
+    background, foreground = class_map.names
+    return class_map, (
+        f"one score per pixel, read as the logit of a sigmoid: class 1 ({foreground}) has that score, class 0 "
+        f"({background}) the score 0, so softmax gives the sigmoid exactly; classes meet at probability 0.5",
+    )
+
+
+def _with_background(layout: WeightsLayout, tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+    """Put a score of 0 before the only one: softmax of (0, s) is (1 - sigmoid(s), sigmoid(s)).
+
+    Weights and biases of class 0 are zeros in every layer that gives scores. Sums, averages and maxima of such scores
+    over branches, and their interpolation, keep 0.
+    """
+    layers = {name for name, module in network.named_modules() for last in network.last_layers() if module is last}
+    return {
+        name: torch.cat((torch.zeros_like(tensor), tensor))
+        if (_target(name, layout.rules) or "").rpartition(".")[0] in layers and tensor.dim() and len(tensor) == 1
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _normalisation_notes(source: WeightsFile, card: Card) -> tuple[str, ...]:
+    """Notes on means and deviations in the file that are not those of the card."""
+    notes = []
+    for name, values in source.normalisation.items():
+        expected = card.mean if "mean" in name.rpartition(".")[2] else card.std
+        scale = 255 if max(map(abs, values)) > 1.5 else 1
+        if len(values) == len(expected) and all(
+            abs(value / scale - wanted) < _SAME_STATISTIC for value, wanted in zip(values, expected, strict=True)
+        ):
+            continue
+        numbers, wanted_numbers = (", ".join(f"{value:.4g}" for value in some) for some in (values, expected))
+        notes.append(
+            f"the program's {name} is ({numbers}), the card's ({wanted_numbers}) of the layout; where the program "
+            f"normalised images by it, change card.json"
+        )
+    return tuple(notes)
 
 
 def _card(
@@ -205,6 +288,8 @@ def _card(
     bands = _bands(layout, tensors)
     normalisation = layout.normalisation
     about: dict[str, Any] = {"imported_from": source.name, "sha256": source.sha256, "layout": layout.name}
+    if source.weights:
+        about["weights"] = source.weights
     if layout.is_backbone:
         about["untrained"] = f"all but the backbone, filled from seed {choices.seed}"
     try:
@@ -306,9 +391,7 @@ def _assemble(
         from_file |= {name: from_file[name].flip(1) for name in _first(layout, from_file)}
     filled = tuple(name for name in wanted if name not in from_file)
     state = {
-        name: from_file.get(name, torch.zeros((), dtype=torch.int64))
-        if is_counter(name)
-        else from_file.get(name, tensor)
+        name: from_file.get(name, torch.zeros(())).to(torch.int64) if is_counter(name) else from_file.get(name, tensor)
         for name, tensor in wanted.items()
     }
     return state, filled

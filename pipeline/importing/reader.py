@@ -11,7 +11,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -36,9 +36,9 @@ _PLAIN = {
 """Dtypes of weights and counters."""
 
 WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model")
-"""Keys under which training programs save the weights beside optimisers and counters."""
-PARALLEL = "module."
-"""Prefix that DataParallel adds to every name."""
+"""Keys under which training programs save the weights beside optimisers and counters, whatever the names in them."""
+_MAX_DEPTH = 6
+"""Deepest nesting of dicts in which weights are looked for."""
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 LEGACY_PICKLES = 5
@@ -84,9 +84,21 @@ class WeightsFile:
     kind: str
     """`torch`, `safetensors` or `caffemodel`."""
     tensors: dict[str, Tensor]
-    """Tensors on the CPU in the dtypes of the file, by name without DataParallel's prefix."""
+    """Tensors on the CPU in the dtypes of the file, by name; dicts of one file keep theirs apart, as `ema.NAME`."""
     left_out: tuple[str, ...]
     """Names of entries beside the weights, such as an optimiser's state."""
+    entries: tuple[str, ...] = ()
+    """Prefixes of the dicts of tensors, if the file has several: `("model.", "ema.")`."""
+    taken_off: tuple[str, ...] = ()
+    """Texts that `selection.select_weights` took off the names, such as the prefix `module.model.`."""
+    weights: str = ""
+    """Name of the set of weights that it chose, if that is an average or one of several; empty for the only one."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Reasons, by name, for the tensors that it found to belong to no network."""
+    normalisation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Values, by name, of those of them that are means or deviations of the input."""
+    notes: tuple[str, ...] = ()
+    """What it chose and why, for the report."""
 
 
 class _Score:
@@ -111,27 +123,28 @@ def read_weights(url: Url) -> WeightsFile:
         raise ConfigError(f"{url} does not exist") from error
     except InputError as error:
         raise ConfigError(f"{url}: {error.detail}") from error
-    kind, tensors, left_out = parse_weights(data, origin=url.name)
-    return WeightsFile(url.name, hashlib.sha256(data).hexdigest(), kind, tensors, left_out)
+    return parse_weights(data, origin=url.name)
 
 
-def parse_weights(data: bytes, *, origin: str) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """Parse the bytes of a file: kind, tensors, and names of entries beside the weights.
+def parse_weights(data: bytes, *, origin: str) -> WeightsFile:
+    """Parse the bytes of a file called `origin`.
 
     Raises:
         ConfigError: as `read_weights`, except for a missing or too large file.
     """
+    digest = hashlib.sha256(data).hexdigest()
     if data.startswith((ZIP, PICKLE)):
-        tensors, left_out = _weights_in(_load_pickle(data, origin=origin), origin=origin)
-        return "torch", tensors, left_out
+        tensors, left_out, entries = _weights_in(_load_pickle(data, origin=origin), origin=origin)
+        return WeightsFile(origin, digest, "torch", _checked(tensors, origin=origin), left_out, entries)
     if origin.endswith(".caffemodel"):
-        return "caffemodel", _checked(caffe.named_tensors(caffe.read_layers(data)), origin=origin), ()
+        tensors = _checked(caffe.named_tensors(caffe.read_layers(data)), origin=origin)
+        return WeightsFile(origin, digest, "caffemodel", tensors, ())
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         known = "a zip or pickle of torch.save, safetensors, or a name that ends in .caffemodel"
         raise ConfigError(f"{origin} is not a weight file: {error}", hint=f"known: {known}") from error
-    return "safetensors", _checked(tensors, origin=origin), ()
+    return WeightsFile(origin, digest, "safetensors", _checked(tensors, origin=origin), ())
 
 
 def _load_pickle(data: bytes, *, origin: str) -> Any:
@@ -188,24 +201,77 @@ def _pickles(data: bytes) -> Iterator[io.BytesIO]:
                 yield io.BytesIO(archive.read(name))
 
 
-def _weights_in(loaded: Any, *, origin: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Find the dict of tensors in an unpickled object; returns it and the names of entries beside it."""
-    left_out: tuple[str, ...] = ()
-    if isinstance(loaded, Mapping):
-        for wrapper in WRAPPERS:
-            if isinstance(loaded.get(wrapper), Mapping):
-                left_out = tuple(str(name) for name in loaded if name != wrapper)
-                loaded = loaded[wrapper]
-                break
+def _weights_in(loaded: Any, *, origin: str) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """Find the dicts of tensors in an unpickled object.
+
+    Returns:
+        Tensors; names of the entries beside their dicts; and the dicts' prefixes. A dict that is alone under one of
+        `WRAPPERS` has no prefix.
+    """
     if not isinstance(loaded, Mapping) or not loaded:
         raise ConfigError(f"{origin} has no dict of tensors")
-    no_tensors = [name for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if no_tensors:
-        names = ", ".join(map(repr, no_tensors[:5]))
-        raise ConfigError(f"{origin} has entries that are no tensors: {names}", hint=f"known wrappers: {WRAPPERS}")
-    if all(name.startswith(PARALLEL) for name in loaded):
-        loaded = {name.removeprefix(PARALLEL): value for name, value in loaded.items()}
-    return _checked(dict(loaded), origin=origin), left_out
+    if _is_state(loaded):
+        return dict(loaded), (), ()
+    dicts, others = _dicts_in(loaded, origin=origin)
+    names = tuple(name for name in WRAPPERS if isinstance(loaded.get(name), Mapping))
+    damaged = [name for name in names if not any(path[0] == name for path in dicts)]
+    if damaged or not dicts:
+        raise _no_state(loaded[damaged[0]] if damaged else loaded, origin=origin)
+    left_out = _shortest(others, dicts)
+    if len(dicts) == 1 and next(iter(dicts)) in [(name,) for name in WRAPPERS]:
+        return dict(*dicts.values()), left_out, ()
+    prefixes = {".".join(path) + ".": state for path, state in dicts.items()}
+    tensors = {prefix + name: tensor for prefix, state in prefixes.items() for name, tensor in state.items()}
+    if len(tensors) < sum(map(len, dicts.values())):
+        raise ConfigError(f"{origin} has dicts whose names run into each other: {', '.join(prefixes)}")
+    return tensors, left_out, tuple(prefixes)
+
+
+def _dicts_in(
+    loaded: Mapping[Any, Any], *, origin: str
+) -> tuple[dict[tuple[str, ...], Mapping[str, Tensor]], list[tuple[str, ...]]]:
+    """Find the dicts of tensors by their paths of keys, and the paths of all other entries."""
+    dicts: dict[tuple[str, ...], Mapping[str, Tensor]] = {}
+    others: list[tuple[str, ...]] = []
+    rest: list[tuple[tuple[str, ...], Any]] = [((str(key),), value) for key, value in reversed(loaded.items())]
+    entries = 0
+    while rest:
+        path, value = rest.pop()
+        entries += len(value) if isinstance(value, Mapping) else 1
+        if entries > MAX_TENSORS:
+            raise ConfigError(f"{origin} has more than {MAX_TENSORS} entries")
+        if _is_state(value) and (path[-1] in WRAPPERS or any("." in name for name in value)):
+            dicts[path] = value
+        elif len(path) < _MAX_DEPTH and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            rest += [((*path, key), inner) for key, inner in reversed(value.items())]
+        else:
+            others.append(path)
+    return dicts, others
+
+
+def _is_state(value: Any) -> bool:
+    """Return True for a dict of tensors by name."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
+
+
+def _shortest(others: list[tuple[str, ...]], dicts: Mapping[tuple[str, ...], object]) -> tuple[str, ...]:
+    """Names of entries beside the weights; those of one parent that has no weights are its name alone."""
+    parents = {path[:length] for path in dicts for length in range(len(path))}
+    ends = (next(path[:end] for end in range(1, len(path) + 1) if path[:end] not in parents) for path in others)
+    return tuple(dict.fromkeys(map(".".join, ends)))
+
+
+def _no_state(entries: Mapping[Any, Any], *, origin: str) -> ConfigError:
+    """Error of a dict that is empty, or has entries that are no tensors."""
+    no_tensors = [name for name, value in entries.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if not no_tensors:
+        return ConfigError(f"{origin} has no dict of tensors")
+    names = ", ".join(map(repr, no_tensors[:5]))
+    return ConfigError(f"{origin} has entries that are no tensors: {names}", hint=f"known wrappers: {WRAPPERS}")
 
 
 def _checked(tensors: dict[str, Tensor], *, origin: str) -> dict[str, Tensor]:

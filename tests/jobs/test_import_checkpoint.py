@@ -86,6 +86,35 @@ def test_the_report_for_people_says_the_same(tmp_path: Path, capsys) -> None:
     assert "seed 5" in str(card.training["untrained"])
 
 
+def test_the_report_says_what_was_taken_off_and_what_belongs_to_no_network(tmp_path: Path, capsys) -> None:
+    tensors = seeded(CASES["torchvision-fcn"]["shapes"])
+    states = {f"student.{name}": tensor for name, tensor in tensors.items()}
+    states |= {f"teacher.{name}": tensor * 2 for name, tensor in tensors.items()} | {"criterion.weight": torch.ones(21)}
+    torch.save({"state_dict": states, "epoch": 3}, tmp_path / "last.ckpt")
+    torch.save(tensors, tmp_path / "plain.pth")
+    for name, target, *arguments in (
+        ("plain.pth", "plain"),
+        ("last.ckpt", "student"),
+        ("last.ckpt", "ema", "--weights", "ema"),
+    ):
+        assert job(str(tmp_path / name), str(tmp_path / target), *arguments) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "taken off    student. of the file's names",
+        "that begin with criterion: a loss's, no part of a network",
+        "that begin with teacher: other weights: teacher",
+        "of several sets of weights student was taken, not teacher (average, 334 tensors); --weights NAME takes",
+        "taken off    teacher. of the file's names",
+        "the weights under teacher. are an average over training",
+    ):
+        assert part in text, part
+    plain, student, average = (checkpoint.load_checkpoint(str(tmp_path / name)) for name in ("plain", "student", "ema"))
+    for name, tensor in plain.state.items():
+        assert torch.equal(student.state[name], tensor)
+        assert torch.equal(average.state[name], tensor * 2)
+    assert average.card.training["weights"] == "teacher"
+
+
 def test_options_are_read_as_yaml(tmp_path: Path, capsys) -> None:
     path = tmp_path / "resnet50.pth"
     torch.save(seeded(CASES["resnet"]["shapes"]), path)
@@ -107,6 +136,7 @@ def test_an_option_that_is_none_ends_the_job(file: str, tmp_path: Path, option: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--weights", "ema"], "--weights ema: no set of weights of that name"),
         (["--layout", "smp-unet"], "it has no encoder.conv1.weight"),
         (["--classes", "cityscapes"], "the file has 21 classes, --classes cityscapes has 19"),
         (["--in-channels", "17"], "3 bands cannot become 17"),
@@ -181,6 +211,28 @@ def test_equal_outputs_are_verified_with_their_largest_difference(network: torch
     found = compared(network.state_dict())
     assert not found.not_verified
     assert found.verified[0].startswith("scores of a_package on a random image of 65 x 65: largest difference ")
+
+
+def test_outputs_of_one_score_are_verified_as_two_classes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "a_package", ModuleType("a_package"))
+    original = SourceNetwork(
+        "a_package",
+        lambda package, made: foreign.VainFV3(made.scores, width=64, output_stride=16),
+        65,
+        lambda judged, x: torch.nn.functional.interpolate(judged(x), x.shape[2:], mode="bilinear"),
+        verify._full_size,
+        "scores",
+    )
+    monkeypatch.setattr(verify, "SOURCE_NETWORKS", {"vainf-deeplab-v3": original})
+    class_map = tmp_path / "road.yaml"
+    class_map.write_text(
+        "name: road\nclasses:\n- {name: other, colour: [0, 0, 0]}\n- {name: road, colour: [255, 0, 0]}\n"
+    )
+    torch.manual_seed(0)
+    tensors = foreign.VainFV3(1, width=64, output_stride=16).state_dict()
+    source = reader.WeightsFile("a.pth", "0" * 64, "torch", tensors, ())
+    made = convert.convert_weights(source, convert.ImportOptions(classes=str(class_map)))
+    assert verify.compare_outputs(source, made, made.build()).verified
 
 
 def test_other_outputs_are_a_refusal(network: torch.nn.Module, package: str) -> None:

@@ -55,7 +55,7 @@ def scores(made: ImportedCheckpoint, pixels: Tensor, **changes) -> Tensor:
 
 def blobs_as_tensors(blobs: foreign.Blobs) -> dict[str, Tensor]:
     data = write({name: [one.numpy() for one in values] for name, values in blobs.items()}, old="conv1_1" in blobs)
-    return reader.parse_weights(data, origin="a.caffemodel")[1]
+    return reader.parse_weights(data, origin="a.caffemodel").tensors
 
 
 def same(given: Tensor, wanted: Tensor) -> None:
@@ -533,3 +533,58 @@ def test_half_precision_stays_and_double_becomes_single() -> None:
     file = seeded(CASES["resnet"]["shapes"])
     assert imported({n: t.half() for n, t in file.items()}).state["backbone.conv1.weight"].dtype == torch.float16
     assert imported({n: t.double() for n, t in file.items()}).state["backbone.conv1.weight"].dtype == torch.float32
+
+
+# ---------------------------------------------------------------- one score, for a sigmoid
+
+ONE_SCORE = {
+    "vainf-deeplab-v3": lambda: foreign.VainFV3(1, width=WIDTH, output_stride=16),
+    "vainf-deeplab-v3plus": lambda: foreign.VainFV3Plus(1, width=WIDTH, output_stride=16),
+    "jfzhang-deeplab-v3plus": lambda: foreign.Jfzhang(1, width=WIDTH, output_stride=16),
+    "semseg-pspnet": lambda: foreign.Semseg(1, width=WIDTH),
+    "kazuto-deeplab-v2": lambda: foreign.KazutoV2(1, width=WIDTH),
+    "kazuto-deeplab-v3plus": lambda: foreign.KazutoV3Plus(1, width=WIDTH),
+}
+
+
+@pytest.fixture
+def two_classes(tmp_path) -> str:
+    path = tmp_path / "road.yaml"
+    path.write_text(
+        "name: road\nclasses:\n- {name: other, colour: [0, 0, 0]}\n- {name: road, colour: [255, 255, 255]}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ONE_SCORE)
+def test_softmax_over_two_classes_is_the_sigmoid_of_a_files_one_score(name: str, two_classes: str) -> None:
+    network = filled(ONE_SCORE[name]())
+    made = imported(network.state_dict(), classes=two_classes)
+    assert (made.layout.name, made.scores) == (name, 1)
+    pixels = image(65, 97)
+    with torch.no_grad():
+        pixels_there = foreign.for_caffe(pixels) if name.startswith("kazuto") else normalised(made, pixels)
+        score = network(pixels_there)
+    logits = scores(made, pixels)
+    assert torch.equal(logits[:, :1], torch.zeros_like(score))
+    same(logits[:, 1:], score)
+    torch.testing.assert_close(logits.softmax(1)[:, 1:], score.sigmoid(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CASES if name.startswith(("torchvision", "smp"))))
+def test_every_layout_of_a_whole_network_can_have_one_score(name: str, two_classes: str) -> None:
+    file = {
+        name: tensor[:1] if tensor.dim() and len(tensor) == 21 else tensor
+        for name, tensor in seeded(CASES[name]["shapes"]).items()
+    }
+    made = imported(file, classes=two_classes)
+    assert "class 1 (road) has that score, class 0 (other) the score 0" in made.notes[0]
+    assert set(made.used) | set(made.unused) == set(file)
+    logits = scores(made, image(64, 64))
+    assert logits[:, 0].abs().max() == 0 < logits[:, 1].std()
+
+
+def test_one_score_needs_a_map_of_two_classes(tensors: dict) -> None:
+    one = {name: tensor[:1] if tensor.dim() and len(tensor) == 21 else tensor for name, tensor in tensors.items()}
+    assert "one score per pixel, as for a sigmoid; --classes voc has 21 classes" in refusal(one)
+    assert "one score per pixel, as for a sigmoid; --classes is unset" in refusal(one, classes=None)

@@ -35,7 +35,7 @@ def saved(value: object, *, zipped: bool = True, protocol: int = 2) -> bytes:
 
 
 def read(data: bytes, name: str = "weights.pth") -> dict[str, Tensor]:
-    return reader.parse_weights(data, origin=name)[1]
+    return reader.parse_weights(data, origin=name).tensors
 
 
 def refusal(data: bytes, name: str = "weights.pth") -> str:
@@ -55,10 +55,10 @@ def is_state(found: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("wrapper", [None, *reader.WRAPPERS])
 def test_a_file_of_torch_is_read_bare_or_wrapped(zipped: bool, wrapper: str | None) -> None:
     value = STATE if wrapper is None else {"epoch": 3, "args": {"lr": 0.1}, wrapper: OrderedDict(STATE), "best": None}
-    kind, found, left_out = reader.parse_weights(saved(value, zipped=zipped), origin="weights.pth")
-    assert kind == "torch"
-    assert is_state(found)
-    assert left_out == (() if wrapper is None else ("epoch", "args", "best"))
+    source = reader.parse_weights(saved(value, zipped=zipped), origin="weights.pth")
+    assert source.kind == "torch"
+    assert is_state(source.tensors)
+    assert source.left_out == (() if wrapper is None else ("epoch", "args", "best"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -77,13 +77,39 @@ def test_an_optimiser_beside_the_weights_is_left_out() -> None:
     network(torch.ones(1, 2)).sum().backward()
     optimiser.step()
     data = saved({"state_dict": network.state_dict(), "optimizer": optimiser.state_dict()})
-    assert reader.parse_weights(data, origin="w.tar")[2] == ("optimizer",)
+    assert reader.parse_weights(data, origin="w.tar").left_out == ("optimizer",)
     assert torch.equal(read(data)["weight"], network.weight)
 
 
-def test_names_of_data_parallel_lose_their_first_part_when_all_have_it() -> None:
-    assert is_state(read(saved({f"module.{name}": one for name, one in STATE.items()})))
-    assert "module.a" in read(saved({"module.a": torch.ones(1), "b": torch.ones(1)}))
+def test_several_dicts_of_tensors_keep_their_names_apart() -> None:
+    value = {"model": STATE, "ema": {"module": STATE, "decay": 0.9}, "epoch": 3, "optimizer": {"state": {0: {}}}}
+    source = reader.parse_weights(saved(value), origin="w.pth")
+    assert source.tensors.keys() == {prefix + name for prefix in ("model.", "ema.module.") for name in STATE}
+    assert source.entries == ("model.", "ema.module.")
+    assert source.left_out == ("ema.decay", "epoch", "optimizer")
+
+
+def test_dicts_whose_joined_names_are_equal_are_refused() -> None:
+    value = {"a": {"b.c": torch.ones(1)}, "a.b": {"d.c": torch.ones(1)}}
+    assert read(saved(value)).keys() == {"a.b.c", "a.b.d.c"}
+    value["a"] |= {"b.d.c": torch.ones(1)}
+    assert "names run into each other: a., a.b." in refusal(saved(value))
+
+
+@pytest.mark.parametrize("wrapper", reader.WRAPPERS)
+def test_weights_with_an_entry_that_is_no_tensor_are_refused_whatever_is_beside_them(wrapper: str) -> None:
+    value = {wrapper: STATE | {"extra": "text"}, "ema": STATE}
+    assert "has entries that are no tensors: 'extra'" in refusal(saved(value))
+
+
+def test_dicts_that_contain_each_other_many_times_end_in_a_refusal() -> None:
+    """A few bytes for each reference to one dict: six levels of ten thousand would be 10**24 visits."""
+    value: dict = STATE
+    for _ in range(6):
+        value = {f"a{number}": value for number in range(10_000)}
+    assert "more than 100000 entries" in refusal(saved(value))
+    value["a0"] = value
+    assert "more than 100000 entries" in refusal(saved(value))
 
 
 def test_parameters_are_read_as_plain_tensors() -> None:
