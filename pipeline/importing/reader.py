@@ -37,6 +37,8 @@ _PLAIN = {
 
 WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model")
 """Keys under which training programs save the weights beside optimisers and counters, whatever the names in them."""
+OPTIMISER = ("optim", "scheduler", "lr_scheduler")
+"""Beginnings of keys whose tensors are no weights, though some have the names of weights."""
 _MAX_DEPTH = 6
 """Deepest nesting of dicts in which weights are looked for."""
 
@@ -233,17 +235,22 @@ def _dicts_in(
     """Find the dicts of tensors by their paths of keys, and the paths of all other entries."""
     dicts: dict[tuple[str, ...], Mapping[str, Tensor]] = {}
     others: list[tuple[str, ...]] = []
-    rest: list[tuple[tuple[str, ...], Any]] = [((str(key),), value) for key, value in reversed(loaded.items())]
+    rest: list[tuple[tuple[str, ...], Any]] = [((str(key),), value) for key, value in reversed(list(loaded.items()))]
     entries = 0
     while rest:
         path, value = rest.pop()
         entries += len(value) if isinstance(value, Mapping) else 1
         if entries > MAX_TENSORS:
             raise ConfigError(f"{origin} has more than {MAX_TENSORS} entries")
-        if _is_state(value) and (path[-1] in WRAPPERS or any("." in name for name in value)):
+        if path[-1].lower().startswith(OPTIMISER):
+            others.append(path)
+        elif _is_state(value) and (path[-1] in WRAPPERS or any("." in name for name in value)):
             dicts[path] = value
+        elif path[-1] not in WRAPPERS and (state := _state_among_numbers(value)):
+            dicts[path] = state
+            others += [(*path, name) for name in value if name not in state]
         elif len(path) < _MAX_DEPTH and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            rest += [((*path, key), inner) for key, inner in reversed(value.items())]
+            rest += [((*path, key), inner) for key, inner in reversed(list(value.items()))]
         else:
             others.append(path)
     return dicts, others
@@ -258,9 +265,18 @@ def _is_state(value: Any) -> bool:
     )
 
 
+def _state_among_numbers(value: Any) -> dict[str, Tensor]:
+    """Tensors of a dict that has numbers beside them, as averages do that keep their decay; empty for other dicts."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return {}
+    state = {name: entry for name, entry in value.items() if isinstance(entry, Tensor) and "." in name}
+    others = [entry for name, entry in value.items() if name not in state]
+    return state if all(isinstance(entry, int | float | Tensor) for entry in others) else {}
+
+
 def _shortest(others: list[tuple[str, ...]], dicts: Mapping[tuple[str, ...], object]) -> tuple[str, ...]:
     """Names of entries beside the weights; those of one parent that has no weights are its name alone."""
-    parents = {path[:length] for path in dicts for length in range(len(path))}
+    parents = {path[:length] for path in dicts for length in range(len(path) + 1)}
     ends = (next(path[:end] for end in range(1, len(path) + 1) if path[:end] not in parents) for path in others)
     return tuple(dict.fromkeys(map(".".join, ends)))
 

@@ -35,6 +35,8 @@ LAYER = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 """Last parts of the names of a layer's tensors; no metric has them."""
 _MAX_DEPTH = 10
 """Most parts of a prefix."""
+_FEWEST = 2
+"""Fewest tensors by which a layout recognises a network."""
 _SHOWN = 20
 """Largest number of tensors that an error lists."""
 
@@ -99,6 +101,8 @@ def select_weights(source: WeightsFile, *, layout: str = "auto", weights: str | 
         ConfigError: no set or several have the name, several are no averages, or tensors beside the set are unknown.
     """
     if source.kind == "caffemodel":  # its layers have the names of one network
+        if weights:
+            raise ConfigError(f"--weights {weights}: a .caffemodel has one set of weights", hint="leave it out")
         return source
     original = {_unwrapped(name): name for name in source.tensors}
     if len(original) < len(source.tensors):
@@ -109,7 +113,7 @@ def select_weights(source: WeightsFile, *, layout: str = "auto", weights: str | 
     if not sets:
         return source
     weights = _unwrapped(weights) if weights else weights
-    chosen = _choose(sets, weights)
+    chosen = _choose(sets, weights, left_out=source.left_out)
     others = [other for other in sets if other is not chosen]
     named = weights != EMA and weights in _names(chosen)
     reasons = dict.fromkeys(tensors, f"beside --weights {weights}") if named else {}
@@ -210,6 +214,8 @@ def _dotless(tensors: Mapping[str, Tensor], sets: list[WeightSet]) -> list[Weigh
 
 def _prefixes(tensors: Mapping[str, Tensor], layout_name: str, depth: int = 0) -> Iterator[str]:
     """Yield the prefixes behind which a layout recognises a network; a network's own parts are not searched."""
+    if len(tensors) < _FEWEST:
+        return
     layout = fit(tensors, layout_name)
     if layout or refusal(tensors):
         yield ""
@@ -230,7 +236,7 @@ def _names(chosen: WeightSet) -> set[str]:
     return {*parts, *(".".join(parts[:end]) for end in range(1, len(parts) + 1))}
 
 
-def _choose(sets: list[WeightSet], weights: str | None) -> WeightSet:
+def _choose(sets: list[WeightSet], weights: str | None, *, left_out: tuple[str, ...]) -> WeightSet:
     titles = ", ".join(one_set.title for one_set in sets)
     if weights is not None:
         fitting = [one_set for one_set in sets if one_set.name == weights]
@@ -240,7 +246,9 @@ def _choose(sets: list[WeightSet], weights: str | None) -> WeightSet:
             fitting = [average for average in averages if EMA in _words(average.prefix)] or averages
         if len(fitting) != 1:
             count = f"{len(fitting)} sets" if fitting else "no set"
-            raise ConfigError(f"--weights {weights}: {count} of weights of that name", hint=f"the file has {titles}")
+            nameless = f"; entries without named weights: {', '.join(left_out)}" if left_out else ""
+            hint = f"the file has {titles}{nameless}"
+            raise ConfigError(f"--weights {weights}: {count} of weights of that name", hint=hint)
         return fitting[0]
     fitting = [one_set for one_set in sets if not one_set.average] or sets
     if any(not _equal(fitting[0], other) for other in fitting[1:]):

@@ -235,7 +235,28 @@ def test_a_dict_without_a_network_beside_the_weights_is_left_out() -> None:
 
 
 def test_averages_without_names_are_said_to_be_left_out() -> None:
-    assert selected({"model": PLAIN, "ema": {"shadow_params": [torch.ones(1)]}}).left_out == ("ema",)
+    value = {"model": PLAIN, "ema": {"shadow_params": [torch.ones(1)]}}
+    assert selected(value).left_out == ("ema",)
+    assert "334 tensors); entries without named weights: ema" in refusal(value, "ema")
+
+
+def test_an_average_may_have_numbers_among_its_tensors() -> None:
+    value = {"model": PLAIN, "ema": AVERAGE | {"decay": 0.9, "num_updates": 4, "warm": True}}
+    assert same(selected(value, "ema").tensors, AVERAGE)
+    assert selected(value).left_out == ("ema.decay", "ema.num_updates", "ema.warm")
+
+
+def test_moments_of_an_optimiser_are_no_weights() -> None:
+    source = selected({"model": PLAIN, "optimizer": {"exp_avg": AVERAGE}, "optim_state": AVERAGE})
+    assert same(source.tensors, PLAIN)
+    assert source.left_out == ("optimizer", "optim_state")
+
+
+def test_a_caffemodel_has_one_set_of_weights() -> None:
+    source = WeightsFile("a.caffemodel", "0" * 64, "caffemodel", {"conv1.weight": torch.ones(1)}, ())
+    assert selection.select_weights(source) is source
+    with pytest.raises(ConfigError, match="caffemodel has one set of weights"):
+        selection.select_weights(source, weights="ema")
 
 
 # ---------------------------------------------------------------- precision and counters
