@@ -124,7 +124,7 @@ def fit(names: Mapping[str, Tensor], layout_name: str = "auto") -> WeightsLayout
     if layout_name != "auto" and layout_name not in LAYOUT_BY_NAME:
         raise ConfigError(f"--layout {layout_name!r} is unknown", hint=f"known: auto, {', '.join(LAYOUT_BY_NAME)}")
     for layout in WEIGHTS_LAYOUTS if layout_name == "auto" else [LAYOUT_BY_NAME[layout_name]]:
-        tensors = {_alias(name, layout): tensor for name, tensor in names.items()}
+        tensors = {_alias(name, layout): tensor for name, tensor in names.items()} if layout.aliases else names
         if len(tensors) == len(names) and not _mismatches(layout, tensors):
             return layout
     return None
