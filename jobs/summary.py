@@ -1,6 +1,7 @@
 """Console output about a run: tables for people on stderr, one JSON line last on stdout."""
 
 import logging
+from collections.abc import Mapping
 
 from jobs.console import print_json
 from jobs.run import Run, RunOutcome
@@ -33,12 +34,19 @@ def print_plan(run: Run, plan: Plan) -> int:
     return 0
 
 
+def log_not_refined(reasons: Mapping[str, int]) -> None:
+    """Warn of masks that are not refined although an engine is configured, by reason."""
+    for reason, count in reasons.items():
+        log.warning("%d image(s) not refined: %s; the column refine_note has the values", count, reason)
+
+
 def print_outcome(run: Run, outcome: RunOutcome) -> int:
     """Print rows by status and the JSON line; the exit status is 1 when too many rows failed."""
     totals, rows_now, wall_s = outcome.manifest, outcome.progress.committed, outcome.wall_s
     log.info("%-18s %9s", "status", "rows")
     for name, count in {"ok": totals.ok, **totals.error_codes}.items():
         log.info("%-18s %9d", name, count)
+    log_not_refined(totals.refine_notes)
     report_url = run.url / "report/index.html"
     log.info("look here first: %s", report_url)
     limit = run.cfg.runtime.max_failed_fraction
@@ -55,6 +63,8 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "ok": totals.ok,
             "failed": totals.failed,
             "error_codes": totals.error_codes,
+            "refined": totals.refined,
+            "not_refined": totals.refine_notes,
             "parts": len(totals.parts),
             "rows_now": rows_now,
             "wall_s": round(wall_s, 2),

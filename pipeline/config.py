@@ -159,7 +159,9 @@ class RefineConfig(_Frozen):
     )
     window_px: int = Field(1024, ge=128, description="Window edge, pixels; larger images are refined in windows.")
     deadline_s: float = Field(
-        60.0, gt=0, description="Time limit per image, seconds; refinement then stops with its mask so far."
+        60.0,
+        gt=0,
+        description="Time limit, seconds per megapixel and at least for one; past it the whole image is not refined.",
     )
 
 
@@ -186,7 +188,9 @@ class RuntimeConfig(_Frozen):
         0.01, ge=0, le=1, description="Exit with status 1 above this share of failed rows."
     )
     lease_s: float = Field(30.0, gt=0, description="Lease: a driver silent for this long loses the run, seconds.")
-    item_timeout_s: float = Field(600.0, gt=0, description="Kill a worker after this long on one image, seconds.")
+    item_timeout_s: float = Field(
+        600.0, gt=0, description="Kill a worker after this long on one image, or on one window of refinement, seconds."
+    )
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
     log_format: Literal["human", "json"] = Field(
         "human", description="Log lines as text for people, or as JSON objects."

@@ -153,6 +153,12 @@ class PixelStats:
         self.entropy_sum += float(nats_hw[valid].sum(dtype=np.float64) / uniform)
         self.changed_pixels += int((changed_hw & valid).sum())
 
+    def count_unchanged(self, mask_hw: UInt8, valid_hw: Bool | None) -> None:
+        """Count the classes of a whole image again, (H, W) ids that no refiner changed; the other sums stay."""
+        ids = mask_hw.ravel() if valid_hw is None else mask_hw[valid_hw]
+        self.class_pixels = np.bincount(ids, minlength=len(self.class_pixels))
+        self.changed_pixels = 0
+
     def mean(self, total: float) -> float:
         """Mean of a sum per valid pixel; 0 when no pixel is valid."""
         return total / self.valid_pixels if self.valid_pixels else 0.0
@@ -170,8 +176,9 @@ class Refinement:
     """(H, W) largest probability the network gave, 0 to 255."""
     stats: PixelStats
     refined: bool
+    """True when an engine refined every window, False when the mask is the network's everywhere."""
     note: str | None
-    """Reason why refinement did fewer iterations than configured."""
+    """Reason why `refined` is False although an engine is configured: a stable name, a colon, and the values."""
     active_classes: int
     """Number of classes in the logits: all, or those left after pruning."""
 
@@ -272,9 +279,10 @@ class Row:
     mask: bytes | None = None
     """Palette PNG: value = class id, 255 = ignore."""
     refined: bool | None = None
-    """True when a refiner produced the mask."""
+    """True when a refiner produced the whole mask; False when all of it is the network's."""
     refine_note: str | None = None
-    """Reason why `refined` is False although a refiner is configured, e.g. `refine_timeout`."""
+    """Reason why `refined` is False although a refiner is configured: a stable name such as `refine_timeout`, a colon,
+    and the values. Rows of versions that left images refined in part have this reason beside `refined` True."""
     class_pixels: list[int] | None = None
     """Pixels per class id, without ignored pixels."""
     classes_present: list[int] | None = None

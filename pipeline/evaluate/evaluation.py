@@ -6,7 +6,7 @@ pixels, so sums are exact, whatever the number of workers and retries. Never rea
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -135,6 +135,12 @@ class Evaluation:
         """Failures by code, most frequent first."""
         codes = pd.Series([code for _, code, _ in self.failures], dtype=object)
         return {str(code): int(count) for code, count in codes.value_counts().items()}
+
+    @property
+    def not_refined(self) -> dict[str, int]:
+        """Scored images that are not refined, or in part, although an engine is configured, by reason."""
+        notes = self.images["refine_note"].dropna() if "refine_note" in self.images else ()
+        return dict(Counter(note.partition(":")[0] for note in notes))
 
     @property
     def image_iou(self) -> Float64:

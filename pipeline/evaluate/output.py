@@ -118,6 +118,7 @@ def setting_facts(setting: JudgedSetting) -> dict[str, object]:
         "classes": list(evaluation.classes.names),
         "images": len(evaluation.images),
         "failures": evaluation.codes,
+        "not_refined": evaluation.not_refined,
         "seconds": evaluation.seconds,
         "answers": {
             name: {
@@ -142,6 +143,7 @@ def headline(setting: JudgedSetting) -> dict[str, object]:
         "run": str(evaluation.run_url),
         "images": len(evaluation.images),
         "failed": evaluation.codes,
+        "not_refined": evaluation.not_refined,
         "rows_now": setting.rows_now,
         "wall_s": round(setting.wall_s, 2),
         "mean_iou": {name: _mean_iou(scores) for name, scores in setting.scores.items()},
@@ -187,6 +189,8 @@ def log_headline(setting: JudgedSetting) -> None:
         log.log(logging.WARNING if coverage.unlabelled else logging.INFO, "  %s", coverage)
     if evaluation.turned:
         log.info("  EXIF turns %d image(s), whose labels must be upright too", evaluation.turned)
+    for reason, count in evaluation.not_refined.items():
+        log.warning("  %d image(s) scored without refinement: %s", count, reason)
     for name, scores in setting.scores.items():
         intervals = scoring.overall_scores(scores)
         over = mean_over(setting.means[name], evaluation.classes.names)

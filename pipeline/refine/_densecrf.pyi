@@ -24,10 +24,11 @@ class Engine:
         origin_x: int,
         freeze: float,
         seconds_left: float,
+        most_vertices: int,
         want_probs: bool,
         want_labels: bool,
         want_first: bool,
-    ) -> tuple[Float32 | None, UInt8 | None, UInt8 | None, Float32 | None, Float32 | None, int, int, int]: ...
+    ) -> tuple[Float32 | None, UInt8 | None, UInt8 | None, Float32 | None, Float32 | None, int, int, int] | None: ...
     @property
     def bytes_held(self) -> int: ...
     @property

@@ -7,8 +7,10 @@ torch or an extra import it when they are built.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
+from time import monotonic
 from typing import Protocol
 
 import numpy as np
@@ -16,17 +18,21 @@ import numpy as np
 from pipeline import optional
 from pipeline.config import EngineName, RefineConfig
 from pipeline.errors import ConfigError, DeadlinePassed
-from pipeline.records import Bool, Float16, Float32, Footprint, Scored, UInt8, Window
+from pipeline.records import LEFT_WHOLE, Bool, Float16, Float32, Footprint, Scored, UInt8, Window
 from pipeline.refine import domain_transform, native
 from pipeline.refine.presets import CrfParams, crf_params, domain_transform_params
-from pipeline.refine.unary import entropy, softmax, upsample_window
+from pipeline.refine.unary import cells_under, entropy, softmax, upsample_window
+from pipeline.refine.window import halves, inside
 
 log = logging.getLogger(__name__)
 
 HALO_SIGMAS = 2
 """A window is refined with this many spatial sigmas around its core: pixels further off weigh less than exp(-2)."""
 VERTICES_PER_PIXEL = 1.5
-"""Vertices of the appearance kernel's lattice: photographs need at most 1.3 at the narrowest published colour sigma."""
+"""Vertices of the appearance kernel's lattice in a window of the largest size: photographs need at most 1.3 at the
+narrowest published colour sigma, noise up to 6. Windows of a quarter of that size fit with any content."""
+FEWEST_VERTICES = 2**20
+"""Least limit of vertices, however small the windows: halos would make the halves of a small window much more work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class RefinedWindow:
     nats_hw: Float32
     """(h, w) entropy of the probabilities of the logits, nats."""
     done: int = 0
-    """Iterations completed."""
+    """Iterations completed: those of the engine, or 0 with the network's labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ class Engine(Protocol):
     """Iterations of a call that meets its deadline."""
 
     def __call__(self, window_input: WindowInput, *, deadline: float) -> RefinedWindow:
-        """Refine one window, or as much of it as `deadline` (`time.monotonic()`, seconds) allows."""
+        """Refine one window; leave the network's labels when `deadline` (`time.monotonic()`, seconds) passes first."""
         ...
 
 
@@ -97,6 +103,8 @@ class MarginalsEngine:
     def __call__(self, window_input: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
         before, scores = network_answer(window_input.logits_khw, window_input.scored, window_input.window)
+        if monotonic() > deadline:  # filters look at the clock only after they have built their lattices
+            return before
         try:
             probs = self.marginals(window_input.pixels_hwc, scores, window_input.valid_hw, deadline=deadline)
         except DeadlinePassed:
@@ -106,30 +114,69 @@ class MarginalsEngine:
 
 
 class NativeEngine:
-    """Engine around the C++ CRF: upsamples inside, and returns its best labels when time runs out."""
+    """Engine around the C++ CRF, which upsamples inside; without enough time it returns the network's labels.
 
-    def __init__(self, params: CrfParams, spatial: native.Spatial, *, freeze: float) -> None:
+    A window with more vertices than `most_vertices`, as noise has, is refined in halves, each with a halo: memory has a
+    bound, whatever the pixels are.
+    """
+
+    def __init__(
+        self, params: CrfParams, spatial: native.Spatial, *, freeze: float, most_vertices: int, halo_px: int
+    ) -> None:
         self.params, self.iterations, self.freeze = params, params.iterations, freeze
+        self.most_vertices, self.halo_px = most_vertices, halo_px
         self._crf = native.NativeCrf(spatial=spatial)
 
     def __call__(self, window_input: WindowInput, *, deadline: float) -> RefinedWindow:
         """As `Engine`."""
+        try:
+            return self._refine(window_input, deadline)
+        except native.TooManyVertices:
+            return self._refine_halves(window_input, deadline)
+
+    def _refine(self, window_input: WindowInput, deadline: float) -> RefinedWindow:
         scored, window = window_input.scored, window_input.window
-        grid = native.LogitsGrid(scored.stride, align_corners=scored.align_corners, y=window.y, x=window.x)
+        # Without kernels nothing is built: a deadline that has passed costs one pass over the pixels.
+        params = replace(self.params, bi_w=0, pos_w=0) if monotonic() > deadline else self.params
+        logits_khw, y, x = cells_under(window_input.logits_khw, scored, window)  # the CRF copies what it is given
         refined = self._crf.refine(
             window_input.pixels_hwc,
-            window_input.logits_khw,
+            logits_khw,
             window_input.valid_hw,
-            self.params,
-            grid=grid,
+            params,
+            grid=native.LogitsGrid(scored.stride, align_corners=scored.align_corners, y=y, x=x),
             deadline=deadline,
             freeze=self.freeze,
+            most_vertices=self.most_vertices,
             probs=False,
             labels=True,
             first=True,
         )
-        maps = refined.labels_hw, refined.first_hw, refined.confidence_hw, refined.nats_hw
-        return RefinedWindow(*maps, refined.iterations)  # type: ignore[arg-type]  # none is None: all were requested
+        complete = params is self.params and refined.iterations == self.iterations
+        labels = refined.labels_hw if complete else refined.first_hw
+        maps = labels, refined.first_hw, refined.confidence_hw, refined.nats_hw
+        return RefinedWindow(*maps, self.iterations * complete)  # type: ignore[arg-type]  # none is None: all requested
+
+    def _refine_halves(self, window_input: WindowInput, deadline: float) -> RefinedWindow:
+        window, valid = window_input.window, window_input.valid_hw
+        height, width = window.height, window.width
+        labels, first = np.empty((2, height, width), np.uint8)
+        confidence, nats = np.empty((2, height, width), np.float32)
+        done = self.iterations
+        for core, outer in halves(height, width, self.halo_px):
+            here = inside(Window(0, 0, height, width), outer)
+            part = replace(
+                window_input,
+                window=replace(outer, y=window.y + outer.y, x=window.x + outer.x),
+                pixels_hwc=window_input.pixels_hwc[here],
+                valid_hw=None if valid is None else valid[here],
+            )
+            result = self(part, deadline=deadline)
+            source, target = inside(outer, core), inside(Window(0, 0, height, width), core)
+            labels[target], first[target] = result.labels_hw[source], result.first_hw[source]
+            confidence[target], nats[target] = result.confidence_hw[source], result.nats_hw[source]
+            done = min(done, result.done)
+        return RefinedWindow(labels if done == self.iterations else first, first, confidence, nats, done)
 
 
 # The table -----------------------------------------------------------------------------------------------------------
@@ -155,9 +202,19 @@ class EngineSpec:
     imports_torch: bool = False
 
 
-def _maps(count: int) -> EngineMemory:
-    """Memory of an engine that holds `count` float32 maps per class at full size."""
-    return lambda _cfg, side_px, model: side_px**2 * model.num_classes * 4 * count
+def _per_pixel(fixed: int, per_class: int) -> EngineMemory:
+    """Memory of an engine that needs this many bytes per pixel, and more for each class."""
+    return lambda _cfg, side_px, model: side_px**2 * (fixed + per_class * model.num_classes)
+
+
+def window_side_px(cfg: RefineConfig) -> int:
+    """Side of the largest window that is refined at once, halo included, pixels."""
+    return int(max(cfg.window_px * LEFT_WHOLE, cfg.window_px + 2 * reach_px(cfg)))
+
+
+def most_vertices(cfg: RefineConfig) -> int:
+    """Limit of vertices of the native engine: those that photographs need in the largest window."""
+    return max(ceil(VERTICES_PER_PIXEL * window_side_px(cfg) ** 2), FEWEST_VERTICES)
 
 
 def _native_bytes(cfg: RefineConfig, side_px: int, model: Footprint) -> int:
@@ -168,8 +225,8 @@ def _native_bytes(cfg: RefineConfig, side_px: int, model: Footprint) -> int:
         crf_params(cfg),
         spatial=cfg.spatial,
         freeze=cfg.freeze,
-        vertices_per_pixel=VERTICES_PER_PIXEL,
-        cells=(side_px // model.stride + 2) ** 2,
+        vertices_per_pixel=most_vertices(cfg) / side_px**2,
+        cells=(side_px // model.stride + 3) ** 2,
     )
 
 
@@ -177,7 +234,8 @@ def _build_native(cfg: RefineConfig) -> Engine:
     if not native.available():
         reason = f"--refine.engine native: {native.UNAVAILABLE_BECAUSE}"
         raise ConfigError(reason, hint="pip install with a C++ compiler")
-    return NativeEngine(crf_params(cfg), cfg.spatial, freeze=cfg.freeze)
+    limits = {"most_vertices": most_vertices(cfg), "halo_px": int(reach_px(cfg))}
+    return NativeEngine(crf_params(cfg), cfg.spatial, freeze=cfg.freeze, **limits)
 
 
 def _build_torch(cfg: RefineConfig) -> Engine:
@@ -205,13 +263,16 @@ def _appearance_sigma_px(cfg: RefineConfig) -> float:
     return crf_params(cfg).bi_xy
 
 
-# Maps at once, measured: torch 0.7 to 1.5 kB per pixel with 21 classes, pydensecrf 0.7 to 0.9 kB.
+# Bytes per pixel, above the largest measured on images of noise, 300 to 600 pixels wide, with 2 and with 21 classes:
+# torch 2819 and 3802, pydensecrf 698 and 2172, domain_transform 70 and 448, none 47 and 423.
 REFINE_ENGINES: dict[EngineName, EngineSpec] = {
     "native": EngineSpec(_build_native, _appearance_sigma_px, _native_bytes),
-    "torch": EngineSpec(_build_torch, _appearance_sigma_px, _maps(18), imports_torch=True),
-    "pydensecrf": EngineSpec(_build_pydensecrf, _appearance_sigma_px, _maps(10)),
-    "domain_transform": EngineSpec(_build_domain_transform, lambda cfg: cfg.sigma_s, _maps(6), has_preset=False),
-    "none": EngineSpec(None, lambda _: 0, _maps(4), needs_pixels=False, has_preset=False),
+    "torch": EngineSpec(_build_torch, _appearance_sigma_px, _per_pixel(2900, 80), imports_torch=True),
+    "pydensecrf": EngineSpec(_build_pydensecrf, _appearance_sigma_px, _per_pixel(700, 80)),
+    "domain_transform": EngineSpec(
+        _build_domain_transform, lambda cfg: cfg.sigma_s, _per_pixel(40, 24), has_preset=False
+    ),
+    "none": EngineSpec(None, lambda _: 0, _per_pixel(16, 20), needs_pixels=False, has_preset=False),
 }
 """Every value of `--refine.engine`: the dense CRF in C++ (`native.py`), in torch (`lattice_torch.py`) and by pydensecrf
 (`densecrf.py`), the domain transform (`domain_transform.py`), and no refinement."""

@@ -16,7 +16,7 @@ from pipeline import extension
 from pipeline.records import Bool, Float16, Float32, UInt8
 from pipeline.refine.presets import CrfParams
 
-NATIVE_INTERFACE = 2
+NATIVE_INTERFACE = 3
 """Interface version of the extension that this module calls."""
 
 
@@ -33,6 +33,14 @@ SEPARABLE_BELOW_PX = 2.0
 MAX_BANDS, MAX_CLASSES, MAX_PIXELS = 8, 255, 2**26
 LANES = 8
 """Classes are padded to whole vectors of eight floats."""
+
+
+ANY_NUMBER = 2**62
+"""No limit on vertices."""
+
+
+class TooManyVertices(Exception):
+    """The lattice of an image needs more vertices than allowed."""
 
 
 def available() -> bool:
@@ -104,6 +112,7 @@ class NativeCrf:
         band_sigmas: tuple[float, ...] | None = None,
         freeze: float = 1.0,
         deadline: float = np.inf,
+        most_vertices: int = ANY_NUMBER,
         probs: bool = True,
         labels: bool = False,
         first: bool = False,
@@ -123,6 +132,7 @@ class NativeCrf:
             freeze: pixels with a largest probability of the logits above this keep their label and only send messages;
                 1 freezes none.
             deadline: `time.monotonic()` after which no further iteration starts; the result so far is returned.
+            most_vertices: of the appearance kernel's lattice; it bounds memory, see `bytes_needed`.
             probs: return the marginals.
             labels: return the labels.
             first: return labels, confidence and entropy of the logits before the mean field.
@@ -130,6 +140,7 @@ class NativeCrf:
         Raises:
             TypeError: an argument is no array, or an array of another dtype.
             ValueError: a shape, size or number is out of range, or a logit is not finite.
+            TooManyVertices: the image needs more than `most_vertices`; nothing beyond them was allocated.
         """
         _check_arrays(pixels_hwc, logits_khw, valid_hw, grid)
         sigmas = (params.bi_rgb,) * pixels_hwc.shape[2] if band_sigmas is None else tuple(band_sigmas)
@@ -157,12 +168,15 @@ class NativeCrf:
                 origin_x=place.x,
                 freeze=freeze,
                 seconds_left=min(deadline - monotonic(), 1e9),
+                most_vertices=most_vertices,
                 want_probs=probs,
                 want_labels=labels,
                 want_first=first,
             )
         finally:
             self._idle.append(workspace)
+        if result is None:
+            raise TooManyVertices(f"the lattice needs more than {most_vertices} vertices")
         return Refined(*result)
 
     @property

@@ -39,6 +39,18 @@ def upsample_window(logits_khw: Float16 | Float32, scored: Scored, window: Windo
     return tall
 
 
+def cells_under(logits_khw: Float16, scored: Scored, window: Window) -> tuple[Float16, int, int]:
+    """Cells that the upsampling of a window reads (K, h, w), and the window's first row and column from their corner.
+
+    Upsampled, they give the window's pixels, while memory follows the window and not the image.
+    """
+    align = scored.align_corners
+    top, bottom, _ = _taps(window.y, window.height, scored.stride, logits_khw.shape[1], align_corners=align)
+    left, right, _ = _taps(window.x, window.width, scored.stride, logits_khw.shape[2], align_corners=align)
+    cells = logits_khw[:, top[0] : bottom[-1] + 1, left[0] : right[-1] + 1]
+    return cells, window.y - int(top[0]) * scored.stride, window.x - int(left[0]) * scored.stride
+
+
 def softmax(logits_khw: Float32) -> Float32:
     """Probabilities over the first axis, float32."""
     exp: Float32 = np.exp(logits_khw - logits_khw.max(axis=0, keepdims=True))

@@ -43,6 +43,10 @@ SCANNED_COLUMNS = [
 ]
 
 
+REFINED_IN_PART = "refined_in_part"
+"""Reason that stands for rows with `refined` and a `refine_note`; no version writes such rows any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class PendingShard:
     """Shard with rows that are not committed yet, and its keys that are."""
@@ -65,7 +69,9 @@ class Manifest:
     classes: list[str] = field(default_factory=list)
     class_pixels: list[int] = field(default_factory=list)
     refined: int = 0
+    """Rows whose whole mask a refiner produced."""
     refine_notes: dict[str, int] = field(default_factory=dict)
+    """Rows `ok` that are not refined although a refiner was configured, by reason, or that are `refined_in_part`."""
     confidence: float | None = None
     """Mean over the rows that are ok; None when there are none."""
     entropy: float | None = None
@@ -253,9 +259,9 @@ def summarise_run(run_url: Url, classes: ClassMap, *, fingerprint: str, shards: 
         ok = frame[frame["status"] == "ok"]
         total.rows += len(frame)
         total.ok += len(ok)
-        total.refined += int(ok["refined"].sum())
+        total.refined += int((ok["refined"].eq(True) & ok["refine_note"].isna()).sum())
         codes.update(frame["error_code"].dropna())
-        notes.update(note.partition(":")[0] for note in ok["refine_note"].dropna())
+        notes.update(_not_refined(ok))
         seconds.update(
             {name.removeprefix("seconds_"): float(frame[name].astype(float).sum()) for name in SUMMED_COLUMNS}
         )
@@ -268,6 +274,19 @@ def summarise_run(run_url: Url, classes: ClassMap, *, fingerprint: str, shards: 
     if total.ok:
         total.confidence, total.entropy, total.changed_share = (means[name] / total.ok for name in AVERAGED_COLUMNS)
     return total
+
+
+def _not_refined(rows: pd.DataFrame) -> Counter[str]:
+    """Number of rows that are not refined, by the name in `refine_note`.
+
+    Versions before the rule "the whole image or nothing" left some images refined in part: `REFINED_IN_PART`.
+    """
+    noted = rows[rows["refine_note"].notna()]
+    in_part = noted["refined"].eq(True)
+    reasons = Counter(note.partition(":")[0] for note in noted["refine_note"][~in_part])
+    if in_part.any():
+        reasons[REFINED_IN_PART] = int(in_part.sum())
+    return reasons
 
 
 def read_parts(run_url: Url, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:

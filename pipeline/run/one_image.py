@@ -68,7 +68,7 @@ def segment(
     scored = _score(network, Image(pixels_hwc, valid_hw), cfg)
     refinement = Refiner(cfg, card.classes)(scored, Image(guide_hwc, valid_hw))
     if refinement.note:
-        log.warning("the mask is not refined, or not fully: %s", refinement.note)
+        log.warning("the mask is the network's, not refined: %s", refinement.note)
     return refinement.mask_hw, refinement.confidence_hw.astype(np.float32) / np.float32(255)
 
 

@@ -63,9 +63,9 @@ class RunSummary:
     changed_share: float | None
     """Share of pixels whose class the refiner changed, 0 to 1."""
     refined: int
-    """Rows whose mask the refiner produced."""
+    """Rows whose whole mask the refiner produced."""
     refine_notes: Mapping[str, int]
-    """Rows per reason why refinement was configured but did not happen."""
+    """Rows per reason why refinement was configured but did not happen, or did in part of the image."""
 
 
 @dataclass(frozen=True, slots=True)

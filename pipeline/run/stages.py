@@ -246,10 +246,10 @@ class RefineStage:
             return job.failed(item, item.failure)
         started = perf_counter()
         try:
-            with kill_process_after(job.cfg.runtime.item_timeout_s):
+            with kill_process_after(job.cfg.runtime.item_timeout_s) as progress:
                 image = decode_image(item.data, job.cfg.decode) if item.data else None
                 truth_hw = self.judge.truth(scored) if self.judge else None
-                refinement = self.refiner(scored, image)
+                refinement = self.refiner(scored, image, progress=progress)
         except InputError as error:  # the image was decoded a stage ago: this node is out of memory
             return job.failed(item, read_failure(error))
         except LabelError as error:

@@ -12,7 +12,7 @@ from pipeline.config import RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
 from pipeline.infer.tile import CPU_BATCH
 from pipeline.records import LEFT_WHOLE, Footprint
-from pipeline.refine.engine import REFINE_ENGINES, reach_px
+from pipeline.refine.engine import REFINE_ENGINES, window_side_px
 
 GIB = 2**30
 READ_CPUS = 0.2
@@ -98,10 +98,9 @@ def refiner_gib(cfg: SegmentConfig, model: Footprint) -> float:
     """Memory of one refiner: process, decoded image, and its engine's memory for one window with halo, GiB."""
     refine = cfg.refine
     engine = REFINE_ENGINES[refine.engine]
-    side_px = int(max(refine.window_px * LEFT_WHOLE, refine.window_px + 2 * reach_px(refine)))
     image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
     process_gib = PROCESS_GIB["cpu"] if engine.imports_torch else REFINER_GIB
-    return process_gib + (image_bytes + engine.window_bytes(refine, side_px, model)) / GIB
+    return process_gib + (image_bytes + engine.window_bytes(refine, window_side_px(refine), model)) / GIB
 
 
 def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:

@@ -68,8 +68,8 @@ def write_search(
         gain = contender.gain
         shown = "" if gain is None else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         log.info("%-32s mean IoU %.4f%s %s", contender.name, contender.result.mean_iou, over, shown)
-    if unrefined := sum(result.notes.total() for result in outcome.results):
-        log.warning("%d mask(s) were counted without refinement, since it failed or timed out", unrefined)
+    for reason, count in sum((result.notes for result in outcome.results), Counter[str]()).items():
+        log.warning("%d mask(s) were counted without refinement: %s", count, reason)
     log.info("look here first: %s", cfg.output_url / "report/index.html")
 
 
@@ -92,6 +92,7 @@ def search_summary(cfg: TuneConfig, outcome: SearchOutcome, left_out: Sequence[t
         "classes": outcome.none.scores.counts.shape[-2],
         "classes_scored": int(outcome.none.scores.classes_scored),
         "classes_labelled": int(np.count_nonzero(outcome.none.scores.support)),
+        "not_refined": sum(result.notes.total() for result in outcome.results),
         "mean_iou_without": round(outcome.none.mean_iou, 5),
         "mean_iou_best": round(outcome.best.mean_iou, 5),
         **{name: [round(end, 5) for end in (gain.value, gain.low, gain.high)] for name, gain in gains.items()},

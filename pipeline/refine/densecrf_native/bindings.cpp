@@ -33,11 +33,12 @@ public:
         if (!run_) throw py::value_error("no kernels for instruction set '" + isa_ + "' on this machine");
     }
 
-    py::tuple refine(const Array<uint8_t>& image, const Array<float>& logits, const std::optional<Array<bool>>& valid,
-                     const Array<float>& band_sigmas, float bi_w, float bi_xy, float pos_w, float pos_xy,
-                     int iterations, bool separable, bool full_size, int stride, bool align_corners, int origin_y,
-                     int origin_x, float freeze, double seconds_left, bool want_probs, bool want_labels,
-                     bool want_first) {
+    // The results as a tuple, or None for more vertices than `most_vertices`.
+    py::object refine(const Array<uint8_t>& image, const Array<float>& logits, const std::optional<Array<bool>>& valid,
+                      const Array<float>& band_sigmas, float bi_w, float bi_xy, float pos_w, float pos_xy,
+                      int iterations, bool separable, bool full_size, int stride, bool align_corners, int origin_y,
+                      int origin_x, float freeze, double seconds_left, int64_t most_vertices, bool want_probs,
+                      bool want_labels, bool want_first) {
         require(image.ndim() == 3 && logits.ndim() == 3, "image is (H, W, bands), logits are (K, h, w)");
         crf::Request ask{};
         ask.height = int(image.shape(0));
@@ -72,6 +73,7 @@ public:
         ask.origin_x = origin_x;
         ask.freeze = freeze;
         ask.seconds_left = seconds_left;
+        ask.most_vertices = most_vertices;
         py::object probs = py::none(), labels = py::none();
         if (want_probs) {
             Array<float> made({ask.classes, ask.height, ask.width});
@@ -100,6 +102,7 @@ public:
         }
         require(outcome.status != crf::Outcome::LOGITS_NOT_FINITE, "logits must be finite and within 1e30");
         require(outcome.status != crf::Outcome::SIGMA_TOO_SMALL, "a sigma is too small for this image size");
+        if (outcome.status == crf::Outcome::TOO_MANY_VERTICES) return py::none();
         return py::make_tuple(probs, labels, first, confidence, nats, outcome.iterations, outcome.spatial_vertices,
                               outcome.bilateral_vertices);
     }
@@ -117,7 +120,7 @@ private:
 }  // namespace
 
 PYBIND11_MODULE(_densecrf, m) {
-    m.attr("INTERFACE") = 2;  // raised with every change of arguments or results of refine
+    m.attr("INTERFACE") = 3;  // raised with every change of arguments or results of refine
     m.doc() = "Kernels of the dense CRF; use pipeline.refine.native.";
     py::class_<Engine>(m, "Engine")
         .def(py::init<const std::string&>(), py::arg("isa") = "")
@@ -125,8 +128,8 @@ PYBIND11_MODULE(_densecrf, m) {
              py::arg("valid").noconvert(), py::arg("band_sigmas").noconvert(), py::arg("bi_w"), py::arg("bi_xy"),
              py::arg("pos_w"), py::arg("pos_xy"), py::arg("iterations"), py::arg("separable"), py::arg("full_size"),
              py::arg("stride"), py::arg("align_corners"), py::arg("origin_y"), py::arg("origin_x"),
-             py::arg("freeze"), py::arg("seconds_left"), py::arg("want_probs"), py::arg("want_labels"),
-             py::arg("want_first"))
+             py::arg("freeze"), py::arg("seconds_left"), py::arg("most_vertices"), py::arg("want_probs"),
+             py::arg("want_labels"), py::arg("want_first"))
         .def_property_readonly("bytes_held", &Engine::bytes_held)
         .def_property_readonly("isa", &Engine::isa);
 }

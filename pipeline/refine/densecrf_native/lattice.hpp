@@ -17,6 +17,7 @@ using crf::Buffer;
 using crf::Lattice;
 using crf::MAX_DIMENSIONS;
 using crf::Workspace;
+using Status = crf::Outcome::Status;
 
 using Key64 = uint64_t;
 using Key128 = unsigned __int128;
@@ -219,9 +220,9 @@ CRF_INLINE void locate(const Guide& guide, int y, int x, Simplices<D>& out) {
     for (int k = 1; k <= d; ++k) store(out.weight[k], by_rank[d - k] - by_rank[d - k + 1]);
 }
 
-// Fills the records of every pixel and the table of vertices.
+// Fills the records of every pixel and the table of vertices. Returns false before there are more than `most` vertices.
 template <class Key, int D>
-void place_pixels(const Guide& guide, const Packing<Key>& packing, Table<Key>& table, Lattice& lattice) {
+bool place_pixels(const Guide& guide, const Packing<Key>& packing, Table<Key>& table, Lattice& lattice, int64_t most) {
     const int d = exact<D>(guide), corners = d + 1;
     char* record = static_cast<char*>(lattice.records.data());
     Simplices<D> simplices[CHUNK / LANES];
@@ -231,6 +232,7 @@ void place_pixels(const Guide& guide, const Packing<Key>& packing, Table<Key>& t
         for (int x = 0; x < guide.width; x += CHUNK) {
             const int count = guide.width - x < CHUNK ? guide.width - x : CHUNK;
             const uint8_t* valid = guide.valid ? guide.valid + int64_t(y) * guide.width + x : nullptr;
+            if (table.vertices + int64_t(count) * corners > most) return false;
             table.make_room(int64_t(CHUNK) * corners);
             for (int i = 0; i < count; i += LANES) locate<D>(guide, y, x + i, simplices[i / LANES]);
             for (int i = 0; i < count; ++i) {
@@ -267,6 +269,7 @@ void place_pixels(const Guide& guide, const Packing<Key>& packing, Table<Key>& t
             }
         }
     }
+    return true;
 }
 
 // Chains of vertices that are neighbours along each axis; a vertex without any neighbour is in none.
@@ -337,15 +340,17 @@ inline void normalise(Workspace& work, const Guide& guide, Lattice& lattice, flo
 }
 
 template <class Key, int D>
-void build_with(Workspace& work, const Guide& guide, const Packing<Key>& packing, Lattice& lattice, float weight) {
+Status build_with(Workspace& work, const Guide& guide, const Packing<Key>& packing, Lattice& lattice, float weight,
+                  int64_t most) {
     const int64_t pixels = int64_t(guide.height) * guide.width;
     lattice.dimensions = guide.dimensions;
     lattice.records.reserve(size_t(pixels) * size_t(guide.dimensions + 1) * 8);
     Table<Key> table(work, pixels);
-    place_pixels<Key, D>(guide, packing, table, lattice);
+    if (!place_pixels<Key, D>(guide, packing, table, lattice, most)) return Status::TOO_MANY_VERTICES;
     lattice.vertices = table.vertices;
     link_vertices<Key>(guide, packing, table, lattice);
     normalise(work, guide, lattice, weight);
+    return Status::OK;
 }
 
 // Tables of the scaled features (p. 5 of the paper: E scaled so that blurring by [1 2 1] has variance 1).
@@ -372,23 +377,18 @@ inline Guide guide_of(Workspace& work, const crf::Request& ask, float sigma_xy, 
     return guide;
 }
 
-// Builds the lattice of a kernel. Returns false if the sigmas are too small for the lattice's coordinates.
-inline bool build(Workspace& work, const crf::Request& ask, Lattice& lattice, float sigma_xy, int bands, float weight) {
+// Builds the lattice of a kernel, unless the sigmas are too small for its coordinates or it has more than `most` vertices.
+inline Status build(Workspace& work, const crf::Request& ask, Lattice& lattice, float sigma_xy, int bands, float weight,
+                    int64_t most) {
     const Guide guide = guide_of(work, ask, sigma_xy, bands);
     Packing<Key64> narrow;
     Packing<Key128> wide;
     const int bits = lay_out(guide, narrow);
-    if (bits < 0 || lay_out(guide, wide) > 128) return false;
-    if (bits > 64) {
-        build_with<Key128, MAX_DIMENSIONS>(work, guide, wide, lattice, weight);
-    } else if (guide.dimensions == 2) {
-        build_with<Key64, 2>(work, guide, narrow, lattice, weight);
-    } else if (guide.dimensions == 5) {
-        build_with<Key64, 5>(work, guide, narrow, lattice, weight);
-    } else {
-        build_with<Key64, MAX_DIMENSIONS>(work, guide, narrow, lattice, weight);
-    }
-    return true;
+    if (bits < 0 || lay_out(guide, wide) > 128) return Status::SIGMA_TOO_SMALL;
+    if (bits > 64) return build_with<Key128, MAX_DIMENSIONS>(work, guide, wide, lattice, weight, most);
+    if (guide.dimensions == 2) return build_with<Key64, 2>(work, guide, narrow, lattice, weight, most);
+    if (guide.dimensions == 5) return build_with<Key64, 5>(work, guide, narrow, lattice, weight, most);
+    return build_with<Key64, MAX_DIMENSIONS>(work, guide, narrow, lattice, weight, most);
 }
 
 }  // namespace

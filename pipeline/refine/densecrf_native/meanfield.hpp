@@ -353,20 +353,22 @@ inline double seconds() {
 }
 
 // Builds both kernels' lattices for this image; the spatial one is kept while size, sigma and weight stay the same.
-inline bool build_lattices(Workspace& work, const Request& ask) {
+inline Status build_lattices(Workspace& work, const Request& ask) {
     if (ask.pos_w > 0 && !ask.separable) {
         const bool same = !ask.valid && work.spatial_height == ask.height && work.spatial_width == ask.width &&
                           work.spatial_sigma == ask.pos_xy && work.spatial_weight == ask.pos_w;
         if (!same) {
             work.spatial_height = 0;
-            if (!build(work, ask, work.spatial, ask.pos_xy, 0, ask.pos_w)) return false;
+            const Status status = build(work, ask, work.spatial, ask.pos_xy, 0, ask.pos_w, INT64_MAX);
+            if (status != Status::OK) return status;
             work.spatial_height = ask.valid ? 0 : ask.height;
             work.spatial_width = ask.width;
             work.spatial_sigma = ask.pos_xy;
             work.spatial_weight = ask.pos_w;
         }
     }
-    return ask.bi_w <= 0 || build(work, ask, work.bilateral, ask.bi_xy, ask.bands, ask.bi_w);
+    if (ask.bi_w <= 0) return Status::OK;
+    return build(work, ask, work.bilateral, ask.bi_xy, ask.bands, ask.bi_w, ask.most_vertices);
 }
 
 // Side of a kernel with memory for its values.
@@ -431,10 +433,8 @@ inline void run_mean_field(Workspace& work, const Request& ask, Outcome& outcome
     const int vectors = (ask.classes + LANES - 1) / LANES;
     Unary unary = prepare(work, ask, vectors, outcome);
     if (outcome.status != Outcome::OK) return;
-    if (!build_lattices(work, ask)) {
-        outcome.status = Outcome::SIGMA_TOO_SMALL;
-        return;
-    }
+    outcome.status = build_lattices(work, ask);
+    if (outcome.status != Outcome::OK) return;
     Separable separable;
     Active active;
     const bool freezes = ask.freeze < 1;

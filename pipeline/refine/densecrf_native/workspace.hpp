@@ -66,6 +66,7 @@ struct Request {
     bool separable;        // spatial kernel as truncated separable Gaussian instead of a lattice
     float freeze;          // largest probability of the logits above which a pixel keeps that Q; 1 or more freezes none
     double seconds_left;
+    int64_t most_vertices;  // of the appearance kernel's lattice: more are refused before they take memory
 
     float* probs;     // (classes, height, width) or null
     uint8_t* labels;  // (height, width) or null
@@ -76,7 +77,7 @@ struct Request {
 };
 
 struct Outcome {
-    enum Status { OK, LOGITS_NOT_FINITE, SIGMA_TOO_SMALL, CANCELLED } status = OK;
+    enum Status { OK, LOGITS_NOT_FINITE, SIGMA_TOO_SMALL, TOO_MANY_VERTICES } status = OK;
     int iterations = 0;
     int64_t spatial_vertices = 0, bilateral_vertices = 0;
 };

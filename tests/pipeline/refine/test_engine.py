@@ -1,5 +1,8 @@
 """Refinement engines: laws that all of them keep, the table they stand in, and engines that are not installed."""
 
+import os
+import subprocess
+import sys
 from time import monotonic
 from typing import get_args
 
@@ -20,9 +23,11 @@ from pipeline.refine.engine import (
     WindowInput,
     describe_engine,
     make_engine,
+    most_vertices,
     network_answer,
     reach_px,
     resolve_engine,
+    window_side_px,
 )
 from pipeline.refine.presets import PRESETS
 from pipeline.refine.refiner import Refiner
@@ -103,21 +108,83 @@ def test_engines_with_a_preset_are_described_by_it_and_reach_two_of_its_sigmas()
     }
 
 
-def test_memory_of_a_window_is_that_of_the_maps_an_engine_holds() -> None:
-    bytes_of = {name: spec.window_bytes(RefineConfig(), 100, VOC) for name, spec in REFINE_ENGINES.items()}
-    map_bytes = 100 * 100 * 21 * 4
-    maps = {name: size / map_bytes for name, size in bytes_of.items() if name != "native"}
-    assert maps == {"torch": 18, "pydensecrf": 10, "domain_transform": 6, "none": 4}
-    assert bytes_of["native"] == native.bytes_needed(
-        100,
-        100,
-        21,
-        PRESETS["deeplab-v2"],
-        spatial="auto",
-        freeze=0.99,
-        vertices_per_pixel=1.5,
-        cells=(100 // 8 + 2) ** 2,
+@pytest.mark.parametrize("engine", BUILT)
+def test_an_engine_does_all_its_iterations_or_leaves_the_networks_labels(engine: str) -> None:
+    scored, pixels = scene(120, 120, 8)
+    for seconds in (0.0, 1e-4, 1e-3, 1e-2, LATER):
+        result = ask(engine, scored, pixels, Window(0, 0, 120, 120), seconds=seconds)
+        assert result.done in (0, 2)
+        assert result.done == 2 or np.array_equal(result.labels_hw, result.first_hw)
+    assert result.done == 2
+
+
+PEAK = """
+import sys
+from math import inf
+import numpy as np
+from pipeline.config import RefineConfig
+from pipeline.records import Footprint, Item, Scored, Window
+from pipeline.refine.engine import REFINE_ENGINES, WindowInput, make_engine, network_answer
+
+def memory(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def noise(side, classes):
+    rng = np.random.default_rng(side)
+    logits = rng.normal(0, 1, (classes, -(-side // 8), -(-side // 8))).astype(np.float16)
+    scored = Scored(Item("k", "s", "e"), side, side, logits_khw=logits, stride=8)
+    return WindowInput(logits, scored, Window(0, 0, side, side), rng.integers(0, 256, (side, side, 3), np.uint8))
+
+cfg, classes, side = RefineConfig(engine=sys.argv[1], iterations=1), int(sys.argv[2]), 224
+made = make_engine(cfg)
+work = made or (lambda seen, deadline: network_answer(seen.logits_khw, seen.scored, seen.window))
+work(noise(16, classes), deadline=inf)
+seen = noise(side, classes)
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
+work(seen, deadline=inf)
+reserved = REFINE_ENGINES[cfg.engine].window_bytes(cfg, side, Footprint(0, classes, 8))
+print(memory("VmHWM") - before, reserved)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is measured on Linux only")
+@pytest.mark.parametrize("classes", [2, 21])
+@pytest.mark.parametrize("engine", list(REFINE_ENGINES))
+def test_an_engine_stays_within_the_memory_reserved_for_it_even_on_noise(engine: str, classes: int) -> None:
+    command = [sys.executable, "-c", PEAK, engine, str(classes)]
+    peak, reserved = map(int, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split())
+    assert peak <= reserved
+
+
+def test_a_dense_window_is_refined_in_halves_within_the_reserved_memory() -> None:
+    """Noise has up to 6 vertices per pixel; the reservation is for the limit of the engine."""
+    scored, pixels = scene(150, 170, 8)
+    window = WindowInput(scored.logits_khw, scored, Window(0, 0, 150, 170), pixels)
+    limit = 150 * 170  # a sixth of what it takes
+    made, whole = (make_engine(RefineConfig(iterations=2)) for _ in range(2))
+    made.most_vertices = limit
+    cut, uncut = (engine(window, deadline=np.inf) for engine in (made, whole))
+    params = PRESETS["deeplab-v2"]
+    reserved = native.bytes_needed(150, 170, 8, params, vertices_per_pixel=1, cells=scored.logits_khw[0].size, freeze=0)
+    assert made._crf.bytes_held < reserved < whole._crf.bytes_held
+    assert cut.done == uncut.done == 2
+    assert (cut.labels_hw != uncut.labels_hw).mean() < 0.05
+    for name in ("first_hw", "confidence_hw", "nats_hw"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(uncut, name))
+    late = made(window, deadline=-np.inf)
+    np.testing.assert_array_equal(late.labels_hw, uncut.first_hw)
+    assert late.done == 0
+
+
+def test_small_windows_are_reserved_for_noise_and_the_largest_for_photographs() -> None:
+    cfg = RefineConfig()
+    large, small = (
+        REFINE_ENGINES["native"].window_bytes(cfg, side, VOC) / side**2 for side in (window_side_px(cfg), 300)
     )
+    assert small > 2.5 * large
+    assert most_vertices(cfg) >= 1.5 * window_side_px(cfg) ** 2
 
 
 def test_a_new_engine_is_one_entry_of_the_table(monkeypatch) -> None:

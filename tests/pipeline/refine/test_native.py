@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import Item, Scored, Window
 from pipeline.refine import native
-from pipeline.refine.native import LogitsGrid, NativeCrf, Refined, bytes_needed
+from pipeline.refine.native import LogitsGrid, NativeCrf, Refined, TooManyVertices, bytes_needed
 from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.unary import softmax, upsample_window
 from tests.support.examples import examples
@@ -394,6 +394,18 @@ def test_memory_stays_below_what_is_said_even_on_noise(
             freeze=freeze,
         )
         assert engine.bytes_held + got.probs_khw.nbytes + got.labels_hw.nbytes <= known <= said
+
+
+def test_more_vertices_than_allowed_are_refused_and_the_engine_stays_usable() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    logits = np.random.default_rng(1).normal(size=(3, 40, 50)).astype(np.float32)
+    engine = NativeCrf()
+    free = engine.refine(pixels, logits, None, DEEPLAB)
+    with pytest.raises(TooManyVertices, match="more than 2000 vertices"):
+        engine.refine(pixels, logits, None, DEEPLAB, most_vertices=2000)
+    again = engine.refine(pixels, logits, None, DEEPLAB, most_vertices=6 * 40 * 50)
+    assert free.bilateral_vertices == again.bilateral_vertices > 2000
+    np.testing.assert_array_equal(again.probs_khw, free.probs_khw)
 
 
 # ---------------------------------------------------------------- hostile inputs

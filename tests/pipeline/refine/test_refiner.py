@@ -11,10 +11,11 @@ from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Image, Item, Scored, Window
 from pipeline.refine import densecrf
-from pipeline.refine.engine import REFINE_ENGINES
+from pipeline.refine.engine import REFINE_ENGINES, RefinedWindow, WindowInput, network_answer
 from pipeline.refine.presets import PRESETS, CrfParams, crf_params
-from pipeline.refine.refiner import Refiner, windows, with_halo
-from pipeline.refine.unary import active_classes, softmax, upsample_window
+from pipeline.refine.refiner import Refiner, seconds_allowed
+from pipeline.refine.unary import active_classes, cells_under, softmax, upsample_window
+from pipeline.refine.window import windows
 from tests.support.examples import examples
 
 CLASSES = ClassMap(name="four", classes=[{"name": name, "colour": (0, 0, 0)} for name in "abcd"])
@@ -70,6 +71,28 @@ def test_a_window_of_the_upsampled_map_is_the_upsampled_window(y: int, x: int, h
     whole = upsample_window(logits, scored, Window(0, 0, 40, 40))
     part = upsample_window(logits, scored, Window(y, x, height, width))
     np.testing.assert_allclose(part, whole[:, y : y + height, x : x + width], atol=1e-6)
+
+
+@given(
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 4, 8, 16]),
+    st.booleans(),
+)
+def test_the_cells_under_a_window_give_its_pixels(
+    y: int, x: int, height: int, width: int, stride: int, align_corners: bool
+) -> None:
+    window = Window(y, x, height, width)
+    cells = -(-(y + height) // stride) + align_corners, -(-(x + width) // stride) + align_corners
+    logits = np.random.default_rng(y).normal(size=(2, *cells)).astype(np.float16)
+    scored = scored_of(logits, y + height, x + width, stride, align_corners=align_corners)
+    few, first_y, first_x = cells_under(logits, scored, window)
+    moved = Window(first_y, first_x, height, width)
+    np.testing.assert_array_equal(upsample_window(few, scored, moved), upsample_window(logits, scored, window))
+    assert few.shape[1] <= height // stride + 3
+    assert few.shape[2] <= width // stride + 3
 
 
 def test_pruning_drops_what_cannot_win_and_never_a_winner() -> None:
@@ -154,17 +177,6 @@ def test_invalid_pixels_have_no_opinion_of_their_own() -> None:
 # ---------------------------------------------------------------- refiner
 
 
-@given(st.integers(1, 700), st.integers(1, 700))
-def test_windows_cover_every_pixel_exactly_once(height: int, width: int) -> None:
-    seen = np.zeros((height, width), int)
-    for core in windows(height, width, 128):
-        seen[core.y : core.y + core.height, core.x : core.x + core.width] += 1
-        outer = with_halo(core, height, width, 20)
-        assert outer.y <= core.y
-        assert outer.y + outer.height >= core.y + core.height
-    assert (seen == 1).all()
-
-
 def test_without_an_engine_the_mask_is_the_networks_own() -> None:
     image, logits = scene(50, 70)
     scored = scored_of(logits, 50, 70)
@@ -221,6 +233,63 @@ def test_a_deadline_that_passes_leaves_the_networks_mask_and_says_so() -> None:
     np.testing.assert_array_equal(late.mask_hw, plain.mask_hw)
     assert not late.refined
     assert late.note.startswith("refine_timeout")
+
+
+class Interrupted:
+    """Engine that gives every pixel the next class, and from one window on only does some of its iterations."""
+
+    iterations = 3
+
+    def __init__(self, windows_in_time: int) -> None:
+        self.windows_in_time, self.deadlines = windows_in_time, []
+
+    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
+        self.deadlines.append(deadline)
+        before, _ = network_answer(seen.logits_khw, seen.scored, seen.window)
+        done = self.iterations if len(self.deadlines) <= self.windows_in_time else 1
+        return replace(before, labels_hw=(before.labels_hw + 1) % 4, done=done)
+
+
+@examples(20)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 9), st.booleans())
+def test_an_image_is_refined_in_every_window_or_in_none(height: int, width: int, in_time: int, masked: bool) -> None:
+    image, logits = scene(height, width)
+    if masked:
+        image = replace(image, valid_hw=np.random.default_rng(height).random((height, width)) < 0.7)
+    scored, count = scored_of(logits, height, width), len(list(windows(height, width, 128)))
+    refiner = Refiner(RefineConfig(window_px=128), CLASSES)
+    refiner.engine = Interrupted(in_time)
+    got = refiner(scored, image)
+    valid = np.ones((height, width), bool) if image.valid_hw is None else image.valid_hw
+    changed = (got.mask_hw != got.network_hw)[valid]
+    assert (got.refined, changed.all() if got.refined else changed.any()) == (in_time >= count, in_time >= count)
+    assert got.stats.changed_pixels == changed.sum()
+    assert got.stats.class_pixels.tolist() == np.bincount(got.mask_hw[valid], minlength=4).tolist()
+    assert (got.note is None) == got.refined
+    if not got.refined:
+        assert f"after {in_time} of {count} windows, so none is refined (--refine.deadline-s 60)" in got.note
+        assert all(deadline == -np.inf for deadline in refiner.engine.deadlines[in_time + 1 :])
+
+
+@given(st.floats(0.001, 1e4), st.integers(1, 20_000), st.integers(1, 20_000))
+def test_the_time_allowed_follows_the_size_and_is_never_less_than_the_setting(
+    deadline_s: float, height: int, width: int
+) -> None:
+    cfg = RefineConfig(deadline_s=deadline_s)
+    allowed = seconds_allowed(cfg, height, width)
+    assert allowed >= deadline_s
+    assert allowed >= deadline_s * (height * width / 1e6)
+    assert seconds_allowed(cfg, 2 * height, width) <= 2 * allowed * (1 + 1e-12)
+    if height * width <= 1e6:
+        assert allowed == deadline_s
+
+
+def test_progress_is_told_of_every_window() -> None:
+    image, logits = scene(300, 260)
+    calls = []
+    cfg = RefineConfig(window_px=128, iterations=1)
+    Refiner(cfg, CLASSES)(scored_of(logits, 300, 260), image, progress=lambda: calls.append(1))
+    assert len(calls) == 9
 
 
 @examples(20)

@@ -133,6 +133,21 @@ def test_a_closed_run_adds_up(tmp_path: Path) -> None:
     assert not list(verify.run_problems(Url(str(tmp_path))))
 
 
+def test_images_that_are_not_refined_are_counted_by_reason_also_those_that_older_versions_refined_in_part(
+    tmp_path: Path,
+) -> None:
+    rows = rows_of(tar("one"), 6, failed=1)
+    notes = [(False, "refine_timeout: 60 s passed"), (False, "refine_timeout: 90 s passed"), (False, None)]
+    rows[1:4] = [
+        replace(row, refined=refined, refine_note=note) for row, (refined, note) in zip(rows[1:4], notes, strict=True)
+    ]
+    commit(tmp_path, rows[:4])
+    commit(tmp_path, [replace(rows[4], refine_note="refine_timeout: 60 s passed after 3 of 9 iterations"), rows[5]])
+    done = close(tmp_path, Plan([tar("one")]))
+    assert done.refined == 1
+    assert done.refine_notes == {"refine_timeout": 2, "refined_in_part": 1}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_manifest_does_not_depend_on_how_rows_fell_into_parts(tmp_path: Path, seed: int) -> None:
     shards = [tar("one"), tar("two")]
