@@ -263,12 +263,13 @@ def _appearance_sigma_px(cfg: RefineConfig) -> float:
     return crf_params(cfg).bi_xy
 
 
-# Bytes per pixel, above the largest measured on images of noise, 300 to 600 pixels wide, with 2 and with 21 classes:
-# torch 2819 and 3802, pydensecrf 698 and 2172, domain_transform 70 and 448, none 47 and 423.
+# Bytes per pixel, above the largest measured on images of noise, 224 to 600 pixels wide, with 2 and with 21 classes:
+# torch 2819 and 3802, up to 3550 with 2 classes and lattices cached for other sizes; pydensecrf 698 and 2251, up to
+# 2459 after windows of other sizes; domain_transform 70 and 448, none 47 and 423.
 REFINE_ENGINES: dict[EngineName, EngineSpec] = {
     "native": EngineSpec(_build_native, _appearance_sigma_px, _native_bytes),
-    "torch": EngineSpec(_build_torch, _appearance_sigma_px, _per_pixel(2900, 80), imports_torch=True),
-    "pydensecrf": EngineSpec(_build_pydensecrf, _appearance_sigma_px, _per_pixel(700, 80)),
+    "torch": EngineSpec(_build_torch, _appearance_sigma_px, _per_pixel(3800, 80), imports_torch=True),
+    "pydensecrf": EngineSpec(_build_pydensecrf, _appearance_sigma_px, _per_pixel(1000, 85)),
     "domain_transform": EngineSpec(
         _build_domain_transform, lambda cfg: cfg.sigma_s, _per_pixel(40, 24), has_preset=False
     ),

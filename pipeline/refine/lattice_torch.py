@@ -25,8 +25,9 @@ MAX_KEY = 2**62
 _BLOCK_BYTES = 2**22
 """Size of the blocks of rows that a CPU computes at a time."""
 
-CACHED_LATTICES = 8
-"""Spatial lattices kept, one per size of batch and sigma; the windows of an image have up to nine sizes."""
+CACHED_LATTICES = 3
+"""Spatial lattices kept, one per size of batch and sigma: a row of windows has up to three sizes, and so have all rows
+between the first and the last. Each takes about 200 bytes per pixel."""
 
 
 @dataclass(frozen=True, slots=True)
