@@ -36,6 +36,7 @@ from pipeline.run import flow, manifest, masks, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, PendingShard
 from pipeline.run.stages import Job
+from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan, changed
 from pipeline.store import objects
 from pipeline.store.lease import Lease
@@ -53,6 +54,8 @@ TYPICAL_IMAGE_BYTES = 200_000
 """Estimates the images in a tar before it is read; sets only the share of images that keep a preview."""
 REPORT_PREVIEWS = 400
 """Previews read back for the report at most: it shows the least certain ones and a random sample."""
+NO_IMAGE = ("empty_archive", "missing_pair")
+"""Error codes of tars, samples and Parquet files without an image."""
 REPORTED_COUNTS = [
     field.name for field in fields(report.RunSummary) if field.name not in ("parts", "wall_s", "images_per_s")
 ]
@@ -149,12 +152,13 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
     started, cfg = time.monotonic(), run.cfg
     log.info("run %s, %s", run.url, size_of(plan))
     if plan.ignored:
-        log.info("files that are no input: %s", dict(plan.ignored))
+        log.info("files that are no input: %s", in_words(plan.ignored))
     for warning in plan.warnings:
         log.warning("%s", warning)
     _warn_of_older_run(run)
     finished = manifest.read_manifest(run.url)
     if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
+        refuse_no_images(run, finished)
         log.info("nothing to do: every row of this run is committed")
         return RunOutcome(finished, RunProgress(), time.monotonic() - started)
     preflight.check_authentication()
@@ -165,6 +169,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         closed = manifest.close_run(
             run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
         )
+        refuse_no_images(run, closed)
         outcome = RunOutcome(closed, progress, time.monotonic() - started)
         if run.model:
             write_report(run, outcome)
@@ -215,6 +220,20 @@ def refuse_changed_source(run: Run, plan: Plan) -> None:
     if names := changed(before, plan):
         hint = "write to another --output, or give the new content a new name"
         raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
+
+
+def refuse_no_images(run: Run, totals: Manifest) -> None:
+    """Stop when every row says that its tar, sample or Parquet file holds no image: such a run is no success.
+
+    Raises:
+        JobError: with the first such row.
+    """
+    if totals.rows > sum(totals.error_codes.get(code, 0) for code in NO_IMAGE):
+        return
+    source = ", ".join(Url(source).place for source in run.cfg.source)
+    reasons = [f"{key.removesuffix('#')}: {detail}" for key, _, detail in manifest.read_failures(run.url)]
+    first = f"first of {len(reasons)}: {reasons[0]}" if reasons else "the run has no rows"
+    raise JobError(f"no images in {source}; {first}", hint="check --source, --read.labels and --read.image-column")
 
 
 def write_run_files(run: Run, plan: Plan) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from jobs.console import print_json
 from jobs.run import Run, RunOutcome
 from pipeline.run import manifest
+from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,11 @@ def print_plan(run: Run, plan: Plan) -> int:
         "committed_rows": sum(part.rows for part in parts),
         "committed_parts": len(parts),
         "shards_left": len(manifest.pending_shards(run.url, plan, parts)),
-        "ignored_files": plan.ignored,
+        "ignored_files": dict(plan.ignored),
         "problems": plan.warnings[:FIRST_PROBLEMS],
     }
-    for name, value in facts.items():
+    in_text = {"ignored_files": in_words(plan.ignored), "problems": "; ".join(plan.warnings[:FIRST_PROBLEMS]) or "none"}
+    for name, value in (facts | in_text).items():
         log.info("%-16s %s", name, "unknown until read" if value is None else value)
     print_json(facts)
     return 0

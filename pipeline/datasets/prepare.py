@@ -30,7 +30,7 @@ from pipeline.config import DecodeConfig
 from pipeline.datasets import picture, receipts
 from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
 from pipeline.datasets.receipts import Counts, Moments, PartInfo, Receipt
-from pipeline.errors import InputError, JobError, LabelError
+from pipeline.errors import ConfigError, InputError, JobError, LabelError
 from pipeline.image import channels, encode, labels
 from pipeline.image.decode import decode_image
 from pipeline.records import LEFT_WHOLE, Failure, UInt8
@@ -155,12 +155,14 @@ def plan_examples(
     """List the splits and divide each into shards of `shard_examples` examples; the last one may be smaller.
 
     Raises:
-        ConfigError: the set has no such split, or files of the split are not below `root`.
+        ConfigError: the set has no such split, or files or all examples of the split are not below `root`.
         JobError: a key occurs twice.
     """
     shards = []
     for split in splits:
         examples = layout.examples(root, split)
+        if not examples:
+            raise ConfigError(f"no images of {layout.name}, split {split}, in {root.place}", hint="check --root")
         twice = [key for key, times in Counter(example.key for example in examples).items() if times > 1]
         if twice:
             raise JobError(f"{layout.name} lists {len(twice)} key(s) of {split} twice, first {twice[0]!r}")

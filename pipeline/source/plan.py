@@ -12,9 +12,11 @@ from itertools import chain
 import pyarrow as pa
 
 from pipeline.config import ReadConfig, SegmentConfig
-from pipeline.errors import JobError
+from pipeline.errors import ConfigError, JobError
 from pipeline.records import Item
 from pipeline.source import folder, parquet, webdataset
+from pipeline.source.left_out import in_words
+from pipeline.source.member import HIDDEN
 from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
@@ -27,6 +29,9 @@ KINDS: dict[str, SourceKind] = {
 }
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 """Suffixes of compressed tars, refused since they cannot be read in part, and a small file can expand to any size."""
+
+OWN_FOLDERS = frozenset({"_run", "_delta_log", "_temporary", "_change_data"})
+"""Folders whose Parquet files are no data: those of our runs, of Delta Lake and of Spark. Images in them are read."""
 
 MAX_WARNINGS = 20
 
@@ -52,7 +57,8 @@ class Plan:
 
     shards: list[Shard]
     ignored: Counter[str] = field(default_factory=Counter)
-    """Number of ignored files by suffix; `(hidden)` counts names that begin with a dot or an underscore."""
+    """Number of ignored files by suffix; `(hidden)` counts names that begin with a dot, `(bookkeeping)` the Parquet
+    files in `OWN_FOLDERS`."""
     warnings: list[str] = field(default_factory=list)
     """The first `MAX_WARNINGS` problems that do not stop the run."""
 
@@ -77,6 +83,7 @@ def plan_source(cfg: SegmentConfig) -> Plan:
     """List every source and cut it into shards.
 
     Raises:
+        ConfigError: a source has no image, tar or Parquet file.
         JobError: a source mixes kinds of input, holds compressed tars, or repeats a key of another source.
         StorageError: a source does not exist, or cannot be listed.
     """
@@ -131,12 +138,13 @@ def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> 
     """Shards of one source; `plan` collects ignored files and warnings. Parquet footers are read lazily."""
     root, files = _rooted(url)
     kinds: Counter[SourceKind] = Counter()
+    ignored: Counter[str] = Counter()
     archives: list[Shard] = []
 
     def images() -> Iterator[Member]:
         """Members for image files; tars and Parquet files go to `archives`."""
         for file in files:
-            kind = _kind(file.path, cfg, plan.ignored)
+            kind = _kind(file.path, cfg, ignored)
             if kind is None:
                 continue
             kinds[kind] += 1
@@ -150,12 +158,21 @@ def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> 
     for members in folder.slice_listing(images(), cfg.slice_images):
         slices.append(slice_shard(root, members))
         _warn_of_twins(members, plan.warnings)
+    plan.ignored += ignored
+    if not kinds:
+        raise _no_images(Url(url), ignored, cfg)
     if len(kinds) > 1:
         seen = ", ".join(f"{count} for {kind}" for kind, count in sorted(kinds.items()))
         raise JobError(f"{Url(url)} mixes kinds of files: {seen}", hint="choose one with --read.kind")
     if kinds["parquet"] and len(archives) <= parquet.MAX_FOOTERS:
         return parquet.row_groups(archives)
     return slices or archives
+
+
+def _no_images(url: Url, ignored: Counter[str], cfg: ReadConfig) -> ConfigError:
+    suffixes = ", ".join(suffix for suffix, kind in KINDS.items() if cfg.kind in ("auto", kind))
+    only = "" if cfg.kind == "auto" else f" with --read.kind {cfg.kind}"
+    return ConfigError(f"no images in {url.place}; ignored: {in_words(ignored)}", hint=f"read are {suffixes}{only}")
 
 
 def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
@@ -171,14 +188,15 @@ def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:
 
 def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> SourceKind | None:
     """Kind of source that a file belongs to; None for a file to ignore, which is counted."""
-    hidden = any(part.startswith((".", "_")) and part != ".." for part in path.split("/"))
-    suffix = suffix_of(path)
+    parts, suffix = path.split("/"), suffix_of(path)
+    hidden = any(part.startswith(".") and part != ".." for part in parts)
     if not hidden and cfg.kind in ("auto", "webdataset") and path.lower().endswith(COMPRESSED_TARS):
         hint = "uncompress it to .tar, or leave it out with --read.kind folder or parquet"
         raise JobError(f"{path!r} is a compressed tar, which cannot be read in part", hint=hint)
-    kind = None if hidden else KINDS.get(suffix)
-    if kind is None or cfg.kind not in ("auto", kind):
-        ignored["(hidden)" if hidden else suffix] += 1
+    kind = KINDS.get(suffix)
+    bookkeeping = kind == "parquet" and not OWN_FOLDERS.isdisjoint(parts[:-1])
+    if hidden or bookkeeping or kind is None or cfg.kind not in ("auto", kind):
+        ignored[HIDDEN if hidden else "(bookkeeping)" if bookkeeping else suffix] += 1
         return None
     return kind
 

@@ -51,6 +51,13 @@ class Url:
         return f"Url({str(self)!r})"
 
     @property
+    def place(self) -> str:
+        """Text for people that says where a relative path is looked for: `photos (/home/me/photos)`."""
+        if self.scheme != "file" or os.path.isabs(self.raw):
+            return str(self)
+        return f"{self} ({redact(os.path.abspath(self.raw))})"
+
+    @property
     def scheme(self) -> str:
         """`s3`, `gs`, `memory`, `https` or another; `file` for a local path."""
         scheme, separator, _ = self.raw.partition("://")

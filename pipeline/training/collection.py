@@ -308,7 +308,7 @@ def _layout(url: Url, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
     try:
         versions = {labels.label_stem(file.path): file.etag for file in objects.list_files(folder)}
     except NothingThere as error:
-        raise ConfigError(f"{folder} does not exist", hint="set --sets.labels") from error
+        raise ConfigError(f"{folder.place} does not exist", hint="set --sets.labels") from error
     return ReadConfig(kind="folder", labels=folder.raw), shards, versions
 
 
@@ -317,8 +317,8 @@ def _archives(url: Url, where: str | None) -> tuple[ReadConfig, list[Shard], dic
     try:
         shards = _shards(url, ReadConfig())
     except NothingThere as error:
-        raise ConfigError(f"{url} does not exist", hint="set --sets.train or --sets.validation") from error
-    kind = shards[0].kind if shards else "folder"
+        raise ConfigError(f"{url.place} does not exist", hint="set --sets.train or --sets.validation") from error
+    kind = shards[0].kind
     if kind == "folder":
         raise ConfigError(f"{url} has neither images/ and labels/, nor tars, nor Parquet files")
     place = where or {"webdataset": "png", "parquet": "label"}[kind]

@@ -29,6 +29,7 @@ from tests.support import bad_inputs
 from tests.support.drivers import QUICK, SMALL_PARTS, Outcome, flags_for, forked, rows_of
 from tests.support.forked import ForkServer
 from tests.support.s3_servers import FaultProxy, S3Server
+from tests.support.tars import tar_of
 
 IMAGES = 30
 Run = Callable[..., Outcome]
@@ -92,12 +93,30 @@ def test_json_logs_are_json_and_the_summary_comes_last(fields: Path, segment: Ru
     assert outcome.summary["rows"] == 3
 
 
-def test_an_empty_folder_gives_a_finished_run_without_rows(segment: Run, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    outcome = segment(*flags_for(tmp_path / "in", tmp_path / "out"))
-    assert outcome.status == 0, outcome.log
-    assert outcome.summary["rows"] == 0
-    assert (outcome.run / "_SUCCESS").exists()
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("notes.yaml", b"x", "ignored: 1 .yaml"),
+        ("a.tar", tar_of([("x.yaml", b"x")]), "a.tar: no sample; ignored: 1 .yaml ('x.yaml')"),
+        ("a.tar", tar_of([("x.json", b"{}")]), "a.tar#x: no image among .json"),
+        ("a.parquet", b"", "the Parquet file has no rows"),
+    ],
+)
+def test_a_source_without_images_is_never_a_success(
+    name: str, content: bytes, reason: str, segment: Run, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / name).write_bytes(content)
+    if name == "a.parquet":
+        pq.write_table(pa.table({"image": pa.array([], pa.binary())}), source / name)
+    flags = (*flags_for(source, tmp_path / "out"), "--runtime.max-failed-fraction", "1")
+    for _ in ("the first time", "and again"):
+        outcome = segment(*flags)
+        assert outcome.status == 1, outcome.log
+        assert f"no images in {source}" in outcome.log
+        assert reason in outcome.log
+        assert not list(tmp_path.rglob("_SUCCESS"))
 
 
 def test_a_script_path_works_like_a_module(fields: Path, tmp_path: Path) -> None:

@@ -58,12 +58,32 @@ def keys_of(made: Plan, options: ReadConfig | None = None) -> list[str]:
 
 
 def test_a_folder_is_planned_with_every_image_once_and_the_rest_counted():
-    images = ["a.jpg", "B.JPEG", "deep/er/c.Png", "d.webp", "e.tif", "f.tiff", "..g.jpg/x", "h #?.jpg"]
-    others = ["notes.txt", "more.TXT", "README", ".hidden.jpg", "_tmp/x.jpg", "deep/.git/y.jpg", "z.gif", "..g.jpg/x"]
+    images = ["a.jpg", "B.JPEG", "deep/er/c.Png", "d.webp", "e.tif", "f.tiff", "h #?.jpg", "_DSC1.JPG", "_in/x.jpg"]
+    others = ["notes.txt", "more.TXT", "README", ".hidden.jpg", "._a.jpg", "deep/.git/y.jpg", "z.gif", "..g.jpg/x"]
     made = plan_source(cfg(put(dict.fromkeys(images + others, b"x"))))
-    assert keys_of(made) == sorted(set(images) - {"..g.jpg/x"})
+    assert keys_of(made) == sorted(images)
     assert made.ignored == {".txt": 2, "(none)": 1, "(hidden)": 4, ".gif": 1}
-    assert (made.rows, made.bytes) == (7, 7)
+    assert (made.rows, made.bytes) == (9, 9)
+
+
+def test_names_that_begin_with_an_underscore_are_images_in_every_kind_of_source():
+    assert keys_of(plan_source(cfg(put({"_1.tar": tar_of(["_DSC1.jpg", "_in/_DSC2.jpg"])})))) == [
+        "_1.tar#_DSC1",
+        "_1.tar#_in/_DSC2",
+    ]
+    assert keys_of(plan_source(cfg(put({"_1.parquet": parquet_of(1, 1), "_/2.parquet": parquet_of(1, 1)})))) == [
+        "_/2.parquet#0",
+        "_1.parquet#0",
+    ]
+
+
+def test_the_bookkeeping_of_our_runs_and_of_tables_is_no_source():
+    ours = ["run=0123456789ab/_run/plan.parquet", "run=0123456789ab/_SUCCESS", "_run/shards/1.parquet"]
+    tables = ["_delta_log/1.checkpoint.parquet", "_temporary/0/1.parquet"]
+    made = plan_source(cfg(put(dict.fromkeys(ours + tables, b"x") | {"_data.parquet": parquet_of(1, 1)})))
+    assert keys_of(made) == ["_data.parquet#0"]
+    assert made.ignored == {"(bookkeeping)": 4, "(none)": 1}
+    assert keys_of(plan_source(cfg(put({"_run/_DSC1.jpg": b"x"})))) == ["_run/_DSC1.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +161,36 @@ def test_compressed_tars_are_refused_not_left_out(name):
     assert plan_source(cfg(put({name: b"x", "a.jpg": b"x"}), kind="folder")).rows == 1
 
 
-def test_an_empty_source_is_an_empty_plan_and_a_missing_one_is_an_error(tmp_path):
-    assert plan_source(cfg(str(tmp_path))).shards == []
-    with pytest.raises(StorageError, match="nowhere"):
-        plan_source(cfg(str(tmp_path / "nowhere")))
+@pytest.mark.parametrize(
+    ("files", "options", "ignored"),
+    [
+        ([], {}, "nothing"),
+        (
+            ["a.yaml", "b.yaml", "c.yaml", "d.txt", ".e.jpg", "README"],
+            {},
+            "3 .yaml, 1 .txt, 1 hidden, 1 without suffix",
+        ),
+        (["a.gif", "b.heic"], {}, "1 .gif, 1 .heic"),
+        (["a.jpg"], {"kind": "parquet"}, "1 .jpg"),
+        (["a.tar", "b.tar"], {"kind": "folder"}, "2 .tar"),
+    ],
+)
+def test_a_source_without_images_is_refused_with_what_it_holds(files, options, ignored, tmp_path):
+    put(dict.fromkeys(files, b"x"), str(tmp_path))
+    with pytest.raises(JobError) as refused:
+        plan_source(cfg(str(tmp_path), **options))
+    assert refused.value.message == f"no images in {tmp_path}; ignored: {ignored}"
+
+
+def test_one_source_of_several_without_images_is_refused_by_its_name(tmp_path):
+    with pytest.raises(JobError, match=f"no images in {tmp_path}; ignored: nothing"):
+        plan_source(cfg(put({"a.jpg": b"x", "b.txt": b"x"}), str(tmp_path)))
+
+
+def test_a_missing_source_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=f"nowhere/in \\({tmp_path}/nowhere/in\\)"):
+        plan_source(cfg("nowhere/in"))
 
 
 def test_names_that_other_file_systems_would_confuse_are_named():

@@ -6,7 +6,6 @@ import re
 import tarfile
 import time
 import tracemalloc
-from itertools import permutations
 
 import pytest
 from hypothesis import assume, given
@@ -14,13 +13,35 @@ from hypothesis import strategies as st
 
 from pipeline.config import ReadConfig
 from pipeline.records import Item
+from pipeline.source import webdataset
 from pipeline.source.plan import read_items
 from pipeline.source.shard import object_shard
 from pipeline.source.tar import BLOCK, entries
-from pipeline.source.webdataset import _IMAGES
 from pipeline.store import objects
 from pipeline.store.url import Url
+from tests.pipeline.source.test_choice import picture
 from tests.support.tars import END_KEY, THREE, codes, pax_header, read_tar, shard_of, tar_of
+
+
+class LeftOutLog(logging.Handler):
+    """Counts the images that the log of the source says are left out beside others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.members += sum(int(n) for n in re.findall(r"(\d+) label or preview beside", record.getMessage()))
+
+    def __enter__(self) -> "LeftOutLog":
+        webdataset.log.addHandler(self)
+        webdataset.log.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        webdataset.log.removeHandler(self)
+        webdataset.log.setLevel(logging.NOTSET)
+
 
 # ---------------------------------------------------------------- samples
 
@@ -45,11 +66,94 @@ def test_samples_are_runs_of_members_with_one_name(pairs):
         assert (item.failure is not None and item.failure.code) == (image is None and "missing_pair")
 
 
-def test_of_two_images_the_better_extension_wins_wherever_it_stands():
-    pairs = list(permutations(_IMAGES, 2))
-    members = [(f"{n:02}.{extension}", extension.encode()) for n, pair in enumerate(pairs) for extension in pair]
-    best = [min(pair, key=_IMAGES.index).encode() for pair in pairs]
-    assert [item.data for item in read_tar(tar_of(members))] == best
+def test_a_label_or_preview_beside_an_image_is_left_out_and_named(caplog):
+    members = [("a.jpg", picture("JPEG", 8)), ("a.tif", picture("TIFF", 32)), ("b.jpg", b"x"), ("b.thumb.jpg", b"x")]
+    with caplog.at_level(logging.INFO):
+        items = read_tar(tar_of(members))
+    assert [(item.key, item.data) for item in items] == [("a.tar#a", members[1][1]), ("a.tar#b", b"x")]
+    assert "1 label or preview beside a larger image ('a.jpg')" in caplog.text
+    assert "1 label or preview by its name ('b.thumb.jpg')" in caplog.text
+
+
+# ---------------------------------------------------------------- names with dots
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["scene.jpg", "scene.1.jpg", "scene.2.jpg"], ["scene.1", "scene.2", "scene"]),
+        (["0.jpg", "0.25.jpg", "0.5.jpg"], ["0.25", "0.5", "0"]),
+        (["photo.2024.06.01.jpg", "photo.2024.06.02.JPG"], ["photo.2024.06.01", "photo.2024.06.02"]),
+        (["d.1/a.b.jpg", "d.1/a.c.jpg"], ["d.1/a.b", "d.1/a.c"]),
+        (["a.left.png", "a.right.png", "a.json"], ["a.left", "a.right"]),
+        (["a.left.png", "b.left.png", "a.right.png"], ["a.left", "b.left", "a.right"]),
+        (["IMG_1.JPG.jpg", "IMG_1.jpg"], ["IMG_1.JPG", "IMG_1"]),
+        (["x.jpg", "x.jpeg"], ["x", "x.jpeg"]),
+        (["x.jpeg", "x.JPG", "x.json"], ["x", "x.jpeg"]),
+        (["x.tiff", "x.tif", "x.jpg"], ["x", "x.tiff"]),
+        (["x.jpeg"], ["x"]),
+        (["x..jpg", "x.jpg"], ["x.", "x"]),
+        (["_DSC1.JPG", ".hidden.jpg", "._x.jpg", "a/._x.jpg"], ["_DSC1"]),
+        (["x.jpg", "x.png", "x.json", "x.txt", "x.cls"], ["x"]),
+        (["x.jpg", "x.seg.png", "x.mask.jpg", "x.thumb.jpg", "x.meta.json"], ["x"]),
+    ],
+)
+def test_images_whose_names_hold_dots_are_items_of_their_own(names, keys):
+    items = read_tar(tar_of([(name, b"x") for name in names]))
+    assert codes(items) == {f"a.tar#{key}": "ok" for key in keys}
+    assert len(items) == len(keys) == items[-1].shard_rows
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "1", "25m", "left", "JPG", ""]), max_size=3)
+
+
+@given(st.lists(st.tuples(st.sampled_from("xy"), WORDS, st.sampled_from(["jpg", "jpeg", "JPG", "tif"])), min_size=1))
+def test_every_image_member_is_an_item_a_counted_failure_or_in_the_log(parts):
+    """Names of any dots: as many items as members, less previews beside a TIFF, whatever repeats."""
+    names = [".".join([base, *words, suffix]) for base, words, suffix in parts]
+    with LeftOutLog() as log:
+        items = read_tar(tar_of([(name, name.encode()) for name in names]), on_duplicate="suffix")
+    assert len(items) + log.members == len(names)
+    assert len({item.key for item in items}) == len(items) == items[-1].shard_rows
+    assert all(item.failure is None and item.data.decode() in names for item in items)
+
+
+@given(st.permutations(["a.1.jpg", "a.1.png", "a.2.jpg", "a.2.json", "a.2.seg.png"]))
+def test_images_with_dots_have_the_labels_of_their_names_where_they_stand_together(names):
+    together = sorted(names, key=lambda name: name[:3])
+    read = {
+        item.key: (item.data, item.label)
+        for item in read_tar(tar_of([(n, n.encode()) for n in together]), labels="png")
+    }
+    assert read == {"a.tar#a.1": (b"a.1.jpg", b"a.1.png"), "a.tar#a.2": (b"a.2.jpg", b"a.2.json")}
+
+
+def test_the_label_of_the_base_name_finds_its_image_behind_other_images():
+    """The order of a sorted listing."""
+    names = ["a.1.jpg", "a.1.png", "a.jpg", "a.left.jpg", "a.left.png", "a.png"]
+    items = read_tar(tar_of([(name, name.encode()) for name in names]), labels="png")
+    assert {item.data: item.label for item in items} == {
+        b"a.1.jpg": b"a.1.png",
+        b"a.left.jpg": b"a.left.png",
+        b"a.jpg": b"a.png",
+    }
+
+
+@given(st.data())
+def test_resuming_a_tar_with_dots_gives_each_image_once(data):
+    names = ["a.1.jpg", "a.jpeg", "a.jpg", "a.left.tif", "b.tif", "b.jpg", "c.seg.png"]
+    shard = shard_of(tar_of([(name, name.encode()) for name in names]))
+    everything = list(read_items(shard, ReadConfig(), max_bytes=1000))
+    skip = data.draw(st.sets(st.sampled_from([item.key for item in everything])))
+    rest = list(read_items(shard, ReadConfig(), max_bytes=1000, skip=frozenset(skip)))
+    assert [(item.key, item.data) for item in rest] == [
+        (item.key, item.data) for item in everything if item.key not in skip
+    ]
+
+
+def test_a_preview_is_not_taken_for_an_image_that_was_cut():
+    tar = tar_of([("a.jpg", b"preview"), ("a.tif", b"x" * 2000)])
+    assert codes(read_tar(tar[: 4 * BLOCK])) == {END_KEY: "archive_truncated"}
 
 
 def test_keys_are_data():
@@ -66,8 +170,10 @@ def test_what_does_not_belong_is_ignored_and_counted(caplog):
     tar = tar_of([(name, b"x") for name in bad] + [("good.jpg", b"x")])
     with caplog.at_level(logging.INFO):
         assert codes(read_tar(tar)) == {"a.tar#good": "ok"}
-    expected = "{'.pkl': 1, '.pyd': 1, '(unsafe name)': 4, '.jpg': 1, '(none)': 1}"
-    assert expected in caplog.text
+    assert (
+        "4 unsafe name ('../../x.jpg'), 1 .pkl ('x.pkl'), 1 .pyd ('x.pyd'), 1 hidden ('._x.jpg'), 1 without"
+        in caplog.text
+    )
 
 
 def test_nothing_appears_on_disk(tmp_path, monkeypatch):
@@ -90,10 +196,10 @@ def test_nothing_appears_on_disk(tmp_path, monkeypatch):
 
 
 def test_samples_without_image_are_failures_that_name_what_was_seen():
-    items = read_tar(tar_of([("a.json", b"{}"), ("a.txt", b"x"), ("b.5.jpg", b"x"), ("c.jpg", b"x")]))
+    items = read_tar(tar_of([("a.json", b"{}"), ("a.txt", b"x"), ("b.seg.jpg", b"x"), ("c.jpg", b"x")]))
     assert codes(items) == {"a.tar#a": "missing_pair", "a.tar#b": "missing_pair", "a.tar#c": "ok"}
     assert ".json, .txt" in items[0].failure.detail
-    assert ".5.jpg" in items[1].failure.detail
+    assert ".seg.jpg" in items[1].failure.detail
 
 
 def test_a_member_above_the_limit_fails_without_being_read():
