@@ -25,7 +25,7 @@ from jobs import command_line
 from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, SegmentConfig
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import NO_IMAGE, ConfigError, JobError
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
@@ -54,8 +54,6 @@ TYPICAL_IMAGE_BYTES = 200_000
 """Estimates the images in a tar before it is read; sets only the share of images that keep a preview."""
 REPORT_PREVIEWS = 400
 """Previews read back for the report at most: it shows the least certain ones and a random sample."""
-NO_IMAGE = ("empty_archive", "missing_pair")
-"""Error codes of tars, samples and Parquet files without an image."""
 REPORTED_COUNTS = [
     field.name for field in fields(report.RunSummary) if field.name not in ("parts", "wall_s", "images_per_s")
 ]

@@ -53,6 +53,9 @@ ERROR_CODES: dict[str, str] = {
     "refine_crashed": "this item killed its refiner twice",
 }
 
+NO_IMAGE = frozenset({"empty_archive", "missing_pair"})
+"""Codes of tars, samples and Parquet files without an image."""
+
 
 class AtrousError(Exception):
     """Base class of the project's exceptions."""

@@ -171,8 +171,7 @@ def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> 
 
 def _no_images(url: Url, ignored: Counter[str], cfg: ReadConfig) -> ConfigError:
     suffixes = ", ".join(suffix for suffix, kind in KINDS.items() if cfg.kind in ("auto", kind))
-    only = "" if cfg.kind == "auto" else f" with --read.kind {cfg.kind}"
-    return ConfigError(f"no images in {url.place}; ignored: {in_words(ignored)}", hint=f"read are {suffixes}{only}")
+    return ConfigError(f"no images in {url.place}; ignored: {in_words(ignored)}", hint=f"files to read: {suffixes}")
 
 
 def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:

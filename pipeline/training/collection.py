@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from pipeline.classes import ClassMap
 from pipeline.config import ReadConfig, SegmentConfig
-from pipeline.errors import ConfigError, InputError, NothingThere, StorageError
+from pipeline.errors import NO_IMAGE, ConfigError, InputError, NothingThere, StorageError
 from pipeline.image import channels as bands
 from pipeline.image import labels
 from pipeline.image.encode import mask_png
@@ -251,7 +251,8 @@ def _report(collection: Collection, name: str, urls: Sequence[Url], where: str |
     share = len(collection.left_out) / images if images else 0.0
     hint = _missing_label_hint(collection, urls, where)
     if not len(collection):
-        raise ConfigError(f"{name} has no labelled image; left out: {left_out}", hint=hint or "check --sets.labels")
+        missing = "image" if counts.keys() <= NO_IMAGE else "labelled image"
+        raise ConfigError(f"{name} has no {missing}; left out: {left_out}", hint=hint or "check --sets.labels")
     if share > max_left_out:
         message = f"{name}: {len(collection.left_out)} of {images} images are left out ({share:.1%}): {left_out}"
         example = "for example {} ({})".format(*collection.left_out[0])

@@ -19,6 +19,7 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import collection
 from pipeline.training.collection import Collection, open_collection
+from tests.support.tars import tar_of
 
 CLASSES = ClassMap.model_validate(
     {"name": "three", "classes": [{"name": name, "colour": (0, 0, 9)} for name in ("soil", "weed", "crop")]}
@@ -191,6 +192,9 @@ def test_a_label_that_contradicts_image_or_class_map_stops_the_run_and_leaves_no
     ("files", "said"),
     [
         ({}, "part does not exist"),
+        ({"images/1.yaml": b"x", "labels/1.png": b"x"}, "no images in .*part/images; ignored: 1 .yaml"),
+        ({"notes.txt": b"x"}, "no images in .*part; ignored: 1 .txt"),
+        ({"1.tar": tar_of([("x.yaml", b"x")])}, "part has no image; left out: 1 empty_archive"),
         ({"images/1.png": example(0)[0]}, "labels does not exist"),
         ({"images/1.png": example(0)[0], "labels/2.png": example(0)[1]}, "1 label_missing"),
         ({"images/1.png": b"text", "labels/1.png": example(0)[1]}, "1 not_an_image"),
