@@ -274,6 +274,8 @@ def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], *, commit
         with reporter:
             flow.run_flow(stage_job(run, plan), missing, crew, ledger)
     log_stages(reporter.latest)
+    if reporter.latest.left_out.counts:
+        log.info("members of tars that were left out: %s", reporter.latest.left_out)
     return reporter.latest
 
 

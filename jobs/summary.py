@@ -67,6 +67,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "error_codes": totals.error_codes,
             "refined": totals.refined,
             "not_refined": totals.refine_notes,
+            "left_out": dict(outcome.progress.left_out.counts),
             "parts": len(totals.parts),
             "rows_now": rows_now,
             "wall_s": round(wall_s, 2),

@@ -31,6 +31,7 @@ from pipeline.run.ledger import Ledger, RunProgress
 from pipeline.run.manifest import PendingShard
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
 from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
+from pipeline.source.left_out import LeftOut
 
 MAX_READ_TASKS = 2000
 """Most read tasks, over which shards are distributed: the driver keeps every task in memory."""
@@ -68,6 +69,10 @@ class RemoteLedger:
     def count_bytes_out(self, stage: str, num_bytes: int) -> None:
         """See `Ledger.count_bytes_out`."""
         self.actor.count_bytes_out.remote(stage, num_bytes)
+
+    def count_left_out(self, shard: str, left_out: LeftOut) -> None:
+        """See `Ledger.count_left_out`."""
+        self.actor.count_left_out.remote(shard, left_out)
 
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
         """See `Ledger.commit`."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from pipeline.source.left_out import LeftOut
+
 MAX_WORKER_DEATHS = 2
 """Worker deaths after which a key is recorded as failed and not tried again."""
 
@@ -33,6 +35,8 @@ class RunProgress:
     """Worker deaths, counted per key in flight."""
     bytes_out: dict[str, int] = field(default_factory=dict)
     """Bytes that each stage put into the object store."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Members of the tars read by this driver that are no images, or previews and labels of others."""
 
 
 class Ledger:
@@ -46,6 +50,8 @@ class Ledger:
         self._bytes_out: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._committed = 0
+        self._left_out = LeftOut()
+        self._left_out_of: set[str] = set()
 
     def enter(self, stage: str, keys: list[str]) -> list[int]:
         """Mark keys in flight; returns the worker deaths of each key so far.
@@ -73,6 +79,12 @@ class Ledger:
         """Count bytes that a stage put into the object store."""
         self._bytes_out[stage] += num_bytes
 
+    def count_left_out(self, shard: str, left_out: LeftOut) -> None:
+        """Count what a shard, known by its id, leaves out; a shard that is read again counts once."""
+        if shard not in self._left_out_of:
+            self._left_out_of.add(shard)
+            self._left_out.update(left_out)
+
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
         """Count a committed part."""
         self._committed += rows
@@ -89,6 +101,7 @@ class Ledger:
             dict(self._failed),
             self._deaths.total(),
             dict(self._bytes_out),
+            LeftOut(Counter(self._left_out.counts), dict(self._left_out.first)),
         )
 
 
@@ -106,6 +119,9 @@ class LedgerClient(Protocol):
 
     def count_bytes_out(self, stage: str, num_bytes: int) -> None:
         """See `Ledger.count_bytes_out`."""
+
+    def count_left_out(self, shard: str, left_out: LeftOut) -> None:
+        """See `Ledger.count_left_out`."""
 
 
 T = TypeVar("T")

@@ -43,6 +43,7 @@ from pipeline.run.manifest import PendingShard
 from pipeline.run.masks import open_masks
 from pipeline.score import answers
 from pipeline.score.answers import AnswerJudge
+from pipeline.source.left_out import LeftOut
 from pipeline.source.plan import read_items
 from pipeline.source.shard import read_failure
 from pipeline.store.url import Url
@@ -117,12 +118,16 @@ def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient)
     held: list[Item] = []
     size = 0
     for pending_shard in pending:
-        for item in read_items(pending_shard.shard, job.cfg.read, max_bytes=job.max_bytes, skip=pending_shard.skip):
+        shard, left_out = pending_shard.shard, LeftOut()
+        items = read_items(shard, job.cfg.read, max_bytes=job.max_bytes, skip=pending_shard.skip, left_out=left_out)
+        for item in items:
             held.append(item)
             size += len(item.data)
             if size >= job.cfg.runtime.block_mib * 2**20 or len(held) == INFER_ROWS:
                 yield _items_out(held, ledger)
                 held, size = [], 0
+        if left_out.counts:
+            ledger.count_left_out(shard.id, left_out)
     if held:
         yield _items_out(held, ledger)
 

@@ -20,6 +20,11 @@ class LeftOut:
         self.counts[reason] += 1
         self.first.setdefault(reason, name[:_LONGEST_EXAMPLE])
 
+    def update(self, other: "LeftOut") -> None:
+        """Add the counts of another part of the source."""
+        self.counts.update(other.counts)
+        self.first = other.first | self.first
+
     def __str__(self) -> str:
         """In words: `3 .yaml ('a.yaml'), 1 hidden ('._x.jpg')`."""
         return in_words(self.counts, self.first)

@@ -15,7 +15,7 @@ from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.records import Item
 from pipeline.source import folder, parquet, webdataset
-from pipeline.source.left_out import in_words
+from pipeline.source.left_out import LeftOut, in_words
 from pipeline.source.member import HIDDEN
 from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
 from pipeline.store import objects
@@ -95,26 +95,35 @@ def plan_source(cfg: SegmentConfig) -> Plan:
     return plan
 
 
-def read_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, skip: Set[str] = frozenset()) -> Iterator[Item]:
+def read_items(
+    shard: Shard,
+    cfg: ReadConfig,
+    *,
+    max_bytes: int,
+    skip: Set[str] = frozenset(),
+    left_out: LeftOut | None = None,
+) -> Iterator[Item]:
     """Read the items of a shard in order, except keys in `skip`; the last item carries `shard_rows`.
 
     With `cfg.labels`, items carry their label, still encoded. Bad data becomes an item with a failure; images and
-    labels above `max_bytes` are not read.
+    labels above `max_bytes` are not read. Members of a tar that are neither are counted in `left_out`.
 
     Raises:
         AccessDenied: 403, which every other object would probably get too.
         StorageError: every attempt to read a tar or Parquet file failed; an image file becomes a failure instead.
     """
-    return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip), skip)
+    return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip, left_out or LeftOut()), skip)
 
 
-def _items(shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
+def _items(
+    shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str], bool], left_out: LeftOut
+) -> Iterator[Item]:
     if shard.kind == "folder":
         return folder.folder_items(
             shard, max_bytes=max_bytes, wanted=wanted, labels=None if cfg.labels is None else Url(cfg.labels)
         )
     if shard.kind == "webdataset":
-        return webdataset.tar_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
+        return webdataset.tar_items(shard, cfg, max_bytes=max_bytes, wanted=wanted, left_out=left_out)
     return parquet.parquet_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
 
 
@@ -245,5 +254,5 @@ def _limited(shards: Iterable[Shard], cfg: ReadConfig, limit: int) -> Iterator[S
 
 def _count(shard: Shard, cfg: ReadConfig, limit: int) -> int:
     """Number of items of a tar or unopened Parquet file, up to `limit`, without reading images."""
-    unread = _items(shard, cfg, 0, lambda _: False)
+    unread = _items(shard, cfg, 0, lambda _: False, LeftOut())
     return sum(1 for _ in deliver(replace(shard, max_rows=limit), unread, frozenset()))

@@ -33,8 +33,10 @@ SPELLINGS = {"jpeg": "jpg", "tiff": "tif"}
 """Suffixes of one format: `x.jpeg` beside `x.jpg` is an image of its own, with the key `x.jpeg`."""
 
 
-def tar_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[Item]:
-    """Read the samples of a tar in order, without data where `wanted(key)` is false.
+def tar_items(
+    shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable[[str], bool], left_out: LeftOut
+) -> Iterator[Item]:
+    """Read the samples of a tar in order, without data where `wanted(key)` is false; `left_out` counts other members.
 
     Raises:
         InputError: `archive_truncated`, after the whole samples, when the tar ends early or a header is damaged;
@@ -44,7 +46,6 @@ def tar_items(shard: Shard, cfg: ReadConfig, *, max_bytes: int, wanted: Callable
     """
     if shard.size == 0:
         raise InputError("empty", "0 bytes")
-    left_out = LeftOut()
     try:
         with objects.open_read(shard.url, etag=shard.etag) as file:
             yield from _Tar(shard, file, cfg, max_bytes, wanted, left_out).items()

@@ -25,11 +25,10 @@ from pipeline.datasets import farmland
 from pipeline.models import checkpoint
 from pipeline.store.url import Url
 from tests import ROOT
-from tests.support import bad_inputs
+from tests.support import bad_inputs, tars
 from tests.support.drivers import QUICK, SMALL_PARTS, Outcome, flags_for, forked, rows_of
 from tests.support.forked import ForkServer
 from tests.support.s3_servers import FaultProxy, S3Server
-from tests.support.tars import tar_of
 
 IMAGES = 30
 Run = Callable[..., Outcome]
@@ -93,12 +92,26 @@ def test_json_logs_are_json_and_the_summary_comes_last(fields: Path, segment: Ru
     assert outcome.summary["rows"] == 3
 
 
+def test_images_of_a_tar_are_rows_whatever_dots_their_names_hold(fields: Path, segment: Run, tmp_path: Path) -> None:
+    photo = next(fields.rglob("*.jpg")).read_bytes()
+    names = ["0.25.jpg", "0.5.jpg", "2023.06.01_a.jpg", "2023.06.01_b.jpg", "x.jpg", "x.jpeg", "x.1.jpg"]
+    (tmp_path / "in").mkdir()
+    tar = tars.tar_of([(name, photo) for name in [*names, "x.png", "x.thumb.jpg", "._x.jpg"]])
+    (tmp_path / "in/a.tar").write_bytes(tar)
+    outcome = segment(*flags_for(tmp_path / "in", tmp_path / "out"))
+    assert outcome.status == 0, outcome.log
+    keys = ["0.25", "0.5", "2023.06.01_a", "2023.06.01_b", "x", "x.1", "x.jpeg"]
+    assert sorted(rows_of(outcome)["key"]) == [f"a.tar#{key}" for key in keys]
+    assert sum(outcome.summary["left_out"].values()) == 3
+    assert "members of tars that were left out: 1 hidden ('._x.jpg')" in outcome.log
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("notes.yaml", b"x", "ignored: 1 .yaml"),
-        ("a.tar", tar_of([("x.yaml", b"x")]), "a.tar: no sample; ignored: 1 .yaml ('x.yaml')"),
-        ("a.tar", tar_of([("x.json", b"{}")]), "a.tar#x: no image among .json"),
+        ("a.tar", tars.tar_of([("x.yaml", b"x")]), "a.tar: no sample; ignored: 1 .yaml ('x.yaml')"),
+        ("a.tar", tars.tar_of([("x.json", b"{}")]), "a.tar#x: no image among .json"),
         ("a.parquet", b"", "the Parquet file has no rows"),
     ],
 )

@@ -3,6 +3,7 @@ import random
 import pytest
 
 from pipeline.run.ledger import Ledger, work_guarded
+from pipeline.source.left_out import LeftOut
 
 
 class WorkerDiedError(Exception):
@@ -32,6 +33,15 @@ def until_it_survives(ledger: Ledger, batch: list[str], poison: set[str]) -> tup
         except WorkerDiedError:
             continue
     raise AssertionError("the batch never came through")
+
+
+def test_what_a_shard_leaves_out_counts_once_however_often_it_is_read():
+    ledger = Ledger()
+    for shard in ("s1", "s2", "s1"):
+        left_out = LeftOut()
+        left_out.add(".pkl", f"{shard}.pkl")
+        ledger.count_left_out(shard, left_out)
+    assert str(ledger.progress().left_out) == "2 .pkl ('s1.pkl')"
 
 
 def test_a_batch_without_poison_is_worked_on_once_and_together() -> None:
