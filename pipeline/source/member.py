@@ -28,7 +28,7 @@ AUXILIARY = frozenset(
             "mask",
             "masks",
         ),
-        *("panoptic", "seg", "segm", "segmentation", "semantic", "color", "colour", "depth", "disp", "disparity"),
+        *("panoptic", "seg", "segm", "segmentation", "semantic", "depth", "disp", "disparity"),
         *("icon", "preview", "quicklook", "thumb", "thumbnail", "thumbs"),
     )
 )

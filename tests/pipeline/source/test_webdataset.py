@@ -87,6 +87,7 @@ def test_a_label_or_preview_beside_an_image_is_left_out_and_named(caplog):
         (["d.1/a.b.jpg", "d.1/a.c.jpg"], ["d.1/a.b", "d.1/a.c"]),
         (["a.left.png", "a.right.png", "a.json"], ["a.left", "a.right"]),
         (["a.left.png", "b.left.png", "a.right.png"], ["a.left", "b.left", "a.right"]),
+        (["frame-1.color.jpg", "frame-1.depth.png"], ["frame-1.color"]),
         (["IMG_1.JPG.jpg", "IMG_1.jpg"], ["IMG_1.JPG", "IMG_1"]),
         (["x.jpg", "x.jpeg"], ["x", "x.jpeg"]),
         (["x.jpeg", "x.JPG", "x.json"], ["x", "x.jpeg"]),
