@@ -228,7 +228,7 @@ def refuse_no_images(run: Run, totals: Manifest) -> None:
     """
     if totals.rows > sum(totals.error_codes.get(code, 0) for code in NO_IMAGE):
         return
-    source = ", ".join(Url(source).place for source in run.cfg.source)
+    source = ", ".join(Url(source).located for source in run.cfg.source)
     reasons = [f"{key.removesuffix('#')}: {detail}" for key, _, detail in manifest.read_failures(run.url)]
     first = f"first of {len(reasons)}: {reasons[0]}" if reasons else "the run has no rows"
     raise JobError(f"no images in {source}; {first}", hint="check --source, --read.labels and --read.image-column")

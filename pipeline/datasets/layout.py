@@ -176,7 +176,7 @@ def missing_file_error(root: Url, expected: str) -> ConfigError:
     try:
         below = [file.path.split("/")[0] for file in islice(objects.list_files(root), _LISTED)]
     except NothingThere:
-        return ConfigError(f"{root.place} does not exist", hint=f"set --root to the folder that holds {expected}")
+        return ConfigError(f"{root.located} does not exist", hint=f"set --root to the folder that holds {expected}")
     content = ", ".join(list(dict.fromkeys(below))[:10]) or "nothing"
     hint = f"set --root to the folder into which the official archives were unpacked; this one holds {content}"
     return ConfigError(f"{root} has no {expected}", hint=hint)

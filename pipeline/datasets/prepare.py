@@ -162,7 +162,7 @@ def plan_examples(
     for split in splits:
         examples = layout.examples(root, split)
         if not examples:
-            raise ConfigError(f"no images of {layout.name}, split {split}, in {root.place}", hint="check --root")
+            raise ConfigError(f"no images of {layout.name}, split {split}, in {root.located}", hint="check --root")
         twice = [key for key, times in Counter(example.key for example in examples).items() if times > 1]
         if twice:
             raise JobError(f"{layout.name} lists {len(twice)} key(s) of {split} twice, first {twice[0]!r}")

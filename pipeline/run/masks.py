@@ -81,7 +81,9 @@ def digest_masks(url: Url) -> str:
             (file.path, file.etag) for file in objects.list_files(url) if file.path.endswith((".parquet", ".png"))
         )
     except NothingThere as error:
-        raise ConfigError(f"{url.place} does not exist", hint="give --masks the URL of a run or of a folder") from error
+        raise ConfigError(
+            f"{url.located} does not exist", hint="give --masks the URL of a run or of a folder"
+        ) from error
     if not files:
         raise ConfigError(f"{url} holds neither parts nor PNGs", hint="give --masks a run= folder")
     return hashlib.sha256("\n".join(chain.from_iterable(files)).encode()).hexdigest()

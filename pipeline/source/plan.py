@@ -180,7 +180,7 @@ def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> 
 
 def _no_images(url: Url, ignored: Counter[str], cfg: ReadConfig) -> ConfigError:
     suffixes = ", ".join(suffix for suffix, kind in KINDS.items() if cfg.kind in ("auto", kind))
-    return ConfigError(f"no images in {url.place}; ignored: {in_words(ignored)}", hint=f"files to read: {suffixes}")
+    return ConfigError(f"no images in {url.located}; ignored: {in_words(ignored)}", hint=f"files to read: {suffixes}")
 
 
 def _rooted(url: str) -> tuple[str, Iterable[FileInfo]]:

@@ -75,7 +75,7 @@ def list_files(url: Url) -> Iterator[FileInfo]:
     except FileNotFoundError as error:
         if not empty:
             raise StorageError(f"{url} changed during its listing", hint="run again") from error
-        raise NothingThere(f"no such file or folder: {url.place}") from error
+        raise NothingThere(f"no such file or folder: {url.located}") from error
 
 
 def read_bytes(url: Url, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:

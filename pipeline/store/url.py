@@ -51,13 +51,6 @@ class Url:
         return f"Url({str(self)!r})"
 
     @property
-    def place(self) -> str:
-        """Text for people that says where a relative path is looked for: `photos (/home/me/photos)`."""
-        if self.scheme != "file" or os.path.isabs(self.raw):
-            return str(self)
-        return f"{self} ({redact(os.path.abspath(self.raw))})"
-
-    @property
     def scheme(self) -> str:
         """`s3`, `gs`, `memory`, `https` or another; `file` for a local path."""
         scheme, separator, _ = self.raw.partition("://")
@@ -67,6 +60,13 @@ class Url:
     def place(self) -> str:
         """The one spelling of a place, for digests and comparisons: a local path is absolute, without `.` and `..`."""
         return os.path.abspath(self.raw) if self.scheme == "file" else self.raw
+
+    @property
+    def located(self) -> str:
+        """Text for people that says where a relative path is looked for: `photos (/home/me/photos)`."""
+        if self.scheme != "file" or os.path.isabs(self.raw):
+            return str(self)
+        return f"{self} ({redact(self.place)})"
 
     @property
     def name(self) -> str:

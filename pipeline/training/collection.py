@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def _report(collection: Collection, name: str, urls: Sequence[Url], where: str |
     if share > max_left_out:
         message = f"{name}: {len(collection.left_out)} of {images} images are left out ({share:.1%}): {left_out}"
         example = "for example {} ({})".format(*collection.left_out[0])
-        hint = f"{hint or example}; --sets.max-left-out-share {share:.2g} accepts it"
+        hint = f"{hint or example}; --sets.max-left-out-share {ceil(share * 100) / 100:g} accepts it"
         raise ConfigError(f"{message}; limit {max_left_out:.1%}", hint=hint)
     weak_images = collection.weak_n.sum()
     turned = f"; EXIF turns {collection.turned}, whose labels must be upright too" if collection.turned else ""
@@ -309,7 +310,7 @@ def _layout(url: Url, where: str | None) -> tuple[ReadConfig, list[Shard], dict[
     try:
         versions = {labels.label_stem(file.path): file.etag for file in objects.list_files(folder)}
     except NothingThere as error:
-        raise ConfigError(f"{folder.place} does not exist", hint="set --sets.labels") from error
+        raise ConfigError(f"{folder.located} does not exist", hint="set --sets.labels") from error
     return ReadConfig(kind="folder", labels=folder.raw), shards, versions
 
 
@@ -318,7 +319,7 @@ def _archives(url: Url, where: str | None) -> tuple[ReadConfig, list[Shard], dic
     try:
         shards = _shards(url, ReadConfig())
     except NothingThere as error:
-        raise ConfigError(f"{url.place} does not exist", hint="set --sets.train or --sets.validation") from error
+        raise ConfigError(f"{url.located} does not exist", hint="set --sets.train or --sets.validation") from error
     kind = shards[0].kind
     if kind == "folder":
         raise ConfigError(f"{url} has neither images/ and labels/, nor tars, nor Parquet files")
