@@ -62,10 +62,12 @@ def wait_for_expected(expected: Mapping[str, float | None], *, limit_s: float) -
         JobError: the cluster had none within the limit.
     """
     wanted = {name: number for name, number in expected.items() if number}
+    if not wanted:
+        return
     if "RAY_ADDRESS" not in os.environ:
-        return _refuse_missing(wanted)
+        _refuse_missing(wanted)
     if not (missing := _missing(wanted)):
-        return None
+        return
     request_resources(bundles=[dict.fromkeys(missing, 1)])
     deadline, logged = time.monotonic() + limit_s, -math.inf
     try:
@@ -80,7 +82,6 @@ def wait_for_expected(expected: Mapping[str, float | None], *, limit_s: float) -
             time.sleep(POLL_S)
     finally:
         request_resources(bundles=[])
-    return None
 
 
 def _missing(wanted: Mapping[str, float]) -> list[str]:

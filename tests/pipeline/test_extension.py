@@ -1,9 +1,11 @@
+import json
 import sys
 
 import pytest
 
 from pipeline import extension
 from pipeline.refine import native
+from tests import ROOT
 
 NAME = "pipeline.refine._densecrf"
 
@@ -22,6 +24,10 @@ class Distribution:
     """An installed package."""
 
     files: tuple[Installed, ...] = ()
+
+    @staticmethod
+    def read_text(name: str) -> str | None:
+        return None
 
 
 @pytest.fixture
@@ -62,6 +68,14 @@ def test_a_package_that_is_not_installed_has_no_extension(copied, monkeypatch) -
 
 @needs_one
 def test_metadata_in_the_working_directory_does_not_hide_the_installed_package(copied, monkeypatch) -> None:
-    installed = type("", (), {"files": (Installed(),)})
+    installed = type("", (Distribution,), {"files": (Installed(),)})
     monkeypatch.setattr(extension, "distributions", lambda **_: [Distribution, installed])
+    assert extension.import_extension(NAME, native.NATIVE_INTERFACE)[1] is None
+
+
+@needs_one
+def test_an_editable_install_is_followed_to_its_sources(copied, monkeypatch) -> None:
+    origin = {"url": ROOT.as_uri(), "dir_info": {"editable": True}}
+    editable = type("", (Distribution,), {"read_text": staticmethod(lambda name: json.dumps(origin))})
+    monkeypatch.setattr(extension, "distributions", lambda **_: [Distribution, editable])
     assert extension.import_extension(NAME, native.NATIVE_INTERFACE)[1] is None
