@@ -31,7 +31,7 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.records import Footprint
 from pipeline.redact import redact
-from pipeline.refine.engine import describe_engine, resolve_engine
+from pipeline.refine.engine import describe_engine, resolve_engine, substitution
 from pipeline.run import flow, manifest, masks, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, PendingShard
@@ -78,6 +78,8 @@ class Run:
     """Rules of the comparison of masks with labels; None when nothing is scored."""
     masks: Url | None = None
     """Existing masks, scored in place of a network's."""
+    substituted: str | None = None
+    """Refine engine in place of the configured one, and why; None when the configured one is there."""
     older_url: Url | None = None
     """Folder that the code version before this one gives the same command."""
 
@@ -95,13 +97,15 @@ class RunOutcome:
 
 def identify(cfg: SegmentConfig) -> Run:
     """Load the checkpoint, check it against class map, bands and stride, and name the run by its fingerprint."""
+    substituted = substitution(cfg.refine)
     cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})
     model = checkpoint.load_checkpoint(cfg.checkpoint)
     class_map = classes.load_class_map(cfg.classes) if cfg.classes else model.card.classes
     checkpoint.check_classes(model.card, class_map)
     checkpoint.check_bands(model.card, BANDS)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # raises for a stride that the network does not have
-    return _named(Run(cfg, class_map, model, model.sha256, fingerprint="", url=Url(cfg.output)))
+    url = Url(cfg.output)
+    return _named(Run(cfg, class_map, model, model.sha256, fingerprint="", url=url, substituted=substituted))
 
 
 def identify_labelled(cfg: EvaluateConfig, data_sha256: str) -> Run:
@@ -321,6 +325,7 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         failures=manifest.read_failures(run.url),
         facts=run_facts(run),
         next_commands=_next_commands(run),
+        substituted=run.substituted,
     )
     folder = run.url / "report"
     objects.put(folder / "index.html", page.encode())
@@ -345,7 +350,7 @@ def _origin_of_masks(run: Run) -> dict[str, str]:
     return {
         "checkpoint": f"{redact(cfg.checkpoint)} ({card.architecture}, SHA-256 {run.sha256[:12]})",
         "network": f"output stride {cfg.infer.output_stride or card.output_stride}, precision {cfg.infer.precision}",
-        "refinement": describe_engine(cfg.refine),
+        "refinement": run.substituted or describe_engine(cfg.refine),
     }
 
 

@@ -28,8 +28,13 @@ def print_plan(run: Run, plan: Plan) -> int:
         "shards_left": len(manifest.pending_shards(run.url, plan, parts)),
         "ignored_files": dict(plan.ignored),
         "problems": plan.warnings[:FIRST_PROBLEMS],
+        "substituted": run.substituted,
     }
-    in_text = {"ignored_files": in_words(plan.ignored), "problems": "; ".join(plan.warnings[:FIRST_PROBLEMS]) or "none"}
+    in_text = {
+        "ignored_files": in_words(plan.ignored),
+        "problems": "; ".join(plan.warnings[:FIRST_PROBLEMS]) or "none",
+        "substituted": run.substituted or "none",
+    }
     for name, value in (facts | in_text).items():
         log.info("%-16s %s", name, "unknown until read" if value is None else value)
     print_json(facts)
@@ -66,6 +71,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "failed": totals.failed,
             "error_codes": totals.error_codes,
             "refined": totals.refined,
+            "substituted": run.substituted,
             "not_refined": totals.refine_notes,
             "left_out": dict(outcome.progress.left_out.counts),
             "parts": len(totals.parts),

@@ -299,13 +299,16 @@ def describe_engine(cfg: RefineConfig) -> str:
     return f"{cfg.engine}, preset {cfg.preset}" if REFINE_ENGINES[cfg.engine].has_preset else cfg.engine
 
 
+def substitution(cfg: RefineConfig) -> str | None:
+    """Engine that takes the place of the configured one and why, as text; None when the configured one is there."""
+    if cfg.engine != "native" or native.available():
+        return None
+    return f"torch in place of native, several times slower on a CPU ({native.UNAVAILABLE_BECAUSE})"
+
+
 def resolve_engine(cfg: RefineConfig) -> RefineConfig:
     """Replace `native` by `torch` where the extension was not built, with a warning; leave every other config."""
-    if cfg.engine != "native" or native.available():
+    if not (text := substitution(cfg)):
         return cfg
-    log.warning(
-        "refine engine native is not available (%s): torch takes its place, several times slower on a CPU; install the "
-        "package where there is a C++ compiler",
-        native.UNAVAILABLE_BECAUSE,
-    )
+    log.warning("refine engine: %s; install the package where there is a C++ compiler", text)
     return cfg.model_copy(update={"engine": "torch"})

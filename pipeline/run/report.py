@@ -99,6 +99,7 @@ def render_run(
     failures: Sequence[tuple[str, str, str]],
     facts: Mapping[str, str],
     next_commands: Sequence[str] = (),
+    substituted: str | None = None,
 ) -> str:
     """Lay out the report of a run as one HTML file below 5 MB.
 
@@ -109,11 +110,13 @@ def render_run(
         failures: (key, code, detail) of failed items; three of each code are shown, so a sample is enough.
         facts: facts about the run, name to value, in this order. Shown as given: pass no credentials.
         next_commands: shell commands worth running next.
+        substituted: refine engine in place of the configured one, and why; None without.
     """
     uncertain, sample = choose_previews(previews, count=PAGE_ITEMS)
     groups = [_cards_within(rows, classes, budget=_PAGE_BYTES // 2) for rows in (sample, uncertain)]
     return frame.load_template("run/report").render(
         summary=summary,
+        substituted=substituted,
         groups=[
             (
                 "Random sample",

@@ -27,6 +27,7 @@ from pipeline.refine.engine import (
     network_answer,
     reach_px,
     resolve_engine,
+    substitution,
     window_side_px,
 )
 from pipeline.refine.presets import PRESETS
@@ -222,6 +223,8 @@ def test_without_the_native_engine_torch_takes_its_place_with_a_warning(monkeypa
     monkeypatch.setattr(native, "UNAVAILABLE_BECAUSE", "nobody built it")
     assert resolve_engine(RefineConfig()).engine == "torch"
     assert "nobody built it" in caplog.text
+    assert substitution(RefineConfig()) == "torch in place of native, several times slower on a CPU (nobody built it)"
+    assert substitution(RefineConfig(engine="none")) is None
     assert resolve_engine(RefineConfig(engine="none")).engine == "none"
     with pytest.raises(ConfigError, match="nobody built it"):
         make_engine(RefineConfig())

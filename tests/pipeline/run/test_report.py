@@ -74,6 +74,7 @@ def test_a_hostile_text_renders_as_text_wherever_it_stands():
         [(HOSTILE, HOSTILE, HOSTILE)],
         {HOSTILE: HOSTILE, "source": HOSTILE},
         next_commands=[HOSTILE],
+        substituted=HOSTILE,
     )
     outline = Outline(text)
     assert outline.stack == []
@@ -83,6 +84,12 @@ def test_a_hostile_text_renders_as_text_wherever_it_stands():
     assert not [attrs for _, attrs in outline.tags if "onload" in attrs]
     assert "<b>crop</b>" not in text
     assert "<b>crop</b>" in outline.text
+
+
+def test_a_substituted_engine_stands_in_the_head_of_the_page():
+    text = Outline(page(substituted="torch in place of native")).text
+    assert text.index("another engine than configured: torch in place of native") < text.index("Contact sheet")
+    assert "another engine" not in Outline(page()).text
 
 
 def test_the_page_refers_to_nothing_outside_it():
