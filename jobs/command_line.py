@@ -83,21 +83,22 @@ def parse(argv: Sequence[str] | None, arguments: type[A], *, description: str) -
 
 def _from_file(flags: Sequence[str], kind: type[C], arguments: type[JobArguments]) -> C:
     """Defaults of the flags: the file of `--config`, else the class's; required settings of neither are missing."""
-    settings = _settings_of(flags, arguments.job) if "config" in arguments.__dataclass_fields__ else {}
+    path = _config_path(flags, arguments.job) if "config" in arguments.__dataclass_fields__ else None
+    settings = read_yaml(path) if path else {}
     required = [name for name, field in kind.model_fields.items() if field.is_required() and name not in settings]
     try:
         config = kind.model_validate({name: _placeholder(kind, name) for name in required} | settings)
     except ValidationError as error:
-        raise explain(error, origin="the settings in --config") from error
+        raise explain(error, origin=path or "the settings", model=kind) from error
     return config.model_copy(update=dict.fromkeys(required, tyro.MISSING))
 
 
-def _settings_of(flags: Sequence[str], job: str) -> dict[str, Any]:
-    """Settings in the file of `--config`; empty without that flag."""
+def _config_path(flags: Sequence[str], job: str) -> str | None:
+    """Path of the file of `--config`; None without that flag."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     config = finder.parse_known_args(flags)[0].config
-    return read_yaml(recipe_path(config, job)) if config else {}
+    return recipe_path(config, job) if config else None
 
 
 def _placeholder(kind: type[BaseModel], name: str) -> Any:

@@ -7,9 +7,10 @@ are part of the fingerprint; those that cannot (worker counts, log format, progr
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
@@ -383,7 +384,31 @@ def read_yaml(path: str) -> dict[str, Any]:
     return data
 
 
-def explain(error: ValidationError, *, origin: str) -> ConfigError:
-    """Convert pydantic's report to a `ConfigError` of one line per setting, by its dotted path."""
-    lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+def explain(error: ValidationError, *, origin: str, model: type[BaseModel] | None = None) -> ConfigError:
+    """Convert pydantic's report to a `ConfigError` of one line per setting, by its dotted path.
+
+    Args:
+        error: the report.
+        origin: where the settings stand, such as the name of their file.
+        model: class of the settings; an unknown one is then answered with the nearest known name.
+    """
+    lines = [f"  {'.'.join(map(str, item['loc']))}: {_reason(item, model)}" for item in error.errors()]
     return ConfigError(f"{origin}:\n" + "\n".join(lines))
+
+
+def _reason(item: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+    """Reason of one line of pydantic's report, with the value; for an unknown setting the nearest known one."""
+    if item["type"] != "extra_forbidden":
+        return f"{item['msg']} (got {item['input']!r})"
+    *groups, name = item["loc"]
+    for group in groups:
+        field = model.model_fields.get(str(group)) if model else None
+        model = field.annotation if field and _is_model(field.annotation) else None
+    nearest = get_close_matches(str(name), model.model_fields if model else (), n=1)
+    return "there is no such setting" + (
+        f", did you mean {'.'.join([*map(str, groups), *nearest])}?" if nearest else ""
+    )
+
+
+def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -144,7 +144,7 @@ def load_gates(path: str) -> Gates:
     try:
         return Gates.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise explain(error, origin=path) from error
+        raise explain(error, origin=path, model=Gates) from error
 
 
 def check_gates(gates: Gates, classes: ClassMap) -> None:

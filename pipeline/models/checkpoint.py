@@ -158,7 +158,7 @@ def load_card(ref: str) -> Card:
     try:
         return Card.model_validate(json.loads(_read(ref, CARD_FILE, max_bytes=MAX_CARD_BYTES)))
     except ValidationError as error:
-        raise explain(error, origin=origin) from error
+        raise explain(error, origin=origin, model=Card) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{origin} is not JSON: {error}") from error
 

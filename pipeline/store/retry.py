@@ -153,7 +153,12 @@ def _is_transient(error: Exception) -> bool:
 
 def _denied(verb: str, url: Url, error: Exception) -> AccessDenied:
     status, code = answer(error)
-    if url.scheme == "s3":
+    if url.scheme == "s3" and type(error).__name__ in _NO_CREDENTIALS:
+        hint = (
+            "this process has no credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run "
+        )
+        hint += "it on a machine with a role; on a cluster every node needs them"
+    elif url.scheme == "s3":
         hint = f"the credentials in use need {_IAM[verb]} here; check AWS_PROFILE or the role of this machine"
         if verb == "read":
             hint += " (without s3:ListBucket a missing object answers 403 too)"

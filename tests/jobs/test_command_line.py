@@ -72,11 +72,21 @@ def test_several_sources_are_taken_in_order() -> None:
     assert parse("--source", "b", "a", *REQUIRED[2:]).source == ("b", "a")
 
 
-def test_an_unknown_key_in_the_file_is_refused_by_its_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tile: {tile_pixels: 320}", "tile.tile_pixels: there is no such setting, did you mean tile.tile_px?"),
+        ("runtim: {}", "runtim: there is no such setting, did you mean runtime?"),
+        ("zebra: 1", "zebra: there is no such setting\n"),
+        ("refine: {engine: non}", "refine.engine: Input should be 'native', "),
+    ],
+)
+def test_a_wrong_key_in_the_file_is_refused_with_the_file_its_path_and_the_nearest(text, says, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("tile: {tile_pixels: 320}\n")
-    with pytest.raises(ConfigError, match=r"tile\.tile_pixels"):
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refusal:
         parse("--config", str(path), *REQUIRED)
+    assert f"{path}:\n  {says}" in f"{refusal.value}\n"
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_a_card_that_is_no_card_is_refused(folder: str, text: bytes, says: str) 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"colour_space": "sRGB"}, "colour_space: Extra inputs"),
+        ({"colour_space": "sRGB"}, "colour_space: there is no such setting"),
         ({"mean": [0.5]}, "mean has 1 values for 3 channels"),
         ({"mean": [124, 117, 104]}, "less than or equal to 1"),
         ({"std": [0.2, 0.0, 0.2]}, "std.1"),

@@ -120,8 +120,9 @@ def test_a_denied_read_is_never_a_work_items_failure(object_url: Url, s3_proxy: 
 def test_a_machine_without_credentials_is_told_so(object_url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(AccessDenied, match="credentials"):
+    with pytest.raises(AccessDenied, match="credentials") as refusal:
         objects.read_bytes(object_url)
+    assert "set AWS_PROFILE, or AWS_ACCESS_KEY_ID" in refusal.value.hint
 
 
 @pytest.mark.s3
