@@ -179,7 +179,8 @@ def _check_size(header: _Header, name: str, height: int, width: int, orientation
         raise LabelError(raw, code="label_size", hint=hint)
     if (header.height, header.width) != (height, width):
         message = f"the label {name} has {header.height}x{header.width} pixels, its image {height}x{width}"
-        raise LabelError(message, code="label_size")
+        hint = "check that the two belong together; resize a label by nearest neighbour, never interpolated"
+        raise LabelError(message, code="label_size", hint=hint)
 
 
 def _check_kind(header: _Header, name: str, coding: Coding) -> None:

@@ -6,6 +6,7 @@ In: networks and optimisers. Out: `checkpoints/step-00000500/` with `state.safet
 Random generators have no state here: all randomness is derived from the seed and the step.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 STATES_FOLDER = "checkpoints"
 STATE_TENSORS, STATE_JSON = "state.safetensors", "state.json"
+DIGEST = "sha256"
+"""Field of `state.json` with the digest of both files."""
 STATES_KEPT = 2
 """Number of states kept: the newest, and the one before it in case the newest is damaged."""
 
@@ -134,9 +138,15 @@ def state_url(output: Url, step: int) -> Url:
 
 def save_state(output: Url, run_state: bytes, tensors: Mapping[str, Tensor], *, step: int) -> None:
     """Write a state: the tensors, then the JSON, which makes it whole."""
-    url = state_url(output, step)
-    objects.put(url / STATE_TENSORS, safetensors.torch.save(dict(tensors)))
-    objects.put(url / STATE_JSON, run_state)
+    url, data = state_url(output, step), safetensors.torch.save(dict(tensors))
+    fields = json.loads(run_state)
+    objects.put(url / STATE_TENSORS, data)
+    objects.put(url / STATE_JSON, json.dumps(fields | {DIGEST: _digest(fields, data)}, indent=1).encode())
+
+
+def _digest(fields: Mapping[str, Any], tensors: bytes) -> str:
+    """SHA-256 of the tensors' file and of all other fields of `state.json`, 64 hex digits."""
+    return hashlib.sha256(tensors + json.dumps(fields).encode()).hexdigest()
 
 
 def saved_steps(output: Url) -> list[int]:
@@ -153,12 +163,15 @@ def load_state(output: Url, step: int) -> tuple[RunState, dict[str, Tensor]]:
     """Read the state after `step` steps.
 
     Raises:
-        JobError: the state is damaged; the hint names the folder to delete.
+        JobError: the state is damaged, down to one flipped bit; the hint names the folder to delete. A state written
+            before there was a digest is checked by its structure only.
     """
     url = state_url(output, step)
     try:
-        run_state = parse_state(objects.read_bytes(url / STATE_JSON))
-        return run_state, safetensors.torch.load(objects.read_bytes(url / STATE_TENSORS))
+        fields, data = json.loads(objects.read_bytes(url / STATE_JSON)), objects.read_bytes(url / STATE_TENSORS)
+        if (stored := fields.pop(DIGEST, None)) and stored != _digest(fields, data):
+            raise ValueError(f"its bytes do not have the stored {DIGEST}")
+        return parse_state(json.dumps(fields).encode()), safetensors.torch.load(data)
     except (SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
         hint = f"delete {url}; the run then resumes from the state before it"
         raise JobError(f"the state after step {step} is damaged: {error}", hint=hint) from error

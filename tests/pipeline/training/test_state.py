@@ -94,6 +94,25 @@ def test_a_damaged_state_is_named(output, broken):
         state.load_state(output, 5)
 
 
+@pytest.mark.parametrize("broken", [state.STATE_TENSORS, state.STATE_JSON])
+def test_a_flipped_bit_anywhere_in_a_state_is_noticed(output, broken):
+    state.save_state(output, STORY.to_json(), {"a": torch.arange(6.0)}, step=5)
+    url = state.state_url(output, 5) / broken
+    whole = objects.read_bytes(url)
+    for at in range(0, len(whole), 3):
+        objects.put(url, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(JobError, match="after step 5 is damaged"):
+            state.load_state(output, 5)
+    objects.put(url, whole)
+    assert state.load_state(output, 5)[0] == STORY
+
+
+def test_a_state_without_a_digest_of_an_earlier_version_is_loaded(output):
+    state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=5)
+    objects.put(state.state_url(output, 5) / state.STATE_JSON, STORY.to_json())
+    assert state.load_state(output, 5)[0] == STORY
+
+
 def test_a_snapshot_does_not_follow_the_weights():
     weight = torch.zeros(4, 4, 3, 3).to(memory_format=torch.channels_last)
     copied = state.snapshot({"weight": weight})["weight"]
