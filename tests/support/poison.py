@@ -29,10 +29,10 @@ def make_deadly() -> None:
             ctypes.string_at(0)
         return decode(data, cfg)
 
-    def deadly_refine(self, scored, image):
+    def deadly_refine(self, scored, image, **options):
         if REFINER in scored.item.data:
             ctypes.string_at(0)
-        return refine(self, scored, image)
+        return refine(self, scored, image, **options)
 
     decoding.decode_image, Refiner.__call__ = deadly_decode, deadly_refine
 
