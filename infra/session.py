@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 2 * 2**30
 """Object store of a local cluster, bytes: it holds only encoded images and small logits."""
 
-POLL_S = 1.0
+RESOURCE_POLL_S = 1.0
 """Interval of looking for an expected resource, seconds."""
 WAIT_LOG_S = 30.0
 """Interval of log lines while waiting for it, seconds."""
@@ -79,7 +79,7 @@ def wait_for_expected(expected: Mapping[str, float | None], *, limit_s: float) -
             if time.monotonic() - logged > WAIT_LOG_S:
                 logged = time.monotonic()
                 log.info("waiting for %s", state)
-            time.sleep(POLL_S)
+            time.sleep(RESOURCE_POLL_S)
     finally:
         request_resources(bundles=[])
 

@@ -29,7 +29,7 @@ AVERAGED = "n_averaged"
 LIGHTNING_AVERAGING, LIGHTNING_PLAIN = "averaging_state", "current_model_state."
 """Entries of Lightning's callback WeightAveraging; with them, `state_dict` is the average:
 https://github.com/Lightning-AI/pytorch-lightning, src/lightning/pytorch/callbacks/weight_averaging.py."""
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+MODULE_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing add, at any place."""
 LAYER = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 """Last parts of the names of a layer's tensors; no metric has them."""
@@ -41,7 +41,7 @@ _SHOWN = 20
 """Largest number of tensors that an error lists."""
 
 LOSS, METRIC = "a loss's, no part of a network", "a metric's, no part of a network"
-COUNTER = "a counter of the training program, no part of a network"
+TRAINING_COUNTER = "a counter of the training program, no part of a network"
 NORMALISATION = "normalisation of the input, no part of a network"
 WORDS = {
     LOSS: {"loss", "losses", "criterion", "criteria", "criterions", "objective"},
@@ -141,7 +141,7 @@ def select_weights(source: WeightsFile, *, layout: str = "auto", weights: str | 
 
 def _unwrapped(name: str) -> str:
     """Name without the parts that wrappers add; one that is nothing else stays."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS) or name
+    return ".".join(part for part in name.split(".") if part not in MODULE_WRAPPERS) or name
 
 
 def _taken_off(chosen: WeightSet, original: Mapping[str, str]) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def _taken_off(chosen: WeightSet, original: Mapping[str, str]) -> tuple[str, ...
         if name.endswith(bare):
             texts[name.removesuffix(bare)] = None
         else:
-            wrappers = [f"{part}." for part in name.split(".") if part in WRAPPERS]
+            wrappers = [f"{part}." for part in name.split(".") if part in MODULE_WRAPPERS]
             texts |= dict.fromkeys([chosen.prefix, *wrappers])
     return tuple(text for text in texts if text)
 
@@ -173,7 +173,7 @@ def _reason_beside(name: str, tensor: Tensor) -> str | None:
     if CLASS_WEIGHTS.match(parts[-1]):
         return LOSS
     if parts[-1] in COUNTERS and tensor.numel() == 1:
-        return COUNTER
+        return TRAINING_COUNTER
     return NORMALISATION if STATISTIC.match(parts[-1]) and tensor.numel() <= 16 else None
 
 

@@ -12,7 +12,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     resources: dict[str, float] = {"CPU": 2.0}
     monkeypatch.setattr(session.ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr(session, "request_resources", lambda bundles: resources.setdefault("asked", len(bundles)))
-    monkeypatch.setattr(session, "POLL_S", 0.01)
+    monkeypatch.setattr(session, "RESOURCE_POLL_S", 0.01)
     return resources
 
 

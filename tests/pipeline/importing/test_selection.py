@@ -78,7 +78,10 @@ def test_any_nesting_of_prefixes_gives_the_plain_weights(parts: list[str], wrapp
 @examples(25)
 @given(st.data())
 def test_a_wrapper_around_any_part_of_a_network_is_taken_off(data) -> None:
-    wrappers, depth = st.lists(st.sampled_from(sorted(selection.WRAPPERS)), min_size=1, max_size=2), st.integers(0, 3)
+    wrappers, depth = (
+        st.lists(st.sampled_from(sorted(selection.MODULE_WRAPPERS)), min_size=1, max_size=2),
+        st.integers(0, 3),
+    )
     parts = {name: name.split(".") for name in PLAIN}
     for added, place in data.draw(st.lists(st.tuples(wrappers, depth), min_size=1, max_size=3)):
         for name in parts:
@@ -198,7 +201,7 @@ def test_an_average_that_is_alone_is_taken_and_said(prefix: str) -> None:
 def test_a_module_with_a_counter_of_averages_is_an_average(outer: str) -> None:
     value = under(f"{outer}module.", AVERAGE) | {f"{outer}n_averaged": torch.tensor(5)}
     made = imported(value)
-    assert made.unused == {f"{outer}n_averaged": selection.COUNTER}
+    assert made.unused == {f"{outer}n_averaged": selection.TRAINING_COUNTER}
     assert "are an average over training; the file has none of a single step" in made.notes[0]
     assert "average" not in "".join(imported(under("module.", PLAIN)).notes)
 
