@@ -107,7 +107,7 @@ def needs_samples(data: bytes) -> bool:
         or _mask_index(data) is not None
     ):
         return True
-    return _alpha_kind(page) is not None or (photometric in (_WHITE_IS_ZERO, _GREY) and count > 2)
+    return _alpha_sample(page) is not None or (photometric in (_WHITE_IS_ZERO, _GREY) and count > 2)
 
 
 def read_samples(data: bytes, cfg: DecodeConfig, *, bands: int | None = None) -> Samples:
@@ -134,7 +134,7 @@ def read_samples(data: bytes, cfg: DecodeConfig, *, bands: int | None = None) ->
         bands_hwc=colours if jpeg else _resolve(colours, page),
         valid_hw=None if valid is None or valid.all() else valid,
         alpha_hw=alpha,
-        premultiplied=_alpha_kind(page) == "associated" and not jpeg,
+        premultiplied=(_alpha_sample(page) or (0, ""))[1] == "associated" and not jpeg,
         meaning=_MEANINGS[page.get(PHOTOMETRIC, _GREY)],
         full=2 ** _bits(page) - 1,
         orientation=_orientation(page),
@@ -223,10 +223,10 @@ def _resolve(bands: Stored, page: Page) -> Stored:
 # Alpha ----------------------------------------------------------------------------------------------------------------
 
 
-def _alpha_kind(page: Page) -> str | None:
-    """`associated` or `unassociated` when the last sample is tagged as an alpha."""
+def _alpha_sample(page: Page) -> tuple[int, str] | None:
+    """Index from the end of the first sample tagged as an alpha, and `associated` or `unassociated`; None without."""
     extra = np.ravel(page.get(_EXTRA_SAMPLES, ())).tolist()
-    return _ALPHAS.get(extra[-1]) if extra else None
+    return next(((at - len(extra), _ALPHAS[tag]) for at, tag in enumerate(extra) if tag in _ALPHAS), None)
 
 
 def _part_alpha(bands: Stored, page: Page) -> tuple[Stored, UInt8 | None]:
@@ -235,9 +235,11 @@ def _part_alpha(bands: Stored, page: Page) -> tuple[Stored, UInt8 | None]:
     GDAL and rasterio tag any fourth band as an alpha unless told otherwise, so infrared often is. An alpha is opaque
     nearly everywhere that it is not 0, with partial values along borders; a measured band is not.
     """
-    if _alpha_kind(page) is None or bands.shape[2] < 2:
+    sample = _alpha_sample(page)
+    if sample is None or bands.shape[2] <= -sample[0]:
         return bands, None
-    alpha, colours = bands[..., -1], bands[..., :-1]
+    at = bands.shape[2] + sample[0]
+    alpha, colours = bands[..., at], np.delete(bands, at, axis=2)
     seen = alpha[alpha > 0]
     opaque = int(seen.max()) if seen.size and alpha.dtype.kind == "u" else 0
     if seen.size and (not opaque or np.count_nonzero(seen < opaque) > _MAX_PARTIAL * seen.size):

@@ -272,6 +272,15 @@ def test_an_alpha_with_soft_borders_is_one(dtype, opaque):
     np.testing.assert_allclose(image.pixels_hwc[10, 0], (100, 100, 150), atol=1)
 
 
+def test_an_alpha_before_another_extra_band_is_one() -> None:
+    colours, alpha = noise(3), np.full((HEIGHT, WIDTH), 255, np.uint8)
+    alpha[:9] = 0
+    data = encode(np.dstack([colours, alpha, noise()]), extrasamples=["unassalpha", "unspecified"])
+    image = decode_image(data, CFG)
+    np.testing.assert_array_equal(image.valid_hw, alpha > 0)
+    np.testing.assert_array_equal(image.pixels_hwc[9:], colours[9:])
+
+
 def test_colours_multiplied_by_their_alpha_are_not_multiplied_again():
     straight, alpha = np.full((HEIGHT, WIDTH, 3), 200, np.uint8), np.full((HEIGHT, WIDTH), 255, np.uint8)
     alpha[:5] = 128
