@@ -245,7 +245,7 @@ def test_the_generated_columns_are_all_described() -> None:
 
 @pytest.mark.timeout(300)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = f"{shlex.quote(sys.executable)} -m mkdocs build --strict --quiet -f {SITE / 'mkdocs.yml'} -d {tmp_path}"
+    command = f"{shlex.quote(sys.executable)} -m mkdocs build --strict -f {SITE / 'mkdocs.yml'} -d {tmp_path}"
     built = subprocess.run(shlex.split(command), capture_output=True, text=True, cwd=ROOT, env=None)
     assert built.returncode == 0, built.stderr
     assert 'src="http' not in (tmp_path / "index.html").read_text()  # nothing is loaded from elsewhere
