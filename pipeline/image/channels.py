@@ -50,11 +50,7 @@ def visible_rgb(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
 def _tiff(data: bytes, channels: tuple[str, ...]) -> Image:
     samples = tiff.read_samples(data, LIMITS, bands=len(channels))
     _check_count(samples.bands_hwc, channels)
-    valid = samples.valid_hw
-    if samples.alpha_hw is not None:
-        seen = samples.alpha_hw > 0
-        valid = seen if valid is None else valid & seen
-    return Image(_eight_bits(samples.bands_hwc), valid, samples.orientation)
+    return Image(_eight_bits(samples.bands_hwc), samples.valid_hw, samples.orientation)
 
 
 def _png(data: bytes, channels: tuple[str, ...]) -> Image:

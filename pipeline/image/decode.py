@@ -198,9 +198,6 @@ def _scale_table(values: npt.NDArray[np.integer], valid: Bool | None, cfg: Decod
 def _from_samples(samples: Samples, cfg: DecodeConfig) -> Image:
     """8-bit RGB of the samples of a TIFF, all bands scaled alike."""
     bands, valid = _colour_bands(samples), samples.valid_hw
-    if samples.alpha_hw is not None:
-        seen = samples.alpha_hw > 0
-        valid = seen if valid is None else valid & seen
     if bands.dtype.kind == "f":
         finite = np.isfinite(bands).all(axis=2)
         valid = finite if valid is None else valid & finite

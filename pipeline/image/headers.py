@@ -139,12 +139,16 @@ def open_header(data: bytes, kind: str, cfg: DecodeConfig) -> ImageFile.ImageFil
     file = PilImage.open(io.BytesIO(data), formats=[_DECODERS[kind]])
     check_size(*file.size, cfg)
     if isinstance(file, TiffImageFile):
-        _check_tiff(file, cfg)
+        _check_pillow_tiff(file, cfg)
     if isinstance(file, JpegImageFile):
         _check_jpeg(file, data)
     if cfg.frame == "fail" and _more_frames(file, data):
-        raise InputError("multi_frame", f"{kind} with more than one frame", hint="--decode.frame first takes the first")
+        raise _several_frames(kind)
     return file
+
+
+def _several_frames(kind: str) -> InputError:
+    return InputError("multi_frame", f"{kind} with more than one frame", hint="--decode.frame first takes the first")
 
 
 def check_size(width: int, height: int, cfg: DecodeConfig) -> None:
@@ -176,7 +180,7 @@ def _check_jpeg(file: JpegImageFile, data: bytes) -> None:
         raise InputError("corrupt", f"{scans} scans, at most {_JPEG_MAX_SCANS} are decoded")
 
 
-def _check_tiff(file: TiffImageFile, cfg: DecodeConfig) -> None:
+def _check_pillow_tiff(file: TiffImageFile, cfg: DecodeConfig) -> None:
     """Refuse TIFFs whose tiles exceed the size limit, and those that Pillow decodes wrongly without an error."""
     tags, (width, height) = file.tag_v2, file.size
     _check_tile(tags, cfg)
@@ -190,14 +194,16 @@ def _check_tiff(file: TiffImageFile, cfg: DecodeConfig) -> None:
         raise InputError("corrupt", f"the header announces {width}x{height} pixels, its strips or tiles hold fewer")
 
 
-def check_tiff_page(page: ImageFileDirectory_v2, cfg: DecodeConfig) -> None:
-    """Check the size that a page announces, for a reader other than Pillow.
+def check_tiff(data: bytes, page: ImageFileDirectory_v2, cfg: DecodeConfig) -> None:
+    """Check size and frames of a TIFF by its first page, for a reader other than Pillow.
 
     Raises:
-        InputError: `too_small` or `too_many_pixels`.
+        InputError: `too_small`, `too_many_pixels` or `multi_frame`.
     """
     check_size(int(page[WIDTH]), int(page[LENGTH]), cfg)
     _check_tile(page, cfg)
+    if cfg.frame == "fail" and _more_tiff_frames(data):
+        raise _several_frames("tiff")
 
 
 def _check_tile(page: ImageFileDirectory_v2, cfg: DecodeConfig) -> None:
@@ -219,11 +225,11 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def _more_frames(file: ImageFile.ImageFile, data: bytes) -> bool:
     """True for a file of several images; overviews and masks of a TIFF and previews in a JPEG do not count."""
     if isinstance(file, TiffImageFile):
-        return more_tiff_frames(data)
+        return _more_tiff_frames(data)
     return not isinstance(file, JpegImageFile) and bool(getattr(file, "is_animated", False))
 
 
-def more_tiff_frames(data: bytes) -> bool:
+def _more_tiff_frames(data: bytes) -> bool:
     """True when a TIFF has a second page that is neither an overview nor a mask."""
     later = itertools.islice(tiff_pages(data), 1, None)
     return any(WIDTH in page and not int(page.get(SUBFILE, 0)) & _REDUCED_OR_MASK for page in later)

@@ -30,8 +30,7 @@ from pipeline.image.headers import (
     SUBFILE,
     WIDTH,
     band_text,
-    check_tiff_page,
-    more_tiff_frames,
+    check_tiff,
     open_header,
     tiff_pages,
 )
@@ -78,7 +77,7 @@ class Samples:
     bands_hwc: Stored
     """(H, W, C) all bands but the alpha, in the stored type; white is high, palettes are resolved to 8-bit RGB."""
     valid_hw: Bool | None
-    """(H, W), False where the nodata value or the mask page says that there is no data; None when all are valid."""
+    """(H, W), False where nodata value, mask page or an alpha of 0 leave no data; None when all pixels are valid."""
     alpha_hw: UInt8 | None
     """(H, W) opacity, 0 to 255; None without an alpha."""
     premultiplied: bool
@@ -123,13 +122,12 @@ def read_samples(data: bytes, cfg: DecodeConfig, *, bands: int | None = None) ->
             outside `CODECS`, `band_mismatch` for samples of complex numbers. tifffile raises its own types on damage.
     """
     page = next(tiff_pages(data))
-    check_tiff_page(page, cfg)
-    if cfg.frame == "fail" and more_tiff_frames(data):
-        raise InputError("multi_frame", "tiff with more than one frame", hint="--decode.frame first takes the first")
+    check_tiff(data, page, cfg)
     jpeg = page.get(COMPRESSION, 1) == _JPEG
     samples = _read_jpeg(data, page, cfg) if jpeg else _read_page(data, 0)
-    valid = _both(_valid_by_nodata(samples, page), _read_mask(data))
     colours, alpha = (samples, None) if samples.shape[2] == bands else _part_alpha(samples, page)
+    valid = _both(_valid_by_nodata(samples, page), _read_mask(data))
+    valid = _both(valid, None if alpha is None else alpha > 0)
     return Samples(
         bands_hwc=colours if jpeg else _resolve(colours, page),
         valid_hw=None if valid is None or valid.all() else valid,
