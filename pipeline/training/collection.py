@@ -119,7 +119,7 @@ class Collection:
         """(N,) True where the label is weak."""
         return np.array(self._column("weak"), bool)
 
-    @property
+    @cached_property
     def coverage(self) -> Coverage:
         """Classes and ignored pixels of the labels that are not weak."""
         pixels = np.array(self._column("pixels"), np.int64)[~self.weak_n].sum()
@@ -232,7 +232,9 @@ def open_collection(
         hint = "set --runtime.cache to a folder with free space"
         raise StorageError(f"the cache {cache} cannot be written: {error}", hint=hint) from error
     collection = Collection(files, classes)
-    _report(collection, f"{data}: {', '.join(parts)}", urls, where, max_left_out)
+    name = f"{data}: {', '.join(parts)}"
+    _refuse(collection, name, urls, where, max_left_out)
+    _report(collection, name)
     return collection
 
 
@@ -244,29 +246,38 @@ def _locked(cache: Path) -> Iterator[None]:
         yield
 
 
-def _report(collection: Collection, name: str, urls: Sequence[Url], where: str | None, max_left_out: float) -> None:
-    """Log what the collection holds and lacks; refuse one without an example, or with too many images left out."""
-    counts = Counter(code for _, code in collection.left_out)
-    left_out = ", ".join(f"{count} {code}" for code, count in sorted(counts.items())) or "none"
+def _refuse(collection: Collection, name: str, urls: Sequence[Url], where: str | None, max_left_out: float) -> None:
+    """Refuse a collection without an example, or with a larger share of images left out than `max_left_out`."""
     images = len(collection) + len(collection.left_out)
     share = len(collection.left_out) / images if images else 0.0
+    if len(collection) and share <= max_left_out:
+        return
     hint = _missing_label_hint(collection, urls, where)
+    left_out = _left_out_by_code(collection)
     if not len(collection):
-        missing = "image" if counts.keys() <= NO_IMAGE else "labelled image"
+        missing = "image" if {code for _, code in collection.left_out} <= NO_IMAGE else "labelled image"
         raise ConfigError(f"{name} has no {missing}; left out: {left_out}", hint=hint or "check --sets.labels")
-    if share > max_left_out:
-        message = f"{name}: {len(collection.left_out)} of {images} images are left out ({share:.1%}): {left_out}"
-        example = "for example {} ({})".format(*collection.left_out[0])
-        hint = f"{hint or example}; --sets.max-left-out-share {ceil(share * 100) / 100:g} accepts it"
-        raise ConfigError(f"{message}; limit {max_left_out:.1%}", hint=hint)
-    weak_images = collection.weak_n.sum()
+    message = f"{name}: {len(collection.left_out)} of {images} images are left out ({share:.1%}): {left_out}"
+    example = "for example {} ({})".format(*collection.left_out[0])
+    accepts = f"--sets.max-left-out-share {ceil(share * 100) / 100:g} accepts it"
+    raise ConfigError(f"{message}; limit {max_left_out:.1%}", hint=f"{hint or example}; {accepts}")
+
+
+def _report(collection: Collection, name: str) -> None:
+    """Log what the collection holds and lacks."""
+    left_out, weak_images = _left_out_by_code(collection), collection.weak_n.sum()
     turned = f"; EXIF turns {collection.turned}, whose labels must be upright too" if collection.turned else ""
     log.info("%s: %d labelled images (%d weak); left out: %s%s", name, len(collection), weak_images, left_out, turned)
     coverage = collection.coverage
-    if not collection.weak_n.any() and (coverage.unlabelled or coverage.ignored_share):
+    if not weak_images and (coverage.unlabelled or coverage.ignored_share):
         log.log(logging.WARNING if coverage.unlabelled else logging.INFO, "%s: %s", name, coverage)
     for key, code in collection.left_out[:_SHOWN]:
         log.warning("%s: left out %s: %s", name, key, code)
+
+
+def _left_out_by_code(collection: Collection) -> str:
+    counts = Counter(code for _, code in collection.left_out)
+    return ", ".join(f"{count} {code}" for code, count in sorted(counts.items())) or "none"
 
 
 def _missing_label_hint(collection: Collection, urls: Sequence[Url], where: str | None) -> str | None:

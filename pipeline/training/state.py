@@ -69,10 +69,9 @@ class RunState:
         return json.dumps(asdict(self), indent=1).encode()
 
 
-def parse_state(data: bytes) -> RunState:
-    """Parse `state.json`: inverse of `RunState.to_json`."""
-    fields = json.loads(data)
-    return RunState(**fields | {"history": [Point(**point) for point in fields["history"]]})
+def parse_state(fields: Mapping[str, Any]) -> RunState:
+    """Rebuild a state from the fields of `state.json`: inverse of `RunState.to_json`."""
+    return RunState(**{**fields, "history": [Point(**point) for point in fields["history"]]})
 
 
 # ---------------------------------------------------------------- tensors
@@ -146,7 +145,9 @@ def save_state(output: Url, run_state: bytes, tensors: Mapping[str, Tensor], *, 
 
 def _digest(fields: Mapping[str, Any], tensors: bytes) -> str:
     """SHA-256 of the tensors' file and of all other fields of `state.json`, 64 hex digits."""
-    return hashlib.sha256(tensors + json.dumps(fields).encode()).hexdigest()
+    digest = hashlib.sha256(tensors)  # the tensors are not copied: they may be gigabytes
+    digest.update(json.dumps(fields).encode())
+    return digest.hexdigest()
 
 
 def saved_steps(output: Url) -> list[int]:
@@ -168,10 +169,10 @@ def load_state(output: Url, step: int) -> tuple[RunState, dict[str, Tensor]]:
     """
     url = state_url(output, step)
     try:
-        fields, data = json.loads(objects.read_bytes(url / STATE_JSON)), objects.read_bytes(url / STATE_TENSORS)
+        fields, data = dict(json.loads(objects.read_bytes(url / STATE_JSON))), objects.read_bytes(url / STATE_TENSORS)
         if (stored := fields.pop(DIGEST, None)) and stored != _digest(fields, data):
             raise ValueError(f"its bytes do not have the stored {DIGEST}")
-        return parse_state(json.dumps(fields).encode()), safetensors.torch.load(data)
+        return parse_state(fields), safetensors.torch.load(data)
     except (SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
         hint = f"delete {url}; the run then resumes from the state before it"
         raise JobError(f"the state after step {step} is damaged: {error}", hint=hint) from error
