@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.classes import ClassMap
 from pipeline.errors import JobError, NothingThere
+from pipeline.score.coverage import unlabelled_classes
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -136,7 +137,7 @@ class SetManifest(_Record):
     def unlabelled(self, split: str) -> list[str]:
         """Names of the classes without a labelled pixel in a split."""
         pixels = self.splits[split].class_pixels
-        return [name for name, count in zip(self.classes, pixels, strict=True) if not count] if pixels else []
+        return unlabelled_classes(self.classes, pixels) if pixels else []
 
 
 # ---------------------------------------------------------------- receipts

@@ -25,7 +25,7 @@ from pipeline.redact import redact
 from pipeline.run import manifest, parts
 from pipeline.score.answers import answer_names
 from pipeline.score.calibration import LEVELS
-from pipeline.score.coverage import Coverage, coverage_of
+from pipeline.score.coverage import Coverage
 from pipeline.score.metrics import Interval, Scores
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -117,7 +117,7 @@ class Evaluation:
     def coverage(self) -> Coverage:
         """Classes and ignored pixels of the labels of the scored images."""
         pixels = int((self.images["height"] * self.images["width"]).sum())
-        return coverage_of(self.answer.scores, self.classes.names, pixels)
+        return Coverage(self.classes.names, self.answer.counts_nkk.sum(axis=(0, 2)), pixels)
 
     @property
     def turned(self) -> int:

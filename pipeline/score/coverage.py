@@ -4,10 +4,8 @@ In: labelled pixels of each class. Out: numbers, and one text that stands beside
 class that occurs in neither labels nor masks (Everingham 2010, IJCV 88), so that 1.0 can rest on one class of ten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from pipeline.classes import ClassMap
 from pipeline.errors import LabelError
@@ -32,7 +30,7 @@ class Coverage:
     @property
     def unlabelled(self) -> list[str]:
         """Names of the classes without a labelled pixel."""
-        return [name for name, count in zip(self.names, self.support_k, strict=True) if not count]
+        return unlabelled_classes(self.names, self.support_k)
 
     @property
     def ignored_share(self) -> float:
@@ -72,6 +70,11 @@ class Coverage:
         raise LabelError(f"{seen}: {self}", hint=f"{hint} (value, class id)")
 
 
+def unlabelled_classes(names: Sequence[str], support_k: Iterable[float]) -> list[str]:
+    """Names of the classes without a labelled pixel; both arguments are by class id."""
+    return [name for name, count in zip(names, support_k, strict=True) if not count]
+
+
 def listed(names: Sequence[str]) -> str:
     """The first names, and the number of the others."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -85,14 +88,9 @@ def mean_over(scores: Scores, names: Sequence[str]) -> str:
         scores: of one sum of counts, (K, K + 1).
         names: (K,) names of the classes.
     """
-    missing = [name for name, count in zip(names, scores.support, strict=True) if not count]
+    missing = unlabelled_classes(names, scores.support)
     scored = int(scores.classes_scored)
     if scored == len(names) and not missing:
         return ""
     absent = f", no label of: {listed(missing)}" if missing else ""
     return f" over {scored} of {len(names)} classes{absent}"
-
-
-def coverage_of(scores: Scores, names: Sequence[str], pixels: int) -> Coverage:
-    """Coverage of the labels behind one sum of counts."""
-    return Coverage(names, np.asarray(scores.support, np.int64), pixels)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.classes import ClassMap
 from pipeline.errors import LabelError
-from pipeline.score.coverage import Coverage, coverage_of, listed, mean_over
+from pipeline.score.coverage import Coverage, listed, mean_over
 from pipeline.score.metrics import Scores, weights_without
 
 NAMES = ("soil", "weed", "crop")
@@ -40,7 +40,7 @@ def test_a_class_that_a_weight_excludes_is_not_counted() -> None:
 @given(counts, st.integers(0, 50))
 def test_coverage_adds_up_to_all_pixels(table: np.ndarray, ignored: int) -> None:
     total = int(table.sum()) + ignored
-    coverage = coverage_of(Scores(table), NAMES, total)
+    coverage = Coverage(NAMES, table.sum(axis=1), total)
     assert coverage.ignored_share * total == pytest.approx(ignored)
     assert set(coverage.unlabelled) == {name for name, row in zip(NAMES, table, strict=True) if not row.any()}
 
