@@ -1,17 +1,20 @@
-"""Progress of a run: a log line every few seconds, or a line that updates in place in a terminal."""
+"""Progress of a run while it lasts: a log line every few seconds, or a line that updates in place in a terminal."""
 
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 
 from pipeline.run.ledger import RunProgress
+from pipeline.run.progress import CLOSING, STARTING, WORKING, Snapshot, utc_now
 
 log = logging.getLogger(__name__)
 
-BAR_CELLS = 24
+Publish = Callable[[Snapshot], None]
+"""Function that hands a snapshot on: to the run's folder, to the metrics of the cluster."""
 
 
 class Reporter:
@@ -23,9 +26,11 @@ class Reporter:
         *,
         planned: int | None,
         already: int,
-        slots: dict[str, float],
+        slots: Mapping[str, float],
         every_s: float,
         counted: str = "refine",
+        failed_before: Mapping[str, int] | None = None,
+        publish: Publish | None = None,
     ) -> None:
         """Set the totals to report against.
 
@@ -35,13 +40,18 @@ class Reporter:
             already: rows committed before.
             slots: workers per stage.
             every_s: seconds between two reports.
-            counted: stage whose images give the rate.
+            counted: stage whose images fill the bar and give the rate.
+            failed_before: failure rows among `already`, by error code.
+            publish: gets every snapshot beside the line; must not raise.
         """
         self.progress, self.planned, self.already, self.slots = progress, planned, already, slots
-        self.every_s, self.counted = every_s, counted
+        self.every_s, self.counted, self.publish = every_s, counted, publish
+        self.failed_before = dict(failed_before or {})
         self.started = time.monotonic()
         self.latest = RunProgress()
         self._before = (self.started, RunProgress())
+        self._first: tuple[float, int] | None = None
+        self._bottleneck: tuple[str | None, float] = (None, 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
 
@@ -54,51 +64,64 @@ class Reporter:
         self._thread.join(timeout=10)
         if error is None:
             self.latest = self.progress()
+            if self.publish:
+                self.publish(replace(self.snapshot(time.monotonic()), phase=CLOSING))
         if sys.stderr.isatty():
             sys.stderr.write("\n")
 
     def _loop(self) -> None:
         while not self._stop.wait(self.every_s):
             self.latest = self.progress()
-            line = self.line(time.monotonic())
+            snapshot = self.snapshot(time.monotonic())
             if sys.stderr.isatty():
-                sys.stderr.write(f"\r\x1b[2K{line}")
+                sys.stderr.write(f"\r\x1b[2K{snapshot.line()}")
                 sys.stderr.flush()
             else:
-                log.info("%s", line)
+                log.info("%s", snapshot.line())
+            if self.publish:
+                self.publish(snapshot)
 
-    def line(self, now: float) -> str:
-        """Progress line: `committed 64/101 (refined 80), 9.3 images/s, ETA 4 s, 1 failed, bottleneck refine 97%`."""
-        done = self.latest.done.get(self.counted, 0)
-        rate = done / max(now - self.started, 1e-9)
-        committed = self.already + self.latest.committed
-        planned = "?" if self.planned is None else self.planned
-        parts = [
-            f"committed {committed}/{planned} ({self.counted}d {self.already + done})",
-            f"{rate:.1f} images/s",
-        ]
-        if self.planned is not None:
-            parts.insert(0, bar(committed / max(self.planned, 1)))
-            left = self.planned - self.already - done
-            parts.append(f"ETA {left / rate:.0f} s" if rate else "ETA ?")
-        parts.append(f"{sum(self.latest.failed.values())} failed")
-        if self.latest.deaths:
-            parts.append(f"{self.latest.deaths} suspect(s) of killing a worker")
-        return ", ".join([*parts, self._bottleneck(now)])
+    def snapshot(self, now: float) -> Snapshot:
+        """Snapshot of the latest counters at `now`, seconds of `time.monotonic`."""
+        latest, done = self.latest, self.latest.done.get(self.counted, 0)
+        rate = self._rate(now, done)
+        codes = self.failed_before.keys() | latest.failed.keys()
+        bottleneck, busy = self._busiest(now)
+        return Snapshot(
+            time=utc_now(),
+            phase=WORKING if bottleneck else STARTING,
+            planned=self.planned,
+            done=self.already + done,
+            committed=self.already + latest.committed,
+            failed={code: self.failed_before.get(code, 0) + latest.failed.get(code, 0) for code in codes},
+            images_per_s=rate,
+            eta_s=max(self.planned - self.already - done, 0) / rate if self.planned is not None and rate else None,
+            bottleneck=bottleneck,
+            bottleneck_busy=busy,
+            worker_deaths=latest.deaths,
+            stage_images=dict(latest.done),
+            stage_seconds=dict(latest.seconds),
+        )
 
-    def _bottleneck(self, now: float) -> str:
-        """Stage whose workers were busiest since the last line."""
+    def _rate(self, now: float, done: int) -> float:
+        """Images per second since the first ones were done; those count as done over the whole time until then."""
+        if self._first and done > self._first[1]:
+            return (done - self._first[1]) / max(now - self._first[0], 1e-9)
+        if done and not self._first:
+            self._first = (now, done)
+        return done / max(now - self.started, 1e-9)
+
+    def _busiest(self, now: float) -> tuple[str | None, float]:
+        """Stage whose workers were busiest since an image was last finished, and their busy share, 0 to 1.
+
+        Seconds of work are counted when it is done: an interval in which nothing was leaves the answer as it was.
+        """
         then, before = self._before
-        self._before = (now, self.latest)
         busy = {
             stage: (self.latest.seconds.get(stage, 0) - before.seconds.get(stage, 0)) / (slots * max(now - then, 1e-9))
             for stage, slots in self.slots.items()
         }
         stage = max(busy, key=busy.__getitem__)
-        return f"bottleneck {stage} {min(busy[stage], 1):.0%}" if busy[stage] > 0 else "starting"
-
-
-def bar(share: float) -> str:
-    """Progress bar of 24 cells, e.g. `[######------------------]`."""
-    full = round(BAR_CELLS * min(share, 1.0))
-    return f"[{'#' * full}{'-' * (BAR_CELLS - full)}]"
+        if busy[stage] > 0:
+            self._before, self._bottleneck = (now, self.latest), (stage, min(busy[stage], 1.0))
+        return self._bottleneck

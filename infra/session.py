@@ -25,11 +25,14 @@ WAIT_LOG_S = 30.0
 
 
 @contextmanager
-def connect() -> Generator[list[dict[str, float]]]:
+def connect(*, dashboard: bool = False) -> Generator[list[dict[str, float]]]:
     """Connect to Ray while the block lasts; yields the resources of each live node, by name.
 
     `ray job submit` and RAY_ADDRESS select an existing cluster. Without them a local cluster is started; a cluster that
     happens to run on the machine is never joined.
+
+    Args:
+        dashboard: start Ray's dashboard with a local cluster, on 127.0.0.1 alone; an existing cluster has its own.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Messages of Ray's C++ core are for its developers; its log files keep them.
@@ -40,12 +43,27 @@ def connect() -> Generator[list[dict[str, float]]]:
         ray.init(**options)
     else:
         store = min(OBJECT_STORE_BYTES, int(0.2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-        ray.init(address="local", include_dashboard=False, object_store_memory=store, **options)
+        context = ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=store,
+            **options,
+        )
+        if dashboard:
+            log.info("Ray's dashboard: http://%s, which asks for the token in ~/.ray/auth_token", context.dashboard_url)
     try:
         log.info("Ray %s with %s", ray.__version__, _describe(ray.cluster_resources()))
+        log.info("logs of the workers: %s on each node", worker_logs())
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def worker_logs() -> str:
+    """Folder of the logs of Ray's workers, the same path on each node; a file's name ends in the worker's pid."""
+    context = ray.get_runtime_context()
+    return f"{context.get_temp_dir()}/{context.get_session_name()}/logs"
 
 
 def wait_for_expected(expected: Mapping[str, float | None], *, limit_s: float) -> None:

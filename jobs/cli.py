@@ -31,7 +31,7 @@ JOBS = {
     "prepare": Command("jobs.prepare_dataset", "Convert the download of a public data set for training"),
     "import": Command("jobs.import_checkpoint", "Convert weights of another program to a checkpoint"),
     "tune-crf": Command("jobs.tune_crf", "Search the parameters of the dense CRF on labelled images"),
-    "inspect": Command("jobs.inspect_run", "Show, verify or clean runs; list and retry failed images"),
+    "inspect": Command("jobs.inspect_run", "Show, follow, verify or clean runs; list and retry failed images"),
     "models": Command("jobs.models", "List the networks: size, speed here, published mIoU"),
     "compare": Command("jobs.compare_models", "Measure networks side by side: size, speed, mIoU"),
     "submit": Command("jobs.submit", "Submit a job to a running cluster, once a day"),

@@ -19,9 +19,11 @@ import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from infra import notify
 from jobs.help_text import WrappedFormatter, narrow, print_help, wrapped
 from pipeline.config import explain, read_yaml
 from pipeline.errors import ConfigError, JobError
+from pipeline.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +149,8 @@ def program() -> str:
 
 
 def command(argv: Sequence[str] | None = None) -> str:
-    """Command line of this process, quoted for a shell; `argv` replaces its flags."""
-    return f"{program()} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    """Command line of this process, quoted for a shell and without credentials; `argv` replaces its flags."""
+    return redact(f"{program()} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip())
 
 
 def to_yaml(cfg: BaseModel) -> str:
@@ -171,15 +173,27 @@ def code_version() -> str:
 
 
 def exit_status(job: Callable[[], int]) -> int:
-    """Run a job; a `JobError` becomes status 1 and a logged message, without a traceback."""
+    """Run a job; a `JobError` becomes status 1 and a logged message, without a traceback.
+
+    Whatever ends the job early is posted to the URL of `--notify`, in place of the closing JSON line.
+    """
     try:
         return job()
     except JobError as error:
         log.error("%s", error)
+        _notify_of_end(redact(str(error)))
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where this one stopped\n")
+        _notify_of_end("interrupted")
         return 1
+    except BaseException as error:
+        _notify_of_end(redact(f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _notify_of_end(reason: str) -> None:
+    notify.send({"job": command(), "error": reason, "exit_status": 1})
 
 
 def leave(status: int) -> NoReturn:

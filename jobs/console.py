@@ -10,11 +10,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from infra import notify
+
 log = logging.getLogger(__name__)
 
 
 def print_json(summary: object) -> None:
-    """Print the JSON line of a job on stdout, after everything on stderr."""
+    """Print the JSON line of a job on stdout, after everything on stderr; also post it where `--notify` says."""
+    notify.send(summary)
     sys.stderr.flush()
     print(json.dumps(summary), flush=True)
 

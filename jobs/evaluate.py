@@ -22,6 +22,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from infra import log as logs
+from infra import notify
 from jobs import command_line, console
 from pipeline.config import EvaluateConfig
 from pipeline.store.url import Url
@@ -44,6 +45,8 @@ class EvaluateArguments:
     """Shipped recipe by name, or your YAML file by path (with a slash or .yaml); flags win over it."""
     plan: bool = False
     """Print shards, bytes, keys and committed rows of every setting, and do nothing."""
+    notify: str | None = None
+    """URL that gets the closing JSON line by POST, or the error that ended the job; unset: ATROUS_NOTIFY."""
 
 
 def evaluate(args: EvaluateArguments) -> int:
@@ -84,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> int:
         args = command_line.parse(argv, EvaluateArguments, description=__doc__ or "")
+        notify.configure(args.notify)
         logs.configure(args.cfg.runtime.log_format)
         cfg, source = args.cfg, ", ".join(args.cfg.source)
         log.info("evaluating %s on %s into %s", cfg.masks or cfg.checkpoint, source, cfg.output or cfg.history)

@@ -1,6 +1,6 @@
-"""Show what runs have committed, verify it, list failures, or retry failed images.
+"""Show what runs have committed, follow one, verify it, list failures, or retry failed images.
 
-    python -m jobs.inspect_run OUTPUT [--verify | --failures | --retry-failed | --clean]
+    python -m jobs.inspect_run OUTPUT [--watch | --verify | --failures | --retry-failed | --clean]
 
 OUTPUT is the output folder of `segment_dataset`, or one `run=...` folder in it.
 """
@@ -16,20 +16,29 @@ from pipeline.store.url import Url
 log = logging.getLogger(__name__)
 
 ACTIONS = {
+    "--watch": "follow the run that is being worked on, also from another machine; ends with it",
     "--verify": "read every part again; exit status 1 when anything is wrong",
     "--failures": "print key, error code and detail of every failed row, as one JSON line each",
     "--retry-failed": "remove failed rows from their parts: the next run of the same command does them again",
     "--clean": "delete temporary objects of dead processes, and all leases but the latest",
 }
 """Flags and their help; without a flag, a JSON line shows the status of each run."""
+WATCH_S = 5.0
+"""Interval of the lines of `--watch`, seconds."""
+START_LIMIT_S = 300.0
+"""Longest time that `--watch` waits for a submitted job to begin its run, seconds."""
 
 
 def inspect_run(run_url: Url, action: str | None) -> int:
     """Apply an action of `ACTIONS` to a run, or print its status for None; returns the exit status."""
-    from pipeline.run import inspection
+    from pipeline.run import inspection, watch
 
     run = {"run": str(run_url)}
-    if action == "--verify":
+    if action == "--watch":
+        for line in watch.follow_run(run_url, every_s=WATCH_S):
+            log.info("%s", line)
+        print_json(inspection.run_status(run_url))
+    elif action == "--verify":
         problems = inspection.count_problems(run_url)
         print_json(run | {"problems": problems})
         return int(problems > 0)
@@ -49,9 +58,13 @@ def inspect_run(run_url: Url, action: str | None) -> int:
 
 def inspect_runs(args: argparse.Namespace) -> int:
     """Apply the action to every run of an output; returns the largest exit status."""
-    from pipeline.run import inspection
+    from pipeline.run import inspection, watch
 
-    return max(inspect_run(url, args.action) for url in inspection.run_urls(Url(args.output)))
+    output = Url(args.output)
+    urls = (
+        watch.wait_for_runs(output, limit_s=START_LIMIT_S) if args.action == "--watch" else inspection.run_urls(output)
+    )
+    return max(inspect_run(url, args.action) for url in urls)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import tyro
 
 from infra import log as logs
+from infra import notify
 from jobs import command_line, console
 from pipeline.datasets.config import PrepareConfig
-from pipeline.redact import redact
 from pipeline.store.url import Url
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class PrepareArguments:
     )
 
     cfg: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+    notify: str | None = None
+    """URL that gets the closing JSON line by POST, or the error that ended the job; unset: ATROUS_NOTIFY."""
 
 
 NO_ROOT = "none"
@@ -75,7 +77,7 @@ def prepare_dataset(cfg: PrepareConfig) -> int:
         preflight.check_output(cfg.output_url / "_run")
         member = prepare.label_member(shards, cfg.cut_px) if cfg.format == "tar" else "label"
         job = output.preparation_of(cfg, layout, member)
-        with Lease(cfg.output_url, lease_s=cfg.lease_s, command=redact(command_line.command())):
+        with Lease(cfg.output_url, lease_s=cfg.lease_s, command=command_line.command()):
             left = output.unfinished_shards(cfg, shards)
             progress = prepare_shards(cfg, job, shards, left) if left else progress
             origin = output.set_origin(job, command_line.code_version())
@@ -120,7 +122,9 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
 
     def job() -> int:
-        cfg = command_line.parse(argv, PrepareArguments, description=__doc__ or "").cfg
+        args = command_line.parse(argv, PrepareArguments, description=__doc__ or "")
+        notify.configure(args.notify)
+        cfg = args.cfg
         logs.configure(cfg.log_format)
         log.info("preparing %s of %s in %s into %s", ", ".join(cfg.splits), cfg.layout, cfg.root, cfg.output)
         console.log_changed_settings(cfg)

@@ -13,6 +13,7 @@ import json
 import logging
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import distributions
@@ -20,11 +21,13 @@ from importlib.metadata import distributions
 import pyarrow.parquet as pq
 
 from infra import preflight, session
+from infra.metrics import RunMetrics
+from infra.nodes import check_nodes
 from infra.progress import Reporter
 from jobs import command_line
 from pipeline import classes
 from pipeline.classes import ClassMap
-from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, SegmentConfig
+from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
@@ -35,6 +38,7 @@ from pipeline.refine.engine import describe_engine, resolve_engine, substitution
 from pipeline.run import flow, manifest, masks, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, PendingShard
+from pipeline.run.progress import Snapshot, utc_now, write_progress
 from pipeline.run.stages import Job
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan, changed
@@ -50,6 +54,8 @@ BANDS = ("red", "green", "blue")
 """Bands of a decoded image, in order."""
 NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
 """Memory footprint of scoring existing masks: no network is loaded."""
+NO_REFINEMENT = RefineConfig(engine="none")
+"""Refinement of existing masks: none, so no node needs an engine."""
 TYPICAL_IMAGE_BYTES = 200_000
 """Estimates the images in a tar before it is read; sets only the share of images that keep a preview."""
 REPORT_PREVIEWS = 400
@@ -165,9 +171,9 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         return RunOutcome(finished, RunProgress(), time.monotonic() - started)
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
-    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=redact(command_line.command())):
+    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
         missing, committed = resume(run, plan)
-        progress = segment_missing(run, plan, missing, committed=committed) if missing else RunProgress()
+        progress = segment_missing(run, plan, missing, committed) if missing else RunProgress()
         closed = manifest.close_run(
             run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
         )
@@ -194,19 +200,22 @@ def size_of(plan: Plan) -> str:
     return f"{images} {len(plan.shards)} shard(s), {plan.bytes / 1e6:.1f} MB"
 
 
-def resume(run: Run, plan: Plan) -> tuple[list[PendingShard], int]:
-    """Missing work and the number of committed rows; a finished run whose source has grown is opened again."""
+def resume(run: Run, plan: Plan) -> tuple[list[PendingShard], Snapshot]:
+    """Missing work, and the progress of former drivers; a finished run whose source has grown is opened again."""
     refuse_changed_source(run, plan)
     write_run_files(run, plan)
     manifest.reopen_run(run.url)
     parts = manifest.read_footers(run.url)
     missing = manifest.pending_shards(run.url, plan, parts)
-    committed = sum(part.rows for part in parts)
+    rows = sum(part.rows for part in parts)
     if parts:
         log.info(
-            "resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", committed, len(parts), len(missing)
+            "resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", rows, len(parts), len(missing)
         )
-    return missing, committed
+    failed = sum((Counter(part.failed) for part in parts), start=Counter[str]())
+    before = Snapshot(time=utc_now(), planned=plan.rows, done=rows, committed=rows, failed=dict(failed))
+    write_progress(run.url, before)
+    return missing, before
 
 
 def refuse_changed_source(run: Run, plan: Plan) -> None:
@@ -257,30 +266,55 @@ def write_run_files(run: Run, plan: Plan) -> None:
     objects.put(folder / "plan.parquet", table.getvalue())
 
 
-def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], *, committed: int) -> RunProgress:
-    """Run the flow over the missing work on Ray, with progress lines that count the `committed` rows in."""
-    with session.connect() as nodes:
-        runtime = run.cfg.runtime
+def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], before: Snapshot) -> RunProgress:
+    """Run the flow over the missing work on Ray, with progress that counts in what was committed `before`."""
+    runtime = run.cfg.runtime
+    with session.connect(dashboard=runtime.dashboard) as nodes:
         expected = {"CPU": runtime.expect_cpus, "GPU": runtime.expect_gpus}
         session.wait_for_expected(expected, limit_s=runtime.start_limit_s)
         preflight.warn_of_local_output(run.url, nodes)
+        if len(nodes) > 1:
+            check_nodes(run.cfg.refine if run.model else NO_REFINEMENT)
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
-        crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, run.cfg.runtime), network)
+        crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, runtime), network)
         log.info("%s", crew.describe())
         ledger = flow.RemoteLedger()
         reporter = Reporter(
             ledger.progress,
             planned=plan.rows,
-            already=committed,
+            already=before.committed,
+            failed_before=before.failed,
             slots={"infer": crew.infer, "refine": crew.refine},
-            every_s=run.cfg.runtime.progress_s,
+            every_s=runtime.progress_s,
+            publish=publisher(run),
         )
-        with reporter:
-            flow.run_flow(stage_job(run, plan), missing, crew, ledger)
+        try:
+            with reporter:
+                flow.run_flow(stage_job(run, plan), missing, crew, ledger)
+        finally:
+            warn_of_dead_workers(reporter.latest)
     log_stages(reporter.latest)
     if reporter.latest.left_out.counts:
         log.info("members of tars that were left out: %s", reporter.latest.left_out)
     return reporter.latest
+
+
+def publisher(run: Run) -> Callable[[Snapshot], None]:
+    """Function that writes a snapshot to `_run/progress.json` and to the metrics of Ray."""
+    metrics = RunMetrics(run.fingerprint[:12])
+
+    def publish(snapshot: Snapshot) -> None:
+        write_progress(run.url, snapshot)
+        metrics.record(snapshot)
+
+    return publish
+
+
+def warn_of_dead_workers(progress: RunProgress) -> None:
+    """Name the logs of the workers that died, while Ray still runs."""
+    if progress.dead_workers:
+        names = ", ".join(progress.dead_workers)
+        log.warning("workers died: %s; their logs are worker-*-PID.* in %s", names, session.worker_logs())
 
 
 def stage_job(run: Run, plan: Plan) -> Job:

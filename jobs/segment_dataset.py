@@ -17,6 +17,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from infra import log as logs
+from infra import notify
 from jobs import command_line, console
 from pipeline.config import SegmentConfig
 from pipeline.store.url import Url
@@ -39,6 +40,8 @@ class SegmentArguments:
     """Your YAML file, by path (with a slash or .yaml); its names are those of the flags, and flags win over it."""
     plan: bool = False
     """Print shards, bytes, keys, committed rows and first problems, and do nothing."""
+    notify: str | None = None
+    """URL that gets the closing JSON line by POST, or the error that ended the job; unset: ATROUS_NOTIFY."""
 
 
 def segment_collection(args: SegmentArguments) -> int:
@@ -62,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> int:
         args = command_line.parse(argv, SegmentArguments, description=__doc__ or "")
+        notify.configure(args.notify)
         logs.configure(args.cfg.runtime.log_format)
         source = ", ".join(args.cfg.source)
         log.info("segmenting %s with checkpoint %s into %s", source, args.cfg.checkpoint, args.cfg.output)

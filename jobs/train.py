@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from infra import log as logs
+from infra import notify
 from jobs import command_line, console
 from pipeline.training.config import TrainConfig
 
@@ -45,6 +46,8 @@ class TrainArguments:
     """Train a few steps of every phase, print a forecast of time and memory, and leave nothing."""
     find_lr: bool = False
     """Print the loss at growing learning rates, in this process, and leave nothing."""
+    notify: str | None = None
+    """URL that gets the closing JSON line by POST, or the error that ended the job; unset: ATROUS_NOTIFY."""
 
 
 def train(args: TrainArguments) -> int:
@@ -68,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> int:
         args = command_line.parse(argv, TrainArguments, description=__doc__ or "")
+        notify.configure(args.notify)
         logs.configure(args.cfg.runtime.log_format)
         log.info("training %s on %s into %s", args.cfg.network.name, args.cfg.data, args.cfg.output)
         console.log_changed_settings(args.cfg)

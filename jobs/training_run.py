@@ -39,7 +39,7 @@ def train_on_cluster(cfg: TrainConfig, *, dry_run: bool) -> int:
 
     def work(cfg: TrainConfig) -> None:
         preflight.check_authentication()
-        with session.connect() as nodes:
+        with session.connect(dashboard=cfg.runtime.dashboard) as nodes:
             expected = {"CPU": cfg.runtime.expect_cpus, "GPU": cfg.runtime.expect_gpus}
             session.wait_for_expected(expected, limit_s=cfg.runtime.start_limit_s)
             on_ray.train_on_ray(cfg, card_facts(), nodes)
@@ -73,7 +73,7 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
         log.info("nothing to do: this run is finished")
     else:
         preflight.check_output(cfg.output_url / "_run")
-        with Lease(cfg.output_url, lease_s=TRAINING_LEASE_S, command=redact(command_line.command())):
+        with Lease(cfg.output_url, lease_s=TRAINING_LEASE_S, command=command_line.command()):
             config_url = cfg.output_url / "_run/config.yaml"
             objects.put(config_url, command_line.to_yaml(cfg).encode())
             log.info("every setting: %s", config_url)

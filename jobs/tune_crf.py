@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from infra import log as logs
+from infra import notify
 from jobs import command_line, console
 from pipeline.store.url import Url
 from pipeline.tune.config import TuneConfig
@@ -38,6 +39,8 @@ class TuneArguments:
     )
 
     cfg: Annotated[TuneConfig, tyro.conf.arg(name="")]
+    notify: str | None = None
+    """URL that gets the closing JSON line by POST, or the error that ended the job; unset: ATROUS_NOTIFY."""
 
 
 def tune(cfg: TuneConfig) -> int:
@@ -82,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
 
     def job() -> int:
-        cfg = command_line.parse(argv, TuneArguments, description=__doc__ or "").cfg
+        args = command_line.parse(argv, TuneArguments, description=__doc__ or "")
+        notify.configure(args.notify)
+        cfg = args.cfg
         log.info("tuning the CRF for %s on %s into %s", cfg.checkpoint, cfg.images, cfg.output)
         console.log_changed_settings(cfg)
         return tune(cfg)

@@ -196,6 +196,9 @@ class RuntimeConfig(_Frozen):
     log_format: Literal["human", "json"] = Field(
         "human", description="Log lines as text for people, or as JSON objects."
     )
+    dashboard: bool = Field(
+        False, description="Start Ray's dashboard with a local Ray, on 127.0.0.1; a cluster has its own."
+    )
     previews: int = Field(48, ge=0, description="Approximate number of previews kept for the report.")
 
 

@@ -7,7 +7,7 @@ Standard library only, so that every layer can use it.
 import os
 import re
 
-_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
+_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "ATROUS_NOTIFY")
 _SHORTEST_SECRET = 8
 """Shorter values of these variables are placeholders; replacing them would chew up ordinary words."""
 
@@ -20,6 +20,7 @@ _SIGNED = re.compile(r"X-Amz-|Signature=|\bsig=|token=|key=", re.IGNORECASE)
 _PATTERNS = (
     (_USERINFO, "***@"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}"), "***"),
+    (re.compile(r"(--notify[=\s]+)(?:'[^']*'|\S+)"), r"\1***"),
     (re.compile(r"\b(Bearer)\s+[\w.~+/=-]+", re.IGNORECASE), r"\1 ***"),
     (re.compile(r"(\bauthorization[\"']?\s*[:=]\s*)[^\r\n]+", re.IGNORECASE), r"\1***"),
     (
@@ -37,8 +38,9 @@ def redact(text: str) -> str:
     """Replace credentials in `text` by `***`.
 
     Removed: user and password of URLs, query strings that sign or authorise, AWS key ids, values assigned to names that
-    end in secret, token, password or key, bearer tokens and Authorization headers, and the present values of
-    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and RAY_AUTH_TOKEN wherever they stand. `redact(redact(x)) == redact(x)`.
+    end in secret, token, password or key, bearer tokens and Authorization headers, the URL of `--notify`, and the
+    present values of AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, RAY_AUTH_TOKEN and ATROUS_NOTIFY wherever they stand.
+    `redact(redact(x)) == redact(x)`.
     """
     for name in _ENVIRONMENT:
         value = os.environ.get(name, "")

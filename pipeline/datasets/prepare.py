@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from itertools import pairwise, product
 from pathlib import PurePosixPath
@@ -326,7 +325,6 @@ def _guarded(job: Preparation, example: ListedExample, ledger: LedgerClient) -> 
         with kill_process_after(job.timeout_s):
             return [prepare_example(job, example) for example in examples]
 
-    crashed = Failure("crashed", "killed its worker twice")
     (prepared,) = work_guarded(
         ledger,
         STAGE,
@@ -334,7 +332,7 @@ def _guarded(job: Preparation, example: ListedExample, ledger: LedgerClient) -> 
         key=lambda example: example.key,
         work=work,
         seconds=lambda result: result.seconds,
-        failure_of=partial(failed_example, failure=crashed),
+        failure_of=lambda example, dead: failed_example(example, Failure("crashed", f"killed its worker: {dead}")),
     )
     return prepared
 

@@ -11,7 +11,6 @@ the actor of the ledger.
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -53,14 +52,14 @@ class RemoteLedger:
         ledger: Any = ray.remote(num_cpus=0)(Ledger)
         self.actor = ledger.options(scheduling_strategy=here).remote()
 
-    def enter(self, stage: str, keys: list[str]) -> list[int]:
+    def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
         """See `Ledger.enter`."""
-        deaths: list[int] = ray.get(self.actor.enter.remote(stage, keys))
+        deaths: list[list[str]] = ray.get(self.actor.enter.remote(stage, keys, worker))
         return deaths
 
-    def enter_alone(self, stage: str, key: str) -> None:
+    def enter_alone(self, stage: str, key: str, worker: str) -> None:
         """See `Ledger.enter_alone`."""
-        ray.get(self.actor.enter_alone.remote(stage, key))
+        ray.get(self.actor.enter_alone.remote(stage, key, worker))
 
     def leave(self, stage: str, keys: list[str], seconds: float) -> None:
         """See `Ledger.leave`."""
@@ -131,8 +130,7 @@ class PartSink(Datasink[None]):
             return
         table = pa.concat_tables(tables)
         parts.write_part(self.job.run_url, table, self.job.classes)
-        failed = Counter(code for code in table["error_code"].to_pylist() if code)
-        self.ledger.commit(len(table), dict(failed), perf_counter() - started)
+        self.ledger.commit(len(table), parts.count_failed(table["error_code"]), perf_counter() - started)
 
 
 def build_dataset(

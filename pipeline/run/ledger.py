@@ -5,9 +5,11 @@ driver its progress.
 
 A worker enters keys before work and leaves them after. A key entered again without having been left was in flight in a
 worker that died. Every key of that batch is then a suspect and is tried alone; a key whose worker dies a second time
-becomes a failure.
+becomes a failure. Workers enter with their name, `pid 123 on HOST`, so that a failure says whose log to read.
 """
 
+import os
+import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ class RunProgress:
     """Committed failure rows by error code."""
     deaths: int = 0
     """Worker deaths, counted per key in flight."""
+    dead_workers: tuple[str, ...] = ()
+    """Names of the workers that died, in the order in which their deaths were noticed."""
     bytes_out: dict[str, int] = field(default_factory=dict)
     """Bytes that each stage put into the object store."""
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -43,8 +47,8 @@ class Ledger:
     """Keys in flight, deaths per key, and counters."""
 
     def __init__(self) -> None:
-        self._in_flight: set[tuple[str, str]] = set()
-        self._deaths: Counter[tuple[str, str]] = Counter()
+        self._in_flight: dict[tuple[str, str], str] = {}
+        self._deaths: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._done: Counter[str] = Counter()
         self._bytes_out: Counter[str] = Counter()
@@ -53,25 +57,26 @@ class Ledger:
         self._left_out = LeftOut()
         self._left_out_of: set[str] = set()
 
-    def enter(self, stage: str, keys: list[str]) -> list[int]:
-        """Mark keys in flight; returns the worker deaths of each key so far.
+    def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
+        """Mark keys in flight in a worker; returns, for each key, the workers that died with it so far.
 
         Only keys without a death are now in flight. The others are suspects: enter them one by one (`enter_alone`).
         """
         for key in keys:
-            if (stage, key) in self._in_flight:
-                self._in_flight.discard((stage, key))
-                self._deaths[stage, key] += 1
-        self._in_flight.update((stage, key) for key in keys if not self._deaths[stage, key])
-        return [self._deaths[stage, key] for key in keys]
+            if dead := self._in_flight.pop((stage, key), None):
+                self._deaths[stage, key].append(dead)
+        deaths = [self._deaths.get((stage, key), []) for key in keys]
+        self._in_flight.update({(stage, key): worker for key, dead in zip(keys, deaths, strict=True) if not dead})
+        return [list(dead) for dead in deaths]
 
-    def enter_alone(self, stage: str, key: str) -> None:
-        """Mark a suspect key in flight, alone."""
-        self._in_flight.add((stage, key))
+    def enter_alone(self, stage: str, key: str, worker: str) -> None:
+        """Mark a suspect key in flight, alone in a worker."""
+        self._in_flight[stage, key] = worker
 
     def leave(self, stage: str, keys: list[str], seconds: float) -> None:
         """Mark keys finished after `seconds` of work."""
-        self._in_flight.difference_update((stage, key) for key in keys)
+        for key in keys:
+            self._in_flight.pop((stage, key), None)
         self._seconds[stage] += seconds
         self._done[stage] += len(keys)
 
@@ -99,7 +104,8 @@ class Ledger:
             dict(self._done),
             self._committed,
             dict(self._failed),
-            self._deaths.total(),
+            sum(map(len, self._deaths.values())),
+            tuple(dict.fromkeys(worker for workers in self._deaths.values() for worker in workers)),
             dict(self._bytes_out),
             LeftOut(Counter(self._left_out.counts), dict(self._left_out.first)),
         )
@@ -108,10 +114,10 @@ class Ledger:
 class LedgerClient(Protocol):
     """Methods of a ledger that a worker calls, in this process or in an actor."""
 
-    def enter(self, stage: str, keys: list[str]) -> list[int]:
+    def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
         """See `Ledger.enter`."""
 
-    def enter_alone(self, stage: str, key: str) -> None:
+    def enter_alone(self, stage: str, key: str, worker: str) -> None:
         """See `Ledger.enter_alone`."""
 
     def leave(self, stage: str, keys: list[str], seconds: float) -> None:
@@ -136,7 +142,7 @@ def work_guarded(
     key: Callable[[T], str],
     work: Callable[[Sequence[T]], Sequence[Answer]],
     seconds: Callable[[Answer], float],
-    failure_of: Callable[[T], Answer],
+    failure_of: Callable[[T, str], Answer],
 ) -> list[Answer]:
     """Work on units such that a unit that kills its worker fails alone; results in the order of the units.
 
@@ -147,10 +153,12 @@ def work_guarded(
         key: id of a unit.
         work: processes a batch; may kill the process.
         seconds: busy time of a result.
-        failure_of: failure result of a unit after `MAX_WORKER_DEATHS` worker deaths.
+        failure_of: failure result of a unit, from the names of the workers that died with it, after
+            `MAX_WORKER_DEATHS` of them.
     """
-    deaths = ledger.enter(stage, [key(unit) for unit in units])
-    fresh = [index for index, count in enumerate(deaths) if count == 0]
+    worker = f"pid {os.getpid()} on {socket.gethostname()}"
+    deaths = ledger.enter(stage, [key(unit) for unit in units], worker)
+    fresh = [index for index, dead in enumerate(deaths) if not dead]
     results: dict[int, Answer] = {}
 
     def do(indices: list[int]) -> None:
@@ -160,10 +168,10 @@ def work_guarded(
 
     if fresh:
         do(fresh)
-    for index, count in enumerate(deaths):
-        if count >= MAX_WORKER_DEATHS:
-            results[index] = failure_of(units[index])
-        elif count:
-            ledger.enter_alone(stage, key(units[index]))
+    for index, dead in enumerate(deaths):
+        if len(dead) >= MAX_WORKER_DEATHS:
+            results[index] = failure_of(units[index], " and ".join(dead))
+        elif dead:
+            ledger.enter_alone(stage, key(units[index]), worker)
             do([index])
     return [results[index] for index in range(len(units))]

@@ -9,7 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from pipeline.store.url import Url
 
 CLASSES_KEY = b"atrous.classes"
 SHARDS_KEY = b"atrous.shards"
+FAILED_KEY = b"atrous.failed"
 
 TEXT_COLUMNS = ["key", "status", "shard", "source_etag", "model_fp", "config_fp", "error_code", "error_detail"]
 
@@ -38,11 +39,12 @@ class ShardCount:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Footer of one part: its name, rows, and rows per shard."""
+    """Footer of one part: its name, rows, rows per shard, and failed rows by error code."""
 
     name: str
     rows: int
     shards: dict[str, ShardCount]
+    failed: dict[str, int] = field(default_factory=dict)
 
 
 def parts_url(run_url: Url) -> Url:
@@ -64,10 +66,19 @@ def count_shards(table: pa.Table) -> dict[str, ShardCount]:
     return {shard: ShardCount(rows, totals.get(shard)) for shard, rows in sorted(counts.items())}
 
 
+def count_failed(error_codes: pa.ChunkedArray) -> dict[str, int]:
+    """Failed rows by error code; a row without a code has not failed."""
+    return dict(Counter(code for code in error_codes.to_pylist() if code))
+
+
 def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
-    """Encode rows, sorted by key: zstd, page checksums, class map and shard counts in the schema metadata."""
+    """Encode rows, sorted by key: zstd, page checksums, class map and counts in the schema metadata."""
     shards = {shard: [count.rows, count.shard_rows] for shard, count in count_shards(table).items()}
-    metadata = {CLASSES_KEY: classes.model_dump_json(), SHARDS_KEY: json.dumps(shards)}
+    metadata = {
+        CLASSES_KEY: classes.model_dump_json(),
+        SHARDS_KEY: json.dumps(shards),
+        FAILED_KEY: json.dumps(count_failed(table["error_code"])),
+    }
     schema = pa.schema([field for field in ROW_SCHEMA if field.name in table.column_names])  # fewer in older parts
     out = io.BytesIO()
     pq.write_table(
@@ -90,15 +101,18 @@ def write_part(run_url: Url, table: pa.Table, classes: ClassMap) -> str:
 
 
 def read_part_footer(run_url: Url, name: str) -> Part:
-    """Read the footer of one part.
+    """Read the footer of one part; of a part that an older version wrote, the column of error codes too.
 
     Raises:
         pa.ArrowInvalid: when the object is not a whole Parquet file.
     """
     with objects.open_read(parts_url(run_url) / name) as file:
-        metadata = pq.read_metadata(file)
-    shards = json.loads(metadata.metadata[SHARDS_KEY])
-    return Part(name, metadata.num_rows, {shard: ShardCount(*count) for shard, count in shards.items()})
+        part = pq.ParquetFile(file)
+        rows, stored = part.metadata.num_rows, part.metadata.metadata
+        written = FAILED_KEY in stored
+        failed = json.loads(stored[FAILED_KEY]) if written else count_failed(part.read(["error_code"])["error_code"])
+    shards = {shard: ShardCount(*count) for shard, count in json.loads(stored[SHARDS_KEY]).items()}
+    return Part(name, rows, shards, failed)
 
 
 def read_classes(run_url: Url, name: str) -> ClassMap:

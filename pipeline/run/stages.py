@@ -161,7 +161,9 @@ class InferStage:
             key=lambda item: item.key,
             work=self._segment,
             seconds=lambda scored: scored.seconds_decode + scored.seconds_infer,
-            failure_of=lambda item: _fail(Scored(item), Failure("crashed", "killed the network's worker twice")),
+            failure_of=lambda item, dead: _fail(
+                Scored(item), Failure("crashed", f"killed the network's worker: {dead}")
+            ),
         )
         return _count_bytes(self.ledger, "infer", scored_to_table(scored))
 
@@ -238,8 +240,8 @@ class RefineStage:
             key=lambda scored: scored.item.key,
             work=lambda batch: [self._row(scored) for scored in batch],
             seconds=lambda row: row.seconds_refine + row.seconds_encode,
-            failure_of=lambda scored: self.job.failed(
-                scored.item, Failure("refine_crashed", "killed its refiner twice")
+            failure_of=lambda scored, dead: self.job.failed(
+                scored.item, Failure("refine_crashed", f"killed its refiner: {dead}")
             ),
         )
         return _count_bytes(self.ledger, "refine", rows_to_table(rows))
@@ -286,7 +288,9 @@ class MaskStage:
             key=lambda item: item.key,
             work=lambda batch: [self._row(item) for item in batch],
             seconds=lambda row: row.seconds_encode,
-            failure_of=lambda item: self.job.failed(item, Failure("refine_crashed", "killed its refiner twice")),
+            failure_of=lambda item, dead: self.job.failed(
+                item, Failure("refine_crashed", f"killed its worker: {dead}")
+            ),
         )
         return _count_bytes(self.ledger, "refine", rows_to_table(rows))
 

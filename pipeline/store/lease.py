@@ -43,6 +43,8 @@ class Owner(BaseModel):
     since: str
     """ISO time, for people."""
     command: str
+    lease_s: float = 30.0
+    """A driver without a beat for this long loses the run, seconds; older records lack it."""
     beat: int = 0
     """Counter that grows while the driver lives."""
     released: bool = False
@@ -65,6 +67,32 @@ def _dead_here(owner: Owner) -> bool:
     return not Path(f"/proc/{owner.pid}").exists()
 
 
+def owner_url(folder: Url, generation: int) -> Url:
+    """URL of the record of one generation of a lease."""
+    return folder / f"owner-{generation:06d}.json"
+
+
+def read_owner(folder: Url, generation: int) -> Owner:
+    """Driver of one generation of a lease."""
+    return Owner.model_validate_json(objects.read_bytes(owner_url(folder, generation), max_bytes=1 << 16))
+
+
+def latest_generation(folder: Url) -> int:
+    """Highest generation of a lease; 0 when no driver has held it."""
+    try:
+        names = [file.path for file in objects.list_files(folder)]
+    except NothingThere:
+        return 0
+    return max((int(name[6:12]) for name in names if name.startswith("owner-")), default=0)
+
+
+def latest_owner(run_url: Url) -> Owner | None:
+    """Driver that took a run last; None when no driver has."""
+    folder = run_url / "_run"
+    generation = latest_generation(folder)
+    return read_owner(folder, generation) if generation else None
+
+
 class Lease:
     """Lease on a run while the `with` block lasts.
 
@@ -83,6 +111,7 @@ class Lease:
             pid=os.getpid(),
             since=now,
             command=command,
+            lease_s=lease_s,
         )
         self.generation = 0
         self.lost_to = ""
@@ -95,7 +124,7 @@ class Lease:
         Raises:
             OwnedElsewhere: another live driver holds the run, or took it at the same moment.
         """
-        latest = self._latest()
+        latest = latest_generation(self.folder)
         if latest:
             self._wait_until_free(latest)
         self.generation = latest + 1
@@ -116,22 +145,14 @@ class Lease:
         self.me = self.me.model_copy(update={"released": True})
         objects.put(self._url(self.generation), self._record())
 
-    def _url(self, generation: int) -> Url:
-        return self.folder / f"owner-{generation:06d}.json"
-
     def _record(self) -> bytes:
         return self.me.model_dump_json().encode()
 
-    def _read(self, generation: int) -> Owner:
-        return Owner.model_validate_json(objects.read_bytes(self._url(generation), max_bytes=1 << 16))
+    def _url(self, generation: int) -> Url:
+        return owner_url(self.folder, generation)
 
-    def _latest(self) -> int:
-        """Highest generation; 0 when no driver has held the run."""
-        try:
-            names = [file.path for file in objects.list_files(self.folder)]
-        except NothingThere:
-            return 0
-        return max((int(name[6:12]) for name in names if name.startswith("owner-")), default=0)
+    def _read(self, generation: int) -> Owner:
+        return read_owner(self.folder, generation)
 
     def _successor(self) -> str:
         """Driver that has taken the run from this one; empty while this driver holds it."""

@@ -242,6 +242,9 @@ class TrainRuntimeConfig(_Frozen):
     start_limit_s: float = Field(
         1800.0, gt=0, description="Longest wait for the first expected CPU and GPU of a cluster, seconds."
     )
+    dashboard: bool = Field(
+        False, description="Start Ray's dashboard with a local Ray, on 127.0.0.1; a cluster has its own."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Number format of convolutions; auto: bf16 on GPUs, fp32 on CPUs."
     )

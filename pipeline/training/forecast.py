@@ -12,11 +12,11 @@ import numpy as np
 
 from pipeline.errors import NothingThere
 from pipeline.models import checkpoint
+from pipeline.run.progress import short_duration
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import state
 from pipeline.training.config import TrainConfig
-from pipeline.training.progress import short_duration
 from pipeline.training.state import RunState
 
 TRIAL_STEPS = 3

@@ -7,6 +7,8 @@ is printed or timed here.
 import json
 from dataclasses import asdict, dataclass
 
+from pipeline.run.progress import short_duration
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressLine:
@@ -94,12 +96,3 @@ class TrainingProgress:
         )
         self._line_s, self._images, self._steps, self._wait_s = now_s, 0, 0, 0.0
         return line
-
-
-def short_duration(seconds: float) -> str:
-    """Format seconds in at most two units: 12 s, 4 min 05 s, 3 h 07 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes_left:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from infra.progress import bar
 from pipeline.config import RefineConfig
 from pipeline.errors import AtrousError, JobError, LabelError
 from pipeline.records import Int64
+from pipeline.run.progress import bar
 from pipeline.run.stages import Job
 from pipeline.run.workers import GIB, READ_CPUS, Workers
 from pipeline.source.shard import Shard

@@ -60,6 +60,11 @@ def test_redact_leaves_ordinary_lines_alone(text: str) -> None:
     assert redact(text) == text
 
 
+@pytest.mark.parametrize("text", ["x --notify {} --limit 3", "--notify={}", "--notify '{}'"])
+def test_the_url_of_a_webhook_is_a_secret(text: str) -> None:
+    assert "T0/B1" not in redact(text.format("https://hooks.example.com/T0/B1"))
+
+
 @given(st.text())
 def test_redact_never_fails_and_is_idempotent(text: str) -> None:
     assert redact(redact(text)) == redact(text)

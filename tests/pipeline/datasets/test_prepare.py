@@ -283,8 +283,8 @@ def test_an_example_that_has_killed_two_workers_fails_alone(tiny: Preparation) -
     shard = prepare.plan_examples(TINY, tiny.root, ["train"], shard_examples=6)[0]
     ledger = Ledger()
     for _ in range(2):  # two workers that died with this one in hand
-        ledger.enter(prepare.STAGE, ["train/0003"])
-        ledger.enter_alone(prepare.STAGE, "train/0003")
+        ledger.enter(prepare.STAGE, ["train/0003"], "pid 1 on a")
+        ledger.enter_alone(prepare.STAGE, "train/0003", "pid 1 on a")
     receipt = prepare.prepare_shard(tiny, shard, ledger)
     assert receipt.counts.error_codes == {"crashed": 1}
     assert receipt.counts.rows == 5

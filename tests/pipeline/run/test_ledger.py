@@ -20,7 +20,7 @@ def live(ledger: Ledger, batch: list[str], poison: set[str], tries: list[list[st
         return [f"done {key}" for key in keys]
 
     return work_guarded(
-        ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, failure_of=lambda key: f"crashed {key}"
+        ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, failure_of=lambda key, _: f"crashed {key}"
     )
 
 
@@ -74,9 +74,21 @@ def test_a_key_that_died_once_is_tried_alone_never_with_others() -> None:
 
 def test_stages_do_not_share_their_deaths() -> None:
     ledger = Ledger()
-    ledger.enter("infer", ["a"])
-    assert ledger.enter("refine", ["a"]) == [0]
-    assert ledger.enter("infer", ["a"]) == [1]
+    ledger.enter("infer", ["a"], "w1")
+    assert ledger.enter("refine", ["a"], "w2") == [[]]
+    assert ledger.enter("infer", ["a"], "w3") == [["w1"]]
+
+
+def test_a_failure_names_the_workers_that_died_with_its_key() -> None:
+    ledger = Ledger()
+    ledger.enter("infer", ["a", "b"], "pid 1 on north")
+    ledger.enter("infer", ["a", "b"], "pid 2 on south")
+    ledger.enter_alone("infer", "b", "pid 2 on south")
+    (result,) = work_guarded(
+        ledger, "infer", ["b"], key=str, work=list, seconds=lambda _: 1.0, failure_of=lambda key, dead: f"{key}: {dead}"
+    )
+    assert result == "b: pid 1 on north and pid 2 on south"
+    assert ledger.progress().dead_workers == ("pid 1 on north", "pid 2 on south")
 
 
 def test_counters_add_up() -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import random
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -57,6 +58,22 @@ def test_footers_count_rows_per_shard_without_reading_one(tmp_path) -> None:
     part = parts.read_part_footer(Url(str(tmp_path)), name)
     assert (part.name, part.rows) == (name, 3)
     assert part.shards == {"s1": parts.ShardCount(2, 9), "s2": parts.ShardCount(1, None)}
+    assert part.failed == {}
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_footers_count_failures_and_those_of_an_older_version_are_read_from_the_rows(written: bool, tmp_path) -> None:
+    codes = {"a": "corrupt", "b": "empty", "c": "corrupt"}
+    failed = [replace(row(key), status="failed", error_code=code) for key, code in codes.items()]
+    data = parts.encode_part(rows_to_table([*failed, row("d")]), FARM)
+    if not written:
+        table = pq.read_table(io.BytesIO(data))
+        kept = {name: text for name, text in table.schema.metadata.items() if name != parts.FAILED_KEY}
+        pq.write_table(table.replace_schema_metadata(kept), out := io.BytesIO())
+        data = out.getvalue()
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/part-0.parquet").write_bytes(data)
+    assert parts.read_part_footer(Url(str(tmp_path)), "part-0.parquet").failed == {"corrupt": 2, "empty": 1}
 
 
 def test_a_part_of_a_version_without_a_column_can_be_read_and_written_anew(tmp_path) -> None:

@@ -127,4 +127,4 @@ def test_the_owner_object_says_who_and_holds_no_environment(tmp_path: Path) -> N
         said = json.loads(objects.read_bytes(Url(str(tmp_path / "_run/owner-000001.json"))))
     assert said["pid"] == os.getpid()
     assert said["command"] == "python job.py"
-    assert set(said) == {"token", "host", "boot_id", "pid", "since", "command", "beat", "released"}
+    assert set(said) == {"token", "host", "boot_id", "pid", "since", "command", "lease_s", "beat", "released"}

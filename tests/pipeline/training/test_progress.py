@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.training.progress import TrainingProgress, short_duration
+from pipeline.training.progress import TrainingProgress
 
 AT = {"epoch": 1.5, "step": 20, "steps": 100, "loss": 0.5, "lr": 0.007}
 
@@ -58,11 +58,3 @@ def test_a_resumed_run_is_judged_by_the_steps_it_took_itself() -> None:
 def test_no_step_and_no_time_divide_nothing_by_zero() -> None:
     line = TrainingProgress(5.0).line(5.0, **AT)
     assert (line.images_per_s, line.data_wait) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (245, "4 min 05 s"), (11_220, "3 h 07 min")],
-)
-def test_durations_have_two_units_at_most(seconds: float, said: str) -> None:
-    assert short_duration(seconds) == said
