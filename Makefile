@@ -15,7 +15,7 @@ INSTALL ?= $(if $(shell command -v uv),$(UV_OR_PIP),$(PIP))
 
 KERNELS := $(wildcard pipeline/refine/densecrf_native/* pipeline/score/label_maps_native/*)
 
-.PHONY: install develop demo test test-cluster lint docs sanitize clean
+.PHONY: install develop demo test test-cluster mutants lint docs sanitize clean
 
 # The package comes first, by itself; asking for it by name then installs what it depends on, and compiles nothing again.
 $(VENV)/.installed: pyproject.toml setup.py $(KERNELS)
@@ -49,6 +49,18 @@ test: develop lint
 # All other tests, and every law with all its examples.
 test-cluster: develop
 	HYPOTHESIS_PROFILE=full $(PYTEST) -m "ray and not smoke or slow or hypothesis"
+
+# Small mistakes planted in one module, and which of them its tests notice: docs/development/mutants.md.
+#     make mutants MODULE=pipeline/infer/tile.py SAMPLE=all
+SAMPLE ?= 40
+SEED ?= 0
+
+$(VENV)/.mutation: $(VENV)/.developer
+	@$(INSTALL) 'atrous[mutation]'
+	@touch $@
+
+mutants: $(VENV)/.mutation
+	@$(BIN)/python -m tests.mutation.mutants '$(MODULE)' --sample '$(SAMPLE)' --seed '$(SEED)'
 
 lint: develop
 	$(BIN)/ruff format --check .
