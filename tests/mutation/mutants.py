@@ -30,9 +30,9 @@ source_paths = ["pipeline"]
 only_mutate = ["{module}"]
 also_copy = {copied}
 pytest_add_cli_args_test_selection = ["-m", "{marks}", {tests}]
-pytest_add_cli_args = ["-p", "no:cacheprovider"]
+pytest_add_cli_args = ["-p", "tests.mutation.fastest_first", "-p", "no:cacheprovider"]
 process_isolation = "forkserver"
-timeout_constant = 10.0
+timeout_constant = 15.0
 timeout_multiplier = 4.0
 """
 

@@ -82,6 +82,7 @@ def verdict(module: str, mutants: Iterable[Mutant], listed: Mapping[Change, str]
     apart = Counter(mutant.status for mutant in tried if mutant.status not in {"killed", "survived"})
     lines = [f"{mutant.name}: {mutant.status}\n{mutant.diff}\n" for mutant in left]
     lines += [f"{mutant.name}: {LISTED.name} lists it, but a test noticed it\n{mutant.diff}\n" for mutant in denied]
+    lines += [f"{mutant.name}: timeout\n" for mutant in tried if mutant.status == "timeout"]
     lines += [f"{LISTED.name}: no mutant of {key.module} {key.function} changes {key.lines}\n" for key in sorted(gone)]
     lines.append(
         f"{module}: {len(mutants)} mutants, {len(tried)} sampled, {len(same)} of them the same program; "
