@@ -187,6 +187,9 @@ def exit_status(job: Callable[[], int]) -> int:
         sys.stderr.write("interrupted; the same command goes on where this one stopped\n")
         _notify_of_end("interrupted")
         return 1
+    except SystemExit as stop:  # of Ray's handler of SIGTERM
+        _notify_of_end(f"stopped with exit status {stop.code}")
+        raise
     except BaseException as error:
         _notify_of_end(redact(f"{type(error).__name__}: {error}"))
         raise

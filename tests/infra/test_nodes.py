@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,6 +10,8 @@ from infra.nodes import NodeFacts, compare_nodes
 from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
 from pipeline.refine import native
+from tests import ROOT
+from tests.support import ray_servers
 
 HERE = NodeFacts("head", {"python": "3.11.2", "torch": "2.13.0"}, substituted=None)
 
@@ -36,3 +41,18 @@ def test_a_node_says_which_engine_it_lacks(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_node_says_its_versions() -> None:
     assert set(nodes.describe_node(RefineConfig()).versions) == {"python", *nodes.COMPARED_PACKAGES}
+
+
+@pytest.mark.ray
+def test_every_node_of_a_cluster_answers_for_itself() -> None:
+    answers = """
+from infra import nodes, session
+from pipeline.config import RefineConfig
+nodes.compare_nodes = lambda here, all_nodes: print("answers", len(all_nodes), {node == here for node in all_nodes})
+with session.connect():
+    nodes.check_nodes(RefineConfig())
+"""
+    with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster):
+        environment = {**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)}
+        asked = subprocess.run([sys.executable, "-c", answers], env=environment, capture_output=True, text=True)
+    assert asked.stdout.splitlines()[-1:] == ["answers 2 {True}"], asked.stderr

@@ -1,4 +1,5 @@
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,7 +74,9 @@ def test_an_unexpected_error_is_posted_and_raised(receiver: Receiver) -> None:
 
     with pytest.raises(ValueError, match="hunter2"):
         command_line.exit_status(job)
-    assert receiver.got[0]["error"] == "ValueError: token=***"
+    with pytest.raises(SystemExit):
+        command_line.exit_status(lambda: sys.exit(1))
+    assert [got["error"] for got in receiver.got] == ["ValueError: token=***", "stopped with exit status 1"]
 
 
 def test_a_receiver_that_fails_is_tried_again_and_the_job_goes_on(

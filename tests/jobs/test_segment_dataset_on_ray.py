@@ -1,5 +1,6 @@
 """The main job on real clusters: what Ray does for a run, and what becomes of it when workers and drivers die."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -119,6 +120,10 @@ def test_an_image_that_kills_its_worker_fails_alone(ray_cluster: Cluster, tmp_pa
     codes = rows["error_code"].dropna().to_dict()
     assert codes == {"images/farm_000003.jpg": "crashed", "images/farm_000007.jpg": "refine_crashed"}
     assert (rows["status"] == "ok").sum() == 10
+    dead = [re.findall(r"pid (\d+) on", detail) for detail in rows["error_detail"].dropna()]
+    assert [len(pids) for pids in dead] == [2, 2]
+    folder = Path(re.search(r"their logs are worker-\*-PID\.\* in (\S+)", outcome.log)[1])
+    assert all(any(folder.glob(f"worker-*-{pid}.err")) for pids in dead for pid in pids)
 
 
 def test_of_two_drivers_one_works_and_the_other_names_it(fields: Path, ray_cluster: Cluster, tmp_path: Path) -> None:
