@@ -50,6 +50,7 @@ def write_evaluation(
         if cfg.history:
             record_in_history(setting, cfg, Url(cfg.history), command=command)
         log_headline(setting)
+        log_failures(setting.evaluation, limit=cfg.runtime.max_failed_fraction)
         log_misnamed_labels(setting.evaluation, cfg)
     report_url = write_page(folder, settings, cfg, plan)
     log.info("look here first: %s", report_url)
@@ -183,7 +184,7 @@ def log_headline(setting: JudgedSetting) -> None:
     """Log images, failures, the main scores of every answer, and every check of the gate."""
     evaluation = setting.evaluation
     images, failures = len(evaluation.images), len(evaluation.failures)
-    log.info("%s: %d image(s) scored, %d without a score %s", evaluation.name, images, failures, evaluation.codes)
+    log.info("%s: %d of %d image(s) scored", evaluation.name, images, images + failures)
     if images:
         coverage = evaluation.coverage
         log.log(logging.WARNING if coverage.unlabelled else logging.INFO, "  %s", coverage)
@@ -203,6 +204,16 @@ def log_headline(setting: JudgedSetting) -> None:
     for check in setting.verdict.checks if setting.verdict else []:
         level, word = (logging.INFO, "passed") if check.passed else (logging.ERROR, "FAILED")
         log.log(level, "  gate %s %s: %s", word, check.name, check.says)
+
+
+def log_failures(evaluation: Evaluation, *, limit: float) -> None:
+    """Log the images without a score by code, with an example of each; an error above `limit`, a share of 0 to 1."""
+    for code, count in evaluation.codes.items():
+        key, detail = next((key, detail) for key, other, detail in evaluation.failures if other == code)
+        log.warning("  %d image(s) without a score, %s: for example %s: %s", count, code, key, detail)
+    if evaluation.failed_share > limit:
+        message = "%s: %.1f%% of the images have no score, limit %.1f%% (--runtime.max-failed-fraction)"
+        log.error(message, evaluation.name, evaluation.failed_share * 100, limit * 100)
 
 
 def interval_text(interval: Interval) -> str:

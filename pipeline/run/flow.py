@@ -258,6 +258,8 @@ def _ray_data_settings(block_mib: float) -> Generator[None]:
     with DataContext.current(_data_context(block_mib)), warnings.catch_warnings():
         # Ray Data has no other parameter for retries; Ray is pinned below the version that removes this one.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        # Few images leave some actors without work, which is no mistake of the user's.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
         yield
 
 
