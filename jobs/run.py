@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import distributions
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import preflight, session
@@ -35,7 +36,7 @@ from pipeline.models.checkpoint import Checkpoint
 from pipeline.records import Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, resolve_engine, substitution
-from pipeline.run import flow, manifest, masks, report, workers
+from pipeline.run import flow, folder, manifest, masks, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, PendingShard
 from pipeline.run.progress import Snapshot, utc_now, write_progress
@@ -187,7 +188,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
 
 def _warn_of_older_run(run: Run) -> None:
     """Warn when the same command was begun with the code version before this one, whose run is not continued."""
-    if run.older_url and objects.exists(run.older_url / "_run/config.yaml"):
+    if run.older_url and objects.exists(run.older_url / folder.CONFIG):
         log.warning(
             "%s is of an earlier version, whose masks of some TIFFs differ: it is not continued, this is a new run",
             run.older_url,
@@ -224,10 +225,11 @@ def refuse_changed_source(run: Run, plan: Plan) -> None:
     Raises:
         JobError: with the number of changed files and the first one's name.
     """
-    url = run.url / "_run/plan.parquet"
+    url = folder.find_object(run.url, folder.PLAN)
     if not objects.exists(url):
         return
-    before = pq.read_table(io.BytesIO(objects.read_bytes(url)))
+    stored = io.BytesIO(objects.read_bytes(url))
+    before = pq.read_table(stored) if url.name.endswith(".parquet") else pa.ipc.open_file(stored).read_all()
     if names := changed(before, plan):
         hint = "write to another --output, or give the new content a new name"
         raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
@@ -248,8 +250,7 @@ def refuse_no_images(run: Run, totals: Manifest) -> None:
 
 
 def write_run_files(run: Run, plan: Plan) -> None:
-    """Write `_run/config.yaml`, `_run/environment.json` (versions) and `_run/plan.parquet`."""
-    folder = run.url / "_run"
+    """Write `_run/config.yaml`, `_run/environment.json` (versions), `_run/plan.arrow` and `.huggingface.yaml`."""
     environment = {
         "fingerprint": run.fingerprint,
         "model_sha256": run.sha256,
@@ -257,13 +258,15 @@ def write_run_files(run: Run, plan: Plan) -> None:
         "python": platform.python_version(),
         **{package.name: package.version for package in distributions() if package.name in STORED_VERSIONS},
     }
-    config_url = folder / "config.yaml"
+    config_url = run.url / folder.CONFIG
     objects.put(config_url, command_line.to_yaml(run.cfg).encode())
     log.info("every setting: %s", config_url)
-    objects.put(folder / "environment.json", json.dumps(environment, indent=1).encode())
-    table = io.BytesIO()
-    pq.write_table(plan.to_table(), table)
-    objects.put(folder / "plan.parquet", table.getvalue())
+    objects.put(run.url / "_run/environment.json", json.dumps(environment, indent=1).encode())
+    table, stored = plan.to_table(), pa.BufferOutputStream()
+    with pa.ipc.new_file(stored, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    objects.put(run.url / folder.PLAN, stored.getvalue().to_pybytes())
+    objects.put(run.url / folder.HUGGING_FACE, folder.HUGGING_FACE_YAML)
 
 
 def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], before: Snapshot) -> RunProgress:
@@ -346,7 +349,7 @@ def log_stages(progress: RunProgress) -> None:
 
 
 def write_report(run: Run, outcome: RunOutcome) -> None:
-    """Write `report/index.html` and `report/overlays.png`."""
+    """Write `_report/index.html` and `_report/overlays.png`."""
     previews = manifest.read_previews(run.url, limit=REPORT_PREVIEWS)
     counts = {field: getattr(outcome.manifest, field) for field in REPORTED_COUNTS}
     rate = outcome.progress.committed / outcome.wall_s
@@ -361,9 +364,8 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         next_commands=_next_commands(run),
         substituted=run.substituted,
     )
-    folder = run.url / "report"
-    objects.put(folder / "index.html", page.encode())
-    objects.put(folder / "overlays.png", report.overlays_png(previews, run.classes))
+    objects.put(run.url / folder.REPORT, page.encode())
+    objects.put(run.url / folder.OVERLAYS, report.overlays_png(previews, run.classes))
 
 
 def run_facts(run: Run) -> dict[str, str]:
@@ -393,5 +395,5 @@ def _next_commands(run: Run) -> list[str]:
     return [
         f"python -m jobs.inspect_run {url} --verify",
         f"python -m jobs.inspect_run {url} --failures",
-        f"python -c \"import pandas; print(pandas.read_parquet('{url}/parts').head())\"",
+        f"python -c \"import pandas; print(pandas.read_parquet('{url}').head())\"",
     ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from jobs.console import print_json
 from jobs.run import Run, RunOutcome
-from pipeline.run import manifest
+from pipeline.run import folder, manifest
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan
 
@@ -54,7 +54,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
     for name, count in {"ok": totals.ok, **totals.error_codes}.items():
         log.info("%-18s %9d", name, count)
     log_not_refined(totals.refine_notes)
-    report_url = run.url / "report/index.html"
+    report_url = folder.find_object(run.url, folder.REPORT)
     log.info("look here first: %s", report_url)
     limit = run.cfg.runtime.max_failed_fraction
     status = int(totals.failed_fraction > limit)

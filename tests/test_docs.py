@@ -151,11 +151,15 @@ def test_flags_named_in_the_text_exist() -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds what `make demo` leaves behind, of smaller images."""
+    """A folder that holds what `make demo` leaves behind, of smaller images; beside the run another and one begun."""
     folder = tmp_path_factory.mktemp("snippets")
     farmland.write_folder(Url(str(folder / "demo/source")), 3, size_px=96, seed=2026, with_labels=True)
     said = {"source": [str(folder / "demo/source")], "output": str(folder / "demo/out"), "checkpoint": "farmland"}
-    judged_runs.carry_out(judged_runs.config(**said))
+    run = judged_runs.carry_out(judged_runs.config(**said))
+    judged_runs.carry_out(judged_runs.config(**said | {"limit": 2}))
+    begun = Path(run.url.raw).with_name("run=000000000000") / "_run/config.yaml"  # sorts before all others
+    begun.parent.mkdir(parents=True)
+    begun.write_text("")
     return folder
 
 
@@ -184,7 +188,8 @@ def test_python_snippets_run_as_pasted(code: str, demo: Path, monkeypatch: pytes
         pytest.importorskip(package)
     monkeypatch.chdir(demo)
     monkeypatch.setenv("HF_HOME", str(demo / "hub"))
-    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    for _ in range(2):  # a second time it finds what the first one left
+        exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
 # ---------------------------------------------------------------- tables that repeat the code

@@ -2,7 +2,7 @@
 
 The parts are the only record of progress. A resume reads their footers. Closing a run reads their small columns once,
 removes rows that a driver which had lost the run wrote twice, checks that every planned key has its row, and only then
-writes `manifest.json` and `_SUCCESS`.
+writes `_manifest.json` and `_SUCCESS`.
 """
 
 import json
@@ -21,7 +21,7 @@ from pipeline.classes import ClassMap
 from pipeline.errors import JobError
 from pipeline.prefetch import ahead
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
-from pipeline.run import parts
+from pipeline.run import folder, parts
 from pipeline.run.parts import Part
 from pipeline.source.plan import Plan
 from pipeline.source.shard import Shard
@@ -57,7 +57,7 @@ class PendingShard:
 
 @dataclass(slots=True)
 class Manifest:
-    """Totals of a finished run: the content of `manifest.json`."""
+    """Totals of a finished run: the content of `_manifest.json`."""
 
     run: str
     """Fingerprint, 12 hex digits."""
@@ -87,27 +87,18 @@ class Manifest:
         return self.failed / self.rows if self.rows else 0.0
 
 
-def manifest_url(run_url: Url) -> Url:
-    """URL of a run's manifest."""
-    return run_url / "manifest.json"
-
-
-def success_url(run_url: Url) -> Url:
-    """URL of `_SUCCESS`, which exists when a run is finished."""
-    return run_url / "_SUCCESS"
-
-
 def read_manifest(run_url: Url) -> Manifest | None:
     """Manifest of a finished run; None when the run is not finished."""
-    if not objects.exists(success_url(run_url)):
+    if not objects.exists(run_url / folder.SUCCESS):
         return None
-    return Manifest(**json.loads(objects.read_bytes(manifest_url(run_url))))
+    return Manifest(**json.loads(objects.read_bytes(folder.find_object(run_url, folder.MANIFEST))))
 
 
 def reopen_run(run_url: Url) -> None:
     """Delete `_SUCCESS`, then the manifest, because the run has work again."""
-    objects.delete(success_url(run_url))
-    objects.delete(manifest_url(run_url))
+    objects.delete(run_url / folder.SUCCESS)
+    for name in (folder.MANIFEST, folder.OLDER_NAMES[folder.MANIFEST]):
+        objects.delete(run_url / name)
 
 
 def _map_ahead(function: Callable[[T], Result], values: Iterable[T]) -> Iterator[Result]:
@@ -232,13 +223,14 @@ def close_run(run_url: Url, plan: Plan, classes: ClassMap, *, fingerprint: str, 
     manifest.duplicates_removed = removed
     if on_duplicate == "fail":
         _refuse_duplicate_keys(run_url, manifest)
-    objects.put(manifest_url(run_url), json.dumps(asdict(manifest), indent=1).encode())
+    objects.put(run_url / folder.MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
     return manifest
 
 
 def mark_finished(run_url: Url) -> None:
     """Put `_SUCCESS`, the last object of a run: all other objects must exist before."""
-    objects.put(success_url(run_url), b"")
+    folder.delete_older_names(run_url)
+    objects.put(run_url / folder.SUCCESS, b"")
 
 
 def _refuse_duplicate_keys(run_url: Url, manifest: Manifest) -> None:

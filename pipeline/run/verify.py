@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.image import encode
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
-from pipeline.run import manifest, parts
+from pipeline.run import folder, manifest, parts
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -71,6 +71,6 @@ def _manifest_problems(run_url: Url, *, rows: int, part_names: list[str]) -> Ite
     if committed_manifest is None:
         return
     if committed_manifest.rows != rows:
-        yield f"manifest.json counts {committed_manifest.rows} rows, the parts hold {rows}"
+        yield f"{folder.MANIFEST} counts {committed_manifest.rows} rows, the parts hold {rows}"
     if committed_manifest.parts != part_names:
-        yield f"manifest.json lists {len(committed_manifest.parts)} parts, {len(part_names)} exist"
+        yield f"{folder.MANIFEST} lists {len(committed_manifest.parts)} parts, {len(part_names)} exist"

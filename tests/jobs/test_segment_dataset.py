@@ -70,7 +70,9 @@ def test_pandas_and_duckdb_read_the_parts_as_they_are(fields: Path, segment: Run
     assert list(frame.columns) == records.ROW_SCHEMA.names
     query = f"select status, count(*), avg(confidence) from '{parts}/*.parquet' group by status"
     assert duckdb.sql(query).fetchall()[0][:2] == ("ok", 5)
-    assert {path.name for path in outcome.run.iterdir()} == {"_run", "parts", "report", "manifest.json", "_SUCCESS"}
+    assert {path.name for path in outcome.run.iterdir()} == {
+        *("_run", "parts", "_report", "_manifest.json", "_SUCCESS", ".huggingface.yaml")
+    }
 
 
 def test_the_dry_run_says_what_would_be_done_and_writes_nothing(fields: Path, segment: Run, tmp_path: Path) -> None:
@@ -197,10 +199,10 @@ def test_a_folder_that_grew_is_finished_by_the_same_command(segment: Run, tmp_pa
 @pytest.mark.parametrize(
     "moment",
     [
-        *("plan.parquet", "parts=1"),
+        *("plan.arrow", "parts=1"),
         *(
             pytest.param(moment, marks=pytest.mark.slow)
-            for moment in ("owner-000001.json", f"parts={IMAGES // 8}", "manifest.json", "overlays.png")
+            for moment in ("owner-000001.json", f"parts={IMAGES // 8}", "_manifest.json", "overlays.png")
         ),
     ],
 )

@@ -1,0 +1,48 @@
+"""Names of the objects in a run's folder, and the names that runs of older versions have for them.
+
+    parts/part-<20 hex digits>.parquet      rows; the only Parquet files
+    _manifest.json  _SUCCESS                totals; exists when the run is finished
+    _report/index.html, _report/overlays.png
+    _run/config.yaml, environment.json, plan.arrow, owner-000001.json, ...
+    .huggingface.yaml                       names the parts for `datasets.load_dataset(<run>)`
+
+pandas and pyarrow read a folder as one table of Parquet and skip names that begin with `_` or `.`. Hugging Face
+datasets reads `_SUCCESS` and all else beside the parts too, unless this YAML (or a README.md) names the data.
+"""
+
+from pipeline.store import objects
+from pipeline.store.url import Url
+
+MANIFEST = "_manifest.json"
+SUCCESS = "_SUCCESS"
+REPORT = "_report/index.html"
+OVERLAYS = "_report/overlays.png"
+CONFIG = "_run/config.yaml"
+PLAN = "_run/plan.arrow"
+HUGGING_FACE = ".huggingface.yaml"
+
+OLDER_NAMES = {
+    MANIFEST: "manifest.json",
+    REPORT: "report/index.html",
+    OVERLAYS: "report/overlays.png",
+    PLAN: "_run/plan.parquet",
+}
+"""Names in the runs of older versions; nothing is written under them any more."""
+
+HUGGING_FACE_YAML = b"configs:\n- config_name: default\n  data_files: parts/*.parquet\n"
+"""Content of `HUGGING_FACE`; https://huggingface.co/docs/hub/datasets-manual-configuration."""
+
+
+def find_object(run_url: Url, name: str) -> Url:
+    """URL of an object of a run: its older name where only that exists, else `name`."""
+    older = OLDER_NAMES.get(name)
+    if older and not objects.exists(run_url / name) and objects.exists(run_url / older):
+        return run_url / older
+    return run_url / name
+
+
+def delete_older_names(run_url: Url) -> None:
+    """Delete each object of an older name that has a successor under its present name."""
+    for name, older in OLDER_NAMES.items():
+        if objects.exists(run_url / older) and objects.exists(run_url / name):
+            objects.delete(run_url / older)
