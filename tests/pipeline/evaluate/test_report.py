@@ -17,7 +17,7 @@ from pipeline.score.drift import Drift
 from pipeline.score.metrics import Interval
 from pipeline.store.url import Url
 from tests.support import evaluations
-from tests.support.pages import Outline, laid_out, needs_browser
+from tests.support.pages import Outline, laid_out, needs_browser, needs_printer, printed
 
 HOSTILE = "<script>alert(1)</script>"
 CFG = ScoreConfig(samples=100)
@@ -255,3 +255,27 @@ def test_a_browser_lays_the_page_out_within_its_window_and_complains_of_nothing(
     seen = laid_out(full(replace(one, evaluation=found), next_commands=[long]), window_px=width, folder=tmp_path)
     assert seen.width_px == width
     assert seen.complaints == []
+    assert seen.faults == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 900])
+def test_a_matrix_of_many_classes_and_a_table_beside_a_plot_fit(width, tmp_path):
+    names = [f"a class with a name {index}" for index in range(20)]
+    classes = ClassMap(name="many", classes=tuple(ClassInfo(name=name, colour=(1, 2, 3)) for name in names))
+    assert laid_out(full(judged(classes)), window_px=width, folder=tmp_path).faults == []
+
+
+@needs_printer
+@pytest.mark.parametrize("classes", [4, 12, 19, 30])
+def test_a_printed_heading_stands_on_the_sheet_of_its_plot(classes, tmp_path):
+    infos = tuple(ClassInfo(name=f"class {index}", colour=(index, 2, 3)) for index in range(classes))
+    sheets = printed(full(judged(ClassMap(name="some", classes=infos)), samples=[]), folder=tmp_path)
+    for heading, of_plot in (
+        ("Confused classes", "prediction"),
+        ("Scores per image", "mean IoU of an image"),
+        ("With and without refinement", "calibration error"),
+        ("History", "mean IoU, %"),
+    ):
+        sheet = next(sheet for sheet in sheets if re.search(rf"^{heading}$", sheet, re.MULTILINE))
+        assert of_plot in sheet.partition(heading)[2], heading
