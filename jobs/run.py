@@ -62,7 +62,9 @@ TYPICAL_IMAGE_BYTES = 200_000
 REPORT_PREVIEWS = 400
 """Previews read back for the report at most: it shows the least certain ones and a random sample."""
 REPORTED_COUNTS = [
-    field.name for field in fields(report.RunSummary) if field.name not in ("parts", "wall_s", "images_per_s")
+    field.name
+    for field in fields(report.RunSummary)
+    if field.name not in ("parts", "wall_s", "working_s", "images_per_s")
 ]
 """Fields of a manifest that the report takes over."""
 
@@ -349,13 +351,17 @@ def log_stages(progress: RunProgress) -> None:
 
 
 def write_report(run: Run, outcome: RunOutcome) -> None:
-    """Write `_report/index.html` and `_report/overlays.png`."""
+    """Write `_report/index.html`, the pictures it links to, and `_report/overlays.png`."""
     previews = manifest.read_previews(run.url, limit=REPORT_PREVIEWS)
     counts = {field: getattr(outcome.manifest, field) for field in REPORTED_COUNTS}
-    rate = outcome.progress.committed / outcome.wall_s
+    working_s = outcome.progress.working_s
     page = report.render_run(
         summary=report.RunSummary(
-            **counts, parts=len(outcome.manifest.parts), wall_s=outcome.wall_s, images_per_s=rate
+            **counts,
+            parts=len(outcome.manifest.parts),
+            wall_s=outcome.wall_s,
+            working_s=working_s,
+            images_per_s=outcome.progress.committed / working_s if working_s else 0.0,
         ),
         previews=previews,
         classes=run.classes,
@@ -365,6 +371,8 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         substituted=run.substituted,
     )
     objects.put(run.url / folder.REPORT, page.encode())
+    for path, picture in report.full_size_pictures(previews, run.classes):
+        objects.put(run.url / folder.REPORT_FOLDER / path, picture)
     objects.put(run.url / folder.OVERLAYS, report.overlays_png(previews, run.classes))
 
 

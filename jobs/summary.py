@@ -77,6 +77,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "parts": len(totals.parts),
             "rows_now": rows_now,
             "wall_s": round(wall_s, 2),
+            "working_s": round(outcome.progress.working_s, 2),
             "images_per_s": round(rows_now / wall_s, 2),
             "bytes_between_stages": sum(outcome.progress.bytes_out.values()),
             "report": str(report_url),

@@ -314,7 +314,7 @@ class Row:
     shard_rows: int | None = None
     """Number of rows in the shard, set on its last row; null on every other row."""
     preview_image: bytes | None = None
-    """JPEG of the image for the report, longest side at most 320 pixels; set on a seeded sample of rows."""
+    """JPEG of the image for the report, longest side at most 2048 pixels; set on a seeded sample of rows."""
     preview_confidence: bytes | None = None
     """Grey PNG of the largest probability, 0 to 255; set on the same rows."""
 

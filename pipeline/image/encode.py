@@ -10,8 +10,8 @@ import PIL.Image
 from pipeline.classes import ClassMap
 from pipeline.records import Failure, Image, Item, Judgement, Refinement, Row, Scored, UInt8
 
-PREVIEW_PX = 320
-"""Longest side of a preview."""
+PREVIEW_PX = 2048
+"""Longest side of a preview: most images at full size, about 1 MB each for the few rows that carry previews."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue: ITU-R BT.601, sec. 2.5.1."""
 

@@ -15,8 +15,9 @@ from pipeline.store.url import Url
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
-REPORT = "_report/index.html"
-OVERLAYS = "_report/overlays.png"
+REPORT_FOLDER = "_report"
+REPORT = f"{REPORT_FOLDER}/index.html"
+OVERLAYS = f"{REPORT_FOLDER}/overlays.png"
 CONFIG = "_run/config.yaml"
 PLAN = "_run/plan.arrow"
 HUGGING_FACE = ".huggingface.yaml"

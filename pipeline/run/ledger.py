@@ -13,6 +13,7 @@ import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Protocol, TypeVar
 
 from pipeline.source.left_out import LeftOut
@@ -41,6 +42,8 @@ class RunProgress:
     """Bytes that each stage put into the object store."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Members of the tars read by this driver that are no images, or previews and labels of others."""
+    working_s: float = 0.0
+    """Wall time from the first key in a worker to the last commit: without the start of Ray and the networks."""
 
 
 class Ledger:
@@ -56,12 +59,16 @@ class Ledger:
         self._committed = 0
         self._left_out = LeftOut()
         self._left_out_of: set[str] = set()
+        self._first_entry_s: float | None = None
+        self._last_commit_s = 0.0
 
     def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
         """Mark keys in flight in a worker; returns, for each key, the workers that died with it so far.
 
         Only keys without a death are now in flight. The others are suspects: enter them one by one (`enter_alone`).
         """
+        if self._first_entry_s is None:
+            self._first_entry_s = monotonic()
         for key in keys:
             if dead := self._in_flight.pop((stage, key), None):
                 self._deaths[stage, key].append(dead)
@@ -96,6 +103,7 @@ class Ledger:
         self._failed.update(failed)
         self._seconds["write"] += seconds
         self._done["write"] += rows
+        self._last_commit_s = monotonic()
 
     def progress(self) -> RunProgress:
         """Copy of all counters."""
@@ -108,6 +116,7 @@ class Ledger:
             tuple(dict.fromkeys(worker for workers in self._deaths.values() for worker in workers)),
             dict(self._bytes_out),
             LeftOut(Counter(self._left_out.counts), dict(self._left_out.first)),
+            max(self._last_commit_s - (self._first_entry_s or self._last_commit_s), 0.0),
         )
 
 

@@ -1,12 +1,13 @@
-"""HTML report of a run as one self-contained file, and its contact sheet as one PNG.
+"""HTML report of a run as one self-contained file, its pictures at full size, and its contact sheet as one PNG.
 
-In: totals of a finished run, rows with previews, failures. Out: a string and PNG bytes. Nothing is read or written
-here, and the page loads nothing from outside: no script, no font, no link.
+In: totals of a finished run, rows with previews, failures. Out: a string, and encoded pictures. Nothing is read or
+written here, and the page loads nothing from outside: no script, no font. Each of its pictures links to the one at full
+size in the folder `FULL_SIZE` beside it.
 """
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ERROR_CODES
+from pipeline.image.encode import PREVIEW_PX
 from pipeline.page import frame
 from pipeline.page.paint import overlay, paint
 from pipeline.records import Row, UInt8
@@ -32,6 +34,12 @@ RAMP_ANCHORS = (
 """Every eighth of `magma`, a perceptually uniform ramp (van der Walt and Smith 2015, https://bids.github.io/colormap)."""
 PREVIEW_VIEWS = ("image", "mask", "overlay", "confidence")
 """Pictures of each item, left to right."""
+FORMATS = ("JPEG", "PNG", "JPEG", "PNG")
+"""Format of each of `PREVIEW_VIEWS`."""
+CARD_PX = 320
+"""Longest side of a picture on the page and in `overlays_png`."""
+FULL_SIZE = "pictures"
+"""Folder of the pictures at full size, beside the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +63,10 @@ class RunSummary:
     """Stage (`read`, `decode`, `infer`, `refine`, `encode`) to seconds summed over all items, so over all workers."""
     wall_s: float
     """Wall time of the run, seconds."""
+    working_s: float
+    """Of it from the first image in a worker to the last commit, seconds; 0 when this driver had no work."""
     images_per_s: float
+    """While working."""
     confidence: float | None
     """0 to 1."""
     entropy: float | None
@@ -83,8 +94,10 @@ class PreviewCard:
     """One item of the contact sheet, ready for the page."""
 
     row: Row
-    uris: tuple[str, str, str, str]
+    uris: tuple[str, ...]
     """Data URIs in the order of `PREVIEW_VIEWS`."""
+    links: tuple[str, ...]
+    """Paths of the same pictures at full size, relative to the page."""
     width: int
     """Of each picture, pixels."""
     height: int
@@ -126,6 +139,8 @@ def render_run(
             ("Least certain", "lowest mean confidence among the previews", groups[1]),
         ],
         views=PREVIEW_VIEWS,
+        full_px=PREVIEW_PX,
+        folder=FULL_SIZE,
         classes=classes,
         legend=_legend([summary.class_pixels], classes),
         shares=class_shares(summary.class_pixels, classes),
@@ -146,6 +161,24 @@ def choose_previews(previews: Sequence[Row], *, count: int) -> tuple[list[Row], 
     half = min(count // 2, len(by_confidence) // 2)
     others = sorted(by_confidence[half:], key=lambda row: hashlib.sha256(f"report {row.key}".encode()).digest())
     return by_confidence[:half], others[: count - count // 2]
+
+
+def full_size_pictures(previews: Sequence[Row], classes: ClassMap) -> Iterator[tuple[str, bytes]]:
+    """Encoded pictures of the items on the page, at the size of their previews, with their paths beside the page."""
+    uncertain, sample = choose_previews(previews, count=PAGE_ITEMS)
+    for row in (*sample, *uncertain):
+        pictures = zip(_links(row), _pictures(row, classes, longest_px=PREVIEW_PX), FORMATS, strict=True)
+        for path, picture, form in pictures:
+            yield path, _encoded(picture, form)
+
+
+def _links(row: Row) -> tuple[str, ...]:
+    """Paths of an item's pictures at full size; a key may hold anything, so its digest names them."""
+    digest = hashlib.sha256(row.key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    suffixes = {"JPEG": "jpg", "PNG": "png"}
+    return tuple(
+        f"{FULL_SIZE}/{digest}-{view}.{suffixes[form]}" for view, form in zip(PREVIEW_VIEWS, FORMATS, strict=True)
+    )
 
 
 def class_shares(class_pixels: Sequence[int], classes: ClassMap) -> list[ClassShare]:
@@ -190,11 +223,14 @@ def _legend(counts: Iterable[Sequence[int]], classes: ClassMap) -> list[ClassInf
     return [info for index, info in enumerate(classes.classes) if index in seen or not seen]
 
 
-def _pictures(row: Row, classes: ClassMap) -> list[Image.Image]:
-    """Four pictures of an item in the order of `PREVIEW_VIEWS`, all of the preview's size."""
+def _pictures(row: Row, classes: ClassMap, *, longest_px: int = CARD_PX) -> list[Image.Image]:
+    """Four pictures of an item in the order of `PREVIEW_VIEWS`, of the preview's size or smaller."""
     image = Image.open(BytesIO(row.preview_image or b"")).convert("RGB")
+    image.thumbnail((longest_px, longest_px))
     mask = Image.open(BytesIO(row.mask or b"")).resize(image.size, Image.Resampling.NEAREST)
-    confidence = Image.open(BytesIO(row.preview_confidence or b"")).convert("L")
+    confidence = (
+        Image.open(BytesIO(row.preview_confidence or b"")).convert("L").resize(image.size, Image.Resampling.BOX)
+    )
     confidence.putpalette(confidence_ramp().tobytes())
     mask_hw = np.asarray(mask, np.uint8)
     painted = Image.fromarray(paint(mask_hw, classes))
@@ -208,14 +244,10 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
 
 
 def _card(row: Row, classes: ClassMap) -> PreviewCard:
-    image, mask, tinted, confidence = _pictures(row, classes)
-    uris = (
-        frame.data_uri(row.preview_image or b"", "JPEG"),
-        frame.data_uri(_encoded(mask, "PNG"), "PNG"),
-        frame.data_uri(_encoded(tinted, "JPEG"), "JPEG"),
-        frame.data_uri(_encoded(confidence, "PNG"), "PNG"),
-    )
-    return PreviewCard(row, uris, image.width, image.height, class_shares(row.class_pixels or [], classes))
+    pictures = _pictures(row, classes)
+    uris = tuple(frame.data_uri(_encoded(picture, form), form) for picture, form in zip(pictures, FORMATS, strict=True))
+    shares = class_shares(row.class_pixels or [], classes)
+    return PreviewCard(row, uris, _links(row), *pictures[0].size, shares)
 
 
 def _cards_within(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> list[PreviewCard]:
@@ -245,8 +277,8 @@ def failures_by_code(
     ]
 
 
-# The sheet of `overlays_png`: four columns of 320 pixels, the size of a preview, on white.
-CELL_PX, GAP_PX, MARGIN_PX = 320, 16, 36
+# The sheet of `overlays_png`: four columns of pictures on white.
+CELL_PX, GAP_PX, MARGIN_PX = CARD_PX, 16, 36
 SHEET_PX = 2 * MARGIN_PX + 4 * CELL_PX + 3 * GAP_PX
 PAPER, INK, FAINT = (255, 255, 255), (28, 30, 33), (98, 104, 112)
 

@@ -41,7 +41,7 @@ def test_about_the_asked_share_of_keys_gets_a_preview() -> None:
     assert 150 < sum(encode.is_preview(f"images/{index:05d}.jpg", 0.2) for index in range(1000)) < 250
 
 
-def test_a_row_holds_its_mask_its_counts_and_small_previews() -> None:
+def test_a_row_holds_its_mask_its_counts_and_previews_at_full_size() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(21, 100, 120)).astype(np.float16)
     image = Image(rng.integers(0, 256, (400, 480, 3)).astype(np.uint8), None)
@@ -55,5 +55,12 @@ def test_a_row_holds_its_mask_its_counts_and_small_previews() -> None:
     assert row.inference == "os8 fp32 whole"
     assert 0 < row.confidence <= 1
     for data in (row.preview_image, row.preview_confidence):
-        with PIL.Image.open(io.BytesIO(data)) as small:
-            assert small.size == (320, 267)
+        with PIL.Image.open(io.BytesIO(data)) as preview:
+            assert preview.size == (480, 400)
+
+
+def test_a_preview_has_at_most_2048_pixels_a_side() -> None:
+    image = Image(np.zeros((1024, 4096, 3), np.uint8), None)
+    for data in encode.encode_previews(image, np.zeros((1024, 4096), np.uint8)):
+        with PIL.Image.open(io.BytesIO(data)) as preview:
+            assert preview.size == (2048, 512)

@@ -101,3 +101,17 @@ def test_counters_add_up() -> None:
     assert progress.done == {"infer": 1, "write": 2}
     assert progress.bytes_out == {"infer": 120}
     assert (progress.committed, progress.failed, progress.deaths) == (2, {"crashed": 1}, 3)
+
+
+def test_the_time_of_work_runs_from_the_first_key_to_the_last_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 130.0, 150.0])
+    monkeypatch.setattr("pipeline.run.ledger.monotonic", lambda: next(clock))
+    ledger = Ledger()
+    assert ledger.progress().working_s == 0
+    ledger.enter("infer", ["a"])
+    ledger.enter("infer", ["b"])
+    assert ledger.progress().working_s == 0, "nothing is committed"
+    ledger.commit(1, {}, 0.1)
+    assert ledger.progress().working_s == 30
+    ledger.commit(1, {}, 0.1)
+    assert ledger.progress().working_s == 50

@@ -27,11 +27,13 @@ CLASSES = ClassMap(
 )
 EMPTY = report.RunSummary(
     run="3fa9c17be204d8a6", shards=0, parts=0, rows=0, ok=0, failed=0, error_codes={}, class_pixels=[], seconds={},
-    wall_s=0.5, images_per_s=0.0, confidence=None, entropy=None, changed_share=None, refined=0, refine_notes={},
+    wall_s=0.5, working_s=0, images_per_s=0, confidence=None, entropy=None, changed_share=None, refined=0,
+    refine_notes={},
 )  # fmt: skip
 FULL = replace(
     EMPTY, shards=3, parts=2, rows=1234, ok=1230, failed=4, error_codes={"truncated": 3, "empty": 1},
-    class_pixels=[3000, 1000, 0], seconds={"read": 1.5, "infer": 90.0, "refine": 400.0}, wall_s=4000.0,
+    class_pixels=[3000, 1000, 0], seconds={"read": 1.5, "infer": 90.0, "refine": 400.0},
+    wall_s=4000.0, working_s=3900.0,
     images_per_s=18.25, confidence=0.87, entropy=0.2, changed_share=0.03, refined=1228,
     refine_notes={"refine_timeout": 2},
 )  # fmt: skip
@@ -96,7 +98,7 @@ def test_the_page_refers_to_nothing_outside_it():
     text = page(previews=[preview("a")], facts={"source": "s3://bucket/images"})
     assert not re.search(r"https?:|<script|<link|@import|javascript:", text)
     assert all(part.startswith("data:") for part in re.findall(r'src="([^"]*)', text))
-    assert all(part.startswith("#") for part in re.findall(r'href="([^"]*)', text))
+    assert all(part.startswith(("#", "pictures/")) for part in re.findall(r'href="([^"]*)', text))
     policy = next(attrs["content"] for tag, attrs in Outline(text).tags if "http-equiv" in attrs)
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
 
@@ -107,6 +109,31 @@ def test_every_item_shows_four_pictures_of_the_preview_size():
     for attrs, picture in images:
         assert picture.size == ((32, 24) if attrs["alt"].endswith("wide") else (10, 40))
         assert picture.size == (int(attrs["width"]), int(attrs["height"]))
+
+
+def test_every_picture_links_to_itself_at_the_size_of_the_preview():
+    rows = [preview("large/../a b.jpg", height=700, width=900, scale=1), preview("small")]
+    written = {path: PIL.Image.open(io.BytesIO(data)) for path, data in report.full_size_pictures(rows, CLASSES)}
+    outline = Outline(page(previews=rows))
+    links = [attrs["href"] for tag, attrs in outline.tags if tag == "a" and attrs["href"].startswith("pictures/")]
+    assert links == list(written)
+    assert all(re.fullmatch(r"pictures/[0-9a-f]{16}-[a-z]+\.(jpg|png)", path) for path in links)
+    sizes = {picture.size for picture in written.values()}
+    assert sizes == {(900, 700), (32, 24)}
+    assert max(max(picture.size) for _, picture in outline.images()) == 320
+
+
+def test_the_classes_the_failures_and_the_time_stand_before_the_pictures():
+    text = page(previews=[preview("a")])
+    places = [text.index(f'<section id="{name}"') for name in ("classes", "failures", "time", "sheet", "facts")]
+    assert places == sorted(places)
+
+
+def test_the_rate_is_that_of_the_work_and_the_start_is_told_apart():
+    text = Outline(page()).text
+    assert "18.2" in text
+    assert "1 h 05 min from the first image in a worker to the last commit, 1 min 40 s to start Ray" in text
+    assert "nothing was left to do" in Outline(page(EMPTY)).text
 
 
 def test_the_picture_of_the_mask_is_the_mask_taken_at_preview_pixels():
