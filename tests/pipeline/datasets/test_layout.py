@@ -1,50 +1,12 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.datasets import layout
 from pipeline.errors import ConfigError, InputError, LabelError
-from pipeline.image import labels
 from pipeline.store.url import Url
-from tests.support.examples import examples
 from tests.support.miniatures import grey_png, palette_png, put, rgb_png
-
-colours = st.tuples(*[st.integers(0, 255)] * 3)
-tables = st.dictionaries(colours, st.integers(0, 255), min_size=1, max_size=9)
-
-
-@examples(50)
-@given(st.data(), tables)
-def test_colours_become_the_ids_of_a_loop_over_pixels(data, table) -> None:
-    drawn = data.draw(arrays(object, (3, 4), elements=st.sampled_from(sorted(table)).map(lambda colour: (colour,))))
-    rgb_hwc = np.array([[cell[0] for cell in row] for row in drawn], np.uint8)
-    expected = [[table[cell[0]] for cell in row] for row in drawn]
-    np.testing.assert_array_equal(labels.from_colours(rgb_hwc, table, name="a.png"), expected)
-
-
-@examples(50)
-@given(tables, colours)
-def test_a_colour_that_is_not_in_the_table_is_named(table, strange) -> None:
-    table.pop(strange, None)
-    rgb_hwc = np.array([[*table, strange, strange]], np.uint8)
-    with pytest.raises(LabelError) as caught:
-        labels.from_colours(rgb_hwc, table, name="a.png")
-    assert str(caught.value).startswith(f"the label a.png has the colour {strange} on 2 pixel(s)")
-
-
-@given(arrays(np.uint8, (3, 4)), st.dictionaries(st.integers(0, 255), st.integers(0, 255)))
-def test_ids_become_those_of_the_table_or_are_named(raw_hw: np.ndarray, table: dict[int, int]) -> None:
-    strange = [value for value in raw_hw.ravel().tolist() if value not in table]
-    if not strange:
-        expected = [[table[value] for value in row] for row in raw_hw.tolist()]
-        np.testing.assert_array_equal(labels.from_ids(raw_hw, table, name="a.png"), expected)
-        return
-    with pytest.raises(LabelError) as caught:
-        labels.from_ids(raw_hw, table, name="a.png")
-    messages = {f"has the value {value} on {strange.count(value)} pixel(s)" for value in strange}
-    assert any(message in str(caught.value) for message in messages)
 
 
 @given(arrays(np.uint8, (3, 4)))
