@@ -27,6 +27,48 @@ def test_tiles_cover_every_pixel_and_are_equal(height: int, width: int, align_co
     assert max(grid.tile_height, grid.tile_width) <= CFG.tile_px * LEFT_WHOLE + CFG.bucket_px
 
 
+@given(st.sampled_from([64, 128]), st.sampled_from([32, 64]), st.booleans())
+def test_a_side_is_one_tile_up_to_five_quarters_of_a_tile_and_is_cut_from_the_next_pixel_on(
+    tile_px: int, bucket_px: int, align_corners: bool
+) -> None:
+    cfg = TileConfig(tile_px=tile_px, overlap_px=32, bucket_px=bucket_px)
+    limit = tile_px * 5 // 4
+    assert LEFT_WHOLE == 1.25
+    for size, whole in ((1, True), (tile_px, True), (tile_px + 1, True), (limit, True), (limit + 1, False)):
+        grid = plan_tiles(size, tile_px, cfg, align_corners=align_corners)
+        assert (len(grid.corners) == 1) == whole
+        assert whole or grid.tile_height == tile_px + align_corners
+
+
+@given(st.integers(1, 80), st.sampled_from([32, 64]), st.booleans())
+def test_a_tile_of_a_whole_side_is_the_next_multiple_of_the_bucket(
+    size: int, bucket_px: int, align_corners: bool
+) -> None:
+    cfg = TileConfig(tile_px=64, overlap_px=32, bucket_px=bucket_px)
+    grid = plan_tiles(size, size, cfg, align_corners=align_corners)
+    expected = next(side for side in range(bucket_px, 999, bucket_px) if side + align_corners >= size)
+    assert (grid.tile_height, grid.tile_width) == (expected + align_corners,) * 2
+
+
+@given(st.integers(81, 600), st.sampled_from([64, 96]), st.booleans())
+def test_the_last_tile_leaves_the_image_by_less_than_the_alignment(
+    size: int, tile_px: int, align_corners: bool
+) -> None:
+    cfg = TileConfig(tile_px=tile_px, overlap_px=32, bucket_px=32)
+    grid = plan_tiles(size, tile_px, cfg, align_corners=align_corners)
+    ys = [y for y, _ in grid.corners]
+    assert 0 <= ys[-1] + grid.tile_height - size < ALIGN_PX + align_corners or len(ys) == 1
+    assert ys == sorted(ys)
+
+
+def test_tiles_are_listed_row_by_row_and_sides_are_cut_apart_from_each_other() -> None:
+    grid = plan_tiles(64, 128, CFG)
+    assert (grid.height, grid.width, grid.tile_height, grid.tile_width) == (64, 128, 64, 64)
+    assert grid.corners == ((0, 0), (0, 32), (0, 64))
+    assert plan_tiles(128, 64, CFG).corners == ((0, 0), (32, 0), (64, 0))
+    assert plan_tiles(128, 128, CFG).corners[:4] == ((0, 0), (0, 32), (0, 64), (32, 0))
+
+
 @given(sides, sides, st.booleans())
 def test_corners_are_aligned_distinct_and_neighbours_overlap_enough(
     height: int, width: int, align_corners: bool
@@ -65,6 +107,19 @@ def test_padding_only_repeats_pixels_of_the_image(height: int, width: int) -> No
     assert set(tile[..., 0].ravel()) <= set(pixels[..., 0].ravel())
 
 
+def test_padding_reflects_the_last_rows_and_columns_nearest_first() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 25, 3)).astype(np.uint8)
+    tile = cut_tile(pixels, plan_tiles(30, 25, CFG), 0)
+    assert tile.shape == (32, 32, 3)
+    np.testing.assert_array_equal(tile[30:, :25], pixels[:-3:-1])
+    np.testing.assert_array_equal(tile[:30, 25:], pixels[:, :-8:-1])
+
+
+def test_a_tile_inside_its_image_is_a_view_of_it() -> None:
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    assert np.shares_memory(cut_tile(pixels, plan_tiles(128, 128, CFG), 0), pixels)
+
+
 @given(sides, sides, st.sampled_from([1, 4, 8, 16]), st.booleans(), st.randoms(use_true_random=False))
 def test_cut_then_stitch_is_identity_at_the_stride(
     height: int, width: int, stride: int, align_corners: bool, random
@@ -99,6 +154,15 @@ def test_a_canvas_with_missing_tiles_refuses_to_finish() -> None:
     canvas.add(0, np.zeros((2, 16, 16), np.float32))
     with pytest.raises(ValueError, match="never added"):
         canvas.finish()
+
+
+@given(st.integers(1, 600))
+def test_the_blend_window_is_a_raised_cosine_over_its_floor(length: int) -> None:
+    """sin^2 is (1 - cos) / 2: a cosine from 0.01 at the border to 1 in the middle, in single precision."""
+    cosine = (1 - np.cos(2 * np.pi * (np.arange(length) + 0.5) / length)) / 2
+    window = blend_window(length)
+    assert window.dtype == np.float32
+    np.testing.assert_allclose(window, 0.01 + 0.99 * cosine, atol=1e-6)
 
 
 def test_the_blend_window_is_symmetric_positive_and_largest_in_the_middle() -> None:

@@ -1,6 +1,6 @@
 import random
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +117,64 @@ def test_a_file_that_changed_since_its_row_was_committed_is_refused_by_name(tmp_
         owed(tmp_path, Plan([slice_shard("root", [Member("a.jpg", 1, "e2")])]))
 
 
+def test_a_slice_that_grew_under_a_limit_owes_the_keys_that_came_first(tmp_path: Path) -> None:
+    """With --limit 3 a slice is its first three files: a committed one that has moved behind them does not count."""
+    files = [Member(f"{name}.jpg", 1, "e1") for name in "bcdef"]
+    before = slice_shard("root", files)
+    commit(tmp_path, [mask_row(file.key, before) for file in files[:3]])
+    grown = replace(slice_shard("root", [Member("a.jpg", 1, "e1"), *files]), rows=3, max_rows=3)
+    assert owed(tmp_path, Plan([grown])) == {grown.uri: {"b.jpg", "c.jpg"}}
+    assert owed(tmp_path, Plan([replace(grown, rows=4, max_rows=4)])) == {grown.uri: {"b.jpg", "c.jpg", "d.jpg"}}
+
+
+def test_rows_under_the_ids_of_present_and_former_slices_both_count(tmp_path: Path) -> None:
+    files = [Member(f"{index}.jpg", 1, "e1") for index in range(6)]
+    former, now = slice_shard("root", files[:2]), slice_shard("root", files)
+    commit(tmp_path, [mask_row(file.key, former) for file in files[:2]])
+    commit(tmp_path, [mask_row(file.key, now) for file in files[2:4]])
+    assert owed(tmp_path, Plan([now])) == {now.uri: {file.key for file in files[:4]}}
+    commit(tmp_path, [mask_row(file.key, now) for file in files[4:]])
+    assert owed(tmp_path, Plan([now])) == {}
+
+
+def test_a_changed_file_is_refused_with_a_remedy_also_among_unchanged_ones(tmp_path: Path) -> None:
+    files = [Member(f"{name}.jpg", 1, "e1") for name in "abc"]
+    before = slice_shard("root", files)
+    commit(tmp_path, [mask_row(file.key, before) for file in files])
+    after = slice_shard("root", [files[0], Member("b.jpg", 1, "e2"), files[2]])
+    with pytest.raises(JobError, match=r"'b\.jpg' changed") as refused:
+        owed(tmp_path, Plan([after]))
+    assert "--output" in refused.value.hint
+
+
+def test_only_parts_with_rows_of_open_shards_are_read_and_only_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, begun, untouched = tar("done"), tar("begun"), tar("untouched")
+    commit(tmp_path, rows_of(done, 3))
+    partial = commit(tmp_path, rows_of(begun, 3)[:2])
+    read = watch_reads(monkeypatch)
+    assert set(owed(tmp_path, Plan([done, begun, untouched]))) == {"begun.tar", "untouched.tar"}
+    assert read == {partial: {"key", "shard", "source_etag"}}
+    read.clear()
+    assert owed(tmp_path, Plan([done, untouched, tar("new")])) == {"untouched.tar": set(), "new.tar": set()}
+    assert set(read) == {partial}  # rows of a shard that is no longer planned may have moved
+
+
+def watch_reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """Columns that are read of each part from now on, by its name."""
+    read: defaultdict[str, set[str]] = defaultdict(set)
+    original = parts.read_columns
+
+    def watched(run_url: Url, name: str, columns: list[str]):
+        table = original(run_url, name, columns)
+        read[name] |= set(table.column_names)
+        return table
+
+    monkeypatch.setattr(parts, "read_columns", watched)
+    return read
+
+
 # ---------------------------------------------------------------- closing
 
 
@@ -172,6 +230,111 @@ def test_a_run_with_missing_rows_is_not_closed(tmp_path: Path) -> None:
     assert manifest.read_manifest(Url(str(tmp_path))) is None
 
 
+def test_what_is_missing_says_how_to_continue(tmp_path: Path) -> None:
+    shards = [tar("a"), tar("b"), tar("c")]
+    commit(tmp_path, rows_of(shards[0], 2))
+    with pytest.raises(JobError, match=r"2 of 3 shards are not complete, first b\.tar") as refused:
+        close(tmp_path, Plan(shards))
+    assert "run the same command again" in refused.value.hint
+
+
+def test_a_finished_run_is_known_by_its_files_and_one_reopened_is_not(tmp_path: Path) -> None:
+    run = Url(str(tmp_path))
+    commit(tmp_path, rows_of(tar("one"), 2))
+    manifest.close_run(run, Plan([tar("one")]), FARM, fingerprint="0123456789abcdef", on_duplicate="fail")
+    assert manifest.read_manifest(run) is None  # until it is marked as finished
+    manifest.mark_finished(run)
+    assert {path.name for path in tmp_path.iterdir()} == {"parts", "manifest.json", "_SUCCESS"}
+    assert (tmp_path / "_SUCCESS").read_bytes() == b""
+    done = manifest.read_manifest(run)
+    assert done.run == "0123456789ab"
+    assert done.classes == list(FARM.names)
+    assert done.parts == parts.list_parts(run)
+    manifest.reopen_run(run)
+    assert {path.name for path in tmp_path.iterdir()} == {"parts"}
+    assert manifest.read_manifest(run) is None
+
+
+def test_a_run_is_unfinished_before_its_manifest_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted = []
+    monkeypatch.setattr(objects, "delete", deleted.append)
+    manifest.reopen_run(Url(str(tmp_path)))
+    assert [str(url).rpartition("/")[2] for url in deleted] == ["_SUCCESS", "manifest.json"]
+
+
+stages = st.fixed_dictionaries({name: st.integers(0, 4) for name in manifest.SUMMED_COLUMNS})
+averages = st.fixed_dictionaries({name: st.integers(0, 8).map(lambda n: n / 8) for name in manifest.AVERAGED_COLUMNS})
+one_row = st.tuples(st.booleans(), stages, averages, st.lists(st.integers(0, 2**53 + 9), min_size=7, max_size=7))
+
+
+@examples(30)
+@given(st.lists(st.lists(one_row, min_size=1, max_size=4), max_size=3))
+def test_a_manifest_sums_seconds_of_all_rows_and_averages_and_pixels_of_those_that_are_ok(drawn: list) -> None:
+    """Over any split into parts; pixels are whole numbers, beyond what a double holds too."""
+    run, shard = f"memory://{uuid.uuid4().hex}", tar("one")
+    everything = []
+    for rows in drawn:
+        made = []
+        for ok, seconds, means, pixels in rows:
+            key = f"one.tar#{len(everything) + len(made)}"
+            row = replace(mask_row(key, shard), class_pixels=pixels, **means) if ok else failed_row(key, shard)
+            made.append(replace(row, **seconds))
+        commit(run, made)
+        everything += made
+    found = manifest.summarise_run(Url(run), FARM, fingerprint="f" * 64, shards=1)
+    ok = [row for row in everything if row.status == "ok"]
+    assert (found.rows, found.ok, found.failed) == (len(everything), len(ok), len(everything) - len(ok))
+    assert found.class_pixels == [sum(row.class_pixels[at] for row in ok) for at in range(7)]
+    for name in manifest.SUMMED_COLUMNS if everything else ():
+        assert found.seconds[name.removeprefix("seconds_")] == sum(getattr(row, name) for row in everything)
+    for name in manifest.AVERAGED_COLUMNS:
+        expected = sum(getattr(row, name) for row in ok) / len(ok) if ok else None
+        assert getattr(found, name) == (None if expected is None else pytest.approx(expected, rel=1e-6))
+    assert found.failed_fraction == (pytest.approx(found.failed / found.rows) if everything else 0)
+
+
+def test_closing_reads_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = commit(tmp_path, rows_of(tar("one"), 3, failed=1))
+    read = watch_reads(monkeypatch)
+    close(tmp_path, Plan([tar("one")]))
+    assert {"key", "status"} < read[name]
+    assert not read[name] & {"mask", "preview_image", "preview_confidence"}
+
+
+@examples(30)
+@given(st.lists(st.dictionaries(st.integers(0, 5), st.booleans(), min_size=1), min_size=1, max_size=4))
+def test_of_rows_of_one_key_the_first_that_is_ok_is_left_and_every_key_keeps_one(drawn: list[dict[int, bool]]) -> None:
+    run, shard = f"memory://{uuid.uuid4().hex}", tar("one")
+    written: dict[str, dict[str, bool]] = {}
+    for number, oks in enumerate(drawn):
+        made = {f"one.tar#{key}": ok for key, ok in oks.items()} | {f"one.tar#own{number}": True}
+        rows = [mask_row(key, shard) if ok else failed_row(key, shard) for key, ok in made.items()]
+        written[commit(run, rows)] = made
+    expected: dict[str, tuple[bool, str]] = {}
+    for name, made in sorted(written.items()):
+        for key, ok in made.items():
+            expected[key] = min(expected.get(key, (not ok, name)), (not ok, name))
+    before = {key: row_in(run, name, key) for key, (_, name) in expected.items()}
+    assert manifest.remove_duplicates(Url(run)) == sum(map(len, written.values())) - len(expected)
+    left = [row for name in parts.list_parts(Url(run)) for row in rows_from_table(part(run, name))]
+    assert {row.key: row for row in left} == before
+    assert len(left) == len(expected)
+    for name in parts.list_parts(Url(run)):
+        assert parts.read_classes(Url(run), name) == FARM
+    assert manifest.remove_duplicates(Url(run)) == 0
+
+
+def row_in(run: str, name: str, key: str) -> Row:
+    return next(row for row in rows_from_table(part(run, name)) if row.key == key)
+
+
+def test_a_part_without_a_key_left_is_deleted(tmp_path: Path) -> None:
+    rows = rows_of(tar("one"), 4)
+    names = [commit(tmp_path, rows[:2]), commit(tmp_path, rows[2:])]
+    manifest.rewrite_without(Url(str(tmp_path)), names[0], {row.key for row in rows[:2]})
+    assert parts.list_parts(Url(str(tmp_path))) == names[1:]
+
+
 def test_an_empty_plan_is_closed_with_nothing(tmp_path: Path) -> None:
     done = close(tmp_path, Plan([]))
     assert (done.rows, done.failed_fraction, done.confidence) == (0, 0.0, None)
@@ -210,6 +373,69 @@ def test_a_key_met_twice_in_the_source_refuses_success_by_name(tmp_path: Path) -
     with pytest.raises(JobError, match=r"one\.tar#0~2 is bad"):
         close(tmp_path, Plan([shard]))
     assert manifest.read_manifest(Url(str(tmp_path))) is None
+
+
+def test_keys_met_twice_are_counted_with_a_remedy_and_kept_on_request(tmp_path: Path) -> None:
+    shard = tar("one")
+    twice = [failed_row(f"one.tar#{index}~2", shard, "duplicate_key") for index in (1, 0)]
+    other = failed_row("one.tar#a", shard, "corrupt", shard_rows=5)
+    commit(tmp_path, [*rows_of(shard, 3)[:2], *twice, other])
+    with pytest.raises(JobError, match=r"2 key\(s\) occur twice in the source, first: one\.tar#0~2 is bad") as refused:
+        close(tmp_path, Plan([shard]))
+    assert "--read.on-duplicate suffix" in refused.value.hint
+    assert close(tmp_path, Plan([shard]), on_duplicate="suffix").error_codes == {"duplicate_key": 2, "corrupt": 1}
+
+
+# ---------------------------------------------------------------- reading rows again
+
+
+def test_failures_are_read_from_all_parts_by_key_and_nothing_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tar("one"), tar("two")
+    commit(tmp_path, [*rows_of(two, 3, failed=1), failed_row("one.tar#9", one, "corrupt")])
+    commit(tmp_path, rows_of(one, 3, failed=2))
+    read = watch_reads(monkeypatch)
+    assert manifest.read_failures(Url(str(tmp_path))) == [
+        ("one.tar#0", "truncated", "one.tar#0 is bad"),
+        ("one.tar#1", "truncated", "one.tar#1 is bad"),
+        ("one.tar#9", "corrupt", "one.tar#9 is bad"),
+        ("two.tar#0", "truncated", "two.tar#0 is bad"),
+    ]
+    assert all("mask" not in columns for columns in read.values())
+
+
+def test_previews_are_up_to_a_limit_and_by_key_and_parts_without_any_are_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [replace(row, preview_image=row.key.encode()) for row in rows_of(tar("one"), 4)]
+    plain = commit(tmp_path, rows_of(tar("two"), 3))
+    with_some = commit(tmp_path, [shown[3], shown[1], *rows_of(tar("three"), 2)])
+    commit(tmp_path, [shown[2], shown[0]])
+    read = watch_reads(monkeypatch)
+    for limit, count in ((1, 1), (3, 3), (4, 4), (9, 4)):
+        rows = manifest.read_previews(Url(str(tmp_path)), limit=limit)
+        assert len(rows) == count
+        assert [row.key for row in rows] == sorted(row.key for row in rows)
+        assert all(row.preview_image == row.key.encode() for row in rows)
+    assert read[plain] == {"preview_image"}
+    assert "mask" in read[with_some]
+
+
+def test_tables_of_parts_come_in_the_order_asked_for_with_the_columns_asked_for(tmp_path: Path) -> None:
+    names = [commit(tmp_path, [mask_row(f"{index}.jpg", tar("one"))]) for index in range(40)]
+    tables = list(manifest.read_parts(Url(str(tmp_path)), names, ["key"]))
+    assert [table.to_pylist() for table in tables] == [[{"key": f"{index}.jpg"}] for index in range(40)]
+    assert [part.name for part in manifest.read_footers(Url(str(tmp_path)))] == sorted(names)
+
+
+def test_parts_are_read_no_more_than_17_ahead_of_their_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [commit(tmp_path, [mask_row(f"{index}.jpg", tar("one"))]) for index in range(40)]
+    read = watch_reads(monkeypatch)
+    tables = manifest.read_parts(Url(str(tmp_path)), names, ["key"])
+    next(tables)
+    tables.close()
+    assert len(read) == 17
 
 
 def test_forgotten_failures_are_owed_again(tmp_path: Path) -> None:
