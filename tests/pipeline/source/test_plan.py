@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import JobError, StorageError
 from pipeline.source import parquet
-from pipeline.source.plan import Plan, changed, plan_source, read_items
+from pipeline.source.left_out import LeftOut
+from pipeline.source.plan import MAX_WARNINGS, PLAN_SCHEMA, Plan, changed, plan_source, read_items
 from pipeline.store import objects
 from pipeline.store.url import Url
 from tests.support.examples import examples
@@ -220,6 +221,104 @@ def test_a_parquet_file_that_cannot_be_opened_is_planned_all_the_same():
     assert keys_of(made) == ["bad.parquet#", "good.parquet#0", "good.parquet#1"]
 
 
+@pytest.mark.parametrize("chosen", ["auto", "webdataset", "folder", "parquet"])
+@pytest.mark.parametrize("name", ["a.tar.gz", "b.tgz", "c.tar.zst", "d.tar.xz", "e.TAR.BZ2"])
+def test_compressed_tars_matter_where_tars_are_read(name, chosen):
+    files = {name: b"x", "1.tar": tar_of(["a.jpg"]), "a.jpg": b"x", "1.parquet": parquet_of(1, 1)}
+    root = put(files)
+    if chosen in ("folder", "parquet"):
+        assert plan_source(cfg(root, kind=chosen)).rows == 1
+        return
+    with pytest.raises(JobError, match=f"'{name}' is a compressed tar"):
+        plan_source(cfg(root, kind=chosen))
+
+
+def test_a_hidden_compressed_tar_is_left_out_as_hidden():
+    made = plan_source(cfg(put({".cache/a.tar.gz": b"x", "a.jpg": b"x"})))
+    assert (made.rows, made.ignored) == (1, {"(hidden)": 1})
+
+
+def test_a_source_without_images_lists_the_suffixes_that_are_read():
+    with pytest.raises(JobError) as refused:
+        plan_source(cfg(put({"a.gif": b"x"})))
+    for suffix in (".jpg", ".tiff", ".bmp", ".tar", ".parquet"):
+        assert suffix in refused.value.hint
+    with pytest.raises(JobError) as refused:
+        plan_source(cfg(put({"a.gif": b"x"}), kind="webdataset"))
+    assert refused.value.hint == "files to read: .tar"
+
+
+def test_ignored_files_of_all_sources_are_counted_together():
+    one, two = put({"a.jpg": b"x", "a.txt": b"x"}), put({"b.jpg": b"x", "b.txt": b"x", "c.md": b"x"})
+    assert plan_source(cfg(one, two)).ignored == {".txt": 2, ".md": 1}
+
+
+def test_warnings_end_at_twenty_over_all_slices():
+    files = dict.fromkeys([f"{n:03}/{name}.jpg" for n in range(25) for name in "aA"], b"x")
+    made = plan_source(cfg(put(files), slice_images=10))
+    assert len(made.warnings) == MAX_WARNINGS == 20
+    assert len(set(made.warnings)) == 20
+
+
+def test_a_file_below_a_folder_of_its_own_name_is_found_there(tmp_path):
+    """The URL ends with the path of the first file, and is a folder all the same."""
+    put({"a.jpg/a.jpg": b"x", "a.jpg/b.jpg": b"x"}, str(tmp_path))
+    assert keys_of(plan_source(cfg(str(tmp_path / "a.jpg")))) == ["a.jpg", "b.jpg"]
+    put({"only/deep/b.jpg": b"x"}, str(tmp_path))
+    assert keys_of(plan_source(cfg(str(tmp_path / "only")))) == ["deep/b.jpg"]
+
+
+def test_parquet_files_are_opened_up_to_a_number_of_files_and_planned_by_row_group(monkeypatch):
+    monkeypatch.setattr(parquet, "MAX_FOOTERS", 3)
+    made = plan_source(cfg(put({f"{n}.parquet": parquet_of(4, 2) for n in range(3)})))
+    assert [(shard.row_group, shard.rows) for shard in made.shards] == [(0, 2), (1, 2)] * 3
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+def test_images_above_the_limit_of_bytes_are_failures_in_every_kind_of_source(kind):
+    large, small = b"x" * 101, b"x" * 100
+    table = io.BytesIO()
+    pq.write_table(pa.table({"image": [small, large]}), table)
+    files = {
+        "folder": {"1.jpg": small, "2.jpg": large},
+        "webdataset": {"1.tar": tar_of(["1.jpg"], small), "2.tar": tar_of(["2.jpg"], large)},
+        "parquet": {"1.parquet": table.getvalue()},
+    }
+    made = plan_source(cfg(put(files[kind])))
+    items = [item for shard in made.shards for item in read_items(shard, ReadConfig(), max_bytes=100)]
+    assert [item.failure and item.failure.code for item in items] == [None, "too_many_bytes"]
+    assert [len(item.data) for item in items] == [100, 0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+def test_images_to_skip_are_not_asked_for_in_any_kind_of_source(kind):
+    made = plan_source(cfg(put(SOURCES[kind]), slice_images=1000))
+    everything = keys_of(made)
+    skip = frozenset(everything[::2])
+    left = [item for shard in made.shards for item in read_items(shard, ReadConfig(), max_bytes=100, skip=skip)]
+    assert [item.key for item in left] == everything[1::2]
+    assert all(item.data for item in left)
+
+
+def test_members_of_tars_that_are_no_images_are_counted_for_the_caller():
+    made = plan_source(cfg(put({"1.tar": tar_of(["a.jpg", "b.pkl", "c.jpg", "d.pkl"])})))
+    left_out = LeftOut()
+    items = list(read_items(made.shards[0], ReadConfig(), max_bytes=100, left_out=left_out))
+    assert str(left_out) == "2 .pkl ('b.pkl')"
+    assert [item.key for item in items if not item.failure] == ["1.tar#a", "1.tar#c"]
+
+
+def test_images_of_a_folder_come_with_their_labels_where_these_are_asked_for():
+    photos, labels = put({"a/1.jpg": b"photo"}), put({"a/1.png": b"label"})
+    (shard,) = plan_source(cfg(photos)).shards
+    for options, expected in ((ReadConfig(), None), (ReadConfig(labels=labels), b"label")):
+        (item,) = read_items(shard, options, max_bytes=100)
+        assert (item.data, item.label) == (b"photo", expected)
+
+
 # ---------------------------------------------------------------- the same everywhere
 
 SOURCES = {
@@ -268,6 +367,26 @@ def test_what_changed_since_a_plan_is_named():
     assert changed(before, plan_source(cfg(photos))) == []  # slices are compared row by row
 
 
+def test_what_changed_is_found_however_its_source_is_spelled_and_sorted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put({f"{n}.tar": tar_of([f"{n}.jpg"]) for n in (3, 1, 2)}, str(tmp_path / "in"))
+    before = plan_source(cfg("in")).to_table()
+    put({f"{n}.tar": tar_of(["another.jpg"] * 9) for n in (3, 1)}, str(tmp_path / "in"))
+    for spelling in ("in", "./in/", str(tmp_path / "in")):
+        assert changed(before, plan_source(cfg(spelling))) == ["1.tar", "3.tar"]
+
+
+def test_the_same_path_of_another_source_is_no_change():
+    one, two = put({"1.tar": tar_of(["a.jpg"])}), put({"1.tar": tar_of(["a.jpg", "b.jpg"])})
+    assert changed(plan_source(cfg(one)).to_table(), plan_source(cfg(two))) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+def test_the_columns_of_a_plan_have_their_types_also_where_all_are_unknown(kind):
+    for made in (plan_source(cfg(put(SOURCES[kind]))), Plan([])):
+        assert made.to_table().schema == PLAN_SCHEMA
+
+
 def test_a_plan_fits_a_parquet_file_that_anyone_can_read():
     made = plan_source(cfg(put(SOURCES["parquet"])))
     out = io.BytesIO()
@@ -291,6 +410,12 @@ def test_one_key_in_two_sources_is_refused_by_both_urls():
         plan_source(cfg(one, two))
     for said in ("'b.jpg'", f"{one}/b.jpg", f"{two}/b.jpg", "--read.on-duplicate"):
         assert said in str(caught.value)
+
+
+def test_the_second_of_two_sources_is_named_with_the_first_that_had_the_key():
+    one, two, three = put({"a.jpg": b"1"}), put({"b.jpg": b"2"}), put({"a.jpg": b"3"})
+    with pytest.raises(JobError, match=f"'a.jpg' occurs twice: {one}/a.jpg and {three}/a.jpg"):
+        plan_source(cfg(one, two, three))
 
 
 @pytest.mark.parametrize("kind", SOURCES)
