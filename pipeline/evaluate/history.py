@@ -311,6 +311,7 @@ def _comparable(entry: HistoryEntry, evaluation: Evaluation, source: str) -> boo
 
 
 def _is_named(entry: HistoryEntry, wanted: str) -> bool:
-    exactly = {entry.checkpoint, entry.checkpoint.rstrip("/").rpartition("/")[2], entry.run_url}
+    checkpoint = entry.checkpoint.rstrip("/")
+    exactly = {checkpoint, checkpoint.rpartition("/")[2], entry.run_url}
     prefix = len(wanted) >= PREFIX_DIGITS and (entry.model_fp.startswith(wanted) or entry.run_fp.startswith(wanted))
-    return wanted.rstrip("/") in exactly or wanted in exactly or prefix
+    return wanted.rstrip("/") in exactly or prefix

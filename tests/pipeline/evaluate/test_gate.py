@@ -5,9 +5,18 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate import gate
-from pipeline.evaluate.gate import Baseline, Gates, GateVerdict, MetricGate, apply_gates, shared_images
-from pipeline.score.drift import measure_drift, reference_of
-from pipeline.score.intervals import estimate
+from pipeline.evaluate.gate import (
+    Baseline,
+    Comparison,
+    Gates,
+    GateVerdict,
+    MetricGate,
+    apply_gates,
+    shared_images,
+)
+from pipeline.score.drift import Drift, measure_drift, reference_of
+from pipeline.score.intervals import METRICS, Estimates, by_group, estimate
+from pipeline.score.metrics import Interval
 from pipeline.store.url import Url
 from tests import ROOT
 from tests.support.evaluations import CLASSES, NAMES, evaluation, without_class
@@ -125,7 +134,155 @@ def test_a_baseline_of_other_classes_is_an_error():
         against(evaluation(), evaluation(network=2, classes=other))
 
 
+def test_images_are_paired_from_the_least_number_on() -> None:
+    now, before = evaluation(20, network=1), evaluation(20, network=2)
+    at, above = (against(now, before, min_images=least).comparison for least in (20, 21))
+    assert (at.paired, at.images, at.note) == (True, 20, "paired over 20 of 20 images")
+    assert (above.paired, above.images, above.note) == (False, 20, "not paired: only 20 images are shared")
+
+
+def test_a_paired_comparison_is_the_bootstrap_of_shared_images_with_the_settings_of_the_gates() -> None:
+    now, before = evaluation(30, network=1), evaluation(30, network=2)
+    now.images.loc[0, "source_etag"] = "changed"
+    settings = {"samples": 150, "seed": 4, "level": 0.9}
+    comparison = against(now, before, **settings).comparison
+    shared, theirs = now.answer.counts_nkk[1:], before.answer.counts_nkk[1:]
+    assert comparison.change == estimate(shared, against_nkk=theirs, **settings)
+    assert (comparison.run_url, comparison.checkpoint) == (before.run_url, before.checkpoint)
+    assert comparison.note == "paired over 29 of 30 images"
+
+
+def test_an_unpaired_comparison_is_that_of_two_estimates_with_the_settings_of_the_gates() -> None:
+    now, before = evaluation(30, network=1), evaluation(40, network=2, seed=1)
+    now.images["source_etag"] = "changed"
+    settings = {"samples": 150, "seed": 4, "level": 0.9}
+    mine, theirs = (estimate(one.answer.counts_nkk, **settings) for one in (now, before))
+    assert against(now, before, **settings).comparison.change == mine.minus(theirs)
+    kept = Baseline(before.run_url, "net", theirs)
+    gone = apply_gates(now, gates(**settings), baseline=kept).comparison
+    assert gone.change == mine.minus(theirs)
+    assert (gone.run_url, gone.checkpoint, gone.paired, gone.images) == (before.run_url, "net", False, 0)
+
+
+def test_groups_are_drawn_together_in_every_kind_of_comparison() -> None:
+    group = r"^(drive_\d+)/"
+    now, before = evaluation(80, network=1), evaluation(80, network=2)
+    mine, theirs = (by_group(one.answer.counts_nkk, one.keys, group) for one in (now, before))
+    settings = {"group": group, "min_images": 8}
+    assert against(now, before, **settings).comparison.change == estimate(mine, against_nkk=theirs, samples=200)
+    now.images["source_etag"] = "changed"
+    apart = estimate(mine, samples=200).minus(estimate(theirs, samples=200))
+    assert against(now, before, **settings).comparison.change == apart
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_what_lies_outside_the_intervals_is_shared_by_all_metrics(number: int) -> None:
+    now, before = evaluation(30, network=1), evaluation(30, network=2)
+    change = against(now, before, metrics={name: {} for name in METRICS[:number]}).comparison.change
+    level = 1 - (1 - 0.95) / number
+    assert change == estimate(now.answer.counts_nkk, against_nkk=before.answer.counts_nkk, samples=200, level=level)
+
+
+def test_gates_without_a_metric_compare_all_the_same() -> None:
+    verdict = against(evaluation(30, recall=0.5, network=1), evaluation(30, network=2), metrics={})
+    assert verdict.passed
+    assert verdict.comparison.change.metrics["mean_iou"].high < 0
+
+
+def change_of(high: float) -> Comparison:
+    metrics = {"mean_iou": Interval(high - 0.01, high - 0.02, high)}
+    return Comparison(Url("s3://runs/1/run=1"), "", False, 0, "not paired", Estimates(metrics, []))
+
+
+@pytest.mark.parametrize(("high", "passes"), [(-0.25, True), (-0.2501, False), (0.1, True), (np.nan, False)])
+def test_a_metric_fails_where_its_interval_lies_wholly_below_the_tolerance(
+    high: float, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "compare_to_baseline", lambda *_: change_of(high))
+    limits = gates(metrics={"mean_iou": {"tolerance": 0.25}})
+    verdict = apply_gates(evaluation(20), limits, baseline=Baseline(Url("s3://runs/1/run=1")))
+    assert verdict.passed is passes
+    text = verdict.checks[-1].says
+    assert "tolerance 0.2500" in text
+    assert "against s3://runs/1/run=1, not paired" in text  # the run, where the checkpoint is unknown
+    assert passes or f"{high - 0.02:+.4f} to {high:+.4f}" in text
+
+
+def test_each_metric_has_a_tolerance_of_its_own() -> None:
+    now, before = evaluation(60, recall=0.7, network=1), evaluation(60, network=2)
+    verdict = against(now, before, metrics={"mean_iou": {"tolerance": 1.0}, "mean_dice": {"tolerance": 0.0}})
+    assert failed(verdict) == ["mean_dice"]
+
+
+def test_classes_that_differ_are_named_up_to_three_with_a_remedy() -> None:
+    other = CLASSES.model_copy(update={"classes": CLASSES.classes[::-1]})
+    with pytest.raises(ConfigError) as refused:
+        against(evaluation(), evaluation(network=2, classes=other))
+    assert "id 0: stone / soil; id 1: weed / crop; id 2: crop / weed" in refused.value.message
+    assert "id 3" not in refused.value.message
+    assert "--baseline" in refused.value.hint
+    with pytest.raises(ConfigError) as refused:
+        apply_gates(evaluation(), gates(), baseline=Baseline(Url("s3://gone/run=1")))
+    assert "--baseline" in refused.value.hint
+
+
 # ---------------------------------------------------------------- floors and limits
+
+
+@pytest.mark.parametrize(("floor", "passes"), [(0.5, True), (0.5001, False)])
+def test_a_class_or_a_metric_at_its_floor_passes(floor: float, passes: bool) -> None:
+    now = evaluation(20)
+    table = now.answer.counts_nkk
+    table[:] = 0
+    table[:, range(4), range(4)] = 10
+    table[:, range(4), 4] = 10  # no class was answered: IoU 10 / 20 of each
+    for limits in (gates(floors={"weed": floor}), gates(metrics={"mean_iou": {"floor": floor}})):
+        verdict = apply_gates(now, limits)
+        assert verdict.passed is passes
+        assert f"0.5000, floor {floor:.4f}" in verdict.checks[-1].says
+
+
+def test_every_floor_is_checked_metrics_before_classes_and_unset_ones_are_not() -> None:
+    limits = gates(metrics={"mean_iou": {}, "mean_dice": {"floor": 0.1}}, floors={"weed": 0.1, "crop": 0.2})
+    names = [check.name for check in apply_gates(evaluation(), limits).checks]
+    assert names == ["images", "failed", "mean_dice floor", "weed floor", "crop floor"]
+
+
+@pytest.mark.parametrize("group", [None, r"^(drive_\d+)/"])
+def test_the_least_number_of_images_or_groups_is_enough(group: str | None) -> None:
+    now = evaluation(30)
+    count, unit = (30, "images") if group is None else (3, "groups of images")
+    assert apply_gates(now, gates(group=group, min_images=count)).passed
+    verdict = apply_gates(now, gates(group=group, min_images=count + 1))
+    assert verdict.reasons == [f"images: {count} {unit} have a score, at least {count + 1} are needed"]
+
+
+def test_failures_are_counted_by_code_and_none_is_named_where_there_is_none() -> None:
+    says = {check.name: check.says for check in apply_gates(evaluation(98), gates()).checks}
+    assert says["failed"] == "0.00% of the images have no score, limit 1.00%"
+    now = evaluation(96, failed=3)
+    now = replace(now, failures=[*now.failures, ("x.jpg", "corrupt", "")])
+    says = {check.name: check.says for check in apply_gates(now, gates()).checks}
+    assert says["failed"] == "4.00% of the images have no score, limit 1.00%; label_missing 3, corrupt 1"
+
+
+@pytest.mark.parametrize(
+    ("value", "chance", "passes"),
+    [(0.2, 0.1, True), (0.2001, 0.1, False), (0.3, 0.3, True), (0.3, 0.29, False), (0.1, 0.3, True)],
+)
+def test_drift_up_to_its_limit_or_to_what_chance_reaches_passes(value: float, chance: float, passes: bool) -> None:
+    drift = Drift("entropy", value, chance, "moderate", "from 1 to 2")
+    check = apply_gates(evaluation(), gates(drift={"entropy": 0.2}), drift=[drift]).checks[-1]
+    assert (check.name, check.passed) == ("entropy drift", passes)
+    for text in (f"index {value:.3f}", "limit 0.200", f"chance alone reaches {chance:.3f}", "from 1 to 2"):
+        assert text in check.says
+
+
+def test_drift_without_a_limit_is_not_checked_and_unknown_drift_keeps_its_name() -> None:
+    unknown = Drift("entropy", np.nan, np.nan, "unknown", "the card has no reference")
+    known = Drift("brightness", 9.0, 0.1, "shifted", "")
+    checks = apply_gates(evaluation(), gates(drift={"entropy": 0.0}), drift=[known, unknown]).checks
+    assert [(check.name, check.passed) for check in checks[2:]] == [("entropy drift", True)]
 
 
 def test_the_first_evaluation_is_only_held_against_floors():
@@ -220,6 +377,13 @@ def test_a_wrong_setting_is_named(tmp_path, text, says):
     with pytest.raises(ConfigError, match=r"gates.yaml") as error:
         gate.load_gates(str(path))
     assert says in str(error.value)
+
+
+def test_a_fingerprint_of_gates_has_12_digits_and_follows_every_limit() -> None:
+    changes = {"samples": 201, "min_images": 21, "level": 0.9, "seed": 1, "group": "a", "drift": {"entropy": 0.1}}
+    fingerprints = {gates(**{name: value}).fingerprint() for name, value in changes.items()} | {gates().fingerprint()}
+    assert len(fingerprints) == len(changes) + 1
+    assert {len(fingerprint) for fingerprint in fingerprints} == {12}
 
 
 def test_gates_that_ask_for_something_else_have_another_fingerprint():

@@ -1,10 +1,12 @@
 import io
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +19,9 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.gate import Baseline, Gates, apply_gates
 from pipeline.evaluate.history import HistoryEntry, find_baseline, history_entries
 from pipeline.score.drift import measure_drift, reference_of
-from pipeline.score.intervals import METRICS, estimate
+from pipeline.score.intervals import METRICS, by_group, estimate
 from pipeline.store.url import Url
-from tests.support.evaluations import CLASSES, evaluation
+from tests.support.evaluations import CLASSES, evaluation, without_class
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 GATES = Gates(samples=100, floors={"crop": 0.2})
@@ -48,6 +50,60 @@ def test_an_evaluation_has_an_entry_for_each_answer_and_one_was_judged() -> None
     ]
     assert entries[1].reasons == ["failed: 3.23% of the images have no score, limit 1.00%; label_missing 2"]
     assert (entries[1].images, entries[1].failed, entries[1].seconds) == (60, 2, 42.0)
+
+
+def test_an_entry_says_which_evaluation_it_is_of() -> None:
+    now = evaluation(9, network=5, seed=3, failed=1, name="stride 8")
+    entry = history_entries(now, time=NOON, command="evaluate it", source="s3://a, s3://b", gates=GATES)[1]
+    assert (entry.time, entry.command, entry.source) == (NOON, "evaluate it", "s3://a, s3://b")
+    assert (entry.setting, entry.data_fp, entry.run_fp) == ("stride 8", "data00000003", "000000000005")
+    assert entry.run_url == "s3://runs/5/run=0123456789ab"
+    assert (entry.checkpoint, entry.model_fp) == ("s3://models/net-5", "abcdef000005")
+    assert (entry.class_map, entry.classes) == ("field", ["soil", "crop", "weed", "stone"])
+    assert entry.gates_fp == GATES.fingerprint()
+    assert (entry.verdict, entry.baseline, entry.reasons) == ("none", "", [])  # gates, but no verdict of theirs
+    assert history_entries(now, time=NOON, command="", source="")[1].gates_fp == ""
+
+
+def test_a_verdict_is_recorded_with_its_baseline_on_the_judged_answer_alone() -> None:
+    before = evaluation(30, network=1)
+    verdict = apply_gates(
+        evaluation(30, network=2), GATES, baseline=Baseline(before.run_url), baseline_evaluation=before
+    )
+    network, judged_one = history_entries(
+        evaluation(30, network=2), time=NOON, command="", source="", gates=GATES, verdict=verdict
+    )
+    assert (network.verdict, network.baseline) == ("none", "")
+    assert (judged_one.verdict, judged_one.baseline) == ("passed", before.run_url.place)
+
+
+def test_the_intervals_of_an_entry_are_those_of_the_groups_of_its_gates() -> None:
+    now = evaluation(60)
+    grouped = history_entries(now, time=NOON, command="", source="", gates=Gates(samples=100, group=r"^drive_\d+"))
+    counts_nkk = by_group(now.answer.counts_nkk, now.keys, r"^drive_\d+")
+    assert len(counts_nkk) == 6
+    assert grouped[1].metrics["mean_iou"] == estimate(counts_nkk).metrics["mean_iou"]
+    assert grouped[1].metrics["mean_iou"] != estimate(now.answer.counts_nkk).metrics["mean_iou"]
+
+
+def test_the_classes_of_a_mean_are_those_with_an_iou() -> None:
+    assert [one.classes_scored for one in judged(evaluation(20))] == [4, 4]
+    assert [one.classes_scored for one in judged(without_class(evaluation(20), "stone"))] == [3, 3]
+
+
+def test_a_boundary_score_averages_classes_with_a_contour_and_is_unknown_without_any() -> None:
+    def entry(boundary: list[list[int]]) -> HistoryEntry:
+        now = evaluation(3)
+        answers = {name: replace(one, boundary=np.array(boundary)) for name, one in now.answers.items()}
+        return judged(replace(now, answers=answers))[1]
+
+    one, half, none = [10, 10, 10], [10, 15, 5], [0, 0, 0]
+    found = entry([one, one, none, [10, 5, 5]]).metrics["boundary_iou"]
+    assert found.value == pytest.approx((1 + 1 + 0.5) / 3)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert entry([half] * 4).metrics["boundary_iou"].value == pytest.approx(0.25)
+    assert math.isnan(entry([none] * 4).metrics["boundary_iou"].value)
 
 
 def test_an_entry_holds_every_score_of_its_answer_with_intervals() -> None:
@@ -79,6 +135,43 @@ def test_what_is_appended_is_read_oldest_first(tmp_path: Path) -> None:
     assert same(history.read_history(Url(str(tmp_path))), [*days[1], *days[2], *days[0]])
 
 
+def test_entries_come_oldest_first_where_the_names_of_their_objects_sort_the_other_way(tmp_path: Path) -> None:
+    networks = sorted(
+        range(6), key=lambda n: history.history_object_name(judged(evaluation(5, network=n))), reverse=True
+    )
+    for day, network in enumerate(networks):
+        history.append_history(Url(str(tmp_path)), judged(evaluation(5, network=network), day=day))
+    read = history.read_history(Url(str(tmp_path)))
+    assert [entry.run_fp for entry in read] == [f"{network:012x}" for network in networks for _ in range(2)]
+    assert [entry.judged for entry in read] == [False, True] * 6
+
+
+def test_entries_of_one_moment_come_by_run_and_the_judged_answer_last(tmp_path: Path) -> None:
+    """Two settings of one run are submitted at once, and the judged answer may be written first."""
+    for network in (3, 1, 2):
+        history.append_history(Url(str(tmp_path)), judged(evaluation(5, network=network))[::-1])
+    read = history.read_history(Url(str(tmp_path)))
+    assert [(int(entry.run_fp, 16), entry.judged) for entry in read] == [
+        (network, last) for network in (1, 2, 3) for last in (False, True)
+    ]
+
+
+def test_an_evaluation_of_the_network_alone_is_history_too(tmp_path: Path) -> None:
+    now = evaluation(5)
+    alone = judged(replace(now, answers={"network": now.answers["network"]}))
+    assert history.append_history(Url(str(tmp_path)), alone)
+    assert [(one.answer, one.judged) for one in history.read_history(Url(str(tmp_path)))] == [("network", True)]
+
+
+def test_the_object_of_an_evaluation_is_named_by_20_digits(tmp_path: Path) -> None:
+    history.append_history(Url(str(tmp_path)), judged(evaluation(5)))
+    (path,) = tmp_path.iterdir()
+    assert re.fullmatch(r"evaluation-[0-9a-f]{20}\.parquet", path.name)
+    for name in ("evaluation-0123.parquet", f"x{path.name}", f"{path.name}.bak"):
+        (tmp_path / name).write_bytes(b"another file")
+    assert len(history.read_history(Url(str(tmp_path)))) == 2
+
+
 @pytest.mark.s3
 def test_a_history_lives_in_an_object_store(s3_url: str) -> None:
     entries = judged(evaluation())
@@ -100,6 +193,7 @@ def test_the_same_evaluation_submitted_again_appends_nothing(tmp_path: Path) -> 
     [
         judged(evaluation(run_url=Url("s3://runs/tomorrow/run=0123456789ab"))),
         judged(evaluation(data_fp="more images")),
+        judged(evaluation(fingerprint="another config")),
         judged(evaluation(name="stride 8")),
         judged(evaluation(), gates=Gates(samples=101)),
     ],
@@ -154,6 +248,18 @@ def test_other_files_are_left_alone_and_a_damaged_entry_is_named(tmp_path: Path)
     (tmp_path / name).write_bytes(whole.getvalue()[:-20])
     with pytest.raises(StorageError, match=name):
         history.read_history(Url(str(tmp_path)))
+
+
+def test_a_flipped_bit_in_a_text_is_noticed_by_its_checksum(tmp_path: Path) -> None:
+    entry = replace(judged(evaluation(5))[1], command="".join(chr(33 + 37 * at % 89) for at in range(89)))
+    history.append_history(Url(str(tmp_path)), [entry])
+    (path,) = tmp_path.iterdir()
+    data = bytearray(path.read_bytes())
+    data[data.index(entry.command[20:40].encode()) + 5] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(StorageError, match=path.name) as refused:
+        history.read_history(Url(str(tmp_path)))
+    assert "delete it" in refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -214,6 +320,31 @@ def test_there_is_no_last_good_of_another_source_setting_or_class_map(now: Evalu
     assert found("last-good", now, source) is None
 
 
+def test_the_same_run_on_other_data_is_a_baseline() -> None:
+    """A run is evaluated again when labels were added: its own earlier scores are what it is held against."""
+    assert found("last-good", replace(evaluation(20, network=2), data_fp="more")).run_url == Url(
+        "s3://runs/2/run=0123456789ab"
+    )
+
+
+def test_several_sources_are_the_same_however_each_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorded = history.source_text(["one", "two"])
+    entries = judged(evaluation(20, network=1), source=recorded)
+    assert find_baseline("last-good", entries, NOW, source=history.source_text([f"{tmp_path}/one/", "./two"]))
+    assert find_baseline("last-good", entries, NOW, source=f"{tmp_path}/one, two")
+    older = [replace(entry, source="./one, two/") for entry in entries]  # as versions without places wrote it
+    assert find_baseline("last-good", older, NOW, source=recorded)
+    for other in (["one"], ["two", "one"], ["one", "two", "three"]):
+        assert find_baseline("last-good", entries, NOW, source=history.source_text(other)) is None
+
+
+def test_a_source_with_a_secret_is_the_same_with_another() -> None:
+    entries = judged(evaluation(20, network=1), source=history.source_text(["https://me:word@host/val"]))
+    assert "word" not in entries[0].source
+    assert find_baseline("last-good", entries, NOW, source="https://me:other@host/val") is not None
+
+
 def test_an_evaluation_submitted_again_is_not_its_own_baseline() -> None:
     assert found("last-good", evaluation(20, network=2)).run_url == Url("s3://runs/1/run=0123456789ab")
 
@@ -230,6 +361,26 @@ def test_of_a_checkpoint_the_newest_evaluation_of_the_same_setting_is_taken() ->
     assert chosen.run_url == Url("s3://runs/b/run=1")
 
 
+def test_of_a_checkpoint_another_setting_is_taken_where_the_same_has_none_whatever_the_order() -> None:
+    days = [
+        judged(evaluation(20, network=7, run_url=Url(f"s3://runs/{day}/run=1"), name="stride 8"), day=day)
+        for day in (5, 9, 7)
+    ]
+    entries = [entry for day in days for entry in day]
+    assert find_baseline("net-7", entries, NOW, source="s3://fields/val").run_url == Url("s3://runs/9/run=1")
+
+
+def test_a_named_baseline_is_the_answer_that_was_judged() -> None:
+    assert found("net-3").estimates == estimate(evaluation(20, network=3).answer.counts_nkk)
+
+
+@pytest.mark.parametrize("recorded", ["/models/net-1", "/models/net-1/"])
+@pytest.mark.parametrize("wanted", ["net-1", "net-1/", "/models/net-1", "/models/net-1/"])
+def test_a_checkpoint_is_named_by_path_or_last_part_with_or_without_a_slash(recorded: str, wanted: str) -> None:
+    entries = [replace(entry, checkpoint=recorded) for entry in judged(evaluation(20, network=1))]
+    assert find_baseline(wanted, entries, NOW, source="s3://fields/val").checkpoint == recorded
+
+
 def test_the_url_of_a_run_is_taken_whether_the_history_knows_it_or_not() -> None:
     assert found("s3://runs/4/run=0123456789ab").checkpoint == "s3://models/net-4"
     assert found("s3://elsewhere/run=ba9876543210/") == Baseline(Url("s3://elsewhere/run=ba9876543210"))
@@ -239,6 +390,18 @@ def test_an_unknown_baseline_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="no baseline 'net-7'") as error:
         found("net-7")
     assert "s3://models/net-1, s3://models/net-2" in str(error.value)
+
+
+def test_a_history_without_a_comparable_entry_says_so() -> None:
+    with pytest.raises(ConfigError, match="no baseline 'net-1'") as error:
+        found("net-1", source="s3://elsewhere")
+    assert "no entry of this source and class map" in error.value.hint
+    assert "last-good" in error.value.hint
+
+
+@pytest.mark.parametrize("wanted", ["abcdef000003"[:digits] for digits in (6, 9)])
+def test_six_digits_are_a_fingerprint(wanted: str) -> None:
+    assert found(wanted) is not None
 
 
 def test_five_digits_are_no_fingerprint() -> None:
