@@ -14,8 +14,8 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import distributions
 
 import pyarrow as pa
@@ -62,9 +62,9 @@ TYPICAL_IMAGE_BYTES = 200_000
 REPORT_PREVIEWS = 400
 """Previews read back for the report at most: it shows the least certain ones and a random sample."""
 REPORTED_COUNTS = [
-    field.name
-    for field in fields(report.RunSummary)
-    if field.name not in ("parts", "wall_s", "working_s", "images_per_s")
+    column.name
+    for column in fields(report.RunSummary)
+    if column.name not in ("parts", "wall_s", "working_s", "images_per_s")
 ]
 """Fields of a manifest that the report takes over."""
 
@@ -102,6 +102,8 @@ class RunOutcome:
     """Work of this driver alone; empty when the run was finished before."""
     wall_s: float
     """Seconds this driver took."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Files of the source that are no input, by suffix; see `Plan.ignored`."""
 
 
 def identify(cfg: SegmentConfig) -> Run:
@@ -171,7 +173,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
     if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
         refuse_no_images(run, finished)
         log.info("nothing to do: every row of this run is committed")
-        return RunOutcome(finished, RunProgress(), time.monotonic() - started)
+        return RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored)
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
@@ -181,7 +183,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
             run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
         )
         refuse_no_images(run, closed)
-        outcome = RunOutcome(closed, progress, time.monotonic() - started)
+        outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored)
         if run.model:
             write_report(run, outcome)
         manifest.mark_finished(run.url)
@@ -353,7 +355,7 @@ def log_stages(progress: RunProgress) -> None:
 def write_report(run: Run, outcome: RunOutcome) -> None:
     """Write `_report/index.html`, the pictures it links to, and `_report/overlays.png`."""
     previews = manifest.read_previews(run.url, limit=REPORT_PREVIEWS)
-    counts = {field: getattr(outcome.manifest, field) for field in REPORTED_COUNTS}
+    counts = {name: getattr(outcome.manifest, name) for name in REPORTED_COUNTS}
     working_s = outcome.progress.working_s
     page = report.render_run(
         summary=report.RunSummary(
@@ -366,7 +368,7 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         previews=previews,
         classes=run.classes,
         failures=manifest.read_failures(run.url),
-        facts=run_facts(run),
+        facts=run_facts(run) | {"files that are no input": in_words(outcome.ignored)},
         next_commands=_next_commands(run),
         substituted=run.substituted,
     )

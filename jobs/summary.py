@@ -73,6 +73,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "refined": totals.refined,
             "substituted": run.substituted,
             "not_refined": totals.refine_notes,
+            "ignored_files": dict(outcome.ignored),
             "left_out": dict(outcome.progress.left_out.counts),
             "parts": len(totals.parts),
             "rows_now": rows_now,

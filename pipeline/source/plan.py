@@ -27,6 +27,11 @@ KINDS: dict[str, SourceKind] = {
     ".tar": "webdataset",
     ".parquet": "parquet",
 }
+UNREAD_IMAGES = {
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".gif", ".psd", ".exr", ".hdr", ".ecw", ".sid", ".img"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+}
+"""Suffixes of images in formats that are not read: to ignore them is worth a warning."""
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 """Suffixes of compressed tars, refused since they cannot be read in part, and a small file can expand to any size."""
 
@@ -168,6 +173,10 @@ def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> 
         slices.append(slice_shard(root, members))
         _warn_of_twins(members, plan.warnings)
     plan.ignored += ignored
+    if unread := {suffix: count for suffix, count in ignored.items() if suffix in UNREAD_IMAGES}:
+        plan.warnings.append(
+            f"images in formats that are not read: {in_words(unread)}; convert them to JPEG, PNG or TIFF"
+        )
     if not kinds:
         raise _no_images(Url(url), ignored, cfg)
     if len(kinds) > 1:

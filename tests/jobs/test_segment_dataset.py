@@ -64,7 +64,11 @@ def undisturbed(fields: Path, segment: Run, tmp_path_factory: pytest.TempPathFac
 
 
 def test_pandas_and_duckdb_read_the_parts_as_they_are(fields: Path, segment: Run, tmp_path: Path) -> None:
+    (fields / "img.heic").write_bytes(b"a photo in a format that is not read")
     outcome = segment(*flags_for(fields, tmp_path), "--limit", "5")
+    (fields / "img.heic").unlink()
+    assert outcome.summary["ignored_files"] == {".heic": 1}
+    assert "1 .heic" in (outcome.run / "_report/index.html").read_text()
     parts = outcome.run / "parts"
     frame = pd.read_parquet(parts)
     assert list(frame.columns) == records.ROW_SCHEMA.names

@@ -108,8 +108,8 @@ def test_the_time_of_work_runs_from_the_first_key_to_the_last_commit(monkeypatch
     monkeypatch.setattr("pipeline.run.ledger.monotonic", lambda: next(clock))
     ledger = Ledger()
     assert ledger.progress().working_s == 0
-    ledger.enter("infer", ["a"])
-    ledger.enter("infer", ["b"])
+    ledger.enter("infer", ["a"], "w")
+    ledger.enter("infer", ["b"], "w")
     assert ledger.progress().working_s == 0, "nothing is committed"
     ledger.commit(1, {}, 0.1)
     assert ledger.progress().working_s == 30

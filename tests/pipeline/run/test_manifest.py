@@ -244,7 +244,7 @@ def test_a_finished_run_is_known_by_its_files_and_one_reopened_is_not(tmp_path: 
     manifest.close_run(run, Plan([tar("one")]), FARM, fingerprint="0123456789abcdef", on_duplicate="fail")
     assert manifest.read_manifest(run) is None  # until it is marked as finished
     manifest.mark_finished(run)
-    assert {path.name for path in tmp_path.iterdir()} == {"parts", "manifest.json", "_SUCCESS"}
+    assert {path.name for path in tmp_path.iterdir()} == {"parts", "_manifest.json", "_SUCCESS"}
     assert (tmp_path / "_SUCCESS").read_bytes() == b""
     done = manifest.read_manifest(run)
     assert done.run == "0123456789ab"
@@ -259,7 +259,7 @@ def test_a_run_is_unfinished_before_its_manifest_is_gone(tmp_path: Path, monkeyp
     deleted = []
     monkeypatch.setattr(objects, "delete", deleted.append)
     manifest.reopen_run(Url(str(tmp_path)))
-    assert [str(url).rpartition("/")[2] for url in deleted] == ["_SUCCESS", "manifest.json"]
+    assert [str(url).rpartition("/")[2] for url in deleted] == ["_SUCCESS", "_manifest.json", "manifest.json"]
 
 
 stages = st.fixed_dictionaries({name: st.integers(0, 4) for name in manifest.SUMMED_COLUMNS})

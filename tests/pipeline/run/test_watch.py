@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> Url:
 
 
 def finish(run: Url) -> None:
-    objects.put(run / "manifest.json", json.dumps({"run": "0123456789ab", "shards": 1}).encode())
+    objects.put(run / "_manifest.json", json.dumps({"run": "0123456789ab", "shards": 1}).encode())
     objects.put(run / "_SUCCESS", b"")
 
 

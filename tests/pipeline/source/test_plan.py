@@ -67,6 +67,12 @@ def test_a_folder_is_planned_with_every_image_once_and_the_rest_counted():
     assert (made.rows, made.bytes) == (9, 9)
 
 
+def test_images_in_formats_that_are_not_read_are_a_warning_and_other_files_are_none():
+    made = plan_source(cfg(put(dict.fromkeys(["a.jpg", "b.HEIC", "c.heic", "d.dng", "e.txt"], b"x"))))
+    assert made.warnings == ["images in formats that are not read: 2 .heic, 1 .dng; convert them to JPEG, PNG or TIFF"]
+    assert plan_source(cfg(put(dict.fromkeys(["a.jpg", "e.txt", "thumbs.db"], b"x")))).warnings == []
+
+
 def test_names_that_begin_with_an_underscore_are_images_in_every_kind_of_source():
     assert keys_of(plan_source(cfg(put({"_1.tar": tar_of(["_DSC1.jpg", "_in/_DSC2.jpg"])})))) == [
         "_1.tar#_DSC1",
