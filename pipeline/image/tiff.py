@@ -51,9 +51,12 @@ CODECS = {
     32946: "deflate",
     34925: "lzma",
     50000: "zstd",
+    50001: "webp",
 }
-"""Compressions that tifffile reads here: those whose output cannot exceed the announced size."""
-_JPEG = 7
+"""Compressions that tifffile reads here: those whose output cannot exceed the announced size, and `_WITH_HEADERS`."""
+_JPEG, _WEBP = 7, 50001
+_WITH_HEADERS = {_JPEG: "JPEG", _WEBP: "WEBP"}
+"""Compressions whose strips and tiles have a size of their own, by the name of their format in Pillow."""
 _EXTRA_SAMPLES, _ORIENTATION, _NODATA = 338, 274, 42113
 _REDUCED, _MASK = 0b001, 0b100  # bits of NewSubfileType
 _WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6  # PhotometricInterpretation
@@ -101,6 +104,7 @@ def needs_samples(data: bytes) -> bool:
     if (
         bits > 8
         or not unsigned
+        or page.get(COMPRESSION, 1) == _WEBP
         or (count > 1 and page.get(PLANAR, 1) == 2)
         or _NODATA in page
         or _mask_index(data) is not None
@@ -123,8 +127,10 @@ def read_samples(data: bytes, cfg: DecodeConfig, *, bands: int | None = None) ->
     """
     page = next(tiff_pages(data))
     check_tiff(data, page, cfg)
-    jpeg = page.get(COMPRESSION, 1) == _JPEG
-    samples = _read_jpeg(data, page, cfg) if jpeg else _read_page(data, 0)
+    jpeg = page.get(COMPRESSION, 1) == _JPEG and page.get(PLANAR, 1) == 1
+    if page.get(COMPRESSION, 1) == _JPEG and _bits(page) > 8:
+        raise _unread(page, f"JPEG compression of {_bits(page)} bits")
+    samples = _read_jpeg(data, cfg) if jpeg else _read_page(data, 0)
     colours, alpha = (samples, None) if samples.shape[2] == bands else _part_alpha(samples, page)
     valid = _both(_valid_by_nodata(samples, page), _read_mask(data))
     valid = _both(valid, None if alpha is None else alpha > 0)
@@ -171,20 +177,35 @@ def _read_page(data: bytes, index: int) -> Stored:
         needed, there = int(np.prod(reader.chunked)), min(len(reader.dataoffsets), len(reader.databytecounts))
         if there < needed:
             raise InputError("corrupt", f"the header announces {needed} strips or tiles, {there} are there")
-        values = reader.asarray(maxworkers=1)
+        if compression in _WITH_HEADERS:
+            _check_segments(data, reader, _WITH_HEADERS[compression])
         height, width, count = reader.imagelength, reader.imagewidth, reader.samplesperpixel
-        planes_first = count > 1 and reader.planarconfig == 2
+        if planes_first := count > 1 and reader.planarconfig == 2:
+            reader.photometric = _GREY  # else tifffile takes each JPEG plane of three for an image of three bands
+        values = reader.asarray(maxworkers=1)
     stack = np.moveaxis(values, 0, -1) if planes_first else values
     return turn_upright(stack.reshape(height, width, count), _orientation(page))
 
 
-def _read_jpeg(data: bytes, page: Page, cfg: DecodeConfig) -> Stored:
-    """(H, W, C) of a first page in JPEG, upright, colours resolved.
+def _check_segments(data: bytes, reader: TiffPage, form: str) -> None:
+    """Refuse a strip or tile larger than the page announces, for which imagecodecs would allocate up to 12 GB."""
+    rows, columns = (
+        (reader.tilelength, reader.tilewidth) if reader.is_tiled else (reader.rowsperstrip, reader.imagewidth)
+    )
+    for start, size in zip(reader.dataoffsets, reader.databytecounts, strict=True):
+        if not size:  # of a sparse file: no data
+            continue
+        with PilImage.open(io.BytesIO(data[start : start + size]), formats=[form]) as segment:
+            if segment.width > columns or segment.height > max(rows, 1):
+                what = f"a strip or tile of {segment.height}x{segment.width} pixels, announced are {rows}x{columns}"
+                raise InputError("corrupt", what)
 
-    Pillow reads it: its libtiff refuses a strip larger than announced, for which imagecodecs would allocate 12 GB.
+
+def _read_jpeg(data: bytes, cfg: DecodeConfig) -> Stored:
+    """(H, W, C) of a first page in JPEG of interleaved bands, upright, colours resolved.
+
+    Pillow reads it: its libtiff undoes every subsampling of the colours.
     """
-    if page.get(PLANAR, 1) == 2 and int(page.get(SAMPLES, 1)) > 1:
-        raise _unread(page, "JPEG compression in separate planes")
     file = open_header(data, "tiff", cfg)
     file.load()
     values = np.asarray(file.convert("RGB") if file.mode == "YCbCr" else file)

@@ -10,6 +10,7 @@ import rasterio
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.io import MemoryFile
 
 from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
@@ -99,6 +100,40 @@ def test_samples_of_fewer_than_sixteen_bits_scale_by_their_own_range(bits):
     values = np.linspace(0, 2**bits - 1, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     image = decode_image(encode(values, bitspersample=bits), CFG)
     np.testing.assert_array_equal(image.pixels_hwc[..., 0], np.rint(values * (255 / (2**bits - 1))))
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("layout", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 32}])
+def test_planes_in_jpeg_are_read_as_gdal_reads_them(count, layout):
+    planes_chw = np.repeat(np.repeat(noise(count).transpose(2, 0, 1)[:, ::8, ::8], 8, axis=1), 8, axis=2)
+    options = {"compress": "jpeg", "interleave": "band", "photometric": "rgb", **layout}
+    with MemoryFile() as file:
+        with file.open(driver="GTiff", height=HEIGHT, width=WIDTH, count=count, dtype="uint8", **options) as out:
+            out.write(planes_chw)
+        with file.open(driver="GTiff") as stored:
+            expected = stored.read((1, 2, 3))
+        data = file.read()
+    np.testing.assert_array_equal(decode_image(data, CFG).pixels_hwc, expected.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[2]])
+@pytest.mark.parametrize("count", [3, 4])
+def test_webp_is_read_in_strips_and_tiles(count, layout):
+    pixels = noise(count)
+    pixels[..., 3:] = 255
+    image = decode_image(encode(pixels, compression="webp", **layout), CFG)
+    np.testing.assert_array_equal(image.pixels_hwc, pixels[..., :3])
+
+
+@pytest.mark.parametrize(("compression", "planes"), [("jpeg", True), ("webp", False)])
+def test_a_strip_larger_than_announced_is_refused_before_its_memory_is_taken(compression, planes):
+    layout = {"planarconfig": "separate"} if planes else {}
+    large = encode(noise(3), compression=compression, **layout)
+    width = large.index(WIDTH.to_bytes(2, "little"), 8)  # the value of ImageWidth
+    data = large[:width] + (WIDTH - 8).to_bytes(2, "little") + large[width + 2 :]
+    with pytest.raises(InputError, match=f"of {HEIGHT}x{WIDTH} pixels, announced are {HEIGHT}x{WIDTH - 8}") as caught:
+        decode_image(data, CFG)
+    assert caught.value.code == "corrupt"
 
 
 def test_a_compression_that_is_not_read_is_named_with_its_remedy():
