@@ -29,6 +29,9 @@ AVERAGED = "n_averaged"
 LIGHTNING_AVERAGING, LIGHTNING_PLAIN = "averaging_state", "current_model_state."
 """Entries of Lightning's callback WeightAveraging; with them, `state_dict` is the average:
 https://github.com/Lightning-AI/pytorch-lightning, src/lightning/pytorch/callbacks/weight_averaging.py."""
+MMENGINE_AVERAGING, MMENGINE_PLAIN = "ema_state_dict.steps", "ema_state_dict."
+"""Counter of mmengine's EMAHook, which saves the average as `state_dict` and the plain weights as `ema_state_dict`:
+https://github.com/open-mmlab/mmengine, mmengine/hooks/ema_hook.py, `_swap_ema_state_dict`."""
 MODULE_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing add, at any place."""
 LAYER = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -189,6 +192,8 @@ def _weight_sets(
         names = [name for name in tensors if name.startswith(prefix) and not name.startswith(inner)]
         average = bool(_words(prefix) & AVERAGES) or prefix.startswith(averaged)
         average |= LIGHTNING_AVERAGING in source.left_out and not prefix.startswith(LIGHTNING_PLAIN)
+        if MMENGINE_AVERAGING in source.tensors:
+            average = not prefix.startswith(MMENGINE_PLAIN)
         inside = {name.removeprefix(prefix): tensors[name] for name in names}
         sets.append(WeightSet(prefix, inside, frozenset(names), average))
     return sets + _dotless(tensors, sets)

@@ -189,6 +189,21 @@ def test_the_average_is_taken_where_it_is_asked_for(name: str, by_name: bool) ->
     assert name.split(".")[0] in str(made.card.training["weights"])
 
 
+def test_mmengine_saves_the_average_under_the_name_of_the_plain_weights() -> None:
+    value = {
+        "state_dict": AVERAGE,
+        "ema_state_dict": under("module.", PLAIN) | {"steps": torch.tensor(7)},
+        "meta": {"epoch": 3},
+    }
+    assert same(selected(value).tensors, PLAIN)
+    assert same(selected(value, "ema").tensors, AVERAGE)
+    assert same(selected(value, "state_dict").tensors, AVERAGE)
+    assert any("ema_state_dict" in note and "state_dict (average" in note for note in selected(value).notes)
+    other = {"state_dict": PLAIN, "ema_state_dict": under("module.", AVERAGE)}  # of programs that do not swap
+    assert same(selected(other).tensors, PLAIN)
+    assert same(selected(other, "ema").tensors, AVERAGE)
+
+
 @pytest.mark.parametrize("prefix", ["ema.", "ema_model.module.", "teacher.", "swa_model."])
 def test_an_average_that_is_alone_is_taken_and_said(prefix: str) -> None:
     for value in (under(prefix, AVERAGE), {"state_dict": under(prefix, AVERAGE)}, {prefix[:-1]: AVERAGE}):
