@@ -3,7 +3,8 @@
     ray job submit --working-dir . -- python jobs/tune_crf.py --images s3://bucket/val/images \
         --labels s3://bucket/val/labels --checkpoint s3://bucket/model --output s3://bucket/tuned
 
-Labels are PNGs of class ids under the names of their images: images/a/1.jpg, labels/a/1.png. Two minutes on a laptop:
+Labels are PNGs of class ids, or of colours with --labels-as colours, under the names of their images: images/a/1.jpg,
+labels/a/1.png. Two minutes on a laptop:
 
     python -c "from pipeline.datasets.farmland import *; write_folder('f', 20, size_px=96, seed=1, with_labels=True)"
     python -m jobs.tune_crf --images f/images --labels f/labels --checkpoint farmland --output tuned
@@ -34,7 +35,18 @@ class TuneArguments:
 
     job: ClassVar[str] = "tune-crf"
     shown: ClassVar[tuple[str, ...]] = (
-        *("classes", "limit", "grid", "finer", "trimap_px", "samples", "tile.mode", "infer.output_stride"),
+        *(
+            "classes",
+            "labels_as",
+            "label_ids",
+            "limit",
+            "grid",
+            "finer",
+            "trimap_px",
+            "samples",
+            "tile.mode",
+            "infer.output_stride",
+        ),
         *("refine.engine", "refine.prune"),
     )
 
@@ -47,6 +59,7 @@ def tune(cfg: TuneConfig) -> int:
     """Search on Ray, and write parameters, table and report; returns the exit status."""
     from infra import preflight, session
     from jobs import run as runs
+    from pipeline.image.labels import label_coding
     from pipeline.infer import segmenter
     from pipeline.refine.engine import resolve_engine
     from pipeline.run import workers
@@ -60,14 +73,15 @@ def tune(cfg: TuneConfig) -> int:
     run = runs.identify(inputs.segment_config(cfg, grid))
     preflight.check_apart([Url(cfg.images), Url(cfg.labels)], cfg.output_url)
     plan = plan_source(run.cfg)
-    label_urls = inputs.find_labels(cfg, plan)
+    label_urls, coding = inputs.find_labels(cfg, plan), label_coding(cfg)
+    coding.check(run.classes)
     preflight.check_authentication()
     preflight.check_output(cfg.output_url)
     with session.connect() as nodes:
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride)
         crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, run.cfg.runtime), network)
         job = runs.stage_job(run, plan)
-        chunks, left_out = on_ray.score_images(job, plan.shards, label_urls, crew)
+        chunks, left_out = on_ray.score_images(job, plan.shards, label_urls, coding, crew)
         before_search_s = time.monotonic() - started
         search = on_ray.SearchOnRay(job, chunks, crew, base=cfg.refine, widths_px=cfg.trimap_px)
         left_out += search.left_out

@@ -185,7 +185,7 @@ def _check_size(header: _Header, name: str, height: int, width: int, orientation
 
 def _check_kind(header: _Header, name: str, coding: Coding) -> None:
     if coding.kind == "ids" and header.colour not in (_GREY, _PALETTE):
-        hint = "save class ids as a palette or grey PNG, or give --judge.labels-as colours (training: --sets.labels-as)"
+        hint = "save class ids as a palette or grey PNG, or say --labels-as colours (under --judge or --sets)"
         raise LabelError(f"the label {name} is {header.kind}, not class ids", hint=hint)
     if coding.kind == "colours" and (header.colour not in (_RGB, _PALETTE) or header.bits > 8):
         raise LabelError(f"the label {name} is {header.kind}, not colours", hint="save it as an 8-bit RGB PNG")

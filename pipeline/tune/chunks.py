@@ -21,6 +21,8 @@ from pipeline.config import DecodeConfig, RefineConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.image import labels
 from pipeline.image.decode import decode_image
+from pipeline.image.encode import mask_png
+from pipeline.image.labels import Coding
 from pipeline.records import Int64, Item, items_to_table, scored_from_table
 from pipeline.refine.refiner import Refiner
 from pipeline.run.ledger import Ledger
@@ -113,8 +115,10 @@ class ChunkCounts:
     """Processor time of decoding, refining and counting."""
 
 
-def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, Url]) -> tuple[LabelledChunk, ChunkProblems]:
-    """Fetch the images of a shard that have a label, and the labels; check every label against its image."""
+def fetch_chunk(
+    job: Job, shard: Shard, label_urls: Mapping[str, Url], coding: Coding
+) -> tuple[LabelledChunk, ChunkProblems]:
+    """Fetch the images of a shard that have a label, and the labels as class ids, checked against their images."""
     problems = ChunkProblems()
     unlabelled = {member.key for member in shard.members()[: shard.max_rows]} - set(label_urls)
     problems.left_out += [(key, "no label") for key in sorted(unlabelled)]
@@ -124,35 +128,37 @@ def fetch_chunk(job: Job, shard: Shard, label_urls: Mapping[str, Url]) -> tuple[
     with ThreadPoolExecutor(LABELS_AHEAD, thread_name_prefix="labels") as pool:
         urls = [label_urls[item.key] for item in items]
         for item, png in zip(items, pool.map(objects.read_bytes, urls), strict=True):
-            if _is_usable(item, png, label_urls[item.key], job, problems):
+            ids = _label_ids(item, png, label_urls[item.key], job, coding, problems)
+            if ids is not None:
                 usable.append(item)
-                pngs[item.key] = png
+                pngs[item.key] = ids
     problems.images = len(usable)
     return LabelledChunk(items_to_table(usable), pngs), problems
 
 
-def _is_usable(item: Item, png: bytes, url: Url, job: Job, problems: ChunkProblems) -> bool:
-    """True if image and label can be read and have one size; else the reason is added to `problems`."""
+def _label_ids(item: Item, png: bytes, url: Url, job: Job, coding: Coding, problems: ChunkProblems) -> bytes | None:
+    """Label as a PNG of class ids; None, with the reason in `problems`, unless both can be read and have one size."""
     if item.failure:
         problems.left_out.append((item.key, item.failure.code))
-        return False
+        return None
     try:
         image = decode_image(item.data, job.cfg.decode)
-        labels.decode_label(
+        label_hw = labels.decode_label(
             png,
             job.classes,
             name=str(url),
             height=image.height,
             width=image.width,
+            coding=coding,
             orientation=image.orientation,
         )
     except InputError as error:
         problems.left_out.append((item.key, read_failure(error).code))
-        return False
+        return None
     except LabelError as error:
         problems.faults.append(str(error))
-        return False
-    return True
+        return None
+    return png if coding == labels.IDS else mask_png(label_hw, job.classes)
 
 
 class Scorer:

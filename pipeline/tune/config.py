@@ -1,18 +1,16 @@
 """Config of a CRF parameter search: one frozen pydantic class for schema, validation, command line and docs."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
+from pipeline.config import DecodeConfig, InferConfig, LabelsConfig, RefineConfig, TileConfig
 from pipeline.store.url import Url
 
 
-class TuneConfig(BaseModel):
+class TuneConfig(LabelsConfig):
     """Search of CRF parameters on labelled images."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     images: str = Field(description="Folder of images: local or s3://.")
-    labels: str = Field(description="Folder of their labels, PNG of class ids, under the same relative names.")
+    labels: str = Field(description="Folder of their labels, PNGs, under the same relative names.")
     checkpoint: str = Field(
         description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
     )

@@ -17,6 +17,7 @@ import ray
 
 from pipeline.config import RefineConfig
 from pipeline.errors import AtrousError, JobError, LabelError
+from pipeline.image.labels import Coding
 from pipeline.records import Int64
 from pipeline.run.progress import bar
 from pipeline.run.stages import Job
@@ -52,7 +53,7 @@ T = TypeVar("T")
 
 
 def score_images(
-    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, Url], workers: Workers
+    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, Url], coding: Coding, workers: Workers
 ) -> tuple[list[Any], list[tuple[str, str]]]:
     """Read and check every image and label, then run the network over them once.
 
@@ -61,12 +62,12 @@ def score_images(
     Raises:
         LabelError: naming the first invalid labels.
     """
-    fetched, left_out = fetch_chunks(job, shards, label_urls)
+    fetched, left_out = fetch_chunks(job, shards, label_urls, coding)
     return infer_chunks(job, fetched, workers), left_out
 
 
 def fetch_chunks(
-    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, Url]
+    job: Job, shards: Sequence[Shard], label_urls: Mapping[str, Url], coding: Coding
 ) -> tuple[list[Any], list[tuple[str, str]]]:
     """Read and check all images and labels; returns references to the chunks with usable images, in shard order.
 
@@ -79,7 +80,7 @@ def fetch_chunks(
 
     def start(index: int, shard: Shard) -> Any:
         urls = {member.key: label_urls[member.key] for member in shard.members() if member.key in label_urls}
-        chunks[index], problems = task.remote(job, shard, urls)
+        chunks[index], problems = task.remote(job, shard, urls, coding)
         return problems
 
     calls = ((index, lambda index=index, shard=shard: start(index, shard)) for index, shard in enumerate(shards))

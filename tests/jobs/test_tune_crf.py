@@ -103,7 +103,7 @@ def test_counts_of_the_cluster_are_those_of_a_loop_in_one_process(
     for shard in plan_source(run).shards:
         keys = [one.key for one in shard.members() if labels.label_stem(one.key) in at]
         urls = {key: Url(str(fields / "labels")) / at[labels.label_stem(key)] for key in keys}
-        kept, found = tune_chunks.fetch_chunk(job, shard, urls)
+        kept, found = tune_chunks.fetch_chunk(job, shard, urls, labels.IDS)
         if found.images:
             chunks.append(scorer.score(kept))
     rows = pq.read_table(output / "results.parquet").to_pylist()

@@ -15,7 +15,8 @@ from pipeline import classes
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.config import ReadConfig, RefineConfig, SegmentConfig
 from pipeline.datasets import farmland
-from pipeline.image import labels
+from pipeline.image import encode, labels
+from pipeline.image.labels import Coding
 from pipeline.records import Item, Scored, scored_to_table
 from pipeline.refine.presets import crf_params
 from pipeline.run.stages import Job
@@ -27,6 +28,7 @@ from pipeline.tune.chunks import CandidateResult, ScoredChunk, SearchOutcome
 from pipeline.tune.search import NO_CRF
 
 FARM = classes.load_class_map("farmland")
+FARM_COLOURS = np.array([one.colour for one in FARM.classes], np.uint8)
 K = len(FARM)
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>$x_1$.jpg"
 
@@ -40,7 +42,7 @@ def fields(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepared(fields: Path) -> tuple[chunks.LabelledChunk, chunks.ChunkProblems]:
+def prepared(fields: Path, coding: Coding = labels.IDS) -> tuple[chunks.LabelledChunk, chunks.ChunkProblems]:
     cfg = SegmentConfig(
         source=(str(fields / "images"),), output="out", checkpoint="farmland", read=ReadConfig(kind="folder")
     )
@@ -51,7 +53,20 @@ def prepared(fields: Path) -> tuple[chunks.LabelledChunk, chunks.ChunkProblems]:
         for one in shard.members()
         if labels.label_stem(one.key) in at
     }
-    return chunks.fetch_chunk(Job(cfg, FARM, Url(""), "", "", 0), shard, urls)
+    return chunks.fetch_chunk(Job(cfg, FARM, Url(""), "", "", 0), shard, urls, coding)
+
+
+@pytest.mark.parametrize("kind", ["colours", "other ids"])
+def test_labels_of_colours_and_of_other_values_become_class_ids(kind: str, fields: Path) -> None:
+    expected, _ = prepared(fields)
+    for path in (fields / "labels").iterdir():
+        ids = np.asarray(PilImage.open(path))
+        PilImage.fromarray(FARM_COLOURS[ids] if kind == "colours" else (ids * 10 + 7).astype(np.uint8)).save(path)
+    coding = Coding("colours") if kind == "colours" else Coding("ids", {value * 10 + 7: value for value in range(7)})
+    kept, found = prepared(fields, coding)
+    assert (found.images, found.faults) == (6, [])
+    for key, png in expected.labels.items():
+        np.testing.assert_array_equal(encode.read_mask_png(kept.labels[key]), encode.read_mask_png(png))
 
 
 def test_images_and_labels_come_together(fields: Path) -> None:
