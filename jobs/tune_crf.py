@@ -35,19 +35,8 @@ class TuneArguments:
 
     job: ClassVar[str] = "tune-crf"
     shown: ClassVar[tuple[str, ...]] = (
-        *(
-            "classes",
-            "labels_as",
-            "label_ids",
-            "limit",
-            "grid",
-            "finer",
-            "trimap_px",
-            "samples",
-            "tile.mode",
-            "infer.output_stride",
-        ),
-        *("refine.engine", "refine.prune"),
+        *("classes", "labels_as", "label_ids", "limit", "grid", "finer", "trimap_px", "samples"),
+        *("tile.mode", "infer.output_stride", "refine.engine", "refine.prune"),
     )
 
     cfg: Annotated[TuneConfig, tyro.conf.arg(name="")]

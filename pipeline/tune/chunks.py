@@ -128,7 +128,7 @@ def fetch_chunk(
     with ThreadPoolExecutor(LABELS_AHEAD, thread_name_prefix="labels") as pool:
         urls = [label_urls[item.key] for item in items]
         for item, png in zip(items, pool.map(objects.read_bytes, urls), strict=True):
-            ids = _label_ids(item, png, label_urls[item.key], job, coding, problems)
+            ids = _label_ids(item, png, label_urls[item.key], job, problems, coding=coding)
             if ids is not None:
                 usable.append(item)
                 pngs[item.key] = ids
@@ -136,7 +136,7 @@ def fetch_chunk(
     return LabelledChunk(items_to_table(usable), pngs), problems
 
 
-def _label_ids(item: Item, png: bytes, url: Url, job: Job, coding: Coding, problems: ChunkProblems) -> bytes | None:
+def _label_ids(item: Item, png: bytes, url: Url, job: Job, problems: ChunkProblems, *, coding: Coding) -> bytes | None:
     """Label as a PNG of class ids; None, with the reason in `problems`, unless both can be read and have one size."""
     if item.failure:
         problems.left_out.append((item.key, item.failure.code))
