@@ -232,9 +232,11 @@ def refuse_changed_source(run: Run, plan: Plan) -> None:
     url = folder.find_object(run.url, folder.PLAN)
     if not objects.exists(url):
         return
-    stored = io.BytesIO(objects.read_bytes(url))
-    before = pq.read_table(stored) if url.name.endswith(".parquet") else pa.ipc.open_file(stored).read_all()
-    if names := changed(before, plan):
+    with objects.naming_damage(url, hint="delete it if no tar or Parquet file of the source has changed"):
+        stored = io.BytesIO(objects.read_bytes(url))
+        before = pq.read_table(stored) if url.name.endswith(".parquet") else pa.ipc.open_file(stored).read_all()
+        names = changed(before, plan)
+    if names:
         hint = "write to another --output, or give the new content a new name"
         raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import yaml
+from pydantic import TypeAdapter
 
 from pipeline.datasets import receipts
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
@@ -27,6 +28,8 @@ from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
+_Shards = TypeAdapter(dict[str, list[str]])
+"""Content of `plan.json`."""
 LOGGED_PROBLEMS = 20
 """Largest number of problems that `--verify` logs."""
 
@@ -82,7 +85,8 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
     url = cfg.output_url / "_run/config.yaml"
     if not objects.exists(url):
         return
-    stored = yaml.safe_load(objects.read_bytes(url))
+    with objects.naming_damage(url, hint="delete it if the settings are the same, or set another --output"):
+        stored = dict(yaml.safe_load(objects.read_bytes(url)))
     settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
     if Url(str(stored.get("root"))).place == Url(cfg.root).place:
         settings["root"] = stored["root"]  # spelled otherwise
@@ -92,7 +96,7 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
         if stored.get(name) != value
     ]
     if other:
-        hint = "set another --output, or restore the settings"
+        hint = f"set another --output, or restore the settings that {url} has"
         raise ConfigError(f"{cfg.output_url} was prepared with other settings: {redact('; '.join(other))}", hint=hint)
 
 
@@ -108,9 +112,12 @@ def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> lis
     settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
     objects.put(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     plan_url, plan = folder / "plan.json", shard_ids(shards)
-    if objects.exists(plan_url) and json.loads(objects.read_bytes(plan_url)) != plan:
-        hint = "the download has changed; set another --output"
-        raise JobError(f"{Url(cfg.root)} has other examples than when this output was begun", hint=hint)
+    if objects.exists(plan_url):
+        with objects.naming_damage(plan_url, hint="delete it if the download is unchanged, or set another --output"):
+            before = _Shards.validate_json(objects.read_bytes(plan_url))
+        if before != plan:
+            hint = f"the download has changed since {plan_url} was written; set another --output"
+            raise JobError(f"{Url(cfg.root)} has other examples than when this output was begun", hint=hint)
     objects.put(plan_url, json.dumps(plan, indent=1).encode())
     if cfg.retry_failed:
         log.info("retrying %d failed example(s)", receipts.forget_failed_shards(cfg.output_url))

@@ -161,7 +161,12 @@ def read_receipts(output: Url, shards: Iterable[str]) -> list[Receipt]:
     """Read the receipts of shards, in their order."""
     urls = [_receipts_url(output) / f"{shard}.json" for shard in shards]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [Receipt.model_validate_json(data) for data in pool.map(objects.read_bytes, urls)]
+        return list(pool.map(_read_receipt, urls))
+
+
+def _read_receipt(url: Url) -> Receipt:
+    with objects.naming_damage(url, hint="delete it and submit the same command again: its shard is prepared again"):
+        return Receipt.model_validate_json(objects.read_bytes(url))
 
 
 def forget_failed_shards(output: Url) -> int:
@@ -252,7 +257,9 @@ def read_set_manifest(output: Url) -> SetManifest | None:
     """Read the manifest of a finished set; None if it is unfinished."""
     if not objects.exists(output / "_SUCCESS"):
         return None
-    return SetManifest.model_validate_json(objects.read_bytes(output / "manifest.json"))
+    url, hint = output / "manifest.json", f"delete {output / '_SUCCESS'} and submit the same command again"
+    with objects.naming_damage(url, hint=hint):
+        return SetManifest.model_validate_json(objects.read_bytes(url))
 
 
 def close_set(output: Url, planned: Mapping[str, Sequence[str]], classes: ClassMap, origin: Origin) -> SetManifest:

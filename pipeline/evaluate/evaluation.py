@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import yaml
-from pydantic import ValidationError
 
 from pipeline.classes import ClassMap
 from pipeline.config import EvaluateConfig
@@ -228,13 +227,21 @@ class _Sums:
 def _read_run_config(run_url: Url) -> tuple[EvaluateConfig, str]:
     """Config of a run, and the SHA-256 of its checkpoint or masks."""
     folder = run_url / "_run"
-    try:
-        config = yaml.safe_load(objects.read_bytes(folder / "config.yaml"))
-        environment = json.loads(objects.read_bytes(folder / "environment.json"))
-        config["judge"]  # the config of a segmentation lacks only this key
-        return EvaluateConfig.model_validate(config), environment["model_sha256"]
-    except (FileNotFoundError, KeyError, ValidationError) as error:
-        raise ConfigError(f"{run_url} is not a run of an evaluation", hint="submit jobs/evaluate.py") from error
+    config_url, environment_url = folder / "config.yaml", folder / "environment.json"
+    hint = "submit the run's command again, which writes it anew; for a baseline, name another with --baseline"
+    if not objects.exists(config_url):
+        raise _no_evaluation(run_url, "it has no _run/config.yaml")
+    with objects.naming_damage(config_url, hint=hint):
+        config = dict(yaml.safe_load(objects.read_bytes(config_url)))
+        if config and "judge" not in config:  # the config of a segmentation lacks only this key
+            raise _no_evaluation(run_url, "its _run/config.yaml has no section judge")
+        cfg = EvaluateConfig.model_validate(config)
+    with objects.naming_damage(environment_url, hint=hint):
+        return cfg, str(json.loads(objects.read_bytes(environment_url))["model_sha256"])
+
+
+def _no_evaluation(run_url: Url, reason: str) -> ConfigError:
+    return ConfigError(f"{run_url} is not a run of an evaluation: {reason}", hint="submit jobs/evaluate.py")
 
 
 def _collect(run_url: Url, part_names: Sequence[str]) -> tuple[pd.DataFrame, defaultdict[str, _Sums]]:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from pipeline.classes import ClassMap
 from pipeline.errors import JobError
@@ -88,10 +89,18 @@ class Manifest:
 
 
 def read_manifest(run_url: Url) -> Manifest | None:
-    """Manifest of a finished run; None when the run is not finished."""
-    if not objects.exists(run_url / folder.SUCCESS):
+    """Manifest of a finished run; None when the run is not finished.
+
+    Raises:
+        StorageError: the manifest is missing or damaged.
+    """
+    success = run_url / folder.SUCCESS
+    if not objects.exists(success):
         return None
-    return Manifest(**json.loads(objects.read_bytes(folder.find_object(run_url, folder.MANIFEST))))
+    url = folder.find_object(run_url, folder.MANIFEST)
+    hint = f"delete {success} and submit the run's command again: it is written anew from the parts"
+    with objects.naming_damage(url, hint=hint):
+        return TypeAdapter(Manifest).validate_json(objects.read_bytes(url))
 
 
 def reopen_run(run_url: Url) -> None:

@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -100,30 +101,39 @@ def write_part(run_url: Url, table: pa.Table, classes: ClassMap) -> str:
     return name
 
 
+@contextmanager
+def _open_part(run_url: Url, name: str) -> Iterator[io.BufferedReader]:
+    """Open a part; what the block raises when it is damaged becomes an error with its name."""
+    url = parts_url(run_url) / name
+    hint = "delete it and submit the run's command again, which makes its rows anew"
+    with objects.naming_damage(url, hint=hint), objects.open_read(url) as file:
+        yield file
+
+
 def read_part_footer(run_url: Url, name: str) -> Part:
     """Read the footer of one part; of a part that an older version wrote, the column of error codes too.
 
     Raises:
-        pa.ArrowInvalid: when the object is not a whole Parquet file.
+        StorageError: the object is not a whole part.
     """
-    with objects.open_read(parts_url(run_url) / name) as file:
+    with _open_part(run_url, name) as file:
         part = pq.ParquetFile(file)
         rows, stored = part.metadata.num_rows, part.metadata.metadata
         written = FAILED_KEY in stored
         failed = json.loads(stored[FAILED_KEY]) if written else count_failed(part.read(["error_code"])["error_code"])
-    shards = {shard: ShardCount(*count) for shard, count in json.loads(stored[SHARDS_KEY]).items()}
-    return Part(name, rows, shards, failed)
+        shards = {shard: ShardCount(*count) for shard, count in json.loads(stored[SHARDS_KEY]).items()}
+        return Part(name, rows, shards, failed)
 
 
 def read_classes(run_url: Url, name: str) -> ClassMap:
     """Class map of one part."""
-    with objects.open_read(parts_url(run_url) / name) as file:
+    with _open_part(run_url, name) as file:
         return ClassMap.model_validate_json(pq.read_metadata(file).metadata[CLASSES_KEY])
 
 
 def read_columns(run_url: Url, name: str, columns: list[str]) -> pa.Table:
     """Read columns of one part, page checksums verified; columns that an older version did not write are left out."""
-    with objects.open_read(parts_url(run_url) / name) as file:
+    with _open_part(run_url, name) as file:
         return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import StorageError
 from pipeline.image import encode
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
 from pipeline.run import folder, manifest, parts
@@ -23,8 +24,8 @@ def run_problems(run_url: Url) -> Iterator[str]:
     for name in names:
         try:
             table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
-        except (OSError, pa.ArrowInvalid) as error:
-            yield f"{name}: cannot be read: {error}"
+        except StorageError as error:
+            yield f"{name}: cannot be read: {error.message}"
             continue
         yield from (f"{name}: {problem}" for problem in _part_problems(name, table))
         for key in table["key"].to_pylist():
@@ -67,7 +68,11 @@ def _row_problems(row: Row) -> Iterator[str]:
 
 
 def _manifest_problems(run_url: Url, *, rows: int, part_names: list[str]) -> Iterator[str]:
-    committed_manifest = manifest.read_manifest(run_url)
+    try:
+        committed_manifest = manifest.read_manifest(run_url)
+    except StorageError as error:
+        yield str(error)
+        return
     if committed_manifest is None:
         return
     if committed_manifest.rows != rows:

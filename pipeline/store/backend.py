@@ -59,6 +59,9 @@ class Backend:
             else:
                 yield replace(file, path=prefix + name)
 
+    def remove_empty_folders(self, path: str) -> None:
+        """Remove folders without a file at and below `path`: nothing to do where folders are parts of names."""
+
     def entries(self, folder: str) -> list[tuple[str, FileInfo | None]]:
         """Entries of one folder: (`name`, file) for a file, (`name/`, None) for a folder."""
         entries: list[tuple[str, FileInfo | None]] = []

@@ -67,6 +67,12 @@ class LocalBackend(Backend):
         """Remove the file."""
         os.unlink(path)
 
+    def remove_empty_folders(self, path: str) -> None:
+        """Remove the folders, deepest first; one that is not empty, or not there, stays as it is."""
+        for folder, _, _ in os.walk(path, topdown=False):
+            with suppress(OSError):
+                os.rmdir(folder)
+
 
 def _check_name(entry: os.DirEntry[str]) -> None:
     """Refuse entries that cannot become keys: names that are not UTF-8, and links to a folder above."""

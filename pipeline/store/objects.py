@@ -23,10 +23,11 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import fsspec
+import yaml
 
 from pipeline import optional
 from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError, StorageTimeout
@@ -39,6 +40,19 @@ T = TypeVar("T")
 
 _BLOCK_BYTES = 8 * 2**20
 """Bytes per range request of `open_read`: large enough to hide latency, small enough to repeat."""
+
+
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+    NotImplementedError,
+    yaml.YAMLError,
+    RecursionError,
+)
+"""What parsers raise for a damaged file; Arrow's errors are ValueErrors, OSErrors or NotImplementedErrors."""
 
 
 def exists(url: Url) -> bool:
@@ -133,6 +147,11 @@ def delete(url: Url) -> None:
         _request("delete", url, lambda backend, path: backend.delete(path))
 
 
+def remove_empty_folders(url: Url) -> None:
+    """Remove `url` and the folders below it that hold no file. Only a local disk has such folders."""
+    _request("delete", url, lambda backend, path: backend.remove_empty_folders(path))
+
+
 def as_input_error(error: FileNotFoundError | StorageError) -> InputError:
     """Convert the error of a read to the failure of a work item: not_found, storage_timeout or storage_error.
 
@@ -145,6 +164,27 @@ def as_input_error(error: FileNotFoundError | StorageError) -> InputError:
         return InputError("not_found", "the object was listed, but no longer exists")
     code = "storage_timeout" if isinstance(error, StorageTimeout) else "storage_error"
     return InputError(code, error.message, hint=error.hint)
+
+
+@contextmanager
+def naming_damage(url: Url, *, hint: str) -> Iterator[None]:
+    """Name a file of the project's own in the error when it is missing, cut short or of other content.
+
+    Args:
+        url: file that the block reads and parses.
+        hint: what the user does about it.
+
+    Raises:
+        StorageError: in place of what the parsers of JSON, YAML, Parquet and pydantic raise.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{url} is missing", hint=hint) from error
+    except _DAMAGE as error:
+        said = f"no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        lines = said.splitlines()
+        raise StorageError(f"{url} is damaged: {'; '.join(lines[:3])}", hint=hint) from error
 
 
 class _RangeFile(io.RawIOBase):

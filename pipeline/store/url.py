@@ -69,6 +69,11 @@ class Url:
         return f"{self} ({redact(self.place)})"
 
     @property
+    def parent(self) -> "Url":
+        """URL of the folder that holds this one."""
+        return Url(self.raw.rstrip("/").rpartition("/")[0] or ".")
+
+    @property
     def name(self) -> str:
         """Last part of the path; the name of a bucket."""
         return self.raw.rpartition("/")[2]

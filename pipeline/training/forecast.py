@@ -85,10 +85,11 @@ def forecast_run(cfg: TrainConfig, trial: Url) -> Forecast:
 
 
 def delete_trial(trial: Url) -> None:
-    """Delete the output of a trial."""
+    """Delete the output of a trial with its folders, and the output of the run when it holds nothing else."""
     with suppress(NothingThere):  # a trial that failed early has none
         for file in list(objects.list_files(trial)):
             objects.delete(trial / file.path)
+    objects.remove_empty_folders(trial.parent)
 
 
 def _values(run_state: RunState, name: str) -> list[float]:

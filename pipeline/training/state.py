@@ -183,6 +183,7 @@ def delete_old_states(output: Url) -> None:
     for step in saved_steps(output)[:-STATES_KEPT]:
         for name in (STATE_JSON, STATE_TENSORS):
             objects.delete(state_url(output, step) / name)
+        objects.remove_empty_folders(state_url(output, step))
 
 
 class BackgroundWriter:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import classes
+from pipeline.errors import StorageError
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table, rows_to_table
 from pipeline.run import parts
 from pipeline.store.url import Url
@@ -48,7 +49,7 @@ def test_a_flipped_byte_in_a_part_is_noticed(tmp_path) -> None:
     data = bytearray(path.read_bytes())
     data[200] ^= 0xFF
     path.write_bytes(bytes(data))
-    with pytest.raises(OSError, match=r"CRC|corrupt|checksum"):
+    with pytest.raises(StorageError, match=r"is damaged: .*(CRC|corrupt|checksum)"):
         parts.read_columns(Url(str(tmp_path)), name, ROW_SCHEMA.names)
 
 
