@@ -72,6 +72,7 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
     if finished:
         log.info("nothing to do: this run is finished")
     else:
+        run.class_map_of_config(cfg)  # a folder that is not there is said before Ray starts
         preflight.check_output(cfg.output_url / "_run")
         with Lease(cfg.output_url, lease_s=TRAINING_LEASE_S, command=command_line.command()):
             config_url = cfg.output_url / "_run/config.yaml"

@@ -278,7 +278,7 @@ def _write(url: Url, call: Callable[[Backend, str], T]) -> T:
     try:
         return _request("write", url, call)
     except FileNotFoundError as error:
-        raise StorageError(f"cannot write {url}: no such bucket or folder") from error
+        raise StorageError(f"cannot write {url}: no such bucket, or a file where a folder should be") from error
 
 
 def _request(verb: str, url: Url, call: Callable[[Backend, str], T]) -> T:

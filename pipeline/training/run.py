@@ -123,7 +123,8 @@ def class_map_of_config(cfg: TrainConfig) -> ClassMap:
     try:
         data = objects.read_bytes(url, max_bytes=1 << 20)
     except FileNotFoundError as error:
-        raise ConfigError(f"{Url(cfg.data)} has no {CLASSES_FILE}", hint="set --classes to a class map") from error
+        hint = "check --data, or set --classes to a class map"
+        raise ConfigError(f"no {CLASSES_FILE} in {Url(cfg.data).located}", hint=hint) from error
     return classes.from_yaml(data, origin=str(url))
 
 
