@@ -20,6 +20,7 @@ Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
 
 LEFT_WHOLE = 1.25
 """Sides up to this many times a tile or window stay uncut: two that overlap are more work than a single larger one."""

@@ -33,6 +33,7 @@ COMMAND_WIDTH = 100
 """Characters per line of the printed help."""
 COMMANDS = {
     "inspect": "jobs.inspect_run",
+    "export": "jobs.export",
     "import": "jobs.import_checkpoint",
     "models": "jobs.models",
     "compare": "jobs.compare_models",

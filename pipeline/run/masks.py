@@ -56,13 +56,19 @@ class FolderMasks:
         self.url = url
 
     def __call__(self, key: str) -> bytes:
-        """PNG at the key without its suffix; the mask of sample `a.tar#x` is `a.tar/x.png`."""
-        inside = ARCHIVE_KEY.fullmatch(key)
-        name = f"{inside[1]}/{inside[2]}.png" if inside else f"{PurePosixPath(key).with_suffix('')}.png"
+        """PNG at the key's `folder_path`."""
+        name = f"{folder_path(key)}.png"
         try:
             return objects.read_bytes(self.url / name)
         except FileNotFoundError as error:
             raise InputError("mask_missing", f"no {name} among the masks") from error
+
+
+def folder_path(key: str) -> str:
+    """Path of a key in a folder of masks, without `.png`: `a/b` of `a/b.jpg`, `a.tar/x` of sample `a.tar#x`."""
+    inside = ARCHIVE_KEY.fullmatch(key)
+    path = PurePosixPath(key)
+    return f"{inside[1]}/{inside[2]}" if inside else str(path.with_suffix("") if path.name else path)
 
 
 def open_masks(url: Url) -> Masks:
