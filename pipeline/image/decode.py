@@ -253,9 +253,9 @@ def _stretch_floats(bands: npt.NDArray[Any], valid: Bool) -> UInt8:
 
 def _blend(colours_hwc: UInt8, alpha_hw: UInt8, premultiplied: bool, cfg: DecodeConfig) -> UInt8:
     """Blend over the background: (alpha * colour + (255 - alpha) * background) / 255, rounded."""
-    alpha = alpha_hw[..., None].astype(np.uint16)
-    colour = 255 * colours_hwc.astype(np.uint16) if premultiplied else alpha * colours_hwc
-    blended = (colour + (255 - alpha) * np.asarray(cfg.background, np.uint16) + 127) // 255
+    alpha = alpha_hw[..., None].astype(np.uint32)  # a premultiplied colour above its alpha exceeds 16 bits
+    colour = 255 * colours_hwc.astype(np.uint32) if premultiplied else alpha * colours_hwc
+    blended = (colour + (255 - alpha) * np.asarray(cfg.background, np.uint32) + 127) // 255
     levels: UInt8 = blended.clip(0, 255).astype(np.uint8)
     return levels
 

@@ -166,6 +166,26 @@ def test_png_with_fewer_rows_than_announced_is_corrupt(height):
     assert outcome(data)[0] == "corrupt"
 
 
+SAMPLES = {"grey": (0, 1), "RGB": (2, 3), "grey with alpha": (4, 2), "RGB with alpha": (6, 4)}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@pytest.mark.parametrize("height", [1, 2, 5])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_png_of_any_kind_that_lacks_its_last_row_is_corrupt_and_a_black_one_is_not(kind, height, bits):
+    """Opaque black: of its last rows only the alpha is not zero, and where there is none, nothing."""
+    colour, bands = SAMPLES[kind]
+    samples = np.zeros((height, 6, bands), np.uint8 if bits == 8 else np.uint16)
+    if bands in (2, 4):
+        samples[..., -1] = np.iinfo(samples.dtype).max
+    make = partial(bad_inputs.png, 6, height, bits, colour)
+    image = decode_image(make(bad_inputs.png_rows(samples)), CFG)
+    assert not image.pixels_hwc.any()
+    assert image.valid_hw is None
+    stream = zlib.decompress(bad_inputs.png_rows(samples))
+    assert outcome(make(zlib.compress(stream[: len(stream) // height * (height - 1)])))[0] == "corrupt"
+
+
 @given(st.integers(2, 20), st.floats(0, 0.999))
 def test_interlaced_png_needs_its_whole_stream(height, share):
     pixels = scene(height, 24) | 1
@@ -272,6 +292,68 @@ def test_sixteen_bits_stretch_between_percentiles(name):
     expected = np.rint((values - low).clip(0, high - low) * (255 / (high - low)))
     image = decode_image(MADE[name](), DecodeConfig(sixteen_bit="percentile"))
     np.testing.assert_array_equal(image.pixels_hwc, expected)
+
+
+COLOUR_TYPE = {1: 0, 3: 2, 4: 6}
+
+
+def png16(samples: np.ndarray, hidden: tuple[int, ...] | None = None) -> bytes:
+    """A PNG of (H, W, C) samples of 16 bits: grey, RGB or RGBA; `hidden` is the colour of its tRNS chunk."""
+    height, width, count = samples.shape
+    extra = [] if hidden is None else [bad_inputs.chunk(b"tRNS", np.array(hidden, ">u2").tobytes())]
+    return bad_inputs.png(width, height, 16, COLOUR_TYPE[count], bad_inputs.png_rows(samples.astype(np.uint16)), *extra)
+
+
+@pytest.mark.parametrize("kind", ["grey with tRNS", "RGB with tRNS", "RGBA"])
+@pytest.mark.parametrize("sixteen_bit", ["divide", "percentile"])
+def test_pixels_that_are_not_valid_have_no_part_in_the_stretch_of_sixteen_bits(kind, sixteen_bit):
+    """A third of the pixels is hidden and far brighter than the rest: the others look as they do without them."""
+    bands = 1 if kind.startswith("grey") else 3
+    values = np.random.default_rng(1).integers(1000, 3000, (30, 20, bands))
+    values[:10] = 65000
+    alpha = np.full((30, 20, 1), 65535)
+    alpha[:10] = 0
+    data = png16(np.dstack([values, alpha])) if kind == "RGBA" else png16(values, (65000,) * bands)
+    cfg = DecodeConfig(sixteen_bit=sixteen_bit, background=(9, 8, 7))
+    image, alone = decode_image(data, cfg), decode_image(png16(values[10:]), cfg)
+    np.testing.assert_array_equal(image.valid_hw, alpha[..., 0] > 0)
+    np.testing.assert_array_equal(image.pixels_hwc[10:], alone.pixels_hwc)
+    assert (image.pixels_hwc[:10] == (9, 8, 7)).all()
+    assert alone.pixels_hwc.min() == (0 if sixteen_bit == "percentile" else round(1000 / 257))
+
+
+@given(arrays(np.uint16, (2, 3, 4)), st.tuples(*[st.integers(0, 255)] * 3))
+def test_colours_of_sixteen_bits_are_divided_and_then_blended_by_the_high_byte_of_their_alpha(samples, background):
+    if not (samples[..., 3] >> 8).any():
+        samples[0, 0, 3] = 65535
+    image = decode_image(png16(samples), DecodeConfig(background=background))
+    alpha = samples[..., 3:] >> 8
+    colours = np.rint(samples[..., :3] / 257)
+    expected = (alpha * colours + (255 - alpha) * np.array(background, float)) / 255
+    np.testing.assert_allclose(image.pixels_hwc, expected, atol=0.51)
+    valid = np.ones((2, 3), bool) if image.valid_hw is None else image.valid_hw
+    np.testing.assert_array_equal(valid, alpha[..., 0] > 0)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@given(st.data())
+def test_the_hidden_grey_of_few_bits_is_the_value_in_the_file(bits, data):
+    values = data.draw(arrays(np.uint8, (3, 8), elements=st.integers(0, 2**bits - 1)))
+    hidden = data.draw(st.integers(0, 2**bits - 1).filter(lambda value: (values != value).any()))
+    each = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(each.reshape(3, -1).astype(np.uint8), axis=1)
+    chunk = bad_inputs.chunk(b"tRNS", bytes([0, hidden]))
+    image = decode_image(bad_inputs.png(8, 3, bits, 0, bad_inputs.png_rows(rows), chunk), CFG)
+    valid = np.ones(values.shape, bool) if image.valid_hw is None else image.valid_hw
+    np.testing.assert_array_equal(valid, values != hidden)
+    np.testing.assert_array_equal(image.pixels_hwc[..., 0], np.where(valid, values * (255 // (2**bits - 1)), 0))
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_flat_image_of_sixteen_bits_stretches_to_black(bands):
+    image = decode_image(png16(np.full((4, 5, bands), 5000)), DecodeConfig(sixteen_bit="percentile"))
+    assert not image.pixels_hwc.any()
+    assert image.valid_hw is None
 
 
 @given(arrays(np.float32, (4, 6), elements=st.floats(width=32)))

@@ -136,6 +136,83 @@ def test_a_strip_larger_than_announced_is_refused_before_its_memory_is_taken(com
     assert caught.value.code == "corrupt"
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_samples_of_few_bits_reach_from_black_to_white(bits):
+    values = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8) % (2**bits)
+    values[:5] = 2**bits - 1
+    data = encode(values, bitspersample=bits, nodata="77")  # no sample has it: the tag leads around Pillow
+    image = decode_image(data, CFG)
+    np.testing.assert_array_equal(image.pixels_hwc[..., 0], np.rint(values * (255 / (2**bits - 1))))
+    assert image.valid_hw is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", [{}, {"planarconfig": "separate"}])
+def test_inks_become_light_whatever_their_depth_and_layout(dtype, layout):
+    """R = (1 - C)(1 - K), likewise G and B."""
+    ink = noise(4, dtype=dtype)
+    image = decode_image(encode(ink, photometric="separated", nodata="-1", **layout), CFG)
+    absent = 1 - ink / np.iinfo(dtype).max
+    np.testing.assert_allclose(image.pixels_hwc, 255 * absent[..., :3] * absent[..., 3:], atol=2)
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "rgb", "separated"])
+def test_bands_behind_the_colours_of_unspecified_meaning_are_left_out(photometric):
+    count = {"minisblack": 1, "rgb": 3, "separated": 4}[photometric]
+    bands = noise(count + 1)
+    options = {"photometric": photometric, "planarconfig": "separate"}
+    image = decode_image(encode(bands, extrasamples=["unspecified"], **options), CFG)
+    alone = bands[..., 0] if count == 1 else bands[..., :count]
+    usual = {"photometric": photometric} | ({} if count == 1 else {"planarconfig": "separate"})
+    np.testing.assert_array_equal(image.pixels_hwc, decode_image(encode(alone, **usual), CFG).pixels_hwc)
+
+
+def test_bands_that_are_no_colours_say_what_they_are_and_how_to_use_them():
+    with pytest.raises(InputError, match="13 bands of uint16 tagged as grey") as caught:
+        decode_image(encode(noise(13, dtype=np.uint16), photometric="minisblack", planarconfig="contig"), CFG)
+    assert caught.value.code == "band_mismatch"
+    assert "--network.channels" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most", "code"),
+    [
+        (np.int8, 0, 127, "ok"),
+        (np.int8, -1, 127, "band_mismatch"),
+        (np.int16, 0, 32767, "ok"),
+        (np.int16, -1, 0, "band_mismatch"),
+        (np.uint32, 0, 65535, "ok"),
+        (np.uint32, 0, 65536, "band_mismatch"),
+        (np.int32, -1, 65535, "band_mismatch"),
+    ],
+)
+def test_integers_of_other_types_are_read_where_all_are_from_0_to_65535(dtype, least, most, code):
+    values = np.linspace(least, most, HEIGHT * WIDTH).astype(dtype).reshape(HEIGHT, WIDTH)
+    values[0, 0], values[-1, -1] = least, most
+    if code == "ok":
+        full = min(np.iinfo(np.dtype(f"u{np.dtype(dtype).itemsize}")).max, 65535)
+        expected = np.rint(values * (255 / full))
+        np.testing.assert_array_equal(decode_image(encode(values), CFG).pixels_hwc[..., 0], expected)
+        return
+    with pytest.raises(InputError, match="not all from 0 to 65535") as caught:
+        decode_image(encode(values), CFG)
+    assert caught.value.code == code
+
+
+def test_floats_of_all_bands_are_stretched_together_from_the_least_valid_to_the_largest():
+    values = np.dstack([reflectance(), reflectance() * 2 + 1, reflectance() - 3])
+    values[0, 0, 1] = np.nan  # one band is enough to make the pixel invalid, and the others of it count no longer
+    values[0, 0, 0], values[1, 1] = 1e9, -9999
+    image = decode_image(encode(values, nodata="-9999"), DecodeConfig(background=(1, 2, 3)))
+    invalid = np.zeros((HEIGHT, WIDTH), bool)
+    invalid[0, 0] = invalid[1, 1] = True
+    np.testing.assert_array_equal(image.valid_hw, ~invalid)
+    assert (image.pixels_hwc[invalid] == (1, 2, 3)).all()
+    low, high = values[~invalid].min(), values[~invalid].max()
+    expected = (values[~invalid].astype(float) - low) * (255 / (float(high) - low))
+    np.testing.assert_allclose(image.pixels_hwc[~invalid], expected, atol=0.51)
+
+
 def test_a_compression_that_is_not_read_is_named_with_its_remedy():
     data = encode(noise(3, dtype=np.uint16), compression="jpegxl")
     with pytest.raises(InputError, match="compression 50002") as caught:
@@ -314,6 +391,25 @@ def test_an_alpha_before_another_extra_band_is_one() -> None:
     image = decode_image(data, CFG)
     np.testing.assert_array_equal(image.valid_hw, alpha > 0)
     np.testing.assert_array_equal(image.pixels_hwc[9:], colours[9:])
+
+
+@pytest.mark.parametrize("tag", ["unassalpha", "assocalpha"])
+@given(st.integers(0, 255), st.tuples(*[st.integers(0, 255)] * 3), st.tuples(*[st.integers(0, 255)] * 3))
+@examples(30)
+def test_a_colour_is_blended_over_the_background_by_its_alpha_and_rounded(tag, alpha, colour, background):
+    """(alpha * colour + (255 - alpha) * background) / 255; a premultiplied colour is alpha * colour / 255 already.
+
+    One that is brighter than its alpha allows stays as bright as it can be.
+    """
+    colours, opacity = np.full((HEIGHT, WIDTH, 3), 200, np.uint8), np.full((HEIGHT, WIDTH), 255, np.uint8)
+    colours[:5], opacity[:5] = colour, alpha
+    opacity[5:7] = 0  # so that the sample is an alpha at all
+    data = encode(np.dstack([colours, opacity]), extrasamples=[tag])
+    image = decode_image(data, DecodeConfig(background=background))
+    share = 255 if tag == "assocalpha" else alpha
+    expected = np.rint((share * np.array(colour) + (255 - alpha) * np.array(background)) / 255).clip(0, 255)
+    assert image.pixels_hwc[0, 0].tolist() == (expected.tolist() if alpha else list(background))
+    assert (image.pixels_hwc[8:] == 200).all()
 
 
 def test_colours_multiplied_by_their_alpha_are_not_multiplied_again():
