@@ -1,4 +1,6 @@
+import os
 import random
+import socket
 
 import pytest
 
@@ -115,3 +117,86 @@ def test_the_time_of_work_runs_from_the_first_key_to_the_last_commit(monkeypatch
     assert ledger.progress().working_s == 30
     ledger.commit(1, {}, 0.1)
     assert ledger.progress().working_s == 50
+
+
+def test_seconds_and_keys_of_a_stage_are_those_of_all_batches() -> None:
+    ledger = Ledger()
+    for batch, seconds in (("ab", 0.25), ("c", 0.5)):
+        ledger.enter("infer", list(batch), "w")
+        ledger.leave("infer", list(batch), seconds)
+    for rows, seconds in ((2, 0.125), (1, 1.0)):
+        ledger.commit(rows, {"corrupt": rows}, seconds)
+    progress = ledger.progress()
+    assert progress.seconds == {"infer": 0.75, "write": 1.125}
+    assert progress.done == {"infer": 3, "write": 3}
+    assert (progress.committed, progress.failed) == (3, {"corrupt": 3})
+    assert (progress.deaths, progress.dead_workers) == (0, ())
+
+
+def test_the_seconds_of_a_batch_are_those_of_its_results() -> None:
+    ledger = Ledger()
+    work_guarded(ledger, "infer", [0.5, 0.25], key=str, work=list, seconds=float, failure_of=lambda key, _: key)
+    assert ledger.progress().seconds == {"infer": 0.75}
+    assert ledger.progress().done == {"infer": 2}
+
+
+def test_progress_is_a_copy_that_later_work_leaves_as_it_is() -> None:
+    ledger = Ledger()
+
+    def work() -> None:
+        ledger.enter("infer", ["a"], "w")
+        ledger.leave("infer", ["a"], 1.0)
+        ledger.count_bytes_out("infer", 1)
+        ledger.commit(1, {"corrupt": 1}, 1.0)
+        left_out = LeftOut()
+        left_out.add(".pkl", "a.pkl")
+        ledger.count_left_out(f"shard {len(seen)}", left_out)
+
+    seen: list[object] = []
+    work()
+    seen.append(ledger.progress())
+    before = repr(seen[0])
+    work()
+    assert repr(seen[0]) == before != repr(ledger.progress())
+
+
+def test_a_ledger_started_anew_takes_back_keys_that_it_does_not_know() -> None:
+    ledger = Ledger()
+    ledger.leave("infer", ["a", "b"], 1.0)
+    assert ledger.progress().done == {"infer": 2}
+
+
+@pytest.mark.parametrize("answers", [[], ["a", "b", "c"]])
+def test_work_that_gives_too_few_or_too_many_results_is_an_error_and_its_keys_stay_in_hand(answers: list[str]) -> None:
+    ledger = Ledger()
+    with pytest.raises(ValueError, match="zip"):
+        work_guarded(
+            ledger, "infer", ["a", "b"], key=str, work=lambda _: answers, seconds=lambda _: 1.0, failure_of=str.join
+        )
+    assert ledger.enter("infer", ["a"], "next") == [[f"pid {os.getpid()} on {socket.gethostname()}"]]
+
+
+def test_deaths_are_told_to_the_caller_but_not_lent() -> None:
+    ledger = Ledger()
+    ledger.enter("infer", ["a"], "w1")
+    (dead,) = ledger.enter("infer", ["a"], "w2")
+    dead.clear()
+    assert ledger.enter("infer", ["a"], "w3") == [["w1"]]  # a suspect is not in flight until it is entered alone
+
+
+def test_a_suspect_is_entered_alone_and_in_the_name_of_its_worker() -> None:
+    ledger, me = Ledger(), f"pid {os.getpid()} on {socket.gethostname()}"
+    ledger.enter("infer", ["a", "b"], "w1")
+    with pytest.raises(WorkerDiedError):
+        live(ledger, ["a", "b"], {"b"}, tries := [])
+    assert tries == [["a"], ["b"]]
+    assert ledger.enter("infer", ["a", "b"], "w3") == [["w1"], ["w1", me]]
+    assert ledger.progress().dead_workers == ("w1", me)
+    assert ledger.progress().deaths == 3
+
+
+def test_a_key_that_came_through_is_no_suspect_when_its_batch_comes_again() -> None:
+    ledger, tries = Ledger(), []
+    live(ledger, ["a", "b"], set(), tries)
+    live(ledger, ["a", "b"], set(), tries)
+    assert tries == [["a", "b"], ["a", "b"]]

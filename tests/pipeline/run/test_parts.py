@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import re
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -29,6 +30,15 @@ def test_the_name_depends_on_the_keys_and_not_on_their_order(keys: list[str], rn
         assert parts.part_name(keys) != parts.part_name(keys[1:])
 
 
+def test_a_part_is_named_by_20_digits_and_found_by_its_name_alone(tmp_path) -> None:
+    names = sorted(parts.write_part(Url(str(tmp_path)), rows_to_table([row(key)]), FARM) for key in "abc")
+    assert all(re.fullmatch(r"part-[0-9a-f]{20}\.parquet", name) for name in names)
+    for other in ("part-0.parquet.tmp", "notes.parquet", ".part-1.parquet", "part-0"):
+        (tmp_path / "parts" / other).write_bytes(b"")
+    assert parts.list_parts(Url(str(tmp_path))) == names
+    assert {path.name for path in tmp_path.iterdir()} == {"parts"}
+
+
 def test_no_two_lists_of_keys_are_confused_by_what_stands_between_them() -> None:
     assert len({parts.part_name(keys) for keys in (["ab"], ["a", "b"], ['a", "b'], ["a,b"], ["a\nb"])}) == 5
 
@@ -41,6 +51,53 @@ def test_a_part_holds_its_rows_sorted_with_checksums_and_explains_itself() -> No
     metadata = file.schema_arrow.metadata
     assert json.loads(metadata[parts.CLASSES_KEY])["name"] == "farmland"
     assert json.loads(metadata[parts.SHARDS_KEY]) == {"s": [3, 3]}
+
+
+def test_texts_have_dictionaries_and_images_none_and_only_keys_have_statistics() -> None:
+    """Masks are compressed already and differ: a dictionary of them would be built in vain."""
+    rows = [row(key, mask=bytes([at]) * 50, preview_image=b"p") for at, key in enumerate("abc")]
+    group = pq.read_metadata(io.BytesIO(parts.encode_part(rows_to_table(rows), FARM))).row_group(0)
+    columns = {group.column(at).path_in_schema: group.column(at) for at in range(group.num_columns)}
+    for name, column in columns.items():
+        assert ("RLE_DICTIONARY" in column.encodings) == (name in parts.TEXT_COLUMNS), name
+        assert column.is_stats_set == (name == "key"), name
+        assert column.compression == "ZSTD", name
+    assert {"mask", "preview_image", *parts.TEXT_COLUMNS} < set(columns)
+
+
+class Counted(io.BytesIO):
+    """A file that counts the bytes read of it."""
+
+    count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+def test_of_a_part_no_more_is_read_than_is_asked_for(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Footers and columns of a part with a large mask; those of an older version without counts of failures too."""
+    noise = random.Random(0).randbytes(2**20)
+    data = parts.encode_part(rows_to_table([row("a", mask=noise), failed_row("b", "corrupt")]), FARM)
+    older = pq.read_table(io.BytesIO(data))
+    kept = {name: text for name, text in older.schema.metadata.items() if name != parts.FAILED_KEY}
+    pq.write_table(older.replace_schema_metadata(kept), old := io.BytesIO())
+    for content in (data, old.getvalue()):
+        calls = {
+            "footer": lambda: parts.read_part_footer(Url("memory://run"), "part-0.parquet").failed == {"corrupt": 1},
+            "classes": lambda: parts.read_classes(Url("memory://run"), "part-0.parquet") == FARM,
+            "columns": lambda: parts.read_columns(Url("memory://run"), "p", ["key"]).column_names == ["key"],
+        }
+        for name, call in calls.items():
+            file = Counted(content)
+            monkeypatch.setattr(parts.objects, "open_read", lambda _, file=file: file)
+            assert call(), name
+            assert 0 < file.count < 2**18, name
+
+
+def failed_row(key: str, code: str) -> Row:
+    return replace(row(key), status="failed", error_code=code)
 
 
 def test_a_flipped_byte_in_a_part_is_noticed(tmp_path) -> None:
@@ -75,6 +132,21 @@ def test_footers_count_failures_and_those_of_an_older_version_are_read_from_the_
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts/part-0.parquet").write_bytes(data)
     assert parts.read_part_footer(Url(str(tmp_path)), "part-0.parquet").failed == {"corrupt": 2, "empty": 1}
+
+
+def test_the_class_map_of_a_part_is_the_one_it_was_written_with(tmp_path) -> None:
+    for name in ("farmland", "camvid"):
+        written = classes.load_class_map(name)
+        part = parts.write_part(Url(str(tmp_path)), rows_to_table([row(name)]), written)
+        assert parts.read_classes(Url(str(tmp_path)), part) == written
+
+
+def test_shards_are_counted_in_the_order_of_their_ids_with_their_own_totals() -> None:
+    rows = [row("a", "s2"), row("b", "s1", shard_rows=4), row("c", "s2", shard_rows=2), row("d", "s3")]
+    found = parts.count_shards(rows_to_table(rows))
+    expected = {"s1": parts.ShardCount(1, 4), "s2": parts.ShardCount(2, 2), "s3": parts.ShardCount(1, None)}
+    assert found == expected
+    assert list(found) == ["s1", "s2", "s3"]
 
 
 def test_a_part_of_a_version_without_a_column_can_be_read_and_written_anew(tmp_path) -> None:

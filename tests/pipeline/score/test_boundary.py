@@ -43,7 +43,23 @@ def test_rings_are_the_bands_without_the_narrower_ones(truth: np.ndarray, widths
         np.testing.assert_array_equal(found <= index, trimap(truth, width))
 
 
-@pytest.mark.parametrize("widths", [[3, 2], [1, 1], [-1], list(range(300))])
+@given(maps)
+def test_without_widths_no_pixel_is_in_a_band_and_254_are_as_many_as_there_may_be(truth: np.ndarray) -> None:
+    assert not boundary_rings(truth, []).any()
+    rings = boundary_rings(truth, range(254))
+    assert rings.dtype == np.uint8
+    np.testing.assert_array_equal(rings == 1, trimap(truth, 1))
+    assert (rings == 254).all() == (len(np.unique(truth)) == 1)  # without a boundary all are outside
+
+
+def test_a_band_holds_pixels_nearer_than_its_width_and_none_at_it() -> None:
+    """The pixels on either side of a boundary are at 0, those behind them at 1."""
+    truth = np.array([[0, 0, 0, 1, 1, 1]], np.uint8)
+    assert boundary_rings(truth, [0, 1, 2]).tolist() == [[3, 2, 1, 1, 2, 3]]
+    assert boundary_rings(truth, [1.5, 2.5]).tolist() == [[1, 0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("widths", [[3, 2], [1, 1], [-1], list(range(255))])
 def test_widths_that_are_no_bands_are_refused(widths: list[int]) -> None:
     with pytest.raises(ValueError, match="widths of bands must increase strictly"):
         boundary_rings(np.zeros((2, 2), np.uint8), widths)
@@ -65,6 +81,17 @@ def test_contours_overlap_as_eroding_each_class_says(pair, reach: int) -> None:
     either = (found[:, 0] + found[:, 1] - found[:, 2]) > 0
     np.testing.assert_array_equal(boundary_iou(found)[either], found[either, 2] / (found @ [1, 1, -1])[either])
     assert np.isnan(boundary_iou(found)[~either]).all()
+
+
+@given(arrays(np.int64, (4, 2, 5, 2), elements=st.integers(0, 50)))
+def test_boundary_iou_of_many_images_is_that_of_each(counts: np.ndarray) -> None:
+    """(..., K, 3): counts of images and settings in front of the classes."""
+    truth, answer = counts[..., 0] + counts[..., 1], counts[..., 1] + 3
+    boundary = np.stack([truth, answer, np.minimum(truth, answer)], axis=-1)
+    found = boundary_iou(boundary)
+    assert found.shape == (4, 2, 5)
+    for index in np.ndindex(4, 2):
+        np.testing.assert_array_equal(found[index], boundary_iou(boundary[index]))
 
 
 @given(maps, st.integers(1, 9))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.score.intervals import METRICS, by_group, difference, estimate
+from pipeline.score.intervals import METRICS, Estimates, by_group, difference, estimate
 from pipeline.score.metrics import Interval, Scores, bootstrap
 from tests.support.evaluations import K, counts
 
@@ -22,7 +22,41 @@ def test_every_score_agrees_with_a_bootstrap_of_its_own():
 def test_without_images_nothing_is_known():
     found = estimate(TABLES[:0])
     assert len(found.iou) == K
-    assert all(np.isnan(one.value) for one in (*found.iou, *found.metrics.values()))
+    assert tuple(found.metrics) == METRICS
+    for one in (*found.iou, *found.metrics.values()):
+        assert np.isnan([one.value, one.low, one.high]).all()
+
+
+def test_unless_set_there_are_a_thousand_draws_of_seed_0_and_95_percent_of_them_inside():
+    assert estimate(TABLES) == estimate(TABLES, samples=1000, seed=0, level=0.95)
+    narrow, wide = (estimate(TABLES, level=level).metrics["mean_iou"] for level in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_a_difference_of_estimates_is_that_of_each_metric_and_each_class():
+    one, other = estimate(TABLES, samples=50), estimate(counts(12, recall=0.6, network=1), samples=50)
+    found = one.minus(other)
+    assert found.metrics == {name: difference(one.metrics[name], other.metrics[name]) for name in METRICS}
+    assert found.iou == [difference(mine, yours) for mine, yours in zip(one.iou, other.iou, strict=True)]
+
+
+def test_estimates_of_another_number_of_classes_are_not_compared():
+    one = estimate(TABLES, samples=50)
+    for other in (Estimates(one.metrics, one.iou[1:]), Estimates(one.metrics, [*one.iou, one.iou[0]])):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            one.minus(other)
+
+
+def test_counts_of_groups_are_whole_numbers_beyond_what_a_double_holds():
+    counts_nkk = np.array([[[2**53, 1]], [[1, 2]]])
+    summed = by_group(counts_nkk, ["a1", "a2"], "a")
+    assert summed.tolist() == [[[2**53 + 1, 3]]]
+    assert summed.dtype == np.int64
+
+
+def test_groups_keep_the_order_in_which_they_are_met():
+    one = np.arange(4)[:, None, None]
+    assert by_group(one, ["b/1", "a/1", "b/2", "c"], r"^(\w)/").ravel().tolist() == [2, 1, 3]
 
 
 @pytest.mark.parametrize("pattern", [r"^(drive_\d)/", r"^drive_\d"])
@@ -68,6 +102,12 @@ def test_a_difference_is_as_unsure_as_either_side_and_no_more_than_both(one, oth
     width = difference(one, other).high - difference(one, other).low
     sides = one.high - one.low, other.high - other.low
     assert max(sides) / 2 - 1e-9 <= width <= sum(sides) + 1e-9
+
+
+def test_each_side_of_a_difference_adds_what_can_lower_or_raise_it():
+    """Downwards the lower half of the first and the upper half of the second: 3-4-5 and 5-12-13."""
+    found = difference(Interval(10.0, 7.0, 22.0), Interval(1.0, -4.0, 5.0))
+    assert found == Interval(9.0, pytest.approx(9 - 5), pytest.approx(9 + 13))
 
 
 def test_a_symmetric_difference_adds_variances():
