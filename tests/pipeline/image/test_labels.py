@@ -40,7 +40,9 @@ def palette(label: np.ndarray, **how) -> bytes:
 
 
 def read(data: bytes, height: int = 4, width: int = 6) -> np.ndarray:
-    return labels.decode_label(data, CAMVID, name="town/7.png", height=height, width=width)
+    ids_hw = labels.decode_label(data, CAMVID, name="town/7.png", height=height, width=width)
+    assert ids_hw.dtype == np.uint8
+    return ids_hw
 
 
 @given(maps)
@@ -173,7 +175,9 @@ def test_colours_become_the_ids_of_a_loop_over_pixels(data, table) -> None:
     drawn = data.draw(arrays(object, (3, 4), elements=st.sampled_from(sorted(table)).map(lambda colour: (colour,))))
     rgb_hwc = np.array([[cell[0] for cell in row] for row in drawn], np.uint8)
     expected = [[table[cell[0]] for cell in row] for row in drawn]
-    np.testing.assert_array_equal(labels.from_colours(rgb_hwc, table, name="a.png"), expected)
+    ids_hw = labels.from_colours(rgb_hwc, table, name="a.png")
+    np.testing.assert_array_equal(ids_hw, expected)
+    assert ids_hw.dtype == np.uint8
 
 
 @examples(50)
@@ -191,7 +195,9 @@ def test_ids_become_those_of_the_table_or_are_named(raw_hw: np.ndarray, table: d
     strange = [value for value in raw_hw.ravel().tolist() if value not in table]
     if not strange:
         expected = [[table[value] for value in row] for row in raw_hw.tolist()]
-        np.testing.assert_array_equal(labels.from_ids(raw_hw, table, name="a.png"), expected)
+        ids_hw = labels.from_ids(raw_hw, table, name="a.png")
+        np.testing.assert_array_equal(ids_hw, expected)
+        assert ids_hw.dtype == np.uint8
         return
     with pytest.raises(LabelError) as caught:
         labels.from_ids(raw_hw, table, name="a.png")

@@ -28,6 +28,14 @@ with Lease(Url(sys.argv[1]), lease_s=float(sys.argv[2]), command="holder"):
 """
 
 
+ENTER = """
+import sys
+from pipeline.store.lease import Lease
+from pipeline.store.url import Url
+Lease(Url(sys.argv[1]), lease_s=60.0, command="ends").__enter__()
+"""
+
+
 def hold(url: str, lease_s: float) -> subprocess.Popen:
     """A driver in a process of its own that holds the run."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, url, str(lease_s)], stdout=subprocess.PIPE, text=True)
@@ -300,6 +308,7 @@ def test_the_beats_of_a_holder_grow_by_one_until_it_releases(tmp_path: Path, mon
     monkeypatch.setattr(objects, "put", watched)
     with Lease(Url(str(tmp_path)), lease_s=0.12, command="mine"):
         wait_for(lambda: len(beats) >= 3, what="three beats are written")
+        assert "lease" in {thread.name for thread in threading.enumerate()}  # as a dump of a driver's threads shows it
     assert [one.beat for one in beats[:3]] == [1, 2, 3]
     assert [one.released for one in beats] == [False] * (len(beats) - 1) + [True]
     assert latest_owner(Url(str(tmp_path))) == beats[-1]
@@ -347,6 +356,11 @@ def test_a_driver_whose_record_is_gone_is_interrupted(tmp_path: Path) -> None:
 
     with pytest.raises(OwnedElsewhere, match="another driver, whose lease was deleted"):
         hold_until_interrupted(tmp_path, clean_away)
+
+
+def test_a_process_that_ends_without_leaving_its_lease_is_not_kept_alive_by_it(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", ENTER, str(tmp_path)], timeout=20, check=True)
+    assert not latest_owner(Url(str(tmp_path))).released
 
 
 def test_a_store_that_fails_for_a_beat_loses_no_run(
