@@ -142,7 +142,7 @@ def pending_shards(run_url: Url, plan: Plan, part_footers: Sequence[Part]) -> li
     orphans = {shard_id for shard_id in rows if shard_id not in planned}
     partial = {shard.id for shard in open_shards if rows[shard.id]}
     known = _committed_keys(run_url, part_footers, partial | orphans) if partial or orphans else {}
-    by_key = {key: etag for shard_id in orphans for key, etag in known.get(shard_id, {}).items()}
+    by_key = {key: etag for shard_id in orphans for key, etag in known[shard_id].items()}
     pending = [PendingShard(shard, _keys_to_skip(shard, known.get(shard.id, {}), by_key)) for shard in open_shards]
     return [shard for shard in pending if shard.shard.rows is None or len(shard.skip) < shard.shard.rows]
 

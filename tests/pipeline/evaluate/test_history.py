@@ -276,6 +276,16 @@ def test_an_entry_of_other_columns_is_named(column: str, change: str, tmp_path: 
         history.read_history(Url(str(tmp_path)))
 
 
+@pytest.mark.parametrize("column", ["iou", "iou_low", "iou_high"])
+def test_an_entry_with_scores_or_limits_of_fewer_classes_is_named(column: str, tmp_path: Path) -> None:
+    table = history.history_to_table(judged(evaluation(5)))
+    shorter = pa.array([values[:-1] for values in table[column].to_pylist()], table.schema.field(column).type)
+    name = "evaluation-0123456789abcdef0123.parquet"
+    pq.write_table(table.set_column(table.column_names.index(column), column, shorter), tmp_path / name)
+    with pytest.raises(StorageError, match=name):
+        history.read_history(Url(str(tmp_path)))
+
+
 # ---------------------------------------------------------------- baselines
 
 BAD = Gates(samples=100, floors={"crop": 0.99})

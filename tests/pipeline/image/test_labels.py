@@ -355,6 +355,33 @@ def test_a_label_of_the_wrong_kind_says_how_to_save_it() -> None:
     assert "8-bit RGB PNG" in refused.value.hint
 
 
+def test_colours_of_sixteen_bits_are_refused() -> None:
+    """Pillow keeps their high byte, which is a colour all the same."""
+    with pytest.raises(LabelError, match="RGB with 16 bits per sample, not colours"):
+        labels.decode_label(
+            bad_labels.rgb_of_16_bits(), CAMVID, name="a.png", height=10, width=14, coding=Coding("colours")
+        )
+
+
+def test_ignored_pixels_have_the_ignore_id_of_their_class_map() -> None:
+    colours = {"a": (1, 1, 1), "b": (2, 2, 2)}
+    own = ClassMap(
+        name="own", classes=tuple({"name": name, "colour": colour} for name, colour in colours.items()), ignore_id=9
+    )
+    ids_hw = np.array([[0, 1, 9]], np.uint8)
+    drawn = np.array([[(1, 1, 1), (2, 2, 2), VOID]], np.uint8)
+    for data, coding in ((ids_hw, labels.IDS), (drawn, Coding("colours", ignored=(VOID,)))):
+        found = labels.decode_label(png(PilImage.fromarray(data)), own, name="a.png", height=1, width=3, coding=coding)
+        np.testing.assert_array_equal(found, ids_hw)
+    with pytest.raises(LabelError, match=r"the value 255 on 1 pixel\(s\), the class map 'own' 0 to 1 or 9"):
+        labels.decode_label(
+            png(PilImage.fromarray(np.array([[0, 255]], np.uint8))), own, name="a.png", height=1, width=2
+        )
+    with pytest.raises(LabelError, match="is ignored"):
+        labels.check_used(np.full((2, 2), 9, np.uint8), own, name="a.png")
+    labels.check_used(np.full((2, 2), 255, np.uint8), own, name="a.png")
+
+
 def test_a_value_that_the_class_map_lacks_says_what_to_give() -> None:
     with pytest.raises(LabelError, match="0 to 10 or 255") as refused:
         read(palette(blank + 11))

@@ -50,6 +50,17 @@ def test_a_tile_of_a_whole_side_is_the_next_multiple_of_the_bucket(
     assert (grid.tile_height, grid.tile_width) == (expected + align_corners,) * 2
 
 
+@given(st.integers(1, 900), st.sampled_from([(64, 32), (128, 32), (128, 64), (192, 96)]), st.booleans())
+def test_tiles_begin_a_tile_less_the_overlap_apart_but_for_the_last(
+    size: int, cut: tuple[int, int], align_corners: bool
+) -> None:
+    tile_px, overlap_px = cut
+    cfg = TileConfig(tile_px=tile_px, overlap_px=overlap_px, bucket_px=32)
+    steps = np.diff([x for _, x in plan_tiles(1, size, cfg, align_corners=align_corners).corners])
+    assert (steps[:-1] == tile_px - overlap_px).all()
+    assert (steps[-1:] <= tile_px - overlap_px).all()
+
+
 @given(st.integers(81, 600), st.sampled_from([64, 96]), st.booleans())
 def test_the_last_tile_leaves_the_image_by_less_than_the_alignment(
     size: int, tile_px: int, align_corners: bool

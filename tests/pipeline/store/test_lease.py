@@ -49,7 +49,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "_boot_id", lambda: "another machine")
 
 
-def test_a_released_run_is_taken_at_once(tmp_path: Path) -> None:
+def test_a_released_run_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("there is nobody to wait for"))
     for generation in (1, 2, 3):
         with Lease(Url(str(tmp_path)), lease_s=30, command="test") as lease:
             assert lease.generation == generation
@@ -172,6 +173,17 @@ def test_the_latest_driver_is_that_of_the_highest_generation(tmp_path: Path) -> 
     (tmp_path / "_run/progress-999999.json").write_text("{}")
     assert latest_generation(Url(str(tmp_path)) / "_run") == 123456
     assert latest_owner(Url(str(tmp_path))).pid == 123456
+
+
+def test_the_highest_generation_is_found_in_whatever_order_a_store_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for generation in (1, 12, 3):
+        record(tmp_path, generation)
+    listed = sorted(objects.list_files(Url(str(tmp_path)) / "_run"), key=lambda file: file.path)
+    for order in (listed, listed[::-1], [listed[2], *listed[:2]], [listed[0], listed[2], listed[1]]):
+        monkeypatch.setattr(objects, "list_files", lambda _, order=order: iter(order))
+        assert latest_generation(Url(str(tmp_path)) / "_run") == 12
 
 
 def test_a_folder_without_a_lease_has_generation_0(tmp_path: Path) -> None:
