@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
-from pipeline.errors import ConfigError
 from pipeline.records import Image, Item, Scored, Window
 from pipeline.refine import densecrf
 from pipeline.refine.engine import REFINE_ENGINES, RefinedWindow, WindowInput, network_answer
-from pipeline.refine.presets import PRESETS, CrfParams, crf_params
+from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.refiner import Refiner, seconds_allowed
 from pipeline.refine.unary import active_classes, cells_under, softmax, upsample_window
 from pipeline.refine.window import windows
@@ -306,9 +305,3 @@ def test_any_size_and_any_valid_mask_is_refined_and_counted(height: int, width: 
     )
     assert ((got.mask_hw == 255) == ~valid).all()
     assert got.stats.class_pixels.sum() == got.stats.valid_pixels == valid.sum()
-
-
-def test_settings_override_a_preset_one_by_one_and_unknown_presets_are_named() -> None:
-    assert crf_params(RefineConfig(preset="deeplab-v2", bi_xy=40, iterations=3)) == CrfParams(4, 40, 3, 3, 1, 3)
-    with pytest.raises(ConfigError, match="no CRF preset 'best'"):
-        crf_params(RefineConfig(preset="best"))
