@@ -12,9 +12,7 @@ OTHER_TESTS = {
     "evaluate/history": ["evaluate/test_trend.py"],
     "image/decode": ["image/test_channels.py", "image/test_tiff.py"],
     "infer/stitch": ["infer/test_tile.py"],
-    "refine/presets": ["refine/test_domain_transform.py", "refine/test_engine.py", "refine/test_refiner.py"],
     "refine/refiner": ["refine/test_engine.py"],
-    "refine/unary": ["refine/test_refiner.py", "refine/test_native.py"],
     "source/plan": ["source/test_folder.py", "source/test_parquet.py", "source/test_webdataset.py"],
     "training/learner": ["training/test_loop.py"],
 }

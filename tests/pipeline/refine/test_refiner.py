@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +12,7 @@ from pipeline.refine import densecrf
 from pipeline.refine.engine import REFINE_ENGINES, RefinedWindow, WindowInput, network_answer
 from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.refiner import Refiner, seconds_allowed
-from pipeline.refine.unary import active_classes, cells_under, softmax, upsample_window
+from pipeline.refine.unary import active_classes, softmax, upsample_window
 from pipeline.refine.window import windows
 from tests.support.examples import examples
 
@@ -37,76 +36,6 @@ def scene(height: int, width: int, *, num_classes: int = 4, seed: int = 0) -> tu
     logits = np.eye(num_classes)[coarse].transpose(2, 0, 1) * 4 + rng.normal(0, 1.5, (num_classes, *coarse.shape))
     logits[-1] = -9  # a class that cannot win
     return Image(pixels, None), (logits - logits.max(axis=0)).astype(np.float16)
-
-
-# ---------------------------------------------------------------- unary
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([4, 8, 16]))
-def test_upsampling_agrees_with_torch(height: int, width: int, stride: int) -> None:
-    cells = -(-height // stride), -(-width // stride)
-    logits = np.random.default_rng(height + 41 * width).normal(size=(3, *cells)).astype(np.float16)
-    full = torch.nn.functional.interpolate(
-        torch.from_numpy(logits.astype(np.float32))[None], scale_factor=stride, mode="bilinear", align_corners=False
-    )[0, :, :height, :width]
-    ours = upsample_window(logits, scored_of(logits, height, width, stride), Window(0, 0, height, width))
-    np.testing.assert_allclose(ours, full.numpy(), atol=1e-5)
-
-
-def test_upsampling_with_aligned_corners_agrees_with_torch_on_its_own_sizes() -> None:
-    """An input of 16n+1 pixels has n+1 cells, the outermost ones on the outermost pixels."""
-    logits = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float16)
-    full = torch.nn.functional.interpolate(
-        torch.from_numpy(logits.astype(np.float32))[None], size=(65, 97), mode="bilinear", align_corners=True
-    )[0]
-    ours = upsample_window(logits, scored_of(logits, 65, 97, 16, align_corners=True), Window(0, 0, 65, 97))
-    np.testing.assert_allclose(ours, full.numpy(), atol=1e-5)
-
-
-@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 10), st.integers(1, 10))
-def test_a_window_of_the_upsampled_map_is_the_upsampled_window(y: int, x: int, height: int, width: int) -> None:
-    logits = np.random.default_rng(7).normal(size=(2, 10, 10)).astype(np.float16)
-    scored = scored_of(logits, 40, 40)
-    whole = upsample_window(logits, scored, Window(0, 0, 40, 40))
-    part = upsample_window(logits, scored, Window(y, x, height, width))
-    np.testing.assert_allclose(part, whole[:, y : y + height, x : x + width], atol=1e-6)
-
-
-@given(
-    st.integers(0, 50),
-    st.integers(0, 50),
-    st.integers(1, 40),
-    st.integers(1, 40),
-    st.sampled_from([1, 2, 4, 8, 16]),
-    st.booleans(),
-)
-def test_the_cells_under_a_window_give_its_pixels(
-    y: int, x: int, height: int, width: int, stride: int, align_corners: bool
-) -> None:
-    window = Window(y, x, height, width)
-    cells = -(-(y + height) // stride) + align_corners, -(-(x + width) // stride) + align_corners
-    logits = np.random.default_rng(y).normal(size=(2, *cells)).astype(np.float16)
-    scored = scored_of(logits, y + height, x + width, stride, align_corners=align_corners)
-    few, first_y, first_x = cells_under(logits, scored, window)
-    moved = Window(first_y, first_x, height, width)
-    np.testing.assert_array_equal(upsample_window(few, scored, moved), upsample_window(logits, scored, window))
-    assert few.shape[1] <= height // stride + 3
-    assert few.shape[2] <= width // stride + 3
-
-
-def test_pruning_drops_what_cannot_win_and_never_a_winner() -> None:
-    logits = np.full((4, 2, 2), -8.0, np.float16)
-    logits[1] = 0
-    logits[2, 0, 0] = 0.1  # wins one cell
-    assert active_classes(logits, prune=0.05)[0] == (1, 2)
-    assert active_classes(logits, prune=0) == ((0, 1, 2, 3), 0)
-
-
-def test_pruning_keeps_the_winners_of_a_uniform_image_of_many_classes() -> None:
-    """With 150 classes the winner may itself be below the threshold."""
-    logits = np.zeros((150, 3, 3), np.float16)
-    logits[42] = 0.01
-    assert active_classes(logits, prune=0.05)[0] == (42,)
 
 
 # ---------------------------------------------------------------- dense CRF
@@ -305,3 +234,136 @@ def test_any_size_and_any_valid_mask_is_refined_and_counted(height: int, width: 
     )
     assert ((got.mask_hw == 255) == ~valid).all()
     assert got.stats.class_pixels.sum() == got.stats.valid_pixels == valid.sum()
+
+
+# ---------------------------------------------------------------- what an engine is given
+
+
+class Watching(Interrupted):
+    """Engine that remembers its windows and gives every pixel the next class."""
+
+    def __init__(self) -> None:
+        super().__init__(windows_in_time=10**6)
+        self.seen = []
+
+    def __call__(self, seen: WindowInput, *, deadline: float) -> RefinedWindow:
+        self.seen.append(seen)
+        return super().__call__(seen, deadline=deadline)
+
+
+def watched(cfg: RefineConfig, image: Image, logits: np.ndarray) -> list[WindowInput]:
+    refiner = Refiner(cfg, CLASSES)
+    refiner.engine = Watching()
+    refiner(scored_of(logits, image.height, image.width), image)
+    return refiner.engine.seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "reach"),
+    [({"bi_xy": 25}, 50), ({"bi_xy": 25.5}, 51), ({"engine": "domain_transform", "sigma_s": 20}, 40)],
+)
+@examples(15)
+@given(st.integers(100, 400), st.integers(100, 400))
+def test_an_engine_sees_each_core_with_two_sigmas_of_halo_up_to_the_border(
+    settings: dict, reach: int, height: int, width: int
+) -> None:
+    image, logits = scene(height, width)
+    found = [seen.window for seen in watched(RefineConfig(window_px=128, **settings), image, logits)]
+    expected = []
+    for core in windows(height, width, 128):
+        top, left = max(0, core.y - reach), max(0, core.x - reach)
+        bottom, right = min(height, core.y + core.height + reach), min(width, core.x + core.width + reach)
+        expected.append(Window(top, left, bottom - top, right - left))
+    assert found == expected
+
+
+def test_an_engine_is_given_the_pixels_and_the_valid_mask_of_its_window_and_no_others() -> None:
+    image, logits = scene(300, 420)
+    image = replace(image, valid_hw=np.random.default_rng(0).random((300, 420)) < 0.6)
+    seen = watched(RefineConfig(window_px=128, bi_xy=10), image, logits)
+    assert len(seen) == 12
+    for one in seen:
+        here = (
+            slice(one.window.y, one.window.y + one.window.height),
+            slice(one.window.x, one.window.x + one.window.width),
+        )
+        np.testing.assert_array_equal(one.pixels_hwc, image.pixels_hwc[here])
+        np.testing.assert_array_equal(one.valid_hw, image.valid_hw[here])
+    assert all(one.valid_hw is None for one in watched(RefineConfig(), *scene(40, 40)))
+
+
+@pytest.mark.parametrize("engine", ["native", "torch", "domain_transform"])
+def test_colours_of_pixels_that_are_not_valid_change_no_mask(engine: str) -> None:
+    image, logits = scene(70, 90)
+    valid = np.ones((70, 90), bool)
+    valid[20:50, 30:60] = False
+    other = image.pixels_hwc.copy()
+    other[~valid] = np.random.default_rng(1).integers(0, 255, (int((~valid).sum()), 3))
+    masks = [
+        Refiner(RefineConfig(engine=engine), CLASSES)(scored_of(logits, 70, 90), Image(pixels, valid)).mask_hw
+        for pixels in (image.pixels_hwc, other)
+    ]
+    np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize("engine", list(REFINE_ENGINES))
+@pytest.mark.parametrize("window_px", [128, 256])
+def test_confidence_is_the_networks_largest_probability_of_each_pixel_to_the_nearest_level(
+    engine: str, window_px: int
+) -> None:
+    image, logits = scene(90, 170)
+    got = Refiner(RefineConfig(engine=engine, window_px=window_px, iterations=1), CLASSES)(
+        scored_of(logits, 90, 170), image
+    )
+    best = softmax(upsample_window(logits, scored_of(logits, 90, 170), Window(0, 0, 90, 170))).max(axis=0)
+    assert got.confidence_hw.dtype == np.uint8
+    np.testing.assert_allclose(got.confidence_hw, best * 255, atol=0.501)
+    assert got.stats.mean(got.stats.confidence_sum) == pytest.approx(float(best.mean(dtype=np.float64)), rel=1e-4)
+
+
+def test_the_time_allowed_counts_from_the_call_and_is_the_same_for_every_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, logits = scene(200, 260)
+    monkeypatch.setattr("pipeline.refine.refiner.monotonic", lambda: 1000.0)
+    refiner = Refiner(RefineConfig(window_px=128, deadline_s=7), CLASSES)
+    refiner.engine = Watching()
+    refiner(scored_of(logits, 200, 260), image)
+    assert set(refiner.engine.deadlines) == {1007.0}
+
+
+def test_one_class_that_is_left_needs_no_engine() -> None:
+    image, logits = scene(40, 40)
+    refiner = Refiner(RefineConfig(), CLASSES)
+    refiner.engine = Watching()
+    got = refiner(replace(scored_of(logits[[2]], 40, 40), class_ids=(2,)), image)
+    assert refiner.engine.seen == []
+    assert (got.refined, got.note, got.active_classes) == (True, None, 1)
+    assert (got.network_hw == 2).all()
+
+
+def test_without_an_engine_the_mask_is_the_networks_whether_or_not_there_are_pixels() -> None:
+    image, logits = scene(40, 52)
+    for given_image in (image, None):
+        got = Refiner(RefineConfig(engine="none"), CLASSES)(scored_of(logits, 40, 52), given_image)
+        assert (got.refined, got.note) == (False, None)
+        np.testing.assert_array_equal(got.mask_hw, got.network_hw)
+        assert got.stats.valid_pixels == 40 * 52
+
+
+def test_what_is_missing_is_named_with_the_key_and_the_engine() -> None:
+    image, logits = scene(8, 8)
+    refiner = Refiner(RefineConfig(engine="torch"), CLASSES)
+    with pytest.raises(ValueError, match=r"k has no pixels, refine\.engine torch needs them"):
+        refiner(scored_of(logits, 8, 8), None)
+    with pytest.raises(ValueError, match="k has no logits"):
+        refiner(replace(scored_of(logits, 8, 8), logits_khw=None), image)
+
+
+def test_a_note_has_the_time_the_size_the_windows_and_the_setting() -> None:
+    image, logits = scene(1000, 2500)
+    refiner = Refiner(RefineConfig(window_px=1024, deadline_s=3), CLASSES)
+    refiner.engine = Interrupted(windows_in_time=1)
+    note = refiner(scored_of(logits, 1000, 2500), image).note
+    assert note.startswith("refine_timeout: 7.5 s for 2.5 Mpx passed after 1 of 3 windows")
+    assert "--refine.deadline-s 3)" in note
