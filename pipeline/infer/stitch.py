@@ -16,7 +16,7 @@ BAND_CELLS = 64
 def _weights(corners: set[int], length: int, total: int) -> dict[int, Float32]:
     """Blend weights of the tiles along one axis, by first cell; the weights over each cell sum to 1."""
     window = blend_window(length)
-    summed = np.zeros(total, np.float32)
+    summed = np.zeros_like(window, shape=total)
     for corner in corners:
         summed[corner : corner + length] += window
     return {corner: window / summed[corner : corner + length] for corner in corners}
@@ -30,7 +30,7 @@ class Canvas:
         self.missing = len(grid.corners)
         tile = -(-grid.tile_height // stride), -(-grid.tile_width // stride)
         corners = [(y // stride, x // stride) for y, x in grid.corners]
-        height, width = (last + cells for last, cells in zip(corners[-1], tile, strict=True))
+        height, width = corners[-1][0] + tile[0], corners[-1][1] + tile[1]
         # Tiles form rows and columns, so the sum of all windows is the product of one sum per axis.
         self._down = _weights({y for y, _ in corners}, tile[0], height)
         self._along = _weights({x for _, x in corners}, tile[1], width)
@@ -65,10 +65,10 @@ def to_half(scores_khw: Float16 | Float32) -> Float16:
     Float16 scores are already shifted, and only copied.
     """
     if scores_khw.dtype == np.float16:
-        return np.array(scores_khw, np.float16)  # a copy, since they may be a view of a batch
+        return scores_khw.astype(np.float16)  # a copy, since they may be a view of a batch
     logits = np.empty(scores_khw.shape, np.float16)
     for top in range(0, scores_khw.shape[1], BAND_CELLS):
         band = scores_khw[:, top : top + BAND_CELLS]
-        shifted = band - band.max(axis=0, keepdims=True)
+        shifted = band - band.max(axis=0)
         logits[:, top : top + BAND_CELLS] = np.maximum(shifted, np.finfo(np.float16).min)
     return logits

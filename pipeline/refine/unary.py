@@ -53,8 +53,8 @@ def cells_under(logits_khw: Float16, scored: Scored, window: Window) -> tuple[Fl
 
 def softmax(logits_khw: Float32) -> Float32:
     """Probabilities over the first axis, float32."""
-    exp: Float32 = np.exp(logits_khw - logits_khw.max(axis=0, keepdims=True))
-    exp /= exp.sum(axis=0, keepdims=True)
+    exp: Float32 = np.exp(logits_khw - logits_khw.max(axis=0))
+    exp /= exp.sum(axis=0)
     return exp
 
 

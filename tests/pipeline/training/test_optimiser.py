@@ -73,3 +73,42 @@ def test_what_takes_no_gradient_is_left_out() -> None:
     made = optimiser.make_optimiser(network, OptimiseConfig())
     left = {parameter for group in made.param_groups for parameter in group["params"]}
     assert left == {parameter for name, parameter in network.named_parameters() if not name.startswith("encoder")}
+
+
+def stepped(cfg: OptimiseConfig, steps: int) -> list[torch.Tensor]:
+    """Weights after each step with gradients of 1."""
+    network = built("segnet")
+    made = optimiser.make_optimiser(network, cfg)
+    weight = next(network.parameters())
+    weight.data.fill_(1.0)
+    history = []
+    for _ in range(steps):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        made.step()
+        history.append(weight.detach().clone().mean())
+    return history
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_sgd_remembers_the_share_of_its_last_step_that_momentum_says(momentum: float) -> None:
+    cfg = OptimiseConfig(lr=0.01, momentum=momentum, weight_decay=0)
+    first, second, third = stepped(cfg, 3)
+    assert float(1 - first) == pytest.approx(0.01, rel=1e-3)
+    assert float(first - second) == pytest.approx(0.01 * (1 + momentum), rel=1e-3)
+    assert float(second - third) == pytest.approx(0.01 * (1 + momentum + momentum**2), rel=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_decay_is_an_l2_penalty_of_sgd_and_decoupled_in_adamw(decay: float) -> None:
+    (sgd,) = stepped(OptimiseConfig(lr=0.01, momentum=0, weight_decay=decay), 1)
+    (adamw,) = stepped(OptimiseConfig(kind="adamw", lr=0.01, weight_decay=decay), 1)
+    assert float(sgd) == pytest.approx(1 - 0.01 * (1 + decay), abs=1e-5)
+    assert float(adamw) == pytest.approx(1 - 0.01 * decay - 0.01, abs=1e-5)
+
+
+def test_a_new_optimiser_has_the_rate_of_the_settings() -> None:
+    for kind in ("sgd", "adamw"):
+        made = optimiser.make_optimiser(built("segnet"), OptimiseConfig(kind=kind, lr=0.3, head_lr=4))
+        assert {group["lr"] / group["factor"] for group in made.param_groups} == {0.3}
+        assert made.defaults["lr"] == 0.3

@@ -54,6 +54,16 @@ def test_an_optimiser_goes_on_bit_for_bit_and_in_the_same_layout(make):
         assert all(one[name].stride() == other[name].stride() for name in one if isinstance(one[name], torch.Tensor))
 
 
+def test_a_prefix_that_is_added_and_taken_off_leaves_the_tensors_and_no_others():
+    tensors = {"a": torch.zeros(1), "a/b": torch.ones(1), "net/a": torch.ones(2)}
+    added = state.add_prefix("net", tensors)
+    assert added.keys() == {"net/a", "net/a/b", "net/net/a"}
+    others = {"net": torch.ones(4), "network/a": torch.ones(4), "average/a": torch.ones(4), "x/net/a": torch.ones(4)}
+    taken = state.take_prefix("net", others | added)
+    assert taken.keys() == tensors.keys()
+    assert all(taken[name] is tensors[name] for name in tensors)
+
+
 def test_what_is_saved_is_loaded(output):
     tensors = {"network/a": torch.randn(2, 3), "optimiser/0/step": torch.tensor(3.0), "b/n": torch.tensor(5)}
     state.save_state(output, STORY.to_json(), tensors, step=7)
@@ -139,6 +149,73 @@ def test_writing_goes_on_beside_the_caller_and_in_order():
         writer.put(lambda: done.append("third"))
         assert done[:2] == ["first", "second"]
     assert done == ["first", "second", "third"]
+
+
+def test_the_tensors_of_a_state_are_written_before_the_json_that_makes_it_whole(output, monkeypatch):
+    written = []
+    put = objects.put
+    monkeypatch.setattr(objects, "put", lambda url, data: (written.append(str(url)), put(url, data)))
+    state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=12)
+    assert [name.rpartition("/")[2] for name in written] == ["state.safetensors", "state.json"]
+    assert all("checkpoints/step-00000012/" in name for name in written)
+
+
+def test_the_json_of_a_state_is_deleted_before_its_tensors(output, monkeypatch):
+    """A deletion that is cut off leaves tensors that nothing calls a state."""
+    for step in (1, 2, 3):
+        state.save_state(output, STORY.to_json(), {"a": torch.zeros(1)}, step=step)
+
+    def cut_off(url):
+        deleted.append(str(url))
+        raise StorageError("the connection was lost")
+
+    deleted = []
+    monkeypatch.setattr(objects, "delete", cut_off)
+    with pytest.raises(StorageError, match="lost"):
+        state.delete_old_states(output)
+    assert [name.rpartition("/")[2] for name in deleted] == ["state.json"]
+
+
+def test_a_writer_that_nothing_is_given_to_ends_at_once_and_does_not_keep_a_process_alive():
+    with BackgroundWriter() as writer:
+        writer.put()
+        writer.wait()
+    go, seen = threading.Event(), []
+    with BackgroundWriter() as writer:
+        writer.put(lambda: (seen.append(threading.current_thread()), go.wait(5)))
+        go.set()
+    assert [(thread.daemon, thread.name) for thread in seen] == [(True, "checkpoint")]
+
+
+def test_an_error_of_the_caller_is_raised_and_not_one_of_a_write_and_the_write_is_done_first():
+    go, done = threading.Event(), []
+
+    def slow_and_failing():
+        go.wait(5)
+        done.append(1)
+        raise StorageError("the disk is full")
+
+    writer = BackgroundWriter()
+    writer.put(slow_and_failing)
+    go.set()
+    with pytest.raises(KeyError, match="of the caller"), writer:
+        raise KeyError("of the caller")
+    assert done == [1]
+
+
+def test_a_failed_write_is_raised_once_and_says_how_to_go_on():
+    def fail():
+        raise StorageError("the disk is full")
+
+    writer = BackgroundWriter()
+    writer.put(fail, lambda: done.append(1))
+    done = []
+    with pytest.raises(StorageError) as failed:
+        writer.wait()
+    assert "run the same command" in failed.value.hint
+    assert str(failed.value.__cause__) == "the disk is full"
+    assert done == []
+    writer.wait()
 
 
 def test_a_failed_write_is_raised_at_the_next_one_and_at_the_end():
