@@ -1,5 +1,8 @@
 import logging
+import re
 import weakref
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +15,8 @@ from torch import nn
 
 from pipeline import classes
 from pipeline.config import InferConfig, TileConfig
-from pipeline.infer.segmenter import Segmenter, footprint, resolve_precision
+from pipeline.infer.segmenter import DEFAULT_BATCH, Segmenter, footprint, resolve_precision
+from pipeline.infer.tile import plan_tiles
 from pipeline.models import zoo
 from pipeline.models.checkpoint import Card, Checkpoint, blank
 from pipeline.records import Image
@@ -138,6 +142,60 @@ def test_a_real_network_segments_any_size_at_any_stride(output_stride: int, size
     assert got.seconds > 0
 
 
+class Timed(Pooling):
+    """Takes four seconds of a clock of its own for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.batches = 0.0, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.now += 4
+        self.batches.append(len(x))
+        return super().forward(x)
+
+
+def test_the_seconds_of_a_batch_are_shared_among_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four tiles to a batch of four seconds: a second a tile, and a second and a third where three tiles are left."""
+    network = Timed()
+    made = segmenter(network)
+    network.now, network.batches = 0.0, []
+    monkeypatch.setattr("pipeline.infer.segmenter.perf_counter", lambda: network.now)
+    tiles = len(plan_tiles(128, 128, TILE).corners)
+    small, large, last = made([image(64, 64), image(128, 128), image(64, 64)])
+    assert (tiles, network.batches) == (9, [4, 4, 3])
+    assert small.seconds == 1
+    assert large.seconds == pytest.approx(7 + 2 * 4 / 3)
+    assert last.seconds == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("infer", [{}, {"scales": (0.5, 1.0), "flip": True}])
+def test_the_seconds_of_all_images_add_up_to_those_of_the_network(infer: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Timed()
+    made = segmenter(network, InferConfig(precision="fp32", batch=3, **infer))
+    network.now = 0.0
+    monkeypatch.setattr("pipeline.infer.segmenter.perf_counter", lambda: network.now)
+    images = [image(*size) for size in [(40, 40), (150, 70), (64, 200), (33, 90)]]
+    assert sum(one.seconds for one in made(images)) == pytest.approx(network.now)
+
+
+def test_the_network_runs_at_the_output_stride_that_is_asked_for_and_at_the_cards_else() -> None:
+    model, pixels = lively_checkpoint(), image(64, 96).pixels_hwc
+    mean, std = (torch.tensor(channel).view(1, 3, 1, 1) for channel in (model.card.mean, model.card.std))
+    found = {}
+    for stride in (None, 8, 16):
+        made = Segmenter(model, InferConfig(precision="fp32", output_stride=stride), WHOLE, device="cpu")
+        found[stride] = next(made([Image(pixels, None)])).logits_khw
+        with torch.no_grad():
+            logits = model.build(stride or 16)(
+                (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255 - mean) / std
+            )[0]
+        np.testing.assert_allclose(found[stride], logits - logits.amax(0), atol=2e-2)
+        assert made.inference.startswith(f"os{stride or 16} ")
+    assert np.abs(found[8].astype(np.float32) - found[16]).max() > 0.1
+    np.testing.assert_array_equal(found[None], found[16])
+
+
 def slowly(network: nn.Module, pixels: np.ndarray, infer: InferConfig) -> torch.Tensor:
     """Multi-scale and flip as one would write it down: (K, h, w) logits of a whole image, one look after the other."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
@@ -170,7 +228,7 @@ def test_scales_and_flips_are_what_a_plain_loop_gives(
 
 def test_scales_and_flips_of_a_real_network_are_what_a_plain_loop_gives() -> None:
     infer = InferConfig(precision="fp32", scales=(0.5, 1.0), flip=True)
-    real = checkpoint()
+    real = lively_checkpoint()
     pixels = image(64, 128).pixels_hwc
     got = next(Segmenter(real, infer, WHOLE, device="cpu")([Image(pixels, None)]))
     mean, std = (torch.tensor(channel).view(1, 3, 1, 1) for channel in (real.card.mean, real.card.std))
@@ -249,10 +307,11 @@ def test_a_segmenter_says_how_it_looks_at_images(infer: dict, tile: dict, said: 
 def test_a_compiled_network_is_made_before_the_first_image_and_once_for_all_sizes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = []
+    made, freezing = [], set()
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
         made.append(graph)
+        freezing.add(torch._inductor.config.freezing)
         return graph
 
     real = torch.compile
@@ -261,13 +320,14 @@ def test_a_compiled_network_is_made_before_the_first_image_and_once_for_all_size
     infer = InferConfig(precision="fp32", compile=True, batch=3)
     with caplog.at_level(logging.INFO, logger="pipeline.infer.segmenter"):
         compiled = segmenter(Coarse(), infer)
-    assert "network compiled in" in caplog.text
+    assert re.fullmatch(r"network compiled in \d+\.\d s", caplog.messages[-1])
     assert compiled.inference == "os8 fp32 sliding compiled"
     before = len(made)
     for one, other in zip(compiled(images), segmenter(Coarse())(images), strict=True):
         np.testing.assert_allclose(one.logits_khw, other.logits_khw, atol=1e-3)
     assert before >= 1
     assert len(made) == before
+    assert freezing == {True}  # on a CPU weights become constants
 
 
 def test_a_compiler_that_fails_leaves_the_network_as_it_is_and_says_so(
@@ -282,7 +342,7 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_is_and_says_so(
     monkeypatch.setattr(torch, "compile", broken)
     one = segmenter(Pooling(), InferConfig(precision="fp32", compile=True))
     assert one.inference == "os8 fp32 sliding eager (RuntimeError)"
-    assert "no C++ compiler" in caplog.text
+    assert "torch.compile failed, the network runs uncompiled: no C++ compiler" in caplog.text
     assert next(one([image(32, 32)])).error is None
 
 
@@ -299,6 +359,18 @@ def checkpoint() -> Checkpoint:
         license="Apache-2.0",
     )
     return Checkpoint(card, network.state_dict(), "0" * 64)
+
+
+def lively_checkpoint() -> Checkpoint:
+    """Batch norm with the statistics of noise, as if it were trained: else random layers give next to nothing."""
+    model = checkpoint()
+    network = model.build().train()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    return replace(model, state=network.state_dict())
 
 
 def test_the_footprint_is_that_of_the_network_as_float32() -> None:
@@ -355,6 +427,45 @@ def test_an_image_whose_logits_are_never_finite_fails_alone() -> None:
     assert good.logits_khw is not None
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_only_the_tile_that_overflows_is_run_again_and_takes_the_answer_of_float32(place: int) -> None:
+    network = Again()
+    images = [image(32, 32, seed) for seed in range(4)]
+    images[place].pixels_hwc[:16] = 255
+    made = segmenter(network, InferConfig(batch=4, precision="bf16"))
+    network.full.clear()
+    got = list(made(images))
+    assert network.full == [1]
+    assert [one.error for one in got] == [None] * 4
+    exact = list(segmenter(Pooling())(images))
+    for one, other in zip(got, exact, strict=True):
+        np.testing.assert_allclose(one.logits_khw, other.logits_khw, atol=2e-2)
+    np.testing.assert_array_equal(got[place].logits_khw, exact[place].logits_khw)
+
+
+class Again(Broken):
+    """Remembers the sizes of its batches in float32."""
+
+    def __init__(self) -> None:
+        super().__init__(also_in_float32=False)
+        self.full = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_autocast_enabled("cpu"):
+            self.full.append(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("which", "corner"), [(0, "(0, 0)"), (-1, "(64, 64)")])
+def test_a_tile_that_is_never_finite_is_named_by_its_corner_and_not_tried_in_vain(which: int, corner: str) -> None:
+    one = image(128, 128)
+    y, x = plan_tiles(128, 128, TILE).corners[which]
+    one.pixels_hwc[y, x] = 255
+    (bad,) = segmenter(Broken(also_in_float32=True), InferConfig(batch=20, precision="fp32"))([one])
+    assert bad.error.code == "non_finite_logits"
+    assert f"tile at {corner}, also in float32" in bad.error.detail
+
+
 class OnlyHalf(Broken):
     """Gives NaN in half precision, and does not fit the GPU in float32."""
 
@@ -403,3 +514,71 @@ def test_bf16_is_chosen_only_where_the_cpu_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert resolve_precision("auto", torch.device("cpu")) is dtype
+
+
+def test_batches_are_as_large_as_asked_or_as_suits_the_device() -> None:
+    """DEFAULT_BATCH of a CPU: 16 tiles take twice as long each."""
+    for batch, expected in ((None, DEFAULT_BATCH["cpu"]), (3, 3)):
+        network = Timed()
+        made = segmenter(network, InferConfig(precision="fp32", batch=batch))
+        network.batches = []
+        list(made([image(64, 64)] * 12))
+        assert network.batches[0] == expected
+        assert sum(network.batches) == 12
+
+
+# ---------------------------------------------------------------- a GPU, acted by the CPU
+
+
+class Streams:
+    """Acts `torch.cuda`: copies that do not block are done only when their event is waited for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.late, self.pinned, self.waited = [], [], 0
+        copy, empty = torch.Tensor.copy_, torch.empty
+
+        def copy_later(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+            if not non_blocking:
+                return copy(target, source)
+            kept = source.clone()
+            self.late.append(lambda: copy(target, kept))
+            return target
+
+        def page_locked(*size, pin_memory: bool = False, **options) -> torch.Tensor:
+            made = empty(*size, **options)
+            if pin_memory:
+                made.view(torch.uint8).fill_(255)  # NaN until something is copied
+                self.pinned.append((tuple(made.shape), made.dtype))
+            return made
+
+        monkeypatch.setattr(torch.Tensor, "copy_", copy_later)
+        monkeypatch.setattr(torch, "empty", page_locked)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: self)
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self)
+
+    def record(self) -> None:
+        self.landing, self.late = self.late, []
+
+    def synchronize(self) -> None:
+        for copy in self.landing:
+            copy()
+
+    def wait_stream(self, other: object) -> None:
+        assert other is self
+        self.waited += 1
+
+
+def test_on_a_gpu_results_are_read_when_they_have_landed_and_every_batch_waits_for_its_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [image(64, 64, seed) for seed in range(3)]
+    expected = list(segmenter(Pooling())(images))
+    made = segmenter(Pooling())
+    streams = made._upload = Streams(monkeypatch)
+    for one, other in zip(made(images), expected, strict=True):
+        np.testing.assert_array_equal(one.logits_khw, other.logits_khw)
+    assert streams.waited == 1
+    assert streams.pinned == [((3, 64, 64, 3), torch.uint8), ((3, 3, 16, 16), torch.float16), ((3,), torch.bool)]
+    assert len(streams.landing) == 2

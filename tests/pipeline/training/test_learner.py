@@ -138,11 +138,16 @@ def test_convolutions_have_the_precision_asked_for_and_bf16_on_a_gpu_unless_one_
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_a_step_runs_the_convolutions_in_the_precision_asked_for(precision: str, dtype: torch.dtype) -> None:
-    made, seen = learner(config(runtime={"precision": precision})), set()
+    """Whatever precision autocast would take by itself: float16 on a GPU."""
+    made, seen, usual = learner(config(runtime={"precision": precision})), set(), torch.get_autocast_dtype("cpu")
     for layer in made.network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda _, __, scores: seen.add(scores.dtype))
-    step(made, batch())
+    torch.set_autocast_dtype("cpu", torch.float16)
+    try:
+        step(made, batch())
+    finally:
+        torch.set_autocast_dtype("cpu", usual)
     assert seen == {dtype}
     assert {weight.dtype for weight in made.network.parameters()} == {torch.float32}
 
