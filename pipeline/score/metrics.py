@@ -320,7 +320,6 @@ def bootstrap_each(
     return intervals
 
 
-def _weighted(weights: Int64, counts_nkk: Int64 | Float64) -> Int64 | Float64:
+def _weighted(weights: Int64, counts_nkk: Int64 | Float64) -> Float64:
     """Sums over images, weighted by their draws; in float64, which is exact below 2^53, since BLAS has no integers."""
-    summed = np.tensordot(weights.astype(np.float64), counts_nkk.astype(np.float64), axes=1)
-    return summed.astype(np.int64) if counts_nkk.dtype == np.int64 else summed
+    return np.tensordot(weights.astype(np.float64), counts_nkk.astype(np.float64), axes=1)

@@ -197,7 +197,7 @@ def take_step(learner: Learner, batch: Batch, group: Group, *, step: int, rate: 
     optimiser.set_lr(learner.optimiser, cfg.optimise.lr * rate)
     passes = [to_device(group.device, part) for part in split_batch(batch, cfg.optimise.accumulate)]
     units = group.sum(torch.stack([learner.loss.units(part.labels_nhw) for part in passes]).sum(0))
-    learner.optimiser.zero_grad(set_to_none=True)
+    learner.optimiser.zero_grad()
     total = torch.zeros((), device=group.device)
     for number, part in enumerate(passes, 1):
         with nullcontext() if number == len(passes) else without_sync(learner.supervised):

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import EvaluateConfig, ScoreConfig, SegmentConfig, explain, read_yaml
+from pipeline.config import EvaluateConfig, JudgeConfig, ScoreConfig, SegmentConfig, explain, read_yaml
 from pipeline.errors import ConfigError
 
 REQUIRED = {"source": ("s3://bucket/images",), "output": "out", "checkpoint": "farmland"}
@@ -289,3 +289,8 @@ def test_a_setting_that_does_not_fit_the_others_is_named():
 def test_a_pattern_of_slices_that_is_no_regular_expression_is_refused():
     with pytest.raises(ValidationError, match="is not a regular expression: missing"):
         ScoreConfig(slice_pattern="(?P<place>")
+
+
+def test_boundary_iou_reaches_as_far_as_in_its_paper():
+    """Cheng 2021, arXiv 2103.16562, sec. 4: a distance of 2 % of the image diagonal."""
+    assert JudgeConfig().boundary_share == 0.02

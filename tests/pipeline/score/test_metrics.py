@@ -294,6 +294,47 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     assert paired.high - paired.low < 0.01 < alone.high - alone.low
 
 
+def right_of_100(right: np.ndarray) -> np.ndarray:
+    """(N, 1, 2) counts of images of 100 pixels of one class."""
+    return np.stack([right, 100 - right], axis=-1)[:, None].astype(np.int64)
+
+
+@given(arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 100)), st.integers(0, 2**31))
+def test_the_interval_of_a_single_draw_is_the_score_of_that_draw_and_the_images_as_they_are_are_none(
+    right: np.ndarray, seed: int
+) -> None:
+    found = bootstrap(right_of_100(right), lambda scores: scores.pixel_accuracy, samples=1, seed=seed)
+    (draw,) = bootstrap_weights(len(right), samples=1, seed=seed)
+    assert found.value == pytest.approx(right.mean() / 100)
+    assert found.low == found.high == pytest.approx(np.average(right, weights=draw) / 100)
+
+
+@given(arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 100)), st.sampled_from([0.5, 0.9, 0.95]))
+def test_an_interval_holds_the_share_of_the_draws_that_its_level_says(right: np.ndarray, level: float) -> None:
+    found = bootstrap(right_of_100(right), lambda scores: scores.pixel_accuracy, samples=200, seed=7, level=level)
+    draws = bootstrap_weights(len(right), samples=200, seed=7) @ right / (100 * len(right))
+    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]), abs=1e-12)
+
+
+def test_intervals_take_1000_draws_of_seed_0_and_a_level_of_95_percent_unless_told_otherwise() -> None:
+    counts = right_of_100(np.random.default_rng(0).integers(0, 100, 20))
+    settings = {"samples": 1000, "seed": 0, "level": 0.95}
+    assert bootstrap(counts, lambda scores: scores.pixel_accuracy) == bootstrap(
+        counts, lambda scores: scores.pixel_accuracy, **settings
+    )
+    assert bootstrap_each(counts, lambda scores: scores.iou) == bootstrap_each(
+        counts, lambda scores: scores.iou, **settings
+    )
+
+
+def test_counts_of_gigapixels_are_scored_to_the_last_pixel() -> None:
+    """Sums are exact in float64 as far as 2^53."""
+    right, wrong = 2**45 + 1, 2**45 - 1
+    counts = np.array([[[right, wrong]], [[1, 0]]], np.int64)
+    found = bootstrap(counts, lambda scores: scores.hits[..., 0], samples=100)
+    assert found.value == right + 1
+
+
 def test_several_scores_at_once_are_what_each_is_alone() -> None:
     rng = np.random.default_rng(2)
     counts, against = rng.integers(0, 50, (2, 12, 3, 4))

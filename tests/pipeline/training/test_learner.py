@@ -187,6 +187,12 @@ def test_the_loss_leaves_out_the_ignored_id_of_the_class_map() -> None:
     assert float(made.loss.units(labels).sum()) == 0
 
 
+def test_network_and_loss_are_on_the_device_of_the_rank() -> None:
+    made = learner(config(), Group(device=torch.device("meta")))
+    tensors = [*made.network.state_dict().values(), *made.network.parameters(), made.loss.weight_of_id]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
 def test_the_background_of_weak_labels_is_the_class_that_is_named() -> None:
     assert learner(config()).background == 0
     assert learner(config(weak={"background": "pond"})).background == 2
@@ -279,6 +285,11 @@ def test_derived_seeds_are_seeds_of_torch_and_differ(numbers: list[tuple[int, in
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seeds == [derive_seed(*several) for several in numbers]
+
+
+def test_derived_seeds_have_63_bits_so_that_those_of_millions_of_steps_differ() -> None:
+    seeds = [derive_seed(0, number, 0) for number in range(200)]
+    assert 0.4 < np.mean([seed / 2**63 for seed in seeds]) < 0.6
 
 
 @pytest.mark.parametrize("decay", [None, 0.5])
@@ -418,6 +429,7 @@ def test_layers_without_a_loss_are_searched_for_only_where_there_are_some(
         step(made, batch(), a_group_of_processes, number=number)
     assert isinstance(made.supervised, DistributedDataParallel)
     assert made.supervised.find_unused_parameters == bool(branches)
+    assert made.supervised.gradient_as_bucket_view  # or each rank holds its gradients twice
 
 
 def test_gradients_of_ranks_are_added_up_although_ddp_takes_their_mean(a_group_of_processes: Group) -> None:
