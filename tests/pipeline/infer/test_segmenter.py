@@ -292,6 +292,15 @@ def test_an_image_too_large_to_look_at_whole_fails_by_name_and_alone() -> None:
     assert "--tile.whole-mpx" in large.error.hint
 
 
+def test_an_image_exactly_at_a_limit_is_segmented_and_one_beyond_it_is_not() -> None:
+    logits = InferConfig(precision="fp32", max_logits_mib=64 * 128 * 3 * 2 / 2**20)
+    within, beyond = segmenter(Pixelwise(), logits)([image(64, 128), image(64, 129)])
+    assert (within.error, beyond.error.code) == (None, "too_many_pixels")
+    whole = TileConfig(mode="whole", whole_mpx=128 * 128 / 1e6)
+    within, beyond = segmenter(Pooling(), FP32, whole)([image(128, 128), image(128, 129)])
+    assert (within.error, beyond.error.code) == (None, "too_many_pixels")
+
+
 @pytest.mark.parametrize(
     ("infer", "tile", "said"),
     [
