@@ -70,6 +70,7 @@ def parse(argv: Sequence[str] | None, arguments: type[A], *, description: str) -
         print_help(arguments, description, program=program(), shown=None if "--help-all" in flags else arguments.shown)
     kind = get_type_hints(arguments)["cfg"]
     cfg = _from_file(flags, kind, arguments)
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # tyro prints pydantic's reports as they are
     kept = {name: getattr(cfg, name) for name in FILE_ONLY if hasattr(cfg, name)}
     default = arguments(cfg=cfg.model_copy(update={name: {} for name in kept}))  # type: ignore[call-arg]
     try:

@@ -68,14 +68,14 @@ def files_of_a_run(folder: Path) -> dict[str, OwnFile]:
     take_lease()
     evaluation = lambda: read_evaluation(run.url)  # noqa: E731
     return {
-        "manifest": OwnFile(path / "manifest.json", lambda: manifest.read_manifest(run.url)),
-        "manifest of a baseline": OwnFile(path / "manifest.json", evaluation),
+        "manifest": OwnFile(path / "_manifest.json", lambda: manifest.read_manifest(run.url)),
+        "manifest of a baseline": OwnFile(path / "_manifest.json", evaluation),
         "config of a baseline": OwnFile(path / "_run/config.yaml", evaluation),
         "environment of a baseline": OwnFile(path / "_run/environment.json", evaluation),
         "footer of a part": OwnFile(path / "parts" / part, lambda: manifest.read_footers(run.url)),
         "columns of a part": OwnFile(path / "parts" / part, evaluation),
         "class map of a part": OwnFile(path / "parts" / part, lambda: parts.read_classes(run.url, part)),
-        "plan": OwnFile(path / "_run/plan.parquet", lambda: runs.refuse_changed_source(run, plan_source(cfg))),
+        "plan": OwnFile(path / "_run/plan.arrow", lambda: runs.refuse_changed_source(run, plan_source(cfg))),
         "lease": OwnFile(path / "_run/owner-000001.json", take_lease),
         "card": OwnFile(folder / "network/card.json", lambda: checkpoint.load_checkpoint(network)),
         "weights": OwnFile(folder / "network/model.safetensors", lambda: checkpoint.load_checkpoint(network)),

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from infra import preflight
 from jobs import cli
 
 SEGMENT = "segment --source src --checkpoint farmland --output out"
@@ -58,6 +59,21 @@ WRONG = {
     "unknown engine": Wrong(f"{SEGMENT} --refine.engine natve", 2, ("natve", "--refine.engine", "native")),
     "limit of 0": Wrong(f"{SEGMENT} --limit 0", 1, ("limit", "greater than or equal to 1 (got 0)")),
     "word in place of a number": Wrong(f"{SEGMENT} --infer.batch two", 2, ("'two'", "--infer.batch")),
+    "overlap off the grid": Wrong(
+        f"{SEGMENT} --tile.overlap-px 600", 2, ("overlap_px", "should be a multiple of 32", "600")
+    ),
+    "label of another size": Wrong(
+        "train --bare --config farmland --data labelled --sets.train all --sets.validation all --classes farmland"
+        " --output out",
+        1,
+        ("label of a.png has 32x32 pixels, its image 64x64", "resize a label by nearest neighbour"),
+    ),
+    "labels of another suffix": Wrong(
+        "train --bare --config farmland --data suffixed --sets.train all --sets.validation all --classes farmland"
+        " --output out",
+        1,
+        ("has no labelled image", "labels are PNG: found a.tif for a.png"),
+    ),
     "output that is a file": Wrong(
         "segment --source src --checkpoint farmland --output taken",
         1,
@@ -92,20 +108,36 @@ WRONG = {
 }
 
 
+LABELLED = {"labelled": ("a.png", 32), "suffixed": ("a.tif", 64)}
+"""Training data with a wrong label: its name and its side, px."""
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Working folder of a newcomer: one image, and files that are not what they seem."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for folder in ("src", "notes"):
-        (tmp_path / folder).mkdir()
-    PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "src/a.png")
+    for folder in ("src", "notes", *(f"{data}/all/{kind}" for data in LABELLED for kind in ("images", "labels"))):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("src", *(f"{data}/all/images" for data in LABELLED)):
+        PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / folder / "a.png")
+    for data, (name, side) in LABELLED.items():
+        PIL.Image.fromarray(np.zeros((side, side), np.uint8)).save(tmp_path / data / "all/labels" / name)
     (tmp_path / "notes/notes.txt").write_text("no image")
     (tmp_path / "key.yaml").write_text("tile: {tile_pixels: 320}")
     (tmp_path / "tab.yaml").write_text("tile:\n\ttile_px: 320\n")
     (tmp_path / "list.yaml").write_text("- source: src\n")
     (tmp_path / "taken").write_text("a file")
     return tmp_path
+
+
+def test_a_submitted_job_with_a_relative_output_is_told_where_it_would_have_written(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(preflight.SUBMITTED, "{}")
+    assert cli.main(shlex.split(f"segment --source {desk}/src --checkpoint farmland --output out")) == 1
+    assert f"out is a relative path in a submitted job: it would be {desk}/out" in caplog.text
+    assert "s3://bucket/folder" in caplog.text
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -122,5 +154,6 @@ def test_a_wrong_command_ends_with_a_message_that_helps(
     assert status == wrong.status, said
     assert printed.out == ""
     assert "Traceback" not in said
+    assert "pydantic" not in said
     for words in wrong.words:
         assert words.format(cwd=desk) in said

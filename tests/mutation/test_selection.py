@@ -61,4 +61,7 @@ def test_every_module_and_test_of_the_table_exists():
 
 def test_other_tests_come_beside_the_mirror():
     assert selected_tests("pipeline/image/decode.py")[0] == "tests/pipeline/image/test_decode.py"
-    assert selected_tests("pipeline/infer/stitch.py") == ["tests/pipeline/infer/test_tile.py"]
+    assert selected_tests("pipeline/infer/stitch.py") == [
+        "tests/pipeline/infer/test_stitch.py",
+        "tests/pipeline/infer/test_tile.py",
+    ]
