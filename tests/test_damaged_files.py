@@ -15,6 +15,7 @@ from pipeline.datasets.config import PrepareConfig
 from pipeline.errors import JobError
 from pipeline.evaluate import history
 from pipeline.evaluate.evaluation import read_evaluation
+from pipeline.export.export import export_run, source_of_run
 from pipeline.models import checkpoint
 from pipeline.run import manifest, parts
 from pipeline.source.plan import plan_source
@@ -57,7 +58,8 @@ def files_of_a_run(folder: Path) -> dict[str, OwnFile]:
     cfg = judged_runs.config(source=str(folder / "source"), output=str(folder / "out"), checkpoint=network)
     run = judged_runs.carry_out(cfg)
     part = parts.list_parts(run.url)[0]
-    path = Path(run.url.raw)
+    path, export = Path(run.url.raw), folder / "export"
+    export_run(run.url, "png", Url(str(export)))
 
     def take_lease() -> None:
         for newer in path.glob("_run/owner-00000[2-9].json"):
@@ -76,6 +78,8 @@ def files_of_a_run(folder: Path) -> dict[str, OwnFile]:
         "columns of a part": OwnFile(path / "parts" / part, evaluation),
         "class map of a part": OwnFile(path / "parts" / part, lambda: parts.read_classes(run.url, part)),
         "plan": OwnFile(path / "_run/plan.arrow", lambda: runs.refuse_changed_source(run, plan_source(cfg))),
+        "export": OwnFile(export / "_export.json", lambda: export_run(run.url, "png", Url(str(export)))),
+        "config of an exported run": OwnFile(path / "_run/config.yaml", lambda: source_of_run(run.url, None)),
         "lease": OwnFile(path / "_run/owner-000001.json", take_lease),
         "card": OwnFile(folder / "network/card.json", lambda: checkpoint.load_checkpoint(network)),
         "weights": OwnFile(folder / "network/model.safetensors", lambda: checkpoint.load_checkpoint(network)),

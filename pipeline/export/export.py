@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator
 
 import yaml
-from pydantic import ValidationError
 
-from pipeline.config import SegmentConfig, explain
-from pipeline.errors import ConfigError, JobError
+from pipeline.config import SegmentConfig
+from pipeline.errors import JobError
 from pipeline.export import coco, geotiff, hugging_face, output, png
 from pipeline.export.output import Form, Outcome, Tally
 from pipeline.export.survey import Survey, survey_run
@@ -82,19 +81,14 @@ def source_of_run(run_url: Url, source: list[str] | None) -> SegmentConfig:
     """Config with the source of a run and how it was read; `source` replaces where it was.
 
     Raises:
-        ConfigError: the run's config is missing or not valid.
+        StorageError: the run's config is missing or damaged.
     """
     url = run_url / folder.CONFIG
-    try:
+    with objects.naming_damage(url, hint="it names the images; export to png, hf or coco"):
         stored = yaml.safe_load(objects.read_bytes(url))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{url} is missing, which names the images", hint="export to png, hf or coco") from error
-    settings = {name: stored[name] for name in _OF_THE_SOURCE if name in stored}
-    settings |= {"source": source} if source else {}
-    try:
+        settings = {name: stored[name] for name in _OF_THE_SOURCE if name in stored}
+        settings |= {"source": source} if source else {}
         return SegmentConfig.model_validate({"checkpoint": "-", "output": run_url.raw} | settings)
-    except ValidationError as error:
-        raise explain(error, origin=str(url)) from error
 
 
 def _outcomes(run: Survey, to: Form, target: Url, cfg: SegmentConfig | None, *, resumed: bool) -> Iterator[Outcome]:

@@ -68,15 +68,15 @@ def open_output(output: Url, run: Survey, form: Form) -> bool:
     """
     if f"{output.place}/".startswith(f"{run.url.place}/"):
         raise ConfigError(f"--output {output} lies inside the run", hint="choose a folder beside it")
-    mine = {"run": run.url.name, "to": form}
-    try:
-        state = json.loads(objects.read_bytes(output / STATE))
-    except FileNotFoundError:
+    if not objects.exists(output / STATE):
         refuse_other_files(output)
         write_state(output, run, form, Tally(), finished=False)
         return False
-    if {name: state.get(name) for name in mine} != mine:
-        found = f"{output} holds the export of {state.get('run')} to {state.get('to')}"
+    with objects.naming_damage(output / STATE, hint="delete the folder and export again"):
+        state = json.loads(objects.read_bytes(output / STATE))
+        run_name, other = state["run"], state["to"]
+    if (run_name, other) != (run.url.name, form):
+        found = f"{output} holds the export of {run_name} to {other}"
         raise ConfigError(f"{found}, not of {run.url.name} to {form}", hint="give another --output")
     return True
 
