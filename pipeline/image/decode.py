@@ -5,7 +5,6 @@ profiles are not applied: the networks were trained without.
 """
 
 import contextlib
-import sys
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,8 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: the operation that undoes each orientatio
     7: PilImage.Transpose.TRANSVERSE,
     8: PilImage.Transpose.ROTATE_90,
 }
-_SWAPPED = {  # Pillow's raw modes of 16-bit colour, and the mode of the opposite byte order
-    f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA", "RGBX")
-    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
-}
+_SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+"""Pillow's raw modes of 16-bit colour in a PNG, and those of the opposite byte order."""
 _EXIF_ORIENTATION = 0x0112
 _FULL = 65535
 
@@ -92,9 +88,9 @@ def _image(pixels: UInt8, valid: Bool | None, orientation: int) -> Image:
 
 
 def _rawmode(file: ImageFile.ImageFile) -> str:
-    """Pillow's raw mode of the samples in the file: "RGB;16B" is 16-bit big-endian RGB."""
+    """Pillow's raw mode of the samples in a PNG: "RGB;16B" is 16-bit big-endian RGB; empty for other formats."""
     args = file.tile[0].args if file.tile else ""
-    return args if isinstance(args, str) else str(args[0]) if args else ""
+    return args if isinstance(args, str) else ""  # of a BMP, ";16" are the bits of a pixel, not of a sample
 
 
 def _load_upright(file: ImageFile.ImageFile) -> tuple[PilImage.Image, int]:
@@ -117,9 +113,9 @@ def _check_all_rows(file: PngImageFile, data: bytes, cfg: DecodeConfig) -> None:
     rows = [(0, y, file.width, y + 1) for y in range(max(file.height - 2, 0), file.height)]
     blank = [row for row in rows if not any(file.crop(row).tobytes())]
     if blank:
-        white = open_header(data, "png", cfg)
-        white.im = PilImage.new(white.mode, white.size, "white" if white.mode in ("RGB", "RGBA") else 255).im
-        if any(any(white.crop(row).tobytes()) for row in blank):
+        filled = open_header(data, "png", cfg)
+        filled.im = PilImage.new(filled.mode, filled.size, 255).im
+        if any(any(filled.crop(row).tobytes()) for row in blank):
             raise InputError("corrupt", f"the header announces {file.height} rows, the data ends before the last")
 
 
@@ -269,11 +265,7 @@ def _load_low_bytes(data: bytes, kind: str, cfg: DecodeConfig) -> PilImage.Image
     Pillow has no 16-bit RGB in memory. Read with the opposite byte order, it keeps the low byte instead.
     """
     file = open_header(data, kind, cfg)
-    for index, tile in enumerate(file.tile):
-        if isinstance(tile.args, str):
-            file.tile[index] = tile._replace(args=_SWAPPED[tile.args])
-        elif tile.args:
-            file.tile[index] = tile._replace(args=(_SWAPPED[tile.args[0]], *tile.args[1:]))
+    file.tile = [tile._replace(args=_SWAPPED[str(tile.args)]) for tile in file.tile]
     return _load_upright(file)[0]
 
 

@@ -1,4 +1,5 @@
 import io
+import struct
 import subprocess
 import sys
 import time
@@ -347,6 +348,37 @@ def test_the_hidden_grey_of_few_bits_is_the_value_in_the_file(bits, data):
     valid = np.ones(values.shape, bool) if image.valid_hw is None else image.valid_hw
     np.testing.assert_array_equal(valid, values != hidden)
     np.testing.assert_array_equal(image.pixels_hwc[..., 0], np.where(valid, values * (255 // (2**bits - 1)), 0))
+
+
+@pytest.mark.parametrize("sixteen_bit", ["divide", "percentile"])
+def test_a_bmp_of_sixteen_bits_per_pixel_is_not_stretched(sixteen_bit):
+    """5, 6 and 5 bits of blue, green and red make the pixel: its samples are not of 16 bits."""
+    red, green, blue = np.random.default_rng(2).integers(8, [[[16, 32, 16]]], (5, 4, 3)).transpose(2, 0, 1)
+    pixels = (red << 11 | green << 5 | blue).astype("<u2")
+    header = struct.pack("<IiiHHIIiiII", 40, 4, -5, 1, 16, 3, pixels.nbytes, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    start = 14 + len(header) + len(masks)
+    data = struct.pack("<2sIHHI", b"BM", start + pixels.nbytes, 0, 0, start) + header + masks + pixels.tobytes()
+    image = decode_image(data, DecodeConfig(sixteen_bit=sixteen_bit, formats=("bmp",)))
+    expected = np.dstack([red * 255 / 31, green * 255 / 63, blue * 255 / 31])
+    np.testing.assert_allclose(image.pixels_hwc, expected, atol=1)
+
+
+@pytest.mark.parametrize("sixteen_bit", ["divide", "percentile"])
+def test_grey_of_sixteen_bits_with_alpha_is_scaled_like_its_high_byte(sixteen_bit):
+    """Pillow keeps the high byte of these."""
+    grey = np.random.default_rng(4).integers(20, 200, (30, 20, 1))
+    alpha = np.full_like(grey, 255)
+    alpha[:10] = 0
+    grey[:10] = 250
+    samples = (np.dstack([grey, alpha]) * 257).astype(np.uint16)
+    image = decode_image(
+        bad_inputs.png(20, 30, 16, 4, bad_inputs.png_rows(samples)), DecodeConfig(sixteen_bit=sixteen_bit)
+    )
+    np.testing.assert_array_equal(image.valid_hw, alpha[..., 0] > 0)
+    alone = decode_image(png16(grey[10:] * 257), DecodeConfig(sixteen_bit=sixteen_bit))
+    np.testing.assert_array_equal(image.pixels_hwc[10:], alone.pixels_hwc)
+    assert not image.pixels_hwc[:10].any()
 
 
 @pytest.mark.parametrize("bands", [1, 3])

@@ -393,8 +393,9 @@ def test_failures_are_read_from_all_parts_by_key_and_nothing_else_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = tar("one"), tar("two")
-    commit(tmp_path, [*rows_of(two, 3, failed=1), failed_row("one.tar#9", one, "corrupt")])
-    commit(tmp_path, rows_of(one, 3, failed=2))
+    first, *rest = rows_of(one, 3, failed=2)
+    commit(tmp_path, [*rows_of(two, 3, failed=1), first])  # neither part comes whole before the other
+    commit(tmp_path, [*rest, failed_row("one.tar#9", one, "corrupt")])
     read = watch_reads(monkeypatch)
     assert manifest.read_failures(Url(str(tmp_path))) == [
         ("one.tar#0", "truncated", "one.tar#0 is bad"),
