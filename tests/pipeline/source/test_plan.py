@@ -382,6 +382,14 @@ def test_what_changed_is_found_however_its_source_is_spelled_and_sorted(tmp_path
         assert changed(before, plan_source(cfg(spelling))) == ["1.tar", "3.tar"]
 
 
+def test_what_changed_in_several_sources_is_sorted_by_path():
+    one, two = (put({name: tar_of(["a.jpg"])}) for name in ("2.tar", "1.tar"))
+    before = plan_source(cfg(one, two)).to_table()
+    put({"2.tar": tar_of(["b.jpg"])}, one)
+    put({"1.tar": tar_of(["b.jpg"])}, two)
+    assert changed(before, plan_source(cfg(one, two))) == ["1.tar", "2.tar"]
+
+
 def test_the_same_path_of_another_source_is_no_change():
     one, two = put({"1.tar": tar_of(["a.jpg"])}), put({"1.tar": tar_of(["a.jpg", "b.jpg"])})
     assert changed(plan_source(cfg(one)).to_table(), plan_source(cfg(two))) == []
