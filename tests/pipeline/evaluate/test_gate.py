@@ -99,6 +99,14 @@ def test_only_images_that_both_have_unchanged_are_compared():
     assert theirs.tolist() == list(range(56, -1, -1))
 
 
+def test_the_order_of_a_baselines_images_changes_nothing():
+    before, now = evaluation(40, network=2), evaluation(40, network=1)
+    turned = np.random.default_rng(0).permutation(40)
+    answers = {name: replace(one, counts_nkk=one.counts_nkk[turned]) for name, one in before.answers.items()}
+    shuffled = replace(before, images=before.images.iloc[turned].reset_index(drop=True), answers=answers)
+    assert against(now, shuffled).comparison == against(now, before).comparison
+
+
 def test_groups_of_images_are_compared_as_one():
     now, before = evaluation(80, network=1), evaluation(80, network=2)
     verdict = against(now, before, group=r"^(drive_\d+)/", min_images=8)
