@@ -12,6 +12,7 @@ import pydensecrf.densecrf as pydensecrf
 from pipeline.errors import DeadlinePassed
 from pipeline.records import Bool, Float32, UInt8
 from pipeline.refine.presets import CrfParams
+from pipeline.refine.unary import softmax
 
 
 def pydensecrf_marginals(
@@ -20,7 +21,7 @@ def pydensecrf_marginals(
     """Marginals of the mean field after `params.iterations` steps: (K, H, W) float32, sums to 1 over K.
 
     The unary is -logits: it equals -log softmax up to a constant per pixel, which cancels in the mean field (eq. 2).
-    Pixels that are not valid get a flat unary, so they follow their neighbours and influence no class.
+    Pixels that are not valid are no nodes of the CRF: they take no part and keep the softmax of their logits.
 
     Args:
         pixels_hwc: (H, W, 3) uint8.
@@ -32,21 +33,24 @@ def pydensecrf_marginals(
     Raises:
         DeadlinePassed: the deadline passed before an iteration.
     """
-    num_classes, height, width = logits_khw.shape
-    unary = np.negative(logits_khw).reshape(num_classes, -1)
-    if valid_hw is not None:
-        unary[:, ~valid_hw.ravel()] = 0
-    # pydensecrf refuses read-only arrays, as the object store and decoders give: copy the image.
-    image = np.array(pixels_hwc, order="C")
-    crf = pydensecrf.DenseCRF2D(width, height, num_classes)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
+    valid = np.ones(logits_khw.shape[1:], bool) if valid_hw is None else valid_hw
+    probs = softmax(logits_khw)
+    if not valid.any():
+        return probs
+    crf = pydensecrf.DenseCRF(int(valid.sum()), len(logits_khw))
+    crf.setUnaryEnergy(np.ascontiguousarray(-logits_khw[:, valid]))
+    ys, xs = np.nonzero(valid)
+    place = np.stack([xs, ys]).astype(np.float32)
     if params.pos_w:
-        crf.addPairwiseGaussian(sxy=params.pos_xy, compat=params.pos_w)
+        crf.addPairwiseEnergy(place / np.float32(params.pos_xy), compat=params.pos_w)
     if params.bi_w:
-        crf.addPairwiseBilateral(sxy=params.bi_xy, srgb=params.bi_rgb, rgbim=image, compat=params.bi_w)
+        colour = np.ascontiguousarray(pixels_hwc[valid].T, np.float32) / np.float32(params.bi_rgb)
+        features = np.concatenate([place / np.float32(params.bi_xy), colour])
+        crf.addPairwiseEnergy(features, compat=params.bi_w)
     marginals, scratch_1, scratch_2 = crf.startInference()
     for done in range(params.iterations):
         if monotonic() > deadline:
             raise DeadlinePassed(f"after {done} of {params.iterations} iterations")
         crf.stepInference(marginals, scratch_1, scratch_2)
-    return np.array(marginals, np.float32).reshape(num_classes, height, width)
+    probs[:, valid] = np.array(marginals, np.float32)
+    return probs
