@@ -498,7 +498,7 @@ def test_ranks_with_parts_of_a_batch_take_the_step_of_one_process_with_all_of_it
     ]
     alone = learner(config(batch_norm="train"))
     expected = {"loss": step(alone, batch())} | weights(alone)
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
     for rank in range(2):
         found = safetensors.torch.load_file(f"{tmp_path}/rank{rank}")
         assert found.keys() == expected.keys()
