@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 STORED_VERSIONS = {"ray", "torch", "pyarrow", "pillow", "pydensecrf", "pydensecrf2", "fsspec", "s3fs", "numpy"}
 """Packages that shape masks: `environment.json` of a run has their versions."""
+LAST_UNPLACED = 2
+"""Last code version whose fingerprints hold places as they were typed."""
 BANDS = ("red", "green", "blue")
 """Bands of a decoded image, in order."""
 NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
@@ -89,8 +91,8 @@ class Run:
     """Existing masks, scored in place of a network's."""
     substituted: str | None = None
     """Refine engine in place of the configured one, and why; None when the configured one is there."""
-    older_url: Url | None = None
-    """Folder that the code version before this one gives the same command."""
+    older_urls: tuple[Url, ...] = ()
+    """Folders that earlier code versions give the same command, the latest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,14 @@ def _named(run: Run, data_sha256: str = "") -> Run:
         return hashlib.sha256(f"{segmented} {data_sha256}".encode()).hexdigest() if data_sha256 else segmented
 
     output = Url(run.cfg.output)
-    named = fingerprint(lambda text: Url(text).place, CODE_VERSION)
-    older = fingerprint(str, CODE_VERSION - 1)
-    return replace(run, fingerprint=named, url=run_url(output, named), older_url=run_url(output, older))
+
+    def placed(code: int) -> str:
+        return fingerprint(lambda text: Url(text).place, code)
+
+    named = placed(CODE_VERSION)
+    older = [*(placed(code) for code in range(CODE_VERSION - 1, LAST_UNPLACED, -1)), fingerprint(str, LAST_UNPLACED)]
+    older_urls = tuple(run_url(output, text) for text in older)
+    return replace(run, fingerprint=named, url=run_url(output, named), older_urls=older_urls)
 
 
 def run_url(output: Url, fingerprint: str) -> Url:
@@ -191,12 +198,13 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
 
 
 def _warn_of_older_run(run: Run) -> None:
-    """Warn when the same command was begun with the code version before this one, whose run is not continued."""
-    if run.older_url and objects.exists(run.older_url / folder.CONFIG):
-        log.warning(
-            "%s is of an earlier version, whose masks of some TIFFs differ: it is not continued, this is a new run",
-            run.older_url,
-        )
+    """Warn when the same command was begun with an earlier code version, whose run is not continued."""
+    for url in run.older_urls:
+        if objects.exists(url / folder.CONFIG):
+            message = (
+                "%s is of an earlier version, whose masks of some images differ: it is not continued, this is a new run"
+            )
+            log.warning(message, url)
 
 
 def size_of(plan: Plan) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from pipeline.errors import ConfigError
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Version of the code that makes masks, part of the fingerprint: raise it by hand when a code change alters masks."""
 
 _Channel = Annotated[int, Field(ge=0, le=255)]

@@ -163,9 +163,12 @@ def test_one_source_is_one_run_however_it_is_spelled(fields: Path, segment: Run,
     assert [outcome.summary["rows_now"] for outcome in outcomes] == [2, 0, 0, 0, 0]
 
 
-def test_a_run_of_the_version_before_is_named_and_not_continued(fields: Path, segment: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [CODE_VERSION - 1, 2])
+def test_a_run_of_an_earlier_version_is_named_and_not_continued(
+    version: int, fields: Path, segment: Run, tmp_path: Path
+) -> None:
     first = segment(*flags_for(fields, tmp_path), "--limit", "2")
-    name, folder = older_name(first.run), Path(first.run)
+    name, folder = older_name(first.run, version), Path(first.run)
     folder.rename(folder.parent / name)
     again = segment(*flags_for(fields, tmp_path), "--limit", "2")
     assert again.run == first.run
@@ -173,12 +176,12 @@ def test_a_run_of_the_version_before_is_named_and_not_continued(fields: Path, se
     assert f"{name} is of an earlier version" in again.log
 
 
-def older_name(run: str) -> str:
-    """Folder that the code version before this one gives a run, by its stored settings."""
+def older_name(run: str, version: int) -> str:
+    """Folder that an earlier code version gives a run, by its stored settings; its source is absolute."""
     cfg = SegmentConfig.model_validate(yaml.safe_load((Path(run) / "_run/config.yaml").read_text()))
     model = checkpoint.load_checkpoint(cfg.checkpoint)
     classes = model.card.classes.model_dump(mode="json")
-    return f"run={cfg.fingerprint(model_sha256=model.sha256, classes=classes, code=CODE_VERSION - 1)[:12]}"
+    return f"run={cfg.fingerprint(model_sha256=model.sha256, classes=classes, code=version)[:12]}"
 
 
 def test_another_config_on_the_same_output_is_another_run(fields: Path, segment: Run, tmp_path: Path) -> None:
