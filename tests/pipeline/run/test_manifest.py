@@ -285,6 +285,7 @@ def test_a_manifest_sums_seconds_of_all_rows_and_averages_and_pixels_of_those_th
     ok = [row for row in everything if row.status == "ok"]
     assert (found.rows, found.ok, found.failed) == (len(everything), len(ok), len(everything) - len(ok))
     assert found.class_pixels == [sum(row.class_pixels[at] for row in ok) for at in range(7)]
+    assert {type(count) for count in found.class_pixels} == {int}  # a double would write 9.0
     for name in manifest.SUMMED_COLUMNS if everything else ():
         assert found.seconds[name.removeprefix("seconds_")] == sum(getattr(row, name) for row in everything)
     for name in manifest.AVERAGED_COLUMNS:
