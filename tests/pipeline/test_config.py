@@ -61,6 +61,7 @@ CHANGES_NO_MASK = {
     "read.labels": "s3://bucket/labels",
     "infer.batch": 8,
     "runtime.start_limit_s": 5.0,
+    "runtime.dashboard": True,
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,
     "runtime.expect_cpus": 64,

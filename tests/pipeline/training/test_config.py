@@ -89,6 +89,7 @@ CHANGES_WEIGHTS = {
 }
 CHANGES_NO_WEIGHTS = {
     "runtime.start_limit_s": 5.0,
+    "runtime.dashboard": True,
     "sets.max_left_out_share": 0.5,
     "sets.max_ignored_share": 0.5,
     "data": "copied",  # its content counts, not its address
