@@ -65,3 +65,14 @@ def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="no CRF preset 'best'") as refused:
         crf_params(RefineConfig(preset="best"))
     assert refused.value.hint == f"--refine.preset is one of {', '.join(sorted(PUBLISHED))}"
+
+
+@pytest.mark.parametrize("wrong", [{"sigma_s": 0.0}, {"sigma_r": 0.0}, {"sigma_s": -1.0}, {"iterations": 0}])
+def test_a_domain_transform_without_a_sigma_or_a_pass_is_refused_with_its_values(wrong: dict[str, float]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"at least 1, got .*{name}={value}"):
+        DomainTransformParams(**wrong)
+
+
+def test_a_domain_transform_may_have_one_pass_and_any_sigma_above_zero() -> None:
+    assert DomainTransformParams(sigma_s=1e-3, sigma_r=1e-3, iterations=1).iterations == 1
