@@ -1,6 +1,7 @@
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,19 +43,27 @@ def test_the_end_of_a_driver_that_left_the_run_unfinished_is_an_error_that_names
         next(watch.follow_run(run, every_s=0))
 
 
-def test_a_driver_that_is_silent_for_its_own_lease_is_given_up(run: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lease, "_keep", lambda lease: None)  # it never beats, as a dead one
-    with Lease(run, lease_s=0.2, command="segment"):
-        lines = watch.follow_run(run, every_s=0.05)
-        with pytest.raises(JobError, match="no sign of life"):
-            for _ in lines:
-                pass
+@pytest.mark.parametrize("beats", [True, False])
+def test_beats_keep_a_driver_alive_and_one_silent_for_its_lease_is_given_up(
+    beats: bool, run: Url, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    with Lease(run, lease_s=600, command="segment") as lease:
 
+        def half_a_lease_passes(_: float) -> None:
+            now[0] += 310
+            if beats:
+                lease.me = lease.me.model_copy(update={"beat": lease.me.beat + 1})
+                objects.put(run / "_run/owner-000001.json", lease.me.model_dump_json().encode())
 
-def test_beats_keep_a_driver_alive_however_long_it_takes(run: Url) -> None:
-    with Lease(run, lease_s=0.6, command="segment"):
-        lines = watch.follow_run(run, every_s=0.3)
-        assert [next(lines) for _ in range(5)] == ["no progress yet"] * 5
+        monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=half_a_lease_passes))
+        lines = watch.follow_run(run, every_s=310)
+        assert [next(lines) for _ in range(2)] == ["no progress yet"] * 2
+        if beats:
+            assert [next(lines) for _ in range(3)] == ["no progress yet"] * 3
+        else:
+            with pytest.raises(JobError, match="no sign of life for 620 s"):
+                next(lines)
 
 
 def test_a_run_that_begins_later_is_waited_for(tmp_path: Path, run: Url, monkeypatch: pytest.MonkeyPatch) -> None:
