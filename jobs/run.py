@@ -13,7 +13,6 @@ import json
 import logging
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import distributions
@@ -36,7 +35,7 @@ from pipeline.models.checkpoint import Checkpoint
 from pipeline.records import Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, resolve_engine, substitution
-from pipeline.run import flow, folder, manifest, masks, report, workers
+from pipeline.run import flow, folder, manifest, masks, parts, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, PendingShard
 from pipeline.run.progress import Snapshot, utc_now, write_progress
@@ -218,15 +217,15 @@ def resume(run: Run, plan: Plan) -> tuple[list[PendingShard], Snapshot]:
     refuse_changed_source(run, plan)
     write_run_files(run, plan)
     manifest.reopen_run(run.url)
-    parts = manifest.read_footers(run.url)
-    missing = manifest.pending_shards(run.url, plan, parts)
-    rows = sum(part.rows for part in parts)
-    if parts:
+    committed = manifest.read_footers(run.url)
+    missing = manifest.pending_shards(run.url, plan, committed)
+    rows = sum(part.rows for part in committed)
+    if committed:
         log.info(
-            "resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", rows, len(parts), len(missing)
+            "resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", rows, len(committed), len(missing)
         )
-    failed = sum((Counter(part.failed) for part in parts), start=Counter[str]())
-    before = Snapshot(time=utc_now(), planned=plan.rows, done=rows, committed=rows, failed=dict(failed))
+    failed = parts.failed_of(committed)
+    before = Snapshot(time=utc_now(), planned=plan.rows, done=rows, committed=rows, failed=failed)
     write_progress(run.url, before)
     return missing, before
 

@@ -49,14 +49,16 @@ def write_coco(run: Survey, output: Url, *, resumed: bool) -> Iterator[Outcome]:
     size = 0
     for name, target in targets.items():
         url = output / PIECES / target
-        data = objects.read_bytes(url) if target in there else encode_piece(run, name, coding)
-        if target not in there:
+        if target in there:
+            size += objects.info(url).size
+        else:
+            data = encode_piece(run, name, coding)
             objects.put(url, data)
-        size += len(data)
+            size += len(data)
         if size > LARGEST:
             hint = "export to png or hf, or read the parts"
             raise JobError(f"COCO is one file, and this one is above the limit of {LARGEST / 2**30:g} GiB", hint=hint)
-        yield Outcome("there" if target in there else "written", rows=len(json.loads(data)["images"]))
+        yield Outcome("there" if target in there else "written", rows=run.masks[name])
     delete_all(output / PIECES / name for name in there.difference(targets.values()))
     objects.put(output / ANNOTATIONS, join(run, lambda name: objects.read_bytes(output / PIECES / targets[name])))
 

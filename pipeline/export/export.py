@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import yaml
 
 from pipeline.config import SegmentConfig
-from pipeline.errors import JobError
 from pipeline.export import coco, geotiff, hugging_face, output, png
 from pipeline.export.output import Form, Outcome, Tally
 from pipeline.export.survey import Survey, survey_run
@@ -39,17 +38,8 @@ def export_run(run_url: Url, to: Form, target: Url, *, source: list[str] | None 
 
     Raises:
         ConfigError: the run has no rows, the folder is not this export's, or a package is missing.
-        JobError: the run is damaged, or a job changed it meanwhile.
+        StorageError: the run is damaged, or a job changed it meanwhile.
     """
-    try:
-        return _export(run_url, to, target, source)
-    except FileNotFoundError as error:
-        raise JobError(
-            f"{run_url} was changed by a job meanwhile: {error}", hint="run the same command again"
-        ) from error
-
-
-def _export(run_url: Url, to: Form, target: Url, source: list[str] | None) -> dict[str, object]:
     started, run = time.monotonic(), survey_run(run_url)
     if not run.finished:
         log.warning("the run is not finished: only its %d committed rows are exported; export it again later", run.rows)

@@ -1,10 +1,9 @@
-"""Survey of a run before its export: its parts, classes and failures, from the small columns of all parts.
+"""Survey of a run before its export: its parts, classes and failures, from the footers of all parts.
 
 Reads the parts alone, so that a run is exported wherever it lies, finished or not.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +25,8 @@ class Survey:
     classes: ClassMap
     parts: dict[str, str]
     """Version of each committed part, by name, in the order of the names."""
+    masks: dict[str, int]
+    """Rows with a mask in each part, by name."""
     rows: int
     failed: dict[str, int]
     """Rows without a mask, by error code."""
@@ -58,11 +59,10 @@ def survey_run(run_url: Url) -> Survey:
     if not names:
         raise ConfigError(f"{run_url} has no rows yet", hint="give one run= folder in the --output of a segment job")
     versions = {file.path: file.etag for file in objects.list_files(parts.parts_url(run_url)) if file.path in names}
-    rows, failed = 0, Counter[str]()
-    for table in manifest.read_parts(run_url, versions, ["status", "error_code"]):
-        rows += len(table)
-        failed.update(table.filter(pc.not_equal(table["status"], "ok"))["error_code"].to_pylist())
-    return Survey(run_url, parts.read_classes(run_url, names[0]), versions, rows, dict(failed), finished)
+    footers = [part for part in manifest.read_footers(run_url) if part.name in versions]
+    masks = {part.name: part.rows - sum(part.failed.values()) for part in footers}
+    rows, failed = sum(part.rows for part in footers), parts.failed_of(footers)
+    return Survey(run_url, parts.read_classes(run_url, names[0]), versions, masks, rows, failed, finished)
 
 
 def masked_rows(run: Survey, name: str, columns: list[str]) -> pa.Table:
@@ -70,7 +70,7 @@ def masked_rows(run: Survey, name: str, columns: list[str]) -> pa.Table:
 
     Raises:
         JobError: a row `ok` has no mask.
-        FileNotFoundError: a job has replaced the part meanwhile.
+        StorageError: the part is damaged, or a job has replaced it meanwhile.
     """
     table = parts.read_columns(run.url, name, ["key", "status", "mask", *columns])
     ok = table.filter(pc.equal(table["status"], "ok"))

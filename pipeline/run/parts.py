@@ -72,6 +72,11 @@ def count_failed(error_codes: pa.ChunkedArray) -> dict[str, int]:
     return dict(Counter(code for code in error_codes.to_pylist() if code))
 
 
+def failed_of(part_footers: Iterable[Part]) -> dict[str, int]:
+    """Failed rows of several parts by error code."""
+    return dict(sum((Counter(part.failed) for part in part_footers), start=Counter[str]()))
+
+
 def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
     """Encode rows, sorted by key: zstd, page checksums, class map and counts in the schema metadata."""
     shards = {shard: [count.rows, count.shard_rows] for shard, count in count_shards(table).items()}
