@@ -24,6 +24,8 @@ _Channel = Annotated[int, Field(ge=0, le=255)]
 Scale = Annotated[float, Field(ge=0.1, le=4)]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
 Width = Annotated[float, Field(gt=0, le=1000)]
+BandNumber = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*=[1-9][0-9]{0,2}$")]
+"""Band of a checkpoint and its number in a file: `nir=4`."""
 _Weight = Annotated[float, Field(ge=0)]
 EngineName = Literal["native", "torch", "pydensecrf", "domain_transform", "none"]
 """Keys of `refine.engine.REFINE_ENGINES`."""
@@ -36,8 +38,9 @@ class _Frozen(BaseModel):
 class ReadConfig(_Frozen):
     """Source: listing, sharding and columns."""
 
-    kind: Literal["auto", "folder", "webdataset", "parquet"] = Field(
-        "auto", description="Type of the source; auto detects it from file names."
+    kind: Literal["auto", "folder", "webdataset", "parquet", "raster"] = Field(
+        "auto",
+        description="Type of the source; auto detects it from file names. raster: TIFFs of any size, in windows.",
     )
     slice_images: int = Field(64, ge=1, description="Average number of images per shard of a folder.")
     image_column: str = Field("image", description="Parquet column: binary, or struct of bytes and path.")
@@ -50,6 +53,42 @@ class ReadConfig(_Frozen):
     labels: str | None = Field(
         None, description="Labels: URL of their folder, extension in the tar (png, seg.png), or Parquet column."
     )
+
+
+class RasterConfig(_Frozen):
+    """Rasters (`--read.kind raster`): windows, bands and pixels without data; bands are also those of images."""
+
+    core_px: int = Field(2048, ge=512, le=8192, multiple_of=512, description="Window edge without halo, pixels.")
+    halo_px: int | None = Field(
+        None,
+        ge=0,
+        le=2048,
+        multiple_of=32,
+        description="Pixels read around a window; unset: the engine's reach, at least the overlap of tiles.",
+    )
+    bands: tuple[BandNumber, ...] = Field(
+        (), description="Number of a band in the files for each band of the checkpoint: red=1 nir=4."
+    )
+    nodata: float | None = Field(None, description="Value of pixels without data, instead of the files'.")
+    crs: str | None = Field(None, description="Coordinate system such as EPSG:32614, instead of the files'.")
+    max_gpx: float = Field(400.0, gt=0, description="Largest raster, gigapixels, checked in its header.")
+    holes: bool = Field(
+        False, description="Write the COG of a raster with failed windows too, without data in their place."
+    )
+
+    @field_validator("bands", mode="after")
+    @classmethod
+    def _bands_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text.partition("=")[0] for text in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{' '.join(value)} names a band twice")
+        return value
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Number in the file, from 1, by the name of a band."""
+        pairs = (text.split("=") for text in self.bands)
+        return {name: int(number) for name, number in pairs}
 
 
 class DecodeConfig(_Frozen):
@@ -151,6 +190,12 @@ class RefineConfig(_Frozen):
         le=1,
         description="native: pixels with network confidence above this keep their class; 1 freezes none.",
     )
+    guide: tuple[str, ...] = Field(
+        (), max_length=3, description="Bands whose edges guide the refinement; unset: the first three."
+    )
+    guide_sigmas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="native: colour sigma of each guide band, 8-bit levels; unset: the preset's for each."
+    )
     sigma_s: float = Field(100.0, gt=0, description="domain_transform: spatial sigma where there is no edge, pixels.")
     sigma_r: float = Field(
         1.0, gt=0, description="domain_transform: range sigma; larger smooths across stronger edges."
@@ -164,6 +209,15 @@ class RefineConfig(_Frozen):
         gt=0,
         description="Time limit, seconds per megapixel and at least for one; past it the whole image is not refined.",
     )
+
+    @model_validator(mode="after")
+    def _one_sigma_per_guide(self) -> "RefineConfig":
+        if self.guide_sigmas and self.engine not in ("native", "torch"):
+            raise ValueError(f"guide_sigmas are for the engine native, not {self.engine}")
+        if self.guide_sigmas and len(self.guide_sigmas) != (len(self.guide) or 3):
+            bands = ", ".join(self.guide) or "the first three bands"
+            raise ValueError(f"guide_sigmas has {len(self.guide_sigmas)} values for {bands}: one each")
+        return self
 
 
 class RuntimeConfig(_Frozen):
@@ -214,6 +268,7 @@ class SegmentConfig(_Frozen):
     limit: int | None = Field(None, ge=1, description="Segment only the first N images, as a separate run.")
     read: ReadConfig = Field(ReadConfig(), description="Listing and sharding.")
     decode: DecodeConfig = Field(DecodeConfig(), description="Decoding.")
+    raster: RasterConfig = Field(RasterConfig(), description="Rasters.")
     tile: TileConfig = Field(TileConfig(), description="Tiling.")
     infer: InferConfig = Field(InferConfig(), description="Network.")
     refine: RefineConfig = Field(RefineConfig(), description="Refinement.")
@@ -241,6 +296,12 @@ class SegmentConfig(_Frozen):
         if self.read.key_column is None:  # keeps the fingerprint of runs that began before this setting existed
             hashed["read"].pop("key_column")
         hashed["infer"].pop("batch")
+        for name in ("guide", "guide_sigmas"):
+            if not getattr(self.refine, name):
+                hashed["refine"].pop(name)
+        rasters = [cfg.model_dump(mode="json", exclude={"max_gpx", "holes"}) for cfg in (self.raster, RasterConfig())]
+        if self.read.kind == "raster" or rasters[0] != rasters[1]:
+            hashed["raster"] = rasters[0]
         sources = [place(source) for source in self.source]
         hashed |= {"source": sources, "model": model_sha256, "classes": classes, "code": code}
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()

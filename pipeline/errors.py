@@ -25,9 +25,11 @@ ERROR_CODES: dict[str, str] = {
     "unsupported_format": "an image format that --decode.formats does not allow",
     "truncated": "the image data ends early",
     "corrupt": "the image data contradicts itself",
-    "too_many_pixels": "more pixels than --decode.max-mpx, --tile.whole-mpx or --infer.max-logits-mib allow",
+    "too_many_pixels": "more pixels than --decode.max-mpx, --tile.whole-mpx, --infer.max-logits-mib or "
+    "--raster.max-gpx allow",
     "too_many_bytes": "the object is larger than --decode.max-mib",
     "too_small": "the image has a side of 0, or below --decode.min-px",
+    "block_too_large": "a raster's tile or strip has more than 64 MiB decoded",
     "multi_frame": "the file has several frames; --decode.frame first uses the first",
     "band_mismatch": "the number or type of bands differs from the expected",
     "no_valid_pixels": "every pixel is transparent, nodata or not finite",

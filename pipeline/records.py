@@ -7,7 +7,7 @@ full-size probabilities are not in the schemas: they stay inside one stage of on
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Image:
     """Decoded pixels of one work item; never leaves its process."""
 
     pixels_hwc: UInt8
-    """(H, W, 3) upright RGB."""
+    """(H, W, 3) upright RGB, or (H, W, C) of the bands of a checkpoint."""
     valid_hw: Bool | None
     """(H, W), False for pixels without data (transparent, not finite); None when every pixel is valid."""
     orientation: int = 1
@@ -87,7 +87,10 @@ class Item:
     shard_rows: int | None = None
     """Number of items in the shard, set on its last item; None on every other item."""
     window: Window | None = None
-    """Part of the image to segment; None for the whole image."""
+    """Part of the raster to segment; None for a whole image. With it, empty `data` without a failure means that every
+    pixel is known to be without data."""
+    outer: Window | None = None
+    """`window` with its halo, cut off at the edges of the raster: the pixels to decode. None for a whole image."""
     seconds_read: float = 0.0
     """Time spent fetching it, seconds."""
 
@@ -264,13 +267,13 @@ class Row:
     error_detail: str | None = None
     """Value seen, value allowed, and the setting that changes it; null for `ok`."""
     height: int | None = None
-    """Height of the upright image, pixels."""
+    """Height of the upright image or of the window, pixels."""
     width: int | None = None
-    """Width of the upright image, pixels."""
+    """Width of the upright image or of the window, pixels."""
     window_y: int | None = None
-    """Top row of the window in its image, pixels; 0 for a whole image."""
+    """Top row of the window in its raster, pixels; 0 for a whole image."""
     window_x: int | None = None
-    """Left column of the window in its image, pixels; 0 for a whole image."""
+    """Left column of the window in its raster, pixels; 0 for a whole image."""
     orientation: int | None = None
     """EXIF orientation of the source; the mask is in the upright frame."""
     inference: str | None = None
@@ -278,7 +281,7 @@ class Row:
     mean_probability compiled`. Records the choices of the worker: the precision that `auto` resolved to, and
     `eager (...)` if the compiler failed."""
     mask: bytes | None = None
-    """Palette PNG: value = class id, 255 = ignore."""
+    """Palette PNG: value = class id, 255 = ignore; null for a failure, and for a window of a raster without data."""
     refined: bool | None = None
     """True when a refiner produced the whole mask; False when all of it is the network's."""
     refine_note: str | None = None
@@ -286,6 +289,8 @@ class Row:
     and the values. Rows of versions that left images refined in part have this reason beside `refined` True."""
     class_pixels: list[int] | None = None
     """Pixels per class id, without ignored pixels."""
+    nodata_pixels: int | None = None
+    """Pixels without data, which count for no class; null in parts of older versions."""
     classes_present: list[int] | None = None
     """Class ids with at least one pixel, ascending."""
     confidence: float | None = None
@@ -334,6 +339,7 @@ ITEM_SCHEMA = pa.schema(
         ("error_detail", pa.string()),
         ("shard_rows", pa.int64()),
         ("window", pa.list_(pa.int64(), 4)),
+        ("outer", pa.list_(pa.int64(), 4)),
         pa.field("seconds_read", pa.float32(), nullable=False),
     ]
 )
@@ -383,6 +389,7 @@ ROW_SCHEMA = pa.schema(
         ("refined", pa.bool_()),
         ("refine_note", pa.string()),
         ("class_pixels", pa.list_(pa.int64())),
+        ("nodata_pixels", pa.int64()),
         ("classes_present", pa.list_(pa.int32())),
         ("confidence", pa.float32()),
         ("entropy", pa.float32()),
@@ -404,7 +411,7 @@ ROW_SCHEMA = pa.schema(
 
 
 def _item_columns(item: Item) -> dict[str, Any]:
-    failure, window = item.failure, item.window
+    failure = item.failure
     return {
         "key": item.key,
         "shard": item.shard,
@@ -414,7 +421,8 @@ def _item_columns(item: Item) -> dict[str, Any]:
         "error_code": failure.code if failure else None,
         "error_detail": failure.detail if failure else None,
         "shard_rows": item.shard_rows,
-        "window": [window.y, window.x, window.height, window.width] if window else None,
+        "window": astuple(item.window) if item.window else None,
+        "outer": astuple(item.outer) if item.outer else None,
         "seconds_read": item.seconds_read,
     }
 
@@ -430,6 +438,7 @@ def _item_from(columns: dict[str, Any]) -> Item:
         failure=Failure(code, columns["error_detail"] or "") if code else None,
         shard_rows=columns["shard_rows"],
         window=Window(*columns["window"]) if columns["window"] else None,
+        outer=Window(*columns["outer"]) if columns["outer"] else None,
         seconds_read=columns["seconds_read"],
     )
 

@@ -116,12 +116,16 @@ def recognise_format(data: bytes, cfg: DecodeConfig) -> str:
     head = data[:_MAGIC_BYTES]
     kind = _match(_IMAGE_MAGIC, head)
     if kind is None:
-        looks = _match(_OTHER_MAGIC, head) or "no known format"
-        raise InputError("not_an_image", f"looks like {looks}, {len(data)} bytes, first {head[:16]!r}")
+        raise InputError("not_an_image", f"looks like {looks_like(head)}, {len(data)} bytes, first {head[:16]!r}")
     if kind not in cfg.formats:
         hint = f"add {kind} to --decode.formats" if kind in _DECODERS else "convert it to PNG or TIFF"
         raise InputError("unsupported_format", f"looks like {kind}, allowed are {', '.join(cfg.formats)}", hint=hint)
     return kind
+
+
+def looks_like(head: bytes) -> str:
+    """Name of the format by the first bytes of a file: `tiff`, `jpeg2000`, `XML`, ..., or `no known format`."""
+    return _match(_IMAGE_MAGIC, head) or _match(_OTHER_MAGIC, head) or "no known format"
 
 
 # Size and limits -----------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def read_samples(data: bytes, cfg: DecodeConfig, *, bands: int | None = None) ->
         raise _unread(page, f"JPEG compression of {_bits(page)} bits")
     samples = _read_jpeg(data, cfg) if jpeg else _read_page(data, 0)
     colours, alpha = (samples, None) if samples.shape[2] == bands else _part_alpha(samples, page)
-    valid = _both(_valid_by_nodata(samples, page), _read_mask(data))
+    valid = _both(valid_by_nodata(samples, nodata_value(page)), _read_mask(data))
     valid = _both(valid, None if alpha is None else alpha > 0)
     return Samples(
         bands_hwc=colours if jpeg else _resolve(colours, page),
@@ -270,9 +270,13 @@ def _part_alpha(bands: Stored, page: Page) -> tuple[Stored, UInt8 | None]:
 # Pixels without data --------------------------------------------------------------------------------------------------
 
 
-def _valid_by_nodata(bands: Stored, page: Page) -> Bool | None:
-    """(H, W), False where all bands have the value of tag 42113, as in GDAL's dataset mask; None without the tag."""
-    value = nodata_value(page)
+def valid_by_nodata(bands: Stored, value: float | None) -> Bool | None:
+    """(H, W), False where all bands have the value, as in GDAL's dataset mask; None where no pixel can have it.
+
+    Args:
+        bands: (H, W, C) in the stored type.
+        value: nodata value, may be NaN; None without.
+    """
     if value is None:
         return None
     if np.isnan(value):
@@ -289,9 +293,12 @@ def _valid_by_nodata(bands: Stored, page: Page) -> Bool | None:
 def nodata_value(page: Page) -> float | None:
     """Number in tag 42113; None without the tag, or where its text holds no number."""
     text = page.get(_NODATA)
-    if text is None:
-        return None
-    plain = (text.decode("ascii", "ignore") if isinstance(text, bytes) else str(text)).strip("\0 ").lower()
+    return parse_nodata(text.decode("ascii", "ignore") if isinstance(text, bytes) else text)
+
+
+def parse_nodata(text: str | None) -> float | None:
+    """Number in the text of tag 42113; None without text, or where it holds no number."""
+    plain = str(text or "").strip("\0 ").lower()
     if plain.startswith(("nan", "-nan", "-1.#ind", "1.#qnan", "-1.#qnan")):
         return float("nan")
     number = re.match(r"[-+]?(?:inf|\d+[.,]?\d*(?:e[-+]?\d+)?|[.,]\d+(?:e[-+]?\d+)?)", plain)

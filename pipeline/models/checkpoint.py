@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.classes import ClassMap
 from pipeline.config import explain
 from pipeline.errors import ConfigError, InputError
+from pipeline.image.scale import BandScale
 from pipeline.models import zoo
 from pipeline.models.network import BUILDERS_OWN, Network
 from pipeline.redact import redact
@@ -52,6 +53,9 @@ class Card(BaseModel):
     mean: tuple[Fraction, ...] = Field(description="Mean of each channel, subtracted after scaling pixels to 0 to 1.")
     std: tuple[_Deviation, ...] = Field(description="Standard deviation of each channel, divides after that.")
     channels: tuple[str, ...] = Field(("red", "green", "blue"), description="Names of the bands, in input order.")
+    scale: BandScale | None = Field(
+        None, description="Scale of stored samples to 8 bits; none: 8 bits as they are, 16 bits divided by 257."
+    )
     training: dict[str, JsonValue] = Field({}, description="Data, seeds, command and metrics of the training.")
     source: str = Field(description="Who trained it, or its original URL.")
     license: str = Field(description="SPDX name of the licence of the weights.")
@@ -69,12 +73,17 @@ class Card(BaseModel):
         for name in ("mean", "std", "channels"):
             if len(getattr(self, name)) != self.in_channels:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.in_channels} channels")
+        if self.scale is not None and len(self.scale.low) != self.in_channels:
+            raise ValueError(f"scale has {len(self.scale.low)} values for {self.in_channels} channels")
         return self
 
     def canonical_bytes(self) -> bytes:
         """Canonical JSON of the card, the same on every machine: sorted keys, ASCII, no blanks."""
-        plain = self.model_dump(mode="json")
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(self.plain(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    def plain(self) -> dict[str, JsonValue]:
+        """Fields as plain data; without `scale` where it is None, as in cards that were written before it existed."""
+        return self.model_dump(mode="json", exclude={"scale"} if self.scale is None else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +138,7 @@ def save_checkpoint(url: Url, state: Mapping[str, Tensor], card: Card) -> str:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     weights = safetensors.torch.save(plain)
     objects.put(url / WEIGHTS_FILE, weights)
-    objects.put(url / CARD_FILE, card.model_dump_json(indent=2).encode() + b"\n")
+    objects.put(url / CARD_FILE, json.dumps(card.plain(), indent=2, ensure_ascii=False).encode() + b"\n")
     return _digest(weights, card)
 
 

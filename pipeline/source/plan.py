@@ -1,11 +1,12 @@
 """Plan of a run: the shards of its sources, the same on every machine; and the reading of a shard's items.
 
-Listings go in, shards come out. Planning opens no object except Parquet footers, and tars whose samples `--limit` must
-count.
+Listings go in, shards come out. Planning opens no object except Parquet footers, headers of rasters, and tars whose
+samples `--limit` must count.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -13,10 +14,13 @@ import pyarrow as pa
 
 from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import ConfigError, JobError
+from pipeline.geotiff.header import TO_COG
+from pipeline.prefetch import ahead
 from pipeline.records import Item
-from pipeline.source import folder, parquet, webdataset
+from pipeline.source import folder, parquet, raster, raster_windows, webdataset
 from pipeline.source.left_out import LeftOut, in_words
 from pipeline.source.member import HIDDEN
+from pipeline.source.raster import RGB, NetworkBands
 from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
@@ -27,11 +31,19 @@ KINDS: dict[str, SourceKind] = {
     ".tar": "webdataset",
     ".parquet": "parquet",
 }
+RASTERS = (".tif", ".tiff")
+"""Suffixes of rasters, with `--read.kind raster`."""
+SIDE_FILES = (".aux.xml", ".tfw", ".tifw", ".wld", ".ovr", ".msk", ".prj")
+"""Ends of the names of files beside a raster from which GDAL takes georeferencing, masks and overviews; not read."""
+HEADERS_AHEAD = 16
+"""Headers of rasters read concurrently."""
 UNREAD_IMAGES = {
     *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".gif", ".psd", ".exr", ".hdr", ".ecw", ".sid", ".img"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 }
 """Suffixes of images in formats that are not read: to ignore them is worth a warning."""
+UNREAD_RASTERS = {".vrt", ".jp2", ".j2k", ".ecw", ".sid", ".img", ".nc", ".hdf", ".h5", ".grd", ".asc", ".dem", ".gpkg"}
+"""Suffixes of rasters in formats that are not read: to ignore them is worth a warning."""
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 """Suffixes of compressed tars, refused since they cannot be read in part, and a small file can expand to any size."""
 
@@ -52,6 +64,7 @@ PLAN_SCHEMA = pa.schema(
         ("row_group", pa.int64()),
         ("copy", pa.int64()),
         ("max_rows", pa.int64()),
+        ("packed", pa.binary()),
     ]
 )
 
@@ -70,7 +83,10 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Upper bound of the bytes to read; a file of several row groups counts once."""
-        return sum(shard.size for shard in self.shards if not shard.row_group)
+        files = {(shard.root, shard.path): shard.size for shard in self.shards if shard.kind == "raster"}
+        return sum(files.values()) + sum(
+            shard.size for shard in self.shards if shard.kind != "raster" and not shard.row_group
+        )
 
     @property
     def rows(self) -> int | None:
@@ -79,13 +95,18 @@ class Plan:
         return None if None in counts else sum(count or 0 for count in counts)
 
     def to_table(self) -> pa.Table:
-        """Table of `PLAN_SCHEMA` to store, without the members of slices."""
+        """Table of `PLAN_SCHEMA` to store: with the windows of rasters, without the members of slices."""
         columns = {name: [getattr(shard, name) for shard in self.shards] for name in PLAN_SCHEMA.names}
+        columns["packed"] = [shard.packed if shard.kind == "raster" else None for shard in self.shards]
         return pa.table(columns, schema=PLAN_SCHEMA)
 
 
-def plan_source(cfg: SegmentConfig) -> Plan:
+def plan_source(cfg: SegmentConfig, bands: NetworkBands = RGB) -> Plan:
     """List every source and cut it into shards.
+
+    Args:
+        cfg: the sources, and how to read them.
+        bands: bands of the checkpoint, with which those of rasters are matched.
 
     Raises:
         ConfigError: a source has no image, tar or Parquet file.
@@ -94,7 +115,9 @@ def plan_source(cfg: SegmentConfig) -> Plan:
     """
     plan = Plan([])
     copies = _Copies(cfg.read) if len(cfg.source) > 1 else None
-    sources = [_survey(url, cfg.read, plan, copies) for url in cfg.source]
+    if cfg.read.kind == "raster":
+        raster.check_rasters(cfg, bands)
+    sources = [_survey(url, cfg, bands, plan, copies) for url in cfg.source]
     shards = chain.from_iterable(sources)
     plan.shards = list(shards if cfg.limit is None else _limited(shards, cfg.read, cfg.limit))
     return plan
@@ -127,6 +150,8 @@ def _items(
         return folder.folder_items(
             shard, max_bytes=max_bytes, wanted=wanted, labels=None if cfg.labels is None else Url(cfg.labels)
         )
+    if shard.kind == "raster":
+        return raster_windows.window_items(shard, wanted=wanted)
     if shard.kind == "webdataset":
         return webdataset.tar_items(shard, cfg, max_bytes=max_bytes, wanted=wanted, left_out=left_out)
     return parquet.parquet_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)
@@ -148,9 +173,14 @@ def changed(before: pa.Table, now: Plan) -> list[str]:
 # ---------------------------------------------------------------- one source
 
 
-def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> Iterable[Shard]:
+def _survey(
+    url: str, config: SegmentConfig, bands: NetworkBands, plan: Plan, copies: "_Copies | None"
+) -> Iterable[Shard]:
     """Shards of one source; `plan` collects ignored files and warnings. Parquet footers are read lazily."""
+    cfg = config.read
     root, files = _rooted(url)
+    if cfg.kind == "raster":
+        return _survey_rasters(root, files, config, bands, plan, copies)
     kinds: Counter[SourceKind] = Counter()
     ignored: Counter[str] = Counter()
     archives: list[Shard] = []
@@ -187,8 +217,43 @@ def _survey(url: str, cfg: ReadConfig, plan: Plan, copies: "_Copies | None") -> 
     return slices or archives
 
 
+def _survey_rasters(  # noqa: PLR0917
+    root: str, files: Iterable[FileInfo], cfg: SegmentConfig, bands: NetworkBands, plan: Plan, copies: "_Copies | None"
+) -> list[Shard]:
+    """Shards of the rasters of one source, from their headers."""
+    ignored, beside = Counter[str](), Counter[str]()
+
+    def rasters() -> Iterator[FileInfo]:
+        for file in files:
+            if end := next((end for end in SIDE_FILES if file.path.lower().endswith(end)), None):
+                beside[end] += 1
+            elif _kind(file.path, cfg.read, ignored) == "raster":
+                yield file
+
+    def read(file: FileInfo) -> tuple[list[Shard], list[str]]:
+        copy = copies.number(file.path, root) if copies else 1
+        return raster.raster_shards(root, file, cfg, bands, copy=copy)
+
+    shards: list[Shard] = []
+    with ThreadPoolExecutor(HEADERS_AHEAD) as pool:
+        for own, warnings in ahead(pool, read, rasters(), HEADERS_AHEAD):
+            shards += own
+            plan.warnings += warnings[: max(MAX_WARNINGS - len(plan.warnings), 0)]
+    plan.ignored += ignored + beside
+    if beside:
+        plan.warnings.append(f"files beside rasters are not read: {in_words(beside)}; see --raster.crs")
+    if unread := {suffix: count for suffix, count in ignored.items() if suffix in UNREAD_RASTERS}:
+        plan.warnings.append(f"rasters in formats that are not read: {in_words(unread)}; {TO_COG}")
+    if not shards:
+        raise _no_images(Url(root), ignored + beside, cfg.read)
+    return shards
+
+
 def _no_images(url: Url, ignored: Counter[str], cfg: ReadConfig) -> ConfigError:
-    suffixes = ", ".join(suffix for suffix, kind in KINDS.items() if cfg.kind in ("auto", kind))
+    kinds = dict.fromkeys(RASTERS, "raster") if cfg.kind == "raster" else KINDS
+    suffixes = ", ".join(suffix for suffix, kind in kinds.items() if cfg.kind in ("auto", kind))
+    if cfg.kind == "raster":
+        suffixes += f"; {TO_COG}"
     return ConfigError(f"no images in {url.located}; ignored: {in_words(ignored)}", hint=f"files to read: {suffixes}")
 
 
@@ -210,7 +275,7 @@ def _kind(path: str, cfg: ReadConfig, ignored: Counter[str]) -> SourceKind | Non
     if not hidden and cfg.kind in ("auto", "webdataset") and path.lower().endswith(COMPRESSED_TARS):
         hint = "uncompress it to .tar, or leave it out with --read.kind folder or parquet"
         raise JobError(f"{path!r} is a compressed tar, which cannot be read in part", hint=hint)
-    kind = KINDS.get(suffix)
+    kind: SourceKind | None = "raster" if cfg.kind == "raster" and suffix in RASTERS else KINDS.get(suffix)
     bookkeeping = kind == "parquet" and not OWN_FOLDERS.isdisjoint(parts[:-1])
     if hidden or bookkeeping or kind is None or cfg.kind not in ("auto", kind):
         ignored[HIDDEN if hidden else "(bookkeeping)" if bookkeeping else suffix] += 1

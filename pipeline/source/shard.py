@@ -18,7 +18,7 @@ from pipeline.store import objects
 from pipeline.store.backend import FileInfo
 from pipeline.store.url import Url
 
-SourceKind = Literal["folder", "webdataset", "parquet"]
+SourceKind = Literal["folder", "webdataset", "parquet", "raster"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Tar, Parquet file or row group, or slice of a folder's listing.
+    """Tar, Parquet file or row group, square of windows of a raster, or slice of a folder's listing.
 
     It takes about 400 bytes of memory, since a driver holds millions.
     """
@@ -66,7 +66,7 @@ class Shard:
     max_rows: int | None = None
     """Reading stops after this many items (`--limit`)."""
     packed: bytes = b""
-    """Members of a slice, compressed; see `members`."""
+    """Members of a slice, see `members`, or a raster's windows, see `raster.unpack`; compressed."""
 
     @property
     def url(self) -> Url:
@@ -85,7 +85,9 @@ class Shard:
 
     def members(self) -> list[Member]:
         """Files of a slice, in the order of their paths."""
-        return [Member(*fields) for fields in json.loads(zlib.decompress(self.packed))] if self.packed else []
+        if self.kind != "folder" or not self.packed:
+            return []
+        return [Member(*fields) for fields in json.loads(zlib.decompress(self.packed))]
 
     def item(self, key: str, data: bytes = b"", **fields: object) -> Item:
         """Create an item of this shard."""
@@ -107,6 +109,12 @@ def object_shard(
     """Create the shard of a whole tar or Parquet file, or of one row group."""
     identity = _digest([kind, _numbered(file.path, copy), file.etag, file.size, row_group])
     return Shard(identity, kind, root, file.path, file.etag, file.size, rows, row_group, copy)
+
+
+def window_shard(root: str, file: FileInfo, identity: object, *, rows: int, packed: bytes, copy: int = 1) -> Shard:
+    """Create the shard of some windows of a raster; `identity` is what makes them differ from others of the file."""
+    digest = _digest(["raster", _numbered(file.path, copy), file.etag, file.size, identity])
+    return Shard(digest, "raster", root, file.path, file.etag, file.size, rows, copy=copy, packed=packed)
 
 
 def slice_shard(root: str, members: list[Member]) -> Shard:

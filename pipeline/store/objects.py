@@ -102,6 +102,23 @@ def read_bytes(url: Url, *, max_bytes: int | None = None, etag: str | None = Non
     return _request("read", url, lambda backend, path: backend.read(path, max_bytes=max_bytes, etag=etag))
 
 
+def read_range(url: Url, start: int, end: int, *, etag: str) -> bytes:
+    """Read the bytes from `start` to before `end` of one version of an object in one request.
+
+    Returns:
+        the bytes; fewer only where the object ends before `end`.
+
+    Raises:
+        FileNotFoundError: the object does not exist.
+        InputError: `source_changed` when `etag` differs.
+        StorageError: the server answers with other bytes than asked for.
+    """
+    data = _request("read", url, lambda backend, path: backend.read(path, span=(start, end), etag=etag))
+    if len(data) > end - start:
+        raise StorageError(f"{url}: asked for {end - start} bytes from {start}, the server sent {len(data)}")
+    return data
+
+
 def open_read(url: Url, *, etag: str | None = None) -> io.BufferedReader:
     """Open a large object for reading: seekable, fetched in ranges of `_BLOCK_BYTES`, each retried separately.
 

@@ -52,6 +52,13 @@ CHANGES_MASKS = {
     "refine.window_px": 2048,
     "read.kind": "folder",
     "refine.deadline_s": 5.0,
+    "refine.guide": ("nir", "red", "green"),
+    "refine.guide_sigmas": (20.0, 13.0, 13.0),
+    "raster.core_px": 1024,
+    "raster.halo_px": 64,
+    "raster.bands": ("red=1", "nir=4"),
+    "raster.nodata": 0.0,
+    "raster.crs": "EPSG:32614",
 }
 CHANGES_NO_MASK = {
     "output": "elsewhere",
@@ -59,6 +66,8 @@ CHANGES_NO_MASK = {
     "classes": "own.yaml",  # its content counts, not its address
     "read.slice_images": 7,
     "read.labels": "s3://bucket/labels",
+    "raster.max_gpx": 1000.0,
+    "raster.holes": True,
     "infer.batch": 8,
     "runtime.start_limit_s": 5.0,
     "runtime.dashboard": True,
