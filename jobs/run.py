@@ -34,7 +34,7 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.records import Footprint
 from pipeline.redact import redact
-from pipeline.refine.engine import describe_engine, resolve_engine, substitution
+from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
 from pipeline.run import flow, folder, manifest, masks, parts, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, PendingShard
@@ -42,6 +42,7 @@ from pipeline.run.progress import Snapshot, utc_now, write_progress
 from pipeline.run.stages import Job
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan, changed
+from pipeline.source.raster import RGB, NetworkBands, check_band_names
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
@@ -52,8 +53,6 @@ STORED_VERSIONS = {"ray", "torch", "pyarrow", "pillow", "pydensecrf", "pydensecr
 """Packages that shape masks: `environment.json` of a run has their versions."""
 LAST_UNPLACED = 2
 """Last code version whose fingerprints hold places as they were typed."""
-BANDS = ("red", "green", "blue")
-"""Bands of a decoded image, in order."""
 NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
 """Memory footprint of scoring existing masks: no network is loaded."""
 NO_REFINEMENT = RefineConfig(engine="none")
@@ -114,7 +113,8 @@ def identify(cfg: SegmentConfig) -> Run:
     model = checkpoint.load_checkpoint(cfg.checkpoint)
     class_map = classes.load_class_map(cfg.classes) if cfg.classes else model.card.classes
     checkpoint.check_classes(model.card, class_map)
-    checkpoint.check_bands(model.card, BANDS)
+    check_band_names(cfg.raster, model.card.channels)
+    guide_bands(cfg.refine, model.card.channels)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # raises for a stride that the network does not have
     url = Url(cfg.output)
     return _named(Run(cfg, class_map, model, model.sha256, fingerprint="", url=url, substituted=substituted))
@@ -345,7 +345,13 @@ def stage_job(run: Run, plan: Plan) -> Job:
         preview_share=min(1.0, run.cfg.runtime.previews / max(images, 1)),
         judge=run.judge,
         masks=run.masks,
+        bands=network_bands(run),
     )
+
+
+def network_bands(run: Run) -> NetworkBands:
+    """Bands that the checkpoint takes; red, green and blue where existing masks are scored."""
+    return NetworkBands(run.model.card.channels, run.model.card.scale) if run.model else RGB
 
 
 def log_stages(progress: RunProgress) -> None:

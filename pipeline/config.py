@@ -24,7 +24,7 @@ _Channel = Annotated[int, Field(ge=0, le=255)]
 Scale = Annotated[float, Field(ge=0.1, le=4)]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
 Width = Annotated[float, Field(gt=0, le=1000)]
-BandNumber = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*=[1-9][0-9]{0,2}$")]
+BandNumber = Annotated[str, Field(pattern=r"^[^=]+=[1-9][0-9]{0,2}$")]
 """Band of a checkpoint and its number in a file: `nir=4`."""
 _Weight = Annotated[float, Field(ge=0)]
 EngineName = Literal["native", "torch", "pydensecrf", "domain_transform", "none"]
@@ -194,7 +194,7 @@ class RefineConfig(_Frozen):
         (), max_length=3, description="Bands whose edges guide the refinement; unset: the first three."
     )
     guide_sigmas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="native: colour sigma of each guide band, 8-bit levels; unset: the preset's for each."
+        (), description="native, torch: colour sigma of each guide band, 8-bit levels; unset: the preset's for each."
     )
     sigma_s: float = Field(100.0, gt=0, description="domain_transform: spatial sigma where there is no edge, pixels.")
     sigma_r: float = Field(
@@ -213,10 +213,9 @@ class RefineConfig(_Frozen):
     @model_validator(mode="after")
     def _one_sigma_per_guide(self) -> "RefineConfig":
         if self.guide_sigmas and self.engine not in ("native", "torch"):
-            raise ValueError(f"guide_sigmas are for the engine native, not {self.engine}")
-        if self.guide_sigmas and len(self.guide_sigmas) != (len(self.guide) or 3):
-            bands = ", ".join(self.guide) or "the first three bands"
-            raise ValueError(f"guide_sigmas has {len(self.guide_sigmas)} values for {bands}: one each")
+            raise ValueError(f"guide_sigmas are for the engines native and torch, not {self.engine}")
+        if self.guide and self.guide_sigmas and len(self.guide_sigmas) != len(self.guide):
+            raise ValueError(f"guide_sigmas has {len(self.guide_sigmas)} values for {', '.join(self.guide)}: one each")
         return self
 
 

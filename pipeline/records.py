@@ -56,6 +56,8 @@ class Image:
     """(H, W), False for pixels without data (transparent, not finite); None when every pixel is valid."""
     orientation: int = 1
     """EXIF orientation of the file, 1 to 8; the pixels are already upright."""
+    origin: tuple[int, int] = (0, 0)
+    """Row and column of the first pixel in its raster; (0, 0) for a whole image."""
 
     @property
     def height(self) -> int:
@@ -102,13 +104,14 @@ class Scored:
     item: Item
     """The work item; `item.data` is kept only when the next stage needs the pixels again."""
     height: int = 0
-    """Height of the upright image, pixels; 0 for a failure before the size was known."""
+    """Height of the upright image, or of a window with its halo, pixels; 0 before the size is known."""
     width: int = 0
-    """Width of the upright image, pixels."""
+    """Width of the same, pixels."""
     orientation: int = 1
     """EXIF orientation of the file."""
     logits_khw: Float16 | None = None
-    """(A, h, w) scores; cell (i, j) covers source pixels [i*stride, (i+1)*stride). None for a failure."""
+    """(A, h, w) scores; cell (i, j) covers source pixels [i*stride, (i+1)*stride). None for a failure, and for a window
+    without a pixel with data."""
     class_ids: tuple[int, ...] | None = None
     """Ids of the A active classes, ascending, after pruning those that cannot win; None for all classes."""
     pruned_mass: float = 0.0

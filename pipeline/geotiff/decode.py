@@ -7,7 +7,6 @@ which pixels are valid are those of GDAL's dataset mask where GDAL has a rule, a
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ _OPTIONS = {
 """GDAL without side files and threads of its own."""
 
 
-def load_rasterio() -> ModuleType:
+def load_rasterio() -> Any:
     """Import rasterio, with the modules that are used here.
 
     Raises:

@@ -1,12 +1,15 @@
-"""Bands of a training image: RGB as a run decodes it, or any number of bands of a TIFF or PNG.
+"""Bands of an image: RGB as a run decodes it, or any number of bands of a TIFF or PNG.
 
 In: the bytes of one image and the names of the expected bands. Out: (H, W, C) uint8 and the valid mask. Bands stay as
 in the file: none is converted, reordered or left out.
 """
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as PilImage
 
 from pipeline.config import DecodeConfig
@@ -14,26 +17,48 @@ from pipeline.errors import InputError
 from pipeline.image import tiff
 from pipeline.image.decode import decode_image
 from pipeline.image.headers import check_size, failure_cause, recognise_format
-from pipeline.records import Image, UInt8
+from pipeline.image.scale import BandScale, eight_bits
+from pipeline.records import Bool, Image, UInt8
 
 RGB = ("red", "green", "blue")
 LIMITS = DecodeConfig()
 
 
-def decode_channels(data: bytes, channels: tuple[str, ...]) -> Image:
+def decode_channels(
+    data: bytes,
+    channels: tuple[str, ...],
+    cfg: DecodeConfig = LIMITS,
+    *,
+    scale: BandScale | None = None,
+    numbers: Mapping[str, int] | None = None,
+) -> Image:
     """Decode one image to the bands `channels`; red, green and blue go through `decode_image`.
 
-    Other bands come from a TIFF or a PNG of 8 or 16 bits with the same number of bands; 16 bits are divided by 257.
-    Pixels of a TIFF's nodata value, outside its mask page or under an alpha of 0 are not valid.
+    Other bands come from a TIFF or a PNG. Pixels of a TIFF's nodata value, outside its mask page, under an alpha of 0,
+    or not finite in one of the bands are not valid.
+
+    Args:
+        data: the encoded bytes.
+        channels: names of the bands to return.
+        cfg: limits.
+        scale: scale of the samples to 8 bits; None for 8 bits as they are and 16 bits divided by 257.
+        numbers: number in the file, from 1, of each of `channels`; empty for a file of just these bands, in order.
 
     Raises:
-        InputError: as `decode_image`; `band_mismatch` for another number or type of bands.
+        InputError: as `decode_image`; `band_mismatch` for another number or type of bands; `no_valid_pixels`.
     """
-    if channels == RGB:
-        return decode_image(data, LIMITS)
-    kind = recognise_format(data, LIMITS)
+    if channels == RGB and scale is None and not numbers:
+        return decode_image(data, cfg)
+    kind = recognise_format(data, cfg)
     try:
-        return _tiff(data, channels) if kind == "tiff" else _png(data, channels)
+        bands, valid, orientation = _tiff(data, channels, cfg, numbers) if kind == "tiff" else _png(data, cfg)
+        values = _choose(bands, channels, numbers)
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values).all(axis=2)
+            valid = finite if valid is None else valid & finite
+        if valid is not None and not valid.any():
+            raise InputError("no_valid_pixels", f"all {valid.size} pixels are transparent, nodata or not finite")
+        return Image(eight_bits(values, scale), None if valid is None or valid.all() else valid, orientation)
     except InputError:
         raise
     except Exception as error:  # both libraries raise many types on damaged data
@@ -47,30 +72,35 @@ def visible_rgb(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
     return pixels_hwc if channels == RGB else np.ascontiguousarray(pixels_hwc[..., chosen])
 
 
-def _tiff(data: bytes, channels: tuple[str, ...]) -> Image:
-    samples = tiff.read_samples(data, LIMITS, bands=len(channels))
-    _check_count(samples.bands_hwc, channels)
-    return Image(_eight_bits(samples.bands_hwc), samples.valid_hw, samples.orientation)
+def _tiff(
+    data: bytes, channels: tuple[str, ...], cfg: DecodeConfig, numbers: Mapping[str, int] | None
+) -> tuple[npt.NDArray[Any], Bool | None, int]:
+    """Bands in the stored type, valid pixels, and orientation."""
+    expected = max(numbers.values()) if numbers else len(channels)
+    samples = tiff.read_samples(data, cfg, bands=expected)
+    return samples.bands_hwc, samples.valid_hw, samples.orientation
 
 
-def _png(data: bytes, channels: tuple[str, ...]) -> Image:
+def _png(data: bytes, cfg: DecodeConfig) -> tuple[npt.NDArray[Any], None, int]:
     with PilImage.open(io.BytesIO(data), formats=["PNG"]) as file:
-        check_size(*file.size, LIMITS)
+        check_size(*file.size, cfg)
         bands = np.asarray(file)
-    bands = bands.reshape(*bands.shape[:2], -1)
-    _check_count(bands, channels)
-    return Image(_eight_bits(bands), None)
+    return bands.reshape(*bands.shape[:2], -1), None, 1
 
 
-def _check_count(bands_hwc: np.ndarray, channels: tuple[str, ...]) -> None:
-    if bands_hwc.shape[2] != len(channels):
-        seen = f"{bands_hwc.shape[2]} bands, expected {len(channels)}: {', '.join(channels)}"
-        raise InputError("band_mismatch", seen, hint="name the bands with --network.channels")
-
-
-def _eight_bits(pixels: np.ndarray) -> UInt8:
-    if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
-    if pixels.dtype == np.uint16:
-        return np.ascontiguousarray((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    raise InputError("band_mismatch", f"bands of {pixels.dtype}, expected unsigned 8 or 16 bits")
+def _choose(
+    bands_hwc: npt.NDArray[Any], channels: tuple[str, ...], numbers: Mapping[str, int] | None
+) -> npt.NDArray[Any]:
+    """Bands of the channels: by their numbers, or all."""
+    count = bands_hwc.shape[2]
+    if numbers:
+        missing = [name for name in channels if numbers.get(name, count + 1) > count]
+        if missing:
+            seen = f"{count} bands, and --raster.bands gives no number of one for {', '.join(missing)}"
+            raise InputError("band_mismatch", seen, hint="number every band, from 1")
+        return bands_hwc[..., [numbers[name] - 1 for name in channels]]
+    if count != len(channels):
+        seen = f"{count} bands, expected {len(channels)}: {', '.join(channels)}"
+        hint = "name the bands with --network.channels, or choose some with --raster.bands"
+        raise InputError("band_mismatch", seen, hint=hint)
+    return bands_hwc

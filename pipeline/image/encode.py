@@ -51,8 +51,8 @@ def segmented_row(
         source_etag=item.etag,
         model_fp=model_fp,
         config_fp=config_fp,
-        height=scored.height,
-        width=scored.width,
+        height=refinement.mask_hw.shape[0],
+        width=refinement.mask_hw.shape[1],
         window_y=item.window.y if item.window else 0,
         window_x=item.window.x if item.window else 0,
         orientation=scored.orientation,
@@ -61,6 +61,7 @@ def segmented_row(
         refined=refinement.refined,
         refine_note=refinement.note,
         class_pixels=stats.class_pixels.tolist(),
+        nodata_pixels=refinement.mask_hw.size - stats.valid_pixels,
         classes_present=np.flatnonzero(stats.class_pixels).tolist(),
         confidence=stats.mean(stats.confidence_sum),
         entropy=stats.mean(stats.entropy_sum),
@@ -74,6 +75,32 @@ def segmented_row(
         shard_rows=item.shard_rows,
         preview_image=preview_image,
         preview_confidence=preview_confidence,
+    )
+
+
+def empty_row(scored: Scored, *, classes: ClassMap, model_fp: str, config_fp: str) -> Row:
+    """Row of a window of a raster without a pixel with data: no failure, and no mask."""
+    item, window = scored.item, scored.item.window
+    if window is None:
+        raise ValueError(f"{item.key} is no window of a raster")
+    return Row(
+        key=item.key,
+        status="ok",
+        shard=item.shard,
+        source_etag=item.etag,
+        model_fp=model_fp,
+        config_fp=config_fp,
+        height=window.height,
+        width=window.width,
+        window_y=window.y,
+        window_x=window.x,
+        inference=scored.inference,
+        class_pixels=[0] * len(classes),
+        nodata_pixels=window.height * window.width,
+        classes_present=[],
+        seconds_read=item.seconds_read,
+        seconds_decode=scored.seconds_decode,
+        shard_rows=item.shard_rows,
     )
 
 
@@ -109,6 +136,10 @@ def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -
         config_fp=config_fp,
         error_code=failure.code,
         error_detail=failure.detail,
+        height=item.window.height if item.window else None,
+        width=item.window.width if item.window else None,
+        window_y=item.window.y if item.window else None,
+        window_x=item.window.x if item.window else None,
         seconds_read=item.seconds_read,
         shard_rows=item.shard_rows,
     )

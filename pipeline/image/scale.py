@@ -64,7 +64,7 @@ def eight_bits(values: npt.NDArray[Any], scale: BandScale | None) -> UInt8:
         if values.dtype == np.uint8:
             return np.array(values, order="C")
         return np.asarray((values.astype(np.uint32) + 128) // 257, np.uint8)
-    low, high = np.float32(scale.low), np.float32(scale.high)
+    low, high = (np.array(level, np.float32) for level in (scale.low, scale.high))
     levels = (values.astype(np.float32) - low) * (np.float32(255) / (high - low))
     np.nan_to_num(levels, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
     return np.asarray(np.rint(levels.clip(0, 255, out=levels), out=levels), np.uint8)

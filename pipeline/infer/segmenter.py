@@ -185,7 +185,9 @@ class Segmenter:
             if job.prediction.error:
                 return
             pixels = apply_view(image.pixels_hwc, view, align_corners=self.align_corners)
-            grid = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile, align_corners=self.align_corners)
+            origin = image.origin if view == View() else (0, 0)  # a resized or mirrored view has tiles of its own
+            height, width = pixels.shape[:2]
+            grid = plan_tiles(height, width, self.tile, align_corners=self.align_corners, origin=origin)
             mpx = grid.tile_height * grid.tile_width / 1e6
             if self.tile.mode == "whole" and mpx > self.tile.whole_mpx:
                 detail = f"{grid.tile_height}x{grid.tile_width} = {mpx:.1f} Mpx at once, limit {self.tile.whole_mpx:g}"

@@ -37,18 +37,24 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _axis(size_px: int, cfg: TileConfig, beyond_px: int) -> tuple[int, list[int]]:
-    """Tile length and first pixels along one axis; the last tile ends with the image."""
+def _axis(size_px: int, cfg: TileConfig, beyond_px: int, origin_px: int) -> tuple[int, list[int]]:
+    """Tile length and first pixels along one axis; the last tile ends with the image.
+
+    Between the first and the last one, tiles are where those of the whole raster are: at multiples of their step.
+    """
     if cfg.mode == "whole":
         return max(_round_up(size_px - beyond_px, ALIGN_PX), ALIGN_PX) + beyond_px, [0]
     if size_px <= cfg.tile_px * LEFT_WHOLE:
         return max(_round_up(size_px - beyond_px, cfg.bucket_px), cfg.bucket_px) + beyond_px, [0]
     last = _round_up(size_px - beyond_px, ALIGN_PX) - cfg.tile_px
-    return cfg.tile_px + beyond_px, [*range(0, last, cfg.tile_px - cfg.overlap_px), last]
+    step = cfg.tile_px - cfg.overlap_px
+    return cfg.tile_px + beyond_px, sorted({0, *range(-origin_px % step, last, step), last})
 
 
-def plan_tiles(height: int, width: int, cfg: TileConfig, *, align_corners: bool = False) -> TileGrid:
-    """Tiles of an image of `height` x `width` pixels, both at least 1.
+def plan_tiles(
+    height: int, width: int, cfg: TileConfig, *, align_corners: bool = False, origin: tuple[int, int] = (0, 0)
+) -> TileGrid:
+    """Tiles of an image of `height` x `width` pixels, both at least 1, or of a window of a raster at `origin`.
 
     A side of up to 1.25 `tile_px` is one tile, rounded up to a multiple of `bucket_px` so that images of nearly the
     same size share a batch. With mode `whole` every side is one tile, rounded up to a multiple of 32.
@@ -56,10 +62,13 @@ def plan_tiles(height: int, width: int, cfg: TileConfig, *, align_corners: bool 
     With `align_corners` every tile has one row and one column more, 513 instead of 512, so that in every grid inside
     the network the first and last cells are the first and last pixels. These networks were trained on crops of 321 and
     513 for the same reason (Chen 2014, arXiv 1412.7062).
+
+    Windows of a raster share the tiles of the raster, except the outermost ones, so that two windows agree where they
+    overlap. `origin`, the row and column of the first pixel, is a multiple of 32.
     """
     beyond_px = int(align_corners)
-    tile_height, ys = _axis(height, cfg, beyond_px)
-    tile_width, xs = _axis(width, cfg, beyond_px)
+    tile_height, ys = _axis(height, cfg, beyond_px, origin[0])
+    tile_width, xs = _axis(width, cfg, beyond_px, origin[1])
     return TileGrid(height, width, tile_height, tile_width, tuple((y, x) for y in ys for x in xs))
 
 

@@ -185,16 +185,6 @@ def check_classes(card: Card, classes: ClassMap) -> None:
     raise ConfigError(f"{counts}; checkpoint / class map:{_listed(lines)}", hint="leave --classes unset")
 
 
-def check_bands(card: Card, bands: tuple[str, ...]) -> None:
-    """Refuse a checkpoint whose bands are not those of the images.
-
-    Raises:
-        ConfigError: the bands differ; names both.
-    """
-    if card.channels != bands:
-        raise ConfigError(f"the checkpoint takes {', '.join(card.channels)}; images give {', '.join(bands)}")
-
-
 def _read(ref: str, file: str, *, max_bytes: int) -> bytes:
     url = Url(str(SHIPPED / ref) if ref in shipped_checkpoints() else ref) / file
     try:

@@ -26,6 +26,8 @@ from pipeline.refine.window import halves, inside
 
 log = logging.getLogger(__name__)
 
+GUIDE_BANDS = 3
+"""Bands that guide the refinement unless the config names others: the first ones."""
 HALO_SIGMAS = 2
 """A window is refined with this many spatial sigmas around its core: pixels further off weigh less than exp(-2)."""
 VERTICES_PER_PIXEL = 1.5
@@ -62,7 +64,7 @@ class WindowInput:
     window: Window
     """Rows and columns to refine, in pixels of the image."""
     pixels_hwc: UInt8
-    """(h, w, 3) of the window."""
+    """(h, w, 1 to 3) of the window: the bands that guide the engine."""
     valid_hw: Bool | None = None
     """(h, w) of the window; None when every pixel is valid."""
 
@@ -121,9 +123,16 @@ class NativeEngine:
     """
 
     def __init__(
-        self, params: CrfParams, spatial: native.Spatial, *, freeze: float, most_vertices: int, halo_px: int
+        self,
+        params: CrfParams,
+        spatial: native.Spatial,
+        *,
+        freeze: float,
+        most_vertices: int,
+        halo_px: int,
+        band_sigmas: tuple[float, ...] | None = None,
     ) -> None:
-        self.params, self.iterations, self.freeze = params, params.iterations, freeze
+        self.params, self.iterations, self.freeze, self.band_sigmas = params, params.iterations, freeze, band_sigmas
         self.most_vertices, self.halo_px = most_vertices, halo_px
         self._crf = native.NativeCrf(spatial=spatial)
 
@@ -145,6 +154,7 @@ class NativeEngine:
             window_input.valid_hw,
             params,
             grid=native.LogitsGrid(scored.stride, align_corners=scored.align_corners, y=y, x=x),
+            band_sigmas=self.band_sigmas,
             deadline=deadline,
             freeze=self.freeze,
             most_vertices=self.most_vertices,
@@ -235,14 +245,16 @@ def _build_native(cfg: RefineConfig) -> Engine:
         reason = f"--refine.engine native: {native.UNAVAILABLE_BECAUSE}"
         raise ConfigError(reason, hint="pip install with a C++ compiler")
     limits = {"most_vertices": most_vertices(cfg), "halo_px": int(reach_px(cfg))}
-    return NativeEngine(crf_params(cfg), cfg.spatial, freeze=cfg.freeze, **limits)
+    sigmas = cfg.guide_sigmas or None
+    return NativeEngine(crf_params(cfg), cfg.spatial, freeze=cfg.freeze, band_sigmas=sigmas, **limits)
 
 
 def _build_torch(cfg: RefineConfig) -> Engine:
     from pipeline.refine.lattice_torch import DenseCRF  # noqa: PLC0415  # refiners without it save torch's memory
 
     params = crf_params(cfg)
-    return MarginalsEngine(partial(DenseCRF().refine_one, params=params), iterations=params.iterations)
+    marginals = partial(DenseCRF().refine_one, params=params, band_sigmas=cfg.guide_sigmas or None)
+    return MarginalsEngine(marginals, iterations=params.iterations)
 
 
 def _build_pydensecrf(cfg: RefineConfig) -> Engine:
@@ -277,6 +289,20 @@ REFINE_ENGINES: dict[EngineName, EngineSpec] = {
 }
 """Every value of `--refine.engine`: the dense CRF in C++ (`native.py`), in torch (`lattice_torch.py`) and by pydensecrf
 (`densecrf.py`), the domain transform (`domain_transform.py`), and no refinement."""
+
+
+def guide_bands(cfg: RefineConfig, channels: tuple[str, ...]) -> list[int]:
+    """Indices of the bands that guide the refinement: those of `cfg.guide`, or the first three.
+
+    Raises:
+        ConfigError: `cfg.guide` names a band that is not in `channels`, or `cfg.guide_sigmas` has another length.
+    """
+    names = cfg.guide or channels[:GUIDE_BANDS]
+    if missing := [name for name in names if name not in channels]:
+        raise ConfigError(f"--refine.guide names {', '.join(missing)}; the bands are {', '.join(channels)}")
+    if cfg.guide_sigmas and len(cfg.guide_sigmas) != len(names):
+        raise ConfigError(f"--refine.guide-sigmas has {len(cfg.guide_sigmas)} values for {', '.join(names)}: one each")
+    return [channels.index(name) for name in names]
 
 
 def make_engine(cfg: RefineConfig) -> Engine | None:

@@ -261,8 +261,8 @@ def spatial_lattice(images: Tensor, valid: Tensor | None, sigma: float) -> Latti
     return build_lattice(places, groups).normalised()
 
 
-def bilateral_lattice(images: Tensor, valid: Tensor | None, sigma_xy: float, sigma_colour: float) -> Lattice:
-    """Appearance kernel, normalised, of (N, H, W, B) float images, values 0 to 255."""
+def bilateral_lattice(images: Tensor, valid: Tensor | None, sigma_xy: float, sigma_colour: float | Tensor) -> Lattice:
+    """Appearance kernel, normalised, of (N, H, W, B) float images, values 0 to 255; one colour sigma, or (B,)."""
     places, colours, groups = _points(images, valid, sigma_xy)
     return build_lattice(torch.cat([places, colours / sigma_colour]), groups).normalised()
 
@@ -297,12 +297,14 @@ class DenseCRF:
         valid_hw: Bool | None,
         params: CrfParams,
         *,
+        band_sigmas: tuple[float, ...] | None = None,
         deadline: float = float("inf"),
     ) -> Float32:
         """`refine` for one image in numpy, with full-size logits: marginals (K, H, W) float32."""
         valid = None if valid_hw is None else torch.tensor(valid_hw)[None]
         images, logits = torch.tensor(pixels_hwc)[None], torch.tensor(logits_khw)[None]
-        probs: Float32 = self.refine(images, logits, valid, params, deadline=deadline)[0].cpu().numpy()
+        marginals = self.refine(images, logits, valid, params, band_sigmas=band_sigmas, deadline=deadline)
+        probs: Float32 = marginals[0].cpu().numpy()
         return probs
 
     @torch.inference_mode()
@@ -313,6 +315,7 @@ class DenseCRF:
         valid: Tensor | None,
         params: CrfParams,
         *,
+        band_sigmas: tuple[float, ...] | None = None,
         stride: int = 1,
         align_corners: bool = False,
         deadline: float = float("inf"),
@@ -327,6 +330,7 @@ class DenseCRF:
             logits: (N, K, ceil(H / stride), ceil(W / stride)) floating point, finite.
             valid: (N, H, W) bool, or None when all pixels are valid.
             params: kernel weights and sigmas.
+            band_sigmas: one colour sigma per band; None takes `params.bi_rgb` for each.
             stride: pixels per logit and axis; 1 for logits of full size.
             align_corners: alignment of the logits, as in `unary.upsample_window`.
             deadline: `time.monotonic()` after which no further iteration starts.
@@ -344,7 +348,7 @@ class DenseCRF:
         scores = upsample_logits(logits, *images.shape[1:3], stride=stride, align_corners=align_corners)
         points = scores.flatten(0, 2) if valid is None else scores[valid]
         if len(points):
-            points = _mean_field(points, _kernels(images, valid, params), params.iterations, deadline)
+            points = _mean_field(points, _kernels(images, valid, params, band_sigmas), params.iterations, deadline)
         if valid is None:
             return points.view_as(scores).permute(0, 3, 1, 2)
         probs = scores.softmax(-1)
@@ -352,13 +356,16 @@ class DenseCRF:
         return probs.permute(0, 3, 1, 2)
 
 
-def _kernels(images: Tensor, valid: Tensor | None, params: CrfParams) -> list[Lattice]:
+def _kernels(
+    images: Tensor, valid: Tensor | None, params: CrfParams, band_sigmas: tuple[float, ...] | None
+) -> list[Lattice]:
     """Kernels of non-zero weight, multiplied by it."""
     kernels = []
     if params.pos_w:
         kernels.append(spatial_lattice(images, valid, params.pos_xy).scaled(params.pos_w))
     if params.bi_w:
-        kernels.append(bilateral_lattice(images, valid, params.bi_xy, params.bi_rgb).scaled(params.bi_w))
+        colour = params.bi_rgb if band_sigmas is None else images.new_tensor(band_sigmas)
+        kernels.append(bilateral_lattice(images, valid, params.bi_xy, colour).scaled(params.bi_w))
     return kernels
 
 

@@ -7,6 +7,7 @@ everywhere, and a note says why.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 
 import numpy as np
@@ -32,13 +33,20 @@ class Refiner:
         self.halo_px = int(reach_px(cfg))
 
     def __call__(
-        self, scored: Scored, image: Image | None, *, progress: Callable[[], None] | None = None
+        self,
+        scored: Scored,
+        image: Image | None,
+        *,
+        core: Window | None = None,
+        progress: Callable[[], None] | None = None,
     ) -> Refinement:
         """Refine one image, every window of it or none; the deadline counts from here.
 
         Args:
             scored: the image's record, with logits (K, h, w) of the classes `scored.class_ids`.
-            image: its pixels; None only with the engine `none`, and then every pixel is valid.
+            image: its pixels (H, W, 1 to 3), the bands that guide the engine; None only with the engine `none`, and
+                then every pixel is valid.
+            core: part of the image to answer, in its pixels; the rest is halo. None for all of it.
             progress: called before each window.
 
         Raises:
@@ -49,21 +57,25 @@ class Refiner:
         if self.engine is not None and image is None:
             raise ValueError(f"{scored.item.key} has no pixels, refine.engine {self.cfg.engine} needs them")
         ids = np.array(scored.class_ids or range(len(self.classes)), np.uint8)
-        canvas = _Canvas(scored, image, self.classes)
-        deadline = monotonic() + seconds_allowed(self.cfg, scored.height, scored.width)
-        cores = list(windows(scored.height, scored.width, self.cfg.window_px))
+        whole = core or Window(0, 0, scored.height, scored.width)
+        canvas = _Canvas(whole, image, self.classes)
+        deadline = monotonic() + seconds_allowed(self.cfg, whole.height, whole.width)
+        cores = [
+            replace(window, y=whole.y + window.y, x=whole.x + window.x)
+            for window in windows(whole.height, whole.width, self.cfg.window_px)
+        ]
         refined_windows = 0
-        for core in cores:
+        for window in cores:
             if progress:
                 progress()
-            outer = with_halo(core, scored.height, scored.width, self.halo_px)
+            outer = with_halo(window, scored.height, scored.width, self.halo_px)
             result, complete = self._refine_window(scored.logits_khw, scored, outer, image, deadline)
-            canvas.paste(core, outer, result, ids)
+            canvas.paste(window, outer, result, ids)
             refined_windows += complete
             if not complete:
                 deadline = -math.inf  # what is left needs only the network's labels
         refined = refined_windows == len(cores)
-        note = None if refined else self._note(scored, refined_windows, len(cores))
+        note = None if refined else self._note(whole, refined_windows, len(cores))
         return canvas.refinement(refined=refined, by_engine=self.engine is not None, note=note, classes=len(ids))
 
     def _refine_window(
@@ -78,22 +90,24 @@ class Refiner:
         result = self.engine(window_input, deadline=deadline)
         return result, result.done == self.engine.iterations
 
-    def _note(self, scored: Scored, refined_windows: int, windows_of_image: int) -> str:
+    def _note(self, core: Window, refined_windows: int, windows_of_image: int) -> str:
         """Reason why the mask is the network's although an engine is configured."""
-        allowed_s = seconds_allowed(self.cfg, scored.height, scored.width)
-        limit = f"{allowed_s:.4g} s for {scored.height * scored.width / 1e6:.3g} Mpx passed"
+        allowed_s = seconds_allowed(self.cfg, core.height, core.width)
+        limit = f"{allowed_s:.4g} s for {core.height * core.width / 1e6:.3g} Mpx passed"
         done = f"after {refined_windows} of {windows_of_image} windows, so none is refined"
         return f"refine_timeout: {limit} {done} (--refine.deadline-s {self.cfg.deadline_s:g})"
 
 
 class _Canvas:
-    """Maps and sums of one image, filled window by window."""
+    """Maps and sums of the part of an image to answer, filled window by window."""
 
-    def __init__(self, scored: Scored, image: Image | None, classes: ClassMap) -> None:
-        self.size = Window(0, 0, scored.height, scored.width)
-        self.valid_hw = None if image is None else image.valid_hw
+    def __init__(self, size: Window, image: Image | None, classes: ClassMap) -> None:
+        self.size = size
+        valid_hw = None if image is None else image.valid_hw
+        whole = None if image is None else Window(0, 0, image.height, image.width)
+        self.valid_hw = None if valid_hw is None or whole is None else valid_hw[inside(whole, size)]
         self.ignore_id = classes.ignore_id
-        self.mask, self.network, self.confidence = np.empty((3, scored.height, scored.width), np.uint8)
+        self.mask, self.network, self.confidence = np.empty((3, size.height, size.width), np.uint8)
         self.stats = PixelStats(np.zeros(len(classes), np.int64))
 
     def paste(self, core: Window, outer: Window, result: RefinedWindow, ids: UInt8) -> None:

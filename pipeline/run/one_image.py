@@ -11,11 +11,10 @@ from os import PathLike, fspath
 import numpy as np
 
 from pipeline.config import InferConfig, RefineConfig, TileConfig
-from pipeline.errors import ConfigError
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models.checkpoint import Card, load_checkpoint
 from pipeline.records import Bool, Float32, Image, Item, Scored, UInt8
-from pipeline.refine.engine import resolve_engine
+from pipeline.refine.engine import guide_bands, resolve_engine
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
 
@@ -23,8 +22,6 @@ log = logging.getLogger(__name__)
 
 CACHED_NETWORKS = 2
 """Networks kept in memory; the least recently used is dropped first."""
-GUIDE_BANDS = ("red", "green", "blue")
-"""Bands whose edges guide the refinement."""
 
 
 def segment(
@@ -56,7 +53,7 @@ def segment(
     Raises:
         TypeError: an array has another dtype.
         ValueError: an array has another shape than allowed, or no pixel.
-        ConfigError: the checkpoint does not exist, or refinement does not support its bands.
+        ConfigError: the checkpoint does not exist, or `refine.guide` names a band that it does not take.
         InputError: the image is too large for the limits of `tile`, `infer` or the GPU, or the network's scores are
             not finite.
     """
@@ -64,7 +61,7 @@ def segment(
     _check_pixels(pixels_hwc, card)
     _check_valid(valid_hw, pixels_hwc)
     cfg = resolve_engine(_refinement(refine))
-    guide_hwc = pixels_hwc if cfg.engine == "none" else _guide(pixels_hwc, card)
+    guide_hwc = np.ascontiguousarray(pixels_hwc[..., guide_bands(cfg, card.channels)])
     scored = _score(network, Image(pixels_hwc, valid_hw), cfg)
     refinement = Refiner(cfg, card.classes)(scored, Image(guide_hwc, valid_hw))
     if refinement.note:
@@ -100,14 +97,6 @@ def _refinement(refine: bool | RefineConfig) -> RefineConfig:
     if isinstance(refine, RefineConfig):
         return refine
     return RefineConfig() if refine else RefineConfig(engine="none")
-
-
-def _guide(pixels_hwc: UInt8, card: Card) -> UInt8:
-    """(H, W, 3) RGB, whose edges guide the refinement."""
-    if missing := [band for band in GUIDE_BANDS if band not in card.channels]:
-        message = f"refining needs the bands {', '.join(GUIDE_BANDS)}; the checkpoint has no {', '.join(missing)}"
-        raise ConfigError(f"{message}: {', '.join(card.channels)}", hint="refine=False")
-    return np.ascontiguousarray(pixels_hwc[:, :, [card.channels.index(band) for band in GUIDE_BANDS]])
 
 
 def _check_pixels(pixels_hwc: UInt8, card: Card) -> None:

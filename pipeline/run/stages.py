@@ -20,7 +20,6 @@ from pipeline.classes import ClassMap
 from pipeline.config import JudgeConfig, SegmentConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.image import encode
-from pipeline.image.decode import decode_image
 from pipeline.prefetch import ahead
 from pipeline.records import (
     Failure,
@@ -41,10 +40,12 @@ from pipeline.refine.unary import active_classes
 from pipeline.run.ledger import LedgerClient, work_guarded
 from pipeline.run.manifest import PendingShard
 from pipeline.run.masks import open_masks
+from pipeline.run.pixels import core_of, decode_item, guide_of, visible, without_halo
 from pipeline.score import answers
 from pipeline.score.answers import AnswerJudge
 from pipeline.source.left_out import LeftOut
 from pipeline.source.plan import read_items
+from pipeline.source.raster import RGB, NetworkBands
 from pipeline.source.shard import read_failure
 from pipeline.store.url import Url
 
@@ -72,6 +73,8 @@ class Job:
     """Settings for the pixel counts against labels; None without evaluation."""
     masks: Url | None = None
     """Existing masks to score instead of running the network; None otherwise."""
+    bands: NetworkBands = RGB
+    """Bands that the network takes, and the scale of their samples."""
 
     @property
     def max_bytes(self) -> int:
@@ -205,12 +208,17 @@ class InferStage:
         )
         if item.failure:
             return scored, None
+        if item.outer is not None and not item.data:
+            return _without_data(scored), None
         if self.job.judge and item.label is None:  # before the network: its mask could not be scored
             return _fail(scored, answers.NO_LABEL), None
         try:
-            image = decode_image(item.data, self.job.cfg.decode)
+            image = decode_item(item, self.job.cfg, self.job.bands)
         except InputError as error:
             return _fail(scored, read_failure(error), seconds_decode=perf_counter() - started), None
+        core = without_halo(item, image)
+        if core.valid_hw is not None and not core.valid_hw.any():
+            return replace(_without_data(scored), seconds_decode=perf_counter() - started), None
         kept = item if self._needs_pixels_later(item, image) else replace(item, data=b"")
         scored = replace(scored, item=kept, height=image.height, width=image.width, orientation=image.orientation)
         return replace(scored, seconds_decode=perf_counter() - started), image
@@ -251,23 +259,27 @@ class RefineStage:
         job, item = self.job, scored.item
         if item.failure:
             return job.failed(item, item.failure)
+        if scored.logits_khw is None:
+            return encode.empty_row(scored, classes=job.classes, model_fp=job.model_fp, config_fp=job.config_fp)
         started = perf_counter()
         try:
             with kill_process_after(job.cfg.runtime.item_timeout_s) as progress:
-                image = decode_image(item.data, job.cfg.decode) if item.data else None
+                image = decode_item(item, job.cfg, job.bands) if item.data else None
                 truth_hw = self.judge.truth(scored) if self.judge else None
-                refinement = self.refiner(scored, image, progress=progress)
+                guide = None if image is None else guide_of(image, job.cfg, job.bands)
+                refinement = self.refiner(scored, guide, core=core_of(item), progress=progress)
         except InputError as error:  # the image was decoded a stage ago: this node is out of memory
             return job.failed(item, read_failure(error))
         except LabelError as error:
             return job.failed(item, answers.label_failure(error))
         seconds = perf_counter() - started
-        row = replace(self._encode(scored, refinement, image), seconds_refine=seconds)
-        return row if self.judge is None or truth_hw is None else self.judge(row, truth_hw, refinement, image)
+        seen = None if image is None else visible(without_halo(item, image), job.bands)
+        row = replace(self._encode(scored, refinement, seen), seconds_refine=seconds)
+        return row if self.judge is None or truth_hw is None else self.judge(row, truth_hw, refinement, seen)
 
-    def _encode(self, scored: Scored, refinement: Refinement, image: Image | None) -> Row:
+    def _encode(self, scored: Scored, refinement: Refinement, seen: Image | None) -> Row:
         """Row of a refined image, with previews if its key is in the sample."""
-        shown = image if encode.is_preview(scored.item.key, self.job.preview_share) else None
+        shown = seen if encode.is_preview(scored.item.key, self.job.preview_share) else None
         fingerprints = {"model_fp": self.job.model_fp, "config_fp": self.job.config_fp}
         return encode.segmented_row(scored, refinement, shown, classes=self.job.classes, **fingerprints)
 
@@ -316,6 +328,15 @@ class MaskStage:
 def _fail(scored: Scored, failure: Failure, **fields: Any) -> Scored:
     """Scored item with a failure, without logits, image and label bytes."""
     return replace(scored, item=replace(scored.item, data=b"", label=None, failure=failure), logits_khw=None, **fields)
+
+
+def _without_data(scored: Scored) -> Scored:
+    """Scored window of which no pixel has data: neither logits nor a failure."""
+    item = scored.item
+    outer = item.outer
+    if outer is None:
+        raise ValueError(f"{item.key} is no window of a raster")
+    return replace(scored, item=replace(item, data=b"", label=None), height=outer.height, width=outer.width)
 
 
 def _count_bytes(ledger: LedgerClient, stage: str, table: pa.Table) -> pa.Table:

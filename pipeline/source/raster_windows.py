@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,20 +62,19 @@ def window_items(shard: Shard, *, wanted: Callable[[str], bool]) -> Iterator[Ite
         def read(core_key: tuple[Window, str]) -> Item:
             core, key = core_key
             item = shard.item(key, window=core, outer=here.outer(core))
-            return item if encode is None or not wanted(key) else _filled(shard, item, encode)
+            return item if encode is None or not wanted(key) else _filled(item, encode)
 
         yield from ahead(worker, read, cores, WINDOWS_AHEAD)
 
 
-def _filled(shard: Shard, item: Item, encode: Encode) -> Item:
+def _filled(item: Item, encode: Encode) -> Item:
     """The item with its excerpt, or with the failure of reading it."""
     began = time.monotonic()
-    fields: dict[str, object] = {"window": item.window, "outer": item.outer}
     try:
-        data = encode(item.outer or Window(0, 0, 0, 0))
+        filled = replace(item, data=encode(item.outer or Window(0, 0, 0, 0)))
     except (InputError, FileNotFoundError, StorageError) as error:
-        return shard.item(item.key, failure=read_failure(error), seconds_read=time.monotonic() - began, **fields)
-    return shard.item(item.key, data, seconds_read=time.monotonic() - began, **fields)
+        filled = replace(item, failure=read_failure(error))
+    return replace(filled, seconds_read=time.monotonic() - began)
 
 
 def _open(shard: Shard, here: RasterShard, cores: list[Window], pool: ThreadPoolExecutor) -> Encode:

@@ -311,13 +311,6 @@ def test_a_class_map_of_another_data_set_is_refused_with_counts_and_names() -> N
     assert f"... and {21 - checkpoint._SHOWN} more" in said
 
 
-def test_a_checkpoint_for_other_bands_is_refused_with_both_named() -> None:
-    four = CARD.model_copy(update={"channels": ("red", "green", "blue", "near infrared"), "in_channels": 4})
-    checkpoint.check_bands(CARD, ("red", "green", "blue"))
-    with pytest.raises(ConfigError, match="takes red, green, blue, near infrared; images give red, green, blue"):
-        checkpoint.check_bands(four, ("red", "green", "blue"))
-
-
 def test_an_output_stride_that_the_network_lacks_is_refused_before_weights_are_read() -> None:
     assert checkpoint.blank(CARD, 8).output_strides == (16, 8)
     with pytest.raises(ConfigError, match=r"output stride 4 is not one of \(16, 8\)"):
