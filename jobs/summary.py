@@ -2,15 +2,19 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from jobs.console import print_json
 from jobs.run import Run, RunOutcome
 from pipeline.run import folder, manifest
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan
+from pipeline.source.raster_survey import survey_rasters
 
 log = logging.getLogger(__name__)
 
+REFINE_S_PER_MPX = 0.9
+"""Seconds of one core per megapixel of raster that the default CRF takes, halo included: docs/benchmarks/rasters.md."""
 FIRST_PROBLEMS = 3
 """Most problems of a source that `--plan` prints."""
 
@@ -18,7 +22,7 @@ FIRST_PROBLEMS = 3
 def print_plan(run: Run, plan: Plan) -> int:
     """Print the plan of a run, for `--plan`: shards, bytes, keys, committed rows, first problems; returns 0."""
     parts = manifest.read_footers(run.url)
-    facts = {
+    facts: dict[str, Any] = {
         "run": str(run.url),
         "shards": len(plan.shards),
         "bytes": plan.bytes,
@@ -30,15 +34,37 @@ def print_plan(run: Run, plan: Plan) -> int:
         "problems": plan.warnings[:FIRST_PROBLEMS],
         "substituted": run.substituted,
     }
+    if run.cfg.read.kind == "raster":
+        facts |= raster_facts(run, plan)
     in_text = {
         "ignored_files": in_words(plan.ignored),
-        "problems": "; ".join(plan.warnings[:FIRST_PROBLEMS]) or "none",
+        "problems": "; ".join(facts["problems"]) or "none",
         "substituted": run.substituted or "none",
     }
     for name, value in (facts | in_text).items():
         log.info("%-16s %s", name, "unknown until read" if value is None else value)
     print_json(facts)
     return 0
+
+
+def raster_facts(run: Run, plan: Plan) -> dict[str, Any]:
+    """Figures of the rasters of a plan: windows, gigapixels, estimated pixels without data, and hours of one core."""
+    survey = survey_rasters(plan)
+    for warning in survey.warnings:
+        log.warning("%s", warning)
+    share = survey.nodata_share
+    mpx = survey.gigapixels * 1e3 * (1 - (share or 0.0))
+    refined = run.cfg.refine.engine != "none"
+    return {
+        "rasters": survey.rasters,
+        "unreadable": survey.unreadable,
+        "windows": survey.windows,
+        "gigapixels": round(survey.gigapixels, 3),
+        "nodata_share": None if share is None else round(share, 3),
+        "overviews_read": survey.overviews,
+        "refine_core_hours": round(mpx * REFINE_S_PER_MPX / 3600, 2) if refined else 0.0,
+        "problems": [*plan.warnings, *survey.warnings][:FIRST_PROBLEMS],
+    }
 
 
 def log_not_refined(reasons: Mapping[str, int]) -> None:

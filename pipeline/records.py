@@ -212,6 +212,8 @@ class Footprint:
     num_classes: int
     stride: int
     """Input pixels per logit, per axis."""
+    bands: int = 3
+    """Bands of the input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Decoding of an excerpt of a raster: a small TIFF in, the pixels of one window and their valid mask out.
+"""Decoding of an excerpt of a raster: a small TIFF in, stored samples and their valid mask out.
 
 GDAL decodes, from memory and with its GTiff driver alone: no file can lead it to another file or a URL. The rules of
 which pixels are valid are those of GDAL's dataset mask where GDAL has a rule, and stricter for NaN.
@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from pipeline import optional
 from pipeline.errors import InputError
-from pipeline.image.scale import BandScale, eight_bits
 from pipeline.image.tiff import valid_by_nodata
-from pipeline.records import Bool, Image, Window
+from pipeline.records import Bool, Window
 
 _OPTIONS = {
     "GDAL_PAM_ENABLED": "NO",
@@ -61,50 +60,46 @@ def open_tiff(data: bytes) -> Iterator[Any]:
         raise InputError("corrupt", f"GDAL cannot decode it: {str(cause).splitlines()[0]}") from error
 
 
-def decode_window(data: bytes, window: Window, channels: tuple[str, ...], scale: BandScale | None) -> Image:
-    """Pixels of a window of a raster, from an excerpt that covers it.
+def read_blocks(data: bytes, window: Window, channels: tuple[str, ...]) -> tuple[npt.NDArray[Any], Bool | None]:
+    """Stored values of a window of a raster, from an excerpt that covers it.
 
     Args:
         data: an excerpt, see `geotiff.excerpt`.
         window: rectangle in pixels of the raster.
         channels: names of the bands to return, in this order.
-        scale: values of the bands at levels 0 and 255; None for values as they are (8 bits) or divided by 257 (16).
 
     Returns:
-        Image of (h, w, C) uint8 and the valid mask: a pixel is not valid where every band but the alpha has the nodata
-        value, where the alpha or the mask page is 0, and where one of the bands asked for is not finite. Unlike an
-        image's, the mask may be False everywhere.
+        values, (C, h, w) in the stored type; and valid, (h, w), None where all pixels are valid. A pixel is not valid
+        where every band but the alpha has the nodata value, where the alpha or the mask page is 0, and where one of the
+        bands asked for is not finite.
 
     Raises:
-        InputError: `corrupt`, or `band_mismatch` for values that `scale` does not fit.
+        InputError: `corrupt`.
     """
-    stored, valid = read_window(data, window, channels)
-    levels = eight_bits(stored, scale)
-    if valid is not None:
-        levels[~valid] = 0
-    return Image(levels, valid)
-
-
-def read_window(data: bytes, window: Window, channels: tuple[str, ...]) -> tuple[npt.NDArray[Any], Bool | None]:
-    """Stored values (h, w, C) of the channels, and the valid mask (h, w), None where all pixels are valid."""
     rasterio = load_rasterio()
     with open_tiff(data) as dataset:
         origin = dataset.transform
-        where = rasterio.windows.Window(
-            window.x - round(origin.c), window.y - round(origin.f), window.width, window.height
-        )
+        y, x = window.y - round(origin.f), window.x - round(origin.c)
+        where = rasterio.windows.Window(x, y, window.width, window.height)
         alpha = next((at for at, colour in enumerate(dataset.colorinterp) if colour.name == "alpha"), None)
-        bands = np.moveaxis(dataset.read(window=where), 0, -1)
+        stored = dataset.read(window=where)
         numbers = [dataset.descriptions.index(name) for name in channels]
-        measured = [at for at in range(bands.shape[2]) if at != alpha]
-        checks = [valid_by_nodata(bands[..., measured], dataset.nodata)]
+        checks = [_valid_by_nodata([plane for at, plane in enumerate(stored) if at != alpha], dataset.nodata)]
         if alpha is not None:
-            checks.append(np.asarray(bands[..., alpha] > 0))
-        if rasterio.enums.MaskFlags.per_dataset in dataset.mask_flag_enums[0] and alpha is None:
+            checks.append(np.asarray(stored[alpha] > 0))
+        elif rasterio.enums.MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
             checks.append(np.asarray(dataset.read_masks(1, window=where) > 0))
-    values = np.ascontiguousarray(bands[..., numbers])
+    values = stored if numbers == list(range(len(stored))) else stored[numbers]
     if values.dtype.kind == "f":
-        checks.append(np.asarray(np.isfinite(values).all(axis=2)))
+        checks.append(np.asarray(np.isfinite(values).all(axis=0)))
     given = [check for check in checks if check is not None]
     valid = np.logical_and.reduce(given) if given else None
     return values, None if valid is None or valid.all() else valid
+
+
+def _valid_by_nodata(planes: list[npt.NDArray[Any]], value: float | None) -> Bool | None:
+    """(h, w), False where all planes have the nodata value; most pieces of a raster have no such pixel."""
+    first = valid_by_nodata(planes[0][..., None], value)
+    if first is None or first.all() or len(planes) == 1:
+        return first
+    return valid_by_nodata(np.stack(planes, axis=-1), value)

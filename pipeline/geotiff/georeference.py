@@ -72,7 +72,7 @@ def _parse_crs(crs: str) -> Any:
     rasterio = load_rasterio()
     try:
         return rasterio.crs.CRS.from_user_input(crs)
-    except rasterio.errors.CRSError as error:
+    except (rasterio.errors.CRSError, ValueError) as error:
         raise ConfigError(f"--raster.crs {crs!r} is no coordinate system", hint="for example EPSG:32614") from error
 
 

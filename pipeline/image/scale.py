@@ -54,7 +54,7 @@ def check_dtype(dtype: str, scale: BandScale | None) -> None:
 def eight_bits(values: npt.NDArray[Any], scale: BandScale | None) -> UInt8:
     """Scale (..., C) samples to levels 0 to 255; without a scale 8 bits stay, and 16 bits are divided by 257.
 
-    Values that are not finite become level 0.
+    Values that are not finite become level 0. The result may be `values` itself.
 
     Raises:
         InputError: `band_mismatch` for another type than the scale's.
@@ -62,7 +62,7 @@ def eight_bits(values: npt.NDArray[Any], scale: BandScale | None) -> UInt8:
     check_dtype(values.dtype.name, scale)
     if scale is None:
         if values.dtype == np.uint8:
-            return np.array(values, order="C")
+            return values
         return np.asarray((values.astype(np.uint32) + 128) // 257, np.uint8)
     low, high = (np.array(level, np.float32) for level in (scale.low, scale.high))
     levels = (values.astype(np.float32) - low) * (np.float32(255) / (high - low))

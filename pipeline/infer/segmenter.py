@@ -94,7 +94,8 @@ def _finished(jobs: deque[_Job]) -> Iterator[Prediction]:
 def footprint(model: Checkpoint, output_stride: int | None = None) -> Footprint:
     """Memory footprint of a checkpoint's network; `output_stride` as in `Checkpoint.build`."""
     weight_bytes = sum(tensor.numel() * 4 for tensor in model.state.values())
-    return Footprint(weight_bytes, len(model.card.classes), checkpoint.blank(model.card, output_stride).stride)
+    stride = checkpoint.blank(model.card, output_stride).stride
+    return Footprint(weight_bytes, len(model.card.classes), stride, model.card.in_channels)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -29,7 +29,7 @@ from pipeline.run import parts
 from pipeline.run.ledger import Ledger, RunProgress
 from pipeline.run.manifest import PendingShard
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
-from pipeline.run.workers import GIB, READ_CPUS, WRITE_CPUS, Workers
+from pipeline.run.workers import GIB, RASTER_READER_GIB, READ_CPUS, WRITE_CPUS, Workers
 from pipeline.source.left_out import LeftOut
 
 MAX_READ_TASKS = 2000
@@ -38,6 +38,8 @@ TASK_RETRIES = 16
 """Retries of a task for causes other than its own items: lost nodes, pre-emption."""
 REFINE_ROWS = 4
 """Images per batch of a refiner: seconds of work, so a retry repeats little."""
+INFER_WINDOWS = 2
+"""Windows of rasters per call of a network: each has enough tiles for several batches, and tens of megabytes."""
 
 
 T = TypeVar("T")
@@ -141,12 +143,13 @@ def build_dataset(
     Actor pools have a fixed size: a pool that grows with its backlog starts late, and shrinks while the first
     images are read.
     """
+    read_gib = RASTER_READER_GIB if job.cfg.read.kind == "raster" else 0.0
     items: ray.data.Dataset = ray.data.read_datasource(
         ShardSource(job, pending, ledger),
         num_cpus=READ_CPUS,
         compute=TaskPoolStrategy(min(len(pending), 2 * workers.infer)),
         override_num_blocks=min(len(pending), MAX_READ_TASKS),
-        ray_remote_args={"max_retries": TASK_RETRIES},
+        ray_remote_args={"max_retries": TASK_RETRIES, "memory": int(read_gib * GIB)},
     )
     return _score_masks(items, job, workers, ledger) if job.masks else _segment(items, job, workers, ledger)
 
@@ -154,25 +157,27 @@ def build_dataset(
 def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
     """Dataset of rows with new masks: inference, then refinement."""
     threads = 1 if not workers.infer_gpus else 4
+    windows = job.cfg.read.kind == "raster"
+    infer_rows, refine_rows = (INFER_WINDOWS, 1) if windows else (INFER_ROWS, REFINE_ROWS)
     rows: ray.data.Dataset = items.map_batches(
         InferStage,
         fn_constructor_kwargs={"job": job, "ledger": ledger, "threads": threads},
-        batch_size=INFER_ROWS,
+        batch_size=infer_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers.infer),
         num_cpus=workers.infer_cpus,
         num_gpus=workers.infer_gpus or None,
         memory=int(workers.infer_gib * GIB),
-        max_task_retries=INFER_ROWS + TASK_RETRIES,
+        max_task_retries=infer_rows + TASK_RETRIES,
     ).map_batches(
         RefineStage,
         fn_constructor_kwargs={"job": job, "ledger": ledger},
-        batch_size=REFINE_ROWS,
+        batch_size=refine_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers.refine),
         num_cpus=workers.refine_cpus,
         memory=int(workers.refine_gib * GIB),
-        max_task_retries=REFINE_ROWS + TASK_RETRIES,
+        max_task_retries=refine_rows + TASK_RETRIES,
     )
     return rows
 

@@ -38,7 +38,7 @@ _THREADS = 16
 SUMMED_COLUMNS = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
 AVERAGED_COLUMNS = ["confidence", "entropy", "changed_share"]
 SCANNED_COLUMNS = [
-    *["status", "error_code", "class_pixels", "refined", "refine_note"],
+    *["status", "error_code", "class_pixels", "nodata_pixels", "refined", "refine_note"],
     *SUMMED_COLUMNS,
     *AVERAGED_COLUMNS,
 ]
@@ -73,8 +73,12 @@ class Manifest:
     """Rows whose whole mask a refiner produced."""
     refine_notes: dict[str, int] = field(default_factory=dict)
     """Rows `ok` that are not refined although a refiner was configured, by reason, or that are `refined_in_part`."""
+    empty: int = 0
+    """Windows of rasters without data: rows `ok` without a mask."""
+    nodata_pixels: int = 0
+    """Pixels without data of the rows that are ok."""
     confidence: float | None = None
-    """Mean over the rows that are ok; None when there are none."""
+    """Mean over the rows that have a mask; None when there are none."""
     entropy: float | None = None
     changed_share: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -267,13 +271,16 @@ def summarise_run(run_url: Url, classes: ClassMap, *, fingerprint: str, shards: 
             {name.removeprefix("seconds_"): float(frame[name].astype(float).sum()) for name in SUMMED_COLUMNS}
         )
         means.update({name: float(ok[name].astype(float).sum()) for name in AVERAGED_COLUMNS})
+        if "nodata_pixels" in ok:
+            total.nodata_pixels += int(ok["nodata_pixels"].sum())
+            total.empty += sum(not any(counts) for counts in ok["class_pixels"][ok["nodata_pixels"] > 0])
         if len(ok):
             pixels += np.stack(ok["class_pixels"].to_list()).sum(axis=0)
     total.failed = total.rows - total.ok
     total.error_codes, total.refine_notes, total.seconds = dict(codes), dict(notes), dict(seconds)
     total.class_pixels = pixels.tolist()
-    if total.ok:
-        total.confidence, total.entropy, total.changed_share = (means[name] / total.ok for name in AVERAGED_COLUMNS)
+    if masks := total.ok - total.empty:
+        total.confidence, total.entropy, total.changed_share = (means[name] / masks for name in AVERAGED_COLUMNS)
     return total
 
 

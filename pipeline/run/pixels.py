@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config import SegmentConfig
-from pipeline.geotiff.decode import decode_window
+from pipeline.geotiff.window import decode_window
 from pipeline.image.channels import RGB as RGB_NAMES
 from pipeline.image.channels import decode_channels, visible_rgb
 from pipeline.image.decode import decode_image
@@ -22,11 +22,10 @@ def decode_item(item: Item, cfg: SegmentConfig, bands: NetworkBands) -> Image:
     """Decode the image of an item, or the window of a raster with its halo.
 
     Raises:
-        InputError: as `decode_image`, `decode_channels` or `decode_window`.
+        InputError: as `decode_image` or `decode_channels`; a window was decoded where it was read.
     """
     if item.outer is not None:
-        image = decode_window(item.data, item.outer, bands.channels, bands.scale)
-        return replace(image, origin=(item.outer.y, item.outer.x))
+        return decode_window(item.data)
     if bands.channels == RGB_NAMES and bands.scale is None and not cfg.raster.bands:
         return decode_image(item.data, cfg.decode)
     return decode_channels(item.data, bands.channels, cfg.decode, scale=bands.scale, numbers=cfg.raster.numbers)

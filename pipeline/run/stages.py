@@ -107,7 +107,8 @@ def kill_process_after(seconds: float) -> Generator[Callable[[], None]]:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for reuse: returning it cost a refiner a tenth of its time in page faults.
 
-    Every image needs the same large maps again. Without effect on other C libraries. See mallopt(3).
+    Every image, and every window that is read, needs arrays of the same size again. Without effect on other C
+    libraries. See mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -118,6 +119,7 @@ def keep_freed_memory() -> None:
 
 def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient) -> Iterator[pa.Table]:
     """Read the keys of pending shards that are not committed; yields tables of `ITEM_SCHEMA`, about one block each."""
+    keep_freed_memory()
     held: list[Item] = []
     size = 0
     for pending_shard in pending:

@@ -13,10 +13,13 @@ from pipeline.errors import ConfigError
 from pipeline.infer.tile import CPU_BATCH
 from pipeline.records import LEFT_WHOLE, Footprint
 from pipeline.refine.engine import REFINE_ENGINES, window_side_px
+from pipeline.source.raster import halo_px
 
 GIB = 2**30
 READ_CPUS = 0.2
 WRITE_CPUS = 0.2
+RASTER_READER_GIB = 0.6
+"""Memory of a task that reads windows of rasters: a row of windows, and blocks being decoded."""
 CPU_SHARE = 0.4
 """Share of a core that a network or refiner reserves without GPUs: below 1, so that there are more workers than cores.
 The slowest stage then gets the cores, and tasks that read and write still fit."""
@@ -94,11 +97,18 @@ class Workers:
         )
 
 
+def largest_px(cfg: SegmentConfig) -> float:
+    """Pixels of the largest image that a worker decodes; of rasters, of a window with its halo."""
+    if cfg.read.kind == "raster":
+        return float((cfg.raster.core_px + 2 * halo_px(cfg)) ** 2)
+    return cfg.decode.max_mpx * 1e6
+
+
 def refiner_gib(cfg: SegmentConfig, model: Footprint) -> float:
     """Memory of one refiner: process, decoded image, and its engine's memory for one window with halo, GiB."""
     refine = cfg.refine
     engine = REFINE_ENGINES[refine.engine]
-    image_bytes = cfg.decode.max_mpx * 1e6 * 9  # decoder's copy, pixels, mask, confidence
+    image_bytes = largest_px(cfg) * (2 * model.bands + 3)  # decoder's copy, pixels, mask, network's mask, confidence
     process_gib = PROCESS_GIB["cpu"] if engine.imports_torch else REFINER_GIB
     return process_gib + (image_bytes + engine.window_bytes(refine, window_side_px(refine), model)) / GIB
 
@@ -109,8 +119,8 @@ def network_gib(cfg: SegmentConfig, model: Footprint, *, device: str) -> float:
     Weights count three times, as while a checkpoint loads: the file, its tensors, and the network's own.
     """
     largest = max(*cfg.infer.scales, 1) ** 2
-    pixels = cfg.decode.max_mpx * 1e6
-    images = pixels * 3 * (DECODED_AT_ONCE + (largest if cfg.infer.scales != (1.0,) else 0))
+    pixels = largest_px(cfg)
+    images = pixels * model.bands * (DECODED_AT_ONCE + (largest if cfg.infer.scales != (1.0,) else 0))
     float16 = min(pixels / model.stride**2 * model.num_classes * 2, cfg.infer.max_logits_mib * 2**20)
     views = len(cfg.infer.scales) * (1 + cfg.infer.flip)
     logits = float16 * (1 + 2 * largest + (2 if views > 1 else 0))  # and a canvas and the fused map in float32

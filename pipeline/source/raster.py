@@ -36,8 +36,8 @@ SQUARE = 8
 ALIGN_PX = 32
 """Halos are multiples of this, so that corners of network tiles are: see `infer.tile`."""
 MAX_CHANNELS = 16
-_FULL_SQUARE_BYTES = 4
-"""Bytes per pixel up to which a shard is a whole square; above, its sides are halved, to bound a reader's memory."""
+_BUFFERED = 4 * 2048**2
+"""Samples of a window up to which a shard is a whole square; above, its sides are halved: a reader buffers a row."""
 _HEADER_BLOCK = 2**16
 _MOST_BLOCKS = 256
 _DATETIME = re.compile(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d:\d\d)")
@@ -65,6 +65,8 @@ class RasterShard:
     """Rectangle of cores, pixels."""
     core_px: int
     halo_px: int
+    scale: BandScale | None = None
+    """Scale of the samples to 8 bits, by the checkpoint's card."""
 
     def cores(self) -> Iterator[Window]:
         """Core of each window, row by row."""
@@ -158,9 +160,8 @@ def raster_shards(
     for window in _rectangles(raster, cfg.raster.core_px):
         here = RasterShard(raster, window, cfg.raster.core_px, halo)
         identity = [astuple(window), here.core_px, halo, raster.bands, raster.alpha, repr(raster.nodata)]
-        packed = _pack(
-            {"raster": raster.to_json(), "window": astuple(window), "core_px": here.core_px, "halo_px": halo}
-        )
+        facts = {"raster": raster.to_json(), "window": astuple(window), "core_px": here.core_px, "halo_px": halo}
+        packed = _pack(facts | {"scale": None if bands.scale is None else bands.scale.model_dump(mode="json")})
         rows = math.ceil(window.height / here.core_px) * math.ceil(window.width / here.core_px)
         shards.append(window_shard(root, file, identity, rows=rows, packed=packed, copy=copy))
     return shards, [f"{file.path}: {note}" for note in notes]
@@ -271,19 +272,14 @@ def _datetime(text: str | None) -> str | None:
 
 
 def _rectangles(raster: Raster, core_px: int) -> Iterator[Window]:
-    """Rectangles of windows, one per shard, each inside one square; of strips, one row of windows high."""
-    pixel_bytes = raster.count * np.dtype(raster.dtype).itemsize
+    """Rectangles of windows, one per shard: squares, or parts of them for many bands or large cores."""
     side = SQUARE
-    while side > 1 and pixel_bytes * side > _FULL_SQUARE_BYTES * SQUARE:
+    while side > 1 and len(raster.bands) * core_px**2 * side > _BUFFERED * SQUARE:
         side //= 2
-    down, across = (side if raster.tiled else 1) * core_px, side * core_px
-    square = SQUARE * core_px
-    for square_y in range(0, raster.height, square):
-        for square_x in range(0, raster.width, square):
-            bottom, right = min(square_y + square, raster.height), min(square_x + square, raster.width)
-            for y in range(square_y, bottom, down):
-                for x in range(square_x, right, across):
-                    yield Window(y, x, min(down, bottom - y), min(across, right - x))
+    step = side * core_px
+    for y in range(0, raster.height, step):
+        for x in range(0, raster.width, step):
+            yield Window(y, x, min(step, raster.height - y), min(step, raster.width - x))
 
 
 def _pack(facts: dict[str, object]) -> bytes:
@@ -295,4 +291,6 @@ def unpack(shard: Shard) -> RasterShard | Failure:
     facts = json.loads(zlib.decompress(shard.packed))
     if "failure" in facts:
         return Failure(*facts["failure"])
-    return RasterShard(Raster.from_json(facts["raster"]), Window(*facts["window"]), facts["core_px"], facts["halo_px"])
+    scale = None if facts["scale"] is None else BandScale.model_validate(facts["scale"])
+    raster, window = Raster.from_json(facts["raster"]), Window(*facts["window"])
+    return RasterShard(raster, window, facts["core_px"], facts["halo_px"], scale)

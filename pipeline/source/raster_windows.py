@@ -1,26 +1,31 @@
-"""Windows of a raster, read: each becomes an item whose data are an excerpt, a small TIFF of the tiles it touches.
+"""Windows of a raster, read: each becomes an item whose data are its 8-bit pixels, halo included.
 
-In: a shard of kind `raster`. Out: its items, row by row. Tiles are fetched in merged ranges, those of the next window
-while this one is handed on, and kept until the last window that needs them: a square fetches most tiles once. A raster
-of strips is decoded, since a strip spans all windows beside each other, and its windows are encoded again as tiles.
+In: a shard of kind `raster`. Out: its items, row by row. The blocks of the file (tiles or strips) are fetched in merged
+ranges, each once, and decoded once into a buffer of one row of windows; what the next row of windows needs of them
+stays there. The next window is decoded while this one is handed on.
 """
 
-import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.errors import InputError, StorageError
-from pipeline.geotiff.decode import load_rasterio, open_tiff
+from pipeline.geotiff.decode import read_blocks
 from pipeline.geotiff.excerpt import Region, encode_excerpt, region_of
 from pipeline.geotiff.header import Blocks, Header, read_header
-from pipeline.geotiff.raster import Raster
+from pipeline.geotiff.window import encode_window
+from pipeline.image.scale import eight_bits
 from pipeline.prefetch import ahead
-from pipeline.records import Failure, Item, Window
+from pipeline.records import Bool, Failure, Item, UInt8, Window
+from pipeline.refine.window import inside
 from pipeline.source.raster import Ranges, RasterShard, unpack
 from pipeline.source.shard import Shard, read_failure
 from pipeline.store import objects
@@ -32,11 +37,12 @@ MERGED_BYTES = 8 * 2**20
 """Most bytes of a merged range: several are fetched at the same time."""
 FETCHERS = 8
 """Concurrent range requests of a reader."""
+DECODERS = 2
+"""Threads that decode pieces of a window: GDAL and NumPy work without the GIL."""
+DECODED_BYTES = 16 * 2**20
+"""Most bytes of stored samples in a piece that is decoded at a time, unless a single block is larger."""
 WINDOWS_AHEAD = 2
-"""Windows encoded before they are asked for."""
-
-Encode = Callable[[Window], bytes]
-"""Excerpt of a core and its halo; empty where every pixel is known to be without data."""
+"""Windows decoded before they are asked for."""
 
 
 def window_items(shard: Shard, *, wanted: Callable[[str], bool]) -> Iterator[Item]:
@@ -51,218 +57,247 @@ def window_items(shard: Shard, *, wanted: Callable[[str], bool]) -> Iterator[Ite
     if isinstance(here, Failure):
         yield shard.item(shard.uri, failure=here)
         return
-    cores = [(core, f"{shard.uri}#{core.y},{core.x}") for core in here.cores()]
-    asked = [core for core, key in cores if wanted(key)]
     with ExitStack() as stack:
-        encode: Encode | None = None
-        if asked:
-            encode = _open(shard, here, asked, stack.enter_context(ThreadPoolExecutor(FETCHERS)))
         worker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="windows"))
+        reader = WindowReader(shard.url, here, stack)
 
-        def read(core_key: tuple[Window, str]) -> Item:
-            core, key = core_key
+        def read(core: Window) -> Item:
+            key = f"{shard.uri}#{core.y},{core.x}"
             item = shard.item(key, window=core, outer=here.outer(core))
-            return item if encode is None or not wanted(key) else _filled(item, encode)
+            return _filled(item, reader) if wanted(key) else item
 
-        yield from ahead(worker, read, cores, WINDOWS_AHEAD)
+        yield from ahead(worker, read, here.cores(), WINDOWS_AHEAD)
 
 
-def _filled(item: Item, encode: Encode) -> Item:
-    """The item with its excerpt, or with the failure of reading it."""
+def _filled(item: Item, reader: "WindowReader") -> Item:
+    """The item with its pixels, or with the failure of reading it."""
     began = time.monotonic()
     try:
-        filled = replace(item, data=encode(item.outer or Window(0, 0, 0, 0)))
+        filled = replace(item, data=reader.encoded(item.outer or reader.shard.window))
     except (InputError, FileNotFoundError, StorageError) as error:
         filled = replace(item, failure=read_failure(error))
     return replace(filled, seconds_read=time.monotonic() - began)
 
 
-def _open(shard: Shard, here: RasterShard, cores: list[Window], pool: ThreadPoolExecutor) -> Encode:
-    """Open the raster and choose how its windows are encoded. Raises as `read_header`."""
-    header = read_header(Ranges(shard.url, here.raster.etag, here.raster.size))
-    source = RasterFile(shard.url, here.raster, header, pool)
-    outers = [here.outer(core) for core in cores]
-    return TileExcerpts(source, outers) if header.blocks.tiled else StripExcerpts(source, outers)
+def read_stored(url: Url, shard: RasterShard, header: Header, window: Window) -> tuple[npt.NDArray[Any], Bool | None]:
+    """Read one window of a raster by itself: stored values (C, h, w) and valid pixels; see `read_blocks`.
+
+    Raises:
+        InputError, FileNotFoundError, StorageError: it cannot be read or decoded.
+    """
+    with ExitStack() as threads:
+        reader = WindowReader(url, shard, threads, header)
+        return reader.stored(region_of(header.blocks, window), window)
 
 
-# Blocks ---------------------------------------------------------------------------------------------------------------
+class WindowReader:
+    """Reads windows of one shard, row by row."""
 
+    def __init__(self, url: Url, shard: RasterShard, threads: ExitStack, header: Header | None = None) -> None:
+        self.url, self.shard, self.raster = url, shard, shard.raster
+        self.fetchers = threads.enter_context(ThreadPoolExecutor(FETCHERS, thread_name_prefix="ranges"))
+        self.decoders = threads.enter_context(ThreadPoolExecutor(DECODERS, thread_name_prefix="blocks"))
+        self._header = header
+        self._buffer: _Buffer | None = None
 
-@dataclass(frozen=True, slots=True)
-class RasterFile:
-    """One raster that is being read."""
+    @property
+    def header(self) -> Header:
+        """Header of the raster, read when it is first needed. Raises as `read_header`."""
+        if self._header is None:
+            self._header = read_header(Ranges(self.url, self.raster.etag, self.raster.size))
+        return self._header
 
-    url: Url
-    raster: Raster
-    header: Header
-    pool: ThreadPoolExecutor
-    """Threads that fetch ranges."""
+    def encoded(self, outer: Window) -> bytes:
+        """Pixels of a window as `encode_window` writes them; empty where every pixel is known to be without data.
 
+        Raises:
+            InputError, FileNotFoundError, StorageError: it cannot be read or decoded.
+        """
+        region = region_of(self.header.blocks, outer)
+        if self._is_empty(region):
+            return b""
+        buffer = self._buffer_of(region)
+        pieces = _pieces(buffer.missing(region), self._piece_blocks(buffer))
+        deque(self.decoders.map(partial(self._decode, buffer), pieces), maxlen=0)
+        here = inside(buffer.window, outer)
+        valid = buffer.valid_hw[here]
+        return encode_window(buffer.pixels_hwc[here], None if valid.all() else valid, outer.y, outer.x)
 
-class BlockCache:
-    """Compressed blocks of one page, fetched on demand and kept until the last region that needs them."""
+    def _is_empty(self, region: Region) -> bool:
+        """True when all blocks are sparse, and what a reader puts in their place counts as no data."""
+        header = self.header
+        if header.mask is not None and not any(size for _, size in self._spans(header.mask, region).values()):
+            return True
+        if self.raster.nodata is None and self.raster.alpha is None:
+            return False
+        return not any(size for _, size in self._spans(header.blocks, region).values())
 
-    def __init__(self, source: "RasterFile", blocks: Blocks, regions: list[Region]) -> None:
-        self.source, self.blocks = source, blocks
-        self._data: dict[int, bytes] = {}
-        self._spans: dict[int, tuple[int, int]] = {}
-        self._last = {
-            index: number for number, region in enumerate(regions) for index in region.indices(blocks).ravel().tolist()
-        }
-        self._number = 0
+    # Buffer -----------------------------------------------------------------------------------------------------------
 
-    def spans(self, region: Region) -> dict[int, tuple[int, int]]:
-        """First byte and size of each block of a region, by its index."""
-        for plane in region.indices(self.blocks):
-            for row in plane:
-                if int(row[0]) not in self._spans or int(row[-1]) not in self._spans:
-                    first, count = int(row[0]), len(row)
-                    starts = self.source.header.directories.values(self.blocks.offsets, first, count).tolist()
-                    sizes = self.source.header.directories.values(self.blocks.counts, first, count).tolist()
-                    self._spans |= dict(zip(range(first, first + count), zip(starts, sizes, strict=True), strict=True))
-        return {index: self._spans[index] for index in region.indices(self.blocks).ravel().tolist()}
+    def _buffer_of(self, region: Region) -> "_Buffer":
+        """Buffer of the row of windows that a region belongs to, with what the former one has in common with it."""
+        if self._buffer is None or (self._buffer.top, self._buffer.bottom) != (region.top, region.bottom):
+            rect, halo = self.shard.window, self.shard.halo_px
+            left, right = max(rect.x - halo, 0), min(rect.x + rect.width + halo, self.raster.width)
+            blocks = self.header.blocks
+            columns = region_of(blocks, Window(rect.y, left, 1, right - left))
+            whole = replace(region, left=columns.left, right=columns.right)
+            rows = whole.window(blocks)
+            fresh = _Buffer(whole, Window(rows.y, left, rows.height, right - left), len(self.raster.bands), blocks)
+            if self._buffer is not None:
+                fresh.take_over(self._buffer)
+            self._buffer = fresh
+        return self._buffer
 
-    def load(self, region: Region) -> None:
-        """Fetch the blocks of a region that are not here; forget those that no later region needs."""
-        spans = self.spans(region)
-        missing = sorted(
-            (start, size, index) for index, (start, size) in spans.items() if size and index not in self._data
+    def _piece_blocks(self, buffer: "_Buffer") -> int:
+        """Blocks that may be decoded at a time."""
+        blocks = self.header.blocks
+        width = blocks.block_width if blocks.tiled else buffer.window.width
+        return max(1, DECODED_BYTES // (blocks.block_height * width * self.header.bytes_per_pixel))
+
+    def _decode(self, buffer: "_Buffer", piece: Region) -> None:
+        """Fetch and decode the blocks of a rectangle into the buffer."""
+        whole = piece.window(self.header.blocks)
+        left = max(whole.x, buffer.window.x)
+        right = min(whole.x + whole.width, buffer.window.x + buffer.window.width)
+        here = replace(whole, x=left, width=right - left)
+        values, valid = self.stored(piece, here)
+        buffer.put(piece, here, eight_bits(np.moveaxis(values, 0, -1), self.shard.scale), valid)
+
+    def stored(self, region: Region, window: Window) -> tuple[npt.NDArray[Any], Bool | None]:
+        """Stored values (C, h, w) and valid pixels of a window inside a region of blocks; see `read_blocks`."""
+        header = self.header
+        image = self._fetch(header.blocks, region)
+        mask = None if header.mask is None else self._fetch(header.mask, region)
+        data = encode_excerpt(
+            header,
+            self.raster,
+            region,
+            lambda index: image.get(index, b""),
+            None if mask is None else lambda index: mask.get(index, b""),
         )
-        runs = _merged(missing)
-        for run, data in zip(runs, self.source.pool.map(self._fetch, runs), strict=True):
-            for start, size, index in run:
-                at = start - run[0][0]
-                self._data[index] = data[at : at + size]
+        return read_blocks(data, window, self.raster.channels)
 
-    def done(self) -> None:
-        """Forget the blocks that only regions up to this one need."""
-        for index in [index for index in self._data if self._last[index] <= self._number]:
-            del self._data[index]
-        self._number += 1
+    # Ranges -----------------------------------------------------------------------------------------------------------
 
-    def __getitem__(self, index: int) -> bytes:
-        return self._data.get(index, b"")
+    def _spans(self, blocks: Blocks, region: Region) -> dict[int, tuple[int, int]]:
+        """First byte and size of each block of a region, by its index in the file's lists."""
+        spans: dict[int, tuple[int, int]] = {}
+        values = self.header.directories.values
+        for row in region.indices(blocks).reshape(-1, region.right - region.left):
+            first, count = int(row[0]), len(row)
+            starts, sizes = (values(listed, first, count).tolist() for listed in (blocks.offsets, blocks.counts))
+            spans |= zip(row.tolist(), zip(starts, sizes, strict=True), strict=True)
+        return spans
 
-    def _fetch(self, run: list[tuple[int, int, int]]) -> bytes:
-        start = run[0][0]
-        end = max(first + size for first, size, _ in run)
-        data = objects.read_range(self.source.url, start, end, etag=self.source.raster.etag)
+    def _fetch(self, blocks: Blocks, region: Region) -> dict[int, bytes]:
+        """Compressed bytes of the blocks of a region, without those that are sparse."""
+        spans = self._spans(blocks, region)
+        runs = merge_ranges(sorted((start, size, index) for index, (start, size) in spans.items() if size))
+        fetched: dict[int, bytes] = {}
+        for run, data in zip(runs, self.fetchers.map(self._fetch_run, runs), strict=True):
+            fetched |= {index: data[start - run[0][0] : start - run[0][0] + size] for start, size, index in run}
+        return fetched
+
+    def _fetch_run(self, run: list[tuple[int, int, int]]) -> bytes:
+        start, end = run[0][0], max(first + size for first, size, _ in run)
+        data = objects.read_range(self.url, start, end, etag=self.raster.etag)
         if len(data) < end - start:
             raise InputError("truncated", f"tiles or strips end at byte {end}, the file at byte {start + len(data)}")
         return data
 
 
-def _merged(spans: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+@dataclass(slots=True)
+class _Buffer:
+    """Decoded pixels of one row of windows of a shard, filled block by block."""
+
+    region: Region
+    """Blocks that it covers."""
+    window: Window
+    """Pixels that it holds: whole rows of blocks; columns of the shard and its halo."""
+    bands: int
+    blocks: Blocks
+    pixels_hwc: UInt8 = field(init=False)
+    valid_hw: Bool = field(init=False)
+    decoded: Bool = field(init=False)
+    """(rows, columns) of blocks, True where they are decoded."""
+
+    def __post_init__(self) -> None:
+        self.pixels_hwc = np.empty((self.window.height, self.window.width, self.bands), np.uint8)
+        self.valid_hw = np.ones((self.window.height, self.window.width), bool)
+        self.decoded = np.zeros((self.region.bottom - self.region.top, self.region.right - self.region.left), bool)
+
+    @property
+    def top(self) -> int:
+        """First row of blocks."""
+        return self.region.top
+
+    @property
+    def bottom(self) -> int:
+        """One past the last row of blocks."""
+        return self.region.bottom
+
+    def missing(self, region: Region) -> Region | None:
+        """Smallest rectangle of all blocks of a region that are not decoded; None without any."""
+        top, left = region.top - self.region.top, region.left - self.region.left
+        here = self.decoded[top : region.bottom - self.region.top, left : region.right - self.region.left]
+        rows, columns = np.nonzero(~here)
+        if not len(rows):
+            return None
+        y, x = rows + region.top, columns + region.left
+        return Region(int(y.min()), int(x.min()), int(y.max()) + 1, int(x.max()) + 1)
+
+    def put(self, region: Region, window: Window, levels_hwc: UInt8, valid_hw: Bool | None) -> None:
+        """Store decoded blocks."""
+        here = inside(self.window, window)
+        target = self.pixels_hwc[here]
+        for band in range(self.bands):  # much faster than all at once, for bands one after another
+            target[..., band] = levels_hwc[..., band]
+        self.valid_hw[here] = True
+        if valid_hw is not None:
+            self.valid_hw[here] = valid_hw
+            target[~valid_hw] = 0  # whatever value a file has there: it reaches the network beside valid pixels
+        rows = slice(region.top - self.region.top, region.bottom - self.region.top)
+        self.decoded[rows, region.left - self.region.left : region.right - self.region.left] = True
+
+    def take_over(self, former: "_Buffer") -> None:
+        """Copy the blocks that a buffer of the same columns has in common with this one."""
+        top, bottom = max(self.top, former.top), min(self.bottom, former.bottom)
+        if top >= bottom:
+            return
+        y, height = top * self.blocks.block_height, min(bottom * self.blocks.block_height, self.blocks.height)
+        shared = replace(self.window, y=y, height=height - y)
+        target, source = inside(self.window, shared), inside(former.window, shared)
+        self.pixels_hwc[target], self.valid_hw[target] = former.pixels_hwc[source], former.valid_hw[source]
+        self.decoded[top - self.top : bottom - self.top] = former.decoded[top - former.top : bottom - former.top]
+
+
+def _pieces(region: Region | None, most_blocks: int) -> Iterator[Region]:
+    """Halve a rectangle of blocks until each piece has at most `most_blocks`."""
+    if region is None:
+        return
+    rows, columns = region.bottom - region.top, region.right - region.left
+    if rows * columns <= most_blocks or rows * columns == 1:
+        yield region
+    elif rows >= columns:
+        middle = region.top + rows // 2
+        yield from _pieces(replace(region, bottom=middle), most_blocks)
+        yield from _pieces(replace(region, top=middle), most_blocks)
+    else:
+        middle = region.left + columns // 2
+        yield from _pieces(replace(region, right=middle), most_blocks)
+        yield from _pieces(replace(region, left=middle), most_blocks)
+
+
+def merge_ranges(spans: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
     """Group sorted (first byte, size, index) so that each group is one range to fetch."""
     runs: list[list[tuple[int, int, int]]] = []
     end = 0
-    for span in spans:
-        near = runs and span[0] - end <= MERGED_GAP and span[0] + span[1] - runs[-1][0][0] <= MERGED_BYTES
-        if near:
-            runs[-1].append(span)
+    for start, size, index in spans:
+        if runs and start - end <= MERGED_GAP and start + size - runs[-1][0][0] <= MERGED_BYTES:
+            runs[-1].append((start, size, index))
+            end = max(end, start + size)
         else:
-            runs.append([span])
-        end = max(end, span[0] + span[1]) if near else span[0] + span[1]
+            runs.append([(start, size, index)])
+            end = start + size
     return runs
-
-
-# Excerpts -------------------------------------------------------------------------------------------------------------
-
-
-class TileExcerpts:
-    """Excerpts of a tiled raster: its compressed tiles, copied."""
-
-    def __init__(self, source: RasterFile, outers: list[Window]) -> None:
-        self.header, self.raster, mask = source.header, source.raster, source.header.mask
-        regions = [region_of(self.header.blocks, outer) for outer in outers]
-        self.image = BlockCache(source, self.header.blocks, regions)
-        self.mask = None if mask is None else BlockCache(source, mask, regions)
-
-    def __call__(self, outer: Window) -> bytes:
-        """Excerpt of a window; see `Encode`."""
-        region = region_of(self.header.blocks, outer)
-        caches = [self.image] if self.mask is None else [self.image, self.mask]
-        try:
-            if self._is_empty(region):
-                return b""
-            for cache in caches:
-                cache.load(region)
-            mask = None if self.mask is None else self.mask.__getitem__
-            return encode_excerpt(self.header, self.raster, region, self.image.__getitem__, mask)
-        finally:
-            for cache in caches:
-                cache.done()
-
-    def _is_empty(self, region: Region) -> bool:
-        """True when every tile is sparse, and what a reader puts in its place counts as no data."""
-        if self.mask is not None and not any(size for _, size in self.mask.spans(region).values()):
-            return True
-        if self.raster.nodata is None and self.raster.alpha is None:
-            return False
-        return not any(size for _, size in self.image.spans(region).values())
-
-
-class StripExcerpts:
-    """Excerpts of a raster of strips: its strips decoded for one row of windows, each window encoded as tiles."""
-
-    TILE_PX = 512
-
-    def __init__(self, source: RasterFile, outers: list[Window]) -> None:
-        self.source, self.header, self.raster = source, source.header, source.raster
-        left = min(outer.x for outer in outers)
-        right = max(outer.x + outer.width for outer in outers)
-        self.band = Window(outers[0].y, left, outers[0].height, right - left)
-        self._pixels: np.ndarray | None = None
-        self._valid: np.ndarray | None = None
-
-    def __call__(self, outer: Window) -> bytes:
-        """Excerpt of a window; see `Encode`."""
-        if self._pixels is None:
-            self._decode()
-        x = outer.x - self.band.x
-        return self._encode(outer, x)
-
-    def _decode(self) -> None:
-        """Decode the strips of the row of windows, for the columns of the shard."""
-        rasterio = load_rasterio()
-        region = region_of(self.header.blocks, Window(self.band.y, 0, self.band.height, self.raster.width))
-        image = BlockCache(self.source, self.header.blocks, [region])
-        image.load(region)
-        mask = None
-        if self.header.mask is not None:
-            mask = BlockCache(self.source, self.header.mask, [region])
-            mask.load(region)
-        get = None if mask is None else mask.__getitem__
-        data = encode_excerpt(self.header, self.raster, region, image.__getitem__, get)
-        y = self.band.y - region.top * self.header.blocks.block_height
-        where = rasterio.windows.Window(self.band.x, y, self.band.width, self.band.height)
-        with open_tiff(data) as dataset:
-            self._pixels = dataset.read(window=where)
-            if mask is not None:
-                self._valid = dataset.read_masks(1, window=where)
-
-    def _encode(self, outer: Window, x: int) -> bytes:
-        rasterio = load_rasterio()
-        pixels = self._pixels
-        if pixels is None:
-            raise ValueError("the strips are not decoded")
-        raster, columns = self.raster, slice(x, x + outer.width)
-        profile = {
-            **{"driver": "GTiff", "count": raster.count, "dtype": raster.dtype, "nodata": raster.nodata},
-            **{"height": outer.height, "width": outer.width, "tiled": True, "compress": "zstd", "zstd_level": 1},
-            **{"blockxsize": self.TILE_PX, "blockysize": self.TILE_PX, "photometric": "minisblack"},
-            "transform": rasterio.Affine.translation(outer.x, outer.y),
-        }
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.io.MemoryFile() as memory:
-            with memory.open(**profile) as dataset:
-                colours = [rasterio.enums.ColorInterp.undefined] * raster.count
-                if raster.alpha is not None:
-                    colours[raster.alpha - 1] = rasterio.enums.ColorInterp.alpha
-                if raster.count > 1:
-                    dataset.colorinterp = [rasterio.enums.ColorInterp.gray, *colours[1:]]
-                for band, name in itertools.zip_longest(raster.bands, raster.channels):
-                    dataset.set_band_description(band, name)
-                dataset.write(pixels[:, :, columns])
-                if self._valid is not None:
-                    dataset.write_mask(self._valid[:, columns])
-            return bytes(memory.read())

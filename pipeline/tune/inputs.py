@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pipeline.config import ReadConfig, RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
 from pipeline.image import labels
+from pipeline.image.channels import RGB
+from pipeline.models.checkpoint import Card
 from pipeline.source.plan import Plan
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -31,6 +33,16 @@ def first_grid(cfg: TuneConfig) -> list[Candidate]:
     if cfg.grid not in search.GRIDS:
         raise ConfigError(f"--grid {cfg.grid!r} is not a grid", hint=f"use one of {', '.join(search.GRIDS)}")
     return search.candidate_grid(cfg.grid, cfg.refine)
+
+
+def check_bands(card: Card) -> None:
+    """Refuse a checkpoint of other bands than red, green and blue: the search decodes images to these.
+
+    Raises:
+        ConfigError: names the bands.
+    """
+    if card.channels != RGB:
+        raise ConfigError(f"the checkpoint takes {', '.join(card.channels)}; the search reads red, green, blue alone")
 
 
 def segment_config(cfg: TuneConfig, grid: Sequence[Candidate]) -> SegmentConfig:

@@ -74,9 +74,10 @@ def test_bands_that_are_not_those_expected_are_refused():
 
 def test_a_size_above_the_limit_is_refused_on_the_header(monkeypatch):
     data = tiff(noise(20, 30, 5))
-    monkeypatch.setattr(bands, "LIMITS", DecodeConfig(max_mpx=0.0005))
     monkeypatch.setattr(tifffile.TiffPage, "asarray", None)
-    assert code_of(data) == "too_many_pixels"
+    with pytest.raises(InputError) as raised:
+        bands.decode_channels(data, tuple("abcde"), DecodeConfig(max_mpx=0.0005))
+    assert raised.value.code == "too_many_pixels"
 
 
 @given(st.integers(0, 3000), st.binary(max_size=20))

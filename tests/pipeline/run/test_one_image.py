@@ -153,11 +153,11 @@ def test_other_bands_are_taken_in_the_order_of_the_card(tmp_path: Path) -> None:
         segment(SCENE, folder)
 
 
-def test_refining_without_colours_is_refused(tmp_path: Path) -> None:
+def test_bands_without_colours_guide_the_refinement_too(tmp_path: Path) -> None:
     folder = small_network(tmp_path / "radar", ("vv", "vh"))
-    with pytest.raises(ConfigError, match=r"the checkpoint has no red, green, blue: vv, vh\n  -> refine=False"):
-        segment(SCENE[..., :2], folder)
-    assert segment(SCENE[..., :2], folder, refine=False)[0].shape == SCENE.shape[:2]
+    assert segment(SCENE[..., :2], folder)[0].shape == SCENE.shape[:2]
+    with pytest.raises(ConfigError, match=r"--refine\.guide names red; the bands are vv, vh"):
+        segment(SCENE[..., :2], folder, refine=RefineConfig(guide=("red",)))
 
 
 def test_a_network_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
