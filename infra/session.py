@@ -29,11 +29,14 @@ def connect(*, dashboard: bool = False) -> Generator[list[dict[str, float]]]:
     """Connect to Ray while the block lasts; yields the resources of each live node, by name.
 
     `ray job submit` and RAY_ADDRESS select an existing cluster. Without them a local cluster is started; a cluster that
-    happens to run on the machine is never joined.
+    happens to run on the machine is never joined. Inside another `connect` it is that one's cluster.
 
     Args:
         dashboard: start Ray's dashboard with a local cluster, on 127.0.0.1 alone; an existing cluster has its own.
     """
+    if ray.is_initialized():
+        yield _alive_nodes()
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Messages of Ray's C++ core are for its developers; its log files keep them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -55,9 +58,13 @@ def connect(*, dashboard: bool = False) -> Generator[list[dict[str, float]]]:
     try:
         log.info("Ray %s with %s", ray.__version__, _describe(ray.cluster_resources()))
         log.info("logs of the workers: %s on each node", worker_logs())
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield _alive_nodes()
     finally:
         ray.shutdown()
+
+
+def _alive_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def worker_logs() -> str:

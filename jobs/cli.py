@@ -32,6 +32,7 @@ JOBS = {
     "import": Command("jobs.import_checkpoint", "Convert weights of another program to a checkpoint"),
     "tune-crf": Command("jobs.tune_crf", "Search the parameters of the dense CRF on labelled images"),
     "inspect": Command("jobs.inspect_run", "Show, follow, verify or clean runs; list and retry failed images"),
+    "assemble": Command("jobs.assemble", "Join the masks of a run over rasters to COGs"),
     "export": Command("jobs.export", "Write masks as PNG, COCO, GeoTIFF, Hugging Face data set"),
     "models": Command("jobs.models", "List the networks: size, speed here, published mIoU"),
     "compare": Command("jobs.compare_models", "Measure networks side by side: size, speed, mIoU"),

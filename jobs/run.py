@@ -14,6 +14,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import distributions
 
@@ -25,6 +26,7 @@ from infra.metrics import RunMetrics
 from infra.nodes import check_nodes
 from infra.progress import Reporter
 from jobs import command_line
+from jobs.assembly import Assembled, assemble_run
 from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
@@ -104,6 +106,8 @@ class RunOutcome:
     """Seconds this driver took."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Files of the source that are no input, by suffix; see `Plan.ignored`."""
+    assembled: Assembled | None = None
+    """Joined masks of rasters; None for other sources."""
 
 
 def identify(cfg: SegmentConfig) -> Run:
@@ -179,21 +183,33 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
     if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
         refuse_no_images(run, finished)
         log.info("nothing to do: every row of this run is committed")
-        return RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored)
+        assembled = assemble_rasters(run) if cfg.raster.holes else None
+        return RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled)
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
         missing, committed = resume(run, plan)
-        progress = segment_missing(run, plan, missing, committed) if missing else RunProgress()
-        closed = manifest.close_run(
-            run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
-        )
-        refuse_no_images(run, closed)
-        outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored)
+        # Rasters need Ray again to be assembled: a local one starts once.
+        with session.connect(dashboard=cfg.runtime.dashboard) if missing else nullcontext():
+            progress = segment_missing(run, plan, missing, committed) if missing else RunProgress()
+            closed = manifest.close_run(
+                run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
+            )
+            refuse_no_images(run, closed)
+            assembled = assemble_rasters(run)
+        outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, assembled)
         if run.model:
             write_report(run, outcome)
         manifest.mark_finished(run.url)
     return outcome
+
+
+def assemble_rasters(run: Run) -> Assembled | None:
+    """Join the masks of a run over rasters, its last step; None for other sources, and where masks are scored."""
+    if run.cfg.read.kind != "raster" or run.judge is not None:
+        return None
+    facts = {"atrous:run": run.fingerprint[:12], "atrous:model": run.sha256[:12]}
+    return assemble_run(run.url, run.classes, holes=run.cfg.raster.holes, facts=facts)
 
 
 def _warn_of_older_run(run: Run) -> None:

@@ -107,6 +107,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "working_s": round(outcome.progress.working_s, 2),
             "images_per_s": round(rows_now / wall_s, 2),
             "bytes_between_stages": sum(outcome.progress.bytes_out.values()),
+            **(outcome.assembled.facts() if outcome.assembled else {}),
             "report": str(report_url),
             "exit_status": status,
         }

@@ -58,7 +58,7 @@ class ReadConfig(_Frozen):
 class RasterConfig(_Frozen):
     """Rasters (`--read.kind raster`): windows, bands and pixels without data; bands are also those of images."""
 
-    core_px: int = Field(2048, ge=512, le=8192, multiple_of=512, description="Window edge without halo, pixels.")
+    core_px: Literal[512, 1024, 2048, 4096, 8192] = Field(2048, description="Window edge without halo, pixels.")
     halo_px: int | None = Field(
         None,
         ge=0,

@@ -43,5 +43,6 @@ DATASET_LAYOUTS: dict[str, DatasetLayout] = {
         landcover.LANDCOVER,
         cwfid.CWFID,
         generated.FARMLAND,
+        generated.FARMLAND_NIR,
     )
 }

@@ -10,7 +10,7 @@ from pipeline.store.url import Url
 DATASET_NAMES = (
     *("voc", "person_part", "ade20k", "coco", "coco_voc", "coco_stuff", "camvid", "camvid32", "cityscapes"),
     *("cityscapes_coarse", "kitti", "sun_rgbd", "nyu40", "nyu13", "agriculture_vision", "loveda", "potsdam"),
-    *("vaihingen", "landcover", "cwfid", "farmland"),
+    *("vaihingen", "landcover", "cwfid", "farmland", "farmland_nir"),
 )
 """Names of `catalogue.DATASET_LAYOUTS`, for the help text: importing the layouts themselves takes a second."""
 OUTPUT_SETTINGS = {"layout", "root", "splits", "format", "cut_px", "shard_examples", "part_mib", "decode"}

@@ -3,9 +3,9 @@
 The root is ignored, and the paths of examples are not files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.datasets import farmland
+from pipeline.datasets import farmland, picture
 from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
 from pipeline.records import UInt8
 from pipeline.store.url import Url
@@ -20,6 +20,9 @@ SEEDS = {"train": range(1_000_000, 1_004_000), "val": range(500_000, 500_400)}
 class Generated(DatasetLayout):
     """Keys are `<split>/farm_<seed>`."""
 
+    infrared: bool = False
+    """Images have a fourth band, near infrared."""
+
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List the seeds of a split."""
         self.check_split(split)
@@ -31,9 +34,10 @@ class Generated(DatasetLayout):
         return _scene(example).label_hw
 
     def read(self, root: Url, example: ListedExample) -> Labelled:
-        """Generate one scene; its image becomes a PNG, for augmentation in training."""
+        """Generate one scene; its image becomes a PNG or TIFF without loss, for augmentation in training."""
         scene = _scene(example)
-        return Labelled(example.key, farmland.scene_png(scene), scene.label_hw)
+        image = picture.encode_tiff(scene.four_bands_hwc) if self.infrared else farmland.scene_png(scene)
+        return Labelled(example.key, image, scene.label_hw)
 
 
 def _scene(example: ListedExample) -> farmland.Scene:
@@ -48,3 +52,4 @@ FARMLAND = Generated(
     source="pipeline/datasets/farmland/",
     license="Apache-2.0, as this project",
 )
+FARMLAND_NIR = replace(FARMLAND, name="farmland_nir", infrared=True)

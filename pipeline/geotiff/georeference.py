@@ -56,7 +56,7 @@ def read_georeference(header: Header, crs: str | None = None) -> Georeference:
                 return Georeference()
             if not system:
                 return Georeference(tags, transform)
-            return Georeference(tags, transform, system.to_wkt(), system.to_epsg())
+            return Georeference(tags, transform, system.to_wkt(version="WKT2_2019"), system.to_epsg())
 
 
 def check_crs(crs: str) -> None:

@@ -57,7 +57,7 @@ class Raster:
     transform: Transform | None = None
     """Affine transform to coordinates; None without georeferencing."""
     crs_wkt: str | None = None
-    """Coordinate system as WKT; None where the file names none."""
+    """Coordinate system as WKT2; None where the file names none."""
     epsg: int | None = None
     """Its EPSG code; None where it has none."""
     datetime: str | None = None

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from pipeline.errors import ConfigError, StorageError
 from pipeline.store import retry
 from pipeline.store.backend import Backend, FileInfo, check_info
+from pipeline.store.url import Url
 
 HOSTS = "ATROUS_HTTPS_HOSTS"
 """Environment variable with the allowed hosts, separated by commas."""
@@ -144,6 +145,10 @@ class HttpsBackend(Backend):
     def put(self, path: str, data: bytes) -> None:
         """Raise ConfigError: https is read only."""
         raise ConfigError(f"{path} cannot be written: https:// is read only", hint="write to a folder or bucket")
+
+    def put_stream(self, url: Url, path: str, chunks: Iterable[bytes]) -> None:
+        """Raise ConfigError, as `put` does."""
+        self.put(path, b"")
 
     def create(self, path: str, data: bytes, writer: str) -> bool:
         """Raise ConfigError, as `put` does."""

@@ -3,11 +3,12 @@
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from pipeline.errors import StorageError
 from pipeline.store.backend import Backend, FileInfo, check_info
+from pipeline.store.url import Url
 
 
 class LocalBackend(Backend):
@@ -51,12 +52,17 @@ class LocalBackend(Backend):
 
     def put(self, path: str, data: bytes) -> None:
         """Write a temporary file beside `path`, then rename it."""
-        with _complete_file(path, data) as temporary:
+        with _complete_file(path, [data]) as temporary:
+            os.replace(temporary, path)
+
+    def put_stream(self, url: Url, path: str, chunks: Iterable[bytes]) -> None:
+        """Write a temporary file beside `path` chunk by chunk, then rename it."""
+        with _complete_file(path, chunks) as temporary:
             os.replace(temporary, path)
 
     def create(self, path: str, data: bytes, writer: str) -> bool:
         """Link a complete temporary file to `path`; the link fails when the name is taken."""
-        with _complete_file(path, data) as temporary:
+        with _complete_file(path, [data]) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -91,14 +97,16 @@ def _from_stat(name: str, stat: os.stat_result) -> FileInfo:
 
 
 @contextmanager
-def _complete_file(path: str, data: bytes) -> Iterator[str]:
-    """Temporary file beside `path` with all of `data` on disk; deleted at the end if it was not renamed."""
+def _complete_file(path: str, chunks: Iterable[bytes]) -> Iterator[str]:
+    """Temporary file beside `path` with all chunks on disk; deleted at the end if it was not renamed."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.tmp-{uuid.uuid4().hex}"
+    temporary, written = f"{folder}/.tmp-{uuid.uuid4().hex}", 0
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            for chunk in chunks:
+                file.write(chunk)
+                written += len(chunk)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
@@ -106,7 +114,7 @@ def _complete_file(path: str, data: bytes) -> Iterator[str]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
-                f"no space left for {path}: {len(data)} bytes needed", hint="free space and run again"
+                f"no space left for {path}: {written} bytes were written", hint="free space and run again"
             ) from error
         raise
     finally:

@@ -22,7 +22,7 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -138,6 +138,19 @@ def put(url: Url, data: bytes) -> None:
     folder; a process killed meanwhile leaves at most a file named `.tmp-*`. Parent folders are created.
     """
     _write(url, lambda backend, path: backend.put(path, data))
+
+
+def put_stream(url: Url, chunks: Iterable[bytes]) -> None:
+    """Write an object of any size from chunks, in bounded memory; as `put`, a reader never sees a part of it.
+
+    S3: a multipart upload of parts of `backend.PART_BYTES`, aborted when a chunk raises. The requests of the store are
+    retried.
+    """
+    backend, path = _locate(url)
+    try:
+        backend.put_stream(url, path, chunks)
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot write {url}: no such bucket, or a file where a folder should be") from error
 
 
 def put_if_absent(url: Url, data: bytes) -> bool:

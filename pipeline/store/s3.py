@@ -2,8 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import fsspec
@@ -12,7 +14,7 @@ from fsspec.asyn import sync
 
 from pipeline.errors import StorageError
 from pipeline.store import retry
-from pipeline.store.backend import Backend, FileInfo, check_info
+from pipeline.store.backend import Backend, FileInfo, check_info, gather_parts
 from pipeline.store.retry import answer, with_retries
 from pipeline.store.url import Url
 
@@ -87,6 +89,33 @@ class S3Backend(Backend):
         bucket, _, key = path.partition("/")
         timeout = retry.RETRY.deadline_s(len(data))
         self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **conditions, timeout=timeout)
+
+    def put_stream(self, url: Url, path: str, chunks: Iterable[bytes]) -> None:
+        """Write an object from chunks: one PUT for a single part, else a multipart upload, aborted on any error."""
+        parts = gather_parts(chunks)
+        first, second = next(parts), next(parts, None)
+        if second is None:
+            with_retries("write", url, partial(self.put, path, first), self.refresh)
+            return
+        bucket, _, key = path.partition("/")
+
+        def call(name: str, limit_s: float = retry.RETRY.request_s, **fields: Any) -> dict[str, Any]:
+            send = partial(self.fs.call_s3, name, Bucket=bucket, Key=key, **fields, timeout=limit_s)
+            reply: dict[str, Any] = with_retries("write", url, send, self.refresh)
+            return reply
+
+        upload = call("create_multipart_upload")["UploadId"]
+        try:
+            done = []
+            for number, part in enumerate(chain((first, second), parts), start=1):
+                limit_s = retry.RETRY.deadline_s(len(part))
+                sent = call("upload_part", limit_s, UploadId=upload, PartNumber=number, Body=part)
+                done.append({"PartNumber": number, "ETag": sent["ETag"]})
+            call("complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": done})
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to report
+                call("abort_multipart_upload", UploadId=upload)
+            raise
 
     def create(self, path: str, data: bytes, writer: str) -> bool:
         """Write an object unless it exists. Its metadata keep `writer`, so that a repeat recognises its own object.

@@ -25,7 +25,8 @@ def load_initial_weights(network: Network, cfg: NetworkConfig, classes: ClassMap
 
     Tensors are matched by name and shape. In tensors whose shape depends on the number of classes, each class takes the
     values of the checkpoint's class of the same name or of the one in `cfg.initial_classes`; without either it keeps
-    its initial values. A network that wraps another one also takes a checkpoint of the inner network.
+    its initial values. Filters of the input are copied band by band, by name; those of new bands start at 0. A network
+    that wraps another one also takes a checkpoint of the inner network.
 
     Raises:
         ConfigError: a class does not exist, or no tensor fits.
@@ -34,10 +35,15 @@ def load_initial_weights(network: Network, cfg: NetworkConfig, classes: ClassMap
         return
     model = checkpoint.load_checkpoint(cfg.initial)
     pairs = class_pairs(cfg, classes, model.card.classes)
-    own, initial, heads = network.state_dict(), {}, class_tensors(model.card)
+    own, initial, heads, first = network.state_dict(), {}, class_tensors(model.card), band_tensors(model.card)
     for theirs, tensor in model.state.items():
         name = theirs if theirs in own else f"inner.{theirs}"
-        initial[name] = copy_classes(own[name], tensor, pairs) if theirs in heads and name in own else tensor
+        if theirs in heads and name in own:
+            initial[name] = copy_classes(own[name], tensor, pairs)
+        elif theirs in first and name in own:
+            initial[name] = copy_bands(own[name], tensor, cfg.channels, model.card.channels)
+        else:
+            initial[name] = tensor
     kept = state.copy_fitting(network, initial)
     if len(kept) == len(own):
         raise ConfigError(
@@ -63,20 +69,29 @@ def class_pairs(cfg: NetworkConfig, ours: ClassMap, theirs: ClassMap) -> dict[in
 
 def class_tensors(card: Card) -> set[str]:
     """Names of the tensors of a network whose shape depends on the number of classes."""
+    return _differing(_shapes(card, classes=1), _shapes(card))
 
-    def shapes(num_classes: int) -> dict[str, torch.Size]:
-        with torch.device("meta"):
-            network = zoo.build_network(
-                card.architecture,
-                num_classes,
-                in_channels=card.in_channels,
-                output_stride=card.output_stride,
-                **card.options,
-            )
-        return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
-    same, one_more = shapes(len(card.classes)), shapes(len(card.classes) + 1)
-    return {name for name, shape in same.items() if one_more[name] != shape}
+def band_tensors(card: Card) -> set[str]:
+    """Names of the tensors of a network whose shape depends on the number of bands."""
+    return _differing(_shapes(card, bands=-1 if card.in_channels > 1 else 1), _shapes(card))
+
+
+def _differing(more: dict[str, torch.Size], shapes: dict[str, torch.Size]) -> set[str]:
+    return {name for name, shape in shapes.items() if more[name] != shape}
+
+
+def _shapes(card: Card, *, classes: int = 0, bands: int = 0) -> dict[str, torch.Size]:
+    """Shape of each tensor of a card's network, with so many more classes or bands."""
+    with torch.device("meta"):
+        network = zoo.build_network(
+            card.architecture,
+            len(card.classes) + classes,
+            in_channels=card.in_channels + bands,
+            output_stride=card.output_stride,
+            **card.options,
+        )
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int]) -> Tensor:
@@ -88,4 +103,17 @@ def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int]) -> Tensor:
         return own
     mixed = own.clone()
     mixed[list(pairs)] = theirs[list(pairs.values())].to(mixed)
+    return mixed
+
+
+def copy_bands(own: Tensor, theirs: Tensor, ours: tuple[str, ...], names: tuple[str, ...]) -> Tensor:
+    """Copy the filters of bands that both have, by name; those of new bands start at 0, which changes no answer.
+
+    Bands are along the second axis. A tensor without a common band, or of another size, keeps its initial values.
+    """
+    common = [name for name in ours if name in names]
+    if own.shape[0] != theirs.shape[0] or own.shape[2:] != theirs.shape[2:] or not common:
+        return own
+    mixed = torch.zeros_like(own)
+    mixed[:, [ours.index(name) for name in common]] = theirs[:, [names.index(name) for name in common]].to(mixed)
     return mixed

@@ -23,15 +23,23 @@ class Scene:
     """(H, W, 3) uint8 RGB."""
     label_hw: UInt8
     """(H, W) uint8 class ids 0 to 6; every pixel has a class."""
+    nir_hw: UInt8
+    """(H, W) uint8 near infrared."""
+
+    @property
+    def four_bands_hwc(self) -> UInt8:
+        """(H, W, 4) uint8 red, green, blue, near infrared."""
+        return np.dstack([self.image_hwc, self.nir_hw])
 
 
-def generate_scene(seed: int, *, height: int = 256, width: int = 256) -> Scene:
+def generate_scene(seed: int, *, height: int = 256, width: int = 256, flight: int | None = None) -> Scene:
     """Generate one scene; the same seed and size give the same pixels on every machine.
 
     Args:
         seed: 0 or larger; neighbouring seeds give unrelated scenes.
         height: pixels, at least 1.
         width: pixels, at least 1; a larger image shows more land, not larger fields.
+        flight: scenes of one flight have light, haze and colour cast in common; None: a flight of its own.
     """
     canvas = _new_canvas(np.random.Generator(np.random.PCG64(seed)), height, width)
     parcels, borders = divide_land(canvas)
@@ -40,7 +48,9 @@ def generate_scene(seed: int, *, height: int = 256, width: int = 256) -> Scene:
     roads = paint_roads(canvas, borders)
     paint_farmsteads(canvas, roads)
     paint_trees(canvas, borders)
-    return Scene(take_photograph(canvas), canvas.label_hw)
+    camera = None if flight is None else np.random.Generator(np.random.PCG64(flight))
+    image_hwc, nir_hw = take_photograph(canvas, camera)
+    return Scene(image_hwc, canvas.label_hw, nir_hw)
 
 
 def _new_canvas(rng: np.random.Generator, height: int, width: int) -> FieldCanvas:

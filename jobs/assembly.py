@@ -1,0 +1,62 @@
+"""Assembly of the masks of rasters, as the last step of `segment` and as the job `assemble`.
+
+assemble_run(url, ...) -> Assembled     joins what is left, on Ray; starts no Ray when nothing is
+"""
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+
+from infra import session
+from pipeline.assemble.assemble import do_join, do_square, plan_work, squares_left
+from pipeline.classes import ClassMap
+from pipeline.run import flow, parts
+from pipeline.run.ledger import MAX_WORKER_DEATHS
+from pipeline.store.url import Url
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """Masks of the rasters of a run."""
+
+    cogs: int = 0
+    """Rasters whose COG and item are there."""
+    cogs_now: int = 0
+    """Those that this call has joined."""
+    with_holes: dict[str, int] = field(default_factory=dict)
+    """Failed windows of rasters without a COG, by the start of their keys."""
+
+    def facts(self) -> dict[str, object]:
+        """Fields of a closing JSON line."""
+        return {"cogs": self.cogs, "cogs_now": self.cogs_now, "without_cog": len(self.with_holes)}
+
+
+def assemble_run(run_url: Url, classes: ClassMap, *, holes: bool, facts: dict[str, str]) -> Assembled:
+    """Join the masks of every raster that has none yet; the same command again continues.
+
+    Args:
+        run_url: folder of the run, whose windows are committed.
+        classes: class map of the run.
+        holes: join rasters with failed windows too.
+        facts: properties of the items: fingerprints and version.
+    """
+    todo = plan_work(run_url, holes=holes)
+    if todo.assemblies:
+        squares = squares_left(run_url, todo.assemblies)
+        log.info("joining %d mask(s), %d square(s) are left", len(todo.assemblies), len(squares))
+        with session.connect():
+            if squares:
+                flow.run_tasks("squares", squares, partial(do_square, run_url=run_url), deaths=MAX_WORKER_DEATHS)
+            join = partial(do_join, run_url=run_url, classes=classes, facts=facts)
+            flow.run_tasks("join", todo.assemblies, join, deaths=MAX_WORKER_DEATHS)
+    for uri, windows in list(todo.with_holes.items())[:3]:
+        log.warning("no COG of %s: %d of its windows failed; --raster.holes writes it without them", uri, windows)
+    return Assembled(todo.done + len(todo.assemblies), len(todo.assemblies), todo.with_holes)
+
+
+def item_facts(run_url: Url, part: str) -> dict[str, str]:
+    """Properties of the items of a run, from a row of one of its parts: fingerprints of the run and its network."""
+    table = parts.read_columns(run_url, part, ["config_fp", "model_fp"])
+    return {"atrous:run": table["config_fp"][0].as_py(), "atrous:model": table["model_fp"][0].as_py()}

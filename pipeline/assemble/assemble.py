@@ -1,0 +1,99 @@
+"""Assembly of a run: what is left to join, and the two kinds of work that a cluster does for it.
+
+In: a run whose windows are committed. Out: a COG and a STAC item for each raster. All work is idempotent and leaves
+the same bytes; an item is written last, so what has one is finished.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.assemble.join import join_mask
+from pipeline.assemble.plan import Assembly, failed_windows, plan_assemblies, read_shards
+from pipeline.assemble.squares import write_square
+from pipeline.assemble.stac import make_item
+from pipeline.classes import ClassMap
+from pipeline.records import Window
+from pipeline.run import manifest, parts
+from pipeline.store import objects
+from pipeline.store.url import Url
+
+ASSEMBLY_KEY = "atrous:assembly"
+"""Property of an item: id of the assembly that it is of."""
+
+
+@dataclass(slots=True)
+class Todo:
+    """Work left of an assembly."""
+
+    assemblies: list[Assembly] = field(default_factory=list)
+    """Rasters without a finished item."""
+    done: int = 0
+    """Rasters whose COG and item are there."""
+    with_holes: dict[str, int] = field(default_factory=dict)
+    """Failed windows of rasters that get no COG because of them, by the start of their keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """Unit of work: one square of a raster."""
+
+    assembly: Assembly
+    window: Window
+
+
+def plan_work(run_url: Url, *, holes: bool) -> Todo:
+    """Compare the rasters of a run with the items that are there.
+
+    Args:
+        run_url: folder of the run.
+        holes: join rasters with failed windows too.
+
+    Raises:
+        ConfigError: the run is none of rasters.
+    """
+    footers = manifest.read_footers(run_url)
+    failed = failed_windows(key for key, _, _ in manifest.read_failures(run_url)) if parts.failed_of(footers) else {}
+    todo = Todo()
+    for assembly in plan_assemblies(read_shards(run_url), footers):
+        if failed.get(assembly.uri) and not holes:
+            todo.with_holes[assembly.uri] = failed[assembly.uri]
+        elif _is_done(run_url, assembly):
+            todo.done += 1
+        else:
+            todo.assemblies.append(assembly)
+    return todo
+
+
+def _is_done(run_url: Url, assembly: Assembly) -> bool:
+    url = assembly.item_url(run_url)
+    try:
+        properties = json.loads(objects.read_bytes(url))["properties"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    return bool(properties.get(ASSEMBLY_KEY) == assembly.id)
+
+
+def squares_left(run_url: Url, assemblies: Sequence[Assembly]) -> list[Square]:
+    """Squares whose tiles are not there yet."""
+    return [
+        Square(assembly, square)
+        for assembly in assemblies
+        for square in assembly.squares
+        if not objects.exists(assembly.block_url(run_url, square))
+    ]
+
+
+def do_square(square: Square, *, run_url: Url) -> None:
+    """Compress the tiles of one square."""
+    write_square(run_url, square.assembly, square.window)
+
+
+def do_join(assembly: Assembly, *, run_url: Url, classes: ClassMap, facts: dict[str, str]) -> None:
+    """Join one raster, write its item, and delete the tiles of its squares."""
+    joined = join_mask(run_url, assembly, classes)
+    item = make_item(assembly, joined, classes, run_url=run_url, facts=facts | {ASSEMBLY_KEY: assembly.id})
+    objects.put(assembly.item_url(run_url), json.dumps(item, indent=1, allow_nan=False).encode())
+    for square in assembly.squares:
+        objects.delete(assembly.block_url(run_url, square))
+    objects.remove_empty_folders(run_url / "_run/blocks")
