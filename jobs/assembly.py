@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from infra import session
-from pipeline.assemble.assemble import do_join, do_square, plan_work, squares_left
+from pipeline.assemble.assemble import delete_blocks, do_join, do_square, plan_work, squares_left
 from pipeline.classes import ClassMap
 from pipeline.run import flow, parts
 from pipeline.run.ledger import MAX_WORKER_DEATHS
@@ -51,6 +51,7 @@ def assemble_run(run_url: Url, classes: ClassMap, *, holes: bool, facts: dict[st
                 flow.run_tasks("squares", squares, partial(do_square, run_url=run_url), deaths=MAX_WORKER_DEATHS)
             join = partial(do_join, run_url=run_url, classes=classes, facts=facts)
             flow.run_tasks("join", todo.assemblies, join, deaths=MAX_WORKER_DEATHS)
+    delete_blocks(run_url)
     for uri, windows in list(todo.with_holes.items())[:3]:
         log.warning("no COG of %s: %d of its windows failed; --raster.holes writes it without them", uri, windows)
     return Assembled(todo.done + len(todo.assemblies), len(todo.assemblies), todo.with_holes)

@@ -13,6 +13,7 @@ from pipeline.assemble.plan import Assembly, failed_windows, plan_assemblies, re
 from pipeline.assemble.squares import write_square
 from pipeline.assemble.stac import make_item
 from pipeline.classes import ClassMap
+from pipeline.errors import NothingThere
 from pipeline.records import Window
 from pipeline.run import manifest, parts
 from pipeline.store import objects
@@ -96,4 +97,15 @@ def do_join(assembly: Assembly, *, run_url: Url, classes: ClassMap, facts: dict[
     objects.put(assembly.item_url(run_url), json.dumps(item, indent=1, allow_nan=False).encode())
     for square in assembly.squares:
         objects.delete(assembly.block_url(run_url, square))
-    objects.remove_empty_folders(run_url / "_run/blocks")
+
+
+def delete_blocks(run_url: Url) -> None:
+    """Delete the tiles of squares that drivers which were killed left behind; nobody may be joining meanwhile."""
+    blocks = run_url / "_run/blocks"
+    try:
+        left = [file.path for file in objects.list_files(blocks)]
+    except NothingThere:
+        return
+    for path in left:
+        objects.delete(blocks / path)
+    objects.remove_empty_folders(blocks)

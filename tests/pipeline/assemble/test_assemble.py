@@ -10,7 +10,7 @@ from rasterio.transform import Affine
 from rio_cogeo import cog_validate
 
 from pipeline.assemble import assemble, join, plan, squares
-from pipeline.assemble.assemble import do_join, do_square, plan_work, squares_left
+from pipeline.assemble.assemble import delete_blocks, do_join, do_square, plan_work, squares_left
 from pipeline.errors import ConfigError, StorageError
 from pipeline.geotiff import cog
 from pipeline.run import parts
@@ -34,6 +34,7 @@ def assemble_all(run_url: Url, *, holes: bool = False, order: int = 1) -> assemb
         do_square(square, run_url=run_url)
     for one in todo.assemblies:
         do_join(one, run_url=run_url, classes=CLASSES, facts={"atrous:run": "0123456789ab"})
+    delete_blocks(run_url)
     return todo
 
 

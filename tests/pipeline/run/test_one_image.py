@@ -15,13 +15,13 @@ from pipeline.config import InferConfig, RefineConfig, SegmentConfig, TileConfig
 from pipeline.datasets.farmland import generate_scene
 from pipeline.errors import ConfigError, InputError
 from pipeline.image import encode
-from pipeline.models import checkpoint, zoo
-from pipeline.models.checkpoint import Card
+from pipeline.models import checkpoint
 from pipeline.records import Item, items_to_table, rows_from_table
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import InferStage, Job, RefineStage
 from pipeline.store.url import Url
 from tests import ROOT
+from tests.support.checkpoints import small_checkpoint
 
 SCENE = generate_scene(5, height=150, width=190).image_hwc
 LARGE = generate_scene(6, height=210, width=310).image_hwc
@@ -122,30 +122,9 @@ def test_a_refiner_that_runs_out_of_time_says_so(caplog: pytest.LogCaptureFixtur
     assert np.array_equal(mask, segment(SCENE, "farmland", refine=False)[0])
 
 
-def small_network(folder: Path, channels: tuple[str, ...]) -> Path:
-    """A checkpoint with other bands."""
-    torch.manual_seed(1)
-    options = {"width_multiplier": 1 / 16, "padding": "same"}
-    classes = checkpoint.load_card("farmland").classes
-    state = zoo.build_network("unet", len(classes), in_channels=len(channels), **options).state_dict()
-    card = Card(
-        architecture="unet",
-        options=options,
-        in_channels=len(channels),
-        channels=channels,
-        classes=classes,
-        mean=(0.5,) * len(channels),
-        std=(0.2,) * len(channels),
-        source="a test",
-        license="Apache-2.0",
-    )
-    checkpoint.save_checkpoint(Url(str(folder)), state, card)
-    return folder
-
-
 def test_other_bands_are_taken_in_the_order_of_the_card(tmp_path: Path) -> None:
     near_infrared = SCENE[..., :1] // 2
-    folder = small_network(tmp_path / "nir", ("nir", "blue", "green", "red"))
+    folder = small_checkpoint(tmp_path / "nir", ("nir", "blue", "green", "red"))
     four = np.concatenate([near_infrared, SCENE[..., ::-1]], axis=2)
     mask, confidence = segment(four, folder)
     assert mask.shape == confidence.shape == SCENE.shape[:2]
@@ -154,7 +133,7 @@ def test_other_bands_are_taken_in_the_order_of_the_card(tmp_path: Path) -> None:
 
 
 def test_bands_without_colours_guide_the_refinement_too(tmp_path: Path) -> None:
-    folder = small_network(tmp_path / "radar", ("vv", "vh"))
+    folder = small_checkpoint(tmp_path / "radar", ("vv", "vh"))
     assert segment(SCENE[..., :2], folder)[0].shape == SCENE.shape[:2]
     with pytest.raises(ConfigError, match=r"--refine\.guide names red; the bands are vv, vh"):
         segment(SCENE[..., :2], folder, refine=RefineConfig(guide=("red",)))
