@@ -261,7 +261,7 @@ class SegmentConfig(_Frozen):
     source: tuple[str, ...] = Field(min_length=1, description="Folder, tar or Parquet URLs: local, s3://, memory://.")
     output: str = Field(description="Folder that receives run=<fingerprint>/.")
     checkpoint: str = Field(
-        description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
+        description="Folder with model.safetensors and card.json, or a shipped name such as farmland."
     )
     classes: str | None = Field(None, description="Class map name or YAML file; unset: the checkpoint's.")
     limit: int | None = Field(None, ge=1, description="Segment only the first N images, as a separate run.")
@@ -388,7 +388,8 @@ class EvaluateConfig(SegmentConfig):
 
     output: str = Field("", description="Folder for runs and report; unset: beside --history.")
     checkpoint: str = Field(
-        "", description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
+        "",
+        description="Folder with model.safetensors and card.json, or a shipped name such as farmland.",
     )
     masks: str | None = Field(None, description="Score existing masks instead: URL of a run or of a folder of PNGs.")
     judge: JudgeConfig = Field(JudgeConfig(), description="Labels and pixel counts.")

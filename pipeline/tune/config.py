@@ -12,7 +12,7 @@ class TuneConfig(LabelsConfig):
     images: str = Field(description="Folder of images: local or s3://.")
     labels: str = Field(description="Folder of their labels, PNGs, under the same relative names.")
     checkpoint: str = Field(
-        description="Folder with model.safetensors and card.json, or a shipped name: farmland, camvid, cwfid."
+        description="Folder with model.safetensors and card.json, or a shipped name such as farmland."
     )
     output: str = Field(description="Folder that receives params.yaml, results.parquet and report/; overwritten.")
     classes: str | None = Field(None, description="Class map of the labels; unset takes the checkpoint's.")
