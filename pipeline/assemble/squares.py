@@ -76,7 +76,7 @@ def read_square(run_url: Url, assembly: Assembly, square: Window) -> tuple[UInt8
 
 def encode_square(ids_hw: UInt8, *, holes: int, raster: Assembly) -> bytes:
     """Index and tiles of a square; its levels are those that the whole raster has."""
-    pixels = np.bincount(ids_hw.ravel(), minlength=256)
+    pixels = sum(np.bincount(row, minlength=256) for row in ids_hw)  # at once it would need 8 bytes a pixel
     counts: list[list[int]] = []
     tiles: list[bytes] = []
     for number in range(min(LEVELS, len(level_sizes(raster.raster.height, raster.raster.width)))):
@@ -84,7 +84,9 @@ def encode_square(ids_hw: UInt8, *, holes: int, raster: Assembly) -> bytes:
         level = list(encode_tiles(ids_hw))
         counts.append([len(tile) for tile in level])
         tiles += level
-    index = json.dumps({"counts": counts, "pixels": pixels.tolist(), "holes": holes}, separators=(",", ":")).encode()
+    index = json.dumps(
+        {"counts": counts, "pixels": np.asarray(pixels).tolist(), "holes": holes}, separators=(",", ":")
+    ).encode()
     return b"".join((len(index).to_bytes(_LENGTH_BYTES, "little"), index, *tiles))
 
 

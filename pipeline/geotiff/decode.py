@@ -21,7 +21,7 @@ _OPTIONS = {
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_NUM_THREADS": "1",
-    "GDAL_CACHEMAX": 64 * 2**20,  # bytes for all threads: each block of an excerpt is read once
+    "GDAL_CACHEMAX": 16 * 2**20,  # bytes for all threads: each block of an excerpt is read once
 }
 """GDAL without side files and threads of its own."""
 

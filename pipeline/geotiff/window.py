@@ -2,7 +2,7 @@
 
 In: pixels and mask. Out: bytes, and from them the same pixels and mask again, as views without a copy. Any reader of
 TIFFs opens them: the transform gives the position in the raster in pixels, the mask is a transparency mask of one bit.
-Why pixels travel here and encoded images elsewhere: docs/decisions/018-windows-travel-as-pixels.md.
+Why pixels travel here and encoded images elsewhere: docs/decisions/019-windows-travel-as-pixels.md.
 """
 
 import numpy as np

@@ -107,8 +107,7 @@ def kill_process_after(seconds: float) -> Generator[Callable[[], None]]:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for reuse: returning it cost a refiner a tenth of its time in page faults.
 
-    Every image, and every window that is read, needs arrays of the same size again. Without effect on other C
-    libraries. See mallopt(3).
+    Every image needs the same large maps again. Without effect on other C libraries. See mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -119,7 +118,6 @@ def keep_freed_memory() -> None:
 
 def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient) -> Iterator[pa.Table]:
     """Read the keys of pending shards that are not committed; yields tables of `ITEM_SCHEMA`, about one block each."""
-    keep_freed_memory()
     held: list[Item] = []
     size = 0
     for pending_shard in pending:

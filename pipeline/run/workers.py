@@ -18,7 +18,7 @@ from pipeline.source.raster import halo_px
 GIB = 2**30
 READ_CPUS = 0.2
 WRITE_CPUS = 0.2
-RASTER_READER_GIB = 0.6
+RASTER_READER_GIB = 0.7
 """Memory of a task that reads windows of rasters: a row of windows, and blocks being decoded."""
 CPU_SHARE = 0.4
 """Share of a core that a network or refiner reserves without GPUs: below 1, so that there are more workers than cores.

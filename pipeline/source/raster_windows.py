@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,10 +39,10 @@ FETCHERS = 8
 """Concurrent range requests of a reader."""
 DECODERS = 2
 """Threads that decode pieces of a window: GDAL and NumPy work without the GIL."""
-DECODED_BYTES = 16 * 2**20
+DECODED_BYTES = 8 * 2**20
 """Most bytes of stored samples in a piece that is decoded at a time, unless a single block is larger."""
 WINDOWS_AHEAD = 2
-"""Windows decoded before they are asked for."""
+"""Windows decoded or being decoded before they are asked for."""
 
 
 def window_items(shard: Shard, *, wanted: Callable[[str], bool]) -> Iterator[Item]:
@@ -135,18 +135,16 @@ class WindowReader:
     # Buffer -----------------------------------------------------------------------------------------------------------
 
     def _buffer_of(self, region: Region) -> "_Buffer":
-        """Buffer of the row of windows that a region belongs to, with what the former one has in common with it."""
-        if self._buffer is None or (self._buffer.top, self._buffer.bottom) != (region.top, region.bottom):
-            rect, halo = self.shard.window, self.shard.halo_px
-            left, right = max(rect.x - halo, 0), min(rect.x + rect.width + halo, self.raster.width)
-            blocks = self.header.blocks
-            columns = region_of(blocks, Window(rect.y, left, 1, right - left))
-            whole = replace(region, left=columns.left, right=columns.right)
-            rows = whole.window(blocks)
-            fresh = _Buffer(whole, Window(rows.y, left, rows.height, right - left), len(self.raster.bands), blocks)
-            if self._buffer is not None:
-                fresh.take_over(self._buffer)
-            self._buffer = fresh
+        """Buffer of the row of windows that a region belongs to; what it has in common with the former one stays."""
+        rect, halo, blocks = self.shard.window, self.shard.halo_px, self.header.blocks
+        left, right = max(rect.x - halo, 0), min(rect.x + rect.width + halo, self.raster.width)
+        columns = region_of(blocks, Window(rect.y, left, 1, right - left))
+        whole = replace(region, left=columns.left, right=columns.right)
+        if self._buffer is None:
+            blocks_high = -(-(self.shard.core_px + 2 * halo) // blocks.block_height) + 1
+            height = min(blocks_high * blocks.block_height, self.raster.height)
+            self._buffer = _Buffer(blocks, left, right - left, height, len(self.raster.bands))
+        self._buffer.move_to(whole)
         return self._buffer
 
     def _piece_blocks(self, buffer: "_Buffer") -> int:
@@ -207,35 +205,35 @@ class WindowReader:
         return data
 
 
-@dataclass(slots=True)
 class _Buffer:
-    """Decoded pixels of one row of windows of a shard, filled block by block."""
+    """Decoded pixels of one row of windows of a shard, filled block by block; its memory is allocated once."""
 
-    region: Region
-    """Blocks that it covers."""
-    window: Window
-    """Pixels that it holds: whole rows of blocks; columns of the shard and its halo."""
-    bands: int
-    blocks: Blocks
-    pixels_hwc: UInt8 = field(init=False)
-    valid_hw: Bool = field(init=False)
-    decoded: Bool = field(init=False)
-    """(rows, columns) of blocks, True where they are decoded."""
+    def __init__(self, blocks: Blocks, x: int, width: int, height: int, bands: int) -> None:
+        """Buffer of `width` columns from `x` on, and at most `height` rows."""
+        self.blocks, self.bands = blocks, bands
+        self.region = Region(0, 0, 0, 0)
+        self.window = Window(0, x, 0, width)
+        self.decoded: Bool = np.zeros((0, 0), bool)
+        self.pixels_hwc: UInt8 = np.empty((height, width, bands), np.uint8)
+        self.valid_hw: Bool = np.empty((height, width), bool)
 
-    def __post_init__(self) -> None:
-        self.pixels_hwc = np.empty((self.window.height, self.window.width, self.bands), np.uint8)
-        self.valid_hw = np.ones((self.window.height, self.window.width), bool)
-        self.decoded = np.zeros((self.region.bottom - self.region.top, self.region.right - self.region.left), bool)
-
-    @property
-    def top(self) -> int:
-        """First row of blocks."""
-        return self.region.top
-
-    @property
-    def bottom(self) -> int:
-        """One past the last row of blocks."""
-        return self.region.bottom
+    def move_to(self, region: Region) -> None:
+        """Cover another row of windows, further down; the rows of blocks that both have stay decoded."""
+        if region == self.region:
+            return
+        top, bottom = region.top, min(self.region.bottom, region.bottom)
+        decoded = np.zeros((region.bottom - region.top, region.right - region.left), bool)
+        rows = region.window(self.blocks)
+        window = replace(self.window, y=rows.y, height=rows.height)
+        if self.region.top <= top < bottom:
+            decoded[: bottom - top] = self.decoded[top - self.region.top : bottom - self.region.top]
+            shift = window.y - self.window.y
+            end = min(bottom * self.blocks.block_height, self.blocks.height) - window.y
+            for y in range(0, end, step := max(min(shift, end), 1)):  # steps that do not overlap their source
+                stop = min(y + step, end)
+                for array in (self.pixels_hwc, self.valid_hw):
+                    array[y:stop] = array[y + shift : stop + shift]
+        self.region, self.window, self.decoded = region, window, decoded
 
     def missing(self, region: Region) -> Region | None:
         """Smallest rectangle of all blocks of a region that are not decoded; None without any."""
@@ -259,17 +257,6 @@ class _Buffer:
             target[~valid_hw] = 0  # whatever value a file has there: it reaches the network beside valid pixels
         rows = slice(region.top - self.region.top, region.bottom - self.region.top)
         self.decoded[rows, region.left - self.region.left : region.right - self.region.left] = True
-
-    def take_over(self, former: "_Buffer") -> None:
-        """Copy the blocks that a buffer of the same columns has in common with this one."""
-        top, bottom = max(self.top, former.top), min(self.bottom, former.bottom)
-        if top >= bottom:
-            return
-        y, height = top * self.blocks.block_height, min(bottom * self.blocks.block_height, self.blocks.height)
-        shared = replace(self.window, y=y, height=height - y)
-        target, source = inside(self.window, shared), inside(former.window, shared)
-        self.pixels_hwc[target], self.valid_hw[target] = former.pixels_hwc[source], former.valid_hw[source]
-        self.decoded[top - self.top : bottom - self.top] = former.decoded[top - former.top : bottom - former.top]
 
 
 def _pieces(region: Region | None, most_blocks: int) -> Iterator[Region]:
