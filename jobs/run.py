@@ -433,8 +433,9 @@ def _origin_of_masks(run: Run) -> dict[str, str]:
 
 def _next_commands(run: Run) -> list[str]:
     url = str(run.url)
+    rows = f"{url}/parts" if run.cfg.read.kind == "raster" else url  # beside masks and items, which are no Parquet
     return [
         f"python -m jobs.inspect_run {url} --verify",
         f"python -m jobs.inspect_run {url} --failures",
-        f"python -c \"import pandas; print(pandas.read_parquet('{url}').head())\"",
+        f"python -c \"import pandas; print(pandas.read_parquet('{rows}').head())\"",
     ]

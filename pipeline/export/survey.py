@@ -52,8 +52,11 @@ def survey_run(run_url: Url) -> Survey:
     """Read which rows a run holds.
 
     Raises:
-        ConfigError: the run has no rows.
+        ConfigError: the run has no rows, or is one over rasters.
     """
+    if folder.is_of_rasters(run_url):
+        hint = "its masks are COGs in masks/; `atrous assemble` joins those that are missing"
+        raise ConfigError(f"{run_url} is a run over rasters, whose rows are windows", hint=hint)
     finished = objects.exists(run_url / folder.SUCCESS)  # before the parts are listed
     names = parts.list_parts(run_url)
     if not names:

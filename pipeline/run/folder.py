@@ -3,12 +3,18 @@
     parts/part-<20 hex digits>.parquet      rows; the only Parquet files
     _manifest.json  _SUCCESS                totals; exists when the run is finished
     _report/index.html, _report/overlays.png
+    masks/<path>.tif, items/<path>.json     COG and STAC item of each raster
     _run/config.yaml, environment.json, plan.arrow, owner-000001.json, ...
     .huggingface.yaml                       names the parts for `datasets.load_dataset(<run>)`
 
 pandas and pyarrow read a folder as one table of Parquet and skip names that begin with `_` or `.`. Hugging Face
-datasets reads `_SUCCESS` and all else beside the parts too, unless this YAML (or a README.md) names the data.
+datasets reads `_SUCCESS` and all else beside the parts too, unless this YAML (or a README.md) names the data. A run over
+rasters is read from its `parts/`: masks and items lie beside them.
 """
+
+import io
+
+import pyarrow as pa
 
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -40,6 +46,16 @@ def find_object(run_url: Url, name: str) -> Url:
     if older and not objects.exists(run_url / name) and objects.exists(run_url / older):
         return run_url / older
     return run_url / name
+
+
+def is_of_rasters(run_url: Url) -> bool:
+    """True for a run over rasters, by its stored plan."""
+    url = run_url / PLAN
+    if not objects.exists(url):
+        return False
+    with objects.naming_damage(url, hint="delete it if no file of the source has changed"):
+        kinds = pa.ipc.open_file(io.BytesIO(objects.read_bytes(url))).read_all()["kind"]
+    return "raster" in kinds.to_pylist()
 
 
 def delete_older_names(run_url: Url) -> None:

@@ -53,8 +53,10 @@ def _row_problems(row: Row) -> Iterator[str]:
         if not row.error_code or row.mask is not None:
             yield "failed without a code, or with a mask"
         return
-    if row.mask is None or row.class_pixels is None:
+    if row.class_pixels is None or (row.mask is None and not _is_empty(row)):
         yield "ok without a mask or counts"
+        return
+    if row.mask is None:
         return
     try:
         mask = encode.read_mask_png(row.mask)
@@ -65,6 +67,14 @@ def _row_problems(row: Row) -> Iterator[str]:
         yield f"mask has shape {mask.shape}, the row has {(row.height, row.width)}"
     if np.bincount(mask.ravel(), minlength=256)[: len(row.class_pixels)].tolist() != row.class_pixels:
         yield "class_pixels do not agree with the mask"
+    if row.nodata_pixels is not None and sum(row.class_pixels) + row.nodata_pixels != mask.size:
+        yield f"class_pixels and nodata_pixels do not add up to {mask.size} pixels"
+
+
+def _is_empty(row: Row) -> bool:
+    """True for a window of a raster without a pixel with data: it has no mask, and that is no fault."""
+    pixels = (row.height or 0) * (row.width or 0)
+    return row.nodata_pixels == pixels > 0 and not any(row.class_pixels or ())
 
 
 def _manifest_problems(run_url: Url, *, rows: int, part_names: list[str]) -> Iterator[str]:

@@ -126,6 +126,17 @@ def test_the_same_command_again_does_nothing_and_assemble_alone_neither(
     assert (alone.summary["cogs"], alone.summary["cogs_now"]) == (2, 0)
 
 
+def test_a_run_over_rasters_verifies_and_is_not_exported_window_by_window(
+    undisturbed: Outcome, forks: ForkServer, tmp_path: Path
+) -> None:
+    look = forks.start("jobs.inspect_run", str(undisturbed.run), "--verify")
+    assert look.wait() == 0, look.log
+    assert json.loads(look.out.splitlines()[-1])["problems"] == 0
+    export = forks.start("jobs.export", str(undisturbed.run), "--to", "png", "--output", str(tmp_path / "png"))
+    assert export.wait() == 1
+    assert "is a run over rasters" in export.log
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", ["parts=2", "0_0.bin", "items/b.json", "plan.arrow", "_manifest.json"])
 def test_a_driver_killed_at_any_moment_ends_with_the_same_rows_and_the_same_bytes(
