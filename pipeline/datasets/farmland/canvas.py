@@ -14,6 +14,8 @@ from pipeline.records import Bool, Float32, UInt8
 
 SOIL, CROP, MEADOW, WATER, ROAD, TREE, BUILDING = range(7)
 """Class ids, in the order of `pipeline/palettes/farmland.yaml`."""
+LAND, CAMERA = 7, 8
+"""Other subjects that scenes of a landscape have in common, see `FieldCanvas.common`."""
 
 GRASSES = np.array([(104, 132, 62), (122, 136, 72), (86, 118, 54), (138, 138, 80), (74, 108, 56)], np.float32)
 """Colours of grass, RGB."""
@@ -27,6 +29,28 @@ class Border:
     """(2, 2) both ends, pixels."""
     area_px2: float
     """Area of the piece before the division, square pixels: roads divide large pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class River:
+    """Course of a river."""
+
+    path: Points
+    """(N, 2) centre line, pixels, dense."""
+    radius: npt.NDArray[np.float64]
+    """(N,) half of the breadth, units of length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landscape:
+    """Surroundings of a scene that is part of a larger landscape, which its neighbours have in common with it."""
+
+    flight: int
+    """Seed of light, scale, soil and materials."""
+    roads: tuple[Points, ...]
+    """(N, 2) centre lines of asphalt roads, whole pixels of the scene."""
+    rivers: tuple[River, ...]
+    """Rivers in pixels of the scene, in place of the scene's own."""
 
 
 @dataclass(slots=True)
@@ -44,6 +68,8 @@ class FieldCanvas:
     """(3,) colour of the local soil, which fields, dirt tracks and ruts vary."""
     waves: Points
     """(4, 5) plane waves that bend straight lines: wave vector x, y; phase; amplitude x, y."""
+    landscape: Landscape | None = None
+    """None: the scene is alone."""
     colour_hwc: Float32 = field(init=False)
     """(H, W, 3) RGB, 0 to 255."""
     label_hw: UInt8 = field(init=False)
@@ -60,6 +86,10 @@ class FieldCanvas:
     def size_xy(self) -> Points:
         """(2,) width and height, pixels."""
         return np.array([self.width, self.height], np.float64)
+
+    def common(self, subject: int) -> np.random.Generator:
+        """Generator of what all scenes of a landscape have in common; the scene's own where it is alone."""
+        return self.rng if self.landscape is None else common_generator(self.landscape, subject)
 
     @property
     def share(self) -> float:
@@ -90,6 +120,11 @@ class FieldCanvas:
         points = np.concatenate([*pieces, ends[-1:]])
         phase = points @ self.waves[:, :2].T + self.waves[:, 2]
         return pillow_points(points + np.sin(phase) @ self.waves[:, 3:])
+
+
+def common_generator(landscape: Landscape, subject: int) -> np.random.Generator:
+    """Generator of one subject, such as `WATER`: it begins anew for every scene of a landscape."""
+    return np.random.Generator(np.random.PCG64([landscape.flight, subject]))
 
 
 def smooth_wave(turns: Float32) -> Float32:

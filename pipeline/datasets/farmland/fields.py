@@ -29,6 +29,8 @@ _LEAVES = np.array(
     np.float32,
 )
 
+_BAND_ROWS = 64
+
 
 def divide_land(canvas: FieldCanvas) -> tuple[list[Points], list[Border]]:
     """Divide the land repeatedly until every parcel has the size of a field; returns parcels and borders."""
@@ -71,9 +73,7 @@ def paint_fields(canvas: FieldCanvas, parcels: list[Points]) -> None:
         styles.append(style)
         if style["kind"][0] != MEADOW and canvas.rng.random() < 0.7:
             styles += _draw_headlands(canvas, draw, parcel, style, len(styles))
-    pixel_styles = np.concatenate(styles)[np.asarray(numbers)]
-    canvas.colour_hwc[:] = _field_colours(canvas, pixel_styles)
-    canvas.label_hw[:] = pixel_styles["kind"]
+    _paint_styles(canvas, np.asarray(numbers), np.concatenate(styles))
 
 
 def _field_style(canvas: FieldCanvas, parcel: Points) -> npt.NDArray[Any]:
@@ -117,12 +117,25 @@ def _draw_headlands(
     return rim
 
 
-def _field_colours(canvas: FieldCanvas, style: npt.NDArray[Any]) -> Float32:
-    """Colours of the fields, (H, W, 3), from the style of each pixel."""
-    y, x = np.ogrid[0 : canvas.height, 0 : canvas.width]
-    patch, mottle, fine = canvas.noise(46), canvas.noise(11), canvas.noise(2.6)
+def _paint_styles(canvas: FieldCanvas, number_hw: npt.NDArray[np.int32], styles: npt.NDArray[Any]) -> None:
+    """Paint every pixel in the style of its number, a band of rows at a time: a style is 53 bytes."""
+    noises = [canvas.noise(period) for period in (46, 11, 2.6, 90)]
+    for top in range(0, canvas.height, _BAND_ROWS):
+        rows = slice(top, top + _BAND_ROWS)
+        pixel_styles = styles[number_hw[rows]]
+        canvas.colour_hwc[rows] = _field_colours(pixel_styles, top, [noise[rows] for noise in noises])
+        canvas.label_hw[rows] = pixel_styles["kind"]
+
+
+def _field_colours(style: npt.NDArray[Any], top: int, noises: list[Float32]) -> Float32:
+    """Colours of the fields, (H, W, 3), from the style of each pixel.
+
+    top: row of the scene at which these rows begin; noises: four of (H, W), with which places differ.
+    """
+    patch, mottle, fine, drift = noises
+    y, x = np.ogrid[top : top + style.shape[0], 0 : style.shape[1]]
     normal = style["normal"]
-    across = x.astype(np.float32) * normal[..., 0] + y.astype(np.float32) * normal[..., 1] + canvas.noise(90) * 2
+    across = x.astype(np.float32) * normal[..., 0] + y.astype(np.float32) * normal[..., 1] + drift * 2
     rows = smooth_wave(across / style["period"] + 0.04 * fine)
     lane = across - style["tramline"] * np.rint(across / np.maximum(style["tramline"], 1))
     lane_free = np.clip(np.abs(np.abs(lane) - 4.5) - 0.9, 0.15, 1)

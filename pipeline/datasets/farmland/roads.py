@@ -6,6 +6,7 @@ import numpy as np
 from PIL import ImageDraw
 
 from pipeline.datasets.farmland.canvas import GRASSES, MEADOW, ROAD, WATER, Border, FieldCanvas
+from pipeline.datasets.farmland.geometry import pillow_points
 from pipeline.records import UInt8
 
 VERGE, ASPHALT, WORN, PAINT, DIRT, RUT, YARD = range(1, 8)
@@ -35,14 +36,17 @@ def paint_roads(canvas: FieldCanvas, borders: list[Border]) -> list[Road]:
         elif rng.random() < 0.45:
             draw.line(line, VERGE, round(rng.uniform(4, 9) * canvas.scale), joint="curve")
     for road in sorted(roads, key=lambda road: road.paved):
-        _draw_road(canvas, draw, road)
+        _draw_road(canvas, draw, road, rng)
+    for centre in canvas.landscape.roads if canvas.landscape else ():  # the neighbour draws the same
+        roads.append(Road(pillow_points(centre), paved=True))
+        _draw_road(canvas, draw, roads[-1], canvas.common(ROAD))
     paint_materials(canvas, np.asarray(sheet))
     return roads
 
 
-def _draw_road(canvas: FieldCanvas, draw: ImageDraw.ImageDraw, road: Road) -> None:
+def _draw_road(canvas: FieldCanvas, draw: ImageDraw.ImageDraw, road: Road, rng: np.random.Generator) -> None:
     """Draw a road from the verge inwards: asphalt with worn lanes and a centre line, or two ruts with grass between."""
-    rng, scale = canvas.rng, canvas.scale
+    scale = canvas.scale
     breadth = rng.uniform(10, 14) * scale if road.paved else rng.uniform(6.5, 9) * scale
     draw.line(road.line, VERGE, round(breadth + rng.uniform(3, 7) * scale), joint="curve")
     draw.line(road.line, ASPHALT if road.paved else RUT, round(breadth), joint="curve")
@@ -59,7 +63,7 @@ def _draw_road(canvas: FieldCanvas, draw: ImageDraw.ImageDraw, road: Road) -> No
 
 def paint_materials(canvas: FieldCanvas, material_hw: UInt8) -> None:
     """Paint a drawing of materials: verges get the class meadow, everything else road."""
-    rng = canvas.rng
+    rng = canvas.common(ROAD)
     asphalt = rng.uniform(84, 142) + np.array([0.0, -0.5, -2.0]) * rng.uniform(-1, 3)
     dirt = canvas.soil * rng.uniform(1.0, 1.25) + 12
     grass = rng.choice(GRASSES) * rng.uniform(0.8, 1.1)

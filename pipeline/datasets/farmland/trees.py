@@ -89,7 +89,7 @@ def _is_free(canvas: FieldCanvas, crowns: Points) -> Bool:
 
 def _paint_leaves(canvas: FieldCanvas, drawn_hwc: UInt8) -> None:
     """Paint leaves on the discs: a ragged outline, speckled light and a tint of each crown."""
-    rng = canvas.rng
+    rng = canvas.common(TREE)
     y, x = np.ogrid[0 : canvas.height, 0 : canvas.width]
     y = np.clip(np.rint(y + 1.1 * canvas.noise(3.5)).astype(int), 0, canvas.height - 1)
     x = np.clip(np.rint(x + 1.1 * canvas.noise(3.5)).astype(int), 0, canvas.width - 1)

@@ -5,8 +5,9 @@ import math
 import numpy as np
 from PIL import ImageDraw
 
-from pipeline.datasets.farmland.canvas import MEADOW, WATER, FieldCanvas, blur_sheet
+from pipeline.datasets.farmland.canvas import MEADOW, WATER, FieldCanvas, River, blur_sheet
 from pipeline.datasets.farmland.geometry import (
+    Points,
     disc_box,
     perpendicular,
     pillow_points,
@@ -20,8 +21,12 @@ def paint_water(canvas: FieldCanvas) -> None:
     """Paint rivers and ponds with their banks; some scenes have none."""
     rng, sheet = canvas.rng, canvas.sheet("L")
     draw = ImageDraw.Draw(sheet)
-    for _ in range(rng.poisson(0.45 * math.sqrt(canvas.share))):
-        _draw_river(canvas, draw)
+    if canvas.landscape:
+        rivers = canvas.landscape.rivers
+    else:
+        rivers = tuple(new_river(rng, canvas.size_xy) for _ in range(rng.poisson(0.45 * math.sqrt(canvas.share))))
+    for river in rivers:
+        _draw_river(canvas, draw, river)
     for _ in range(rng.poisson(0.5 * canvas.share)):
         _draw_pond(canvas, draw)
     shape = np.asarray(sheet)
@@ -31,20 +36,23 @@ def paint_water(canvas: FieldCanvas) -> None:
     _paint_surface(canvas, shape > 0, blur_sheet(sheet, 7.0 * canvas.scale))
 
 
-def _draw_river(canvas: FieldCanvas, draw: ImageDraw.ImageDraw) -> None:
-    """Draw a river: discs of varying size along a path that meanders on three scales."""
-    rng, size = canvas.rng, canvas.size_xy
+def new_river(rng: np.random.Generator, size: Points, periods: tuple[float, ...] = (310.0, 173.0, 71.0)) -> River:
+    """Draw the course of a river across land of some size, (2,), that meanders with several periods, pixels."""
     turn, reach = rng.uniform(0, 2 * math.pi), float(np.hypot(*size)) + 60
     along = np.array([math.cos(turn), math.sin(turn)])
     middle = size * rng.uniform(0.15, 0.85, 2)
     path = points_along(middle - along * reach, middle + along * reach, 2.5)
     t = np.arange(len(path)) * 2.5
-    swing = sum(rng.uniform(4, 0.11 * p) * np.sin(2 * math.pi * (t / p + rng.random())) for p in (310.0, 173.0, 71.0))
+    swing = sum(rng.uniform(4, 0.11 * p) * np.sin(2 * math.pi * (t / p + rng.random())) for p in periods)
     path = path + perpendicular(along) * swing[:, None]
-    breadth = rng.uniform(6, 15) * canvas.scale * (1 + 0.25 * np.sin(t / 37.0 + rng.uniform(0, 6)))
-    for point, radius in zip(path, breadth, strict=True):
-        if (point > -30).all() and (point < size + 30).all():
-            draw.ellipse(disc_box(point, float(radius)), fill=255)
+    return River(path, rng.uniform(6, 15) * (1 + 0.25 * np.sin(t / 37.0 + rng.uniform(0, 6))))
+
+
+def _draw_river(canvas: FieldCanvas, draw: ImageDraw.ImageDraw, river: River) -> None:
+    """Draw a river as discs along its course."""
+    near = ((river.path > -30) & (river.path < canvas.size_xy + 30)).all(1)
+    for point, radius in zip(river.path[near], river.radius[near] * canvas.scale, strict=True):
+        draw.ellipse(disc_box(point, float(radius)), fill=255)
 
 
 def _draw_pond(canvas: FieldCanvas, draw: ImageDraw.ImageDraw) -> None:
@@ -63,14 +71,14 @@ def _paint_banks(canvas: FieldCanvas, bank_hw: Float32) -> None:
     ragged = bank_hw + 0.05 * canvas.noise(6)
     rim = (ragged > 0.13) & (bank_hw > 0.04)
     shade = canvas.noise(5)[rim][:, None]
-    reeds = np.array([96, 112, 62], np.float32) * canvas.rng.uniform(0.8, 1.2)
+    reeds = np.array([96, 112, 62], np.float32) * canvas.common(WATER).uniform(0.8, 1.2)
     mud = np.clip((ragged[rim] - 0.33) * 6, 0, 1)[:, None]
     canvas.paint(rim, (reeds * (1 + 0.1 * shade)) * (1 - mud) + canvas.soil * 0.8 * mud, MEADOW)
 
 
 def _paint_surface(canvas: FieldCanvas, where_hw: Bool, depth_hw: Float32) -> None:
     """Paint the water: muddy at the rim, dark in the middle, with ripples and a reflection of the sky."""
-    rng = canvas.rng
+    rng = canvas.common(WATER)
     tints = np.array([(34, 52, 56), (48, 66, 58), (58, 84, 94), (84, 88, 68), (40, 62, 78), (66, 92, 82)], np.float32)
     deep = rng.choice(tints) * rng.uniform(0.85, 1.15)
     shallow = deep * 0.6 + canvas.soil * 0.45

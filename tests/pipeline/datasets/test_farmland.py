@@ -13,6 +13,8 @@ from PIL import Image
 
 from pipeline import classes
 from pipeline.datasets import farmland
+from pipeline.datasets.farmland import camera
+from pipeline.datasets.farmland import scene as scene_module
 from pipeline.datasets.farmland.geometry import cut_polygon, perpendicular, polygon_area, rectangle
 from pipeline.models import checkpoint
 from pipeline.store import objects
@@ -72,6 +74,62 @@ def test_labels_are_named_as_in_the_class_map() -> None:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def unseen() -> list[farmland.Scene]:
+    return [farmland.generate_scene(seed) for seed in UNSEEN]
+
+
+def test_near_infrared_orders_the_ground_leaves_bright_soil_below_water_black(unseen) -> None:
+    nir, label = (np.concatenate([getattr(one, name).ravel() for one in unseen]) for name in ("nir_hw", "label_hw"))
+    level = [np.median(nir[label == index]) for index in range(len(CLASSES))]
+    water, building, road, soil = (level[getattr(farmland, name)] for name in ("WATER", "BUILDING", "ROAD", "SOIL"))
+    assert water < building < road < soil
+    assert soil < min(level[farmland.CROP], level[farmland.MEADOW])
+    assert level[farmland.TREE] == max(level)
+    assert water < 25
+    assert level[farmland.CROP] > 1.15 * soil
+
+
+def test_in_every_scene_water_is_black_and_trees_are_brighter_than_meadows_in_near_infrared(unseen) -> None:
+    for scene in unseen:
+        levels = {index: np.median(scene.nir_hw[scene.label_hw == index]) for index in np.unique(scene.label_hw)}
+        assert levels[farmland.TREE] > levels[farmland.MEADOW]
+        if farmland.WATER in levels:
+            assert levels.pop(farmland.WATER) < 0.4 * min(levels.values())
+
+
+def test_near_infrared_tells_apart_what_colours_confuse(unseen) -> None:
+    labels = [scene.label_hw for scene in unseen]
+    colours, four = (
+        confusion(zip(labels, lookup_said(unseen, bands), strict=True)) for bands in ([0, 1, 2], [0, 1, 2, 3])
+    )
+    assert mean_iou(four) > mean_iou(colours) + 0.1
+    for mistaken in ((farmland.WATER, farmland.ROAD), (farmland.TREE, farmland.MEADOW), (farmland.CROP, farmland.SOIL)):
+        assert four[mistaken] < 0.9 * colours[mistaken]
+
+
+def test_the_fourth_band_leaves_colours_and_labels_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_band = farmland.generate_scene(11)
+    monkeypatch.setattr(camera, "infrared", lambda canvas: np.zeros(canvas.label_hw.shape, np.float32))
+    without = farmland.generate_scene(11)
+    assert with_band.nir_hw.mean() > without.nir_hw.mean() + 50
+    np.testing.assert_array_equal(with_band.image_hwc, without.image_hwc)
+    np.testing.assert_array_equal(with_band.label_hw, without.label_hw)
+    np.testing.assert_array_equal(with_band.four_bands_hwc[..., :3], with_band.image_hwc)
+    np.testing.assert_array_equal(with_band.four_bands_hwc[..., 3], with_band.nir_hw)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shadows_dim_near_infrared_less_than_colours(seed: int) -> None:
+    canvas = scene_module._new_canvas(np.random.default_rng(seed), 80, 160, None)
+    canvas.paint(np.ones((80, 160), bool), (130, 110, 90), farmland.SOIL)
+    canvas.shadow.paste(255, (80, 0, 160, 80))
+    image_hwc, nir_hw = camera.take_photograph(canvas)
+    lit, dark = np.s_[:, 10:70], np.s_[:, 90:150]
+    red, nir = (band[dark].mean() / band[lit].mean() for band in (image_hwc[..., 0], nir_hw))
+    assert red + 0.05 < nir < 0.8
+
+
 def test_every_class_occurs_over_twenty_seeds_and_none_rules() -> None:
     pixels = sum(
         np.bincount(farmland.generate_scene(seed).label_hw.ravel(), minlength=len(CLASSES)) for seed in range(20)
@@ -121,26 +179,26 @@ def test_jpeg_keeps_the_generated_picture() -> None:
     assert np.abs(np.asarray(written).astype(int) - generated).mean() < 6
 
 
-def colour_only_said(samples: list[farmland.Scene]) -> list[np.ndarray]:
-    """The best that colours alone can tell: each of 16x16x16 colours has the class it mostly had in 40 other images."""
+def lookup_said(samples: list[farmland.Scene], bands: list[int]) -> list[np.ndarray]:
+    """The best that bands of single pixels can tell: 16 levels of each have the class they mostly had in 40 images."""
 
-    def binned(image_hwc: np.ndarray) -> np.ndarray:
-        return (image_hwc // 16).astype(int) @ [256, 16, 1]
+    def binned(sample: farmland.Scene) -> np.ndarray:
+        return (sample.four_bands_hwc[..., bands] // 16).astype(int) @ [16**power for power in range(len(bands))]
 
-    votes = np.zeros((4096, len(CLASSES)), np.int64)
+    votes = np.zeros((16 ** len(bands), len(CLASSES)), np.int64)
     for seed in range(40):
         sample = farmland.generate_scene(seed)
-        np.add.at(votes, (binned(sample.image_hwc).ravel(), sample.label_hw.ravel()), 1)
-    return [votes.argmax(1)[binned(sample.image_hwc)] for sample in samples]
+        np.add.at(votes, (binned(sample).ravel(), sample.label_hw.ravel()), 1)
+    return [votes.argmax(1)[binned(sample)] for sample in samples]
 
 
-def network_said(samples: list[farmland.Scene]) -> list[np.ndarray]:
-    shipped = checkpoint.load_checkpoint("farmland")
-    network = shipped.build()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (shipped.card.mean, shipped.card.std))
+def network_said(name: str, samples: list[farmland.Scene]) -> list[np.ndarray]:
+    shipped = checkpoint.load_checkpoint(name)
+    network, bands = shipped.build(), shipped.card.in_channels
+    mean, std = (torch.tensor(values).view(bands, 1, 1) for values in (shipped.card.mean, shipped.card.std))
     said = []
     for sample in samples:
-        pixels = torch.from_numpy(sample.image_hwc.transpose(2, 0, 1) / np.float32(255))
+        pixels = torch.from_numpy(sample.four_bands_hwc[..., :bands].transpose(2, 0, 1) / np.float32(255))
         with torch.inference_mode():
             logits = network(((pixels - mean) / std)[None])
         full = torch.nn.functional.interpolate(logits, sample.label_hw.shape, mode="bilinear", align_corners=False)
@@ -148,18 +206,25 @@ def network_said(samples: list[farmland.Scene]) -> list[np.ndarray]:
     return said
 
 
-def test_the_shipped_network_knows_unseen_farmland_and_colour_alone_does_not() -> None:
-    samples = [farmland.generate_scene(seed) for seed in UNSEEN]
-    labels = [sample.label_hw for sample in samples]
-    network = mean_iou(confusion(zip(labels, network_said(samples), strict=True)))
-    colour = mean_iou(confusion(zip(labels, colour_only_said(samples), strict=True)))
-    assert network >= 0.85
-    assert colour < network - 0.35
+def test_the_shipped_networks_know_unseen_farmland_and_colour_alone_does_not(unseen) -> None:
+    labels = [sample.label_hw for sample in unseen]
+    colours, four = (
+        mean_iou(confusion(zip(labels, network_said(name, unseen), strict=True)))
+        for name in ("farmland", "farmland_nir")
+    )
+    lookup = mean_iou(confusion(zip(labels, lookup_said(unseen, [0, 1, 2]), strict=True)))
+    assert colours >= 0.85
+    assert lookup < colours - 0.35
+    assert four >= colours + 0.03
 
 
-def test_the_shipped_card_tells_how_it_was_trained() -> None:
-    card = checkpoint.load_card("farmland")
-    assert card.classes == CLASSES
-    assert card.training["miou"] >= 0.85
+@pytest.mark.parametrize(
+    ("name", "miou", "channels"),
+    [("farmland", 0.85, ("red", "green", "blue")), ("farmland_nir", 0.9, ("red", "green", "blue", "nir"))],
+)
+def test_the_shipped_cards_tell_how_they_were_trained(name: str, miou: float, channels: tuple[str, ...]) -> None:
+    card = checkpoint.load_card(name)
+    assert (card.classes, card.channels) == (CLASSES, channels)
+    assert card.training["miou"] >= miou
     assert card.training["validation_images"] >= 200
-    assert (checkpoint.SHIPPED / "farmland" / checkpoint.WEIGHTS_FILE).stat().st_size < 6e6
+    assert (checkpoint.SHIPPED / name / checkpoint.WEIGHTS_FILE).stat().st_size < 6e6
