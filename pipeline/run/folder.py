@@ -8,8 +8,8 @@
     .huggingface.yaml                       names the parts for `datasets.load_dataset(<run>)`
 
 pandas and pyarrow read a folder as one table of Parquet and skip names that begin with `_` or `.`. Hugging Face
-datasets reads `_SUCCESS` and all else beside the parts too, unless this YAML (or a README.md) names the data. The rows of
-a run over rasters are read from `parts/`: masks and items lie beside it.
+datasets reads `_SUCCESS` and all else beside the parts too, unless this YAML (or a README.md) names the data. The rows
+of a run over rasters are read from `parts/`: masks and items lie beside it.
 """
 
 import io
