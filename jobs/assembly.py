@@ -26,7 +26,7 @@ class Assembled:
     cogs_now: int = 0
     """Those that this call has joined."""
     with_holes: dict[str, int] = field(default_factory=dict)
-    """Failed windows of rasters without a COG, by the start of their keys."""
+    """Windows that failed or are missing, of rasters without a COG, by the start of their keys."""
 
     def facts(self) -> dict[str, object]:
         """Fields of a closing JSON line."""
@@ -39,7 +39,7 @@ def assemble_run(run_url: Url, classes: ClassMap, *, holes: bool, facts: dict[st
     Args:
         run_url: folder of the run, whose windows are committed.
         classes: class map of the run.
-        holes: join rasters with failed windows too.
+        holes: join rasters with windows that failed or are missing too.
         facts: properties of the items: fingerprints and version.
     """
     todo = plan_work(run_url, holes=holes)
@@ -53,7 +53,8 @@ def assemble_run(run_url: Url, classes: ClassMap, *, holes: bool, facts: dict[st
             flow.run_tasks("join", todo.assemblies, join, deaths=MAX_WORKER_DEATHS)
     delete_blocks(run_url)
     for uri, windows in list(todo.with_holes.items())[:3]:
-        log.warning("no COG of %s: %d of its windows failed; --raster.holes writes it without them", uri, windows)
+        text = "no COG of %s: %d of its windows failed or are missing; --raster.holes writes it without them"
+        log.warning(text, uri, windows)
     return Assembled(todo.done + len(todo.assemblies), len(todo.assemblies), todo.with_holes)
 
 

@@ -6,10 +6,11 @@ the same bytes; an item is written last, so what has one is finished.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 from pipeline.assemble.join import join_mask
-from pipeline.assemble.plan import Assembly, failed_windows, plan_assemblies, read_shards
+from pipeline.assemble.plan import BLOCKS, Assembly, failed_windows, plan_assemblies, read_shards
 from pipeline.assemble.squares import write_square
 from pipeline.assemble.stac import make_item
 from pipeline.classes import ClassMap
@@ -21,6 +22,8 @@ from pipeline.store.url import Url
 
 ASSEMBLY_KEY = "atrous:assembly"
 """Property of an item: id of the assembly that it is of."""
+_THREADS = 16
+"""Concurrent reads of items: small reads wait on latency, not bandwidth."""
 
 
 @dataclass(slots=True)
@@ -32,7 +35,7 @@ class Todo:
     done: int = 0
     """Rasters whose COG and item are there."""
     with_holes: dict[str, int] = field(default_factory=dict)
-    """Failed windows of rasters that get no COG because of them, by the start of their keys."""
+    """Windows that failed or are not committed, of rasters that get no COG because of them, by the start of keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ def plan_work(run_url: Url, *, holes: bool) -> Todo:
 
     Args:
         run_url: folder of the run.
-        holes: join rasters with failed windows too.
+        holes: join rasters with windows that failed or are not committed too.
 
     Raises:
         ConfigError: the run is none of rasters.
@@ -56,17 +59,39 @@ def plan_work(run_url: Url, *, holes: bool) -> Todo:
     footers = manifest.read_footers(run_url)
     failed = failed_windows(key for key, _, _ in manifest.read_failures(run_url)) if parts.failed_of(footers) else {}
     todo = Todo()
-    for assembly in plan_assemblies(read_shards(run_url), footers):
-        if failed.get(assembly.uri) and not holes:
-            todo.with_holes[assembly.uri] = failed[assembly.uri]
-        elif _is_done(run_url, assembly):
+    planned = plan_assemblies(read_shards(run_url), footers)
+    assemblies = [replace(one, failed=failed.get(one.uri, 0)) for one in planned]
+    for assembly, done in zip(assemblies, _done(run_url, assemblies), strict=True):
+        if assembly.holes and not holes:
+            todo.with_holes[assembly.uri] = assembly.holes
+        elif done:
             todo.done += 1
         else:
             todo.assemblies.append(assembly)
     return todo
 
 
-def _is_done(run_url: Url, assembly: Assembly) -> bool:
+def _done(run_url: Url, assemblies: Sequence[Assembly]) -> list[bool]:
+    """For each assembly, whether its COG and its item are there; items are read in threads."""
+    there = _listed(run_url / "masks", "masks/") | _listed(run_url / "items", "items/")
+
+    def is_done(assembly: Assembly) -> bool:
+        files = {f"masks/{assembly.name}.tif", f"items/{assembly.name}.json"}
+        return files <= there and _has_item(run_url, assembly)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(is_done, assemblies))
+
+
+def _listed(url: Url, prefix: str = "") -> set[str]:
+    """Paths of the objects below a URL, none where there is no such folder."""
+    try:
+        return {prefix + file.path for file in objects.list_files(url)}
+    except NothingThere:
+        return set()
+
+
+def _has_item(run_url: Url, assembly: Assembly) -> bool:
     url = assembly.item_url(run_url)
     try:
         properties = json.loads(objects.read_bytes(url))["properties"]
@@ -77,11 +102,12 @@ def _is_done(run_url: Url, assembly: Assembly) -> bool:
 
 def squares_left(run_url: Url, assemblies: Sequence[Assembly]) -> list[Square]:
     """Squares whose tiles are not there yet."""
+    there = {run_url / BLOCKS / path for path in _listed(run_url / BLOCKS)}
     return [
         Square(assembly, square)
         for assembly in assemblies
         for square in assembly.squares
-        if not objects.exists(assembly.block_url(run_url, square))
+        if assembly.block_url(run_url, square) not in there
     ]
 
 
@@ -101,11 +127,9 @@ def do_join(assembly: Assembly, *, run_url: Url, classes: ClassMap, facts: dict[
 
 def delete_blocks(run_url: Url) -> None:
     """Delete the tiles of squares that drivers which were killed left behind; nobody may be joining meanwhile."""
-    blocks = run_url / "_run/blocks"
-    try:
-        left = [file.path for file in objects.list_files(blocks)]
-    except NothingThere:
-        return
+    blocks = run_url / BLOCKS
+    left = _listed(blocks)
     for path in left:
         objects.delete(blocks / path)
-    objects.remove_empty_folders(blocks)
+    if left:
+        objects.remove_empty_folders(blocks)

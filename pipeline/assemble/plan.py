@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
 from pipeline.geotiff.raster import Raster
@@ -30,6 +31,9 @@ from pipeline.store.url import Url
 
 SQUARE_PX = 16384
 """Edge of a square: 32 tiles, whose fifth overview is one tile."""
+BLOCKS = "_run/blocks"
+"""Folder of the compressed tiles of squares."""
+_ROWS_AT_ONCE = 8
 _DAMAGED = "submit the run's command again: it writes its plan anew"
 
 
@@ -59,6 +63,15 @@ class Assembly:
     """Parts with rows of the raster, by name."""
     name: str
     """Path of its files, without suffix."""
+    missing: int = 0
+    """Windows without a committed row: the run is not finished."""
+    failed: int = 0
+    """Windows whose row has failed."""
+
+    @property
+    def holes(self) -> int:
+        """Windows without an answer."""
+        return self.missing + self.failed
 
     @property
     def id(self) -> str:
@@ -77,7 +90,7 @@ class Assembly:
 
     def parts_of(self, square: Window) -> list[str]:
         """Names of the parts that may hold windows of a square."""
-        here = {shard for shard, window in self.shards if _overlap(window, square)}
+        here = {shard for shard, window in self.shards if overlap(window, square)}
         return [part.name for part in self.parts if not here.isdisjoint(part.shards)]
 
     def mask_url(self, run_url: Url) -> Url:
@@ -90,10 +103,11 @@ class Assembly:
 
     def block_url(self, run_url: Url, square: Window) -> Url:
         """URL of the compressed tiles of a square."""
-        return run_url / f"_run/blocks/{self.id}/{square.y}_{square.x}.bin"
+        return run_url / f"{BLOCKS}/{self.id}/{square.y}_{square.x}.bin"
 
 
-def _overlap(one: Window, other: Window) -> bool:
+def overlap(one: Window, other: Window) -> bool:
+    """True when two rectangles share a pixel."""
     return (
         one.y < other.y + other.height
         and other.y < one.y + one.height
@@ -140,7 +154,10 @@ def _assembly(
 ) -> Assembly:
     failed: dict[str, int] = {}
     shards: defaultdict[str, list[str]] = defaultdict(list)
-    for shard, _ in own:
+    missing = 0
+    for shard, here in own:
+        committed = sum(part.shards[shard.id].rows for part in holders[shard.id])
+        missing += max(0, sum(1 for _ in here.cores()) - committed)
         for part in holders[shard.id]:
             failed[part.name] = sum(part.failed.values())
             shards[part.name].append(shard.id)
@@ -151,14 +168,22 @@ def _assembly(
         shards=tuple((shard.id, here.window) for shard, here in own),
         parts=tuple(PartRows(part, failed[part], tuple(shards[part])) for part in sorted(shards)),
         name=name,
+        missing=missing,
     )
 
 
 def _names(uris: Sequence[str]) -> dict[str, str]:
-    """Path of the files of each raster: without the suffix, unless two rasters would then share one."""
-    stems = {uri: _stem(uri) for uri in uris}
-    counts = Counter(stem.casefold() for stem in stems.values())
-    return {uri: stem if counts[stem.casefold()] == 1 else uri for uri, stem in stems.items()}
+    """Path of the files of each raster: without the suffix, unless two rasters would then share one.
+
+    With `a.tif`, `a.tiff` and `a.tif.tif`, the third keeps its suffix because the first has kept it.
+    """
+    names = {uri: _stem(uri) for uri in uris}
+    while True:
+        counts = Counter(name.casefold() for name in names.values())
+        shared = {uri: uri for uri, name in names.items() if counts[name.casefold()] > 1 and name != uri}
+        if not shared:
+            return names
+        names |= shared
 
 
 def _stem(uri: str) -> str:
@@ -172,8 +197,13 @@ def failed_windows(keys: Iterable[str]) -> Counter[str]:
 
 
 def read_rows(tables: Iterable[pa.Table], shards: set[str]) -> Iterator[tuple[Window, bytes | None]]:
-    """Window and mask of each row `ok` of some shards; None for a window without data."""
+    """Window and mask of each row `ok` of some shards; None for a window without data.
+
+    Masks of other shards stay in Arrow: a part has up to 256 rows, of which a square may need one.
+    """
+    wanted = pa.array(sorted(shards))
     for table in tables:
-        for row in table.to_pylist():
-            if row["shard"] in shards and row["status"] == "ok":
+        here = pc.and_(pc.is_in(table["shard"], wanted), pc.equal(table["status"], "ok"))
+        for batch in table.filter(here).to_batches(max_chunksize=_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
                 yield Window(row["window_y"], row["window_x"], row["height"], row["width"]), row["mask"]

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.assemble.plan import SQUARE_PX, Assembly, read_rows
+from pipeline.assemble.plan import SQUARE_PX, Assembly, overlap, read_rows
 from pipeline.errors import JobError
-from pipeline.geotiff.pyramid import NODATA, TILE_PX, encode_tiles, halve, level_sizes
+from pipeline.geotiff.pyramid import NODATA, TILE_PX, count_ids, encode_tiles, halve, level_sizes
 from pipeline.image.encode import read_mask_png
 from pipeline.records import Int64, UInt8, Window
 from pipeline.refine.window import inside
-from pipeline.run import manifest
+from pipeline.run import parts
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -58,8 +58,9 @@ def write_square(run_url: Url, assembly: Assembly, square: Window) -> None:
 def read_square(run_url: Url, assembly: Assembly, square: Window) -> tuple[UInt8, int]:
     """Class ids of a square, 255 without data, and how many of its pixels are in windows that have a row `ok`."""
     ids_hw, covered = np.full((square.height, square.width), NODATA, np.uint8), 0
-    tables = manifest.read_parts(run_url, assembly.parts_of(square), ROWS)
-    shards = {shard for shard, _ in assembly.shards}
+    # One part at a time, not ahead: parts are up to 100 MB, and a square needs a few.
+    tables = (parts.read_columns(run_url, name, ROWS) for name in assembly.parts_of(square))
+    shards = {shard for shard, window in assembly.shards if overlap(window, square)}
     for window, png in read_rows(tables, shards):
         if not (square.y <= window.y < square.y + square.height and square.x <= window.x < square.x + square.width):
             continue
@@ -76,7 +77,7 @@ def read_square(run_url: Url, assembly: Assembly, square: Window) -> tuple[UInt8
 
 def encode_square(ids_hw: UInt8, *, holes: int, raster: Assembly) -> bytes:
     """Index and tiles of a square; its levels are those that the whole raster has."""
-    pixels = sum(np.bincount(row, minlength=256) for row in ids_hw)  # at once it would need 8 bytes a pixel
+    pixels = count_ids(ids_hw)
     counts: list[list[int]] = []
     tiles: list[bytes] = []
     for number in range(min(LEVELS, len(level_sizes(raster.raster.height, raster.raster.width)))):
@@ -84,9 +85,7 @@ def encode_square(ids_hw: UInt8, *, holes: int, raster: Assembly) -> bytes:
         level = list(encode_tiles(ids_hw))
         counts.append([len(tile) for tile in level])
         tiles += level
-    index = json.dumps(
-        {"counts": counts, "pixels": np.asarray(pixels).tolist(), "holes": holes}, separators=(",", ":")
-    ).encode()
+    index = json.dumps({"counts": counts, "pixels": pixels.tolist(), "holes": holes}, separators=(",", ":")).encode()
     return b"".join((len(index).to_bytes(_LENGTH_BYTES, "little"), index, *tiles))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import imagecodecs
 import numpy as np
 
-from pipeline.records import UInt8
+from pipeline.records import Int64, UInt8
 
 TILE_PX = 512
 """Edge of a tile: GDAL's default for Cloud Optimized GeoTIFFs."""
@@ -38,6 +38,14 @@ def halve(ids_hw: UInt8) -> UInt8:
         others = np.where((b == c) | (b == d), b, np.where(c == d, c, a))
         half[y // 2 : y // 2 + len(a)] = np.where((a == b) | (a == c) | (a == d), a, others)
     return half
+
+
+def count_ids(ids_hw: UInt8) -> Int64:
+    """(256,) pixels of each id, counted in strips: `bincount` alone makes 8 bytes of each pixel."""
+    counts = np.zeros(256, np.int64)
+    for y in range(0, len(ids_hw), _STRIP_ROWS):
+        counts += np.bincount(ids_hw[y : y + _STRIP_ROWS].ravel(), minlength=256)
+    return counts
 
 
 def level_sizes(height: int, width: int) -> list[tuple[int, int]]:

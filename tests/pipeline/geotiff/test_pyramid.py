@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.geotiff.pyramid import NODATA, TILE_PX, decode_tile, encode_tiles, halve, level_sizes
+from pipeline.geotiff.pyramid import NODATA, TILE_PX, count_ids, decode_tile, encode_tiles, halve, level_sizes
 from tests.support.examples import examples
 
 
@@ -57,3 +57,10 @@ def test_levels_are_halved_until_one_tile_holds_them(size, levels) -> None:
     assert max(sizes[-1]) <= TILE_PX
     for (height, width), (lower, narrower) in pairwise(sizes):
         assert (lower, narrower) == ((height + 1) // 2, (width + 1) // 2)
+
+
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 99))
+@examples(50)
+def test_ids_are_counted_as_numpy_counts_them(height, width, seed) -> None:
+    ids = np.random.default_rng(seed).integers(0, 256, (height * 60, width), np.uint8)
+    np.testing.assert_array_equal(count_ids(ids), np.bincount(ids.ravel(), minlength=256))
