@@ -2,11 +2,13 @@
 
 In: the assembly, the joined mask and facts of the run. Out: plain data of the item, valid against STAC 1.1.0 and the
 extensions projection 2.0.0, classification 2.0.0 and raster 2.0.0 (https://github.com/stac-extensions). A raster
-without georeferencing has an item without a geometry.
+without georeferencing has an item without a geometry, which says why.
 """
 
+import re
+from collections.abc import Sequence
 from itertools import pairwise
-from math import sqrt
+from math import copysign, isfinite, sqrt
 from typing import Any
 
 from pipeline.assemble.join import JoinedMask
@@ -15,6 +17,7 @@ from pipeline.classes import ClassMap
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.pyramid import NODATA
 from pipeline.geotiff.raster import Raster, Transform
+from pipeline.redact import redact
 from pipeline.store.url import Url
 
 EXTENSIONS = [
@@ -26,6 +29,9 @@ EARLIEST, LATEST = "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"
 """Interval of a picture whose file has no time: STAC demands one, and any narrower would be made up."""
 EDGE_POINTS = 21
 """Points of an edge of the footprint: straight edges of a projection are curves in degrees."""
+_POLE = 90.0
+_NO_NAME = re.compile("[^0-9A-Za-z_-]+")
+"""What the names of the classification extension must not contain."""
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
 
@@ -42,38 +48,49 @@ def make_item(
         facts: further properties by name: fingerprints and versions.
     """
     raster = assembly.raster
-    ring = footprint(raster)
+    geometry, bbox = footprint(raster)
     item: dict[str, Any] = {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": EXTENSIONS,
         "id": assembly.name,
-        "geometry": None if ring is None else {"type": "Polygon", "coordinates": [ring]},
-        "properties": _properties(raster, joined, classes, facts),
+        "geometry": geometry,
+        "properties": _properties(assembly, joined, classes, facts),
         "links": [],
         "assets": {
             "mask": _mask_asset(assembly, joined, classes, run_url),
             "source": {
-                "href": (Url(assembly.root) / raster.path).located,
+                "href": redact((Url(assembly.root) / raster.path).place),
                 "type": "image/tiff; application=geotiff",
                 "roles": ["source"],
                 "atrous:etag": raster.etag,
             },
         },
     }
-    if ring is not None:
-        xs, ys = zip(*ring, strict=True)
-        item["bbox"] = [min(xs), min(ys), max(xs), max(ys)]
+    if geometry is not None:
+        item["bbox"] = bbox
+    else:
+        item["properties"]["description"] = _why_nowhere(raster)
     return item
 
 
-def _properties(raster: Raster, joined: JoinedMask, classes: ClassMap, facts: dict[str, str]) -> dict[str, Any]:
-    pixels = joined.class_pixels
+def _why_nowhere(raster: Raster) -> str:
+    """Reason for an item without a geometry."""
+    if raster.transform is None:
+        return "No geometry: the raster has no affine transform."
+    if raster.crs_wkt is None:
+        return "No geometry: the raster names no coordinate system."
+    return "No geometry: its coordinates cannot be converted to longitude and latitude."
+
+
+def _properties(assembly: Assembly, joined: JoinedMask, classes: ClassMap, facts: dict[str, str]) -> dict[str, Any]:
+    raster, pixels = assembly.raster, joined.class_pixels
     properties: dict[str, Any] = {
         "datetime": raster.datetime,
         "proj:shape": [raster.height, raster.width],
         "atrous:class_pixels": {name: int(pixels[index]) for index, name in enumerate(classes.names)},
         "atrous:nodata_pixels": int(pixels[NODATA]),
+        "atrous:failed_windows": assembly.holes,
         "atrous:hole_pixels": joined.holes,
         **facts,
     }
@@ -83,7 +100,6 @@ def _properties(raster: Raster, joined: JoinedMask, classes: ClassMap, facts: di
         properties["proj:transform"] = list(raster.transform)
     if raster.crs_wkt is None:
         properties["proj:code"] = None
-        properties["description"] = "No geometry: the raster names no coordinate system, or has no transform."
     elif raster.epsg is not None:
         properties["proj:code"] = f"EPSG:{raster.epsg}"
     else:
@@ -98,7 +114,12 @@ def _mask_asset(assembly: Assembly, joined: JoinedMask, classes: ClassMap, run_u
         "data_type": "uint8",
         "nodata": NODATA,
         "classification:classes": [
-            {"value": index, "name": one.name, "color_hint": "".join(f"{part:02X}" for part in one.colour)}
+            {
+                "value": index,
+                "name": _NO_NAME.sub("_", one.name),
+                "title": one.name,
+                "color_hint": "".join(f"{part:02X}" for part in one.colour),
+            }
             for index, one in enumerate(classes.classes)
         ],
     }
@@ -119,29 +140,98 @@ def pixel_edge(transform: Transform) -> float:
     return sqrt(abs(a * e - b * d))
 
 
-def footprint(raster: Raster) -> list[list[float]] | None:
-    """Outline in degrees of longitude and latitude, closed, counterclockwise; None without a coordinate system."""
+Point = tuple[float, float]
+"""Longitude and latitude, degrees."""
+
+
+def footprint(raster: Raster) -> tuple[dict[str, Any] | None, list[float]]:
+    """Outline as GeoJSON in degrees of longitude and latitude, and its bounding box west, south, east, north.
+
+    None without a coordinate system, or with one that has no longitudes. A raster across the 180th meridian has two
+    polygons, and a bounding box whose west is larger than its east (RFC 7946, sec. 5.2).
+    """
+    points = _outline(raster)
+    if points is None:
+        return None, []
+    ring = _unrolled(points)
+    pieces = [_between(ring, -180.0, 180.0), [(x - 360.0, y) for x, y in _between(ring, 180.0, 540.0)]]
+    pieces = [piece for piece in pieces if abs(_area(piece)) > 0]
+    if not pieces:
+        return None, []
+    longitudes = [[x for x, _ in piece] for piece in pieces]
+    latitudes = [y for piece in pieces for _, y in piece]
+    bbox = [min(longitudes[0]), min(latitudes), max(longitudes[-1]), max(latitudes)]
+    if max(abs(latitude) for latitude in latitudes) >= _POLE:
+        bbox = [-180.0, bbox[1], 180.0, bbox[3]]
+    rings = [[_closed(piece)] for piece in pieces]
+    if len(rings) == 1:
+        return {"type": "Polygon", "coordinates": rings[0]}, _rounded(bbox)
+    return {"type": "MultiPolygon", "coordinates": rings}, _rounded(bbox)
+
+
+def _outline(raster: Raster) -> list[Point] | None:
+    """Points along the edges of a raster; None where they have no longitude and latitude."""
     if raster.transform is None or raster.crs_wkt is None:
         return None
     rasterio = load_rasterio()
+    from rasterio._err import CPLE_BaseError  # noqa: PLC0415  # what GDAL says; rasterio exports no name for it
     from rasterio.warp import transform as to_degrees  # noqa: PLC0415
 
     a, b, c, d, e, f = raster.transform
     corners = [(0, 0), (0, raster.height), (raster.width, raster.height), (raster.width, 0), (0, 0)]
-    steps = [index / (EDGE_POINTS - 1) for index in range(EDGE_POINTS)]
-    columns, rows = zip(
-        *(
-            (x0 + (x1 - x0) * step, y0 + (y1 - y0) * step)
-            for (x0, y0), (x1, y1) in pairwise(corners)
-            for step in steps[:-1]
-        ),
-        strict=True,
-    )
-    xs = [a * x + b * y + c for x, y in zip(columns, rows, strict=True)]
-    ys = [d * x + e * y + f for x, y in zip(columns, rows, strict=True)]
-    with rasterio.Env():
-        degrees = to_degrees(raster.crs_wkt, "EPSG:4326", xs, ys)
-    ring = [[round(x, 9), round(y, 9)] for x, y in zip(*degrees, strict=True)]
-    area = sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(ring, ring[1:] + ring[:1], strict=True))
-    ring = ring if area > 0 else ring[::-1]
-    return [*ring, ring[0]]
+    steps = [index / (EDGE_POINTS - 1) for index in range(EDGE_POINTS - 1)]
+    places = [(x0 + (x1 - x0) * at, y0 + (y1 - y0) * at) for (x0, y0), (x1, y1) in pairwise(corners) for at in steps]
+    xs, ys = [a * x + b * y + c for x, y in places], [d * x + e * y + f for x, y in places]
+    try:
+        with rasterio.Env():
+            longitudes, latitudes = to_degrees(raster.crs_wkt, "EPSG:4326", xs, ys)
+    except (rasterio.errors.RasterioError, CPLE_BaseError):
+        return None
+    if not all(map(isfinite, [*longitudes, *latitudes])):
+        return None
+    return list(zip(longitudes, latitudes, strict=True))
+
+
+def _unrolled(points: Sequence[Point]) -> list[Point]:
+    """Ring without jumps at the 180th meridian: from a west in [-180, 180) it may reach beyond 180 degrees.
+
+    A ring round a pole does not close: it goes on along the pole.
+    """
+    ring = [points[0]]
+    for x, y in [*points[1:], points[0]]:
+        ring.append((ring[-1][0] + (x - ring[-1][0] + 180) % 360 - 180, y))  # the shorter way: edges are short
+    last = ring.pop()
+    if abs(last[0] - ring[0][0]) > 180:
+        pole = copysign(_POLE, sum(y for _, y in points))
+        ring += [last, (last[0], pole), (ring[0][0], pole)]
+    turns = 360 * ((min(x for x, _ in ring) + 180) // 360)
+    return [(x - turns, y) for x, y in ring]
+
+
+def _between(ring: Sequence[Point], west: float, east: float) -> list[Point]:
+    """Part of a ring between two meridians (Sutherland and Hodgman, 1974)."""
+    for limit, side in ((west, 1), (east, -1)):
+        kept: list[Point] = []
+        for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], *ring[:1]], strict=True):
+            if here := side * (x0 - limit) >= 0:
+                kept.append((x0, y0))
+            if here != (side * (x1 - limit) >= 0):
+                kept.append((limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)))
+        ring = kept
+    return list(ring)
+
+
+def _area(ring: Sequence[Point]) -> float:
+    """Twice the signed area; positive counterclockwise."""
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], *ring[:1]], strict=True))
+
+
+def _closed(ring: Sequence[Point]) -> list[list[float]]:
+    """Ring of GeoJSON: counterclockwise, the first point again at the end."""
+    ordered = list(ring) if _area(ring) > 0 else list(ring)[::-1]
+    return [_rounded(point) for point in [*ordered, ordered[0]]]
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Degrees to 0.1 mm."""
+    return [round(value, 9) for value in values]
