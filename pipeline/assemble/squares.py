@@ -26,6 +26,7 @@ LEVELS = (SQUARE_PX // TILE_PX).bit_length()
 """Levels inside a square: the full size, and the overviews down to the one of a single tile."""
 ROWS = ["shard", "status", "window_y", "window_x", "height", "width", "mask"]
 _LENGTH_BYTES = 8
+_AGAIN = "delete it and run `atrous assemble` again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,9 @@ class StoredSquare:
         return [(at, min(at + chunk_bytes, end)) for at in range(start, end, chunk_bytes)]
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes of a range."""
-        return objects.read_range(self.url, start, end, etag=self.etag)
+        """Bytes of a range. Raises StorageError when the object is missing."""
+        with objects.naming_damage(self.url, hint=_AGAIN):
+            return objects.read_range(self.url, start, end, etag=self.etag)
 
 
 def open_square(run_url: Url, assembly: Assembly, square: Window) -> StoredSquare:
@@ -118,7 +120,7 @@ def open_square(run_url: Url, assembly: Assembly, square: Window) -> StoredSquar
         StorageError: its object is missing or damaged.
     """
     url = assembly.block_url(run_url, square)
-    with objects.naming_damage(url, hint="delete it and run `atrous assemble` again"):
+    with objects.naming_damage(url, hint=_AGAIN):
         info = objects.info(url)
         length = int.from_bytes(objects.read_range(url, 0, _LENGTH_BYTES, etag=info.etag), "little")
         end = _LENGTH_BYTES + min(length, info.size)

@@ -31,7 +31,7 @@ import yaml
 
 from pipeline import optional
 from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError, StorageTimeout
-from pipeline.store.backend import Backend, FileInfo, check_info
+from pipeline.store.backend import Backend, FileInfo, MemoryBackend, check_info
 from pipeline.store.local import LocalBackend
 from pipeline.store.retry import with_retries
 from pipeline.store.url import Url
@@ -296,6 +296,8 @@ def _backend(scheme: str, pid: int, *variables: str | None) -> Backend:
         return S3Backend()
     if scheme == "file":
         return LocalBackend(fsspec.filesystem("file"))
+    if scheme == "memory":
+        return MemoryBackend(fsspec.filesystem("memory"))
     if scheme == "https":
         from pipeline.store.https import HttpsBackend  # noqa: PLC0415
 
