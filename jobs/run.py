@@ -183,7 +183,10 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
     if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
         refuse_no_images(run, finished)
         log.info("nothing to do: every row of this run is committed")
-        assembled = assemble_rasters(run) if cfg.raster.holes else None
+        assembled = None
+        if cfg.raster.holes and cfg.read.kind == "raster":
+            with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
+                assembled = assemble_rasters(run)
         return RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled)
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")

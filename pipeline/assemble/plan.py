@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError
 from pipeline.geotiff.raster import Raster
 from pipeline.records import Failure, Window
-from pipeline.run import folder
+from pipeline.run import folder, parts
 from pipeline.run.parts import Part
 from pipeline.source.raster import RasterShard, unpack
 from pipeline.source.shard import Shard
@@ -33,6 +33,7 @@ SQUARE_PX = 16384
 """Edge of a square: 32 tiles, whose fifth overview is one tile."""
 BLOCKS = "_run/blocks"
 """Folder of the compressed tiles of squares."""
+_ROW = ["shard", "status", "window_y", "window_x", "height", "width", "mask"]
 _ROWS_AT_ONCE = 8
 _DAMAGED = "submit the run's command again: it writes its plan anew"
 
@@ -196,14 +197,10 @@ def failed_windows(keys: Iterable[str]) -> Counter[str]:
     return Counter(key.rpartition("#")[0] for key in keys if "#" in key)
 
 
-def read_rows(tables: Iterable[pa.Table], shards: set[str]) -> Iterator[tuple[Window, bytes | None]]:
-    """Window and mask of each row `ok` of some shards; None for a window without data.
-
-    Masks of other shards stay in Arrow: a part has up to 256 rows, of which a square may need one.
-    """
+def read_rows(run_url: Url, part: str, shards: set[str]) -> Iterator[tuple[Window, bytes | None]]:
+    """Window and mask of each row `ok` of some shards in a part; None for a window without data."""
     wanted = pa.array(sorted(shards))
-    for table in tables:
-        here = pc.and_(pc.is_in(table["shard"], wanted), pc.equal(table["status"], "ok"))
-        for batch in table.filter(here).to_batches(max_chunksize=_ROWS_AT_ONCE):
-            for row in batch.to_pylist():
-                yield Window(row["window_y"], row["window_x"], row["height"], row["width"]), row["mask"]
+    for batch in parts.read_batches(run_url, part, _ROW, rows=_ROWS_AT_ONCE):
+        here = pc.and_(pc.is_in(batch["shard"], wanted), pc.equal(batch["status"], "ok"))
+        for row in batch.filter(here).to_pylist():
+            yield Window(row["window_y"], row["window_x"], row["height"], row["width"]), row["mask"]

@@ -9,6 +9,7 @@ In: rows of a run. Out: one object of tiles, whose index stands in front of them
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -18,13 +19,11 @@ from pipeline.geotiff.pyramid import NODATA, TILE_PX, count_ids, encode_tiles, h
 from pipeline.image.encode import read_mask_png
 from pipeline.records import Int64, UInt8, Window
 from pipeline.refine.window import inside
-from pipeline.run import parts
 from pipeline.store import objects
 from pipeline.store.url import Url
 
 LEVELS = (SQUARE_PX // TILE_PX).bit_length()
 """Levels inside a square: the full size, and the overviews down to the one of a single tile."""
-ROWS = ["shard", "status", "window_y", "window_x", "height", "width", "mask"]
 _LENGTH_BYTES = 8
 _AGAIN = "delete it and run `atrous assemble` again"
 
@@ -59,10 +58,9 @@ def write_square(run_url: Url, assembly: Assembly, square: Window) -> None:
 def read_square(run_url: Url, assembly: Assembly, square: Window) -> tuple[UInt8, int]:
     """Class ids of a square, 255 without data, and how many of its pixels are in windows that have a row `ok`."""
     ids_hw, covered = np.full((square.height, square.width), NODATA, np.uint8), 0
-    # One part at a time, not ahead: parts are up to 100 MB, and a square needs a few.
-    tables = (parts.read_columns(run_url, name, ROWS) for name in assembly.parts_of(square))
     shards = {shard for shard, window in assembly.shards if overlap(window, square)}
-    for window, png in read_rows(tables, shards):
+    rows = (read_rows(run_url, part, shards) for part in assembly.parts_of(square))
+    for window, png in chain.from_iterable(rows):
         if not (square.y <= window.y < square.y + square.height and square.x <= window.x < square.x + square.width):
             continue
         covered += window.height * window.width

@@ -25,6 +25,9 @@ CLASSES_KEY = b"atrous.classes"
 SHARDS_KEY = b"atrous.shards"
 FAILED_KEY = b"atrous.failed"
 
+PAGE_ROWS = 8
+"""Rows after which a page may end: readers of masks hold a page at a time."""
+_BUFFER_BYTES = 2**20
 TEXT_COLUMNS = ["key", "status", "shard", "source_etag", "model_fp", "config_fp", "error_code", "error_detail"]
 
 
@@ -94,6 +97,7 @@ def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
         compression_level=1,
         use_dictionary=TEXT_COLUMNS,
         write_page_checksum=True,
+        write_batch_size=PAGE_ROWS,  # pages end between batches: else all masks of a part are one
         write_statistics=["key"],
     )
     return out.getvalue()
@@ -140,6 +144,13 @@ def read_columns(run_url: Url, name: str, columns: list[str]) -> pa.Table:
     """Read columns of one part, page checksums verified; columns that an older version did not write are left out."""
     with _open_part(run_url, name) as file:
         return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+
+
+def read_batches(run_url: Url, name: str, columns: list[str], *, rows: int) -> Iterator[pa.RecordBatch]:
+    """Read columns of one part a few rows at a time: the masks of a part may be hundreds of megabytes."""
+    with _open_part(run_url, name) as file:
+        part = pq.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        yield from part.iter_batches(batch_size=rows, columns=columns)
 
 
 def list_parts(run_url: Url) -> list[str]:

@@ -52,6 +52,8 @@ WRONG = {
     "checkpoint without a card": Wrong(
         "segment --source src --checkpoint notes --output out", 1, ("no checkpoint 'notes'", "card.json")
     ),
+    "assembly of what is no run": Wrong("assemble notes", 1, ("notes has no parts", "run=<12 digits>")),
+    "assembly of nothing": Wrong("assemble gone", 1, ("gone has no parts",)),
     "unknown class map": Wrong(f"{SEGMENT} --classes cityscape", 1, ("no class map 'cityscape'", "cityscapes")),
     "classes of another set": Wrong(
         f"{SEGMENT} --classes voc", 1, ("checkpoint has 7 classes", "voc has 21", "leave --classes unset")

@@ -4,6 +4,7 @@ import random
 import re
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -167,3 +168,17 @@ def test_writing_the_same_rows_again_changes_nothing(tmp_path) -> None:
 
 def test_a_run_without_parts_lists_none(tmp_path) -> None:
     assert parts.list_parts(Url(str(tmp_path / "nothing"))) == []
+
+
+def test_a_part_is_read_a_few_rows_at_a_time_in_bounded_memory(tmp_path) -> None:
+    url = Url(str(tmp_path))
+    masks = [random.Random(number).randbytes(2**18) for number in range(100)]
+    rows = [row(f"{number:03}", mask=mask) for number, mask in enumerate(masks)]
+    name = parts.write_part(url, rows_to_table(rows), FARM)
+    most, read = 0, []
+    before = pa.total_allocated_bytes()
+    for batch in parts.read_batches(url, name, ["mask"], rows=4):
+        most = max(most, pa.total_allocated_bytes() - before)
+        read += batch["mask"].to_pylist()
+    assert read == masks
+    assert most < sum(map(len, masks)) / 3
