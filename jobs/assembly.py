@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from infra import session
-from pipeline.assemble.assemble import delete_blocks, do_join, do_square, plan_work, squares_left
+from pipeline.assemble.assemble import delete_blocks, do_join, do_squares, group_squares, plan_work, squares_left
 from pipeline.classes import ClassMap
 from pipeline.run import flow, parts
 from pipeline.run.ledger import MAX_WORKER_DEATHS
@@ -48,7 +48,8 @@ def assemble_run(run_url: Url, classes: ClassMap, *, holes: bool, facts: dict[st
         log.info("joining %d mask(s), %d square(s) are left", len(todo.assemblies), len(squares))
         with session.connect():
             if squares:
-                flow.run_tasks("squares", squares, partial(do_square, run_url=run_url), deaths=MAX_WORKER_DEATHS)
+                compress = partial(do_squares, run_url=run_url)
+                flow.run_tasks("squares", group_squares(squares), compress, deaths=MAX_WORKER_DEATHS)
             join = partial(do_join, run_url=run_url, classes=classes, facts=facts)
             flow.run_tasks("join", todo.assemblies, join, deaths=MAX_WORKER_DEATHS)
     delete_blocks(run_url)

@@ -5,23 +5,24 @@ the same bytes; an item is written last, so what has one is finished.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from pipeline.assemble.join import join_mask
-from pipeline.assemble.plan import BLOCKS, Assembly, failed_windows, plan_assemblies, read_shards
-from pipeline.assemble.squares import write_square
+from pipeline.assemble.plan import BLOCKS, SQUARE_PX, Assembly, failed_windows, plan_assemblies, read_shards
+from pipeline.assemble.squares import Square, write_squares
 from pipeline.assemble.stac import make_item
 from pipeline.classes import ClassMap
 from pipeline.errors import NothingThere
-from pipeline.records import Window
 from pipeline.run import manifest, parts
 from pipeline.store import objects
 from pipeline.store.url import Url
 
 ASSEMBLY_KEY = "atrous:assembly"
 """Property of an item: id of the assembly that it is of."""
+_MOST_SQUARES = 64
+"""Squares of a unit of work, so that small rasters keep all workers busy."""
 _THREADS = 16
 """Concurrent reads of items: small reads wait on latency, not bandwidth."""
 
@@ -36,14 +37,6 @@ class Todo:
     """Rasters whose COG and item are there."""
     with_holes: dict[str, int] = field(default_factory=dict)
     """Windows that failed or are not committed, of rasters that get no COG because of them, by the start of keys."""
-
-
-@dataclass(frozen=True, slots=True)
-class Square:
-    """Unit of work: one square of a raster."""
-
-    assembly: Assembly
-    window: Window
 
 
 def plan_work(run_url: Url, *, holes: bool) -> Todo:
@@ -111,9 +104,23 @@ def squares_left(run_url: Url, assemblies: Sequence[Assembly]) -> list[Square]:
     ]
 
 
-def do_square(square: Square, *, run_url: Url) -> None:
-    """Compress the tiles of one square."""
-    write_square(run_url, square.assembly, square.window)
+def group_squares(squares: Iterable[Square]) -> list[tuple[Square, ...]]:
+    """Units of work: squares that follow each other, together no larger than one whole square."""
+    groups: list[tuple[Square, ...]] = []
+    pixels = SQUARE_PX**2
+    for square in squares:
+        own = square.window.height * square.window.width
+        if pixels + own > SQUARE_PX**2 or len(groups[-1]) == _MOST_SQUARES:
+            groups.append(())
+            pixels = 0
+        groups[-1] += (square,)
+        pixels += own
+    return groups
+
+
+def do_squares(group: Sequence[Square], *, run_url: Url) -> None:
+    """Compress the tiles of some squares."""
+    write_squares(run_url, group)
 
 
 def do_join(assembly: Assembly, *, run_url: Url, classes: ClassMap, facts: dict[str, str]) -> None:
@@ -128,8 +135,6 @@ def do_join(assembly: Assembly, *, run_url: Url, classes: ClassMap, facts: dict[
 def delete_blocks(run_url: Url) -> None:
     """Delete the tiles of squares that drivers which were killed left behind; nobody may be joining meanwhile."""
     blocks = run_url / BLOCKS
-    left = _listed(blocks)
-    for path in left:
+    for path in _listed(blocks):
         objects.delete(blocks / path)
-    if left:
-        objects.remove_empty_folders(blocks)
+    objects.remove_empty_folders(blocks)

@@ -197,10 +197,10 @@ def failed_windows(keys: Iterable[str]) -> Counter[str]:
     return Counter(key.rpartition("#")[0] for key in keys if "#" in key)
 
 
-def read_rows(run_url: Url, part: str, shards: set[str]) -> Iterator[tuple[Window, bytes | None]]:
-    """Window and mask of each row `ok` of some shards in a part; None for a window without data."""
+def read_rows(run_url: Url, part: str, shards: set[str]) -> Iterator[tuple[str, Window, bytes | None]]:
+    """Shard, window and mask of each row `ok` of some shards in a part; None for a window without data."""
     wanted = pa.array(sorted(shards))
     for batch in parts.read_batches(run_url, part, _ROW, rows=_ROWS_AT_ONCE):
         here = pc.and_(pc.is_in(batch["shard"], wanted), pc.equal(batch["status"], "ok"))
         for row in batch.filter(here).to_pylist():
-            yield Window(row["window_y"], row["window_x"], row["height"], row["width"]), row["mask"]
+            yield row["shard"], Window(row["window_y"], row["window_x"], row["height"], row["width"]), row["mask"]

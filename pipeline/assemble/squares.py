@@ -8,6 +8,8 @@ In: rows of a run. Out: one object of tiles, whose index stands in front of them
 """
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -46,32 +48,55 @@ class SquareIndex:
         return [sum(sizes[:number]) for number in range(len(sizes))]
 
 
-def write_square(run_url: Url, assembly: Assembly, square: Window) -> None:
-    """Compress the tiles of a square and put them as one object, unless it is there. Idempotent."""
-    url = assembly.block_url(run_url, square)
-    if objects.exists(url):
-        return
-    ids_hw, covered = read_square(run_url, assembly, square)
-    objects.put(url, encode_square(ids_hw, holes=ids_hw.size - covered, raster=assembly))
+@dataclass(frozen=True, slots=True)
+class Square:
+    """One square of a raster."""
+
+    assembly: Assembly
+    window: Window
+
+    def url(self, run_url: Url) -> Url:
+        """URL of its compressed tiles."""
+        return self.assembly.block_url(run_url, self.window)
 
 
-def read_square(run_url: Url, assembly: Assembly, square: Window) -> tuple[UInt8, int]:
-    """Class ids of a square, 255 without data, and how many of its pixels are in windows that have a row `ok`."""
-    ids_hw, covered = np.full((square.height, square.width), NODATA, np.uint8), 0
-    shards = {shard for shard, window in assembly.shards if overlap(window, square)}
-    rows = (read_rows(run_url, part, shards) for part in assembly.parts_of(square))
-    for window, png in chain.from_iterable(rows):
-        if not (square.y <= window.y < square.y + square.height and square.x <= window.x < square.x + square.width):
-            continue
-        covered += window.height * window.width
-        if png is None:
-            continue
-        mask_hw = read_mask_png(png)
-        if mask_hw.shape != (window.height, window.width):
-            hint = "delete its part and submit the run's command again"
-            raise JobError(f"the mask of {assembly.uri}#{window.y},{window.x} has the size {mask_hw.shape}", hint=hint)
-        ids_hw[inside(square, window)] = mask_hw
-    return ids_hw, covered
+def write_squares(run_url: Url, group: Sequence[Square]) -> None:
+    """Compress the tiles of squares and put them, one object for each that is not there yet. Idempotent."""
+    left = [square for square in group if not objects.exists(square.url(run_url))]
+    for square, (ids_hw, covered) in zip(left, read_squares(run_url, left), strict=True):
+        data = encode_square(ids_hw, holes=ids_hw.size - covered, raster=square.assembly)
+        objects.put(square.url(run_url), data)
+
+
+def read_squares(run_url: Url, group: Sequence[Square]) -> list[tuple[UInt8, int]]:
+    """Class ids of squares, 255 without data, and how many pixels of each are in windows that have a row `ok`.
+
+    Each part is read once for all of them: rows of many small rasters are in one part.
+    """
+    ids = [np.full((square.window.height, square.window.width), NODATA, np.uint8) for square in group]
+    covered = [0] * len(group)
+    of_shard: defaultdict[str, list[int]] = defaultdict(list)
+    for number, square in enumerate(group):
+        for shard, window in square.assembly.shards:
+            if overlap(window, square.window):
+                of_shard[shard].append(number)
+    names = sorted({name for square in group for name in square.assembly.parts_of(square.window)})
+    for shard, window, png in chain.from_iterable(read_rows(run_url, name, set(of_shard)) for name in names):
+        for number in of_shard[shard]:
+            if overlap(window, group[number].window):
+                covered[number] += window.height * window.width
+                if png is not None:
+                    ids[number][inside(group[number].window, window)] = _read_mask(png, window, group[number])
+    return list(zip(ids, covered, strict=True))
+
+
+def _read_mask(png: bytes, window: Window, square: Square) -> UInt8:
+    mask_hw = read_mask_png(png)
+    if mask_hw.shape != (window.height, window.width):
+        hint = "delete its part and submit the run's command again"
+        key = f"{square.assembly.uri}#{window.y},{window.x}"
+        raise JobError(f"the mask of {key} has the size {mask_hw.shape}", hint=hint)
+    return mask_hw
 
 
 def encode_square(ids_hw: UInt8, *, holes: int, raster: Assembly) -> bytes:

@@ -10,7 +10,7 @@ from rasterio.transform import Affine
 from rio_cogeo import cog_validate
 
 from pipeline.assemble import assemble, join, plan, squares
-from pipeline.assemble.assemble import delete_blocks, do_join, do_square, plan_work, squares_left
+from pipeline.assemble.assemble import delete_blocks, do_join, do_squares, group_squares, plan_work, squares_left
 from pipeline.errors import ConfigError, StorageError
 from pipeline.geotiff import cog
 from pipeline.run import parts
@@ -30,8 +30,8 @@ def run(tmp_path: Path) -> Url:
 def assemble_all(run_url: Url, *, holes: bool = False, order: int = 1) -> assemble.Todo:
     """Do all work that is left, squares in either order."""
     todo = plan_work(run_url, holes=holes)
-    for square in squares_left(run_url, todo.assemblies)[::order]:
-        do_square(square, run_url=run_url)
+    for group in group_squares(squares_left(run_url, todo.assemblies))[::order]:
+        do_squares(group, run_url=run_url)
     for one in todo.assemblies:
         do_join(one, run_url=run_url, classes=CLASSES, facts={"atrous:run": "0123456789ab"})
     delete_blocks(run_url)
@@ -223,7 +223,7 @@ def test_a_damaged_block_is_named_and_nothing_is_written(tmp_path, run) -> None:
     commit_masks(run, tmp_path / "in", masks)
     todo = plan_work(run, holes=False)
     (square,) = squares_left(run, todo.assemblies)
-    do_square(square, run_url=run)
+    do_squares([square], run_url=run)
     url = square.assembly.block_url(run, square.window)
     objects.put(url, objects.read_bytes(url)[:-5])
     with pytest.raises(StorageError, match="is damaged"):

@@ -6,8 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.assemble.assemble import plan_work
+from pipeline.assemble.assemble import do_squares, group_squares, plan_work, squares_left
 from pipeline.assemble.plan import plan_assemblies, read_shards
+from pipeline.assemble.squares import Square
+from pipeline.records import Window
 from pipeline.run import manifest, parts
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -75,3 +77,45 @@ def test_a_mask_or_an_item_that_was_deleted_is_made_again(tmp_path, run: Url) ->
         assemble_all(run)
         assert objects.read_bytes(run / file) == before
     np.testing.assert_array_equal(read_cog(run, "a"), masks["a.tif"])
+
+
+def test_no_empty_folders_are_left_on_a_disk(tmp_path, run: Url) -> None:
+    commit_masks(run, tmp_path / "in", source_of(tmp_path / "in", {"a.tif": (700, 700)}))
+    for _ in range(2):
+        assemble_all(run)
+        assert sorted(path.name for path in (tmp_path / "out/run=0123456789ab/_run").iterdir()) == ["plan.arrow"]
+
+
+def test_groups_of_squares_give_the_bytes_of_squares_alone_and_read_parts_once(tmp_path, run: Url, monkeypatch) -> None:
+    sizes = {f"{number}.tif": (30 + 7 * number, 600 - 9 * number) for number in range(12)}
+    masks = source_of(tmp_path / "in", sizes)
+    alone = Url(run.raw + "0")
+    for url in (run, alone):
+        commit_masks(url, tmp_path / "in", masks, rows_per_part=6)
+    for square in squares_left(alone, plan_work(alone, holes=False).assemblies):
+        do_squares([square], run_url=alone)
+    read: list[str] = []
+    read_batches = parts.read_batches
+    monkeypatch.setattr(
+        parts, "read_batches", lambda url, name, *a, **k: read.append(name) or read_batches(url, name, *a, **k)
+    )
+    (group,) = group_squares(squares_left(run, plan_work(run, holes=False).assemblies))
+    do_squares(group, run_url=run)
+    assert sorted(read) == parts.list_parts(run)
+    blocks = {
+        file.path: objects.read_bytes(run / "_run/blocks" / file.path)
+        for file in objects.list_files(run / "_run/blocks")
+    }
+    assert len(blocks) == len(sizes)
+    assert all(objects.read_bytes(alone / "_run/blocks" / path) == data for path, data in blocks.items())
+
+
+@given(st.lists(st.tuples(st.integers(1, 16384), st.integers(1, 16384)), max_size=200))
+@examples(50)
+def test_groups_keep_the_order_and_are_no_larger_than_a_square(sizes) -> None:
+    squares = [Square(None, Window(0, 0, *size)) for size in sizes]
+    groups = group_squares(squares)
+    assert [square for group in groups for square in group] == squares
+    for group in groups:
+        assert 1 <= len(group) <= 64
+        assert sum(square.window.height * square.window.width for square in group) <= 16384**2
