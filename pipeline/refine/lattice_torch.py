@@ -264,7 +264,8 @@ def spatial_lattice(images: Tensor, valid: Tensor | None, sigma: float) -> Latti
 def bilateral_lattice(images: Tensor, valid: Tensor | None, sigma_xy: float, sigma_colour: float | Tensor) -> Lattice:
     """Appearance kernel, normalised, of (N, H, W, B) float images, values 0 to 255; one colour sigma, or (B,)."""
     places, colours, groups = _points(images, valid, sigma_xy)
-    return build_lattice(torch.cat([places, colours / sigma_colour]), groups).normalised()
+    sigmas = sigma_colour.view(-1, 1) if isinstance(sigma_colour, Tensor) else sigma_colour
+    return build_lattice(torch.cat([places, colours / sigmas]), groups).normalised()
 
 
 def upsample_logits(logits: Tensor, height: int, width: int, *, stride: int, align_corners: bool) -> Tensor:

@@ -181,3 +181,24 @@ def test_the_blend_window_is_symmetric_positive_and_largest_in_the_middle() -> N
     np.testing.assert_allclose(window, window[::-1], rtol=1e-5)
     assert window.min() > 0
     assert window.argmax() in (7, 8)
+
+
+@given(
+    core=st.sampled_from([512, 1024]),
+    halo=st.sampled_from([0, 32, 96, 160]),
+    numbers=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    size=st.integers(300, 4000),
+)
+def test_windows_of_a_raster_share_its_tiles_but_for_the_outermost(core, halo, numbers, size) -> None:
+    whole = {y for y, _ in plan_tiles(size, 64, CFG).corners}
+    starts = [number * core for number in numbers if number * core < size]
+    for start in starts:
+        first, end = max(start - halo, 0), min(start + core + halo, size)
+        corners = [y + first for y, _ in plan_tiles(end - first, 64, CFG, origin=(first, 0)).corners]
+        assert set(corners[1:-1]) <= whole
+        inner = {y for y in whole if first < y and y + CFG.tile_px < end}
+        assert inner <= set(corners)
+
+
+def test_the_origin_of_a_raster_changes_no_tile() -> None:
+    assert plan_tiles(700, 900, CFG, origin=(0, 0)) == plan_tiles(700, 900, CFG)

@@ -22,6 +22,7 @@ from pipeline.refine.engine import (
     RefinedWindow,
     WindowInput,
     describe_engine,
+    guide_bands,
     make_engine,
     most_vertices,
     network_answer,
@@ -228,3 +229,44 @@ def test_without_the_native_engine_torch_takes_its_place_with_a_warning(monkeypa
     assert resolve_engine(RefineConfig(engine="none")).engine == "none"
     with pytest.raises(ConfigError, match="nobody built it"):
         make_engine(RefineConfig())
+
+
+# ---------------------------------------------------------------- guide
+
+
+def test_the_guide_is_the_first_three_bands_or_those_that_are_named() -> None:
+    bands = ("nir", "red", "green", "blue")
+    assert guide_bands(RefineConfig(), bands) == [0, 1, 2]
+    assert guide_bands(RefineConfig(), ("vv", "vh")) == [0, 1]
+    assert guide_bands(RefineConfig(guide=("blue", "nir")), bands) == [3, 0]
+    with pytest.raises(ConfigError, match=r"--refine\.guide names swir; the bands are nir, red, green, blue"):
+        guide_bands(RefineConfig(guide=("swir",)), bands)
+    with pytest.raises(ConfigError, match="3 values for vv, vh: one each"):
+        guide_bands(RefineConfig(guide_sigmas=(1.0, 2.0, 3.0)), ("vv", "vh"))
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_sigmas_of_bands_are_colours_scaled_by_them(engine: str) -> None:
+    scored, pixels = scene(60, 70, 4)
+    halved = pixels // 2 * 2
+    narrow = np.stack([halved[..., 0], halved[..., 1] // 2, halved[..., 2]], axis=-1)
+    window, base = Window(0, 0, 60, 70), {"engine": engine, "iterations": 3, "freeze": 1.0, "preset": "densecrf-demo"}
+    refined = [
+        make_engine(RefineConfig(**base, guide_sigmas=sigmas))(
+            WindowInput(scored.logits_khw, scored, window, colours), deadline=monotonic() + LATER
+        ).labels_hw
+        for sigmas, colours in (((10.0, 20.0, 10.0), halved), ((10.0, 10.0, 10.0), narrow))
+    ]
+    np.testing.assert_array_equal(*refined)
+
+
+def test_one_sigma_for_all_bands_is_that_of_the_preset() -> None:
+    scored, pixels = scene(60, 70, 4)
+    window = Window(0, 0, 60, 70)
+    plain, given = (
+        make_engine(RefineConfig(iterations=3, bi_rgb=9.0, guide_sigmas=sigmas))(
+            WindowInput(scored.logits_khw, scored, window, pixels), deadline=monotonic() + LATER
+        ).labels_hw
+        for sigmas in ((), (9.0, 9.0, 9.0))
+    )
+    np.testing.assert_array_equal(plain, given)

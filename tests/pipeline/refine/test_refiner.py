@@ -369,3 +369,20 @@ def test_a_note_has_the_time_the_size_the_windows_and_the_setting() -> None:
     note = refiner(scored_of(logits, 1000, 2500), image).note
     assert note.startswith("refine_timeout: 7.5 s for 2.5 Mpx passed after 1 of 3 windows")
     assert "--refine.deadline-s 3)" in note
+
+
+@pytest.mark.parametrize("engine", BUILT)
+def test_the_core_of_a_window_is_answered_as_a_part_of_the_whole(engine: str) -> None:
+    image, logits = scene(150, 170)
+    rng = np.random.default_rng(3)
+    image = replace(image, valid_hw=rng.random((150, 170)) < 0.95)
+    cfg = RefineConfig(engine=engine, iterations=3, bi_xy=8, sigma_s=8, window_px=128, prune=0)
+    core = Window(20, 30, 90, 100)
+    here = slice(20, 110), slice(30, 130)
+    scored = scored_of(logits, 150, 170)
+    whole, part = Refiner(cfg, CLASSES)(scored, image), Refiner(cfg, CLASSES)(scored, image, core=core)
+    assert part.mask_hw.shape == (90, 100)
+    np.testing.assert_array_equal(part.network_hw, whole.network_hw[here])
+    np.testing.assert_array_equal(part.confidence_hw, whole.confidence_hw[here])
+    assert (part.mask_hw != whole.mask_hw[here]).mean() < 0.02  # windows lie differently
+    assert part.stats.valid_pixels == image.valid_hw[here].sum() == part.stats.class_pixels.sum()

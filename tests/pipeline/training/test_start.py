@@ -101,3 +101,12 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
             initial.load_initial_weights(
                 build(VGG, 2, seed=1), NetworkConfig(initial=url, initial_classes=wrong, **VGG), same
             )
+
+
+def test_filters_of_bands_are_copied_by_name_and_those_of_new_bands_start_at_zero():
+    theirs = torch.arange(2 * 3 * 1 * 1.0).reshape(2, 3, 1, 1) + 1
+    own = torch.full((2, 4, 1, 1), 9.0)
+    mixed = initial.copy_bands(own, theirs, ("nir", "blue", "red", "green"), ("red", "green", "blue"))
+    assert torch.equal(mixed[:, 1:], theirs[:, [2, 0, 1]])
+    assert not mixed[:, 0].any()
+    assert torch.equal(initial.copy_bands(own, theirs, ("a", "b", "c", "d"), ("red", "green", "blue")), own)
