@@ -31,6 +31,7 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
+from pipeline.evaluate import inputs
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
@@ -365,6 +366,7 @@ def stage_job(run: Run, plan: Plan) -> Job:
         judge=run.judge,
         masks=run.masks,
         bands=network_bands(run),
+        truth=inputs.raster_labels(run.cfg, run.classes) if run.judge else None,
     )
 
 

@@ -53,6 +53,9 @@ class ReadConfig(_Frozen):
     labels: str | None = Field(
         None, description="Labels: URL of their folder, extension in the tar (png, seg.png), or Parquet column."
     )
+    label_field: str | None = Field(
+        None, description="Attribute with the class of a polygon, a name or id, where polygons are labels of rasters."
+    )
 
 
 class RasterConfig(_Frozen):
@@ -292,6 +295,7 @@ class SegmentConfig(_Frozen):
         hashed = self.model_dump(mode="json", include={"read", "decode", "tile", "infer", "refine", "limit"})
         hashed["read"].pop("slice_images")
         hashed["read"].pop("labels")
+        hashed["read"].pop("label_field")
         if self.read.key_column is None:  # keeps the fingerprint of runs that began before this setting existed
             hashed["read"].pop("key_column")
         hashed["infer"].pop("batch")

@@ -249,7 +249,8 @@ def _collect(run_url: Url, part_names: Sequence[str]) -> tuple[pd.DataFrame, def
     frames: list[pd.DataFrame] = []
     by_key: list[tuple[str, list[Judgement]]] = []
     for table in manifest.read_parts(run_url, part_names, ["status", *IMAGE_COLUMNS, "judgements"]):
-        ok = table.filter(pc.equal(table["status"], "ok"))
+        # windows of rasters without data or labels have no judgement
+        ok = table.filter(pc.and_(pc.equal(table["status"], "ok"), pc.is_valid(table["judgements"])))
         frames.append(ok.drop_columns(["status", "judgements"]).to_pandas())
         by_key += zip(
             ok["key"].to_pylist(), (judgements or [] for judgements in judgements_from(ok["judgements"])), strict=True

@@ -7,13 +7,16 @@ import hashlib
 import json
 
 from pipeline.classes import ClassMap
-from pipeline.config import EvaluateConfig
+from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import ConfigError, NothingThere
 from pipeline.evaluate import gate, scoring
 from pipeline.evaluate.history import LAST_GOOD
 from pipeline.evaluate.setting import gates_of
 from pipeline.image.labels import label_coding
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Card
 from pipeline.source.plan import Plan, plan_source
+from pipeline.source.truth import RasterLabels, find_labels
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -55,6 +58,9 @@ def locate_labels(cfg: EvaluateConfig) -> EvaluateConfig:
     if len(cfg.source) == 1 and _has_files(first / LABELS) and _has_files(first / IMAGES):
         read = cfg.read.model_copy(update={"labels": _below(cfg.source[0], LABELS)})
         return cfg.model_copy(update={"read": read, "source": (_below(cfg.source[0], IMAGES),)})
+    if cfg.read.kind == "raster":
+        hint = "give --read.labels: a folder of label rasters, or a file of polygons with --read.label-field"
+        raise ConfigError(f"{first} has no labels/ beside images/", hint=hint)
     kinds = {shard.kind for shard in plan_source(cfg).shards}
     if len(kinds) != 1 or not kinds <= LABELS_IN.keys():
         raise ConfigError(f"{first} has no labels/ beside images/", hint="name the labels with --read.labels")
@@ -84,6 +90,33 @@ def check_setting(cfg: EvaluateConfig, classes: ClassMap) -> None:
     gate.check_gates(gates_of(cfg), classes)
 
 
+def card_of_settings(cfg: EvaluateConfig) -> Card | None:
+    """Card of the checkpoints that see rasters; None for other sources, whose plan does not depend on it.
+
+    Raises:
+        ConfigError: existing masks, or checkpoints of different bands, scales or classes.
+    """
+    if cfg.read.kind != "raster":
+        return None
+    if cfg.masks:
+        raise ConfigError("--masks are masks of images; for rasters give --checkpoint")
+    if cfg.judge.labels_as != "ids" or cfg.judge.label_ids:
+        raise ConfigError("labels of rasters hold class ids; --judge.labels-as and --judge.label-ids are for images")
+    cards = {named.checkpoint: checkpoint.load_card(named.checkpoint) for named in cfg.named().values()}
+    first = next(iter(cards.values()))
+    for name, card in cards.items():
+        if (card.channels, card.scale, card.classes) != (first.channels, first.scale, first.classes):
+            raise ConfigError(f"{name} has other bands, scale or classes than {next(iter(cards))}: evaluate it alone")
+    return first
+
+
+def raster_labels(cfg: SegmentConfig, classes: ClassMap) -> RasterLabels | None:
+    """Labels of rasters at `read.labels`; None for other sources. Raises ConfigError as `find_labels`."""
+    if cfg.read.kind != "raster" or cfg.read.labels is None:
+        return None
+    return find_labels(cfg.read.labels, field=cfg.read.label_field, classes=classes)
+
+
 def data_digest(plan: Plan, cfg: EvaluateConfig) -> str:
     """SHA-256 over names and etags of all planned objects and of labels in files of their own: 64 hex digits.
 
@@ -93,6 +126,8 @@ def data_digest(plan: Plan, cfg: EvaluateConfig) -> str:
         [Url(shard.uri).place, shard.etag, shard.row_group, shard.max_rows] for shard in plan.shards
     ]
     versions += [[member.key, member.etag] for shard in plan.shards for member in shard.members()]
-    if plan.shards and plan.shards[0].kind == "folder":
+    if plan.shards and plan.shards[0].kind in ("folder", "raster"):
         versions += [[file.path, file.etag] for file in objects.list_files(Url(cfg.read.labels or ""))]
+    if cfg.read.label_field:
+        versions.append(cfg.read.label_field)
     return hashlib.sha256(json.dumps(versions).encode()).hexdigest()

@@ -5,14 +5,20 @@ so that the report is written all the same.
 """
 
 from collections.abc import Iterator, Set
+from dataclasses import replace
+
+import numpy as np
 
 from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.inputs import raster_labels
+from pipeline.geotiff.window import decode_window
 from pipeline.image.decode import decode_image
 from pipeline.image.encode import read_mask_png
-from pipeline.records import Item, Sample
+from pipeline.records import Image, Item, Sample
 from pipeline.run.masks import PartMasks
+from pipeline.run.pixels import without_halo
 from pipeline.score import answers
 from pipeline.source.plan import Plan, read_items
 
@@ -23,9 +29,12 @@ def reread(evaluation: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateC
     shards = set(images["shard"][images["key"].isin(keys)])
     masks = PartMasks(evaluation.run_url)
     others = frozenset(images["key"]) - keys
+    truth = raster_labels(cfg, evaluation.classes)
     for shard in planned.shards:
         if shard.id in shards:
-            for item in read_items(shard, cfg.read, max_bytes=int(cfg.decode.max_mib * 2**20), skip=others):
+            for item in read_items(
+                shard, cfg.read, max_bytes=int(cfg.decode.max_mib * 2**20), skip=others, truth=truth
+            ):
                 if item.key in keys and (sample := _sample(item, masks, evaluation, cfg)):
                     yield sample
 
@@ -34,8 +43,15 @@ def _sample(item: Item, masks: PartMasks, evaluation: Evaluation, cfg: EvaluateC
     if item.failure:
         return None
     try:
-        image = decode_image(item.data, cfg.decode)
+        image = _visible_window(item) if item.outer else decode_image(item.data, cfg.decode)
         truth = answers.read_truth(item, cfg.judge, evaluation.classes, height=image.height, width=image.width)
         return Sample(item.key, image.pixels_hwc, truth, read_mask_png(masks(item.key)))
     except (InputError, LabelError):
         return None
+
+
+def _visible_window(item: Item) -> Image:
+    """Core of a window of a raster, for display: its first three bands, or the first one as grey."""
+    image = without_halo(item, decode_window(item.data))
+    bands = [0, 1, 2] if image.pixels_hwc.shape[2] > 2 else [0, 0, 0]
+    return replace(image, pixels_hwc=np.ascontiguousarray(image.pixels_hwc[..., bands]))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.directory import Field, Values, encode_directories
-from pipeline.geotiff.header import Blocks, Header
+from pipeline.geotiff.header import PALETTE, Blocks, Header
 from pipeline.geotiff.raster import Raster
 from pipeline.records import Window
 
@@ -113,6 +113,8 @@ def _page(header: Header, fields: Mapping[int, Field], blocks: Blocks, region: R
     """Fields of one page of the excerpt, without those of its data."""
     here = region.window(blocks)
     page = {tag: Values(fields[tag].type, header.directories.values(fields[tag])) for tag in _COPIED if tag in fields}
+    if page.get(tiff.PHOTOMETRIC) and page[tiff.PHOTOMETRIC].values[0] == PALETTE:  # indices, without their colours
+        page[tiff.PHOTOMETRIC] = Values(tiff.SHORT, np.array([1]))
     page |= {tiff.WIDTH: _longs([here.width]), tiff.LENGTH: _longs([here.height])}
     if blocks.tiled:
         page |= {tiff.TILE_WIDTH: _longs([blocks.block_width]), tiff.TILE_LENGTH: _longs([blocks.block_height])}

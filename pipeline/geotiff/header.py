@@ -33,7 +33,7 @@ COMPRESSIONS = {
 DTYPES = {(1, 8): "uint8", (1, 16): "uint16", (2, 16): "int16", (3, 32): "float32"}
 """Types that are read, by SampleFormat and BitsPerSample."""
 _ALPHAS = (1, 2)  # ExtraSamples: associated and unassociated alpha
-_PALETTE, _RGB, _YCBCR = 3, 2, 6  # PhotometricInterpretation
+PALETTE, _RGB, _YCBCR = 3, 2, 6  # PhotometricInterpretation
 _REDUCED, _MASK = 0b001, 0b100  # bits of NewSubfileType
 _DECLARATIONS = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
 
@@ -97,8 +97,12 @@ class Header:
         return self.count * np.dtype(self.dtype).itemsize
 
 
-def read_header(read: ReadRange) -> Header:
+def read_header(read: ReadRange, *, indices: bool = False) -> Header:
     """Read the header of a TIFF or BigTIFF.
+
+    Args:
+        read: reads a range of the file.
+        indices: accept a palette, whose indices are then the samples, as those of labels are.
 
     Raises:
         InputError: `unsupported_format` for another format, compression or layout, `band_mismatch` for another type of
@@ -113,7 +117,7 @@ def read_header(read: ReadRange) -> Header:
         raise InputError("corrupt", "the TIFF has no directory")
     fields = pages[0]
     count = _number(directories, fields, tiff.SAMPLES, 1)
-    dtype = _dtype(directories, fields)
+    dtype = _dtype(directories, fields, indices=indices)
     blocks = _blocks(directories, fields, count * np.dtype(dtype).itemsize)
     _check_compression(directories, fields)
     mask, mask_fields = _mask_page(directories, pages, blocks)
@@ -195,7 +199,7 @@ def _check_compression(directories: Directories, fields: Mapping[int, Field]) ->
         raise InputError("unsupported_format", detail, hint=f"{TO_COG}, with -co COMPRESS=DEFLATE")
 
 
-def _dtype(directories: Directories, fields: Mapping[int, Field]) -> str:
+def _dtype(directories: Directories, fields: Mapping[int, Field], *, indices: bool) -> str:
     bits = set(_numbers(directories, fields, tiff.BITS, (1,)))
     kinds = set(_numbers(directories, fields, tiff.SAMPLE_FORMAT, (1,)))
     pair = min(kinds), min(bits)
@@ -203,7 +207,7 @@ def _dtype(directories: Directories, fields: Mapping[int, Field]) -> str:
         seen = " and ".join(f"{number}-bit" for number in sorted(bits)) + f" samples of format {sorted(kinds)}"
         detail = f"{seen}; rasters have {', '.join(DTYPES.values())}, the same in every band"
         raise InputError("band_mismatch", detail, hint="convert it with `gdal_translate -ot`")
-    if _number(directories, fields, tiff.PHOTOMETRIC, 1) == _PALETTE:
+    if _number(directories, fields, tiff.PHOTOMETRIC, 1) == PALETTE and not indices:
         raise InputError("band_mismatch", "a palette: its values are no colours", hint="`gdal_translate -expand rgb`")
     return DTYPES[pair]
 

@@ -47,6 +47,7 @@ from pipeline.source.left_out import LeftOut
 from pipeline.source.plan import read_items
 from pipeline.source.raster import RGB, NetworkBands
 from pipeline.source.shard import read_failure
+from pipeline.source.truth import RasterLabels
 from pipeline.store.url import Url
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Job:
     """Existing masks to score instead of running the network; None otherwise."""
     bands: NetworkBands = RGB
     """Bands that the network takes, and the scale of their samples."""
+    truth: RasterLabels | None = None
+    """Labels of rasters; None without, and for other sources."""
 
     @property
     def max_bytes(self) -> int:
@@ -122,7 +125,8 @@ def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient)
     size = 0
     for pending_shard in pending:
         shard, left_out = pending_shard.shard, LeftOut()
-        items = read_items(shard, job.cfg.read, max_bytes=job.max_bytes, skip=pending_shard.skip, left_out=left_out)
+        limits = {"max_bytes": job.max_bytes, "skip": pending_shard.skip, "left_out": left_out}
+        items = read_items(shard, job.cfg.read, truth=job.truth, **limits)
         for item in items:
             held.append(item)
             size += len(item.data)

@@ -35,14 +35,16 @@ def answer_names(masks: str | None, engine: str) -> list[str]:
 def read_truth(
     item: Item, cfg: JudgeConfig, classes: ClassMap, *, height: int, width: int, orientation: int = 1
 ) -> UInt8:
-    """Label of an item: (height, width) uint8 class ids, the size of its upright image.
+    """Label of an item: (height, width) uint8 class ids, the size of its upright image or of the core of its window.
 
     `orientation` is the EXIF orientation of the image file, 1 to 8.
 
     Raises:
-        LabelError: the item has no label, or one that does not fit the image or the class map, or ignores every pixel;
-            see its `code`.
+        LabelError: the item has no label, or one that does not fit the image or the class map, or ignores every pixel
+            of an image; see its `code`.
     """
+    if item.window is not None:
+        height, width = item.window.height, item.window.width
     if item.label is None:
         raise LabelError(NO_LABEL.detail, code=NO_LABEL.code)
     if item.label.lstrip()[:1] == b"{":
@@ -57,7 +59,8 @@ def read_truth(
         coding=label_coding(cfg),
         orientation=orientation,
     )
-    labels.check_used(truth_hw, classes, name=name)
+    if item.window is None:  # of a raster, a part may be without labels
+        labels.check_used(truth_hw, classes, name=name)
     return truth_hw
 
 
@@ -103,7 +106,12 @@ class AnswerJudge:
         return read_truth(scored.item, self.cfg, self.classes, **size, orientation=scored.orientation)
 
     def __call__(self, row: Row, truth_hw: UInt8, refinement: Refinement, image: Image | None) -> Row:
-        """The row with its columns `judgements` and `brightness`, None where the pixels were dropped."""
+        """The row with its columns `judgements` and `brightness`, None where the pixels were dropped.
+
+        A window of a raster without a labelled pixel has no judgement.
+        """
+        if (truth_hw == self.classes.ignore_id).all():
+            return row
         judgements = judgements_of(truth_hw, refinement, self.cfg, self.classes, engine=self.engine)
         return replace(row, judgements=judgements, brightness=None if image is None else brightness(image))
 

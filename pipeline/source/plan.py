@@ -22,6 +22,7 @@ from pipeline.source.left_out import LeftOut, in_words
 from pipeline.source.member import HIDDEN
 from pipeline.source.raster import RGB, NetworkBands
 from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
+from pipeline.source.truth import RasterLabels
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
 from pipeline.store.url import Url
@@ -130,16 +131,20 @@ def read_items(
     max_bytes: int,
     skip: Set[str] = frozenset(),
     left_out: LeftOut | None = None,
+    truth: RasterLabels | None = None,
 ) -> Iterator[Item]:
     """Read the items of a shard in order, except keys in `skip`; the last item carries `shard_rows`.
 
-    With `cfg.labels`, items carry their label, still encoded. Bad data becomes an item with a failure; images and
-    labels above `max_bytes` are not read. Members of a tar that are neither are counted in `left_out`.
+    With `cfg.labels`, items carry their label, still encoded; windows of rasters with `truth`. Bad data becomes an item
+    with a failure; images and labels above `max_bytes` are not read. Members of a tar that are neither are counted in
+    `left_out`.
 
     Raises:
         AccessDenied: 403, which every other object would probably get too.
         StorageError: every attempt to read a tar or Parquet file failed; an image file becomes a failure instead.
     """
+    if shard.kind == "raster":
+        return deliver(shard, raster_windows.window_items(shard, wanted=lambda key: key not in skip, truth=truth), skip)
     return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip, left_out or LeftOut()), skip)
 
 
@@ -150,8 +155,6 @@ def _items(
         return folder.folder_items(
             shard, max_bytes=max_bytes, wanted=wanted, labels=None if cfg.labels is None else Url(cfg.labels)
         )
-    if shard.kind == "raster":
-        return raster_windows.window_items(shard, wanted=wanted)
     if shard.kind == "webdataset":
         return webdataset.tar_items(shard, cfg, max_bytes=max_bytes, wanted=wanted, left_out=left_out)
     return parquet.parquet_items(shard, cfg, max_bytes=max_bytes, wanted=wanted)

@@ -167,8 +167,10 @@ def raster_shards(
     return shards, [f"{file.path}: {note}" for note in notes]
 
 
-def describe(url: Url, file: FileInfo, cfg: RasterConfig, bands: NetworkBands) -> tuple[Raster, list[str]]:
-    """Description of a raster from its header, and warnings.
+def describe(
+    url: Url, file: FileInfo, cfg: RasterConfig, bands: NetworkBands, *, indices: bool = False
+) -> tuple[Raster, list[str]]:
+    """Description of a raster from its header, and warnings; `indices` as in `read_header`.
 
     Raises:
         InputError: it cannot be read; see `read_header`, `has_all_blocks`, `choose_bands` and `check_dtype`;
@@ -176,7 +178,7 @@ def describe(url: Url, file: FileInfo, cfg: RasterConfig, bands: NetworkBands) -
     """
     if not file.size:
         raise InputError("empty", "0 bytes")
-    header = read_header(Ranges(url, file.etag, file.size))
+    header = read_header(Ranges(url, file.etag, file.size), indices=indices)
     blocks = header.blocks
     if (gpx := blocks.height * blocks.width / 1e9) > cfg.max_gpx:
         detail = f"{blocks.width}x{blocks.height} = {gpx:.6g} gigapixels, limit {cfg.max_gpx:g}"

@@ -12,16 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import InputError, StorageError
+from pipeline.classes import ClassMap
+from pipeline.errors import InputError, LabelError, StorageError
 from pipeline.geotiff.decode import read_blocks
 from pipeline.geotiff.excerpt import Region, encode_excerpt, region_of
 from pipeline.geotiff.header import Blocks, Header, read_header
-from pipeline.geotiff.window import encode_window
+from pipeline.geotiff.raster import Raster
+from pipeline.geotiff.window import decode_window, encode_window
+from pipeline.image.encode import mask_png
 from pipeline.image.scale import eight_bits
 from pipeline.prefetch import ahead
 from pipeline.records import Bool, Failure, Item, UInt8, Window
@@ -45,10 +48,22 @@ WINDOWS_AHEAD = 2
 """Windows decoded or being decoded before they are asked for."""
 
 
-def window_items(shard: Shard, *, wanted: Callable[[str], bool]) -> Iterator[Item]:
+class TruthReader(Protocol):
+    """Labels of rasters; see `truth.RasterLabels`."""
+
+    @property
+    def classes(self) -> ClassMap:
+        """Class map of the labels."""
+
+    def read(self, raster: Raster, window: Window) -> UInt8:
+        """Class ids of a window, (h, w) uint8."""
+
+
+def window_items(shard: Shard, *, wanted: Callable[[str], bool], truth: TruthReader | None = None) -> Iterator[Item]:
     """Read the items of a shard in order, without data where `wanted(key)` is false.
 
-    A window that cannot be read becomes a failure; the others are read.
+    A window that cannot be read becomes a failure; the others are read. With `truth`, the label of an item is a PNG of
+    the class ids of its core, and pixels without data are ignored there.
 
     Raises:
         AccessDenied: 403.
@@ -64,19 +79,34 @@ def window_items(shard: Shard, *, wanted: Callable[[str], bool]) -> Iterator[Ite
         def read(core: Window) -> Item:
             key = f"{shard.uri}#{core.y},{core.x}"
             item = shard.item(key, window=core, outer=here.outer(core))
-            return _filled(item, reader) if wanted(key) else item
+            return _filled(item, reader, truth) if wanted(key) else item
 
         yield from ahead(worker, read, here.cores(), WINDOWS_AHEAD)
 
 
-def _filled(item: Item, reader: "WindowReader") -> Item:
-    """The item with its pixels, or with the failure of reading it."""
+def _filled(item: Item, reader: "WindowReader", truth: TruthReader | None) -> Item:
+    """The item with its pixels and label, or with the failure of reading them."""
     began = time.monotonic()
     try:
         filled = replace(item, data=reader.encoded(item.outer or reader.shard.window))
+        if truth is not None and filled.data:
+            filled = replace(filled, label=_label(filled, reader.raster, truth))
+    except LabelError as error:
+        filled = replace(item, failure=Failure(error.code, error.message))
     except (InputError, FileNotFoundError, StorageError) as error:
         filled = replace(item, failure=read_failure(error))
     return replace(filled, seconds_read=time.monotonic() - began)
+
+
+def _label(item: Item, raster: Raster, truth: TruthReader) -> bytes:
+    """PNG of the class ids of a window's core; those of pixels without data are the ignore id."""
+    core, outer = item.window, item.outer
+    if core is None or outer is None:
+        raise ValueError(f"{item.key} is no window of a raster")
+    label_hw, valid_hw = truth.read(raster, core), decode_window(item.data).valid_hw
+    if valid_hw is not None:
+        label_hw[~valid_hw[inside(outer, core)]] = truth.classes.ignore_id
+    return mask_png(label_hw, truth.classes)
 
 
 def read_stored(url: Url, shard: RasterShard, header: Header, window: Window) -> tuple[npt.NDArray[Any], Bool | None]:
