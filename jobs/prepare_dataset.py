@@ -60,7 +60,7 @@ def prepare_dataset(cfg: PrepareConfig) -> int:
     from pipeline.run.ledger import RunProgress
     from pipeline.store.lease import Lease
 
-    layout = output.find_layout(cfg.layout)
+    layout = output.find_layout(cfg)
     preflight.check_apart([] if cfg.root == NO_ROOT else [Url(cfg.root)], cfg.output_url)
     manifest, progress = receipts.read_set_manifest(cfg.output_url), RunProgress()
     if manifest or cfg.verify:

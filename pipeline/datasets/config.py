@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config import DecodeConfig
+from pipeline.config import BandNumber, DecodeConfig
 from pipeline.store.url import Url
 
 DATASET_NAMES = (
@@ -13,8 +13,35 @@ DATASET_NAMES = (
     *("vaihingen", "landcover", "cwfid", "farmland", "farmland_nir"),
 )
 """Names of `catalogue.DATASET_LAYOUTS`, for the help text: importing the layouts themselves takes a second."""
+RASTERS = "rasters"
+"""Name of the layout of rasters, which is not of one data set."""
 OUTPUT_SETTINGS = {"layout", "root", "splits", "format", "cut_px", "shard_examples", "part_mib", "decode"}
 """Settings that determine the content of an output and must stay the same when it is continued."""
+
+
+class RasterSetConfig(BaseModel):
+    """Rasters with labels, for `--layout rasters`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: str | None = Field(None, description="Class map of the labels: name or YAML file.")
+    labels: str | None = Field(
+        None, description="Labels: folder of label rasters of the same paths, or a file or folder of polygons."
+    )
+    label_field: str | None = Field(None, description="Attribute with the class of a polygon: a name or an id.")
+    unlabelled: str | None = Field(None, description="Class of pixels in no polygon; unset: they are ignored.")
+    bands: tuple[BandNumber, ...] = Field(
+        (), description="Bands to use, by their numbers in the files: red=1 nir=4; unset: all, by the files' names."
+    )
+    nodata: float | None = Field(None, description="Value of pixels without data, instead of the files'.")
+    crs: str | None = Field(None, description="Coordinate system such as EPSG:32614, instead of the files'.")
+    max_gpx: float = Field(400.0, gt=0, description="Largest raster, gigapixels, checked in its header.")
+    min_labelled: float = Field(
+        0.1, ge=0, le=1, description="Smallest share of pixels with data and label in a chip; others are left out."
+    )
+    val_share: float = Field(0.2, ge=0, le=1, description="Share of the blocks of ground that validate.")
+    block_chips: int = Field(4, ge=1, description="Edge of a block of ground, chips.")
+    split_seed: int = Field(0, ge=0, description="Seed of the split of blocks.")
 
 
 class PrepareConfig(BaseModel):
@@ -22,7 +49,7 @@ class PrepareConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layout: str = Field(description=f"Data set: {', '.join(DATASET_NAMES)}.")
+    layout: str = Field(description=f"Data set: {', '.join(DATASET_NAMES)}; or {RASTERS}.")
     root: str = Field(description="Download: local folder or s3:// URL with the unpacked archives.")
     output: str = Field(description="Output folder for <split>/, classes.yaml and manifest.json.")
     splits: tuple[str, ...] = Field(min_length=1, description="Splits to prepare.")
@@ -37,6 +64,7 @@ class PrepareConfig(BaseModel):
     shard_examples: int = Field(128, ge=1, description="Shard size, examples: the unit of work and of commit.")
     part_mib: float = Field(256.0, gt=0, le=1024, description="File size at which a part is closed, MiB.")
     decode: DecodeConfig = Field(DecodeConfig(), description="Decoding and its limits.")
+    raster: RasterSetConfig = Field(RasterSetConfig(), description="Rasters, for the layout of that name.")
     max_failed_fraction: float = Field(
         0.01, ge=0, le=1, description="Largest accepted fraction of failed examples; above it the exit status is 1."
     )
@@ -55,3 +83,8 @@ class PrepareConfig(BaseModel):
     def output_url(self) -> Url:
         """The output folder."""
         return Url(self.output)
+
+    @property
+    def output_settings(self) -> set[str]:
+        """Settings that must stay the same when the output is continued."""
+        return OUTPUT_SETTINGS | ({"raster"} if self.layout == RASTERS else set())

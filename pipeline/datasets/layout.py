@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 
 from pipeline import classes
 from pipeline.classes import ClassMap
+from pipeline.datasets.levels import Levels
 from pipeline.errors import ConfigError, InputError, LabelError, NothingThere, StorageError
 from pipeline.records import UInt8
 from pipeline.store import objects
@@ -60,6 +61,8 @@ class Labelled:
     """Encoded image: the original file if the set has one file per image."""
     label_hw: UInt8
     """(H, W) uint8 ids of the set's class map, and its ignore id on unlabelled pixels."""
+    levels: Levels | None = None
+    """Histogram of the stored values of a chip of a raster, which is not decoded again; None for an image."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,13 @@ class DatasetLayout(ABC):
             InputError: a file is missing or cannot be read.
         """
 
-    def read(self, root: Url, example: ListedExample) -> Labelled:
-        """Read one example; raises the errors of `label`."""
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands of the images; empty where the set does not name them."""
+        return ()
+
+    def read(self, root: Url, example: ListedExample) -> Labelled | None:
+        """Read one example, None for one to leave out; raises the errors of `label`."""
         return Labelled(example.key, fetch(root, example.image), self.label(root, example))
 
     def check_split(self, split: str) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import yaml
 from pydantic import TypeAdapter
 
-from pipeline.datasets import receipts
+from pipeline.datasets import rasters, receipts
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
-from pipeline.datasets.config import OUTPUT_SETTINGS, PrepareConfig
+from pipeline.datasets.config import RASTERS, PrepareConfig
 from pipeline.datasets.layout import DatasetLayout
 from pipeline.datasets.prepare import ExampleShard, Preparation
 from pipeline.datasets.receipts import Origin, SetManifest
@@ -34,15 +34,17 @@ LOGGED_PROBLEMS = 20
 """Largest number of problems that `--verify` logs."""
 
 
-def find_layout(name: str) -> DatasetLayout:
-    """Look up the layout of a data set.
+def find_layout(cfg: PrepareConfig) -> DatasetLayout:
+    """Look up the layout of a data set, or open that of rasters.
 
     Raises:
-        ConfigError: the name is unknown; the hint lists all names.
+        ConfigError: the name is unknown; the hint lists all names. As `rasters.open_layout`.
     """
-    if name not in DATASET_LAYOUTS:
-        raise ConfigError(f"--layout {name!r} is unknown", hint=f"known: {', '.join(DATASET_LAYOUTS)}")
-    return DATASET_LAYOUTS[name]
+    if cfg.layout == RASTERS:
+        return rasters.open_layout(cfg)
+    if cfg.layout not in DATASET_LAYOUTS:
+        raise ConfigError(f"--layout {cfg.layout!r} is unknown", hint=f"known: {', '.join(DATASET_LAYOUTS)}, {RASTERS}")
+    return DATASET_LAYOUTS[cfg.layout]
 
 
 def preparation_of(cfg: PrepareConfig, layout: DatasetLayout, label_member: str) -> Preparation:
@@ -70,6 +72,7 @@ def set_origin(job: Preparation, version: str) -> Origin:
         format=job.format,
         labels=job.label_member,
         cut_px=job.cut_px,
+        bands=list(job.layout.bands),
     )
 
 
@@ -87,7 +90,7 @@ def refuse_other_settings(cfg: PrepareConfig) -> None:
         return
     with objects.naming_damage(url, hint="delete it if the settings are the same, or set another --output"):
         stored = dict(yaml.safe_load(objects.read_bytes(url)))
-    settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
+    settings = cfg.model_dump(mode="json", include=cfg.output_settings)
     if Url(str(stored.get("root"))).place == Url(cfg.root).place:
         settings["root"] = stored["root"]  # spelled otherwise
     other = [
@@ -109,7 +112,7 @@ def unfinished_shards(cfg: PrepareConfig, shards: Sequence[ExampleShard]) -> lis
     """
     refuse_other_settings(cfg)
     folder = cfg.output_url / "_run"
-    settings = cfg.model_dump(mode="json", include=OUTPUT_SETTINGS)
+    settings = cfg.model_dump(mode="json", include=cfg.output_settings)
     objects.put(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     plan_url, plan = folder / "plan.json", shard_ids(shards)
     if objects.exists(plan_url):

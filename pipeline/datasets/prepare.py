@@ -28,6 +28,7 @@ import tifffile
 from pipeline.config import DecodeConfig
 from pipeline.datasets import picture, receipts
 from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
+from pipeline.datasets.levels import Levels
 from pipeline.datasets.receipts import Counts, Moments, PartInfo, Receipt
 from pipeline.errors import ConfigError, InputError, JobError, LabelError
 from pipeline.image import channels, encode, labels
@@ -191,6 +192,10 @@ def prepare_example(job: Preparation, example: ListedExample) -> PreparedExample
     started = perf_counter()
     try:
         labelled = job.layout.read(job.root, example)
+        if labelled is None:
+            return PreparedExample([], Counts(examples=1), perf_counter() - started)
+        if labelled.levels is not None:
+            return _prepared_chip(job, labelled, labelled.levels, perf_counter() - started)
         pixels_hwc = decode_bands(labelled.image, job.decode)
         rows = _rows(job, labelled, pixels_hwc)
     except LabelError as error:
@@ -198,6 +203,13 @@ def prepare_example(job: Preparation, example: ListedExample) -> PreparedExample
     except InputError as error:
         return failed_example(example, read_failure(error), seconds=perf_counter() - started)
     return PreparedExample(rows, _count(rows, pixels_hwc), perf_counter() - started)
+
+
+def _prepared_chip(job: Preparation, chip: Labelled, levels: Levels, seconds: float) -> PreparedExample:
+    """Row and statistics of a chip of a raster, which was read in its stored type."""
+    row = _row(job, chip.key, chip.image, chip.label_hw)
+    counts = Counts(examples=1, rows=1, class_pixels=row.class_pixels or [], levels=levels)
+    return PreparedExample([row], counts, seconds)
 
 
 def failed_example(example: ListedExample, failure: Failure, *, seconds: float = 0.0) -> PreparedExample:

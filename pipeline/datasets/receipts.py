@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.classes import ClassMap
+from pipeline.datasets.levels import BandSummary, Levels, add_levels, summarise_levels
 from pipeline.errors import JobError, NothingThere
 from pipeline.score.coverage import unlabelled_classes
 from pipeline.store import objects
@@ -72,6 +73,8 @@ class Counts(_Record):
     """Pixels per class id, without ignored pixels; empty if no example is good."""
     moments: dict[int, Moments] = {}
     """Sums of pixel values by number of bands."""
+    levels: Levels | None = None
+    """Histogram of the stored values of chips of rasters."""
 
 
 class Receipt(_Record):
@@ -119,6 +122,8 @@ class Origin(_Record):
     labels: str
     """Column or tar extension of the labels, for `--sets.labels` of a training run."""
     cut_px: int | None
+    bands: list[str] = []
+    """Names of the bands of chips of rasters."""
 
 
 class SetManifest(_Record):
@@ -127,6 +132,8 @@ class SetManifest(_Record):
     origin: Origin
     classes: list[str]
     splits: dict[str, SplitSummary]
+    bands: BandSummary | None = None
+    """Statistics of the stored values of the training split of rasters."""
 
     @property
     def failed_fraction(self) -> float:
@@ -200,6 +207,7 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
             bands: _add_moments([part.moments[bands] for part in parts if bands in part.moments])
             for bands in sorted({bands for part in parts for bands in part.moments})
         },
+        levels=add_levels(part.levels for part in parts),
     )
 
 
@@ -279,8 +287,12 @@ def close_set(output: Url, planned: Mapping[str, Sequence[str]], classes: ClassM
         raise JobError(
             f"{len(missing)} shard(s) are unfinished, first {min(missing)}", hint="run the same command again"
         )
-    splits = {split: summarise_split(read_receipts(output, shards)) for split, shards in planned.items()}
-    manifest = SetManifest(origin=origin, classes=list(classes.names), splits=splits)
+    split_receipts = {split: read_receipts(output, shards) for split, shards in planned.items()}
+    splits = {split: summarise_split(finished) for split, finished in split_receipts.items()}
+    learned = split_receipts.get("train", next(iter(split_receipts.values())))
+    levels = add_levels(receipt.counts.levels for receipt in learned)
+    bands = None if levels is None else summarise_levels(levels, origin.bands)
+    manifest = SetManifest(origin=origin, classes=list(classes.names), splits=splits, bands=bands)
     for path in unlisted_files(output, manifest):
         objects.delete(output / path)
     class_map = yaml.safe_dump(classes.model_dump(mode="json"), sort_keys=False)
