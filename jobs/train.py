@@ -55,14 +55,16 @@ def train(args: TrainArguments) -> int:
     from infra import preflight
     from jobs import training_run
     from pipeline.store.url import Url
+    from pipeline.training.set_bands import with_set_bands
 
     preflight.check_reachable([Url(args.cfg.data), args.cfg.output_url])
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
+    cfg = with_set_bands(args.cfg)
     if args.find_lr:
-        return training_run.search_rate(args.cfg)
+        return training_run.search_rate(cfg)
     if args.bare:
-        return training_run.train_bare(args.cfg, dry_run=args.dry_run)
-    return training_run.train_on_cluster(args.cfg, dry_run=args.dry_run)
+        return training_run.train_bare(cfg, dry_run=args.dry_run)
+    return training_run.train_on_cluster(cfg, dry_run=args.dry_run)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from pipeline.image import channels as bands
 from pipeline.image import labels
 from pipeline.image.encode import mask_png
 from pipeline.image.labels import Coding
+from pipeline.image.scale import BandScale
 from pipeline.records import Bool, Image, Int64, Item
 from pipeline.score.coverage import Coverage
 from pipeline.source.plan import plan_source, read_items
@@ -198,6 +199,7 @@ def open_collection(
     cache: Path,
     where: str | None = None,
     channels: tuple[str, ...] = bands.RGB,
+    scale: BandScale | None = None,
     coding: Coding = labels.IDS,
     max_left_out: float = 1.0,
 ) -> Collection:
@@ -212,6 +214,7 @@ def open_collection(
         cache: local folder of the Arrow files.
         where: folder in the part, tar member or Parquet column of labels; default `labels`, `png`, `label`.
         channels: bands every image must have.
+        scale: scale of stored samples to 8 bits; another type of samples is left out.
         coding: meaning of the values in label files.
         max_left_out: largest share of images that are left out, 0 to 1.
 
@@ -226,7 +229,9 @@ def open_collection(
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache):
             files = [
-                file for url in urls for file in _fetch_part(url, where, _Checks(classes, channels, coding), cache)
+                file
+                for url in urls
+                for file in _fetch_part(url, where, _Checks(classes, channels, scale, coding), cache)
             ]
     except OSError as error:
         hint = "set --runtime.cache to a folder with free space"
@@ -351,6 +356,7 @@ class _Checks:
 
     classes: ClassMap
     channels: tuple[str, ...]
+    scale: BandScale | None
     coding: Coding
 
     def digest(self, cfg: ReadConfig, shard: Shard, versions: dict[str, str]) -> str:
@@ -358,6 +364,8 @@ class _Checks:
         members = [versions.get(labels.label_stem(member.path)) for member in shard.members()]
         coding = [self.coding.kind, sorted(self.coding.ids.items()), self.coding.ignored]
         facts = [VERSION, cfg.model_dump(), self.classes.model_dump(), self.channels, members, coding]
+        if self.scale is not None:
+            facts.append(self.scale.model_dump())
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def row(self, item: Item) -> dict[str, Any]:
@@ -370,7 +378,7 @@ class _Checks:
         if item.failure or item.label is None:
             return out | {"code": item.failure.code if item.failure else "label_missing"}
         try:
-            image = bands.decode_channels(item.data, self.channels)
+            image = bands.decode_channels(item.data, self.channels, scale=self.scale)
         except InputError as error:
             return out | {"code": error.code}
         label, counts = self._label(item.label, item.key, image)

@@ -9,8 +9,10 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tyro.conf import Suppress
 
 from pipeline.config import LabelsConfig, Scale
+from pipeline.image.scale import BandScale
 from pipeline.models.normalisation import IMAGENET
 from pipeline.store.url import Url
 
@@ -68,6 +70,9 @@ class NetworkConfig(_Frozen):
     std: tuple[_Deviation, ...] = Field(
         IMAGENET.std, description="Standard deviation of each band; divides after the mean is subtracted."
     )
+    scale: Annotated[BandScale | None, Suppress] = Field(
+        None, description="Scale of stored samples to 8 bits, from the manifest.json of a set of rasters; no flag."
+    )
     initial: str | None = Field(None, description="Initial checkpoint: folder or shipped name; default: from scratch.")
     initial_classes: dict[str, str] = Field(
         {}, description="Class of this run to the checkpoint's class that initialises it, where the names differ."
@@ -80,6 +85,8 @@ class NetworkConfig(_Frozen):
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} values, channels has {len(self.channels)}: one each"
                 )
+        if self.scale is not None and len(self.scale.low) != len(self.channels):
+            raise ValueError(f"scale has {len(self.scale.low)} bands, channels has {len(self.channels)}: one each")
         return self
 
 
@@ -319,6 +326,8 @@ class TrainConfig(_Frozen):
         plain = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
         for name in ("max_left_out_share", "max_ignored_share"):
             plain["sets"].pop(name)
+        if self.network.scale is None:
+            plain["network"].pop("scale")
         for name, field in LabelsConfig.model_fields.items():  # runs begun before there were these are continued
             if getattr(self.sets, name) == field.default:
                 plain["sets"].pop(name)

@@ -248,7 +248,7 @@ class _Places(Dataset[_Decoded]):
 
     def _read(self, index: int) -> _Decoded:
         example = self.collection[index]
-        image = channels.decode_channels(example.image, self.cfg.network.channels)
+        image = channels.decode_channels(example.image, self.cfg.network.channels, scale=self.cfg.network.scale)
         name, pixels = label_name(example.key), image.pixels_hwc
         if is_weak(example.label):
             known = weak.parse_weak_label(

@@ -305,6 +305,7 @@ def trained_card(run: TrainingRun, learner: Learner, run_state: RunState, **fact
         mean=network.mean,
         std=network.std,
         channels=network.channels,
+        scale=network.scale,
         training={**run.about, "step": run_state.step, **validation_scores(run_state), **facts},
         source=f"trained by atrous on {PurePosixPath(run.cfg.data).name}",
         license=run.cfg.license,

@@ -174,6 +174,7 @@ def _open(cfg: TrainConfig, parts: tuple[str, ...], classes: ClassMap) -> Collec
         cache=cache,
         where=cfg.sets.labels,
         channels=cfg.network.channels,
+        scale=cfg.network.scale,
         coding=label_coding(cfg.sets),
         max_left_out=cfg.sets.max_left_out_share,
     )

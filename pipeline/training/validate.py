@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from pydantic import JsonValue
 
-from pipeline.classes import ClassMap
 from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.errors import InputError, JobError
 from pipeline.image import channels as bands
@@ -140,7 +139,7 @@ def _predictions(
     """Yield every example with its mask, in order. Threads decode and make masks while the network runs."""
     pending: deque[_Labelled] = deque()
     refiner = Refiner(RefineConfig(engine="none"), card.classes)
-    read = partial(_decode, classes=card.classes, channels=card.channels)
+    read = partial(_decode, card=card)
     depth = 2 * segmenter.batch + 1
 
     def images() -> Iterator[Image]:
@@ -155,12 +154,12 @@ def _predictions(
     return ahead(pool, lambda make: make(), masks(), depth)
 
 
-def _decode(example: Example, classes: ClassMap, channels: tuple[str, ...]) -> _Labelled:
+def _decode(example: Example, card: Card) -> _Labelled:
     try:
-        image = bands.decode_channels(example.image, channels)
+        image = bands.decode_channels(example.image, card.channels, scale=card.scale)
     except InputError as error:
         raise JobError(f"validation image {example.key}: {error}", hint="remove it from the validation part") from error
-    truth = labels.decode_label(example.label, classes, name=example.key, height=image.height, width=image.width)
+    truth = labels.decode_label(example.label, card.classes, name=example.key, height=image.height, width=image.width)
     return _Labelled(example.key, image, truth)
 
 

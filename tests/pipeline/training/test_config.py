@@ -28,6 +28,7 @@ CHANGES_WEIGHTS = {
     "network.channels": ("near_infrared", "red", "green"),
     "network.mean": (0.5, 0.5, 0.5),
     "network.std": (0.2, 0.2, 0.2),
+    "network.scale": {"dtype": "uint16", "low": (0, 0, 0), "high": (9, 9, 9)},
     "network.initial_classes": {"field": "crop"},
     "augment.crop_px": (64, 64),
     "augment.scale": (1.0, 1.0),
