@@ -4,6 +4,7 @@
     python -m benchmarks.rasters assemble         # 20,000 x 20,000 pixels of a busy mask
     python -m benchmarks.rasters huge             # planning, reading and joining 100 gigapixels
     python -m benchmarks.rasters seams            # windows against the whole raster at once, network and CRF
+    python -m benchmarks.rasters flow             # read, stub network, encode and commit on a local Ray
 
 Both sides run in turns, each in a process of its own; figures are ratios of wall and CPU time, and peaks of memory.
 Progress on stderr, one JSON line at the end on stdout.
@@ -40,7 +41,7 @@ from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.directory import Values, encode_directories
 from pipeline.geotiff.raster import Raster
 from pipeline.geotiff.window import decode_window
-from pipeline.records import Image, Item, Scored, UInt8, Window
+from pipeline.records import Image, Item, Scored, UInt8, Window, items_from_table, scored_to_table
 from pipeline.source.plan import plan_source, read_items
 from pipeline.source.raster import NetworkBands, RasterShard, unpack
 from pipeline.store import objects
@@ -177,6 +178,60 @@ def compare_reading(folder: Path, turns: int) -> dict[str, Any]:
         "bytes_over_file": round(ours[0].result["bytes"] / path.stat().st_size, 3),
         "peak_mib": round(max(cost.peak_mib for cost in ours)),
     }
+
+
+# Flow -----------------------------------------------------------------------------------------------------------------
+
+
+class StubInfer:
+    """Stage in place of inference: one class wins everywhere, so that what is left is the flow."""
+
+    def __init__(self, job: Any, ledger: Any, *, threads: int) -> None:
+        self.ledger = ledger
+
+    def __call__(self, table: Any) -> Any:
+        """ITEM_SCHEMA to SCORED_SCHEMA, row for row."""
+        scored = []
+        for item in items_from_table(table):
+            image = decode_window(item.data)
+            logits = np.zeros((1, -(-image.height // 4), -(-image.width // 4)), np.float16)
+            one = Scored(item, image.height, image.width, logits_khw=logits, class_ids=(1,), stride=4)
+            scored.append(one)
+        self.ledger.leave("infer", [one.item.key for one in scored], 0.0)
+        return scored_to_table(scored)
+
+
+def flow_with_a_stub(folder: Path) -> float:
+    """Run the flow on a local Ray; seconds from the first window in a worker to the last commit."""
+    from benchmarks import rasters  # noqa: PLC0415, PLW0406  # by its name, under which workers import it
+    from infra import session  # noqa: PLC0415  # Ray
+    from pipeline.run import flow  # noqa: PLC0415
+    from pipeline.run.manifest import PendingShard  # noqa: PLC0415
+    from pipeline.run.stages import Job  # noqa: PLC0415
+    from pipeline.run.workers import Workers  # noqa: PLC0415
+
+    cfg = raster_config(folder).model_copy(update={"refine": RefineConfig(engine="none")})
+    bands = NetworkBands(CHANNELS)
+    flow.InferStage = rasters.StubInfer  # type: ignore[misc,assignment]
+    with session.connect():
+        ledger = flow.RemoteLedger()
+        job = Job(cfg, CLASSES, Url(str(folder / "run")), "model", "config", preview_share=0.0, bands=bands)
+        pending = [PendingShard(shard, frozenset()) for shard in plan_source(cfg, bands).shards]
+        flow.run_flow(job, pending, Workers(1, 0.3, 0, 1.0, 2, 0.3, 1.0), ledger)
+        return ledger.progress().working_s
+
+
+def compare_flow(folder: Path, turns: int) -> dict[str, Any]:
+    """The whole flow with a stub network, against the loop of rasterio with bands last."""
+    write_texture(folder / "texture.tif", READ_PX)
+    shards = [unpack(shard) for shard in plan_source(raster_config(folder), NetworkBands(CHANNELS)).shards]
+    outers = [one.outer(core) for one in shards if isinstance(one, RasterShard) for core in one.cores()]
+    pairs = []
+    for _ in range(turns):
+        loop = measured(read_with_rasterio_for_a_network, folder, outers).wall_s
+        pairs.append((measured(flow_with_a_stub, folder).result, loop))
+        log.info("%.1f s and %.1f s", *pairs[-1])
+    return {"windows": len(outers), "working_s_over_loop": round(median(ours / theirs for ours, theirs in pairs), 2)}
 
 
 # Assembly -------------------------------------------------------------------------------------------------------------
@@ -372,7 +427,7 @@ def measure_seams(core_px: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Measure what is asked for; returns the exit status."""
     parser = command_line.argument_parser(__doc__ or "")
-    parser.add_argument("what", choices=("read", "assemble", "huge", "seams"))
+    parser.add_argument("what", choices=("read", "flow", "assemble", "huge", "seams"))
     parser.add_argument("--turns", type=int, default=3, help="turns of both sides")
     parser.add_argument("--core-px", type=int, default=1024, help="seams: edge of the windows")
     args: argparse.Namespace = parser.parse_args(argv)
@@ -381,6 +436,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(name)
         works: dict[str, Callable[[], dict[str, Any]]] = {
             "read": lambda: compare_reading(folder, args.turns),
+            "flow": lambda: compare_flow(folder, args.turns),
             "assemble": lambda: compare_assembly(folder, args.turns),
             "huge": lambda: measure_sizes(folder),
             "seams": lambda: measure_seams(args.core_px),

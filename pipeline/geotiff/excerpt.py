@@ -113,7 +113,7 @@ def _page(header: Header, fields: Mapping[int, Field], blocks: Blocks, region: R
     """Fields of one page of the excerpt, without those of its data."""
     here = region.window(blocks)
     page = {tag: Values(fields[tag].type, header.directories.values(fields[tag])) for tag in _COPIED if tag in fields}
-    if page.get(tiff.PHOTOMETRIC) and page[tiff.PHOTOMETRIC].values[0] == PALETTE:  # indices, without their colours
+    if tiff.PHOTOMETRIC not in page or page[tiff.PHOTOMETRIC].values[0] == PALETTE:  # indices, without their colours
         page[tiff.PHOTOMETRIC] = Values(tiff.SHORT, np.array([1]))
     page |= {tiff.WIDTH: _longs([here.width]), tiff.LENGTH: _longs([here.height])}
     if blocks.tiled:
@@ -133,8 +133,7 @@ def _meaning(header: Header, raster: Raster, here: Window) -> dict[int, Values]:
     }
     if raster.nodata is not None:
         meaning[tiff.NODATA] = Values(tiff.ASCII, f"{raster.nodata:.17g}".encode() + b"\0")
-    photometric = int(header.directories.values(header.fields[tiff.PHOTOMETRIC])[0])
-    extras = header.count - _COLOUR_SAMPLES.get(photometric, 1)
+    extras = header.count - _COLOUR_SAMPLES.get(header.photometric, 1)
     if extras > 0:
         first = header.count - extras + 1
         tags = [_ALPHA if band == raster.alpha else _UNSPECIFIED for band in range(first, header.count + 1)]

@@ -88,6 +88,8 @@ class Header:
     """Description of each band in GDAL's metadata, or its colour where the page is tagged as RGB; None without."""
     alpha: int | None
     """Number of the band tagged as alpha, from 1."""
+    photometric: int
+    """PhotometricInterpretation; 1, grey, where the tag is missing."""
     nodata: float | None
     """Value of tag 42113; None without, or where its text is no number."""
 
@@ -122,6 +124,8 @@ def read_header(read: ReadRange, *, indices: bool = False) -> Header:
     _check_compression(directories, fields)
     mask, mask_fields = _mask_page(directories, pages, blocks)
     extra = _numbers(directories, fields, tiff.EXTRA_SAMPLES, ())
+    if len(extra) > count:
+        raise InputError("corrupt", f"{len(extra)} extra samples of {count}")
     alpha = next((count - len(extra) + at + 1 for at, tag in enumerate(extra) if tag in _ALPHAS), None)
     return Header(
         directories=directories,
@@ -134,6 +138,7 @@ def read_header(read: ReadRange, *, indices: bool = False) -> Header:
         count=count,
         names=_band_names(directories, fields, count),
         alpha=alpha,
+        photometric=_number(directories, fields, tiff.PHOTOMETRIC, 1),
         nodata=parse_nodata(_text(directories, fields, tiff.NODATA)),
     )
 

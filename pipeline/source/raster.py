@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from pipeline.config import RasterConfig, SegmentConfig
-from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.errors import ConfigError, InputError, JobError, StorageError
 from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.georeference import check_crs, read_georeference
 from pipeline.geotiff.header import Header, has_all_blocks, read_header, read_text
@@ -152,7 +152,14 @@ def raster_shards(
     try:
         raster, notes = describe(url, file, cfg.raster, bands)
     except (InputError, FileNotFoundError, StorageError) as error:
-        failure = read_failure(error)
+        failure: Failure | None = read_failure(error)
+    except JobError:  # a missing package, for all rasters alike
+        raise
+    except Exception as error:  # noqa: BLE001  # damage that nobody foresaw fails one raster, not the run
+        failure = Failure("corrupt", f"{type(error).__name__}: {error}")
+    else:
+        failure = None
+    if failure is not None:
         packed = _pack({"failure": [failure.code, failure.detail]})
         return [window_shard(root, file, [failure.code], rows=1, packed=packed, copy=copy)], []
     halo = halo_px(cfg)

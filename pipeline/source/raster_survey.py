@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pipeline.errors import InputError, StorageError
-from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.header import Header, page_blocks, read_header
 from pipeline.geotiff.raster import Raster
 from pipeline.records import Failure, Window
@@ -109,6 +108,6 @@ def _smallest_overview(header: Header) -> Header | None:
     if not sized:
         return None
     blocks, fields = min(sized, key=lambda pair: pair[0].height * pair[0].width)
-    if blocks.height * blocks.width > MAX_OVERVIEW_PX or tiff.PHOTOMETRIC not in fields:
+    if blocks.height * blocks.width > MAX_OVERVIEW_PX:
         return None
     return replace(header, fields=fields, blocks=blocks, mask=None, mask_fields={})

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.classes import ClassMap
-from pipeline.errors import InputError, LabelError, StorageError
+from pipeline.errors import InputError, JobError, LabelError, StorageError
 from pipeline.geotiff.decode import read_blocks
 from pipeline.geotiff.excerpt import Region, encode_excerpt, region_of
 from pipeline.geotiff.header import Blocks, Header, read_header
@@ -95,6 +95,10 @@ def _filled(item: Item, reader: "WindowReader", truth: TruthReader | None) -> It
         filled = replace(item, failure=Failure(error.code, error.message))
     except (InputError, FileNotFoundError, StorageError) as error:
         filled = replace(item, failure=read_failure(error))
+    except JobError:  # a missing package, for all windows alike
+        raise
+    except Exception as error:  # noqa: BLE001  # damage that nobody foresaw fails one window, not the run
+        filled = replace(item, failure=Failure("corrupt", f"{type(error).__name__}: {error}"))
     return replace(filled, seconds_read=time.monotonic() - began)
 
 

@@ -1,5 +1,6 @@
 """Planning of rasters: what each kind of file becomes, and that windows cover a raster exactly once."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.config import SegmentConfig
 from pipeline.errors import ConfigError, NothingThere
 from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.directory import Values, encode_directories
+from pipeline.geotiff.window import decode_window
 from pipeline.image.scale import BandScale
 from pipeline.source import raster
 from pipeline.source.plan import plan_source, read_items
@@ -362,6 +364,52 @@ def test_a_file_cut_anywhere_is_one_failure_row_or_whole(share, tmp_path) -> Non
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     assert failure_of(config(tmp_path), FOUR)[0] in ("truncated", "corrupt", "unsupported_format", "empty")
+
+
+def test_a_page_without_the_meaning_of_its_samples_is_grey(tmp_path) -> None:
+    write_raster(tmp_path / "a.tif", values(60, 60, 1), photometric="MINISBLACK")
+    data = (tmp_path / "a.tif").read_bytes()
+    entry = struct.pack("<HHLL", 262, 3, 1, 1)
+    assert data.count(entry) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(entry, struct.pack("<HHLL", 65000, 3, 1, 1)))
+    _, ((_, item),) = plan_and_read(config(tmp_path), NetworkBands(("pan",)))
+    np.testing.assert_array_equal(decode_window(item.data).pixels_hwc[..., 0], values(60, 60, 1)[0])
+
+
+def test_more_extra_samples_than_samples_are_damage(tmp_path) -> None:
+    write_raster(tmp_path / "a.tif", values(60, 60, 4), photometric="RGB", alpha="YES")
+    data = (tmp_path / "a.tif").read_bytes()
+    entry = struct.pack("<HHL", 338, 3, 1)
+    assert data.count(entry) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(entry, struct.pack("<HHL", 338, 1, 4)))
+    (tmp_path / "b.tif").write_bytes(data.replace(entry, struct.pack("<HHL", 338, 3, 9)))
+    codes = [item.failure.code for _, item in failures(tmp_path)]
+    assert set(codes) <= {"corrupt", "band_mismatch"}
+    assert len(codes) == 2
+
+
+def failures(source: Path) -> list:
+    """Items of all files of a folder, of which none can be read."""
+    cfg = config(source)
+    shards = plan_source(cfg, RGB).shards
+    return [(shard, item) for shard in shards for item in read_items(shard, cfg.read, max_bytes=1)]
+
+
+def test_an_error_that_nobody_foresaw_fails_one_raster_alone(tmp_path, monkeypatch) -> None:
+    for name in ("a.tif", "b.tif"):
+        write_raster(tmp_path / name, values(60, 60, 3))
+    checked = raster.has_all_blocks
+
+    def odd(header, size):
+        if not seen:
+            seen.append(size)
+            raise ZeroDivisionError("odd")
+        checked(header, size)
+
+    seen: list[int] = []
+    monkeypatch.setattr(raster, "has_all_blocks", odd)
+    items = failures(tmp_path)
+    assert sorted(item.failure.code if item.failure else "ok" for _, item in items) == ["corrupt", "ok"]
 
 
 def test_an_empty_file_is_a_failure_row(tmp_path) -> None:
