@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 """Keywords of JSON schema, in words."""
 TYPE_NAMES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "yes or no", "object": "mapping"}
-IN_A_FILE = ("then", "settings", "network.options", "loss.terms")
+IN_A_FILE = ("then", "settings", "network.options", "loss.terms", "network.scale")
 """Settings that no flag can say: mappings and lists of groups."""
 COMMAND_WIDTH = 100
 """Characters per line of the printed help."""

@@ -178,7 +178,7 @@ class Rasters(DatasetLayout):
 
     def _opened(self, root: Url, file: FileInfo) -> tuple[Raster, Header]:
         count = len(self.channels)
-        scale = BandScale(dtype=self.dtype, low=(0,) * count, high=(1,) * count)  # type: ignore[arg-type]
+        scale = BandScale(dtype=self.dtype, low=(0,) * count, high=(1,) * count)
         return _opened(root / file.path, file, self.raster, NetworkBands(self.channels, scale))
 
 
@@ -246,7 +246,7 @@ def _first_readable(root: Url, files: list[FileInfo], cfg: RasterConfig) -> tupl
         try:
             header = read_header(Ranges(root / file.path, file.etag, file.size))
             channels = _channels(header, cfg)
-            scale = BandScale(dtype=header.dtype, low=(0,) * len(channels), high=(1,) * len(channels))  # type: ignore[arg-type]
+            scale = BandScale(dtype=header.dtype, low=(0,) * len(channels), high=(1,) * len(channels))
             return channels, header.dtype, _opened(root / file.path, file, cfg, NetworkBands(channels, scale))[0]
         except (InputError, FileNotFoundError, StorageError) as error:
             failures.append(f"{file.path}: {read_failure(error).detail}")

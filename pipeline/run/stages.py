@@ -125,8 +125,8 @@ def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient)
     size = 0
     for pending_shard in pending:
         shard, left_out = pending_shard.shard, LeftOut()
-        limits = {"max_bytes": job.max_bytes, "skip": pending_shard.skip, "left_out": left_out}
-        items = read_items(shard, job.cfg.read, truth=job.truth, **limits)
+        skip, most = pending_shard.skip, job.max_bytes
+        items = read_items(shard, job.cfg.read, max_bytes=most, skip=skip, left_out=left_out, truth=job.truth)
         for item in items:
             held.append(item)
             size += len(item.data)

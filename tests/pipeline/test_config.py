@@ -66,6 +66,7 @@ CHANGES_NO_MASK = {
     "classes": "own.yaml",  # its content counts, not its address
     "read.slice_images": 7,
     "read.labels": "s3://bucket/labels",
+    "read.label_field": "crop",
     "raster.max_gpx": 1000.0,
     "raster.holes": True,
     "infer.batch": 8,
