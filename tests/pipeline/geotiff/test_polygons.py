@@ -142,7 +142,7 @@ def test_invalid_polygons_are_repaired_and_counted_and_features_without_area_too
 def test_what_cannot_be_placed_or_named_is_refused_by_name(raster: Raster, tmp_path: Path) -> None:
     shapes, _ = squares(raster, 2)
     cases = {
-        "give --label-field": lambda: read(geojson(shapes, ["0", "1"]), field=None),
+        "give --raster.label-field": lambda: read(geojson(shapes, ["0", "1"]), field=None),
         "its attributes are kind": lambda: read(geojson(shapes, ["0", "1"]), field="crop"),
         "kind = 'lava'": lambda: read(geojson(shapes, ["0", "lava"])),
         "kind = '77'": lambda: read(geojson(shapes, ["77", "0"])),
