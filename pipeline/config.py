@@ -26,6 +26,9 @@ LabelValue = Annotated[int, Field(ge=0, le=65535)]
 Width = Annotated[float, Field(gt=0, le=1000)]
 BandNumber = Annotated[str, Field(pattern=r"^[^=]+=[1-9][0-9]{0,2}$")]
 """Band of a checkpoint and its number in a file: `nir=4`."""
+Dtype = Literal["uint8", "uint16", "int16", "float32"]
+"""Types of samples that are read."""
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0)]
 EngineName = Literal["native", "torch", "pydensecrf", "domain_transform", "none"]
 """Keys of `refine.engine.REFINE_ENGINES`."""
@@ -33,6 +36,22 @@ EngineName = Literal["native", "torch", "pydensecrf", "domain_transform", "none"
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BandScale(_Frozen):
+    """Linear scale of each band: `low` becomes level 0, `high` level 255, values outside are clipped."""
+
+    dtype: Dtype = Field(description="Type of the samples of the training set; other types are refused.")
+    low: tuple[_Finite, ...] = Field(description="Value of each band at level 0, by default its 2nd percentile.")
+    high: tuple[_Finite, ...] = Field(description="Value of each band at level 255, by default its 98th percentile.")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "BandScale":
+        if len(self.low) != len(self.high):
+            raise ValueError(f"low has {len(self.low)} values, high {len(self.high)}: one each per band")
+        if any(low >= high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"each high must be above its low, got {self.low} and {self.high}")
+        return self
 
 
 class ReadConfig(_Frozen):

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.image.scale import BandScale, eight_bits
+from pipeline.config import BandScale
+from pipeline.image.scale import eight_bits
 from pipeline.records import Int64
 
 SHARES = (0.02, 0.98)

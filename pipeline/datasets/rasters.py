@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from pipeline import classes
 from pipeline.classes import ClassMap
-from pipeline.config import RasterConfig
+from pipeline.config import BandScale, RasterConfig
 from pipeline.datasets.config import RASTERS as LAYOUT
 from pipeline.datasets.config import PrepareConfig
 from pipeline.datasets.layout import DatasetLayout, Labelled, ListedExample
@@ -32,7 +32,6 @@ from pipeline.errors import ConfigError, InputError, NothingThere, StorageError
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.header import Header, read_header
 from pipeline.geotiff.raster import Raster, Transform
-from pipeline.image.scale import BandScale
 from pipeline.records import Bool, UInt8, Window
 from pipeline.source.plan import RASTERS
 from pipeline.source.raster import RGB, NetworkBands, Ranges, RasterShard, describe

@@ -76,6 +76,8 @@ def source_of_run(run_url: Url, source: list[str] | None) -> SegmentConfig:
     url = run_url / folder.CONFIG
     with objects.naming_damage(url, hint="it names the images; export to png, hf or coco"):
         stored = yaml.safe_load(objects.read_bytes(url))
+        if "runtime" not in stored:  # the last group: YAML that ends early can still be YAML
+            raise ValueError("it ends before its last settings")
         settings = {name: stored[name] for name in _OF_THE_SOURCE if name in stored}
         settings |= {"source": source} if source else {}
         return SegmentConfig.model_validate({"checkpoint": "-", "output": run_url.raw} | settings)

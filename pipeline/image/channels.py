@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PilImage
 
-from pipeline.config import DecodeConfig
+from pipeline.config import BandScale, DecodeConfig
 from pipeline.errors import InputError
 from pipeline.image import tiff
 from pipeline.image.decode import decode_image
 from pipeline.image.headers import check_size, failure_cause, recognise_format
-from pipeline.image.scale import BandScale, eight_bits
+from pipeline.image.scale import eight_bits
 from pipeline.records import Bool, Image, UInt8
 
 RGB = ("red", "green", "blue")

@@ -4,35 +4,14 @@ In: samples of any type, and the values of each band at levels 0 and 255, which 
 training set. Out: uint8. A stretch by the values of one image would give each window of a raster another scale.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.config import BandScale
 from pipeline.errors import InputError
 from pipeline.records import UInt8
-
-Dtype = Literal["uint8", "uint16", "int16", "float32"]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class BandScale(BaseModel):
-    """Linear scale of each band: `low` becomes level 0, `high` level 255, values outside are clipped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dtype: Dtype = Field(description="Type of the samples of the training set; other types are refused.")
-    low: tuple[_Finite, ...] = Field(description="Value of each band at level 0, by default its 2nd percentile.")
-    high: tuple[_Finite, ...] = Field(description="Value of each band at level 255, by default its 98th percentile.")
-
-    @model_validator(mode="after")
-    def _ranges(self) -> "BandScale":
-        if len(self.low) != len(self.high):
-            raise ValueError(f"low has {len(self.low)} values, high {len(self.high)}: one each per band")
-        if any(low >= high for low, high in zip(self.low, self.high, strict=True)):
-            raise ValueError(f"each high must be above its low, got {self.low} and {self.high}")
-        return self
 
 
 def check_dtype(dtype: str, scale: BandScale | None) -> None:

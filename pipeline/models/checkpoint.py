@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.classes import ClassMap
-from pipeline.config import explain
+from pipeline.config import BandScale, explain
 from pipeline.errors import ConfigError, InputError
-from pipeline.image.scale import BandScale
 from pipeline.models import zoo
 from pipeline.models.network import BUILDERS_OWN, Network
 from pipeline.redact import redact

@@ -16,13 +16,13 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from pipeline.config import RasterConfig, SegmentConfig
+from pipeline.config import BandScale, RasterConfig, SegmentConfig
 from pipeline.errors import ConfigError, InputError, JobError, StorageError
 from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.georeference import check_crs, read_georeference
 from pipeline.geotiff.header import Header, has_all_blocks, read_header, read_text
 from pipeline.geotiff.raster import Raster
-from pipeline.image.scale import BandScale, check_dtype
+from pipeline.image.scale import check_dtype
 from pipeline.records import Failure, Window
 from pipeline.refine.engine import reach_px
 from pipeline.refine.window import with_halo

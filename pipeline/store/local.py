@@ -52,17 +52,17 @@ class LocalBackend(Backend):
 
     def put(self, path: str, data: bytes) -> None:
         """Write a temporary file beside `path`, then rename it."""
-        with _complete_file(path, [data]) as temporary:
+        with _complete_file(path, [data], f"{len(data)} bytes needed") as temporary:
             os.replace(temporary, path)
 
     def put_stream(self, url: Url, path: str, chunks: Iterable[bytes]) -> None:
         """Write a temporary file beside `path` chunk by chunk, then rename it."""
-        with _complete_file(path, chunks) as temporary:
+        with _complete_file(path, chunks, "the object is written as it is made") as temporary:
             os.replace(temporary, path)
 
     def create(self, path: str, data: bytes, writer: str) -> bool:
         """Link a complete temporary file to `path`; the link fails when the name is taken."""
-        with _complete_file(path, [data]) as temporary:
+        with _complete_file(path, [data], f"{len(data)} bytes needed") as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -97,25 +97,25 @@ def _from_stat(name: str, stat: os.stat_result) -> FileInfo:
 
 
 @contextmanager
-def _complete_file(path: str, chunks: Iterable[bytes]) -> Iterator[str]:
-    """Temporary file beside `path` with all chunks on disk; deleted at the end if it was not renamed."""
+def _complete_file(path: str, chunks: Iterable[bytes], size: str) -> Iterator[str]:
+    """Temporary file beside `path` with all chunks on disk; deleted at the end if it was not renamed.
+
+    `size` says in an error how much space is needed.
+    """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
-    temporary, written = f"{folder}/.tmp-{uuid.uuid4().hex}", 0
+    temporary = f"{folder}/.tmp-{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as file:
             for chunk in chunks:
                 file.write(chunk)
-                written += len(chunk)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
         _sync_folder(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(
-                f"no space left for {path}: {written} bytes were written", hint="free space and run again"
-            ) from error
+            raise StorageError(f"no space left for {path}: {size}", hint="free space and run again") from error
         raise
     finally:
         with suppress(FileNotFoundError):

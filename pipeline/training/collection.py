@@ -27,13 +27,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.classes import ClassMap
-from pipeline.config import ReadConfig, SegmentConfig
+from pipeline.config import BandScale, ReadConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, InputError, NothingThere, StorageError
 from pipeline.image import channels as bands
 from pipeline.image import labels
 from pipeline.image.encode import mask_png
 from pipeline.image.labels import Coding
-from pipeline.image.scale import BandScale
 from pipeline.records import Bool, Image, Int64, Item
 from pipeline.score.coverage import Coverage
 from pipeline.source.plan import plan_source, read_items

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tyro.conf import Suppress
 
-from pipeline.config import LabelsConfig, Scale
-from pipeline.image.scale import BandScale
+from pipeline.config import BandScale, LabelsConfig, Scale
 from pipeline.models.normalisation import IMAGENET
 from pipeline.store.url import Url
 

@@ -203,10 +203,12 @@ def refuse_changed_settings(cfg: TrainConfig) -> None:
     """
     url = cfg.output_url / "_run/config.yaml"
     try:
-        before = settings(TrainConfig.model_validate(yaml.safe_load(objects.read_bytes(url, max_bytes=1 << 20))))
+        stored = yaml.safe_load(objects.read_bytes(url, max_bytes=1 << 20))
+        before = settings(TrainConfig.model_validate(stored))
+        _ = stored["runtime"]  # the last group: YAML that ends early can still be YAML
     except FileNotFoundError:
         return
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValidationError, KeyError) as error:
         raise ConfigError(f"{url} is damaged", hint="set another --output") from error
     now = settings(cfg)
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]

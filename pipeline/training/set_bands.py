@@ -9,8 +9,8 @@ import logging
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config import BandScale
 from pipeline.errors import ConfigError
-from pipeline.image.scale import BandScale
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training.config import NetworkConfig, TrainConfig

@@ -13,7 +13,7 @@ import rasterio
 from PIL import Image as PilImage
 from rio_cogeo import cog_validate
 
-from pipeline.image.scale import BandScale
+from pipeline.config import BandScale
 from tests.support.checkpoints import small_checkpoint
 from tests.support.drivers import QUICK, Outcome, flags_for, forked, rows_of
 from tests.support.forked import ForkServer

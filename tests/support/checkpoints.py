@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.image.scale import BandScale
+from pipeline.config import BandScale
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.store.url import Url

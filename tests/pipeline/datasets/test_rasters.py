@@ -14,13 +14,14 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from pipeline.classes import load_class_map
+from pipeline.config import BandScale
 from pipeline.datasets import output, prepare, receipts
 from pipeline.datasets.config import PrepareConfig
 from pipeline.datasets.layout import ListedExample
 from pipeline.datasets.rasters import Rasters, open_layout
 from pipeline.errors import ConfigError
 from pipeline.image.channels import decode_channels
-from pipeline.image.scale import BandScale, eight_bits
+from pipeline.image.scale import eight_bits
 from pipeline.run.ledger import Ledger
 from pipeline.store.url import Url
 from tests.support.polygons import geojson

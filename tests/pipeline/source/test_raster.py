@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine, from_origin
 
-from pipeline.config import SegmentConfig
+from pipeline.config import BandScale, SegmentConfig
 from pipeline.errors import ConfigError, NothingThere
 from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.directory import Values, encode_directories
 from pipeline.geotiff.window import decode_window
-from pipeline.image.scale import BandScale
 from pipeline.source import raster
 from pipeline.source.plan import plan_source, read_items
 from pipeline.source.raster import NetworkBands, unpack

@@ -6,8 +6,8 @@ import pytest
 import rasterio
 from rasterio.windows import Window as RasterioWindow
 
+from pipeline.config import BandScale
 from pipeline.geotiff.window import decode_window
-from pipeline.image.scale import BandScale
 from pipeline.records import Item
 from pipeline.source import raster_windows
 from pipeline.source.plan import plan_source, read_items

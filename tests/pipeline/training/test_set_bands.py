@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import BandScale
 from pipeline.errors import ConfigError
-from pipeline.image.scale import BandScale
 from pipeline.training.config import NetworkConfig, TrainConfig
 from pipeline.training.set_bands import with_set_bands
 
