@@ -13,8 +13,8 @@ from pipeline.source.raster_survey import survey_rasters
 
 log = logging.getLogger(__name__)
 
-REFINE_S_PER_MPX = 0.9
-"""Seconds of one core per megapixel of raster that the default CRF takes, halo included: docs/benchmarks/rasters.md."""
+REFINE_S_PER_MPX = 2.4
+"""Seconds of one core per megapixel of raster for the default CRF with seven classes: docs/benchmarks/rasters.md."""
 FIRST_PROBLEMS = 3
 """Most problems of a source that `--plan` prints."""
 
