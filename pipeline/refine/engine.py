@@ -88,6 +88,12 @@ def network_answer(logits_khw: Float16, scored: Scored, window: Window) -> tuple
     return RefinedWindow(first, first, probs.max(axis=0), entropy(probs)), scores
 
 
+def sole_class(window: Window) -> RefinedWindow:
+    """Result of a window with one class: it has every pixel, with probability 1."""
+    labels = np.zeros((window.height, window.width), np.uint8)
+    return RefinedWindow(labels, labels, np.ones(labels.shape, np.float32), np.zeros(labels.shape, np.float32))
+
+
 class Marginals(Protocol):
     """Filter from pixels, full-size scores and a valid mask to probabilities (K, H, W); may raise DeadlinePassed."""
 

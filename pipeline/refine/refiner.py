@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.classes import ClassMap
 from pipeline.config import RefineConfig
 from pipeline.records import Float16, Image, PixelStats, Refinement, Scored, UInt8, Window
-from pipeline.refine.engine import RefinedWindow, WindowInput, make_engine, network_answer, reach_px
+from pipeline.refine.engine import RefinedWindow, WindowInput, make_engine, network_answer, reach_px, sole_class
 from pipeline.refine.window import inside, windows, with_halo
 
 
@@ -82,7 +82,9 @@ class Refiner:
         self, logits_khw: Float16, scored: Scored, window: Window, image: Image | None, deadline: float
     ) -> tuple[RefinedWindow, bool]:
         """Refined window, and whether all its iterations were done; the network's labels where one class is left."""
-        if self.engine is None or image is None or len(logits_khw) == 1:
+        if len(logits_khw) == 1:
+            return sole_class(window), True
+        if self.engine is None or image is None:
             return network_answer(logits_khw, scored, window)[0], True
         in_image = inside(Window(0, 0, image.height, image.width), window)
         valid = None if image.valid_hw is None else image.valid_hw[in_image]

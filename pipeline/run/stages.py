@@ -270,14 +270,15 @@ class RefineStage:
             with kill_process_after(job.cfg.runtime.item_timeout_s) as progress:
                 image = decode_item(item, job.cfg, job.bands) if item.data else None
                 truth_hw = self.judge.truth(scored) if self.judge else None
-                guide = None if image is None else guide_of(image, job.cfg, job.bands)
+                guide = image if image is None or self.refiner.engine is None else guide_of(image, job.cfg, job.bands)
                 refinement = self.refiner(scored, guide, core=core_of(item), progress=progress)
         except InputError as error:  # the image was decoded a stage ago: this node is out of memory
             return job.failed(item, read_failure(error))
         except LabelError as error:
             return job.failed(item, answers.label_failure(error))
         seconds = perf_counter() - started
-        seen = None if image is None else visible(without_halo(item, image), job.bands)
+        looked_at = self.judge is not None or encode.is_preview(item.key, job.preview_share)
+        seen = visible(without_halo(item, image), job.bands) if image is not None and looked_at else None
         row = replace(self._encode(scored, refinement, seen), seconds_refine=seconds)
         return row if self.judge is None or truth_hw is None else self.judge(row, truth_hw, refinement, seen)
 

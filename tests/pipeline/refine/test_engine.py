@@ -28,6 +28,7 @@ from pipeline.refine.engine import (
     network_answer,
     reach_px,
     resolve_engine,
+    sole_class,
     substitution,
     window_side_px,
 )
@@ -229,6 +230,15 @@ def test_without_the_native_engine_torch_takes_its_place_with_a_warning(monkeypa
     assert resolve_engine(RefineConfig(engine="none")).engine == "none"
     with pytest.raises(ConfigError, match="nobody built it"):
         make_engine(RefineConfig())
+
+
+def test_a_sole_class_is_answered_as_the_network_answers_it() -> None:
+    scored, _ = scene(37, 41, 1)
+    window = Window(3, 5, 30, 20)
+    ours, theirs = sole_class(window), network_answer(scored.logits_khw, scored, window)[0]
+    for name in ("labels_hw", "first_hw", "confidence_hw", "nats_hw"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        assert getattr(ours, name).dtype == getattr(theirs, name).dtype
 
 
 # ---------------------------------------------------------------- guide
