@@ -44,6 +44,6 @@ def test_of_several_runs_one_must_be_named(tmp_path: Path, caplog: pytest.LogCap
 def test_an_output_inside_the_source_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = Url(str(tmp_path / "out/run=0123456789ab"))
     write_run(url)
-    objects.put(url / "_run/config.yaml", json.dumps({"source": [str(tmp_path / "in")]}).encode())
+    objects.put(url / "_run/config.yaml", json.dumps({"source": [str(tmp_path / "in")], "runtime": {}}).encode())
     assert export.main([url.raw, "--to", "png", "--output", str(tmp_path / "in/masks")]) == 1
     assert "lies inside the source" in caplog.text
