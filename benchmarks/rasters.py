@@ -191,8 +191,9 @@ class StubInfer:
 
     def __call__(self, table: Any) -> Any:
         """ITEM_SCHEMA to SCORED_SCHEMA, row for row."""
-        scored = []
-        for item in items_from_table(table):
+        scored, items = [], items_from_table(table)
+        self.ledger.enter("infer", [item.key for item in items], "stub")
+        for item in items:
             image = decode_window(item.data)
             logits = np.zeros((1, -(-image.height // 4), -(-image.width // 4)), np.float16)
             one = Scored(item, image.height, image.width, logits_khw=logits, class_ids=(1,), stride=4)
