@@ -252,7 +252,7 @@ def busy_mask(height: int, width: int) -> UInt8:
 
 def described(height: int, width: int) -> Raster:
     """Description of a raster that nobody reads."""
-    return Raster("a.tif", "e", 1, height, width, "uint8", 4, 512, 512, True, (1, 2, 3, 4), CHANNELS, None, 0)
+    return Raster("a.tif", "e", 1, height, width, "uint8", 4, (1, 2, 3, 4), CHANNELS, None, 0)
 
 
 def assembly_of(height: int, width: int) -> Assembly:

@@ -58,16 +58,15 @@ def evaluate(args: EvaluateArguments) -> int:
     from pipeline.evaluate import inputs, output, setting
     from pipeline.evaluate.evaluation import read_evaluation
     from pipeline.source.plan import plan_source
-    from pipeline.source.raster import NetworkBands
-    from pipeline.source.truth import label_notes
+    from pipeline.source.truth import label_notes, raster_labels
 
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     cfg = inputs.complete_config(args.cfg)
     preflight.check_reachable([Url(cfg.history)] if cfg.history else [])
     preflight.check_apart([Url(source) for source in cfg.source], Url(cfg.output))
     card = inputs.card_of_settings(cfg)
-    plan = plan_source(cfg, NetworkBands(card.channels, card.scale)) if card else plan_source(cfg)
-    labels = inputs.raster_labels(cfg, load_class_map(cfg.classes) if cfg.classes else card.classes) if card else None
+    plan = plan_source(cfg, runs.network_bands(card))
+    labels = raster_labels(cfg, load_class_map(cfg.classes) if cfg.classes else card.classes) if card else None
     for note in label_notes(labels) if labels else ():
         log.warning("%s", note)
     digest, identified = inputs.data_digest(plan, cfg), {}

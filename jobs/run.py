@@ -31,10 +31,9 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
-from pipeline.evaluate import inputs
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.records import Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
@@ -46,6 +45,7 @@ from pipeline.run.stages import Job
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan, changed
 from pipeline.source.raster import RGB, NetworkBands, check_band_names
+from pipeline.source.truth import raster_labels
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
@@ -94,6 +94,11 @@ class Run:
     """Refine engine in place of the configured one, and why; None when the configured one is there."""
     older_urls: tuple[Url, ...] = ()
     """Folders that earlier code versions give the same command, the latest first."""
+
+    @property
+    def bands(self) -> NetworkBands:
+        """Bands that the run reads of each image; see `network_bands`."""
+        return network_bands(self.model.card if self.model else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,14 +370,14 @@ def stage_job(run: Run, plan: Plan) -> Job:
         preview_share=min(1.0, run.cfg.runtime.previews / max(images, 1)),
         judge=run.judge,
         masks=run.masks,
-        bands=network_bands(run),
-        truth=inputs.raster_labels(run.cfg, run.classes) if run.judge else None,
+        bands=run.bands,
+        truth=raster_labels(run.cfg, run.classes) if run.judge else None,
     )
 
 
-def network_bands(run: Run) -> NetworkBands:
-    """Bands that the checkpoint takes; red, green and blue where existing masks are scored."""
-    return NetworkBands(run.model.card.channels, run.model.card.scale) if run.model else RGB
+def network_bands(card: Card | None) -> NetworkBands:
+    """Bands that a checkpoint takes; red, green and blue without one, where existing masks are scored."""
+    return NetworkBands(card.channels, card.scale) if card else RGB
 
 
 def log_stages(progress: RunProgress) -> None:

@@ -53,7 +53,7 @@ def segment_collection(args: SegmentArguments) -> int:
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     identified = run.identify(args.cfg)
     preflight.check_apart([Url(source) for source in args.cfg.source], Url(args.cfg.output))
-    plan = plan_source(args.cfg, run.network_bands(identified))
+    plan = plan_source(args.cfg, identified.bands)
     if args.plan:
         return summary.print_plan(identified, plan)
     return summary.print_outcome(identified, run.carry_out(identified, plan))

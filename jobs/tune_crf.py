@@ -50,7 +50,6 @@ def tune(cfg: TuneConfig) -> int:
     from jobs import run as runs
     from pipeline.image.labels import label_coding
     from pipeline.infer import segmenter
-    from pipeline.models import checkpoint
     from pipeline.refine.engine import resolve_engine
     from pipeline.run import workers
     from pipeline.source.plan import plan_source
@@ -61,7 +60,7 @@ def tune(cfg: TuneConfig) -> int:
     cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})  # native or torch
     grid = inputs.first_grid(cfg)
     run = runs.identify(inputs.segment_config(cfg, grid))
-    inputs.check_bands(checkpoint.load_card(cfg.checkpoint))
+    inputs.check_bands(run.model.card)
     preflight.check_apart([Url(cfg.images), Url(cfg.labels)], cfg.output_url)
     plan = plan_source(run.cfg)
     label_urls, coding = inputs.find_labels(cfg, plan), label_coding(cfg)

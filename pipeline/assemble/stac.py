@@ -8,7 +8,7 @@ without georeferencing has an item without a geometry, which says why.
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from math import copysign, isfinite, sqrt
+from math import copysign, isfinite
 from typing import Any
 
 from pipeline.assemble.join import JoinedMask
@@ -16,7 +16,7 @@ from pipeline.assemble.plan import Assembly
 from pipeline.classes import ClassMap
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.pyramid import NODATA
-from pipeline.geotiff.raster import Raster, Transform
+from pipeline.geotiff.raster import Raster, pixel_edge
 from pipeline.redact import redact
 from pipeline.store.url import Url
 
@@ -132,12 +132,6 @@ def _mask_asset(assembly: Assembly, joined: JoinedMask, classes: ClassMap, run_u
         "title": f"Classes of {run_url.name}",
         "bands": [band],
     }
-
-
-def pixel_edge(transform: Transform) -> float:
-    """Edge of a square of a pixel's area, in units of the coordinate system: rotated pixels have no width in x."""
-    a, b, _, d, e, _ = transform
-    return sqrt(abs(a * e - b * d))
 
 
 Point = tuple[float, float]

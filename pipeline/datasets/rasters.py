@@ -31,7 +31,7 @@ from pipeline.datasets.prepare import windows_of
 from pipeline.errors import ConfigError, InputError, NothingThere, StorageError
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.header import Header, read_header
-from pipeline.geotiff.raster import Raster, Transform
+from pipeline.geotiff.raster import Raster, Transform, pixel_edge
 from pipeline.records import Bool, UInt8, Window
 from pipeline.source.plan import RASTERS
 from pipeline.source.raster import RGB, NetworkBands, Ranges, RasterShard, describe
@@ -46,7 +46,7 @@ TRAIN, VALIDATION = "train", "val"
 
 
 @dataclass(frozen=True)
-class Blocks:
+class GroundBlocks:
     """Division of the ground into blocks, and the split of each."""
 
     crs_wkt: str | None
@@ -98,7 +98,7 @@ class Rasters(DatasetLayout):
     """Keys are `<split>/<path>#<y>,<x>`."""
 
     labels: RasterLabels = field(kw_only=True)
-    blocks: Blocks = field(kw_only=True)
+    blocks: GroundBlocks = field(kw_only=True)
     raster: RasterConfig = field(kw_only=True)
     channels: tuple[str, ...] = field(kw_only=True)
     """Names of the bands of the chips."""
@@ -183,7 +183,8 @@ class Rasters(DatasetLayout):
 
 @lru_cache(maxsize=4)
 def _opened(url: Url, file: FileInfo, cfg: RasterConfig, bands: NetworkBands) -> tuple[Raster, Header]:
-    return describe(url, file, cfg, bands)[0], read_header(Ranges(url, file.etag, file.size))
+    raster, header, _ = describe(url, file, cfg, bands)
+    return raster, header
 
 
 def _affine(transform: Transform | None) -> Any:
@@ -266,13 +267,11 @@ def _channels(header: Header, cfg: RasterConfig) -> tuple[str, ...]:
     )
 
 
-def _blocks(raster: Raster, cfg: PrepareConfig) -> Blocks:
-    pixel = 1.0
-    if raster.transform is not None and raster.crs_wkt is not None:
-        a, b, _, d, e, _ = raster.transform
-        pixel = math.sqrt(abs(a * e - b * d))
+def _blocks(raster: Raster, cfg: PrepareConfig) -> GroundBlocks:
+    placed = raster.transform is not None and raster.crs_wkt is not None
+    pixel = pixel_edge(raster.transform) if raster.transform and placed else 1.0
     side = cfg.raster.block_chips * (cfg.cut_px or 0) * pixel
-    return Blocks(raster.crs_wkt, side, cfg.raster.val_share, cfg.raster.split_seed)
+    return GroundBlocks(raster.crs_wkt, side, cfg.raster.val_share, cfg.raster.split_seed)
 
 
 def encode_chip(

@@ -7,7 +7,7 @@ import hashlib
 import json
 
 from pipeline.classes import ClassMap
-from pipeline.config import EvaluateConfig, SegmentConfig
+from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, NothingThere
 from pipeline.evaluate import gate, scoring
 from pipeline.evaluate.history import LAST_GOOD
@@ -16,7 +16,6 @@ from pipeline.image.labels import label_coding
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card
 from pipeline.source.plan import Plan, plan_source
-from pipeline.source.truth import RasterLabels, find_labels
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -108,13 +107,6 @@ def card_of_settings(cfg: EvaluateConfig) -> Card | None:
         if (card.channels, card.scale, card.classes) != (first.channels, first.scale, first.classes):
             raise ConfigError(f"{name} has other bands, scale or classes than {next(iter(cards))}: evaluate it alone")
     return first
-
-
-def raster_labels(cfg: SegmentConfig, classes: ClassMap) -> RasterLabels | None:
-    """Labels of rasters at `read.labels`; None for other sources. Raises ConfigError as `find_labels`."""
-    if cfg.read.kind != "raster" or cfg.read.labels is None:
-        return None
-    return find_labels(cfg.read.labels, field=cfg.read.label_field, classes=classes)
 
 
 def data_digest(plan: Plan, cfg: EvaluateConfig) -> str:

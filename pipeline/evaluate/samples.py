@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError, LabelError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.inputs import raster_labels
 from pipeline.geotiff.window import decode_window
 from pipeline.image.decode import decode_image
 from pipeline.image.encode import read_mask_png
@@ -21,6 +20,7 @@ from pipeline.run.masks import PartMasks
 from pipeline.run.pixels import without_halo
 from pipeline.score import answers
 from pipeline.source.plan import Plan, read_items
+from pipeline.source.truth import raster_labels
 
 
 def reread(evaluation: Evaluation, keys: Set[str], planned: Plan, cfg: EvaluateConfig) -> Iterator[Sample]:

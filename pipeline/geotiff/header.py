@@ -153,7 +153,7 @@ def read_text(header: Header, tag: int) -> str | None:
     return _text(header.directories, header.fields, tag)
 
 
-def has_all_blocks(header: Header, size: int) -> None:
+def check_blocks(header: Header, size: int) -> None:
     """Check that every block of the first page and its mask ends within a file of `size` bytes.
 
     Raises:

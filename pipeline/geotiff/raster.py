@@ -6,10 +6,17 @@ size, type and bands, nodata value, and the tags of its georeferencing, which ar
 
 import base64
 from dataclasses import asdict, dataclass
+from math import sqrt
 from typing import Any
 
 Transform = tuple[float, float, float, float, float, float]
 """a, b, c, d, e, f: x = a column + b row + c, y = d column + e row + f, of the upper left corner of a pixel."""
+
+
+def pixel_edge(transform: Transform) -> float:
+    """Edge of a square of a pixel's area, in units of the coordinate system: rotated pixels have no width in x."""
+    a, b, _, d, e, _ = transform
+    return sqrt(abs(a * e - b * d))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +46,6 @@ class Raster:
     """Type of the samples: `uint8`, `uint16`, `int16` or `float32`."""
     count: int
     """Number of bands in the file, an alpha included."""
-    block_height: int
-    """Rows of a tile, or of a strip."""
-    block_width: int
-    """Columns of a tile; the width of the raster for strips."""
-    tiled: bool
     bands: tuple[int, ...]
     """Number in the file, from 1, of each input band of the network."""
     channels: tuple[str, ...]

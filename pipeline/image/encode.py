@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -44,13 +45,8 @@ def segmented_row(
         (None, None) if image is None else encode_previews(image, refinement.confidence_hw)
     )
     png = mask_png(refinement.mask_hw, classes)
-    return Row(
-        key=item.key,
-        status="ok",
-        shard=item.shard,
-        source_etag=item.etag,
-        model_fp=model_fp,
-        config_fp=config_fp,
+    return replace(
+        _row(item, "ok", model_fp, config_fp),
         height=refinement.mask_hw.shape[0],
         width=refinement.mask_hw.shape[1],
         window_y=item.window.y if item.window else 0,
@@ -68,11 +64,9 @@ def segmented_row(
         changed_share=stats.mean(stats.changed_pixels),
         active_classes=refinement.active_classes,
         pruned_mass=scored.pruned_mass,
-        seconds_read=item.seconds_read,
         seconds_decode=scored.seconds_decode,
         seconds_infer=scored.seconds_infer,
         seconds_encode=perf_counter() - started,
-        shard_rows=item.shard_rows,
         preview_image=preview_image,
         preview_confidence=preview_confidence,
     )
@@ -83,63 +77,50 @@ def empty_row(scored: Scored, *, classes: ClassMap, model_fp: str, config_fp: st
     item, window = scored.item, scored.item.window
     if window is None:
         raise ValueError(f"{item.key} is no window of a raster")
-    return Row(
-        key=item.key,
-        status="ok",
-        shard=item.shard,
-        source_etag=item.etag,
-        model_fp=model_fp,
-        config_fp=config_fp,
-        height=window.height,
-        width=window.width,
-        window_y=window.y,
-        window_x=window.x,
+    return replace(
+        _row(item, "ok", model_fp, config_fp),
         inference=scored.inference,
         class_pixels=[0] * len(classes),
         nodata_pixels=window.height * window.width,
         classes_present=[],
-        seconds_read=item.seconds_read,
         seconds_decode=scored.seconds_decode,
-        shard_rows=item.shard_rows,
     )
 
 
 def scored_row(item: Item, mask: bytes, mask_hw: UInt8, judgement: Judgement, *, model_fp: str, config_fp: str) -> Row:
     """Row of a mask that another program made: the columns about a network stay empty."""
     pixels = np.bincount(mask_hw.ravel(), minlength=256)[: len(judgement.counts)]
-    return Row(
-        key=item.key,
-        status="ok",
-        shard=item.shard,
-        source_etag=item.etag,
-        model_fp=model_fp,
-        config_fp=config_fp,
+    return replace(
+        _row(item, "ok", model_fp, config_fp),
         height=mask_hw.shape[0],
         width=mask_hw.shape[1],
         mask=mask,
         class_pixels=pixels.tolist(),
         classes_present=np.flatnonzero(pixels).tolist(),
         judgements=[judgement],
-        seconds_read=item.seconds_read,
-        shard_rows=item.shard_rows,
     )
 
 
 def failed_row(item: Item, failure: Failure, *, model_fp: str, config_fp: str) -> Row:
     """Row of a work item without a mask."""
+    row = _row(item, "failed", model_fp, config_fp)
+    return replace(row, error_code=failure.code, error_detail=failure.detail)
+
+
+def _row(item: Item, status: str, model_fp: str, config_fp: str) -> Row:
+    """Row of what is known before an item is decoded: its name, its shard, and the place of a window in its raster."""
+    window = item.window
     return Row(
         key=item.key,
-        status="failed",
+        status=status,
         shard=item.shard,
         source_etag=item.etag,
         model_fp=model_fp,
         config_fp=config_fp,
-        error_code=failure.code,
-        error_detail=failure.detail,
-        height=item.window.height if item.window else None,
-        width=item.window.width if item.window else None,
-        window_y=item.window.y if item.window else None,
-        window_x=item.window.x if item.window else None,
+        height=window.height if window else None,
+        width=window.width if window else None,
+        window_y=window.y if window else None,
+        window_x=window.x if window else None,
         seconds_read=item.seconds_read,
         shard_rows=item.shard_rows,
     )

@@ -9,9 +9,7 @@ import numpy as np
 
 from pipeline.config import SegmentConfig
 from pipeline.geotiff.window import decode_window
-from pipeline.image.channels import RGB as RGB_NAMES
 from pipeline.image.channels import decode_channels, visible_rgb
-from pipeline.image.decode import decode_image
 from pipeline.records import Image, Item, Window
 from pipeline.refine.engine import guide_bands
 from pipeline.refine.window import inside
@@ -22,12 +20,10 @@ def decode_item(item: Item, cfg: SegmentConfig, bands: NetworkBands) -> Image:
     """Decode the image of an item, or the window of a raster with its halo.
 
     Raises:
-        InputError: as `decode_image` or `decode_channels`; a window was decoded where it was read.
+        InputError: as `decode_channels`; a window was decoded where it was read.
     """
     if item.outer is not None:
         return decode_window(item.data)
-    if bands.channels == RGB_NAMES and bands.scale is None and not cfg.raster.bands:
-        return decode_image(item.data, cfg.decode)
     return decode_channels(item.data, bands.channels, cfg.decode, scale=bands.scale, numbers=cfg.raster.numbers)
 
 

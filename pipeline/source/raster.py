@@ -20,8 +20,9 @@ from pipeline.config import BandScale, RasterConfig, SegmentConfig
 from pipeline.errors import ConfigError, InputError, JobError, StorageError
 from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.georeference import check_crs, read_georeference
-from pipeline.geotiff.header import Header, has_all_blocks, read_header, read_text
+from pipeline.geotiff.header import Header, check_blocks, read_header, read_text
 from pipeline.geotiff.raster import Raster
+from pipeline.image.channels import RGB as RGB_NAMES
 from pipeline.image.scale import check_dtype
 from pipeline.records import Failure, Window
 from pipeline.refine.engine import reach_px
@@ -35,7 +36,6 @@ SQUARE = 8
 """Windows per side of a square: neighbours share tiles, so a reader fetches most tiles of a square once."""
 ALIGN_PX = 32
 """Halos are multiples of this, so that corners of network tiles are: see `infer.tile`."""
-MAX_CHANNELS = 16
 _BUFFERED = 4 * 2048**2
 """Samples of a window up to which a shard is a whole square; above, its sides are halved: a reader buffers a row."""
 _HEADER_BLOCK = 2**16
@@ -53,7 +53,7 @@ class NetworkBands:
     """Scale of the checkpoint's card; None for 8 bits as they are and 16 bits divided by 257."""
 
 
-RGB = NetworkBands(("red", "green", "blue"))
+RGB = NetworkBands(RGB_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def raster_shards(
     """
     url = Url(root) / file.path
     try:
-        raster, notes = describe(url, file, cfg.raster, bands)
+        raster, _, notes = describe(url, file, cfg.raster, bands)
     except (InputError, FileNotFoundError, StorageError) as error:
         failure: Failure | None = read_failure(error)
     except JobError:  # a missing package, for all rasters alike
@@ -176,11 +176,11 @@ def raster_shards(
 
 def describe(
     url: Url, file: FileInfo, cfg: RasterConfig, bands: NetworkBands, *, indices: bool = False
-) -> tuple[Raster, list[str]]:
-    """Description of a raster from its header, and warnings; `indices` as in `read_header`.
+) -> tuple[Raster, Header, list[str]]:
+    """Description of a raster, the header that it is from, and warnings; `indices` as in `read_header`.
 
     Raises:
-        InputError: it cannot be read; see `read_header`, `has_all_blocks`, `choose_bands` and `check_dtype`;
+        InputError: it cannot be read; see `read_header`, `check_blocks`, `choose_bands` and `check_dtype`;
             `too_many_pixels` above `cfg.max_gpx`.
     """
     if not file.size:
@@ -192,7 +192,7 @@ def describe(
         raise InputError("too_many_pixels", detail, hint="raise --raster.max-gpx")
     check_dtype(header.dtype, bands.scale)
     numbers, alpha = choose_bands(header, cfg, bands.channels)
-    has_all_blocks(header, file.size)
+    check_blocks(header, file.size)
     nodata, notes = _nodata(header, cfg)
     geo = read_georeference(header, cfg.crs)
     if geo.transform is None:
@@ -205,9 +205,6 @@ def describe(
         width=blocks.width,
         dtype=header.dtype,
         count=header.count,
-        block_height=blocks.block_height,
-        block_width=blocks.block_width,
-        tiled=blocks.tiled,
         bands=numbers,
         channels=bands.channels,
         alpha=alpha,
@@ -218,7 +215,7 @@ def describe(
         epsg=geo.epsg,
         datetime=_datetime(read_text(header, tiff.DATETIME)),
     )
-    return raster, notes
+    return raster, header, notes
 
 
 def choose_bands(header: Header, cfg: RasterConfig, channels: tuple[str, ...]) -> tuple[tuple[int, ...], int | None]:

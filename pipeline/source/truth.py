@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.classes import ClassMap
-from pipeline.config import RasterConfig
+from pipeline.config import RasterConfig, SegmentConfig
 from pipeline.errors import ConfigError, LabelError, NothingThere
 from pipeline.geotiff.decode import load_rasterio
-from pipeline.geotiff.header import Header, read_header
+from pipeline.geotiff.header import Header
 from pipeline.geotiff.polygons import SUFFIXES, PixelPolygons, Polygons, read_polygons
 from pipeline.geotiff.raster import Raster
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8, Window
-from pipeline.source.raster import NetworkBands, Ranges, RasterShard, describe
+from pipeline.source.raster import NetworkBands, RasterShard, describe
 from pipeline.source.raster_windows import read_stored
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
@@ -98,6 +98,13 @@ def find_labels(place: str, *, field: str | None, classes: ClassMap, unlabelled:
     return labels
 
 
+def raster_labels(cfg: SegmentConfig, classes: ClassMap) -> RasterLabels | None:
+    """Labels of rasters at `read.labels`; None for other sources. Raises ConfigError as `find_labels`."""
+    if cfg.read.kind != "raster" or cfg.read.labels is None:
+        return None
+    return find_labels(cfg.read.labels, field=cfg.read.label_field, classes=classes)
+
+
 def label_notes(labels: RasterLabels) -> list[str]:
     """What people should know of files of polygons; reads them. Raises ConfigError as `read_polygons`."""
     return [note for url, etag in labels.files for note in _polygons(url, etag, labels.field, labels.classes).notes]
@@ -141,12 +148,12 @@ def _label_raster(place: str, raster: Raster) -> tuple[Raster, Header]:
     except FileNotFoundError as error:
         raise LabelError(f"{raster.path} has no label raster {url}", code="label_missing") from error
     file = FileInfo(raster.path, info.size, info.etag)
-    label, _ = describe(url, file, RasterConfig(), NetworkBands(("label",)), indices=True)
+    label, header, _ = describe(url, file, RasterConfig(), NetworkBands(("label",)), indices=True)
     if differences := grid_differences(raster, label):
         raise LabelError(
             f"the label raster {raster.path} is on another grid: {'; '.join(differences)}", code="label_size"
         )
-    return label, read_header(Ranges(url, info.etag, info.size), indices=True)
+    return label, header
 
 
 def grid_differences(raster: Raster, label: Raster) -> list[str]:

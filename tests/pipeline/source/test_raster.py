@@ -77,9 +77,6 @@ def test_cores_cover_a_raster_exactly_once_and_shards_lie_in_squares(height, wid
         width,
         "uint8",
         bands,
-        512,
-        512,
-        True,
         tuple(range(1, bands + 1)),
         ("x",) * bands,
         None,
@@ -397,7 +394,7 @@ def failures(source: Path) -> list:
 def test_an_error_that_nobody_foresaw_fails_one_raster_alone(tmp_path, monkeypatch) -> None:
     for name in ("a.tif", "b.tif"):
         write_raster(tmp_path / name, values(60, 60, 3))
-    checked = raster.has_all_blocks
+    checked = raster.check_blocks
 
     def odd(header, size):
         if not seen:
@@ -406,7 +403,7 @@ def test_an_error_that_nobody_foresaw_fails_one_raster_alone(tmp_path, monkeypat
         checked(header, size)
 
     seen: list[int] = []
-    monkeypatch.setattr(raster, "has_all_blocks", odd)
+    monkeypatch.setattr(raster, "check_blocks", odd)
     items = failures(tmp_path)
     assert sorted(item.failure.code if item.failure else "ok" for _, item in items) == ["corrupt", "ok"]
 

@@ -31,7 +31,7 @@ def raster(tmp_path: Path) -> Raster:
     pixels[:, :120, :300] = 0
     path = write_raster(tmp_path / "rasters/deep/a.tif", pixels, nodata=0)
     url = Url(str(path))
-    raster, _ = describe(url, objects.info(url), RasterConfig(), RGB)
+    raster, _, _ = describe(url, objects.info(url), RasterConfig(), RGB)
     return Raster.from_json(raster.to_json() | {"path": "deep/a.tif"})
 
 
