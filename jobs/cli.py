@@ -33,6 +33,8 @@ JOBS = {
     "tune-crf": Command("jobs.tune_crf", "Search the parameters of the dense CRF on labelled images"),
     "inspect": Command("jobs.inspect_run", "Show, follow, verify or clean runs; list and retry failed images"),
     "assemble": Command("jobs.assemble", "Join the masks of a run over rasters to COGs"),
+    "polygons": Command("jobs.polygons", "Write the masks of rasters as polygons, GeoParquet"),
+    "zones": Command("jobs.zones", "Count classes in zones: hectares, confidence, NDVI"),
     "export": Command("jobs.export", "Write masks as PNG, COCO, GeoTIFF, Hugging Face data set"),
     "models": Command("jobs.models", "List the networks: size, speed here, published mIoU"),
     "compare": Command("jobs.compare_models", "Measure networks side by side: size, speed, mIoU"),

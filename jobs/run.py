@@ -27,7 +27,9 @@ from infra.nodes import check_nodes
 from infra.progress import Reporter
 from jobs import command_line
 from jobs.assembly import Assembled, assemble_run
+from jobs.from_masks import Made, OpenedMasks, make, without_holes
 from pipeline import classes
+from pipeline.assemble.masks import RunMasks
 from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
@@ -114,6 +116,8 @@ class RunOutcome:
     """Files of the source that are no input, by suffix; see `Plan.ignored`."""
     assembled: Assembled | None = None
     """Joined masks of rasters; None for other sources."""
+    made: Made | None = None
+    """Polygons and zones of rasters; None for other sources, and where none are asked for."""
 
 
 def identify(cfg: SegmentConfig) -> Run:
@@ -189,11 +193,11 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
     if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
         refuse_no_images(run, finished)
         log.info("nothing to do: every row of this run is committed")
-        assembled = None
-        if cfg.raster.holes and cfg.read.kind == "raster":
+        assembled, made = None, None
+        if cfg.read.kind == "raster" and (cfg.raster.holes or cfg.polygons.min_ha is not None or cfg.zones.file):
             with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
-                assembled = assemble_rasters(run)
-        return RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled)
+                assembled, made = assemble_rasters(run), make_from_masks(run)
+        return RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled, made)
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
@@ -205,8 +209,8 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
                 run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
             )
             refuse_no_images(run, closed)
-            assembled = assemble_rasters(run)
-        outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, assembled)
+            assembled, made = assemble_rasters(run), make_from_masks(run)
+        outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, assembled, made)
         if run.model:
             write_report(run, outcome)
         manifest.mark_finished(run.url)
@@ -219,6 +223,16 @@ def assemble_rasters(run: Run) -> Assembled | None:
         return None
     facts = {"atrous:run": run.fingerprint[:12], "atrous:model": run.sha256[:12]}
     return assemble_run(run.url, run.classes, holes=run.cfg.raster.holes, facts=facts)
+
+
+def make_from_masks(run: Run) -> Made | None:
+    """Write the polygons and the statistics of zones that a run over rasters asks for; None where it asks for none."""
+    cfg = run.cfg
+    if cfg.read.kind != "raster" or run.judge is not None or (cfg.polygons.min_ha is None and cfg.zones.file is None):
+        return None
+    masks = RunMasks(run.url)
+    assemblies, _ = without_holes(masks.assemblies(), holes=cfg.raster.holes)
+    return make(OpenedMasks(masks, assemblies, run.classes, {}), cfg.polygons, cfg.zones)
 
 
 def _warn_of_older_run(run: Run) -> None:

@@ -108,6 +108,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "images_per_s": round(rows_now / wall_s, 2),
             "bytes_between_stages": sum(outcome.progress.bytes_out.values()),
             **(outcome.assembled.facts() if outcome.assembled else {}),
+            **(outcome.made.facts() if outcome.made else {}),
             "report": str(report_url),
             "exit_status": status,
         }

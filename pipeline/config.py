@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
+import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
@@ -26,6 +27,8 @@ LabelValue = Annotated[int, Field(ge=0, le=65535)]
 Width = Annotated[float, Field(gt=0, le=1000)]
 BandNumber = Annotated[str, Field(pattern=r"^[^=]+=[1-9][0-9]{0,2}$")]
 """Band of a checkpoint and its number in a file: `nir=4`."""
+OTHER_FLAGS = {"zones.file": "--zones"}
+"""Flags that have not the name of their setting."""
 Dtype = Literal["uint8", "uint16", "int16", "float32"]
 """Types of samples that are read."""
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -241,6 +244,36 @@ class RefineConfig(_Frozen):
         return self
 
 
+class PolygonsConfig(_Frozen):
+    """Polygons of the masks of rasters; outside the fingerprint, since they change no mask."""
+
+    min_ha: float | None = Field(
+        None,
+        ge=0,
+        description="Write polygons/<path>.parquet, without polygons below this area, hectares; 0 keeps all.",
+    )
+    simplify_px: float = Field(
+        0.0,
+        ge=0,
+        le=64,
+        description="Tolerance of simplification, pixels; borders stay shared. 0: every corner of pixels.",
+    )
+
+
+class ZonesConfig(_Frozen):
+    """Statistics of zones (fields, parcels) of rasters; outside the fingerprint, since they change no mask."""
+
+    file: Annotated[str | None, tyro.conf.arg(name=OTHER_FLAGS["zones.file"].strip("-"), prefix_name=False)] = Field(
+        None, description="Polygons of zones: GeoParquet, GeoPackage, GeoJSON or Shapefile; writes zones.parquet."
+    )
+    id: str | None = Field(
+        None, description="Attribute that names each zone; unset: their numbers in the file, from 1."
+    )
+    bands: bool = Field(
+        True, description="Means of the bands and NDVI per class: reads the rasters again where zones are."
+    )
+
+
 class RuntimeConfig(_Frozen):
     """Workers, commits and progress: settings that cannot change a mask, outside the fingerprint."""
 
@@ -293,6 +326,8 @@ class SegmentConfig(_Frozen):
     tile: TileConfig = Field(TileConfig(), description="Tiling.")
     infer: InferConfig = Field(InferConfig(), description="Network.")
     refine: RefineConfig = Field(RefineConfig(), description="Refinement.")
+    polygons: PolygonsConfig = Field(PolygonsConfig(), description="Polygons of rasters.")
+    zones: ZonesConfig = Field(ZonesConfig(), description="Zones of rasters.")
     runtime: RuntimeConfig = Field(RuntimeConfig(), description="Workers, progress, commits.")
 
     @field_validator("source", mode="before")
@@ -421,6 +456,12 @@ class EvaluateConfig(SegmentConfig):
     history: str | None = Field(None, description="Folder of past evaluations; this one is added.")
     baseline: str | None = Field(None, description="Baseline to compare with: last-good, URL of a run, or checkpoint.")
     gates: str | None = Field(None, description="YAML file of tolerances and floors; unset: intervals only.")
+
+    @model_validator(mode="after")
+    def _writes_nothing_of_masks(self) -> Self:
+        if self.polygons.min_ha is not None or self.zones.file is not None:
+            raise ValueError("an evaluation writes neither polygons nor zones: `atrous segment` does")
+        return self
 
     def named(self) -> "dict[str, EvaluateConfig]":
         """Full config of each setting, by name; the single name `default` without settings."""

@@ -15,10 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 UInt8 = npt.NDArray[np.uint8]
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+"""Class ids: of masks uint8; pairs of them, before and after, uint16."""
 Bool = npt.NDArray[np.bool_]
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
@@ -324,6 +327,11 @@ class Row:
     """Time spent encoding the mask, seconds."""
     shard_rows: int | None = None
     """Number of rows in the shard, set on its last row; null on every other row."""
+    confidence_map: bytes | None = None
+    """Grey PNG with a pixel for each 4x4 pixels of the mask of a window: mean over the valid ones of the largest
+    probability the network gave, 1 to 255; 0 without a valid pixel. Null for images, and in parts of older versions."""
+    changed_map: bytes | None = None
+    """PNG of 1 bit of a window: the pixels whose class the refiner changed. Null where `confidence_map` is."""
     preview_image: bytes | None = None
     """JPEG of the image for the report, longest side at most 2048 pixels; set on a seeded sample of rows."""
     preview_confidence: bytes | None = None
@@ -409,6 +417,8 @@ ROW_SCHEMA = pa.schema(
         pa.field("seconds_refine", pa.float32(), nullable=False),
         pa.field("seconds_encode", pa.float32(), nullable=False),
         ("shard_rows", pa.int64()),
+        ("confidence_map", pa.binary()),
+        ("changed_map", pa.binary()),
         ("preview_image", pa.binary()),
         ("preview_confidence", pa.binary()),
     ]

@@ -33,6 +33,8 @@ COMMAND_WIDTH = 100
 """Characters per line of the printed help."""
 COMMANDS = {
     "inspect": "jobs.inspect_run",
+    "polygons": "jobs.polygons",
+    "zones": "jobs.zones",
     "export": "jobs.export",
     "import": "jobs.import_checkpoint",
     "models": "jobs.models",
@@ -110,7 +112,10 @@ def setting_rows(model: type[BaseModel], prefix: str = "") -> list[tuple[str, st
 
 def as_flag(name: str) -> str:
     """A setting as the command line takes it; of those that it cannot, the key of a file."""
-    return f"`{name}` in a file" if name in IN_A_FILE else f"`--{name.replace('_', '-')}`"
+    from pipeline.config import OTHER_FLAGS  # noqa: PLC0415
+
+    flag = OTHER_FLAGS.get(name, f"--{name.replace('_', '-')}")
+    return f"`{name}` in a file" if name in IN_A_FILE else f"`{flag}`"
 
 
 def setting_tables(model: type[BaseModel], prefix: str = "", level: int = 2) -> Iterator[str]:

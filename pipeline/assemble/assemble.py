@@ -7,15 +7,14 @@ the same bytes; an item is written last, so what has one is finished.
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pipeline.assemble.join import join_mask
-from pipeline.assemble.plan import BLOCKS, SQUARE_PX, Assembly, failed_windows, plan_assemblies, read_shards
+from pipeline.assemble.masks import RunMasks
+from pipeline.assemble.plan import BLOCKS, SQUARE_PX, Assembly
 from pipeline.assemble.squares import Square, write_squares
 from pipeline.assemble.stac import make_item
 from pipeline.classes import ClassMap
-from pipeline.errors import NothingThere
-from pipeline.run import manifest, parts
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -49,11 +48,8 @@ def plan_work(run_url: Url, *, holes: bool) -> Todo:
     Raises:
         ConfigError: the run is none of rasters.
     """
-    footers = manifest.read_footers(run_url)
-    failed = failed_windows(key for key, _, _ in manifest.read_failures(run_url)) if parts.failed_of(footers) else {}
     todo = Todo()
-    planned = plan_assemblies(read_shards(run_url), footers)
-    assemblies = [replace(one, failed=failed.get(one.uri, 0)) for one in planned]
+    assemblies = RunMasks(run_url).assemblies()
     for assembly, done in zip(assemblies, _done(run_url, assemblies), strict=True):
         if assembly.holes and not holes:
             todo.with_holes[assembly.uri] = assembly.holes
@@ -66,7 +62,7 @@ def plan_work(run_url: Url, *, holes: bool) -> Todo:
 
 def _done(run_url: Url, assemblies: Sequence[Assembly]) -> list[bool]:
     """For each assembly, whether its COG and its item are there; items are read in threads."""
-    there = _listed(run_url / "masks", "masks/") | _listed(run_url / "items", "items/")
+    there = {f"{folder}/{path}" for folder in ("masks", "items") for path in objects.list_below(run_url / folder)}
 
     def is_done(assembly: Assembly) -> bool:
         files = {f"masks/{assembly.name}.tif", f"items/{assembly.name}.json"}
@@ -74,14 +70,6 @@ def _done(run_url: Url, assemblies: Sequence[Assembly]) -> list[bool]:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(is_done, assemblies))
-
-
-def _listed(url: Url, prefix: str = "") -> set[str]:
-    """Paths of the objects below a URL, none where there is no such folder."""
-    try:
-        return {prefix + file.path for file in objects.list_files(url)}
-    except NothingThere:
-        return set()
 
 
 def _has_item(run_url: Url, assembly: Assembly) -> bool:
@@ -95,7 +83,7 @@ def _has_item(run_url: Url, assembly: Assembly) -> bool:
 
 def squares_left(run_url: Url, assemblies: Sequence[Assembly]) -> list[Square]:
     """Squares whose tiles are not there yet."""
-    there = {run_url / BLOCKS / path for path in _listed(run_url / BLOCKS)}
+    there = {run_url / BLOCKS / path for path in objects.list_below(run_url / BLOCKS)}
     return [
         Square(assembly, square)
         for assembly in assemblies
@@ -135,6 +123,6 @@ def do_join(assembly: Assembly, *, run_url: Url, classes: ClassMap, facts: dict[
 def delete_blocks(run_url: Url) -> None:
     """Delete the tiles of squares that drivers which were killed left behind; nobody may be joining meanwhile."""
     blocks = run_url / BLOCKS
-    for path in _listed(blocks):
+    for path in objects.list_below(blocks):
         objects.delete(blocks / path)
     objects.remove_empty_folders(blocks)

@@ -34,6 +34,8 @@ SQUARE_PX = 16384
 BLOCKS = "_run/blocks"
 """Folder of the compressed tiles of squares."""
 _ROW = ["shard", "status", "window_y", "window_x", "height", "width", "mask"]
+MAPS = ["confidence_map", "changed_map"]
+"""Columns of a row with one value for each pixel or cell, beside the mask."""
 _ROWS_AT_ONCE = 8
 _DAMAGED = "submit the run's command again: it writes its plan anew"
 
@@ -197,10 +199,25 @@ def failed_windows(keys: Iterable[str]) -> Counter[str]:
     return Counter(key.rpartition("#")[0] for key in keys if "#" in key)
 
 
-def read_rows(run_url: Url, part: str, shards: set[str]) -> Iterator[tuple[str, Window, bytes | None]]:
-    """Shard, window and mask of each row `ok` of some shards in a part; None for a window without data."""
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """Row `ok` of a window."""
+
+    shard: str
+    window: Window
+    mask: bytes | None
+    """See `Row.mask`; None without data."""
+    confidence_map: bytes | None = None
+    """See `Row.confidence_map`."""
+    changed_map: bytes | None = None
+    """See `Row.changed_map`."""
+
+
+def read_rows(run_url: Url, part: str, shards: set[str], *, maps: bool = False) -> Iterator[WindowRow]:
+    """Rows `ok` of some shards in a part; with `maps`, also their maps of confidence and change."""
     wanted = pa.array(sorted(shards))
-    for batch in parts.read_batches(run_url, part, _ROW, rows=_ROWS_AT_ONCE):
+    for batch in parts.read_batches(run_url, part, [*_ROW, *(MAPS if maps else ())], rows=_ROWS_AT_ONCE):
         here = pc.and_(pc.is_in(batch["shard"], wanted), pc.equal(batch["status"], "ok"))
         for row in batch.filter(here).to_pylist():
-            yield row["shard"], Window(row["window_y"], row["window_x"], row["height"], row["width"]), row["mask"]
+            window = Window(row["window_y"], row["window_x"], row["height"], row["width"])
+            yield WindowRow(row["shard"], window, row["mask"], *(row.get(name) for name in MAPS))

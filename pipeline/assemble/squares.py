@@ -15,12 +15,10 @@ from itertools import chain
 
 import numpy as np
 
+from pipeline.assemble.layers import Layers, empty_layers
 from pipeline.assemble.plan import SQUARE_PX, Assembly, overlap, read_rows
-from pipeline.errors import JobError
-from pipeline.geotiff.pyramid import NODATA, TILE_PX, count_ids, encode_tiles, halve, level_sizes
-from pipeline.image.encode import read_mask_png
+from pipeline.geotiff.pyramid import TILE_PX, count_ids, encode_tiles, halve, level_sizes
 from pipeline.records import Int64, UInt8, Window
-from pipeline.refine.window import inside
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -63,40 +61,28 @@ class Square:
 def write_squares(run_url: Url, group: Sequence[Square]) -> None:
     """Compress the tiles of squares and put them, one object for each that is not there yet. Idempotent."""
     left = [square for square in group if not objects.exists(square.url(run_url))]
-    for square, (ids_hw, covered) in zip(left, read_squares(run_url, left), strict=True):
-        data = encode_square(ids_hw, holes=ids_hw.size - covered, raster=square.assembly)
+    for square, layers in zip(left, read_layers(run_url, left), strict=True):
+        data = encode_square(layers.ids_hw, holes=layers.failed_pixels, raster=square.assembly)
         objects.put(square.url(run_url), data)
 
 
-def read_squares(run_url: Url, group: Sequence[Square]) -> list[tuple[UInt8, int]]:
-    """Class ids of squares, 255 without data, and how many pixels of each are in windows that have a row `ok`.
+def read_layers(run_url: Url, group: Sequence[Square], *, maps: bool = False) -> list[Layers]:
+    """Masks of squares, with `maps` also their confidence and which pixels a refiner changed.
 
     Each part is read once for all of them: rows of many small rasters are in one part.
     """
-    ids = [np.full((square.window.height, square.window.width), NODATA, np.uint8) for square in group]
-    covered = [0] * len(group)
+    layers = [empty_layers(square.window, maps=maps) for square in group]
     of_shard: defaultdict[str, list[int]] = defaultdict(list)
     for number, square in enumerate(group):
         for shard, window in square.assembly.shards:
             if overlap(window, square.window):
                 of_shard[shard].append(number)
     names = sorted({name for square in group for name in square.assembly.parts_of(square.window)})
-    for shard, window, png in chain.from_iterable(read_rows(run_url, name, set(of_shard)) for name in names):
-        for number in of_shard[shard]:
-            if overlap(window, group[number].window):
-                covered[number] += window.height * window.width
-                if png is not None:
-                    ids[number][inside(group[number].window, window)] = _read_mask(png, window, group[number])
-    return list(zip(ids, covered, strict=True))
-
-
-def _read_mask(png: bytes, window: Window, square: Square) -> UInt8:
-    mask_hw = read_mask_png(png)
-    if mask_hw.shape != (window.height, window.width):
-        hint = "delete its part and submit the run's command again"
-        key = f"{square.assembly.uri}#{window.y},{window.x}"
-        raise JobError(f"the mask of {key} has the size {mask_hw.shape}", hint=hint)
-    return mask_hw
+    for row in chain.from_iterable(read_rows(run_url, name, set(of_shard), maps=maps) for name in names):
+        for number in of_shard[row.shard]:
+            if overlap(row.window, group[number].window):
+                layers[number].add(row, key=f"{group[number].assembly.uri}#{row.window.y},{row.window.x}")
+    return layers
 
 
 def encode_square(ids_hw: UInt8, *, holes: int, raster: Assembly) -> bytes:

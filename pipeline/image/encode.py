@@ -9,10 +9,12 @@ import numpy as np
 import PIL.Image
 
 from pipeline.classes import ClassMap
-from pipeline.records import Failure, Image, Item, Judgement, Refinement, Row, Scored, UInt8
+from pipeline.records import Bool, Failure, Image, Item, Judgement, Refinement, Row, Scored, UInt8
 
 PREVIEW_PX = 2048
 """Longest side of a preview: most images at full size, about 1 MB each for the few rows that carry previews."""
+CELL_PX = 4
+"""Edge of the cells of a confidence map, pixels: the stride of the finest logits."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue: ITU-R BT.601, sec. 2.5.1."""
 
@@ -30,6 +32,38 @@ def read_mask_png(data: bytes) -> UInt8:
         return np.asarray(picture, np.uint8)
 
 
+def read_grey_png(data: bytes) -> UInt8:
+    """Values of a grey PNG of 8 bits or 1 bit, (H, W) uint8."""
+    with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+        return np.asarray(picture).astype(np.uint8)
+
+
+def confidence_cells(confidence_hw: UInt8, valid_hw: Bool) -> UInt8:
+    """Mean confidence of the valid pixels of each cell, (ceil(H / 4), ceil(W / 4)): 1 to 255, 0 without a valid pixel.
+
+    Args:
+        confidence_hw: (H, W) largest probability, 0 to 255.
+        valid_hw: (H, W).
+    """
+    height, width = confidence_hw.shape
+    rest = ((0, -height % CELL_PX), (0, -width % CELL_PX))
+    shape = -(-height // CELL_PX), CELL_PX, -(-width // CELL_PX), CELL_PX
+    sums, counts = (
+        np.pad(values, rest).reshape(shape).sum(axis=(1, 3), dtype=np.uint16)
+        for values in (confidence_hw * valid_hw, valid_hw)
+    )
+    means = (sums + counts // 2) // np.maximum(counts, 1)
+    return np.asarray(np.where(counts, np.maximum(means, 1), 0), np.uint8)
+
+
+def encode_maps(refinement: Refinement, ignore_id: int) -> tuple[bytes, bytes]:
+    """Maps of a window: `Row.confidence_map` and `Row.changed_map`."""
+    valid_hw = refinement.mask_hw != ignore_id
+    cells = confidence_cells(refinement.confidence_hw, valid_hw)
+    changed = PIL.Image.fromarray((refinement.network_hw != refinement.mask_hw) & valid_hw)
+    return _saved(PIL.Image.fromarray(cells), "PNG", compress_level=6), _saved(changed, "PNG", compress_level=6)
+
+
 def is_preview(key: str, share: float) -> bool:
     """True for the `share` (0 to 1) of keys whose rows carry previews; by a hash of the key, so stable over runs."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) < share * 2**64
@@ -45,6 +79,7 @@ def segmented_row(
         (None, None) if image is None else encode_previews(image, refinement.confidence_hw)
     )
     png = mask_png(refinement.mask_hw, classes)
+    confidence_map, changed_map = encode_maps(refinement, classes.ignore_id) if item.window else (None, None)
     return replace(
         _row(item, "ok", model_fp, config_fp),
         height=refinement.mask_hw.shape[0],
@@ -67,6 +102,8 @@ def segmented_row(
         seconds_decode=scored.seconds_decode,
         seconds_infer=scored.seconds_infer,
         seconds_encode=perf_counter() - started,
+        confidence_map=confidence_map,
+        changed_map=changed_map,
         preview_image=preview_image,
         preview_confidence=preview_confidence,
     )

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.classes import ClassMap
-from pipeline.errors import NothingThere
 from pipeline.records import ROW_SCHEMA
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -155,8 +154,5 @@ def read_batches(run_url: Url, name: str, columns: list[str], *, rows: int) -> I
 
 def list_parts(run_url: Url) -> list[str]:
     """Names of the committed parts, sorted; empty before the first commit."""
-    try:
-        names = [file.path for file in objects.list_files(parts_url(run_url))]
-    except NothingThere:
-        return []
+    names = objects.list_below(parts_url(run_url))
     return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))

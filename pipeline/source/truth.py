@@ -16,7 +16,6 @@ from pipeline.config import RasterConfig, SegmentConfig
 from pipeline.errors import ConfigError, LabelError, NothingThere
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.header import Header
-from pipeline.geotiff.polygons import SUFFIXES, PixelPolygons, Polygons, read_polygons
 from pipeline.geotiff.raster import Raster
 from pipeline.image.labels import from_ids
 from pipeline.records import UInt8, Window
@@ -25,11 +24,13 @@ from pipeline.source.raster_windows import read_stored
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
 from pipeline.store.url import Url
+from pipeline.vector.class_polygons import ClassPolygons, PixelPolygons, class_polygons
+from pipeline.vector.features import SUFFIXES, load_features
 
 GRID_PX = 0.01
 """Largest distance between the corners of a raster and of its label raster, pixels."""
-_LISTED = tuple(suffix for suffix in SUFFIXES if suffix != ".json")
-"""Suffixes of polygons among the files of a folder, where JSON is often something else."""
+_LISTED = tuple(suffix for suffix in SUFFIXES if suffix not in (".json", ".zip"))
+"""Suffixes of polygons among the files of a folder, where JSON and archives are often something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def find_labels(place: str, *, field: str | None, classes: ClassMap, unlabelled:
         unlabelled: class of pixels in no polygon; None ignores them.
 
     Raises:
-        ConfigError: there is nothing, or as `read_polygons`.
+        ConfigError: there is nothing, or as `load_features` and `class_polygons`.
     """
     if unlabelled is not None and unlabelled not in classes.names:
         hint = f"its classes are {', '.join(classes.names)}"
@@ -106,8 +107,9 @@ def raster_labels(cfg: SegmentConfig, classes: ClassMap) -> RasterLabels | None:
 
 
 def label_notes(labels: RasterLabels) -> list[str]:
-    """What people should know of files of polygons; reads them. Raises ConfigError as `read_polygons`."""
-    return [note for url, etag in labels.files for note in _polygons(url, etag, labels.field, labels.classes).notes]
+    """What people should know of files of polygons; reads them. Raises ConfigError as `class_polygons`."""
+    read = (_polygons(url, etag, labels.field, labels.classes) for url, etag in labels.files)
+    return [note for polygons in read for note in polygons.features.notes]
 
 
 def _polygon_files(place: str) -> Iterator[tuple[str, str]]:
@@ -124,9 +126,14 @@ def _polygon_files(place: str) -> Iterator[tuple[str, str]]:
 
 
 @lru_cache(maxsize=8)
-def _polygons(url: str, etag: str, field: str | None, classes: ClassMap) -> Polygons:
-    data = objects.read_bytes(Url(url), etag=etag)
-    return read_polygons(data, name=str(Url(url)), field=field, classes=classes)
+def _polygons(url: str, etag: str, field: str | None, classes: ClassMap) -> ClassPolygons:
+    """Polygons of a file; the etag makes another version another entry of the cache."""
+    if field is None:
+        raise ConfigError(
+            f"polygons of {Url(url)} need the attribute with their class",
+            hint="give --raster.label-field, or --read.label-field to evaluate",
+        )
+    return class_polygons(load_features(Url(url), field=field), field=field, classes=classes)
 
 
 @lru_cache(maxsize=2)

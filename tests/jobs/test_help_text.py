@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from jobs import command_line, evaluate, prepare_dataset, train, tune_crf
 from jobs.segment_dataset import SegmentArguments
+from pipeline.config import OTHER_FLAGS
 from tests import ROOT
 
 CONFIGS = [
@@ -70,7 +71,7 @@ def test_short_help_shows_what_is_required_and_what_the_job_marks(arguments: typ
 def test_long_help_shows_every_setting(arguments: type) -> None:
     kind = get_type_hints(arguments)["cfg"]
     in_files_only = {"settings", "then", "network.options", "network.scale"}
-    wanted = {f"--{name.replace('_', '-')}" for name in flat(kind) - in_files_only}
+    wanted = {OTHER_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in flat(kind) - in_files_only}
     shown = flags_in(help_of("--help-all", arguments=arguments))
     hidden = {flag for flag in wanted - shown if not any(one.startswith(f"{flag}.") for one in shown)}
     assert hidden == set()

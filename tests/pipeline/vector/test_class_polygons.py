@@ -19,12 +19,13 @@ from rasterio import features, warp
 from pipeline.classes import ClassMap, load_class_map
 from pipeline.config import RasterConfig
 from pipeline.errors import ConfigError
-from pipeline.geotiff.polygons import read_polygons
 from pipeline.geotiff.raster import Raster
 from pipeline.records import Window
 from pipeline.source.raster import NetworkBands, describe
 from pipeline.store import objects
 from pipeline.store.url import Url
+from pipeline.vector.class_polygons import ClassPolygons, class_polygons
+from pipeline.vector.features import read_features
 from tests.support.polygons import geojson, squares
 from tests.support.rasters import values, write_raster
 
@@ -41,6 +42,10 @@ def raster(tmp_path_factory: pytest.TempPathFactory) -> Raster:
 def described(path: Path) -> Raster:
     url = Url(str(path))
     return describe(url, objects.info(url), RasterConfig(), NetworkBands(("grey",)))[0]
+
+
+def read_polygons(data: bytes, *, name: str, field: str, classes: ClassMap) -> ClassPolygons:
+    return class_polygons(read_features(data, name=name, field=field), field=field, classes=classes)
 
 
 def burned(polygons: Any, raster: Raster, window: Window | None = None, fill: int = 255) -> np.ndarray:
@@ -71,7 +76,7 @@ def geoparquet(shapes: list, names: list[str], crs: Any) -> bytes:
     return out.getvalue()
 
 
-def read(data: bytes, field: str | None = "kind") -> Any:
+def read(data: bytes, field: str = "kind") -> Any:
     return read_polygons(data, name="fields", field=field, classes=CLASSES)
 
 
@@ -134,21 +139,19 @@ def test_invalid_polygons_are_repaired_and_counted_and_features_without_area_too
     bow = shapely.Polygon([a, c, b, d])
     data = geojson([bow, shapely.Point(*a), None], ["1", "1", "1"], crs="EPSG:32614")
     polygons = read(data)
-    assert (polygons.repaired, polygons.left_out) == (1, 1 + 1)
-    assert len(polygons.notes) == 2
+    assert (polygons.features.repaired, polygons.features.left_out) == (1, 1 + 1)
+    assert len(polygons.features.notes) == 2
     assert (burned(polygons, raster) == 1).sum() > 50
 
 
 def test_what_cannot_be_placed_or_named_is_refused_by_name(raster: Raster, tmp_path: Path) -> None:
     shapes, _ = squares(raster, 2)
     cases = {
-        "give --raster.label-field": lambda: read(geojson(shapes, ["0", "1"]), field=None),
         "its attributes are kind": lambda: read(geojson(shapes, ["0", "1"]), field="crop"),
         "kind = 'lava'": lambda: read(geojson(shapes, ["0", "lava"])),
         "kind = '77'": lambda: read(geojson(shapes, ["77", "0"])),
         "kind = None": lambda: read(geojson(shapes, [None, "0"])),
         "names no coordinate system": lambda: read(geoparquet(shapes, ["0", "1"], None)),
-        "cross the antimeridian": lambda: read(geojson([shapely.box(-179, 0, 179, 1)], ["0"])),
         "has no polygon": lambda: read(geojson([shapely.Point(0, 0)], ["0"])),
         "no file of polygons": lambda: read(b"<OGRVRTDataSource></OGRVRTDataSource>"),
         "no GeoJSON of features": lambda: read(b'{"type": "Topology"}'),

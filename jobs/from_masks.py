@@ -1,0 +1,219 @@
+"""What is made from the masks of rasters, as the last steps of `segment` and as jobs of their own.
+
+write_polygons(masks, ...) -> int     polygons/<path>.parquet of each raster; returns how many are new
+write_zones(masks, ...) -> Zoned      zones.parquet and zones_map.parquet
+
+Both continue after a crash, do nothing when all is there, and start no Ray for a single unit of work.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra import session
+from jobs import command_line
+from pipeline.assemble.assemble import group_squares
+from pipeline.assemble.masks import FileMask, Masks, RunMasks, numbered_classes
+from pipeline.assemble.plan import Assembly
+from pipeline.classes import ClassMap, load_class_map
+from pipeline.config import PolygonsConfig, ZonesConfig
+from pipeline.errors import ConfigError
+from pipeline.polygons import output as polygons
+from pipeline.polygons.table import NamedClasses
+from pipeline.run import flow, parts
+from pipeline.run.ledger import MAX_WORKER_DEATHS
+from pipeline.store.lease import Lease
+from pipeline.store.url import Url
+from pipeline.vector.features import load_features, zone_ids
+from pipeline.zones import output as zones
+from pipeline.zones.plan import ZonePlan, find_squares, zones_id
+from pipeline.zones.work import ZoneWork, do_squares
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LEASE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedMasks:
+    """Masks that a job was given."""
+
+    masks: Masks
+    assemblies: list[Assembly]
+    """Rasters without a window that failed, or all of them where holes are allowed."""
+    classes: ClassMap
+    with_holes: dict[str, int]
+    """Windows that failed or are missing, of the rasters left out because of them, by the start of keys."""
+
+
+@contextmanager
+def open_masks(place: str, output: str | None, classes: str | None, *, holes: bool) -> Iterator[OpenedMasks]:
+    """Open the masks of a run, or a GeoTIFF of classes, under a lease of the folder that is written to.
+
+    Args:
+        place: folder of a run, or URL of a GeoTIFF.
+        output: folder to write to; for a GeoTIFF alone.
+        classes: class map of a GeoTIFF, name or file; None takes ids for names.
+        holes: take rasters with windows that failed or are missing too.
+
+    Raises:
+        ConfigError: there is no such run or GeoTIFF, or a flag does not fit it.
+    """
+    url = Url(place)
+    is_file = place.lower().endswith((".tif", ".tiff"))
+    if is_file and output is None:
+        raise ConfigError(f"--output is needed for {url}", hint="give the folder for what is made of it")
+    if not is_file and (output or classes):
+        raise ConfigError(f"--output and --classes are for a GeoTIFF; {url} is none", hint="a run has its own")
+    folder = Url(output) if is_file and output else url
+    if not is_file and not parts.list_parts(url):
+        raise ConfigError(f"{url} has no parts", hint="give the folder of a run: .../run=<12 digits>")
+    with Lease(folder, lease_s=_LEASE_S, command=command_line.command()):
+        if is_file:
+            class_map = load_class_map(classes) if classes else numbered_classes()
+            mask = FileMask(url, folder, class_map)
+            yield OpenedMasks(mask, [mask.assembly()], class_map, {})
+        else:
+            run = RunMasks(url)
+            found = run.assemblies()
+            kept, left_out = without_holes(found, holes=holes)
+            yield OpenedMasks(run, kept, parts.read_classes(url, parts.list_parts(url)[0]), left_out)
+
+
+def without_holes(assemblies: Sequence[Assembly], *, holes: bool) -> tuple[list[Assembly], dict[str, int]]:
+    """Rasters whose windows are all there, and the others' missing windows; all rasters where holes are allowed."""
+    left_out = {} if holes else {one.uri: one.holes for one in assemblies if one.holes}
+    return [one for one in assemblies if one.uri not in left_out], left_out
+
+
+@dataclass(frozen=True, slots=True)
+class Zoned:
+    """Statistics of zones that were written."""
+
+    zones: int
+    """Zones in the file."""
+    zones_counted: int
+    """Those with a pixel in a raster; the others lie outside of all."""
+    zones_cut: int
+    """Those with pixels outside of all rasters of a date."""
+    zones_overlapped: int
+    """Those with pixels that several rasters of one date count."""
+
+    @classmethod
+    def of(cls, table: pa.Table, count: int) -> "Zoned":
+        """Counts of `zones.parquet`.
+
+        Args:
+            table: its rows.
+            count: zones in their file.
+        """
+
+        def zones_with(column: str) -> int:
+            return len(pc.unique(table.filter(pc.greater(table[column], 0))["zone"]))
+
+        return cls(count, zones_with("rasters"), zones_with("outside_pixels"), zones_with("overlap_pixels"))
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made from masks."""
+
+    polygons: int | None = None
+    """Rasters with polygons; None where none were asked for."""
+    polygons_now: int = 0
+    """Those made by this call."""
+    zones: Zoned | None = None
+    """Statistics of zones; None where none were asked for."""
+
+    def facts(self) -> dict[str, object]:
+        """Fields of a closing JSON line."""
+        polygons = {} if self.polygons is None else {"polygons": self.polygons, "polygons_now": self.polygons_now}
+        return polygons | (asdict(self.zones) if self.zones else {})
+
+
+def make(opened: OpenedMasks, polygons_cfg: PolygonsConfig, zones_cfg: ZonesConfig) -> Made:
+    """Make what settings ask for, under a lease that the caller holds."""
+    masks, assemblies, classes = opened.masks, opened.assemblies, opened.classes
+    made = Made()
+    if polygons_cfg.min_ha is not None:
+        now = write_polygons(masks, assemblies, classes, polygons_cfg)
+        made = replace(made, polygons=len(assemblies), polygons_now=now)
+    if zones_cfg.file is not None:
+        made = replace(made, zones=write_zones(masks, assemblies, classes, zones_cfg))
+    return made
+
+
+def write_polygons(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap, cfg: PolygonsConfig) -> int:
+    """Make the polygons of rasters that have none yet, or have others; returns the number of these rasters.
+
+    Args:
+        masks: the masks.
+        assemblies: rasters.
+        classes: class map of the masks.
+        cfg: least area and simplification.
+    """
+    work = polygons.PolygonWork(masks, NamedClasses(classes.names), cfg)
+    todo = polygons.left_to_do(work, assemblies)
+    if todo:
+        squares = polygons.squares_left(work, todo)
+        log.info("polygons of %d mask(s): %d square(s) are left", len(todo), len(squares))
+        groups = group_squares(squares)
+        with session.connect() if max(len(groups), len(todo)) > 1 else nullcontext():  # a local Ray starts once
+            run_each("polygons", groups, partial(polygons.do_squares, work=work))
+            run_each("join polygons", todo, partial(polygons.do_join, work=work))
+        if flat := sum(1 for one in todo if one.raster.crs_wkt is None or one.raster.transform is None):
+            log.warning(
+                "%d raster(s) have no coordinates: their polygons have no area, and --polygons.min-ha keeps all", flat
+            )
+    polygons.delete_waiting(work)
+    return len(todo)
+
+
+def run_each(name: str, units: Sequence[T], work: Callable[[T], object]) -> None:
+    """Do each unit of work: on Ray, or here where there is one."""
+    if len(units) == 1:
+        work(units[0])
+    elif units:
+        with session.connect():
+            flow.run_tasks(name, units, work, deaths=MAX_WORKER_DEATHS)
+
+
+def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap, cfg: ZonesConfig) -> Zoned:
+    """Write `zones.parquet` and `zones_map.parquet`, unless they are there for these zones and masks.
+
+    Raises:
+        ConfigError: the file of zones cannot be read, or its names are not unique.
+    """
+    features = load_features(Url(cfg.file or ""), field=cfg.id)
+    ids = zone_ids(features, cfg.id)
+    work = ZoneWork(masks, classes, zones_id(features, ids, assemblies, classes, bands=cfg.bands), cfg.bands)
+    table = zones.read_made(work)
+    if table is None:
+        for note in features.notes:
+            log.warning("%s", note)
+        plan = ZonePlan()
+        units = zones.put_squares(work, find_squares(features, assemblies, plan))
+        groups = zones.groups_left(work, units)
+        log.info("statistics of %d zone(s): %d square(s) are left", len(ids), sum(map(len, groups)))
+        run_each("zones", groups, partial(do_squares, work=work))
+        table, unread = zones.write_tables(work, units, plan, features, ids)
+        for text in [*plan.nowhere[:3], *(f"no means of bands of {text}" for text in unread[:3])]:
+            log.warning("zones: %s", text)
+    zones.delete_waiting(work)
+    zoned = Zoned.of(table, len(ids))
+    for count, text in (
+        (len(ids) - zoned.zones_counted, "have no pixel in a raster"),
+        (zoned.zones_cut, "reach beyond the rasters: outside_pixels"),
+        (zoned.zones_overlapped, "have pixels in several rasters of one date, counted in each: overlap_pixels"),
+    ):
+        if count:
+            log.warning("%d of %d zone(s) %s", count, len(ids), text)
+    return zoned

@@ -1,0 +1,75 @@
+"""Plan of the statistics of zones: which zones lie in which square of which raster.
+
+In: zones, and rasters. Out: for each square with zones, their numbers and their shapes in its raster's pixels. Zones
+are found by an index: a million fields on 400 rasters are as many lookups as there are squares.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.assemble.plan import Assembly
+from pipeline.assemble.squares import Square
+from pipeline.classes import ClassMap
+from pipeline.errors import ConfigError
+from pipeline.records import Int64
+from pipeline.vector.features import Features
+from pipeline.vector.geoparquet import load_shapely
+from pipeline.vector.grid import to_grid
+from pipeline.zones.counts import count_pixels
+from pipeline.zones.table import Reach
+
+_VERSION = 1
+"""Of what is written: another one makes the tables anew."""
+
+
+@dataclass(slots=True)
+class ZonePlan:
+    """What planning found beside the squares."""
+
+    reaches: list[Reach] = field(default_factory=list)
+    """Zones that reach beyond a raster."""
+    nowhere: list[str] = field(default_factory=list)
+    """Reasons why rasters have no zones on them: they have no coordinates."""
+
+
+def zones_id(
+    features: Features, ids: Sequence[str], assemblies: Sequence[Assembly], classes: ClassMap, *, bands: bool
+) -> str:
+    """16 hex digits: of the zones, the masks and the settings that the tables are made from."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (*load_shapely().to_wkb(features.shapes), features.crs.to_wkt().encode(), repr(list(ids)).encode()):
+        digest.update(part)
+    digest.update(repr(([one.id for one in assemblies], classes.names, bands, _VERSION)).encode())
+    return digest.hexdigest()
+
+
+def find_squares(
+    features: Features, assemblies: Sequence[Assembly], plan: ZonePlan
+) -> Iterator[tuple[Square, Int64, npt.NDArray[Any]]]:
+    """Squares with zones, the numbers of these, and their shapes in pixels; what else is found goes into the plan."""
+    shapely = load_shapely()
+    for assembly in assemblies:
+        raster = assembly.raster
+        try:
+            numbers, shapes = to_grid(features, raster)
+        except ConfigError as error:
+            plan.nowhere.append(error.message)
+            continue
+        bounds = shapely.bounds(shapes)
+        beyond = (bounds[:, :2] < 0).any(axis=1) | (bounds[:, 2] > raster.width) | (bounds[:, 3] > raster.height)
+        whole = count_pixels(to_grid(features.take(numbers[beyond]), raster, clip=False)[1])
+        plan.reaches += [
+            Reach(zone, assembly.uri, pixels)
+            for zone, pixels in zip(numbers[beyond].tolist(), whole.tolist(), strict=True)
+        ]
+        tree = shapely.STRtree(shapes)
+        for window in assembly.squares:
+            box = shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)
+            near = np.sort(tree.query(box, predicate="intersects"))
+            if len(near):
+                yield Square(assembly, window), numbers[near], shapes[near]
