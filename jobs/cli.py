@@ -38,6 +38,7 @@ JOBS = {
     "export": Command("jobs.export", "Write masks as PNG, COCO, GeoTIFF, Hugging Face data set"),
     "models": Command("jobs.models", "List the networks: size, speed here, published mIoU"),
     "compare": Command("jobs.compare_models", "Measure networks side by side: size, speed, mIoU"),
+    "compare-runs": Command("jobs.compare_runs", "Compare masks of two runs over rasters: change per zone"),
     "submit": Command("jobs.submit", "Submit a job to a running cluster, once a day"),
     "demo": Command("jobs.demo", "Generate images, segment and evaluate them on this machine"),
 }

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from infra import session
 from jobs import command_line
 from pipeline.assemble.assemble import group_squares
-from pipeline.assemble.masks import FileMask, Masks, RunMasks, numbered_classes
+from pipeline.assemble.masks import FileMasks, Masks, RunMasks, numbered_classes, open_mask_file
 from pipeline.assemble.plan import Assembly
 from pipeline.classes import ClassMap, load_class_map
 from pipeline.config import PolygonsConfig, ZonesConfig
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LEASE_S = 30.0
+LEASE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,11 @@ def open_masks(place: str, output: str | None, classes: str | None, *, holes: bo
     folder = Url(output) if is_file and output else url
     if not is_file and not parts.list_parts(url):
         raise ConfigError(f"{url} has no parts", hint="give the folder of a run: .../run=<12 digits>")
-    with Lease(folder, lease_s=_LEASE_S, command=command_line.command()):
+    with Lease(folder, lease_s=LEASE_S, command=command_line.command()):
         if is_file:
             class_map = load_class_map(classes) if classes else numbered_classes()
-            mask = FileMask(url, folder, class_map)
-            yield OpenedMasks(mask, [mask.assembly()], class_map, {})
+            file = open_mask_file(url)
+            yield OpenedMasks(FileMasks(file, folder, class_map), [file.assembly()], class_map, {})
         else:
             run = RunMasks(url)
             found = run.assemblies()
@@ -160,7 +160,11 @@ def write_polygons(masks: Masks, assemblies: Sequence[Assembly], classes: ClassM
         classes: class map of the masks.
         cfg: least area and simplification.
     """
-    work = polygons.PolygonWork(masks, NamedClasses(classes.names), cfg)
+    return join_polygons(polygons.PolygonWork(masks, NamedClasses(classes.names), cfg), assemblies)
+
+
+def join_polygons(work: polygons.PolygonWork, assemblies: Sequence[Assembly]) -> int:
+    """Make what polygons of rasters are missing; returns the number of these rasters."""
     todo = polygons.left_to_do(work, assemblies)
     if todo:
         squares = polygons.squares_left(work, todo)
@@ -194,7 +198,8 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
     """
     features = load_features(Url(cfg.file or ""), field=cfg.id)
     ids = zone_ids(features, cfg.id)
-    work = ZoneWork(masks, classes, zones_id(features, ids, assemblies, classes, bands=cfg.bands), cfg.bands)
+    made_from = zones_id(features, ids, assemblies, classes, bands=cfg.bands)
+    work = ZoneWork(masks, len(classes), made_from, cfg.bands)
     table = zones.read_made(work)
     if table is None:
         for note in features.notes:
@@ -204,7 +209,7 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
         groups = zones.groups_left(work, units)
         log.info("statistics of %d zone(s): %d square(s) are left", len(ids), sum(map(len, groups)))
         run_each("zones", groups, partial(do_squares, work=work))
-        table, unread = zones.write_tables(work, units, plan, features, ids)
+        table, unread = zones.write_tables(work, units, plan, features, ids, classes=classes)
         for text in [*plan.nowhere[:3], *(f"no means of bands of {text}" for text in unread[:3])]:
             log.warning("zones: %s", text)
     zones.delete_waiting(work)

@@ -32,16 +32,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_polygons(args: argparse.Namespace) -> int:
     """Make what is left; returns the exit status."""
-    from pydantic import ValidationError
-
     from jobs.from_masks import open_masks, write_polygons
-    from pipeline.config import PolygonsConfig, explain
+    from pipeline.config import PolygonsConfig, checked
 
     logs.configure()  # again: importing Ray has set up its own loggers
-    try:
-        cfg = PolygonsConfig(min_ha=args.min_ha, simplify_px=args.simplify_px)
-    except ValidationError as error:
-        raise explain(error, origin="the flags") from error
+    cfg = checked(PolygonsConfig, min_ha=args.min_ha, simplify_px=args.simplify_px)
     with open_masks(args.run, args.output, args.classes, holes=args.holes) as opened:
         now = write_polygons(opened.masks, opened.assemblies, opened.classes, cfg)
     console.print_json(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard
+from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar
 
 import tyro
 import yaml
@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 CODE_VERSION = 4
 """Version of the code that makes masks, part of the fingerprint: raise it by hand when a code change alters masks."""
 
+C = TypeVar("C", bound=BaseModel)
 _Channel = Annotated[int, Field(ge=0, le=255)]
 Scale = Annotated[float, Field(ge=0.1, le=4)]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
@@ -510,6 +511,14 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold settings by name, not a {type(data).__name__}")
     return data
+
+
+def checked(kind: type[C], **values: Any) -> C:
+    """Settings of flags. Raises ConfigError for a value that is not allowed."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, origin="the flags") from error
 
 
 def explain(error: ValidationError, *, origin: str, model: type[BaseModel] | None = None) -> ConfigError:

@@ -39,6 +39,7 @@ COMMANDS = {
     "import": "jobs.import_checkpoint",
     "models": "jobs.models",
     "compare": "jobs.compare_models",
+    "compare-runs": "jobs.compare_runs",
     "submit": "jobs.submit",
     "demo": "jobs.demo",
 }

@@ -6,12 +6,12 @@ raster's first pixel, so that what is made from blocks does not depend on how wi
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline.assemble.plan import WindowRow
 from pipeline.errors import JobError
-from pipeline.geotiff.pyramid import NODATA
 from pipeline.image.encode import CELL_PX, read_grey_png, read_mask_png
 from pipeline.records import Bool, Ids, UInt8, Window
 from pipeline.refine.window import inside
@@ -121,12 +121,12 @@ class Layers:
             yield Window(y, x, min(_COVER_PX, bottom - y), min(_COVER_PX, right - x))
 
 
-def empty_layers(window: Window, *, maps: bool) -> Layers:
-    """Layers of a rectangle without any window."""
+def empty_layers(window: Window, *, maps: bool, dtype: type[np.unsignedinteger[Any]] = np.uint8) -> Layers:
+    """Layers of a rectangle without any window: the largest id of the type everywhere."""
     height, width = window.height, window.width
     return Layers(
         window,
-        np.full((height, width), NODATA, np.uint8),
+        np.full((height, width), np.iinfo(dtype).max, dtype),
         np.zeros((-(-height // _COVER_PX), -(-width // _COVER_PX)), bool),
         np.zeros((-(-height // CELL_PX), -(-width // CELL_PX)), np.uint8) if maps else None,
         np.zeros((height, -(-width // 8)), np.uint8) if maps else None,

@@ -5,8 +5,8 @@ masks (polygons, statistics of zones, changes) reads them here.
 """
 
 import colorsys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,11 +19,13 @@ from pipeline.classes import ClassMap
 from pipeline.config import RasterConfig
 from pipeline.errors import ConfigError, InputError, JobError
 from pipeline.geotiff.excerpt import region_of
+from pipeline.geotiff.header import read_header
 from pipeline.geotiff.pyramid import NODATA
+from pipeline.geotiff.raster import Raster
 from pipeline.records import UInt8, Window
 from pipeline.refine.window import inside
 from pipeline.run import manifest, parts
-from pipeline.source.raster import NetworkBands, RasterShard, describe
+from pipeline.source.raster import NetworkBands, Ranges, RasterShard, describe
 from pipeline.source.raster_windows import WindowReader
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
@@ -65,35 +67,72 @@ class RunMasks:
 
 
 @dataclass(frozen=True, slots=True)
-class FileMask:
+class MaskFile:
     """One GeoTIFF of classes."""
 
     url: Url
+    name: str
+    """Its path without suffix, as what is made from it is named."""
+    raster: Raster
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Window], UInt8]]:
+        """Function that reads the class ids of a window of the file, 255 without data.
+
+        Raises:
+            InputError, StorageError: the file cannot be read or has changed.
+        """
+        with ExitStack() as threads:
+            header = read_header(Ranges(self.url, self.raster.etag, self.raster.size), indices=True)
+            shard = RasterShard(self.raster, whole(self.raster), BLOCK_PX, 0)
+            reader = WindowReader(self.url, shard, threads, header)
+
+            def read(window: Window) -> UInt8:
+                values, valid = reader.stored(region_of(header.blocks, window), window)
+                return values[0] if valid is None else np.where(valid, values[0], np.uint8(NODATA))
+
+            yield read
+
+    def assembly(self) -> Assembly:
+        """The file as a raster whose squares are units of work."""
+        root = str(self.url).removesuffix(self.url.name)
+        return Assembly(self.name, root, self.raster, (), (), self.name)
+
+
+def open_mask_file(url: Url, name: str | None = None) -> MaskFile:
+    """Read the header of a GeoTIFF of classes.
+
+    Args:
+        url: the file.
+        name: see `MaskFile.name`; None takes that of the file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no raster of one band of 8 bits.
+    """
+    try:
+        info = objects.info(url)
+        file = FileInfo(url.name, info.size, info.etag)
+        raster, _, _ = describe(url, file, RasterConfig(), NetworkBands(("class",)), indices=True)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{url.located} does not exist") from error
+    except InputError as error:
+        hint = "give the folder of a run, or a GeoTIFF with one band of class ids"
+        raise ConfigError(f"{url} cannot be read as a mask: {error}", hint=hint) from error
+    if raster.dtype != "uint8":
+        raise ConfigError(f"{url} has samples of {raster.dtype}; class ids are uint8, 0 to 254")
+    return MaskFile(url, name or url.name.rsplit(".", 1)[0], raster)
+
+
+@dataclass(frozen=True, slots=True)
+class FileMasks:
+    """One GeoTIFF of classes, and where what is made from it is written."""
+
+    file: MaskFile
     output: Url
     classes: ClassMap
 
-    def assembly(self) -> Assembly:
-        """The file as a raster.
-
-        Raises:
-            ConfigError: it cannot be read, or is no raster of one band of 8 bits.
-        """
-        try:
-            info = objects.info(self.url)
-            file = FileInfo(self.url.name, info.size, info.etag)
-            raster, _, _ = describe(self.url, file, RasterConfig(), NetworkBands(("class",)))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{self.url.located} does not exist") from error
-        except InputError as error:
-            hint = "give the folder of a run, or a GeoTIFF with one band of class ids"
-            raise ConfigError(f"{self.url} cannot be read as a mask: {error}", hint=hint) from error
-        if raster.dtype != "uint8":
-            raise ConfigError(f"{self.url} has samples of {raster.dtype}; class ids are uint8, 0 to 254")
-        root = str(self.url).removesuffix(self.url.name)
-        return Assembly(self.url.name, root, raster, (), (), self.url.name.rsplit(".", 1)[0])
-
     def layers(self, group: Sequence[Square]) -> list[Layers]:
-        """Layers of squares: class ids alone, 255 where the file has no data.
+        """Layers of squares: class ids alone.
 
         Raises:
             InputError, StorageError: the file cannot be read or has changed.
@@ -104,21 +143,21 @@ class FileMask:
     def _square(self, square: Square) -> Layers:
         layers = empty_layers(square.window, maps=False)
         layers.covered[:] = True
-        raster = square.assembly.raster
-        with ExitStack() as threads:
-            reader = WindowReader(self.url, RasterShard(raster, square.window, BLOCK_PX, 0), threads)
+        with self.file.open() as read:
             for block in layers.blocks():
-                values, valid = reader.stored(region_of(reader.header.blocks, block.window), block.window)
-                there = layers.ids_hw[inside(square.window, block.window)]
-                there[:] = values[0] if valid is None else np.where(valid, values[0], NODATA)
-                self._check_ids(there)
+                layers.ids_hw[inside(square.window, block.window)] = check_ids(
+                    read(block.window), self.classes, str(self.file.url)
+                )
         return layers
 
-    def _check_ids(self, ids_hw: UInt8) -> None:
-        unknown = np.setdiff1d(ids_hw, [*range(len(self.classes)), NODATA])
-        if unknown.size:
-            text = f"{self.url} has the class id {unknown[0]}; the class map {self.classes.name!r} ends at "
-            raise JobError(f"{text}{len(self.classes) - 1}", hint="give the mask's own --classes, or none")
+
+def check_ids(ids_hw: UInt8, classes: ClassMap, name: str) -> UInt8:
+    """The same ids. Raises JobError for one that the class map does not know."""
+    unknown = np.setdiff1d(ids_hw, [*range(len(classes)), NODATA])
+    if unknown.size:
+        text = f"{name} has the class id {unknown[0]}; the class map {classes.name!r} ends at {len(classes) - 1}"
+        raise JobError(text, hint="give the mask's own --classes, or none")
+    return ids_hw
 
 
 def numbered_classes() -> ClassMap:
@@ -129,6 +168,6 @@ def numbered_classes() -> ClassMap:
     return ClassMap.model_validate({"name": "ids", "classes": classes})
 
 
-def whole(assembly: Assembly) -> Window:
+def whole(raster: Raster) -> Window:
     """Rectangle of a whole raster."""
-    return Window(0, 0, assembly.raster.height, assembly.raster.width)
+    return Window(0, 0, raster.height, raster.width)

@@ -147,7 +147,7 @@ def _joined(assembly: Assembly, work: PolygonWork) -> Iterator[pa.Table]:
         with objects.naming_damage(url, hint=_AGAIN):
             pieces, edges = decode_open(objects.read_bytes(url))
         yield work.table(seams.add(pieces, edges), assembly)
-    yield work.table(seams.settle([whole(assembly)]), assembly)
+    yield work.table(seams.settle([whole(assembly.raster)]), assembly)
 
 
 def _grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -5,7 +5,7 @@ first is written last, and says in its metadata what it was made from.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from pipeline.assemble.assemble import group_squares
 from pipeline.assemble.squares import Square
+from pipeline.classes import ClassMap
 from pipeline.records import Int64
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import file_chunks
 from pipeline.zones.plan import ZonePlan
@@ -63,21 +65,37 @@ def groups_left(work: ZoneWork, units: Sequence[ZoneSquare]) -> list[tuple[ZoneS
 
 
 def write_tables(
-    work: ZoneWork, units: Sequence[ZoneSquare], plan: ZonePlan, features: Features, ids: Sequence[str]
+    work: ZoneWork,
+    units: Sequence[ZoneSquare],
+    plan: ZonePlan,
+    features: Features,
+    ids: Sequence[str],
+    *,
+    classes: ClassMap,
 ) -> tuple[pa.Table, list[str]]:
     """Add up the sums of all squares and write both files; returns `zones.parquet`, and which bands were not read."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sums = list(pool.map(lambda unit: _read_sums(work, unit), units))
-    unread = sorted({text for _, text in sums if text})
-    frames = [table.to_pandas() for table, _ in sums if len(table)]
-    added = pd.concat(frames, ignore_index=True) if frames else _no_sums()
-    table = zone_table(added, plan.reaches, features, ids, work.classes)
+    sums, unread = read_sums(work, units)
+    table = zone_table(sums, plan.reaches, features, ids, classes)
     schema = map_schema(features, work.id)
-    rows = map_table(table, features, ids, schema)
-    objects.put_stream(work.masks.output / ZONES_MAP, file_chunks(_sliced(rows), schema))
+    put_table(work.masks.output / ZONES_MAP, map_table(table, features, ids, schema))
     table = table.replace_schema_metadata({MADE_KEY: work.id})
-    objects.put_stream(work.masks.output / ZONES, file_chunks(_sliced(table), table.schema))
+    put_table(work.masks.output / ZONES, table)
     return table, unread
+
+
+def put_table(url: Url, table: pa.Table) -> None:
+    """Write a table as Parquet, with row groups that readers can skip."""
+    slices = (table.slice(first, _GROUP_ROWS) for first in range(0, max(len(table), 1), _GROUP_ROWS))
+    objects.put_stream(url, file_chunks(slices, table.schema))
+
+
+def read_sums(work: ZoneWork, units: Sequence[ZoneSquare]) -> tuple[pd.DataFrame, list[str]]:
+    """Sums of all squares, and which bands were not read."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = list(pool.map(lambda unit: _read_sums(work, unit), units))
+    frames = [table.to_pandas() for table, _ in read if len(table)]
+    sums = pd.concat(frames, ignore_index=True) if frames else _no_sums()
+    return sums, sorted({text for _, text in read if text})
 
 
 def _read_sums(work: ZoneWork, unit: ZoneSquare) -> tuple[pa.Table, str]:
@@ -91,11 +109,6 @@ def _no_sums() -> pd.DataFrame:
     """Sums of no square: no zone touches a raster."""
     columns = {"zone": int, "class_id": int, "raster": object, "datetime": object, "pixels": float}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
-
-
-def _sliced(table: pa.Table) -> Iterator[pa.Table]:
-    for first in range(0, max(len(table), 1), _GROUP_ROWS):
-        yield table.slice(first, _GROUP_ROWS)
 
 
 def delete_waiting(work: ZoneWork) -> None:

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from pipeline.assemble.layers import BLOCK_PX, Block, Layers
 from pipeline.assemble.masks import Masks
 from pipeline.assemble.squares import Square
-from pipeline.classes import ClassMap
 from pipeline.errors import InputError, StorageError
 from pipeline.geotiff.excerpt import region_of
 from pipeline.records import Float64, Window
@@ -46,7 +45,7 @@ class ZoneWork:
     """Zones to be counted on some masks."""
 
     masks: Masks
-    classes: ClassMap
+    num_classes: int
     id: str
     """Of the zones, the masks and the settings."""
     bands: bool
@@ -96,7 +95,7 @@ def do_squares(group: Sequence[ZoneSquare], *, work: ZoneWork) -> None:
     for one, layers in zip(group, work.masks.layers([one.square for one in group]), strict=True):
         table = pq.read_table(io.BytesIO(objects.read_bytes(work.url(one.number, "zones"))))
         shapes = load_shapely().from_wkb(np.array(table["shape"].to_pylist(), object))
-        sums, unread = count_square(one.square, layers, shapes, len(work.classes), bands=work.bands)
+        sums, unread = count_square(one.square, layers, shapes, work.num_classes, bands=work.bands)
         counted = _table(table["zone"].to_numpy(), sums, one.square)
         out = io.BytesIO()
         pq.write_table(counted.replace_schema_metadata({UNREAD_KEY: unread}), out, compression="zstd")
