@@ -32,8 +32,8 @@ class ClassPolygons:
 
     def on(self, raster: Raster) -> "PixelPolygons":
         """The polygons that touch a raster, in its pixels. Raises ConfigError where it has no coordinate system."""
-        numbers, shapes = to_grid(self.features, raster)
-        return PixelPolygons(shapes, self.ids[numbers])
+        found = to_grid(self.features, raster)
+        return PixelPolygons(found.shapes, self.ids[found.numbers])
 
 
 @dataclass(frozen=True)

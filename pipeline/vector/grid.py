@@ -6,6 +6,7 @@ another.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.raster import Raster
-from pipeline.records import Int64
+from pipeline.records import Bool, Int64
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import load_shapely
 
@@ -26,8 +27,20 @@ _SNAP = 2**16
 _TURN, _HALF_TURN = 360.0, 180.000001
 
 
-def to_grid(features: Features, raster: Raster, *, clip: bool = True) -> tuple[Int64, npt.NDArray[Any]]:
-    """Numbers of the features that touch a raster, ascending, and their shapes in its pixels.
+@dataclass(frozen=True, slots=True)
+class GridShapes:
+    """Features on the grid of a raster."""
+
+    numbers: Int64
+    """(N,) number of each among all features, ascending."""
+    shapes: npt.NDArray[Any]
+    """(N,) polygons and multipolygons, in pixels."""
+    cut: Bool
+    """(N,) True for those of which a part far outside the raster is cut off."""
+
+
+def to_grid(features: Features, raster: Raster, *, clip: bool = True) -> GridShapes:
+    """Features that touch a raster, in its pixels.
 
     Args:
         features: the polygons.
@@ -38,27 +51,34 @@ def to_grid(features: Features, raster: Raster, *, clip: bool = True) -> tuple[I
         ConfigError: the raster has no coordinate system.
     """
     shapely = load_shapely()
-    bounds, edge = _extent(raster, features.crs)
-    numbers, shapes = [], []
-    turns = (-_TURN, 0.0, _TURN) if features.crs.is_geographic else (0.0,)
-    for turn in turns:  # longitudes of the file may be those of the raster plus or minus a turn
-        left, bottom, right, top = bounds[0] + turn, bounds[1], bounds[2] + turn, bounds[3]
-        near = np.sort(features.tree.query(shapely.box(left, bottom, right, top), predicate="intersects"))
+    (west, south, east, north), edge = _extent(raster, features.crs)
+    convert = _to_pixels(raster, features.crs)
+    numbers, shapes, cut = [], [], []
+    # Longitudes of the file may be those of the raster plus or minus a turn.
+    for turn in (-_TURN, 0.0, _TURN) if features.crs.is_geographic else (0.0,):
+        box = west + turn, south, east + turn, north
+        near = np.sort(features.tree.query(shapely.box(*box), predicate="intersects"))
         here = features.shapes[near]
-        here = shapely.clip_by_rect(here, left, bottom, right, top) if clip else here
-        here = shapely.transform(here, lambda xy, turn=turn: xy - (turn, 0))
+        bounds = shapely.bounds(here)
+        cut.append(((bounds[:, :2] < box[:2]) | (bounds[:, 2:] > box[2:])).any(axis=1))
+        here = shapely.clip_by_rect(here, *box) if clip else here
+        here = shapely.transform(here, lambda xy, turn=turn: xy - np.array([turn, 0.0]))
         numbers.append(near)
-        shapes.append(shapely.transform(shapely.segmentize(here, edge), _to_pixels(raster, features.crs)))
-    number, shape = np.concatenate(numbers), np.concatenate(shapes)
-    kept = np.isin(shapely.get_type_id(shape), [3, 6]) & ~shapely.is_empty(shape)
-    number, shape = number[kept], shape[kept]
-    order = np.argsort(number, kind="stable")
-    number, shape = number[order], shape[order]
-    first = np.unique(number, return_index=True)[1]
-    for index in np.flatnonzero(np.diff(first, append=len(number)) > 1):
-        some = slice(first[index], first[index + 1] if index + 1 < len(first) else None)
-        shape[first[index]] = shapely.union_all(shape[some])
-    return number[first], shape[first]
+        shapes.append(shapely.transform(shapely.segmentize(here, edge), convert))
+    return _each_once(np.concatenate(numbers), np.concatenate(shapes), np.concatenate(cut))
+
+
+def _each_once(numbers: Int64, shapes: npt.NDArray[Any], cut: Bool) -> GridShapes:
+    """Features with an area, in their order; those found at two turns of longitude in one."""
+    shapely = load_shapely()
+    solid = np.isin(shapely.get_type_id(shapes), [3, 6]) & ~shapely.is_empty(shapes)
+    order = np.flatnonzero(solid)[np.argsort(numbers[solid], kind="stable")]
+    numbers, shapes, cut = numbers[order], shapes[order], cut[order]
+    each, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+    once = shapes[first]
+    for index in np.flatnonzero(counts > 1):
+        once[index] = shapely.union_all(shapes[first[index] : first[index] + counts[index]])
+    return GridShapes(each, once, np.logical_or.reduceat(cut, first) if len(first) else cut)
 
 
 def _extent(raster: Raster, crs: Any) -> tuple[tuple[float, float, float, float], float]:

@@ -56,17 +56,17 @@ def find_squares(
     for assembly in assemblies:
         raster = assembly.raster
         try:
-            numbers, shapes = to_grid(features, raster)
+            found = to_grid(features, raster)
         except ConfigError as error:
             plan.nowhere.append(error.message)
             continue
+        numbers, shapes = found.numbers, found.shapes
         bounds = shapely.bounds(shapes)
         beyond = (bounds[:, :2] < 0).any(axis=1) | (bounds[:, 2] > raster.width) | (bounds[:, 3] > raster.height)
-        whole = count_pixels(to_grid(features.take(numbers[beyond]), raster, clip=False)[1])
-        plan.reaches += [
-            Reach(zone, assembly.uri, pixels)
-            for zone, pixels in zip(numbers[beyond].tolist(), whole.tolist(), strict=True)
-        ]
+        far = features.take(numbers[beyond | found.cut])
+        whole = to_grid(far, raster, clip=False)
+        pixels = dict(zip(numbers[beyond | found.cut][whole.numbers].tolist(), count_pixels(whole.shapes), strict=True))
+        plan.reaches += [Reach(zone, assembly.uri, int(count)) for zone, count in pixels.items()]
         tree = shapely.STRtree(shapes)
         for window in assembly.squares:
             box = shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)
