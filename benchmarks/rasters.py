@@ -250,9 +250,9 @@ def busy_mask(height: int, width: int) -> UInt8:
     return ids
 
 
-def described(height: int, width: int) -> Raster:
-    """Description of a raster that nobody reads."""
-    return Raster("a.tif", "e", 1, height, width, "uint8", 4, (1, 2, 3, 4), CHANNELS, None, 0)
+def described(height: int, width: int, **place: Any) -> Raster:
+    """Description of a raster that nobody reads; `place` is its transform and coordinate system."""
+    return Raster("a.tif", "e", 1, height, width, "uint8", 4, (1, 2, 3, 4), CHANNELS, None, 0, **place)
 
 
 def assembly_of(height: int, width: int) -> Assembly:

@@ -32,7 +32,7 @@ from pipeline.store.lease import Lease
 from pipeline.store.url import Url
 from pipeline.vector.features import load_features, zone_ids
 from pipeline.zones import output as zones
-from pipeline.zones.plan import ZonePlan, find_squares, zones_id
+from pipeline.zones.plan import ZonePlan, find_squares, overlapping, zones_id
 from pipeline.zones.work import ZoneWork, do_squares
 
 log = logging.getLogger(__name__)
@@ -106,20 +106,25 @@ class Zoned:
     """Those with pixels outside of all rasters of a date."""
     zones_overlapped: int
     """Those with pixels that several rasters of one date count."""
+    rasters_overlapping: int
+    """Pairs of rasters of one date on the same ground."""
 
     @classmethod
-    def of(cls, table: pa.Table, count: int) -> "Zoned":
+    def of(cls, table: pa.Table, count: int, *, overlapping: int) -> "Zoned":
         """Counts of `zones.parquet`.
 
         Args:
             table: its rows.
             count: zones in their file.
+            overlapping: see `rasters_overlapping`.
         """
 
         def zones_with(column: str) -> int:
             return len(pc.unique(table.filter(pc.greater(table[column], 0))["zone"]))
 
-        return cls(count, zones_with("rasters"), zones_with("outside_pixels"), zones_with("overlap_pixels"))
+        return cls(
+            count, zones_with("rasters"), zones_with("outside_pixels"), zones_with("overlap_pixels"), overlapping
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +218,10 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
         for text in [*plan.nowhere[:3], *(f"no means of bands of {text}" for text in unread[:3])]:
             log.warning("zones: %s", text)
     zones.delete_waiting(work)
-    zoned = Zoned.of(table, len(ids))
+    pairs = overlapping(assemblies)
+    for one, other in pairs[:3]:
+        log.warning("zones: %s and %s are of one date and cover the same ground: its pixels count twice", one, other)
+    zoned = Zoned.of(table, len(ids), overlapping=len(pairs))
     for count, text in (
         (len(ids) - zoned.zones_counted, "have no pixel in a raster"),
         (zoned.zones_cut, "reach beyond the rasters: outside_pixels"),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline.assemble.plan import Assembly
 from pipeline.assemble.squares import Square
+from pipeline.assemble.stac import footprint
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.records import Int64
@@ -25,6 +26,8 @@ from pipeline.zones.table import Reach
 
 _VERSION = 1
 """Of what is written: another one makes the tables anew."""
+_SHARED = 1e-4
+"""Share of the smaller of two rasters up to which they are neighbours: outlines in degrees are rounded."""
 
 
 @dataclass(slots=True)
@@ -35,6 +38,20 @@ class ZonePlan:
     """Zones that reach beyond a raster."""
     nowhere: list[str] = field(default_factory=list)
     """Reasons why rasters have no zones on them: they have no coordinates."""
+
+
+def overlapping(assemblies: Sequence[Assembly]) -> list[tuple[str, str]]:
+    """Pairs of rasters of one date that cover the same ground, whose pixels there count twice."""
+    shapely = load_shapely()
+    places = [footprint(assembly.raster)[0] for assembly in assemblies]
+    numbers = [number for number, place in enumerate(places) if place is not None]
+    shapes = np.array([shapely.geometry.shape(places[number]) for number in numbers], object)
+    one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    one, other = one[one < other], other[one < other]
+    shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
+    some = shared > _SHARED * np.minimum(shapely.area(shapes[one]), shapely.area(shapes[other]))
+    pairs = [(assemblies[numbers[a]], assemblies[numbers[b]]) for a, b in zip(one[some], other[some], strict=True)]
+    return [(a.uri, b.uri) for a, b in pairs if (a.raster.datetime or "")[:10] == (b.raster.datetime or "")[:10]]
 
 
 def zones_id(

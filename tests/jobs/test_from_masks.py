@@ -272,3 +272,17 @@ def test_zones_without_a_unique_name_are_refused(tmp_path: Path) -> None:
             made(run, zones={"file": str(file), "id": "name"})
     with pytest.raises(ConfigError, match="does not exist"):
         made(run, zones={"file": str(tmp_path / "nowhere.gpkg")})
+
+
+def test_rasters_of_one_date_on_the_same_ground_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_fields(tmp_path / "fields.geojson", fields(40))
+    run = make_run(tmp_path)
+    assert made(run, zones={"file": str(file), "id": "name"}).zones.rasters_overlapping == 0
+    shifted = EAST | {"transform": from_origin(485900 + 0.5 * 700, 5209245, 0.5, 0.5)}
+    write_raster(tmp_path / "source/east.tif", values(*MASKS["east.tif"].shape, 3), names=RGB, **shifted)
+    commit_masks(Url(str(tmp_path / "other")), tmp_path / "source", MASKS)
+    zoned = made(Url(str(tmp_path / "other")), zones={"file": str(file), "id": "name"}).zones
+    assert zoned.rasters_overlapping == 1
+    assert "east.tif and west.tif are of one date and cover the same ground" in caplog.text
+    rows = pd.read_parquet(tmp_path / "other/zones.parquet")
+    assert zoned.zones_overlapped == rows[rows["overlap_pixels"] > 0]["zone"].nunique() > 0
