@@ -33,14 +33,18 @@ from benchmarks.rasters import CLASSES, busy_mask, described, measured, ratios
 from infra import log as logs
 from jobs import command_line
 from pipeline.assemble.assemble import group_squares
+from pipeline.assemble.layers import Block
 from pipeline.assemble.masks import FileMasks, open_mask_file
 from pipeline.assemble.plan import Assembly
 from pipeline.config import PolygonsConfig
 from pipeline.polygons import output as polygons
 from pipeline.polygons.table import NamedClasses
+from pipeline.refine.window import windows
 from pipeline.store.url import Url
 from pipeline.vector.features import load_features
+from pipeline.vector.grid import to_grid
 from pipeline.zones import output as zones
+from pipeline.zones.counts import zone_sums
 from pipeline.zones.plan import ZonePlan, find_squares
 from pipeline.zones.work import ZoneWork, do_squares
 
@@ -164,6 +168,25 @@ def count_bare(mask: Path, _: Path) -> int:
     return int(counts.sum())
 
 
+def count_alone(mask: Path, fields: Path) -> float:
+    """Seconds of counting fields over those of a bare bincount of the same blocks, both in memory."""
+    file, read = open_mask_file(Url(str(mask))), load_features(Url(str(fields)), field="name")
+    found = to_grid(read, file.raster)
+    tree, spent = shapely.STRtree(found.shapes), np.zeros(2)
+    with file.open() as read_window:
+        for window in windows(file.raster.height, file.raster.width, _BLOCK_PX):
+            block = Block(window, read_window(window), None, None, ())
+            box = shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)
+            times = [time.perf_counter()]
+            near = tree.query(box, predicate="intersects")
+            for _ in zone_sums(block, found.shapes[near], {}, len(CLASSES)):
+                pass
+            times.append(time.perf_counter())
+            np.bincount(block.ids_hw.ravel(), minlength=256)
+            spent += np.diff([*times, time.perf_counter()])
+    return float(spent[0] / spent[1])
+
+
 def zones_with_rasterstats(mask: Path, fields: Path) -> list[int]:
     """Counts of rasterstats, whose fields must be in the raster's coordinate system."""
     frame = geopandas.read_parquet(fields).to_crs(CRS)
@@ -197,7 +220,9 @@ def compare_zones(folder: Path, turns: int) -> dict[str, Any]:
             others[name].append(measured(work, mask, fields))
         ours.append(measured(zones_with_atrous, mask, fields))
         log.info("%.1f s; %s", ours[-1].wall_s, {name: round(costs[-1].wall_s, 1) for name, costs in others.items()})
-    facts: dict[str, Any] = {f"over_{name}": ratios(ours, costs) for name, costs in others.items()}
+    alone = [measured(count_alone, mask, fields).result for _ in range(turns)]
+    facts: dict[str, Any] = {"counting_over_bincount": round(median(alone), 2)}
+    facts |= {f"over_{name}": ratios(ours, costs) for name, costs in others.items()}
     pixels = {"ours": ours[0].result, **{name: others[name][0].result for name in ("rasterstats", "exactextract")}}
     return facts | {"peak_mib": round(max(cost.peak_mib for cost in ours)), "pixels": pixels}
 

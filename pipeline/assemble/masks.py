@@ -153,9 +153,10 @@ class FileMasks:
 
 def check_ids(ids_hw: UInt8, classes: ClassMap, name: str) -> UInt8:
     """The same ids. Raises JobError for one that the class map does not know."""
-    unknown = np.setdiff1d(ids_hw, [*range(len(classes)), NODATA])
-    if unknown.size:
-        text = f"{name} has the class id {unknown[0]}; the class map {classes.name!r} ends at {len(classes) - 1}"
+    unknown = (ids_hw >= len(classes)) & (ids_hw != NODATA)
+    if unknown.any():
+        first = ids_hw[unknown][0]
+        text = f"{name} has the class id {first}; the class map {classes.name!r} ends at {len(classes) - 1}"
         raise JobError(text, hint="give the mask's own --classes, or none")
     return ids_hw
 

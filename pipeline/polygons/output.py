@@ -27,7 +27,7 @@ from pipeline.polygons.table import MADE_KEY, ClassNames, decode_open, encode_op
 from pipeline.records import Window
 from pipeline.store import objects
 from pipeline.store.url import Url
-from pipeline.vector.area import pixel_hectares
+from pipeline.vector.area import pixel_areas
 from pipeline.vector.geoparquet import file_chunks
 
 FOLDER = "polygons"
@@ -117,8 +117,8 @@ def do_squares(group: Sequence[Square], *, work: PolygonWork) -> None:
 def square_polygons(layers: Layers, assembly: Assembly, seams: Seams, work: PolygonWork) -> Iterator[Pieces]:
     """Whole polygons of a square, block by block; `seams` has the others when all are taken."""
     for block in layers.blocks():
-        hectares_hw = pixel_hectares(assembly.raster, block.window)
-        made = block_pieces(block, hectares_hw, len(work.names), simplify_px=work.cfg.simplify_px)
+        areas = pixel_areas(assembly.raster, block.window)
+        made = block_pieces(block, areas, len(work.names), simplify_px=work.cfg.simplify_px)
         yield seams.add(*made)
     yield seams.settle([layers.window])
 

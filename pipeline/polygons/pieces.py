@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pipeline.assemble.layers import Block
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.records import Float64, Ids, Int64, Window
+from pipeline.vector.area import PixelAreas
 from pipeline.vector.geoparquet import load_shapely
 from pipeline.vector.runs import Components, find_components
 
@@ -84,13 +85,13 @@ class Edges:
 
 
 def block_pieces(
-    block: Block, hectares_hw: Float64 | None, num_classes: int, *, simplify_px: float
+    block: Block, areas: PixelAreas | None, num_classes: int, *, simplify_px: float
 ) -> tuple[Pieces, Edges]:
     """Pieces of a block, and where they end at its outline.
 
     Args:
         block: class ids.
-        hectares_hw: (h, w) area of each pixel; None where it is not known.
+        areas: areas of its pixels; None where they are not known.
         num_classes: K; ids from K on are without data and in no piece.
         simplify_px: tolerance of simplification, pixels; 0 keeps every corner. Borders between pieces stay shared, and
             points on the outline of the block stay where they are.
@@ -103,7 +104,7 @@ def block_pieces(
     shapes = load_shapely().transform(shapes, lambda xy: xy + np.array([block.window.x, block.window.y]))
     order = np.empty(len(numbers), np.int64)
     order[numbers] = np.arange(len(numbers))
-    pieces = _measured(shapes[order], found, block, hectares_hw)
+    pieces = _measured(shapes[order], found, block, areas)
     solid = pieces.class_ids < num_classes
     edges = _edges(labels, block.window)
     number = np.cumsum(solid) - 1
@@ -140,11 +141,14 @@ def _simplified(shapes: npt.NDArray[Any], tolerance_px: float) -> npt.NDArray[An
     return np.asarray(shapely.simplify(simple, 0))  # without the points of the cuts along the outline
 
 
-def _measured(shapes: npt.NDArray[Any], found: Components, block: Block, hectares_hw: Float64 | None) -> Pieces:
+def _measured(shapes: npt.NDArray[Any], found: Components, block: Block, areas: PixelAreas | None) -> Pieces:
     """Pieces with the sums over their pixels."""
     runs, confidence_hw = found.runs, block.confidence()
     nothing = np.zeros(len(found.class_ids))
-    hectares = nothing * np.nan if hectares_hw is None else found.total(runs.sums(hectares_hw))
+    hectares = nothing * np.nan
+    if areas is not None:
+        rows, columns = np.divmod(runs.starts, block.window.width)
+        hectares = found.total(areas.of_runs(rows, columns, runs.lengths))
     known, sums = nothing, nothing
     if confidence_hw is not None:
         known, sums = found.total(runs.sums(confidence_hw > 0)), found.total(runs.sums(confidence_hw))

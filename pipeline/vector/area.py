@@ -7,6 +7,7 @@ Professional Paper 1395, pp. 16-17; https://pubs.usgs.gov/publication/pp1395), a
 between the middles of blocks. On a sphere, neither poles nor the 180th meridian are special.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.raster import Raster
-from pipeline.records import Float64, Window
+from pipeline.records import Float64, Int64, Window
 from pipeline.vector.geoparquet import load_shapely
 
 BLOCK_PX = 32
@@ -30,12 +31,28 @@ _POINTS_AT_ONCE = 500_000
 """Points converted at a time: GDAL's answer is a list of Python's numbers."""
 
 
-def pixel_hectares(raster: Raster, window: Window) -> Float64 | None:
-    """Area of each pixel of a window, (h, w) hectares.
+@dataclass(frozen=True, slots=True)
+class PixelAreas:
+    """Area of the pixels of a window."""
 
-    Returns:
-        None where the raster has no coordinates, or none on the Earth there.
-    """
+    lines: Float64
+    """(h, n) hectares of a pixel in each row, at the middle of each of n blocks."""
+    middles: Float64
+    """(n,) middle of each block, pixels from the left edge of the window."""
+
+    def of_runs(self, rows: Int64, starts: Int64, lengths: Int64) -> Float64:
+        """(R,) hectares of runs of pixels of the window, each pixel taken as the one in the middle of its run."""
+        if len(self.middles) == 1:
+            return np.asarray(self.lines[rows, 0] * lengths)
+        place = starts + lengths / 2
+        before = np.clip(np.searchsorted(self.middles, place) - 1, 0, len(self.middles) - 2)
+        way = (place - self.middles[before]) / (self.middles[before + 1] - self.middles[before])
+        here, following = self.lines[rows, before], self.lines[rows, before + 1]
+        return np.asarray((here + (following - here) * way) * lengths)
+
+
+def pixel_areas(raster: Raster, window: Window) -> PixelAreas | None:
+    """Areas of the pixels of a window; None where the raster has no coordinates, or none on the Earth there."""
     if raster.transform is None or raster.crs_wkt is None:
         return None
     rows = _corners(window.y, window.y + window.height, raster.height)
@@ -49,14 +66,16 @@ def pixel_hectares(raster: Raster, window: Window) -> Float64 | None:
     pixels = np.diff(rows)[:, None] * np.diff(columns)[None]
     corners = _authalic(*degrees.T).reshape(3, *x.shape)
     hectares = _block_areas(corners) / pixels / _SQUARE_METRES
-    lines = _interpolated(hectares, rows, window.y, window.height)
-    return np.ascontiguousarray(_interpolated(lines.T, columns, window.x, window.width).T)
+    places = window.y + 0.5 + np.arange(window.height)
+    return PixelAreas(_interpolated(hectares, _middles(rows), places), _middles(columns) - window.x)
 
 
-def _interpolated(values: Float64, corners: Float64, first: int, count: int) -> Float64:
-    """Values at pixels along the first axis, from those of the blocks between corners: linear between their middles."""
-    places = first + 0.5 + np.arange(count)
-    middles = (corners[1:] + corners[:-1]) / 2
+def _middles(corners: Float64) -> Float64:
+    return (corners[1:] + corners[:-1]) / 2
+
+
+def _interpolated(values: Float64, middles: Float64, places: npt.NDArray[np.floating[Any]]) -> Float64:
+    """Values at places along the first axis, from those at the middles: linear, also beyond the last of them."""
     if len(middles) == 1:
         return np.repeat(values, len(places), axis=0)
     before = np.clip(np.searchsorted(middles, places) - 1, 0, len(middles) - 2)

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from pipeline.assemble.layers import Block
 from pipeline.records import Float64, Int64, Window
+from pipeline.vector.area import PixelAreas
 from pipeline.vector.geoparquet import load_shapely
 from pipeline.vector.runs import find_runs
 
-PIXELS = "pixels"
+PIXELS, HECTARES = "pixels", "hectares"
 _ROWS_AT_ONCE = 2**16
 _CELLS_AT_ONCE = 2**22
 """Zones times classes whose sums are in memory at a time, and rows of a zone."""
@@ -100,7 +101,11 @@ def count_pixels(shapes: npt.NDArray[Any]) -> Int64:
 
 
 def zone_sums(
-    block: Block, shapes: npt.NDArray[Any], layers: Mapping[str, npt.NDArray[Any]], num_classes: int
+    block: Block,
+    shapes: npt.NDArray[Any],
+    layers: Mapping[str, npt.NDArray[Any]],
+    num_classes: int,
+    areas: PixelAreas | None = None,
 ) -> Iterator[tuple[slice, dict[str, Float64]]]:
     """Sums over the pixels of each class in each zone, within a block.
 
@@ -109,10 +114,11 @@ def zone_sums(
         shapes: (N,) zones in pixels of the raster.
         layers: further values of each pixel by name, (h, w) each: numbers without NaN.
         num_classes: K; ids from K on are without data.
+        areas: areas of the block's pixels.
 
     Yields:
-        some zones, and by name their sums (n, K + 1) float64: `pixels`, and that of each layer; column K is without
-        data. Sums of integers are exact.
+        some zones, and by name their sums (n, K + 1) float64: `pixels`, with areas `hectares`, and that of each layer;
+        column K is without data. Sums of integers are exact.
     """
     ids_hw = np.minimum(block.ids_hw, num_classes)
     mask = find_runs(ids_hw)
@@ -132,6 +138,9 @@ def zone_sums(
         cell = np.repeat(runs.zone, counts) * (num_classes + 1) + mask.class_ids[shared]
         size = some.stop - some.start, num_classes + 1
         sums = {PIXELS: end - begin} | {name: total[end] - total[begin] for name, total in totals.items()}
+        if areas is not None:
+            row, column = np.divmod(begin, block.window.width)
+            sums[HECTARES] = areas.of_runs(row, column, end - begin)
         added = {name: np.bincount(cell, each, size[0] * size[1]).reshape(size) for name, each in sums.items()}
         yield some, {name: np.asarray(each, np.float64) for name, each in added.items()}
 

@@ -28,7 +28,7 @@ from pipeline.source.raster import RasterShard
 from pipeline.source.raster_windows import WindowReader
 from pipeline.store import objects
 from pipeline.store.url import Url
-from pipeline.vector.area import pixel_hectares
+from pipeline.vector.area import pixel_areas
 from pipeline.vector.geoparquet import load_shapely
 from pipeline.zones.counts import PIXELS, zone_runs, zone_sums
 
@@ -122,13 +122,13 @@ def count_square(
             near = _near(tree, block.window)
             if not len(near):
                 continue
-            values = _values(square, block)
+            values, areas = _values(block), pixel_areas(square.assembly.raster, block.window)
             if reader is not None:
                 try:
                     values |= band_values(reader, block.window)
                 except (InputError, FileNotFoundError, StorageError) as error:
                     reader, unread = None, f"{square.assembly.uri}: {error}"
-            for some, counted in zone_sums(block, shapes[near], values, num_classes):
+            for some, counted in zone_sums(block, shapes[near], values, num_classes, areas):
                 sums.add(near[some], counted)
             for number, pixels in _failed(block, shapes[near]):
                 sums.add(near[[number]], {"failed": np.eye(1, num_classes + 1, num_classes) * pixels})
@@ -140,12 +140,9 @@ def _near(tree: Any, window: Window) -> npt.NDArray[Any]:
     return np.sort(tree.query(here, predicate="intersects"))
 
 
-def _values(square: Square, block: Block) -> dict[str, npt.NDArray[Any]]:
-    """What is summed beside pixels: their area, and the network's confidence and what the refiner changed."""
+def _values(block: Block) -> dict[str, npt.NDArray[Any]]:
+    """What is summed beside pixels and hectares: the network's confidence, and what the refiner changed."""
     values: dict[str, npt.NDArray[Any]] = {}
-    hectares_hw = pixel_hectares(square.assembly.raster, block.window)
-    if hectares_hw is not None:
-        values["hectares"] = hectares_hw
     confidence_hw, changed_hw = block.confidence(), block.changed()
     if confidence_hw is not None and changed_hw is not None:
         known = confidence_hw > 0

@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 from pipeline import classes
 from pipeline.config import RefineConfig
 from pipeline.image import encode
-from pipeline.records import Image, Item, Scored
+from pipeline.image.encode import confidence_cells, encode_maps, read_grey_png
+from pipeline.records import Image, Item, PixelStats, Refinement, Scored
 from pipeline.refine.refiner import Refiner
 
 VOC = classes.load_class_map("voc")
@@ -64,3 +65,25 @@ def test_a_preview_has_at_most_2048_pixels_a_side() -> None:
     for data in encode.encode_previews(image, np.zeros((1024, 4096), np.uint8)):
         with PIL.Image.open(io.BytesIO(data)) as preview:
             assert preview.size == (2048, 512)
+
+
+@given(st.integers(1, 21), st.integers(1, 21), st.integers(0, 2**31))
+def test_the_confidence_of_a_cell_is_the_mean_of_its_valid_pixels(height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence, valid = rng.integers(0, 256, (height, width), np.uint8), rng.random((height, width)) < 0.7
+    cells = confidence_cells(confidence, valid)
+    assert cells.shape == (-(-height // 4), -(-width // 4))
+    for row, column in np.ndindex(*cells.shape):
+        part = slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4)
+        own = confidence[part][valid[part]]
+        assert cells[row, column] == (max(1, int(own.mean() + 0.5)) if own.size else 0)
+
+
+def test_the_maps_of_a_window_say_what_the_refiner_changed() -> None:
+    mask = np.array([[0, 1, 255, 1, 0, 1, 1]], np.uint8)
+    network = np.array([[0, 0, 1, 1, 1, 1, 0]], np.uint8)
+    stats = PixelStats(np.zeros(2, np.int64))
+    confidence = np.full(mask.shape, 200, np.uint8)
+    cells, changed = encode_maps(Refinement(mask, network, confidence, stats, True, None, 2), ignore_id=255)
+    np.testing.assert_array_equal(read_grey_png(cells), [[200, 200]])
+    np.testing.assert_array_equal(read_grey_png(changed), [[0, 1, 0, 0, 1, 0, 1]])

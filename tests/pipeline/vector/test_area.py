@@ -10,7 +10,7 @@ from pyproj import Geod, Transformer
 
 from pipeline.geotiff.raster import Raster, Transform
 from pipeline.records import Window
-from pipeline.vector.area import pixel_hectares, shape_hectares
+from pipeline.vector.area import pixel_areas, shape_hectares
 
 UTM = ((30.0, 0.0, 600000.0, 0.0, -30.0, 5200000.0), "EPSG:32614")
 DRONE = ((0.02, 0.0, 485900.0, 0.0, -0.02, 5209245.0), "EPSG:32614")
@@ -25,6 +25,14 @@ POLE = ((100.0, 0.0, -100000.0, 0.0, -100.0, 100000.0), "EPSG:3031")
 def raster(transform: Transform | None, crs: str | None, height: int = 2000, width: int = 2000) -> Raster:
     wkt = None if crs is None else rasterio.crs.CRS.from_user_input(crs).to_wkt()
     return Raster("a", "", 1, height, width, "uint8", 1, (1,), ("a",), None, None, transform=transform, crs_wkt=wkt)
+
+
+def pixel_hectares(raster: Raster, window: Window) -> np.ndarray | None:
+    """(h, w) hectares, each pixel as a run of its own."""
+    areas = pixel_areas(raster, window)
+    rows, columns = np.indices((window.height, window.width))
+    ones = np.ones(rows.size, int)
+    return None if areas is None else areas.of_runs(rows.ravel(), columns.ravel(), ones).reshape(rows.shape)
 
 
 def geodesic(shape: Any, crs: str, longest: float) -> float:
