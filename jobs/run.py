@@ -51,6 +51,7 @@ from pipeline.source.truth import raster_labels
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
+from pipeline.zones.map import run_map
 
 log = logging.getLogger(__name__)
 
@@ -426,6 +427,7 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         facts=run_facts(run) | {"files that are no input": in_words(outcome.ignored)},
         next_commands=_next_commands(run),
         substituted=run.substituted,
+        page_map=run_map(run.url, run.classes) if run.cfg.read.kind == "raster" else None,
     )
     objects.put(run.url / folder.REPORT, page.encode())
     for path, picture in report.full_size_pictures(previews, run.classes):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from markupsafe import Markup
 
 from pipeline.changes.table import matrix
 from pipeline.classes import ClassMap
 from pipeline.page import frame
+from pipeline.page.map import PageMap
 from pipeline.records import Float64
 
 MOST_ZONES = 100
@@ -54,7 +54,7 @@ def render_changes(
     *,
     titles: tuple[str, str],
     left_out: int = 0,
-    map_html: Markup | None = None,
+    page_map: PageMap | None = None,
 ) -> str:
     """Lay out the page of a comparison.
 
@@ -63,7 +63,7 @@ def render_changes(
         classes: class map of both sides.
         titles: names of the earlier and the later run.
         left_out: earlier masks without a later one on their ground.
-        map_html: map of the zones; None without.
+        page_map: map of the zones; None without.
     """
     hectares = matrix(table, classes.names, "hectares")
     unit, flows = ("ha", hectares) if hectares.any() else ("px", matrix(table, classes.names, "pixels"))
@@ -88,7 +88,7 @@ def render_changes(
         zones=zones,
         all_zones=total,
         left_out=left_out,
-        map_html=map_html,
+        page_map=page_map,
     )
 
 

@@ -1,8 +1,8 @@
 """HTML report of a run as one self-contained file, its pictures at full size, and its contact sheet as one PNG.
 
 In: totals of a finished run, rows with previews, failures. Out: a string, and encoded pictures. Nothing is read or
-written here, and the page loads nothing from outside: no script, no font. Each of its pictures links to the one at full
-size in the folder `FULL_SIZE` beside it.
+written here, and the page loads nothing from outside: no font, and no script but that of a map, which it holds. Each of
+its pictures links to the one at full size in the folder `FULL_SIZE` beside it.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ERROR_CODES
 from pipeline.image.encode import PREVIEW_PX
 from pipeline.page import frame
+from pipeline.page.map import PageMap
 from pipeline.page.paint import overlay, paint
 from pipeline.records import Row, UInt8
 
@@ -113,8 +114,9 @@ def render_run(
     facts: Mapping[str, str],
     next_commands: Sequence[str] = (),
     substituted: str | None = None,
+    page_map: PageMap | None = None,
 ) -> str:
-    """Lay out the report of a run as one HTML file below 5 MB.
+    """Lay out the report of a run as one HTML file below 5 MB; with a map, below 9 MB.
 
     Args:
         summary: counts and means of the whole run.
@@ -124,12 +126,14 @@ def render_run(
         facts: facts about the run, name to value, in this order. Shown as given: pass no credentials.
         next_commands: shell commands worth running next.
         substituted: refine engine in place of the configured one, and why; None without.
+        page_map: map of the masks of rasters; None without.
     """
     uncertain, sample = choose_previews(previews, count=PAGE_ITEMS)
     groups = [_cards_within(rows, classes, budget=_PAGE_BYTES // 2) for rows in (sample, uncertain)]
     return frame.load_template("run/report").render(
         summary=summary,
         substituted=substituted,
+        page_map=page_map,
         groups=[
             (
                 "Random sample",
