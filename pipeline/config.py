@@ -32,6 +32,8 @@ OTHER_FLAGS = {"zones.file": "--zones"}
 """Flags that have not the name of their setting."""
 Dtype = Literal["uint8", "uint16", "int16", "float32"]
 """Types of samples that are read."""
+DATE_PARTS = ("year", "month", "day", "hour", "minute", "second")
+"""Groups of `raster.date_pattern`, from the coarsest: each needs those before it."""
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0)]
 EngineName = Literal["native", "torch", "pydensecrf", "domain_transform", "none"]
@@ -101,6 +103,27 @@ class RasterConfig(_Frozen):
     holes: bool = Field(
         False, description="Write the COG of a raster with failed windows too, without data in their place."
     )
+
+    date_pattern: str | None = Field(
+        None,
+        description="Regular expression on paths whose groups are the date: year, month, day, hour, minute, second, or "
+        "date.",
+    )
+
+    @field_validator("date_pattern", mode="after")
+    @classmethod
+    def _date_groups(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            named = set(re.compile(value).groupindex)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from error
+        parts = [set(DATE_PARTS[:count]) for count in range(1, len(DATE_PARTS) + 1)]
+        if named != {"date"} and named not in parts:
+            wanted = f"(?P<date>...), or the first ones of {', '.join(DATE_PARTS)}, such as (?P<year>[0-9]{{4}})"
+            raise ValueError(f"{value!r} names the groups {', '.join(sorted(named)) or 'none'}; it needs {wanted}")
+        return value
 
     @field_validator("bands", mode="after")
     @classmethod
@@ -357,7 +380,8 @@ class SegmentConfig(_Frozen):
         for name in ("guide", "guide_sigmas"):
             if not getattr(self.refine, name):
                 hashed["refine"].pop(name)
-        rasters = [cfg.model_dump(mode="json", exclude={"max_gpx", "holes"}) for cfg in (self.raster, RasterConfig())]
+        no_mask = {"max_gpx", "holes", "date_pattern"}
+        rasters = [cfg.model_dump(mode="json", exclude=no_mask) for cfg in (self.raster, RasterConfig())]
         if self.read.kind == "raster" or rasters[0] != rasters[1]:
             hashed["raster"] = rasters[0]
         sources = [place(source) for source in self.source]

@@ -63,7 +63,9 @@ class Raster:
     epsg: int | None = None
     """Its EPSG code; None where it has none."""
     datetime: str | None = None
-    """Time of the picture in RFC 3339, from the tag DateTime; None without."""
+    """Time of the picture in RFC 3339, UTC, or the first second of its interval; None where it is not known."""
+    end_datetime: str | None = None
+    """Last second of the interval in which the picture was taken; None where `datetime` is its time."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""

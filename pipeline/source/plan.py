@@ -1,7 +1,7 @@
 """Plan of a run: the shards of its sources, the same on every machine; and the reading of a shard's items.
 
-Listings go in, shards come out. Planning opens no object except Parquet footers, headers of rasters, and tars whose
-samples `--limit` must count.
+Listings go in, shards come out. Planning opens no object except Parquet footers, headers of rasters and STAC items
+beside them, and tars whose samples `--limit` must count.
 """
 
 from collections import Counter
@@ -21,6 +21,7 @@ from pipeline.source import folder, parquet, raster, raster_windows, webdataset
 from pipeline.source.left_out import LeftOut, in_words
 from pipeline.source.member import HIDDEN
 from pipeline.source.raster import RGB, NetworkBands
+from pipeline.source.raster_dates import ITEM_SUFFIX, RasterDates
 from pipeline.source.shard import Member, Shard, SourceKind, deliver, object_shard, slice_shard, suffix_of
 from pipeline.source.truth import RasterLabels
 from pipeline.store import objects
@@ -225,24 +226,28 @@ def _survey_rasters(  # noqa: PLR0917
 ) -> list[Shard]:
     """Shards of the rasters of one source, from their headers."""
     ignored, beside = Counter[str](), Counter[str]()
-
-    def rasters() -> Iterator[FileInfo]:
-        for file in files:
-            if end := next((end for end in SIDE_FILES if file.path.lower().endswith(end)), None):
-                beside[end] += 1
-            elif _kind(file.path, cfg.read, ignored) == "raster":
-                yield file
+    rasters: list[FileInfo] = []
+    items: dict[str, FileInfo] = {}
+    for file in files:
+        if end := next((end for end in SIDE_FILES if file.path.lower().endswith(end)), None):
+            beside[end] += 1
+        elif _kind(file.path, cfg.read, ignored) == "raster":
+            rasters.append(file)
+        elif file.path.endswith(ITEM_SUFFIX):
+            items[file.path.removesuffix(ITEM_SUFFIX)] = file
+    dates = RasterDates(root, cfg.raster.date_pattern, items)
 
     def read(file: FileInfo) -> tuple[list[Shard], list[str]]:
         copy = copies.number(file.path, root) if copies else 1
-        return raster.raster_shards(root, file, cfg, bands, copy=copy)
+        return raster.raster_shards(root, file, cfg, bands, copy=copy, dates=dates)
 
     shards: list[Shard] = []
     with ThreadPoolExecutor(HEADERS_AHEAD) as pool:
-        for own, warnings in ahead(pool, read, rasters(), HEADERS_AHEAD):
+        for own, warnings in ahead(pool, read, rasters, HEADERS_AHEAD):
             shards += own
             plan.warnings += warnings[: max(MAX_WARNINGS - len(plan.warnings), 0)]
     plan.ignored += ignored + beside
+    plan.warnings += dates.warnings()
     if beside:
         plan.warnings.append(f"files beside rasters are not read: {in_words(beside)}; see --raster.crs")
     if unread := {suffix: count for suffix, count in ignored.items() if suffix in UNREAD_RASTERS}:

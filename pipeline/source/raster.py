@@ -9,7 +9,6 @@ header of each file is read by ranges. A file that cannot be read becomes a shar
 
 import json
 import math
-import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
@@ -27,6 +26,7 @@ from pipeline.image.scale import check_dtype
 from pipeline.records import Failure, Window
 from pipeline.refine.engine import reach_px
 from pipeline.refine.window import with_halo
+from pipeline.source.raster_dates import RasterDates, time_of_tag
 from pipeline.source.shard import Shard, read_failure, window_shard
 from pipeline.store import objects
 from pipeline.store.backend import FileInfo
@@ -40,7 +40,6 @@ _BUFFERED = 4 * 2048**2
 """Samples of a window up to which a shard is a whole square; above, its sides are halved: a reader buffers a row."""
 _HEADER_BLOCK = 2**16
 _MOST_BLOCKS = 256
-_DATETIME = re.compile(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d:\d\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +140,17 @@ def halo_px(cfg: SegmentConfig) -> int:
 
 
 def raster_shards(
-    root: str, file: FileInfo, cfg: SegmentConfig, bands: NetworkBands, *, copy: int = 1
+    root: str,
+    file: FileInfo,
+    cfg: SegmentConfig,
+    bands: NetworkBands,
+    *,
+    copy: int = 1,
+    dates: RasterDates | None = None,
 ) -> tuple[list[Shard], list[str]]:
     """Shards of one raster, or a shard of its failure; and warnings.
+
+    Its date changes no id of a shard. Without `dates` it is that of the tag DateTime.
 
     Raises:
         AccessDenied: 403.
@@ -151,6 +158,7 @@ def raster_shards(
     url = Url(root) / file.path
     try:
         raster, _, notes = describe(url, file, cfg.raster, bands)
+        raster = dates.dated(raster) if dates else raster
     except (InputError, FileNotFoundError, StorageError) as error:
         failure: Failure | None = read_failure(error)
     except JobError:  # a missing package, for all rasters alike
@@ -197,6 +205,7 @@ def describe(
     geo = read_georeference(header, cfg.crs)
     if geo.transform is None:
         notes.append("no georeferencing; its mask has none either")
+    time, no_time = time_of_tag(read_text(header, tiff.DATETIME))
     raster = Raster(
         path=file.path,
         etag=file.etag,
@@ -213,9 +222,9 @@ def describe(
         transform=geo.transform,
         crs_wkt=geo.crs_wkt,
         epsg=geo.epsg,
-        datetime=_datetime(read_text(header, tiff.DATETIME)),
+        datetime=time,
     )
-    return raster, header, notes
+    return raster, header, notes + no_time
 
 
 def choose_bands(header: Header, cfg: RasterConfig, channels: tuple[str, ...]) -> tuple[tuple[int, ...], int | None]:
@@ -269,12 +278,6 @@ def _nodata(header: Header, cfg: RasterConfig) -> tuple[float | None, list[str]]
     if math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max:
         return value, []
     return None, [f"no sample of {header.dtype} can be its nodata value {value:g}, which is ignored"]
-
-
-def _datetime(text: str | None) -> str | None:
-    """RFC 3339 of the tag DateTime, which has no time zone: taken as UTC."""
-    match = _DATETIME.fullmatch((text or "").strip())
-    return f"{match[1]}-{match[2]}-{match[3]}T{match[4]}Z" if match else None
 
 
 def _rectangles(raster: Raster, core_px: int) -> Iterator[Window]:

@@ -69,6 +69,7 @@ CHANGES_NO_MASK = {
     "read.label_field": "crop",
     "raster.max_gpx": 1000.0,
     "raster.holes": True,
+    "raster.date_pattern": "(?P<year>[0-9]{4})",
     "infer.batch": 8,
     "polygons.min_ha": 0.01,
     "polygons.simplify_px": 1.0,
