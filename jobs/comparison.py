@@ -62,7 +62,7 @@ def compare(
         zones.delete_waiting(work)
         only = ChangeMasks(output, masks.before, masks.after, class_map, changed_only=True)
         made = PolygonWork(only, Changes(class_map.names), polygons_cfg, made_from=work.id)
-        polygons_now = join_polygons(made, assemblies)
+        polygons_now = len(join_polygons(made, assemblies))
         facts = changes.summary(table)
         page = render_changes(table, class_map, titles=(before.name, after.name), left_out=left_out)
         objects.put(output / folder.REPORT, page.encode())

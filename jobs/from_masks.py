@@ -18,9 +18,13 @@ import pyarrow.compute as pc
 
 from infra import session
 from jobs import command_line
+from jobs.assembly import item_facts
 from pipeline.assemble.assemble import group_squares
+from pipeline.assemble.collection import write_collection
 from pipeline.assemble.masks import FileMasks, Masks, RunMasks, numbered_classes, open_mask_file
 from pipeline.assemble.plan import Assembly
+from pipeline.assemble.qgis import polygons_qml
+from pipeline.assemble.stac import COLLECTION
 from pipeline.classes import ClassMap, load_class_map
 from pipeline.config import PolygonsConfig, ZonesConfig
 from pipeline.errors import ConfigError
@@ -28,6 +32,7 @@ from pipeline.polygons import output as polygons
 from pipeline.polygons.table import NamedClasses
 from pipeline.run import flow, parts
 from pipeline.run.ledger import MAX_WORKER_DEATHS
+from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
 from pipeline.vector.features import load_features, zone_ids
@@ -108,23 +113,25 @@ class Zoned:
     """Those with pixels that several rasters of one date count."""
     rasters_overlapping: int
     """Pairs of rasters of one date on the same ground."""
+    zones_now: bool
+    """True when this call has counted them."""
 
     @classmethod
-    def of(cls, table: pa.Table, count: int, *, overlapping: int) -> "Zoned":
+    def of(cls, table: pa.Table, count: int, *, overlapping: int, now: bool) -> "Zoned":
         """Counts of `zones.parquet`.
 
         Args:
             table: its rows.
             count: zones in their file.
             overlapping: see `rasters_overlapping`.
+            now: see `zones_now`.
         """
 
         def zones_with(column: str) -> int:
             return len(pc.unique(table.filter(pc.greater(table[column], 0))["zone"]))
 
-        return cls(
-            count, zones_with("rasters"), zones_with("outside_pixels"), zones_with("overlap_pixels"), overlapping
-        )
+        cut, overlapped = zones_with("outside_pixels"), zones_with("overlap_pixels")
+        return cls(count, zones_with("rasters"), cut, overlapped, overlapping, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,11 @@ class Made:
         polygons = {} if self.polygons is None else {"polygons": self.polygons, "polygons_now": self.polygons_now}
         return polygons | (asdict(self.zones) if self.zones else {})
 
+    @property
+    def is_new(self) -> bool:
+        """True when this call has written something."""
+        return self.polygons_now > 0 or (self.zones is not None and self.zones.zones_now)
+
 
 def make(opened: OpenedMasks, polygons_cfg: PolygonsConfig, zones_cfg: ZonesConfig) -> Made:
     """Make what settings ask for, under a lease that the caller holds."""
@@ -153,6 +165,8 @@ def make(opened: OpenedMasks, polygons_cfg: PolygonsConfig, zones_cfg: ZonesConf
         made = replace(made, polygons=len(assemblies), polygons_now=now)
     if zones_cfg.file is not None:
         made = replace(made, zones=write_zones(masks, assemblies, classes, zones_cfg))
+    if made.is_new and isinstance(masks, RunMasks) and objects.exists(masks.output / COLLECTION):
+        write_collection(masks.output, classes, facts=item_facts(masks.output, parts.list_parts(masks.output)[0]))
     return made
 
 
@@ -165,11 +179,15 @@ def write_polygons(masks: Masks, assemblies: Sequence[Assembly], classes: ClassM
         classes: class map of the masks.
         cfg: least area and simplification.
     """
-    return join_polygons(polygons.PolygonWork(masks, NamedClasses(classes.names), cfg), assemblies)
+    work = polygons.PolygonWork(masks, NamedClasses(classes.names), cfg)
+    made = join_polygons(work, assemblies)
+    for assembly in made:
+        objects.put(work.style_url(assembly), polygons_qml(classes))
+    return len(made)
 
 
-def join_polygons(work: polygons.PolygonWork, assemblies: Sequence[Assembly]) -> int:
-    """Make what polygons of rasters are missing; returns the number of these rasters."""
+def join_polygons(work: polygons.PolygonWork, assemblies: Sequence[Assembly]) -> list[Assembly]:
+    """Make what polygons of rasters are missing; returns these rasters."""
     todo = polygons.left_to_do(work, assemblies)
     if todo:
         squares = polygons.squares_left(work, todo)
@@ -183,7 +201,7 @@ def join_polygons(work: polygons.PolygonWork, assemblies: Sequence[Assembly]) ->
                 "%d raster(s) have no coordinates: their polygons have no area, and --polygons.min-ha keeps all", flat
             )
     polygons.delete_waiting(work)
-    return len(todo)
+    return todo
 
 
 def run_each(name: str, units: Sequence[T], work: Callable[[T], object]) -> None:
@@ -206,6 +224,7 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
     made_from = zones_id(features, ids, assemblies, classes, bands=cfg.bands)
     work = ZoneWork(masks, len(classes), made_from, cfg.bands)
     table = zones.read_made(work)
+    now = table is None
     if table is None:
         for note in features.notes:
             log.warning("%s", note)
@@ -214,6 +233,7 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
         groups = zones.groups_left(work, units)
         log.info("statistics of %d zone(s): %d square(s) are left", len(ids), sum(map(len, groups)))
         run_each("zones", groups, partial(do_squares, work=work))
+        objects.put(masks.output / zones.ZONES_STYLE, polygons_qml(classes))
         table, unread = zones.write_tables(work, units, plan, features, ids, classes=classes)
         for text in [*plan.nowhere[:3], *(f"no means of bands of {text}" for text in unread[:3])]:
             log.warning("zones: %s", text)
@@ -221,7 +241,7 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
     pairs = overlapping(assemblies)
     for one, other in pairs[:3]:
         log.warning("zones: %s and %s are of one date and cover the same ground: its pixels count twice", one, other)
-    zoned = Zoned.of(table, len(ids), overlapping=len(pairs))
+    zoned = Zoned.of(table, len(ids), overlapping=len(pairs), now=now)
     for count, text in (
         (len(ids) - zoned.zones_counted, "have no pixel in a raster"),
         (zoned.zones_cut, "reach beyond the rasters: outside_pixels"),

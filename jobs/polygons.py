@@ -32,21 +32,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_polygons(args: argparse.Namespace) -> int:
     """Make what is left; returns the exit status."""
-    from jobs.from_masks import open_masks, write_polygons
-    from pipeline.config import PolygonsConfig, checked
+    from jobs.from_masks import make, open_masks
+    from pipeline.config import PolygonsConfig, ZonesConfig, checked
 
     logs.configure()  # again: importing Ray has set up its own loggers
     cfg = checked(PolygonsConfig, min_ha=args.min_ha, simplify_px=args.simplify_px)
     with open_masks(args.run, args.output, args.classes, holes=args.holes) as opened:
-        now = write_polygons(opened.masks, opened.assemblies, opened.classes, cfg)
-    console.print_json(
-        {
-            "output": str(opened.masks.output),
-            "rasters": len(opened.assemblies),
-            "rasters_now": now,
-            "left_out": len(opened.with_holes),
-        }
-    )
+        made = make(opened, cfg, ZonesConfig())
+    facts = {"output": str(opened.masks.output), "left_out": len(opened.with_holes)}
+    console.print_json(facts | made.facts())
     return int(bool(opened.with_holes))
 
 

@@ -30,13 +30,15 @@ from jobs.assembly import Assembled, assemble_run
 from jobs.from_masks import Made, OpenedMasks, make, without_holes
 from pipeline import classes
 from pipeline.assemble.masks import RunMasks
+from pipeline.assemble.plan import read_shards
+from pipeline.assemble.stac import COLLECTION
 from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
 from pipeline.infer import segmenter
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
-from pipeline.records import Footprint
+from pipeline.records import Failure, Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
 from pipeline.run import flow, folder, manifest, masks, parts, report, workers
@@ -46,7 +48,8 @@ from pipeline.run.progress import Snapshot, utc_now, write_progress
 from pipeline.run.stages import Job
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan, changed
-from pipeline.source.raster import RGB, NetworkBands, check_band_names
+from pipeline.source.raster import RGB, NetworkBands, check_band_names, unpack
+from pipeline.source.shard import Shard
 from pipeline.source.truth import raster_labels
 from pipeline.store import objects
 from pipeline.store.lease import Lease
@@ -195,10 +198,18 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         refuse_no_images(run, finished)
         log.info("nothing to do: every row of this run is committed")
         assembled, made = None, None
-        if cfg.read.kind == "raster" and (cfg.raster.holes or cfg.polygons.min_ha is not None or cfg.zones.file):
+        redated = other_dates(run, plan)
+        if is_to_assemble(run, redated=redated):
             with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
+                if redated:
+                    log.info("the rasters have other dates than before: their items are written anew")
+                    objects.delete(run.url / COLLECTION)  # so that a driver that is killed now is continued
+                    write_settings(run, plan)
                 assembled, made = assemble_rasters(run), make_from_masks(run)
-        return RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled, made)
+        outcome = RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled, made)
+        if made is not None and made.is_new:
+            write_report(run, outcome)
+        return outcome
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
@@ -303,7 +314,7 @@ def refuse_no_images(run: Run, totals: Manifest) -> None:
 
 
 def write_run_files(run: Run, plan: Plan) -> None:
-    """Write `_run/config.yaml`, `_run/environment.json` (versions), `_run/plan.arrow` and `.huggingface.yaml`."""
+    """Write config, plan and `environment.json` (versions, licence of weights) of `_run`, and `.huggingface.yaml`."""
     environment = {
         "fingerprint": run.fingerprint,
         "model_sha256": run.sha256,
@@ -311,15 +322,44 @@ def write_run_files(run: Run, plan: Plan) -> None:
         "python": platform.python_version(),
         **{package.name: package.version for package in distributions() if package.name in STORED_VERSIONS},
     }
+    if run.model:
+        environment["license"] = run.model.card.license
+    objects.put(run.url / folder.ENVIRONMENT, json.dumps(environment, indent=1).encode())
+    write_settings(run, plan)
+    objects.put(run.url / folder.HUGGING_FACE, folder.HUGGING_FACE_YAML)
+
+
+def write_settings(run: Run, plan: Plan) -> None:
+    """Write `_run/config.yaml` and `_run/plan.arrow`."""
     config_url = run.url / folder.CONFIG
     objects.put(config_url, command_line.to_yaml(run.cfg).encode())
     log.info("every setting: %s", config_url)
-    objects.put(run.url / "_run/environment.json", json.dumps(environment, indent=1).encode())
     table, stored = plan.to_table(), pa.BufferOutputStream()
     with pa.ipc.new_file(stored, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
     objects.put(run.url / folder.PLAN, stored.getvalue().to_pybytes())
-    objects.put(run.url / folder.HUGGING_FACE, folder.HUGGING_FACE_YAML)
+
+
+def is_to_assemble(run: Run, *, redated: bool) -> bool:
+    """True for a finished run over rasters of which something may have to be written."""
+    if run.cfg.read.kind != "raster" or run.judge is not None:
+        return False
+    asked = run.cfg.raster.holes or run.cfg.polygons.min_ha is not None or run.cfg.zones.file is not None
+    return redated or asked or not objects.exists(run.url / COLLECTION)
+
+
+def other_dates(run: Run, plan: Plan) -> bool:
+    """True when rasters of a finished run have other dates in this plan than in the stored one."""
+    if run.cfg.read.kind != "raster" or not objects.exists(run.url / folder.PLAN):
+        return False
+    before = {shard.id: shard for shard in read_shards(run.url)}
+    return any(_dates(shard) != _dates(before[shard.id]) for shard in plan.shards if shard.id in before)
+
+
+def _dates(shard: Shard) -> tuple[str | None, str | None]:
+    """Time of the picture of a raster's shard, and the end of its interval."""
+    here = unpack(shard)
+    return (None, None) if isinstance(here, Failure) else (here.raster.datetime, here.raster.end_datetime)
 
 
 def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], before: Snapshot) -> RunProgress:

@@ -37,18 +37,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def count_zones(args: argparse.Namespace) -> int:
     """Count what is left; returns the exit status."""
-    from dataclasses import asdict
-
-    from jobs.from_masks import open_masks, write_zones
-    from pipeline.config import ZonesConfig
+    from jobs.from_masks import make, open_masks
+    from pipeline.config import PolygonsConfig, ZonesConfig
 
     logs.configure()  # again: importing Ray has set up its own loggers
     with open_masks(args.run, args.output, args.classes, holes=args.holes) as opened:
-        bands = args.bands and args.output is None
-        cfg = ZonesConfig(file=args.zones, id=args.id, bands=bands)
-        zoned = write_zones(opened.masks, opened.assemblies, opened.classes, cfg)
-    facts = {"output": str(opened.masks.output), "rasters": len(opened.assemblies), "left_out": len(opened.with_holes)}
-    console.print_json(facts | asdict(zoned))
+        bands = args.bands and args.output is None  # a GeoTIFF of classes has no bands of its own
+        made = make(opened, PolygonsConfig(), ZonesConfig(file=args.zones, id=args.id, bands=bands))
+    facts = {"output": str(opened.masks.output), "left_out": len(opened.with_holes)}
+    console.print_json(facts | {"rasters": len(opened.assemblies)} | made.facts())
     return int(bool(opened.with_holes))
 
 

@@ -1,20 +1,24 @@
 """Assembly of a run: what is left to join, and the two kinds of work that a cluster does for it.
 
-In: a run whose windows are committed. Out: a COG and a STAC item for each raster. All work is idempotent and leaves
-the same bytes; an item is written last, so what has one is finished.
+In: a run whose windows are committed. Out: a COG, a style and a STAC item for each raster. All work is idempotent and
+leaves the same bytes; an item is written last, so what has one is finished. An item of a raster that has got another
+date, or of a run of an older version, is written anew without joining its mask again.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from pipeline.assemble.join import join_mask
+from pipeline.assemble.join import JoinedMask, join_mask
 from pipeline.assemble.masks import RunMasks
 from pipeline.assemble.plan import BLOCKS, SQUARE_PX, Assembly
+from pipeline.assemble.qgis import raster_qml
 from pipeline.assemble.squares import Square, write_squares
-from pipeline.assemble.stac import make_item
+from pipeline.assemble.stac import counted, is_current, make_item
 from pipeline.classes import ClassMap
+from pipeline.errors import StorageError
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -33,7 +37,9 @@ class Todo:
     assemblies: list[Assembly] = field(default_factory=list)
     """Rasters without a finished item."""
     done: int = 0
-    """Rasters whose COG and item are there."""
+    """Rasters whose COG and item are there and as they should be."""
+    outdated: list[Assembly] = field(default_factory=list)
+    """Rasters whose COG is there, but whose item or style is to be written anew."""
     with_holes: dict[str, int] = field(default_factory=dict)
     """Windows that failed or are not committed, of rasters that get no COG because of them, by the start of keys."""
 
@@ -50,35 +56,41 @@ def plan_work(run_url: Url, *, holes: bool) -> Todo:
     """
     todo = Todo()
     assemblies = RunMasks(run_url).assemblies()
-    for assembly, done in zip(assemblies, _done(run_url, assemblies), strict=True):
+    for assembly, state in zip(assemblies, _states(run_url, assemblies), strict=True):
         if assembly.holes and not holes:
             todo.with_holes[assembly.uri] = assembly.holes
-        elif done:
+        elif state == "done":
             todo.done += 1
         else:
-            todo.assemblies.append(assembly)
+            (todo.assemblies if state == "missing" else todo.outdated).append(assembly)
     return todo
 
 
-def _done(run_url: Url, assemblies: Sequence[Assembly]) -> list[bool]:
-    """For each assembly, whether its COG and its item are there; items are read in threads."""
+def _states(run_url: Url, assemblies: Sequence[Assembly]) -> list[Literal["missing", "outdated", "done"]]:
+    """State of the files of each assembly; items are read in threads."""
     there = {f"{folder}/{path}" for folder in ("masks", "items") for path in objects.list_below(run_url / folder)}
 
-    def is_done(assembly: Assembly) -> bool:
+    def state(assembly: Assembly) -> Literal["missing", "outdated", "done"]:
         files = {f"masks/{assembly.name}.tif", f"items/{assembly.name}.json"}
-        return files <= there and _has_item(run_url, assembly)
+        item = _read_item(run_url, assembly) if files <= there else None
+        if item is None:
+            return "missing"
+        has_style = f"masks/{assembly.name}.qml" in there
+        return "done" if has_style and is_current(item, assembly.raster) else "outdated"
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(is_done, assemblies))
+        return list(pool.map(state, assemblies))
 
 
-def _has_item(run_url: Url, assembly: Assembly) -> bool:
-    url = assembly.item_url(run_url)
+def _read_item(run_url: Url, assembly: Assembly) -> dict[str, Any] | None:
+    """Item of an assembly; None where it is damaged, or of another assembly."""
     try:
-        properties = json.loads(objects.read_bytes(url))["properties"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return False
-    return bool(properties.get(ASSEMBLY_KEY) == assembly.id)
+        item: dict[str, Any] = json.loads(objects.read_bytes(assembly.item_url(run_url)))
+        properties = item["properties"]
+        _ = properties["datetime"], properties["atrous:class_pixels"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return item if properties.get(ASSEMBLY_KEY) == assembly.id else None
 
 
 def squares_left(run_url: Url, assemblies: Sequence[Assembly]) -> list[Square]:
@@ -112,12 +124,33 @@ def do_squares(group: Sequence[Square], *, run_url: Url) -> None:
 
 
 def do_join(assembly: Assembly, *, run_url: Url, classes: ClassMap, facts: dict[str, str]) -> None:
-    """Join one raster, write its item, and delete the tiles of its squares."""
+    """Join one raster, write its style and its item, and delete the tiles of its squares."""
     joined = join_mask(run_url, assembly, classes)
-    item = make_item(assembly, joined, classes, run_url=run_url, facts=facts | {ASSEMBLY_KEY: assembly.id})
-    objects.put(assembly.item_url(run_url), json.dumps(item, indent=1, allow_nan=False).encode())
+    write_item(assembly, joined, run_url=run_url, classes=classes, facts=facts)
     for square in assembly.squares:
         objects.delete(assembly.block_url(run_url, square))
+
+
+def write_item(
+    assembly: Assembly, joined: JoinedMask, *, run_url: Url, classes: ClassMap, facts: dict[str, str]
+) -> None:
+    """Write the style beside a mask that is there, and its item."""
+    objects.put(assembly.style_url(run_url), raster_qml(classes))
+    item = make_item(assembly, joined, classes, run_url=run_url, facts=facts | {ASSEMBLY_KEY: assembly.id})
+    objects.put(assembly.item_url(run_url), json.dumps(item, indent=1, allow_nan=False).encode())
+
+
+def renew_items(assemblies: Sequence[Assembly], *, run_url: Url, classes: ClassMap, facts: dict[str, str]) -> None:
+    """Write styles and items of masks that are there, in threads; what an item has counted stays."""
+
+    def renew(assembly: Assembly) -> None:
+        if (item := _read_item(run_url, assembly)) is None:
+            raise StorageError(f"{assembly.item_url(run_url)} changed meanwhile", hint="run again")
+        write_item(assembly, counted(item, classes), run_url=run_url, classes=classes, facts=facts)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(renew, assemblies):
+            pass
 
 
 def delete_blocks(run_url: Url) -> None:

@@ -5,6 +5,7 @@ hold its rows: rows that were made again give another one, whose files are writt
 
     square    16384 x 16384 pixels of a raster on a grid from pixel (0, 0): the unit of work
     masks/<path>.tif     COG, the name of the source without its suffix
+    masks/<path>.qml     its style for QGIS
     items/<path>.json    STAC item, written last
     _run/blocks/<id>/    compressed tiles of squares, deleted when the item is there
 """
@@ -99,6 +100,10 @@ class Assembly:
     def mask_url(self, run_url: Url) -> Url:
         """URL of its COG."""
         return run_url / f"masks/{self.name}.tif"
+
+    def style_url(self, run_url: Url) -> Url:
+        """URL of the style that QGIS finds beside its COG."""
+        return run_url / f"masks/{self.name}.qml"
 
     def item_url(self, run_url: Url) -> Url:
         """URL of its STAC item."""

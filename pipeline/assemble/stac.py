@@ -11,6 +11,8 @@ from itertools import pairwise
 from math import copysign, isfinite
 from typing import Any
 
+import numpy as np
+
 from pipeline.assemble.join import JoinedMask
 from pipeline.assemble.plan import Assembly
 from pipeline.classes import ClassMap
@@ -20,19 +22,21 @@ from pipeline.geotiff.raster import Raster, pixel_edge
 from pipeline.redact import redact
 from pipeline.store.url import Url
 
-EXTENSIONS = [
-    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
-]
+PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
+EXTENSIONS = [PROJECTION, CLASSIFICATION, "https://stac-extensions.github.io/raster/v2.0.0/schema.json"]
 EARLIEST, LATEST = "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"
 """Interval of a picture whose file has no time: STAC demands one, and any narrower would be made up."""
+COLLECTION = "collection.json"
+"""STAC collection of a run, in its folder."""
+RUN_KEY = "atrous:run"
+"""Property of an item: fingerprint of the run, 12 hex digits."""
 EDGE_POINTS = 21
 """Points of an edge of the footprint: straight edges of a projection are curves in degrees."""
 _POLE = 90.0
 _NO_NAME = re.compile("[^0-9A-Za-z_-]+")
 """What the names of the classification extension must not contain."""
-_COG = "image/tiff; application=geotiff; profile=cloud-optimized"
+COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
 
 def make_item(
@@ -56,9 +60,15 @@ def make_item(
         "id": assembly.name,
         "geometry": geometry,
         "properties": _properties(assembly, joined, classes, facts),
-        "links": [],
+        "links": _links(assembly.name, facts),
         "assets": {
-            "mask": _mask_asset(assembly, joined, classes, run_url),
+            "mask": _mask_asset(assembly, classes, run_url),
+            "style": {
+                "href": f"{_up(assembly.name)}masks/{assembly.name}.qml",
+                "type": "application/xml",
+                "roles": ["metadata", "style"],
+                "title": "Style for QGIS",
+            },
             "source": {
                 "href": redact((Url(assembly.root) / raster.path).place),
                 "type": "image/tiff; application=geotiff",
@@ -71,7 +81,54 @@ def make_item(
         item["bbox"] = bbox
     else:
         item["properties"]["description"] = _why_nowhere(raster)
+    if RUN_KEY in facts:
+        item["collection"] = collection_id(facts)
     return item
+
+
+def collection_id(facts: dict[str, str]) -> str:
+    """Id of the collection of a run: of its fingerprint, so that a run that was moved keeps it."""
+    return f"run-{facts[RUN_KEY]}"
+
+
+def is_current(item: dict[str, Any], raster: Raster) -> bool:
+    """True for an item that has the date of its raster and names its collection, as items of older versions do not."""
+    stated = {name: item["properties"].get(name) for name in ("datetime", "start_datetime", "end_datetime")}
+    return "collection" in item and {name: time for name, time in stated.items() if time} == {
+        name: time for name, time in times(raster).items() if time
+    }
+
+
+def counted(item: dict[str, Any], classes: ClassMap) -> JoinedMask:
+    """What an item says of its mask; the size of the file is unknown, 0."""
+    properties = item["properties"]
+    pixels = np.zeros(256, np.int64)
+    pixels[: len(classes)] = [properties["atrous:class_pixels"].get(name, 0) for name in classes.names]
+    pixels[NODATA] = properties.get("atrous:nodata_pixels", 0)
+    return JoinedMask(pixels, properties.get("atrous:hole_pixels", 0), size=0)
+
+
+def times(raster: Raster) -> dict[str, str | None]:
+    """Properties of an item that say when its picture was taken."""
+    if raster.datetime is None:
+        return {"datetime": None, "start_datetime": EARLIEST, "end_datetime": LATEST}
+    if raster.end_datetime is None:
+        return {"datetime": raster.datetime}
+    return {"datetime": raster.datetime, "start_datetime": raster.datetime, "end_datetime": raster.end_datetime}
+
+
+def _up(name: str) -> str:
+    """Way from the item of a raster to the folder of its run."""
+    return "../" * (name.count("/") + 1)
+
+
+def _links(name: str, facts: dict[str, str]) -> list[dict[str, str]]:
+    """Links to the collection of the run, which STAC demands of an item that names one."""
+    if RUN_KEY not in facts:
+        return []
+    relations = ("root", "parent", "collection")
+    href = f"{_up(name)}{COLLECTION}"
+    return [{"rel": relation, "href": href, "type": "application/json"} for relation in relations]
 
 
 def _why_nowhere(raster: Raster) -> str:
@@ -86,7 +143,7 @@ def _why_nowhere(raster: Raster) -> str:
 def _properties(assembly: Assembly, joined: JoinedMask, classes: ClassMap, facts: dict[str, str]) -> dict[str, Any]:
     raster, pixels = assembly.raster, joined.class_pixels
     properties: dict[str, Any] = {
-        "datetime": raster.datetime,
+        **times(raster),
         "proj:shape": [raster.height, raster.width],
         "atrous:class_pixels": {name: int(pixels[index]) for index, name in enumerate(classes.names)},
         "atrous:nodata_pixels": int(pixels[NODATA]),
@@ -94,8 +151,6 @@ def _properties(assembly: Assembly, joined: JoinedMask, classes: ClassMap, facts
         "atrous:hole_pixels": joined.holes,
         **facts,
     }
-    if raster.datetime is None:
-        properties |= {"start_datetime": EARLIEST, "end_datetime": LATEST}
     if raster.transform is not None:
         properties["proj:transform"] = list(raster.transform)
     if raster.crs_wkt is None:
@@ -107,9 +162,9 @@ def _properties(assembly: Assembly, joined: JoinedMask, classes: ClassMap, facts
     return properties
 
 
-def _mask_asset(assembly: Assembly, joined: JoinedMask, classes: ClassMap, run_url: Url) -> dict[str, Any]:
-    depth = assembly.name.count("/") + 1
-    band: dict[str, Any] = {
+def class_band(classes: ClassMap) -> dict[str, Any]:
+    """Band of a mask: its type, and the value, name and colour of each class."""
+    return {
         "name": "class",
         "data_type": "uint8",
         "nodata": NODATA,
@@ -123,11 +178,15 @@ def _mask_asset(assembly: Assembly, joined: JoinedMask, classes: ClassMap, run_u
             for index, one in enumerate(classes.classes)
         ],
     }
+
+
+def _mask_asset(assembly: Assembly, classes: ClassMap, run_url: Url) -> dict[str, Any]:
+    band = class_band(classes)
     if assembly.raster.transform is not None:
         band["raster:spatial_resolution"] = pixel_edge(assembly.raster.transform)
     return {
-        "href": f"{'../' * depth}masks/{assembly.name}.tif",
-        "type": _COG,
+        "href": f"{_up(assembly.name)}masks/{assembly.name}.tif",
+        "type": COG,
         "roles": ["data"],
         "title": f"Classes of {run_url.name}",
         "bands": [band],

@@ -60,6 +60,10 @@ class PolygonWork:
         """URL of the file of a raster."""
         return self.masks.output / f"{FOLDER}/{assembly.name}.parquet"
 
+    def style_url(self, assembly: Assembly) -> Url:
+        """URL of the style of QGIS beside the file of a raster."""
+        return self.masks.output / f"{FOLDER}/{assembly.name}.qml"
+
     def square_url(self, assembly: Assembly, square: Window, suffix: str) -> Url:
         """URL of what is stored of a square until its raster is joined."""
         return self.masks.output / f"{WAITING}/{self.id(assembly)}/{square.y}_{square.x}.{suffix}"

@@ -1,9 +1,11 @@
 """Names of the objects in a run's folder, and the names that runs of older versions have for them.
 
-    parts/part-<20 hex digits>.parquet      rows; the only Parquet files
+    parts/part-<20 hex digits>.parquet      rows; the only Parquet files, but for runs over rasters
     _manifest.json  _SUCCESS                totals; exists when the run is finished
     _report/index.html, _report/overlays.png
-    masks/<path>.tif, items/<path>.json     COG and STAC item of each raster
+    masks/<path>.tif, masks/<path>.qml      COG of each raster, and its style for QGIS
+    items/<path>.json                       STAC item of each raster
+    collection.json, items.parquet          STAC collection of the items, and the items as a table
     _run/config.yaml, environment.json, plan.arrow, owner-000001.json, ...
     .huggingface.yaml                       names the parts for `datasets.load_dataset(<run>)`
 
@@ -25,6 +27,7 @@ REPORT_FOLDER = "_report"
 REPORT = f"{REPORT_FOLDER}/index.html"
 OVERLAYS = f"{REPORT_FOLDER}/overlays.png"
 CONFIG = "_run/config.yaml"
+ENVIRONMENT = "_run/environment.json"
 PLAN = "_run/plan.arrow"
 HUGGING_FACE = ".huggingface.yaml"
 

@@ -27,7 +27,7 @@ from pipeline.zones.plan import ZonePlan
 from pipeline.zones.table import MADE_KEY, map_schema, map_table, zone_table
 from pipeline.zones.work import UNREAD_KEY, WAITING, ZoneSquare, ZoneWork, encode_zones
 
-ZONES, ZONES_MAP = "zones.parquet", "zones_map.parquet"
+ZONES, ZONES_MAP, ZONES_STYLE = "zones.parquet", "zones_map.parquet", "zones_map.qml"
 _THREADS = 16
 _GROUP_ROWS = 100_000
 _AGAIN = "delete it and run the same command again"

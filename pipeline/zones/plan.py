@@ -61,7 +61,8 @@ def zones_id(
     digest = hashlib.blake2b(digest_size=8)
     for part in (*load_shapely().to_wkb(features.shapes), features.crs.to_wkt().encode(), repr(list(ids)).encode()):
         digest.update(part)
-    digest.update(repr(([one.id for one in assemblies], classes.names, bands, _VERSION)).encode())
+    rasters = [(one.id, one.raster.datetime) for one in assemblies]
+    digest.update(repr((rasters, classes.names, bands, _VERSION)).encode())
     return digest.hexdigest()
 
 

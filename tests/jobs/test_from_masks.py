@@ -190,7 +190,7 @@ def test_the_same_again_writes_nothing_and_the_bytes_do_not_depend_on_windows(tm
         with mock.patch.object(objects, "put_stream", side_effect=AssertionError("written again")):
             assert made(run, **settings).polygons_now == 0
         table = pd.read_parquet(tmp_path / name / "run/zones.parquet")
-        polygons = [geopandas.read_parquet(path).to_wkb() for path in sorted((tmp_path / name).glob("run/polygons/*"))]
+        polygons = [geopandas.read_parquet(path).to_wkb() for path in sorted((tmp_path / name).glob("run/polygons/*.parquet"))]
         files[name] = (table, *polygons)
         assert not list((tmp_path / name / "run/_run").glob("zones*")) + list(
             (tmp_path / name / "run/_run").glob("polygons*")

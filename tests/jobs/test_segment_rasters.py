@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ def files_of(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("masks/**/*.tif"))}
 
 
+def catalogue_of(run: Path) -> dict[str, bytes]:
+    files = [run / "collection.json", run / "items.parquet", *run.glob("items/**/*.json"), *run.glob("masks/**/*.qml")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
 def test_every_window_is_a_row_and_every_pixel_counts_once(rasters: Path, undisturbed: Outcome) -> None:
     rows = rows_of(undisturbed)
     assert sorted(rows["key"]) == [
@@ -116,6 +122,48 @@ def test_a_cog_of_each_raster_has_the_masks_of_its_rows(rasters: Path, undisturb
         assert item["properties"]["atrous:run"] == undisturbed.run.name.removeprefix("run=")
 
 
+def test_a_catalogue_lists_the_masks_with_the_licence_of_the_network(undisturbed: Outcome) -> None:
+    collection = json.loads((undisturbed.run / "collection.json").read_text())
+    assert collection["id"] == undisturbed.run.name.replace("=", "-")
+    assert collection["license"] == json.loads((undisturbed.run / "_run/environment.json").read_text())["license"]
+    assert (collection["atrous:rasters"], collection["atrous:without_cog"]) == (2, 0)
+    table = pd.read_parquet(undisturbed.run / "items.parquet", columns=["id", "atrous:run"])
+    assert table["id"].tolist() == ["b", "north/a"]
+    assert set(table["atrous:run"]) == {undisturbed.run.name.removeprefix("run=")}
+
+
+def test_dates_given_later_continue_a_finished_run_and_change_its_items_alone(
+    rasters: Path, segment: Run, tmp_path: Path, undisturbed: Outcome
+) -> None:
+    shutil.copytree(rasters, tmp_path / "in")
+    (tmp_path / "in/b.tif").rename(tmp_path / "in/b_20120731.tif")
+    first = segment(tmp_path / "in", tmp_path / "out")
+    before = files_of(first.run), {path: path.stat().st_mtime_ns for path in first.run.glob("masks/**/*.tif")}
+    dated = segment(tmp_path / "in", tmp_path / "out", "--raster.date-pattern", "_(?P<date>[0-9]{8})")
+    assert dated.status == 0, dated.log
+    assert (dated.run, dated.summary["rows_now"], dated.summary["cogs_now"]) == (first.run, 0, 0)
+    assert "no date for 1 raster(s), first 'north/a.tif': it does not match" in dated.log
+    assert (files_of(dated.run), {path: path.stat().st_mtime_ns for path in before[1]}) == before
+    collection = json.loads((dated.run / "collection.json").read_text())
+    assert collection["extent"]["temporal"]["interval"] == [["2012-07-31T00:00:00Z", "2012-07-31T23:59:59Z"]]
+    assert collection["atrous:without_date"] == 1
+    after = catalogue_of(dated.run)
+    again = segment(tmp_path / "in", tmp_path / "out", "--raster.date-pattern", "_(?P<date>[0-9]{8})")
+    assert "items are written anew" not in again.log
+    assert catalogue_of(again.run) == after
+
+
+def test_the_catalogue_of_a_finished_run_that_lacks_it_is_written(
+    rasters: Path, segment: Run, tmp_path: Path, undisturbed: Outcome
+) -> None:
+    run = segment(rasters, tmp_path / "out").run
+    expected = catalogue_of(run)
+    for name in ("collection.json", "items.parquet", "masks/b.qml"):
+        (run / name).unlink()
+    assert segment(rasters, tmp_path / "out").summary["rows_now"] == 0
+    assert catalogue_of(run) == expected
+
+
 def test_the_same_command_again_does_nothing_and_assemble_alone_neither(
     rasters: Path, segment: Run, forks: ForkServer, undisturbed: Outcome
 ) -> None:
@@ -138,7 +186,9 @@ def test_a_run_over_rasters_verifies_and_is_not_exported_window_by_window(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("moment", ["parts=2", "0_0.bin", "items/b.json", "plan.arrow", "_manifest.json"])
+@pytest.mark.parametrize(
+    "moment", ["parts=2", "0_0.bin", "items/b.json", "collection.json", "plan.arrow", "_manifest.json"]
+)
 def test_a_driver_killed_at_any_moment_ends_with_the_same_rows_and_the_same_bytes(
     moment: str, rasters: Path, segment: Run, tmp_path: Path, undisturbed: Outcome
 ) -> None:
@@ -149,6 +199,7 @@ def test_a_driver_killed_at_any_moment_ends_with_the_same_rows_and_the_same_byte
     assert resumed.status == 0, resumed.log
     pd.testing.assert_frame_equal(rows_of(resumed), rows_of(undisturbed))
     assert files_of(resumed.run) == files_of(undisturbed.run)
+    assert catalogue_of(resumed.run) == catalogue_of(undisturbed.run)
     assert not (resumed.run / "_run/blocks").exists()
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.classes import ClassMap, load_class_map
 from pipeline.image.encode import encode_maps, mask_png
-from pipeline.records import Bool, PixelStats, Refinement, Row, UInt8, rows_to_table
+from pipeline.records import Bool, Failure, PixelStats, Refinement, Row, UInt8, rows_to_table
 from pipeline.run import folder, parts
 from pipeline.source.plan import Plan, plan_source
 from pipeline.source.raster import NetworkBands, unpack
@@ -63,6 +63,8 @@ def commit_masks(
     rows = []
     for shard in plan.shards:
         here = unpack(shard)
+        if isinstance(here, Failure):
+            continue
         cores = list(here.cores())
         for number, core in enumerate(cores):
             key, total = f"{shard.uri}#{core.y},{core.x}", len(cores) if number == len(cores) - 1 else None

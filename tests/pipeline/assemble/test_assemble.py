@@ -10,7 +10,16 @@ from rasterio.transform import Affine
 from rio_cogeo import cog_validate
 
 from pipeline.assemble import assemble, join, plan, squares
-from pipeline.assemble.assemble import delete_blocks, do_join, do_squares, group_squares, plan_work, squares_left
+from pipeline.assemble.assemble import (
+    delete_blocks,
+    do_join,
+    do_squares,
+    group_squares,
+    plan_work,
+    renew_items,
+    squares_left,
+)
+from pipeline.assemble.qgis import raster_qml
 from pipeline.errors import ConfigError, StorageError
 from pipeline.geotiff import cog
 from pipeline.run import parts
@@ -214,7 +223,7 @@ def test_rasters_whose_names_differ_in_their_suffix_alone_keep_it(tmp_path, run)
     commit_masks(run, tmp_path / "in", masks)
     assemble_all(run)
     names = sorted(file.path for file in objects.list_files(run / "masks"))
-    assert names == ["a.tif.tif", "a.tiff.tif", "b.tif"]
+    assert names == ["a.tif.qml", "a.tif.tif", "a.tiff.qml", "a.tiff.tif", "b.qml", "b.tif"]
     np.testing.assert_array_equal(read_cog(run, "a.tiff"), masks["a.tiff"])
 
 
@@ -240,6 +249,54 @@ def test_a_run_of_photos_has_nothing_to_assemble(tmp_path, run) -> None:
     store_plan(run, plan_source(SegmentConfig(source=str(tmp_path / "in"), output="o", checkpoint="c")))
     with pytest.raises(ConfigError, match="is no run over rasters"):
         plan_work(run, holes=False)
+
+
+# Styles, and items that are written anew ------------------------------------------------------------------------------
+
+
+def test_a_style_lies_beside_each_mask_under_its_name(tmp_path, run) -> None:
+    commit_masks(run, tmp_path / "in", source_of(tmp_path / "in", {"d.e/a.b.tif": (30, 40), "c.TIF": (30, 40)}))
+    assemble_all(run)
+    masks = [Path(path) for path in Path(run.raw).glob("masks/**/*.tif")]
+    assert len(masks) == 2
+    for path in masks:
+        assert path.with_suffix(".qml").read_bytes() == raster_qml(CLASSES)
+        name = str(path.relative_to(run.raw + "/masks").with_suffix(""))
+        style = json.loads(objects.read_bytes(run / f"items/{name}.json"))["assets"]["style"]
+        assert (Path(run.raw) / f"items/{name}.json").parent.joinpath(style["href"]).resolve() == path.with_suffix(
+            ".qml"
+        )
+
+
+def strip_collection(item: dict) -> None:
+    """Make an item as versions before catalogues wrote it."""
+    item.pop("collection")
+    item.update(links=[])
+    item["assets"].pop("style")
+
+
+@pytest.mark.parametrize("what", ["style", "date", "item of an older version"])
+def test_what_lies_beside_a_mask_is_renewed_without_joining_it_again(what, tmp_path, run, monkeypatch) -> None:
+    masks = source_of(tmp_path / "in", {"a.tif": (30, 40), "b.tif": (30, 40)})
+    commit_masks(run, tmp_path / "in", masks, failed=frozenset({"b.tif#0,0"}))
+    assemble_all(run, holes=True)
+    names = ("masks/a.qml", "items/a.json", "items/b.json")
+    before = {name: objects.read_bytes(run / name) for name in names}
+    item = json.loads(before["items/b.json"])
+    if what == "style":
+        objects.delete(run / "masks/b.qml")
+    elif what == "date":
+        item["properties"].update(datetime="2012-07-31T00:00:00Z")
+    else:
+        strip_collection(item)
+    objects.put(run / "items/b.json", json.dumps(item).encode())
+    monkeypatch.setattr(assemble, "join_mask", None)
+    todo = plan_work(run, holes=True)
+    assert ([one.uri for one in todo.outdated], todo.assemblies, todo.done) == (["b.tif"], [], 1)
+    renew_items(todo.outdated, run_url=run, classes=CLASSES, facts={"atrous:run": "0123456789ab"})
+    assert {name: objects.read_bytes(run / name) for name in before} == before
+    assert objects.read_bytes(run / "masks/b.qml") == raster_qml(CLASSES)
+    assert plan_work(run, holes=True).done == 2
 
 
 # Items ----------------------------------------------------------------------------------------------------------------

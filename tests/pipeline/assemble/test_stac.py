@@ -15,7 +15,7 @@ from rasterio.warp import transform_bounds
 
 from pipeline.assemble.join import JoinedMask
 from pipeline.assemble.plan import Assembly
-from pipeline.assemble.stac import footprint, make_item
+from pipeline.assemble.stac import counted, footprint, is_current, make_item
 from pipeline.classes import ClassMap
 from pipeline.geotiff.raster import Raster
 from pipeline.store.url import Url
@@ -73,6 +73,7 @@ def item_of(one: Raster, classes: ClassMap = CLASSES, root: str = "s3://bucket/i
         raster(None),
         replace(raster(), transform=None, crs_wkt=None, epsg=None),
         replace(raster(), datetime="2024-05-06T07:08:09Z"),
+        replace(raster(), datetime="1985-01-01T00:00:00Z", end_datetime="1985-12-31T23:59:59Z"),
     ],
     ids=[
         "utm",
@@ -85,6 +86,7 @@ def item_of(one: Raster, classes: ClassMap = CLASSES, root: str = "s3://bucket/i
         "no crs",
         "nothing",
         "time",
+        "year",
     ],
 )
 def test_items_are_valid_by_the_schemas_of_the_core_and_the_extensions(one) -> None:
@@ -114,6 +116,34 @@ def test_the_schemas_notice_what_is_wrong(change, fault) -> None:
     item = copy.deepcopy(item_of(raster()))
     change(item)
     assert any(fault in text for text in faults(item))
+
+
+def test_an_interval_is_that_of_the_item_and_its_time_the_beginning() -> None:
+    properties = item_of(replace(raster(), datetime="1985-01-01T00:00:00Z", end_datetime="1985-12-31T23:59:59Z"))[
+        "properties"
+    ]
+    assert properties["datetime"] == properties["start_datetime"] == "1985-01-01T00:00:00Z"
+    assert properties["end_datetime"] == "1985-12-31T23:59:59Z"
+
+
+def test_an_item_is_current_with_the_date_of_its_raster_and_a_collection() -> None:
+    dated = replace(raster(), datetime="1985-01-01T00:00:00Z", end_datetime="1985-12-31T23:59:59Z")
+    rasters = [raster(), dated, replace(dated, end_datetime=None)]
+    items = [item_of(one) for one in rasters]
+    for number, one in enumerate(rasters):
+        assert [is_current(item, one) for item in items] == [number == other for other in range(3)]
+    items[0].pop("collection")
+    assert not is_current(items[0], rasters[0])
+
+
+def test_what_an_item_counts_gives_the_same_item_again() -> None:
+    one, facts = raster(), {"atrous:run": "0"}
+    assembly = Assembly("d/a.tif", "s3://bucket/in", one, shards=(), parts=(), name="d/a")
+    joined = JoinedMask(np.arange(256) * (np.arange(256) < len(CLASSES)), holes=7, size=1)
+    joined.class_pixels[255] = 1234
+    item = make_item(assembly, joined, CLASSES, run_url=Url("s3://b/run=0"), facts=facts)
+    again = make_item(assembly, counted(item, CLASSES), CLASSES, run_url=Url("s3://b/run=0"), facts=facts)
+    assert again == item
 
 
 def test_class_names_with_spaces_keep_them_in_the_title() -> None:
