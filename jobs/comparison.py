@@ -7,8 +7,9 @@ import logging
 from functools import partial
 
 from jobs import command_line
-from jobs.from_masks import LEASE_S, join_polygons, run_each
+from jobs.from_masks import LEASE_S, join_polygons, read_zones, run_each
 from pipeline.changes import output as changes
+from pipeline.changes.map import comparison_map
 from pipeline.changes.masks import ChangeMasks, Changes
 from pipeline.changes.pairs import classes_of, mask_files, match
 from pipeline.changes.report import render_changes
@@ -20,7 +21,6 @@ from pipeline.run import folder
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
-from pipeline.vector.features import load_features, zone_ids
 from pipeline.zones import output as zones
 from pipeline.zones.plan import ZonePlan
 from pipeline.zones.work import ZoneWork, do_squares
@@ -44,8 +44,7 @@ def compare(
     """
     class_map = _classes(before, after, classes)
     masks, left_out = _pair(before, after, output, class_map)
-    features = load_features(Url(zones_cfg.file), field=zones_cfg.id) if zones_cfg.file else None
-    ids = zone_ids(features, zones_cfg.id) if features else []
+    features, ids = read_zones(zones_cfg) if zones_cfg.file else (None, [])
     assemblies = [masks.before[name].assembly() for name in sorted(masks.before)]
     work = ZoneWork(masks, len(Changes(class_map.names)), changes.comparison_id(masks, features), bands=False)
     with Lease(output, lease_s=LEASE_S, command=command_line.command()):
@@ -64,7 +63,9 @@ def compare(
         made = PolygonWork(only, Changes(class_map.names), polygons_cfg, made_from=work.id)
         polygons_now = len(join_polygons(made, assemblies))
         facts = changes.summary(table)
-        page = render_changes(table, class_map, titles=(before.name, after.name), left_out=left_out)
+        drawn = comparison_map(table, changes.read_map(output)) if features else None
+        titles = before.name, after.name
+        page = render_changes(table, class_map, titles=titles, left_out=left_out, page_map=drawn)
         objects.put(output / folder.REPORT, page.encode())
     log.info("look here first: %s", output / folder.REPORT)
     counts = {"masks": len(assemblies), "left_out": left_out, "made_now": now, "polygons_now": polygons_now}

@@ -26,7 +26,7 @@ from pipeline.assemble.plan import Assembly
 from pipeline.assemble.qgis import polygons_qml
 from pipeline.assemble.stac import COLLECTION
 from pipeline.classes import ClassMap, load_class_map
-from pipeline.config import PolygonsConfig, ZonesConfig
+from pipeline.config import PolygonsConfig, SegmentConfig, ZonesConfig
 from pipeline.errors import ConfigError
 from pipeline.polygons import output as polygons
 from pipeline.polygons.table import NamedClasses
@@ -35,7 +35,7 @@ from pipeline.run.ledger import MAX_WORKER_DEATHS
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
-from pipeline.vector.features import load_features, zone_ids
+from pipeline.vector.features import Features, load_features, zone_ids
 from pipeline.zones import output as zones
 from pipeline.zones.plan import ZonePlan, find_squares, overlapping, zones_id
 from pipeline.zones.work import ZoneWork, do_squares
@@ -45,6 +45,27 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LEASE_S = 30.0
+
+
+def check_settings(cfg: SegmentConfig) -> None:
+    """Check what a run asks to be made from its masks before any image is read.
+
+    Raises:
+        ConfigError: the run is none of rasters, the file of zones cannot be read, or names in it are not unique.
+    """
+    if cfg.polygons.min_ha is None and cfg.zones.file is None:
+        return
+    if cfg.read.kind != "raster":
+        hint = "give --read.kind raster; photos have counts per image in their rows"
+        raise ConfigError("--polygons.min-ha and --zones are for rasters", hint=hint)
+    if cfg.zones.file is not None:
+        read_zones(cfg.zones)
+
+
+def read_zones(cfg: ZonesConfig) -> tuple[Features, list[str]]:
+    """Zones of a file, and their names. Raises ConfigError where it cannot be read, or names are not unique."""
+    features = load_features(Url(cfg.file or ""), field=cfg.id)
+    return features, zone_ids(features, cfg.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +240,7 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
     Raises:
         ConfigError: the file of zones cannot be read, or its names are not unique.
     """
-    features = load_features(Url(cfg.file or ""), field=cfg.id)
-    ids = zone_ids(features, cfg.id)
+    features, ids = read_zones(cfg)
     made_from = zones_id(features, ids, assemblies, classes, bands=cfg.bands)
     work = ZoneWork(masks, len(classes), made_from, cfg.bands)
     table = zones.read_made(work)

@@ -48,11 +48,13 @@ def segment_collection(args: SegmentArguments) -> int:
     """Segment what is missing, or print the plan for `--plan`; returns the exit status."""
     from infra import preflight
     from jobs import run, summary
+    from jobs.from_masks import check_settings
     from pipeline.source.plan import plan_source
 
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     identified = run.identify(args.cfg)
     preflight.check_apart([Url(source) for source in args.cfg.source], Url(args.cfg.output))
+    check_settings(args.cfg)
     plan = plan_source(args.cfg, identified.bands)
     if args.plan:
         return summary.print_plan(identified, plan)

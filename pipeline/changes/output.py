@@ -9,6 +9,7 @@ In: masks of change. Out, in the folder of the comparison:
 """
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.changes.masks import ChangeMasks
 from pipeline.changes.table import MADE_KEY, change_table, changes_map
 from pipeline.records import Int64
 from pipeline.store import objects
+from pipeline.store.url import Url
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import load_shapely
 from pipeline.zones.output import put_table, read_sums
@@ -76,6 +78,11 @@ def read_made(work: ZoneWork) -> pa.Table | None:
             return pq.read_table(file)
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
+
+
+def read_map(output: Url) -> pa.Table:
+    """`changes_map.parquet` of a comparison."""
+    return pq.read_table(io.BytesIO(objects.read_bytes(output / CHANGES_MAP)))
 
 
 def write_tables(

@@ -53,6 +53,7 @@ for (const place of document.querySelectorAll("[data-map]")) {
     overlays[name.innerHTML] = group;
   }
   map.fitBounds(bounds, { padding: [12, 12] });
-  L.control.layers(null, overlays, { collapsed: false }).addTo(map);
+  // On a narrow page the top belongs to tables of zones.
+  L.control.layers(null, overlays, { collapsed: false, position: place.clientWidth < 640 ? "bottomright" : "topright" }).addTo(map);
   L.control.scale({ imperial: false }).addTo(map);
 }

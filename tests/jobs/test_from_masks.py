@@ -15,8 +15,8 @@ from rasterio import features
 from rasterio.transform import from_origin
 
 from jobs import from_masks
-from jobs.from_masks import make, open_masks
-from pipeline.config import PolygonsConfig, ZonesConfig
+from jobs.from_masks import check_settings, make, open_masks
+from pipeline.config import PolygonsConfig, SegmentConfig, ZonesConfig
 from pipeline.errors import ConfigError
 from pipeline.run import flow
 from pipeline.store import objects
@@ -190,7 +190,9 @@ def test_the_same_again_writes_nothing_and_the_bytes_do_not_depend_on_windows(tm
         with mock.patch.object(objects, "put_stream", side_effect=AssertionError("written again")):
             assert made(run, **settings).polygons_now == 0
         table = pd.read_parquet(tmp_path / name / "run/zones.parquet")
-        polygons = [geopandas.read_parquet(path).to_wkb() for path in sorted((tmp_path / name).glob("run/polygons/*.parquet"))]
+        polygons = [
+            geopandas.read_parquet(path).to_wkb() for path in sorted((tmp_path / name).glob("run/polygons/*.parquet"))
+        ]
         files[name] = (table, *polygons)
         assert not list((tmp_path / name / "run/_run").glob("zones*")) + list(
             (tmp_path / name / "run/_run").glob("polygons*")
@@ -286,3 +288,16 @@ def test_rasters_of_one_date_on_the_same_ground_are_named(tmp_path: Path, caplog
     assert "east.tif and west.tif are of one date and cover the same ground" in caplog.text
     rows = pd.read_parquet(tmp_path / "other/zones.parquet")
     assert zoned.zones_overlapped == rows[rows["overlap_pixels"] > 0]["zone"].nunique() > 0
+
+
+def test_settings_are_checked_before_any_image_is_read(tmp_path: Path) -> None:
+    facts = {"source": "s", "output": "o", "checkpoint": "c"}
+    nowhere = {"zones": {"file": str(tmp_path / "nowhere.gpkg")}}
+    for settings, words in (
+        ({"polygons": {"min_ha": 0}}, "--polygons.min-ha and --zones are for rasters"),
+        (nowhere, "--polygons.min-ha and --zones are for rasters"),
+        (nowhere | {"read": {"kind": "raster"}}, "nowhere.gpkg does not exist"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_settings(SegmentConfig.model_validate(facts | settings))
+    check_settings(SegmentConfig.model_validate(facts))
