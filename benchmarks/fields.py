@@ -42,7 +42,7 @@ from pipeline.polygons import output as polygons
 from pipeline.polygons.table import NamedClasses
 from pipeline.refine.window import windows
 from pipeline.store.url import Url
-from pipeline.vector.features import load_features
+from pipeline.vector.files import load_features
 from pipeline.vector.grid import to_grid
 from pipeline.zones import output as zones
 from pipeline.zones.counts import zone_sums

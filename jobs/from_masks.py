@@ -35,7 +35,8 @@ from pipeline.run.ledger import MAX_WORKER_DEATHS
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
-from pipeline.vector.features import Features, load_features, zone_ids
+from pipeline.vector.features import Features, zone_ids
+from pipeline.vector.files import load_features
 from pipeline.zones import output as zones
 from pipeline.zones.plan import ZonePlan, find_squares, overlapping, zones_id
 from pipeline.zones.work import ZoneWork, do_squares
@@ -64,8 +65,12 @@ def check_settings(cfg: SegmentConfig) -> None:
 
 def read_zones(cfg: ZonesConfig) -> tuple[Features, list[str]]:
     """Zones of a file, and their names. Raises ConfigError where it cannot be read, or names are not unique."""
-    features = load_features(Url(cfg.file or ""), field=cfg.id)
-    return features, zone_ids(features, cfg.id)
+    url = Url(cfg.file or "")
+    try:
+        features = load_features(url, field=cfg.id)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{url.located} does not exist", hint="check the place of the zones") from error
+    return features, zone_ids(features.values, features.name, cfg.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pipeline.store import objects
 from pipeline.store.backend import FileInfo
 from pipeline.store.url import Url
 from pipeline.vector.class_polygons import ClassPolygons, PixelPolygons, class_polygons
-from pipeline.vector.features import SUFFIXES, load_features
+from pipeline.vector.files import SUFFIXES, load_features, version
 
 GRID_PX = 0.01
 """Largest distance between the corners of a raster and of its label raster, pixels."""
@@ -40,7 +40,7 @@ class RasterLabels:
     place: str
     """Folder of label rasters or of files of polygons, or one such file."""
     files: tuple[tuple[str, str], ...]
-    """URL and etag of each file of polygons; empty for label rasters."""
+    """URL and version of each file of polygons; empty for label rasters."""
     field: str | None
     """Attribute with the class of a polygon."""
     classes: ClassMap
@@ -107,33 +107,30 @@ def raster_labels(cfg: SegmentConfig, classes: ClassMap) -> RasterLabels | None:
 
 
 def label_notes(labels: RasterLabels) -> list[str]:
-    """What people should know of files of polygons; reads them. Raises ConfigError as `class_polygons`."""
-    read = (_polygons(url, etag, labels.field, labels.classes) for url, etag in labels.files)
-    return [note for polygons in read for note in polygons.features.notes]
+    """What people should know of files of polygons; reads them. Raises ConfigError as `find_labels`."""
+    found = [_polygons(url, etag, labels.field, labels.classes).features for url, etag in labels.files]
+    return [note for features in found for note in features.notes]
 
 
 def _polygon_files(place: str) -> Iterator[tuple[str, str]]:
     url = Url(place)
     try:
         if place.lower().endswith(SUFFIXES):
-            yield place, objects.info(url).etag
+            yield place, version(url)
             return
         for file in objects.list_files(url):
             if file.path.lower().endswith(_LISTED):
-                yield (url / file.path).raw, file.etag
+                yield (url / file.path).raw, version(url / file.path)
     except (FileNotFoundError, NothingThere) as error:
         raise ConfigError(f"{url.located} does not exist", hint="check the place of the labels") from error
 
 
 @lru_cache(maxsize=8)
 def _polygons(url: str, etag: str, field: str | None, classes: ClassMap) -> ClassPolygons:
-    """Polygons of a file; the etag makes another version another entry of the cache."""
     if field is None:
-        raise ConfigError(
-            f"polygons of {Url(url)} need the attribute with their class",
-            hint="give --raster.label-field, or --read.label-field to evaluate",
-        )
-    return class_polygons(load_features(Url(url), field=field), field=field, classes=classes)
+        hint = "give --raster.label-field, or --read.label-field to evaluate"
+        raise ConfigError(f"polygons of {Url(url)} need the attribute with their class", hint=hint)
+    return class_polygons(load_features(Url(url), field=field, expected=etag), field=field, classes=classes)
 
 
 @lru_cache(maxsize=2)

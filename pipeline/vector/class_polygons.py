@@ -1,7 +1,7 @@
-"""Polygons with a class, which label rasters: burned into the grid of a raster.
+"""Polygons with a class, burned into the grid of a raster.
 
-In: features whose attribute is a class. Out: class ids per pixel of a raster. A pixel has the class of the polygon that
-covers its centre; of several, the one that is last in the file.
+In: `Features` whose attribute is a class. Out: `ClassPolygons`, then class ids per pixel of a raster. A pixel has the
+class of the polygon that covers its centre; of several, the one that is last in the file.
 """
 
 import warnings
@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.raster import Raster
 from pipeline.records import UInt8, Window
+from pipeline.vector.antimeridian import Shapes
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import load_shapely
 from pipeline.vector.grid import to_grid
@@ -24,23 +24,23 @@ from pipeline.vector.grid import to_grid
 
 @dataclass(frozen=True)
 class ClassPolygons:
-    """Polygons of one file, in its order."""
+    """Polygons of one file with their classes."""
 
     features: Features
     ids: UInt8
     """(N,) class id of each."""
 
     def on(self, raster: Raster) -> "PixelPolygons":
-        """The polygons that touch a raster, in its pixels. Raises ConfigError where it has no coordinate system."""
-        found = to_grid(self.features, raster)
-        return PixelPolygons(found.shapes, self.ids[found.numbers])
+        """The polygons that touch a raster, in its pixels. Raises ConfigError as `to_grid`."""
+        grid = to_grid(self.features, raster)
+        return PixelPolygons(grid.shapes, self.ids[grid.indices])
 
 
 @dataclass(frozen=True)
 class PixelPolygons:
     """Polygons in pixels of one raster: x to the right, y down, from the corner of its first pixel."""
 
-    shapes: npt.NDArray[Any]
+    shapes: Shapes
     ids: UInt8
 
     @cached_property
@@ -65,17 +65,17 @@ class PixelPolygons:
 
 
 def class_polygons(features: Features, *, field: str, classes: ClassMap) -> ClassPolygons:
-    """Features with the class id of each.
+    """Find the class of each polygon.
 
     Args:
-        features: polygons, read with the attribute `field`.
-        field: attribute with the class of each polygon: a name of the class map, or an id.
+        features: polygons with their attribute `field`.
+        field: attribute with the class of each: a name of the class map, or an id.
         classes: the class map.
 
     Raises:
         ConfigError: a value of the attribute is no class.
     """
-    return ClassPolygons(features, _class_ids(list(features.values), features.name, field, classes))
+    return ClassPolygons(features, _class_ids(features.values, features.name, field, classes))
 
 
 def _class_ids(values: list[Any], name: str, field: str, classes: ClassMap) -> UInt8:

@@ -1,19 +1,20 @@
-"""Features of a vector file: polygons with one attribute, from GeoParquet, GeoPackage, GeoJSON or a Shapefile.
+"""Polygons with an attribute, read from GeoPackage, GeoJSON, GeoParquet or a shapefile.
 
-In: the bytes of a file, or its URL. Out: `Features`. No file leads to another one: GDAL opens GeoPackages and
-Shapefiles alone, in memory and by their signature; GeoJSON and GeoParquet are read without it, since GDAL chooses its
-driver by the content and would follow a virtual data set (VRT) under any name.
+In: the bytes of one file. Out: `Features`: valid polygons in the order of the file, an attribute of each, the
+coordinate system. No file leads to another one: GDAL opens GeoPackages and shapefiles alone, in memory and by their
+signature; GeoJSON and GeoParquet are read without it, since GDAL chooses its driver by the content and would follow a
+virtual data set (VRT) under any name.
 """
 
 import io
 import json
 import warnings
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +23,12 @@ import pyarrow.parquet as pq
 from pipeline import optional
 from pipeline.errors import ConfigError
 from pipeline.geotiff.decode import load_rasterio
-from pipeline.store import objects
-from pipeline.store.url import Url
-from pipeline.vector.geoparquet import load_shapely
+from pipeline.vector import shapefile
+from pipeline.vector.antimeridian import Box, Shapes, areas_of, has_area, turn_of, unroll
+from pipeline.vector.geoparquet import LONGITUDE_LATITUDE, load_shapely
 
-SUFFIXES = (".gpkg", ".geojson", ".json", ".parquet", ".geoparquet", ".shp", ".zip")
-"""Suffixes of files of polygons; a .zip holds one Shapefile."""
-_SIDE_FILES = (".dbf", ".shx", ".prj", ".cpg")
-"""Files of a Shapefile beside the .shp: attributes, index, coordinate system, text encoding."""
-_MOST_ZIPPED = 2**31
-"""Most bytes of a Shapefile in a .zip."""
-_SHAPEFILE = b"\x00\x00\x27\x0a"
-_HALF_TURN = 180
-"""Longest edge of a polygon in degrees of longitude: a longer one crosses the antimeridian."""
-_CRS84 = "OGC:CRS84"
+_EXACT = 2**53
+"""Whole numbers from here on are not all known to a float64."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +37,10 @@ class Features:
 
     name: str
     """Name of the file, for messages."""
-    shapes: npt.NDArray[Any]
-    """(N,) valid polygons and multipolygons of shapely."""
-    values: tuple[Any, ...]
-    """(N,) attribute of each; their numbers in the file, from 1, where none was asked for."""
+    shapes: Shapes
+    """(N,) valid polygons and multipolygons of shapely, in two dimensions."""
+    values: list[Any]
+    """(N,) attribute of each; without one, its number in the file from "1" on, features that are left out included."""
     crs: Any
     """Coordinate system of the file, of rasterio."""
     repaired: int = 0
@@ -55,246 +48,234 @@ class Features:
     left_out: int = 0
     """Features without an area: empty ones, points, lines."""
     unrolled: int = 0
-    """Polygons across the 180th meridian, whose western longitudes are now beyond 180."""
+    """Polygons with an edge of more than half a turn, which were continued beyond the antimeridian."""
+    remarks: tuple[str, ...] = ()
+    """What the reader of the format found, one line each."""
 
     @property
     def notes(self) -> list[str]:
         """What people should know of the file, one line each."""
-        notes = []
+        notes = [f"{self.name}: {remark}" for remark in self.remarks]
         if self.repaired:
             notes.append(f"{self.name}: {self.repaired} of {len(self.shapes)} polygons were invalid and are repaired")
         if self.left_out:
             notes.append(f"{self.name}: {self.left_out} feature(s) without an area are left out")
         if self.unrolled:
-            notes.append(f"{self.name}: {self.unrolled} polygon(s) are taken to cross the 180th meridian")
+            notes.append(
+                f"{self.name}: {self.unrolled} polygon(s) with an edge of more than 180 degrees of longitude "
+                "cross the antimeridian, and are continued beyond it"
+            )
         return notes
 
     @cached_property
-    def tree(self) -> Any:
-        """Spatial index of the shapes."""
+    def turn(self) -> float | None:
+        """Whole circle in units of the coordinate system; None where it is projected."""
+        return turn_of(self.crs)
+
+    @cached_property
+    def _tree(self) -> Any:
         return load_shapely().STRtree(self.shapes)
 
-    def take(self, numbers: npt.NDArray[Any]) -> "Features":
-        """Some of the features."""
-        values = tuple(self.values[number] for number in numbers.tolist())
-        return replace(self, shapes=self.shapes[numbers], values=values)
+    def take(self, indices: npt.NDArray[np.int64]) -> "Features":
+        """Some of the polygons."""
+        return replace(self, shapes=self.shapes[indices], values=[self.values[index] for index in indices.tolist()])
+
+    def near(self, boxes: Sequence[Box]) -> npt.NDArray[np.int64]:
+        """Ascending indices of the polygons that touch one of the boxes, in the coordinate system of the file."""
+        sides = [load_shapely().box(*box) for box in boxes]
+        return np.unique(self._tree.query(sides, predicate="intersects")[1])
 
 
-def load_features(url: Url, *, field: str | None) -> Features:
-    """Read a file of polygons, with the files beside it where it is a .shp.
-
-    Raises:
-        ConfigError: there is no such file, or as `read_features`.
-    """
-    try:
-        data = objects.read_bytes(url)
-        if data[:4] == _SHAPEFILE:
-            data = _zipped({".shp": data} | _side_files(url))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{url.located} does not exist", hint="check the place of the polygons") from error
-    return read_features(data, name=str(url), field=field)
-
-
-def _side_files(url: Url) -> dict[str, bytes]:
-    """Files beside a .shp, by suffix, whatever the case of their names."""
-    stem = url.name[: -len(".shp")]
-    folder = Url(url.raw.removesuffix(url.name))
-    found = {}
-    for name in {stem + suffix for suffix in _SIDE_FILES} | {stem + suffix.upper() for suffix in _SIDE_FILES}:
-        if objects.exists(folder / name):
-            found[name[len(stem) :].lower()] = objects.read_bytes(folder / name)
-    return found
-
-
-def read_features(data: bytes, *, name: str, field: str | None) -> Features:
+def read_features(data: bytes, *, name: str, field: str | None, beside: Mapping[str, bytes] | None = None) -> Features:
     """Read a file of polygons.
 
     Args:
-        data: the file.
+        data: the file: a GeoPackage, GeoJSON, GeoParquet, a .shp, or a zip archive of one shapefile.
         name: its name, for messages.
-        field: attribute to read; None gives each feature its number.
+        field: attribute to read; None numbers the features.
+        beside: files beside a .shp, by suffix in lower case.
 
     Raises:
-        ConfigError: the file is of another format, has no coordinate system, no polygon or no such attribute.
+        ConfigError: the file is of another format or damaged, has no coordinate system, no polygon, no such attribute,
+            or several layers; a polygon goes around a pole.
     """
-    shapely = load_shapely()
-    shapes, values, crs = _reader(data, name)(data, name, field)
-    if field is None:
-        values = list(range(1, len(shapes) + 1))
-    solid = _areas(shapes)
+    raw = _read(data, name, field, beside or {})
+    solid = has_area(raw.shapes)
     if not solid.any():
-        raise ConfigError(f"{name} has no polygon: {len(shapes)} feature(s) are points, lines or empty")
-    shapes, unrolled = _unrolled(shapes[solid]) if crs.is_geographic else (shapes[solid], 0)
+        raise ConfigError(f"{name} has no polygon: {len(raw.shapes)} feature(s) are points, lines or empty")
+    values = [str(at) for at in range(1, len(raw.shapes) + 1)] if raw.values is None else raw.values
+    values = [value for value, kept in zip(values, solid.tolist(), strict=True) if kept]
+    shapely = load_shapely()
+    shapes, unrolled, turn = shapely.force_2d(raw.shapes[solid]), 0, turn_of(raw.crs)
+    _check_finite(shapes, name)
+    if turn is not None:
+        shapes, unrolled = unroll(shapes, turn, name)
     valid = shapely.is_valid(shapes)
-    shapes[~valid] = [_areas_of(shape) for shape in shapely.make_valid(shapes[~valid])]
-    kept = tuple(np.asarray(values, object)[solid].tolist())
-    return Features(name, shapes, kept, crs, int((~valid).sum()), int((~solid).sum()), unrolled)
-
-
-def _unrolled(shapes: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
-    """Polygons without edges of more than half a turn, longitudes below 0 beyond 180; and how many were changed."""
-    shapely = load_shapely()
-    rings = shapely.get_rings(parts := shapely.get_parts(shapes))
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    far = (np.abs(np.diff(points[:, 0])) > _HALF_TURN) & (np.diff(ring) == 0)
-    if not far.any():
-        return shapes, 0
-    shape_of_part = shapely.get_parts(shapes, return_index=True)[1]
-    part_of_ring = shapely.get_rings(parts, return_index=True)[1]
-    across = np.unique(shape_of_part[part_of_ring[ring[:-1][far]]])
-    shapes = shapes.copy()
-    shapes[across] = shapely.transform(shapes[across], lambda xy: xy + np.where(xy < [0, -np.inf], 360, 0))
-    return shapes, len(across)
-
-
-def zone_ids(features: Features, field: str | None) -> list[str]:
-    """Names of zones: the attribute as text, each once.
-
-    Raises:
-        ConfigError: a zone has none, or two have the same.
-    """
-    names = [
-        str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in features.values
-    ]
-    missing = sum(1 for value in features.values if value is None or (isinstance(value, float) and np.isnan(value)))
-    if missing:
-        raise ConfigError(
-            f"{missing} zone(s) of {features.name} have no {field}", hint="give --zones.id another attribute"
-        )
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        hint = "give --zones.id an attribute that names each once, or none for their numbers"
-        raise ConfigError(f"{count} zones of {features.name} have {field} = {name!r}", hint=hint)
-    return names
-
-
-def _areas(shapes: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    shapely = load_shapely()
-    return np.asarray(np.isin(shapely.get_type_id(shapes), [3, 6]) & ~shapely.is_empty(shapes))
-
-
-def _areas_of(shape: Any) -> Any:
-    """Polygons of a repaired geometry, without the lines and points that repairing leaves."""
-    shapely = load_shapely()
-    parts = shapely.get_parts(shape)
-    if shape.geom_type == "GeometryCollection":
-        parts = np.concatenate([shapely.get_parts(part) for part in parts])
-    return shapely.multipolygons([part for part in parts if part.geom_type == "Polygon"])
-
-
-_Read = tuple[npt.NDArray[Any], Sequence[Any], Any]
-
-
-def _reader(data: bytes, name: str) -> Callable[[bytes, str, str | None], _Read]:
-    if data.startswith(b"SQLite format 3\0") and data[68:70] == b"GP":
-        return _geopackage
-    if data[:4] == b"PK\x03\x04":
-        return _shapefile
-    if data[:4] == b"PAR1":
-        return _geoparquet
-    if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
-        return _geojson
-    raise ConfigError(
-        f"{name} is no file of polygons: it begins with {data[:16]!r}",
-        hint="convert it with `ogr2ogr OUT.gpkg IN`; GeoParquet, GeoPackage, GeoJSON and Shapefiles are read",
+    shapes[~valid] = [areas_of(shape) for shape in shapely.make_valid(shapes[~valid])]
+    return Features(
+        name, shapes, values, raw.crs, int((~valid).sum()), int((~solid).sum()), unrolled, tuple(raw.remarks)
     )
 
 
-def _geopackage(data: bytes, name: str, field: str | None) -> _Read:
-    return _by_gdal(data, name, field, "GPKG", "GeoPackage")
+def zone_ids(values: Sequence[Any], name: str, field: str | None) -> list[str]:
+    """Ids of zones as text: whole numbers in digits, text as it is, other values as Python writes them.
+
+    Args:
+        values: attribute of each zone.
+        name: of their file, for messages.
+        field: the attribute; None where the zones are numbered.
+
+    Raises:
+        ConfigError: zones share an id or have none, such as an empty text; a float is too large to be exact.
+    """
+    ids = [_zone_id(value) for value in values]
+    called = f"zone(s) of {name}"
+    hint = f"give an attribute that differs from zone to zone instead of {field}"
+    if missing := [at for at, zone in enumerate(ids, start=1) if not zone]:
+        raise ConfigError(f"{len(missing)} {called} have no {field}; the first is polygon {missing[0]}", hint=hint)
+    if rounded := [value for value in values if isinstance(value, float) and abs(value) >= _EXACT]:
+        raise ConfigError(
+            f"{len(rounded)} {called} have a {field} that a float cannot hold exactly: {rounded[0]!r}, limit 2^53",
+            hint="write it as text or as whole numbers",
+        )
+    counts = Counter(ids)
+    if len(counts) < len(ids):
+        zone, count = next((zone, count) for zone, count in counts.items() if count > 1)
+        shared = sum(count for count in counts.values() if count > 1)
+        raise ConfigError(f"{shared} {called} share their {field} with another, {count} of them {zone!r}", hint=hint)
+    return [zone for zone in ids if zone]
 
 
-def _shapefile(data: bytes, name: str, field: str | None) -> _Read:
-    """Shapefile in a .zip: its files alone are taken, under names of our own, so that GDAL sees nothing else."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            layers = [info.filename for info in archive.infolist() if info.filename.lower().endswith(".shp")]
-            if len(layers) != 1:
-                raise ConfigError(f"{name} has {len(layers)} Shapefiles: {', '.join(layers) or 'none'}; keep one")
-            stem = layers[0][: -len(".shp")]
-            infos = {
-                info.filename[len(stem) :].lower(): info
-                for info in archive.infolist()
-                if info.filename.startswith(stem) and info.filename[len(stem) :].lower() in (".shp", *_SIDE_FILES)
-            }
-            if (size := sum(info.file_size for info in infos.values())) > _MOST_ZIPPED:
-                raise ConfigError(f"{name} holds a Shapefile of {size} bytes, limit {_MOST_ZIPPED}")
-            files = {suffix: archive.read(info) for suffix, info in infos.items()}
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-        raise ConfigError(f"{name} cannot be read as a .zip of a Shapefile: {error}") from error
-    if files[".shp"][:4] != _SHAPEFILE:
-        raise ConfigError(f"{name} holds no Shapefile: its .shp begins with {files['.shp'][:4]!r}")
-    return _by_gdal(_zipped(files), name, field, "ESRI Shapefile", "Shapefile")
+def _zone_id(value: Any) -> str | None:
+    """Id of a zone as text; None for a null."""
+    if value is None or value != value:  # noqa: PLR0124  # NaN is the null of floats
+        return None
+    if isinstance(value, (float, Decimal)) and value % 1 == 0:
+        return str(int(value))
+    return str(value)
 
 
-def _zipped(files: dict[str, bytes]) -> bytes:
-    """Archive of the files of a Shapefile, by suffix, as GDAL reads it from memory."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for suffix, data in files.items():
-            archive.writestr(f"zones{suffix}", data)
-    return out.getvalue()
+# Formats --------------------------------------------------------------------------------------------------------------
 
 
-def _by_gdal(data: bytes, name: str, field: str | None, driver: str, title: str) -> _Read:
-    with optional.package("pyogrio", extra="geo", needed_by=f"a {title} of polygons"):
+class _Raw(NamedTuple):
+    """Features as they stand in a file."""
+
+    shapes: Shapes
+    values: list[Any] | None
+    crs: Any
+    remarks: Sequence[str] = ()
+
+
+def _read(data: bytes, name: str, field: str | None, beside: Mapping[str, bytes]) -> _Raw:
+    if data.startswith(b"SQLite format 3\0") and data[68:70] == b"GP":
+        return _by_gdal(data, name, field, driver="GPKG", called="a GeoPackage")
+    if data[:4] == b"PAR1":
+        return _geoparquet(data, name, field)
+    if data[:4] in shapefile.ZIP_MAGICS:
+        shp, members = shapefile.unpack(data, name)
+        return _shapefile(shp, members, name, field)
+    if data[:4] == shapefile.MAGIC:
+        return _shapefile(data, beside, name, field)
+    if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+        return _geojson(data, name, field)
+    raise ConfigError(
+        f"{name} is no file of polygons: it begins with {data[:16]!r}",
+        hint="convert it with `ogr2ogr OUT.gpkg IN`; GeoPackage, GeoJSON, GeoParquet and shapefiles are read",
+    )
+
+
+def _shapefile(shp: bytes, beside: Mapping[str, bytes], name: str, field: str | None) -> _Raw:
+    data = shapefile.bundle(shp, beside, name)
+    raw = _by_gdal(data, name, field, driver="ESRI Shapefile", called="a shapefile")
+    foreign = any(isinstance(value, str) and not value.isascii() for value in raw.values or ())
+    if ".cpg" in beside or not foreign:
+        return raw
+    return raw._replace(
+        remarks=["no .cpg names the encoding of its text, which is read as its .dbf says or ISO-8859-1"]
+    )
+
+
+def _by_gdal(data: bytes, name: str, field: str | None, *, driver: str, called: str) -> _Raw:
+    with optional.package("pyogrio", extra="geo", needed_by=f"{called} of polygons"):
         import pyogrio  # noqa: PLC0415
         from pyogrio import raw  # noqa: PLC0415
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file in memory has no suffix
+        warnings.filterwarnings("error", "(?i).*recode")  # the text would be wrong
         try:
             layers = [str(layer) for layer, kind in pyogrio.list_layers(data) if kind is not None]
             if len(layers) != 1:
                 raise ConfigError(
                     f"{name} has {len(layers)} layers of geometries: {', '.join(layers) or 'none'}; keep one"
                 )
-            facts = pyogrio.read_info(data, layer=layers[0])
+            facts = pyogrio.read_info(data, layer=layers[0], force_feature_count=True)
+            if facts["driver"] != driver:
+                raise ConfigError(f"{name} is not {called}: GDAL reads it as {facts['driver']}")
             _check_field(field, facts["fields"].tolist(), name)
-            columns = [] if field is None else [field]
-            meta, _, wkb, values = raw.read(data, layer=layers[0], columns=columns)
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-            raise ConfigError(f"{name} cannot be read as a {title}: {error}") from error
-    if facts["driver"] != driver:
-        raise ConfigError(f"{name} is no {title}: GDAL reads it as {facts['driver']}")
-    return load_shapely().from_wkb(wkb), values[0].tolist() if values else (), _crs(meta["crs"], name)
+            meta, _, wkb, values = raw.read(data, layer=layers[0], columns=[] if field is None else [field])
+        except (RuntimeError, RuntimeWarning, UnicodeError) as error:  # pyogrio's errors are RuntimeErrors
+            raise ConfigError(f"{name} cannot be read as {called}: {error}") from error
+    if len(wkb) != facts["features"]:
+        raise ConfigError(f"{name} is damaged: {len(wkb)} of {facts['features']} features can be read")
+    return _Raw(_from_wkb(wkb, name), None if field is None else values[0].tolist(), _crs(meta["crs"], name))
 
 
-def _geojson(data: bytes, name: str, field: str | None) -> _Read:
+def _geojson(data: bytes, name: str, field: str | None) -> _Raw:
     shapely = load_shapely()
     try:
         plain = json.loads(data.decode("utf-8-sig"))
         features = plain["features"] if plain.get("type") == "FeatureCollection" else None
-    except (ValueError, AttributeError, KeyError) as error:
+        if features is None:
+            raise ConfigError(f"{name} is no GeoJSON of features: its type is {plain.get('type')!r}")
+        rows = [(feature.get("geometry"), dict(feature.get("properties") or {})) for feature in features]
+        named = plain.get("crs", {"properties": {"name": LONGITUDE_LATITUDE}})  # RFC 7946, sec. 4; once another one
+        crs = named and named["properties"]["name"]
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{name} is damaged JSON: {error!r}") from error
-    if features is None:
-        raise ConfigError(f"{name} is no GeoJSON of features: its type is {plain.get('type')!r}")
-    fields = dict.fromkeys(key for feature in features for key in feature.get("properties") or {})
-    _check_field(field, list(fields), name)
-    texts = [None if feature.get("geometry") is None else json.dumps(feature["geometry"]) for feature in features]
+    _check_field(field, list(dict.fromkeys(key for _, properties in rows for key in properties)), name)
+    texts = [None if geometry is None else json.dumps(geometry) for geometry, _ in rows]
     try:
         shapes = shapely.from_geojson(np.array(texts, object))
     except shapely.errors.GEOSException as error:
         raise ConfigError(f"{name} has a damaged geometry: {error}") from error
-    named = plain.get("crs", {"properties": {"name": _CRS84}})  # RFC 7946, sec. 4; older files name another one
-    values = [] if field is None else [(feature.get("properties") or {}).get(field) for feature in features]
-    return shapes, values, _crs(named and named["properties"]["name"], name)
+    values = None if field is None else [properties.get(field) for _, properties in rows]
+    return _Raw(shapes, values, _crs(crs, name))
 
 
-def _geoparquet(data: bytes, name: str, field: str | None) -> _Read:
+def _geoparquet(data: bytes, name: str, field: str | None) -> _Raw:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         geo = json.loads((file.schema_arrow.metadata or {})[b"geo"])
         column = geo["primary_column"]
-        facts = geo["columns"][column]
-    except (OSError, KeyError, ValueError) as error:  # Arrow's errors are ValueErrors
+        facts = dict(geo["columns"][column])
+    except (OSError, KeyError, TypeError, ValueError) as error:  # Arrow's errors are ValueErrors
         raise ConfigError(f"{name} is no GeoParquet: {error!r}") from error
     if facts.get("encoding") != "WKB":
-        raise ConfigError(f"{name} has geometries encoded as {facts.get('encoding')!r}; WKB is read")
+        raise ConfigError(
+            f"{name} has geometries encoded as {facts.get('encoding')!r}; WKB is read",
+            hint="write it with `ogr2ogr -lco GEOMETRY_ENCODING=WKB OUT.parquet IN`",
+        )
     _check_field(field, [key for key in file.schema_arrow.names if key != column], name)
-    table = file.read(columns=[column] if field is None else [column, field])
-    shapes = load_shapely().from_wkb(np.array(table[column].to_pylist(), object))
-    return shapes, () if field is None else table[field].to_pylist(), _crs(facts.get("crs", _CRS84), name)
+    try:
+        table = file.read(columns=[column] if field is None else [column, field])
+        values = None if field is None else table[field].to_pylist()
+        shapes = _from_wkb(np.array(table[column].to_pylist(), object), name)
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be read as GeoParquet: {error}") from error
+    spherical = facts.get("edges") == "spherical"
+    remarks = ["its edges are great circles, but are laid as straight lines in its coordinates"] if spherical else []
+    return _Raw(shapes, values, _crs(facts.get("crs", LONGITUDE_LATITUDE), name), remarks)
+
+
+def _from_wkb(wkb: npt.NDArray[Any], name: str) -> Shapes:
+    shapely = load_shapely()
+    try:
+        shapes: Shapes = shapely.from_wkb(wkb)
+    except (shapely.errors.GEOSException, TypeError) as error:
+        raise ConfigError(f"{name} has a damaged geometry: {error}") from error
+    return shapes
 
 
 def _check_field(field: str | None, fields: list[str], name: str) -> None:
@@ -302,6 +283,13 @@ def _check_field(field: str | None, fields: list[str], name: str) -> None:
         raise ConfigError(
             f"{name} has no attribute {field!r}", hint=f"its attributes are {', '.join(fields) or 'none'}"
         )
+
+
+def _check_finite(shapes: Shapes, name: str) -> None:
+    shapely = load_shapely()
+    points, owner = shapely.get_coordinates(shapes, return_index=True)
+    if count := len(np.unique(owner[~np.isfinite(points).all(axis=1)])):
+        raise ConfigError(f"{count} polygon(s) of {name} have coordinates that are not finite")
 
 
 def _crs(given: Any, name: str) -> Any:
@@ -315,5 +303,5 @@ def _crs(given: Any, name: str) -> Any:
             code = given.get("id", {})
             given = f"{code['authority']}:{code['code']}" if code else json.dumps(given)
         return rasterio.crs.CRS.from_user_input(given)
-    except (rasterio.errors.CRSError, ValueError) as error:
+    except (rasterio.errors.CRSError, KeyError, ValueError) as error:
         raise ConfigError(f"{name} has a coordinate system that GDAL does not know: {given!r}") from error

@@ -78,13 +78,16 @@ def find_squares(
         except ConfigError as error:
             plan.nowhere.append(error.message)
             continue
-        numbers, shapes = found.numbers, found.shapes
+        numbers, shapes = found.indices, found.shapes
         bounds = shapely.bounds(shapes)
         beyond = (bounds[:, :2] < 0).any(axis=1) | (bounds[:, 2] > raster.width) | (bounds[:, 3] > raster.height)
-        far = features.take(numbers[beyond | found.cut])
-        whole = to_grid(far, raster, clip=False)
-        pixels = dict(zip(numbers[beyond | found.cut][whole.numbers].tolist(), count_pixels(whole.shapes), strict=True))
-        plan.reaches += [Reach(zone, assembly.uri, int(count)) for zone, count in pixels.items()]
+        far = numbers[beyond | found.clipped]
+        whole = to_grid(features.take(far), raster, clip=False)
+        plan.reaches += [
+            Reach(int(zone), assembly.uri, int(pixels))
+            for zone, pixels, clipped in zip(far[whole.indices], count_pixels(whole.shapes), whole.clipped, strict=True)
+            if not clipped
+        ]
         tree = shapely.STRtree(shapes)
         for window in assembly.squares:
             box = shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)

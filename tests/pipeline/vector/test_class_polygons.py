@@ -24,7 +24,7 @@ from pipeline.records import Window
 from pipeline.source.raster import NetworkBands, describe
 from pipeline.store import objects
 from pipeline.store.url import Url
-from pipeline.vector.class_polygons import ClassPolygons, class_polygons
+from pipeline.vector.class_polygons import class_polygons
 from pipeline.vector.features import read_features
 from tests.support.polygons import geojson, squares
 from tests.support.rasters import values, write_raster
@@ -42,10 +42,6 @@ def raster(tmp_path_factory: pytest.TempPathFactory) -> Raster:
 def described(path: Path) -> Raster:
     url = Url(str(path))
     return describe(url, objects.info(url), RasterConfig(), NetworkBands(("grey",)))[0]
-
-
-def read_polygons(data: bytes, *, name: str, field: str, classes: ClassMap) -> ClassPolygons:
-    return class_polygons(read_features(data, name=name, field=field), field=field, classes=classes)
 
 
 def burned(polygons: Any, raster: Raster, window: Window | None = None, fill: int = 255) -> np.ndarray:
@@ -77,7 +73,7 @@ def geoparquet(shapes: list, names: list[str], crs: Any) -> bytes:
 
 
 def read(data: bytes, field: str = "kind") -> Any:
-    return read_polygons(data, name="fields", field=field, classes=CLASSES)
+    return class_polygons(read_features(data, name="fields", field=field), field=field, classes=CLASSES)
 
 
 def test_every_format_burns_what_rasterio_burns(raster: Raster) -> None:
