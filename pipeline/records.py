@@ -50,6 +50,18 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """Place of the camera, as its GPS measured it, in WGS 84."""
+
+    longitude: float
+    """Degrees east, -180 to 180."""
+    latitude: float
+    """Degrees north, -90 to 90."""
+    altitude: float | None = None
+    """Metres above sea level, negative below; None where the file has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     """Decoded pixels of one work item; never leaves its process."""
 
@@ -61,6 +73,8 @@ class Image:
     """EXIF orientation of the file, 1 to 8; the pixels are already upright."""
     origin: tuple[int, int] = (0, 0)
     """Row and column of the first pixel in its raster; (0, 0) for a whole image."""
+    position: Position | None = None
+    """Place of the camera by the EXIF of the file; None without one, and for a window of a raster."""
 
     @property
     def height(self) -> int:
@@ -125,6 +139,8 @@ class Scored:
     """Corner alignment of the network's upsampling; the refiner must upsample alike."""
     inference: str = ""
     """Inference mode of the network; see `Row.inference`."""
+    position: Position | None = None
+    """Place of the camera by the EXIF of the file; None without one."""
     seconds_decode: float = 0.0
     seconds_infer: float = 0.0
 
@@ -284,6 +300,13 @@ class Row:
     """Left column of the window in its raster, pixels; 0 for a whole image."""
     orientation: int | None = None
     """EXIF orientation of the source; the mask is in the upright frame."""
+    longitude: float | None = None
+    """Longitude of the camera by the GPS of the EXIF, WGS 84, degrees east; null without a position, for windows of
+    rasters, and for existing masks. Parts of older versions lack the three columns of the position."""
+    latitude: float | None = None
+    """Latitude of the camera, WGS 84, degrees north; null where `longitude` is."""
+    altitude: float | None = None
+    """Altitude of the camera as the EXIF has it, metres above sea level, negative below; null where it has none."""
     inference: str | None = None
     """Inference mode of the network, as words: `os16 bf16 sliding`, and if configured `scales=0.5,1 flip
     mean_probability compiled`. Records the choices of the worker: the precision that `auto` resolved to, and
@@ -363,6 +386,7 @@ SCORED_SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("orientation", pa.int8(), nullable=False),
+        ("position", pa.list_(pa.float64(), 3)),
         ("logits", pa.large_binary()),
         ("logits_shape", pa.list_(pa.int32(), 3)),
         ("class_ids", pa.list_(pa.int32())),
@@ -397,6 +421,9 @@ ROW_SCHEMA = pa.schema(
         ("window_y", pa.int64()),
         ("window_x", pa.int64()),
         ("orientation", pa.int8()),
+        ("longitude", pa.float64()),
+        ("latitude", pa.float64()),
+        ("altitude", pa.float64()),
         ("inference", pa.string()),
         ("mask", pa.binary()),
         ("refined", pa.bool_()),
@@ -479,6 +506,7 @@ def scored_to_table(scored: Iterable[Scored]) -> pa.Table:
                 "height": record.height,
                 "width": record.width,
                 "orientation": record.orientation,
+                "position": astuple(record.position) if record.position else None,
                 "logits": None if logits is None else logits.astype(np.float16, copy=False).tobytes(),
                 "logits_shape": None if logits is None else list(logits.shape),
                 "class_ids": record.class_ids,
@@ -505,6 +533,7 @@ def scored_from_table(table: pa.Table) -> list[Scored]:
                 height=columns["height"],
                 width=columns["width"],
                 orientation=columns["orientation"],
+                position=Position(*columns["position"]) if columns["position"] else None,
                 logits_khw=logits,
                 class_ids=None if columns["class_ids"] is None else tuple(columns["class_ids"]),
                 pruned_mass=columns["pruned_mass"],

@@ -15,10 +15,11 @@ from PIL import Image as PilImage
 from pipeline.config import BandScale, DecodeConfig
 from pipeline.errors import InputError
 from pipeline.image import tiff
-from pipeline.image.decode import decode_image
+from pipeline.image.decode import decode_image, read_exif
 from pipeline.image.headers import check_size, failure_cause, recognise_format
+from pipeline.image.position import position_in_tiff
 from pipeline.image.scale import eight_bits
-from pipeline.records import Bool, Image, UInt8
+from pipeline.records import Bool, Image, Position, UInt8
 
 RGB = ("red", "green", "blue")
 LIMITS = DecodeConfig()
@@ -51,14 +52,15 @@ def decode_channels(
         return decode_image(data, cfg)
     kind = recognise_format(data, cfg)
     try:
-        bands, valid, orientation = _tiff(data, channels, cfg, numbers) if kind == "tiff" else _png(data, cfg)
+        bands, valid, orientation, place = _tiff(data, channels, cfg, numbers) if kind == "tiff" else _png(data, cfg)
         values = _choose(bands, channels, numbers)
         if values.dtype.kind == "f":
             finite = np.isfinite(values).all(axis=2)
             valid = finite if valid is None else valid & finite
         if valid is not None and not valid.any():
             raise InputError("no_valid_pixels", f"all {valid.size} pixels are transparent, nodata or not finite")
-        return Image(eight_bits(values, scale), None if valid is None or valid.all() else valid, orientation)
+        valid = None if valid is None or valid.all() else valid
+        return Image(eight_bits(values, scale), valid, orientation, position=place)
     except InputError:
         raise
     except Exception as error:  # both libraries raise many types on damaged data
@@ -74,18 +76,19 @@ def visible_rgb(pixels_hwc: UInt8, channels: tuple[str, ...]) -> UInt8:
 
 def _tiff(
     data: bytes, channels: tuple[str, ...], cfg: DecodeConfig, numbers: Mapping[str, int] | None
-) -> tuple[npt.NDArray[Any], Bool | None, int]:
-    """Bands in the stored type, valid pixels, and orientation."""
+) -> tuple[npt.NDArray[Any], Bool | None, int, Position | None]:
+    """Bands in the stored type, valid pixels, orientation and position."""
     expected = max(numbers.values()) if numbers else len(channels)
     samples = tiff.read_samples(data, cfg, bands=expected)
-    return samples.bands_hwc, samples.valid_hw, samples.orientation
+    return samples.bands_hwc, samples.valid_hw, samples.orientation, position_in_tiff(data)
 
 
-def _png(data: bytes, cfg: DecodeConfig) -> tuple[npt.NDArray[Any], None, int]:
+def _png(data: bytes, cfg: DecodeConfig) -> tuple[npt.NDArray[Any], None, int, Position | None]:
     with PilImage.open(io.BytesIO(data), formats=["PNG"]) as file:
         check_size(*file.size, cfg)
         bands = np.asarray(file)
-    return bands.reshape(*bands.shape[:2], -1), None, 1
+        position = read_exif(file)[1]
+    return bands.reshape(*bands.shape[:2], -1), None, 1, position
 
 
 def _choose(

@@ -1,7 +1,7 @@
 """Decoding: encoded bytes in, upright 8-bit RGB and a mask of valid pixels out, or an `InputError` with the reason.
 
-In: the bytes of one object. Out: `records.Image`. `headers` checks every limit before a pixel is allocated. ICC
-profiles are not applied: the networks were trained without.
+In: the bytes of one object. Out: `records.Image`, with orientation and position by its EXIF. `headers` checks every
+limit before a pixel is allocated. ICC profiles are not applied: the networks were trained without.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
 from pipeline.image import tiff
 from pipeline.image.headers import failure_cause, open_header, recognise_format
+from pipeline.image.position import position_in_tiff, position_of
 from pipeline.image.tiff import Samples
-from pipeline.records import Bool, Image, UInt8
+from pipeline.records import Bool, Image, Position, UInt8
 
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112: the operation that undoes each orientation
     2: PilImage.Transpose.FLIP_LEFT_RIGHT,
@@ -63,10 +64,10 @@ def decode_image(data: bytes, cfg: DecodeConfig) -> Image:
 
 def _decode(data: bytes, kind: str, cfg: DecodeConfig) -> Image:
     if kind == "tiff" and tiff.needs_samples(data):
-        return _from_samples(tiff.read_samples(data, cfg), cfg)
+        return _from_samples(tiff.read_samples(data, cfg), position_in_tiff(data), cfg)
     file = open_header(data, kind, cfg)
     rawmode = _rawmode(file)
-    image, orientation = _load_upright(file)
+    image, orientation, position = _load_upright(file)
     if isinstance(file, PngImageFile):
         _check_all_rows(file, data, cfg)
     if ";16" in rawmode and image.mode in ("RGB", "RGBA"):
@@ -75,13 +76,13 @@ def _decode(data: bytes, kind: str, cfg: DecodeConfig) -> Image:
     elif rawmode in ("L;2", "L;4") and "transparency" in image.info:
         image.info["transparency"] *= 85 if rawmode == "L;2" else 17  # Pillow scales the samples, not this value
     pixels, valid = _to_rgb(image, cfg)
-    return _image(pixels, valid, orientation)
+    return _image(pixels, valid, orientation, position)
 
 
-def _image(pixels: UInt8, valid: Bool | None, orientation: int) -> Image:
+def _image(pixels: UInt8, valid: Bool | None, orientation: int, position: Position | None) -> Image:
     if valid is not None and not valid.any():
         raise InputError("no_valid_pixels", f"all {valid.size} pixels are transparent, nodata or not finite")
-    return Image(pixels, None if valid is None or valid.all() else valid, orientation)
+    return Image(pixels, None if valid is None or valid.all() else valid, orientation, position=position)
 
 
 # Samples and orientation ---------------------------------------------------------------------------------------------
@@ -93,15 +94,15 @@ def _rawmode(file: ImageFile.ImageFile) -> str:
     return args if isinstance(args, str) else ""  # of a BMP, ";16" are the bits of a pixel, not of a sample
 
 
-def _load_upright(file: ImageFile.ImageFile) -> tuple[PilImage.Image, int]:
-    """Decode all samples and undo the EXIF orientation: the upright image, and the orientation the file had."""
+def _load_upright(file: ImageFile.ImageFile) -> tuple[PilImage.Image, int, Position | None]:
+    """Decode all samples and undo the EXIF orientation: the upright image; orientation and position of the file."""
     if isinstance(file, TiffImageFile):
-        orientation = _orientation(file)  # Pillow turns a TIFF upright itself, and drops the tag
+        orientation, position = read_exif(file)  # Pillow turns a TIFF upright itself, and drops the tag
         file.load()
-        return file, orientation
+        return file, orientation, position
     file.load()
-    orientation = _orientation(file)  # a PNG may have EXIF behind its pixels
-    return (file.transpose(_UPRIGHT[orientation]) if orientation > 1 else file), orientation
+    orientation, position = read_exif(file)  # a PNG may have EXIF behind its pixels
+    return (file.transpose(_UPRIGHT[orientation]) if orientation > 1 else file), orientation, position
 
 
 def _check_all_rows(file: PngImageFile, data: bytes, cfg: DecodeConfig) -> None:
@@ -119,12 +120,13 @@ def _check_all_rows(file: PngImageFile, data: bytes, cfg: DecodeConfig) -> None:
             raise InputError("corrupt", f"the header announces {file.height} rows, the data ends before the last")
 
 
-def _orientation(file: ImageFile.ImageFile) -> int:
-    """EXIF orientation, 1 to 8; 1 where EXIF cannot be read, since the pixels do not depend on it."""
+def read_exif(file: ImageFile.ImageFile) -> tuple[int, Position | None]:
+    """EXIF orientation, 1 to 8, and position; 1 and None where EXIF cannot be read: the pixels do not depend on it."""
     with contextlib.suppress(Exception):
-        value = file.getexif().get(_EXIF_ORIENTATION, 1)
-        return int(value) if value in _UPRIGHT else 1
-    return 1
+        exif = file.getexif()
+        value = exif.get(_EXIF_ORIENTATION, 1)
+        return int(value) if value in _UPRIGHT else 1, position_of(exif)
+    return 1, None
 
 
 def _to_rgb(image: PilImage.Image, cfg: DecodeConfig) -> tuple[UInt8, Bool | None]:
@@ -191,7 +193,7 @@ def _scale_table(values: npt.NDArray[np.integer], valid: Bool | None, cfg: Decod
 # TIFF samples ---------------------------------------------------------------------------------------------------------
 
 
-def _from_samples(samples: Samples, cfg: DecodeConfig) -> Image:
+def _from_samples(samples: Samples, position: Position | None, cfg: DecodeConfig) -> Image:
     """8-bit RGB of the samples of a TIFF, all bands scaled alike."""
     bands, valid = _colour_bands(samples), samples.valid_hw
     if bands.dtype.kind == "f":
@@ -204,7 +206,7 @@ def _from_samples(samples: Samples, cfg: DecodeConfig) -> Image:
         levels = np.asarray(PilImage.fromarray(levels, "CMYK").convert("RGB"))
     if samples.alpha_hw is not None:
         levels = _blend(levels, samples.alpha_hw, samples.premultiplied, cfg)
-    return _image(_show(levels, valid, cfg), valid, samples.orientation)
+    return _image(_show(levels, valid, cfg), valid, samples.orientation, position)
 
 
 def _colour_bands(samples: Samples) -> npt.NDArray[Any]:

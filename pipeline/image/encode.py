@@ -80,6 +80,7 @@ def segmented_row(
     )
     png = mask_png(refinement.mask_hw, classes)
     confidence_map, changed_map = encode_maps(refinement, classes.ignore_id) if item.window else (None, None)
+    place = scored.position
     return replace(
         _row(item, "ok", model_fp, config_fp),
         height=refinement.mask_hw.shape[0],
@@ -87,6 +88,9 @@ def segmented_row(
         window_y=item.window.y if item.window else 0,
         window_x=item.window.x if item.window else 0,
         orientation=scored.orientation,
+        longitude=place.longitude if place else None,
+        latitude=place.latitude if place else None,
+        altitude=place.altitude if place else None,
         inference=scored.inference,
         mask=png,
         refined=refinement.refined,

@@ -225,7 +225,7 @@ class InferStage:
             return replace(_without_data(scored), seconds_decode=perf_counter() - started), None
         kept = item if self._needs_pixels_later(item, image) else replace(item, data=b"")
         scored = replace(scored, item=kept, height=image.height, width=image.width, orientation=image.orientation)
-        return replace(scored, seconds_decode=perf_counter() - started), image
+        return replace(scored, position=image.position, seconds_decode=perf_counter() - started), image
 
     def _needs_pixels_later(self, item: Item, image: Image) -> bool:
         preview = encode.is_preview(item.key, self.job.preview_share)

@@ -19,6 +19,7 @@ from pipeline.records import (
     Image,
     Item,
     Judgement,
+    Position,
     Row,
     Scored,
     Window,
@@ -44,6 +45,8 @@ seconds = st.floats(0, 1e6, width=32)
 shares = st.floats(0, 1, width=32)
 windows = st.builds(Window, y=counts, x=counts, height=counts, width=counts)
 failures = st.builds(Failure, code=texts.filter(bool), detail=texts)
+degrees = st.floats(-90, 90)
+positions = st.builds(Position, degrees, degrees, st.none() | st.floats(-500, 9000))
 items = st.builds(
     Item,
     key=texts,
@@ -63,6 +66,7 @@ scored = st.builds(
     height=sizes,
     width=sizes,
     orientation=st.integers(1, 8),
+    position=st.none() | positions,
     logits_khw=st.none() | logits,
     stride=st.integers(1, 32),
     align_corners=st.booleans(),
@@ -90,6 +94,7 @@ COLUMN_VALUES = {
     pa.int32(): sizes,
     pa.int64(): counts,
     pa.float32(): shares,
+    pa.float64(): st.floats(-1e6, 1e6),
     pa.list_(pa.int64()): st.lists(counts, max_size=4),
     pa.list_(pa.int32()): st.lists(sizes, max_size=4),
 }

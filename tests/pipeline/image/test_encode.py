@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -10,7 +11,7 @@ from pipeline import classes
 from pipeline.config import RefineConfig
 from pipeline.image import encode
 from pipeline.image.encode import confidence_cells, encode_maps, read_grey_png
-from pipeline.records import Image, Item, PixelStats, Refinement, Scored
+from pipeline.records import Image, Item, PixelStats, Position, Refinement, Scored
 from pipeline.refine.refiner import Refiner
 
 VOC = classes.load_class_map("voc")
@@ -54,6 +55,10 @@ def test_a_row_holds_its_mask_its_counts_and_previews_at_full_size() -> None:
     assert row.classes_present == sorted(set(mask.ravel().tolist()))
     assert (row.status, row.height, row.width, row.shard_rows) == ("ok", 400, 480, 7)
     assert row.inference == "os8 fp32 whole"
+    assert (row.longitude, row.latitude, row.altitude) == (None, None, None)
+    placed = replace(scored, position=Position(7.5, -51.25, 80.0))
+    row = encode.segmented_row(placed, refinement, image, classes=VOC, model_fp="m", config_fp="c")
+    assert (row.longitude, row.latitude, row.altitude) == (7.5, -51.25, 80.0)
     assert 0 < row.confidence <= 1
     for data in (row.preview_image, row.preview_confidence):
         with PIL.Image.open(io.BytesIO(data)) as preview:
