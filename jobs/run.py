@@ -41,7 +41,7 @@ from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.records import Failure, Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
-from pipeline.run import flow, folder, manifest, masks, parts, report, workers
+from pipeline.run import flow, folder, manifest, masks, parts, points, report, workers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest, PendingShard
 from pipeline.run.progress import Snapshot, utc_now, write_progress
@@ -222,6 +222,10 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
             )
             refuse_no_images(run, closed)
             assembled, made = assemble_rasters(run), make_from_masks(run)
+            if closed.positions:
+                counts = points.write_points(run.url, run.classes)
+                where = run.url / folder.POINTS
+                log.info("%d image(s) with a position, %d without: %s", counts.points, counts.without, where)
         outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, assembled, made)
         if run.model:
             write_report(run, outcome)

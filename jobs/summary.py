@@ -109,6 +109,11 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "bytes_between_stages": sum(outcome.progress.bytes_out.values()),
             **(outcome.assembled.facts() if outcome.assembled else {}),
             **(outcome.made.facts() if outcome.made else {}),
+            **(
+                {"points": totals.positions, "without_position": totals.ok - totals.positions}
+                if totals.positions
+                else {}
+            ),
             "report": str(report_url),
             "exit_status": status,
         }

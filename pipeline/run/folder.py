@@ -1,11 +1,14 @@
 """Names of the objects in a run's folder, and the names that runs of older versions have for them.
 
-    parts/part-<20 hex digits>.parquet      rows; the only Parquet files, but for runs over rasters
+    parts/part-<20 hex digits>.parquet      rows; the only Parquet files, but for runs over rasters and `_points.parquet`
     _manifest.json  _SUCCESS                totals; exists when the run is finished
     _report/index.html, _report/overlays.png
+    _points.parquet                         GeoParquet of the photos with a position; see `points`
     masks/<path>.tif, masks/<path>.qml      COG of each raster, and its style for QGIS
     items/<path>.json                       STAC item of each raster
     collection.json, items.parquet          STAC collection of the items, and the items as a table
+    polygons/<path>.parquet                 polygons of each raster's mask
+    zones.parquet, zones_map.parquet        classes of each zone and date, and zones to be drawn
     _run/config.yaml, environment.json, plan.arrow, owner-000001.json, ...
     .huggingface.yaml                       names the parts for `datasets.load_dataset(<run>)`
 
@@ -23,6 +26,7 @@ from pipeline.store.url import Url
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
+POINTS = "_points.parquet"
 REPORT_FOLDER = "_report"
 REPORT = f"{REPORT_FOLDER}/index.html"
 OVERLAYS = f"{REPORT_FOLDER}/overlays.png"

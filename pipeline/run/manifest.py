@@ -38,7 +38,7 @@ _THREADS = 16
 SUMMED_COLUMNS = ["seconds_read", "seconds_decode", "seconds_infer", "seconds_refine", "seconds_encode"]
 AVERAGED_COLUMNS = ["confidence", "entropy", "changed_share"]
 SCANNED_COLUMNS = [
-    *["status", "error_code", "class_pixels", "nodata_pixels", "refined", "refine_note"],
+    *["status", "error_code", "class_pixels", "nodata_pixels", "refined", "refine_note", "longitude"],
     *SUMMED_COLUMNS,
     *AVERAGED_COLUMNS,
 ]
@@ -77,6 +77,8 @@ class Manifest:
     """Windows of rasters without data: rows `ok` without a mask."""
     nodata_pixels: int = 0
     """Pixels without data of the rows that are ok."""
+    positions: int = 0
+    """Rows `ok` with a position by the GPS of their image: the points of `_points.parquet`."""
     confidence: float | None = None
     """Mean over the rows that have a mask; None when there are none."""
     entropy: float | None = None
@@ -108,9 +110,9 @@ def read_manifest(run_url: Url) -> Manifest | None:
 
 
 def reopen_run(run_url: Url) -> None:
-    """Delete `_SUCCESS`, then the manifest, because the run has work again."""
+    """Delete `_SUCCESS`, then the manifest and the points, because the run has work again."""
     objects.delete(run_url / folder.SUCCESS)
-    for name in (folder.MANIFEST, folder.OLDER_NAMES[folder.MANIFEST]):
+    for name in (folder.MANIFEST, folder.OLDER_NAMES[folder.MANIFEST], folder.POINTS):
         objects.delete(run_url / name)
 
 
@@ -274,6 +276,8 @@ def summarise_run(run_url: Url, classes: ClassMap, *, fingerprint: str, shards: 
         if "nodata_pixels" in ok:
             total.nodata_pixels += int(ok["nodata_pixels"].sum())
             total.empty += sum(not any(counts) for counts in ok["class_pixels"][ok["nodata_pixels"] > 0])
+        if "longitude" in ok:
+            total.positions += int(ok["longitude"].notna().sum())
         if len(ok):
             pixels += np.stack(ok["class_pixels"].to_list()).sum(axis=0)
     total.failed = total.rows - total.ok

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, InputError, NothingThere
-from pipeline.run import parts
+from pipeline.run import folder, parts
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -84,7 +84,9 @@ def digest_masks(url: Url) -> str:
     """
     try:
         files = sorted(
-            (file.path, file.etag) for file in objects.list_files(url) if file.path.endswith((".parquet", ".png"))
+            (file.path, file.etag)
+            for file in objects.list_files(url)
+            if file.path.endswith((".parquet", ".png")) and file.path != folder.POINTS
         )
     except NothingThere as error:
         raise ConfigError(

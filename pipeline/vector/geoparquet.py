@@ -16,13 +16,16 @@ import pyarrow.parquet as pq
 
 from pipeline import optional
 from pipeline.geotiff.decode import load_rasterio
+from pipeline.records import Float64
 
 VERSION = "1.1.0"
 GEOMETRY = "geometry"
 BBOX = "bbox"
 LONGITUDE_LATITUDE = "OGC:CRS84"
-"""Coordinate system of degrees of longitude and latitude, in this order."""
+"""Coordinate system of degrees of longitude and latitude, in this order; the default of GeoParquet."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_WKB_POINT = np.dtype([("order", "u1"), ("type", "<u4"), ("xy", "<f8", 2)])
+"""A point as WKB: 1 for little-endian, 1 for a point, two coordinates. OGC 06-103r4, sec. 8.2.8."""
 _FLUSHED_BYTES = 4 * 2**20
 
 
@@ -39,16 +42,18 @@ def geo_schema(columns: Sequence[pa.Field], *, crs: str | None, types: Sequence[
 
     Args:
         columns: all other columns.
-        crs: coordinate system as WKT or by name; None where there is none.
+        crs: coordinate system as WKT or by name; None where there is none. `LONGITUDE_LATITUDE` is left out of the
+            file, where readers assume it, and needs no rasterio.
         types: types of the geometries, such as `Polygon`.
     """
     sides = pa.struct([(side, pa.float64()) for side in _SIDES])
     facts: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": list(types),
-        "crs": None if crs is None else projjson(crs),
         "covering": {BBOX: {side: [BBOX, side] for side in _SIDES}},
     }
+    if crs != LONGITUDE_LATITUDE:
+        facts["crs"] = None if crs is None else projjson(crs)
     if all(kind in ("Polygon", "MultiPolygon") for kind in types):
         facts["orientation"] = "counterclockwise"
     geo = {"version": VERSION, "primary_column": GEOMETRY, "columns": {GEOMETRY: facts}}
@@ -69,8 +74,20 @@ def geo_table(schema: pa.Schema, columns: Mapping[str, Any], shapes: npt.NDArray
     if "orientation" in facts:
         shapes = shapely.orient_polygons(shapes)
     bounds = shapely.bounds(shapes) if len(shapes) else np.empty((0, 4))
-    bbox = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T], names=_SIDES)
-    geometry = pa.array(shapely.to_wkb(shapes), pa.binary())
+    return _table(schema, columns, pa.array(shapely.to_wkb(shapes), pa.binary()), bounds)
+
+
+def point_table(schema: pa.Schema, columns: Mapping[str, Any], xy_n2: Float64) -> pa.Table:
+    """Rows of a schema of `geo_schema`: columns by name, and (N, 2) coordinates of points; needs no shapely."""
+    points = np.empty(len(xy_n2), _WKB_POINT)
+    points["order"] = points["type"] = 1
+    points["xy"] = xy_n2
+    wkb = pa.Array.from_buffers(pa.binary(_WKB_POINT.itemsize), len(points), [None, pa.py_buffer(points.tobytes())])
+    return _table(schema, columns, wkb.cast(pa.binary()), np.hstack([xy_n2, xy_n2]))
+
+
+def _table(schema: pa.Schema, columns: Mapping[str, Any], geometry: pa.Array, bounds_n4: Float64) -> pa.Table:
+    bbox = pa.StructArray.from_arrays([pa.array(side) for side in bounds_n4.T], names=_SIDES)
     return pa.table({**columns, GEOMETRY: geometry, BBOX: bbox}, schema=schema)
 
 
