@@ -259,7 +259,8 @@ def test_a_run_is_unfinished_before_its_manifest_is_gone(tmp_path: Path, monkeyp
     deleted = []
     monkeypatch.setattr(objects, "delete", deleted.append)
     manifest.reopen_run(Url(str(tmp_path)))
-    assert [str(url).rpartition("/")[2] for url in deleted] == ["_SUCCESS", "_manifest.json", "manifest.json"]
+    names = [str(url).rpartition("/")[2] for url in deleted]
+    assert names == ["_SUCCESS", "_manifest.json", "manifest.json", "_points.parquet"]
 
 
 stages = st.fixed_dictionaries({name: st.integers(0, 4) for name in manifest.SUMMED_COLUMNS})
