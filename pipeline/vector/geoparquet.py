@@ -25,7 +25,7 @@ LONGITUDE_LATITUDE = "OGC:CRS84"
 """Coordinate system of degrees of longitude and latitude, in this order; the default of GeoParquet."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _WKB_POINT = np.dtype([("order", "u1"), ("type", "<u4"), ("xy", "<f8", 2)])
-"""A point as WKB: 1 for little-endian, 1 for a point, two coordinates. OGC 06-103r4, sec. 8.2.8."""
+"""A point as WKB: 1 for little-endian, 1 for a point, two coordinates. OGC 06-103r4, well-known binary."""
 _FLUSHED_BYTES = 4 * 2**20
 
 
