@@ -33,7 +33,6 @@ ITEMS = "items.parquet"
 TABLES = {
     "zones": ("zones.parquet", "Classes of each zone and date"),
     "zones_map": ("zones_map.parquet", "Dominant class of each zone and date, with its outline"),
-    "points": ("points.parquet", "Points by class"),
     "polygons": ("polygons", "Polygons of the masks, a file for each raster"),
 }
 """Other outputs of a run that its collection names where they exist: file or folder, and title."""

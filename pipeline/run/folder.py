@@ -1,6 +1,6 @@
 """Names of the objects in a run's folder, and the names that runs of older versions have for them.
 
-    parts/part-<20 hex digits>.parquet      rows; the only Parquet files, but for runs over rasters and `_points.parquet`
+    parts/part-<20 hex digits>.parquet      rows
     _manifest.json  _SUCCESS                totals; exists when the run is finished
     _report/index.html, _report/overlays.png
     _points.parquet                         GeoParquet of the photos with a position; see `points`
@@ -34,6 +34,8 @@ CONFIG = "_run/config.yaml"
 ENVIRONMENT = "_run/environment.json"
 PLAN = "_run/plan.arrow"
 HUGGING_FACE = ".huggingface.yaml"
+DERIVED = (POINTS, "items.parquet", "zones.parquet", "zones_map.parquet", "polygons/")
+"""Starts of the names of tables that are made from rows and masks: other zones are no other masks."""
 
 OLDER_NAMES = {
     MANIFEST: "manifest.json",

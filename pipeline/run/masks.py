@@ -86,7 +86,7 @@ def digest_masks(url: Url) -> str:
         files = sorted(
             (file.path, file.etag)
             for file in objects.list_files(url)
-            if file.path.endswith((".parquet", ".png")) and file.path != folder.POINTS
+            if file.path.endswith((".parquet", ".png")) and not file.path.startswith(folder.DERIVED)
         )
     except NothingThere as error:
         raise ConfigError(

@@ -19,6 +19,7 @@ from jobs.from_masks import check_settings, make, open_masks
 from pipeline.config import PolygonsConfig, SegmentConfig, ZonesConfig
 from pipeline.errors import ConfigError
 from pipeline.run import flow
+from pipeline.run.masks import digest_masks
 from pipeline.store import objects
 from pipeline.store.url import Url
 from tests.support.polygons import geojson
@@ -301,3 +302,11 @@ def test_settings_are_checked_before_any_image_is_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             check_settings(SegmentConfig.model_validate(facts | settings))
     check_settings(SegmentConfig.model_validate(facts))
+
+
+def test_what_is_made_from_masks_makes_them_no_other_masks(tmp_path: Path) -> None:
+    file = write_fields(tmp_path / "fields.geojson", fields(5))
+    run = make_run(tmp_path)
+    before = digest_masks(run)
+    made(run, polygons={"min_ha": 0}, zones={"file": str(file), "id": "name"})
+    assert digest_masks(run) == before
