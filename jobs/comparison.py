@@ -48,7 +48,7 @@ def compare(
     assemblies = [masks.before[name].assembly() for name in sorted(masks.before)]
     work = ZoneWork(masks, len(Changes(class_map.names)), changes.comparison_id(masks, features), bands=False)
     with Lease(output, lease_s=LEASE_S, command=command_line.command()):
-        table = changes.read_made(work)
+        table = zones.read_made(output / changes.CHANGES, changes.MADE_KEY, work.id)
         now = table is None
         if table is None:
             for note in features.notes if features else []:

@@ -248,7 +248,7 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
     features, ids = read_zones(cfg)
     made_from = zones_id(features, ids, assemblies, classes, bands=cfg.bands)
     work = ZoneWork(masks, len(classes), made_from, cfg.bands)
-    table = zones.read_made(work)
+    table = zones.read_made(masks.output / zones.ZONES, zones.MADE_KEY, work.id)
     now = table is None
     if table is None:
         for note in features.notes:

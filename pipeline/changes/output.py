@@ -68,18 +68,6 @@ def find_changed_squares(
             yield Square(assembly, window), np.append(zones, count), np.append(shapes, box)
 
 
-def read_made(work: ZoneWork) -> pa.Table | None:
-    """`changes.parquet`, where it is there and made from the same; else None."""
-    try:
-        with objects.open_read(work.masks.output / CHANGES) as file:
-            if (pq.read_schema(file).metadata or {}).get(MADE_KEY) != work.id.encode():
-                return None
-            file.seek(0)
-            return pq.read_table(file)
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
-
-
 def read_map(output: Url) -> pa.Table:
     """`changes_map.parquet` of a comparison."""
     return pq.read_table(io.BytesIO(objects.read_bytes(output / CHANGES_MAP)))

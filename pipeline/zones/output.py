@@ -33,11 +33,11 @@ _GROUP_ROWS = 100_000
 _AGAIN = "delete it and run the same command again"
 
 
-def read_made(work: ZoneWork) -> pa.Table | None:
-    """`zones.parquet`, where it is there and made from the same; else None."""
+def read_made(url: Url, key: bytes, made_from: str) -> pa.Table | None:
+    """A table, where it is there and its metadata say that it is made from the same; else None."""
     try:
-        with objects.open_read(work.masks.output / ZONES) as file:
-            if (pq.read_schema(file).metadata or {}).get(MADE_KEY) != work.id.encode():
+        with objects.open_read(url) as file:
+            if (pq.read_schema(file).metadata or {}).get(key) != made_from.encode():
                 return None
             file.seek(0)
             return pq.read_table(file)
