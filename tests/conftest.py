@@ -14,6 +14,9 @@ from tests.support.forked import ForkServer
 from tests.support.ray_servers import Cluster
 from tests.support.s3_servers import FaultProxy, S3Server
 
+# As every job has it before its first report: pydantic looks once in a process, and other tests may come first.
+os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
