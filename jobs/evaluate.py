@@ -75,13 +75,13 @@ def evaluate(args: EvaluateArguments) -> int:
         inputs.check_setting(named, identified[name].classes)
     if args.plan:
         return max(summary.print_plan(run, plan) for run in identified.values())
-    judged = []
+    season, judged = setting.measure_season(cfg), []
     for name, run in identified.items():
         outcome = runs.carry_out(run, plan)
         training = dict(run.model.card.training) if run.model else {}
         evaluated = read_evaluation(run.url, name=name, training=training, facts=runs.run_facts(run))
         rows_now, wall_s = outcome.progress.committed, outcome.wall_s
-        judged.append(setting.judge_setting(evaluated, cfg, plan, rows_now=rows_now, wall_s=wall_s))
+        judged.append(setting.judge_setting(evaluated, cfg, plan, rows_now=rows_now, wall_s=wall_s, season=season))
     status, line = output.write_evaluation(judged, cfg, plan, command=command_line.command())
     console.print_json(line)
     return status

@@ -1,4 +1,4 @@
-"""Gate: pass or fail an evaluation by floors, by regression against a baseline, and by drift.
+"""Gate: pass or fail an evaluation by floors, by regression against a baseline, by drift, and by season.
 
 In: an `Evaluation`, the gates and the baseline. Out: a `GateVerdict` with every check. Reads the gates' file only.
 
@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.classes import ClassMap
@@ -24,10 +25,12 @@ from pipeline.records import Int64
 from pipeline.score.coverage import mean_over
 from pipeline.score.drift import Drift, Quantity
 from pipeline.score.intervals import Estimates, Metric, by_group, estimate
+from pipeline.score.season import SEASON_QUANTITIES, SeasonQuantity, SeasonRule
 from pipeline.store.url import Url
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[float, Field(ge=0)]
+_ZONES_NAMED = 5
 
 
 class MetricGate(BaseModel):
@@ -37,6 +40,25 @@ class MetricGate(BaseModel):
 
     tolerance: _Share = Field(0.002, description="Largest significant drop below the baseline, 0 to 1.")
     floor: _Share | None = Field(None, description="Least value of the metric, 0 to 1; unset checks none.")
+
+
+class SeasonGate(SeasonRule):
+    """Zones whose newest dates are compared with the history of their season, and what fails."""
+
+    zones: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1,
+        description="URLs of `zones.parquet`, of runs, or of output folders; one may stand without a list.",
+    )
+    fails: tuple[SeasonQuantity | Literal["unknown"], ...] = Field(
+        SEASON_QUANTITIES,
+        min_length=1,
+        description="What fails: a quantity outside its season; with `unknown` also a quantity without a verdict.",
+    )
+
+    @field_validator("zones", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
 
 class Gates(BaseModel):
@@ -57,6 +79,9 @@ class Gates(BaseModel):
     drift: dict[Quantity, Limit] = Field(
         {}, description="Largest population stability index of a quantity; indices that chance explains pass."
     )
+    season: SeasonGate | None = Field(
+        None, description="Seasons of zones, beside the evaluated images; unset compares none."
+    )
     group: str | None = Field(
         None, description="Regular expression over keys: images with equal matches are resampled together as one group."
     )
@@ -74,8 +99,9 @@ class Gates(BaseModel):
         return value
 
     def fingerprint(self) -> str:
-        """Digest of all limits, 12 hex digits."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """Digest of all limits, 12 hex digits; without `season` that of versions that had none."""
+        limits = self.model_dump_json(exclude=None if self.season else {"season"})
+        return hashlib.sha256(limits.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +121,7 @@ class Check:
     """Result of one check."""
 
     name: str
-    """`mean_iou`, `mean_iou floor`, `crop floor`, `images`, `failed` or `brightness drift`."""
+    """`mean_iou`, `mean_iou floor`, `crop floor`, `images`, `failed`, `brightness drift` or `confidence season`."""
     passed: bool
     says: str
     """Measured value and limit, as text."""
@@ -167,6 +193,7 @@ def apply_gates(
     baseline: Baseline | None = None,
     baseline_evaluation: Evaluation | None = None,
     drift: Sequence[Drift] = (),
+    season: pd.DataFrame | None = None,
 ) -> GateVerdict:
     """Check an evaluation against its gates.
 
@@ -176,6 +203,7 @@ def apply_gates(
         baseline: result of `history.find_baseline`; None leaves out the comparison.
         baseline_evaluation: the baseline, read from its run; None when the run was deleted.
         drift: drift of the evaluated images.
+        season: `season.season_table` of the zones that the gates name; None when it was not measured.
 
     Raises:
         ConfigError: a floor names an unknown class; the baseline has other classes, or is in neither store nor history.
@@ -191,6 +219,10 @@ def apply_gates(
         over = mean_over(evaluation.answer.scores, evaluation.classes.names)
         checks += [_metric_check(name, gate.tolerance, comparison, over) for name, gate in gates.metrics.items()]
     checks += [_drift_check(each, gates.drift[each.quantity]) for each in drift if each.quantity in gates.drift]
+    if gates.season:
+        checks += [
+            _season_check(name, season, gates.season) for name in SEASON_QUANTITIES if name in gates.season.fails
+        ]
     return GateVerdict(checks, comparison)
 
 
@@ -327,3 +359,40 @@ def _drift_check(drift: Drift, limit: float) -> Check:
         return Check(f"{drift.quantity} drift", True, f"unknown: {drift.says}")
     figures = f"index {drift.value:.3f}, limit {limit:.3f}, chance alone reaches {drift.chance:.3f}; {drift.says}"
     return Check(f"{drift.quantity} drift", drift.value <= max(limit, drift.chance), figures)
+
+
+def _season_check(name: SeasonQuantity, season: pd.DataFrame | None, gate: SeasonGate) -> Check:
+    """Check of all zones together; fails if a value is outside, or unknown where the gate asks for a verdict."""
+    title = f"{name} season"
+    if season is None:
+        return Check(title, "unknown" not in gate.fails, "unknown: the zones were not compared")
+    rows = season[season["quantity"] == name]
+    pooled = rows[rows["zone"].isna()]
+    said = {verdict: pooled.loc[pooled["verdict"] == verdict, "says"].tolist() for verdict in ("outside", "unknown")}
+    texts = list(said["outside"])
+    if (
+        inside := pooled[pooled["verdict"] == "inside"]
+        .sort_values("distance", ascending=False, kind="stable")["says"]
+        .tolist()
+    ):
+        texts.append(f"{len(inside)} inside, nearest to its limit {inside[0]}")
+    if said["unknown"]:
+        texts.append(f"{len(said['unknown'])} {said['unknown'][0]}")
+    without_verdict = said["unknown"] or not inside
+    failed = said["outside"] or ("unknown" in gate.fails and without_verdict)
+    return Check(
+        title, not failed, "; ".join(texts + _zone_notes(rows, gate)) or "unknown: no class on the newest date"
+    )
+
+
+def _zone_notes(rows: pd.DataFrame, gate: SeasonGate) -> list[str]:
+    """Single zones outside their season and without a verdict, which fail nothing."""
+    single = rows[rows["zone"].notna()]
+    outside, unknown = (list(single.loc[single["verdict"] == one, "zone"].unique()) for one in ("outside", "unknown"))
+    count = single["zone"].nunique()
+    names = ", ".join(map(str, outside[:_ZONES_NAMED])) + (", ..." if len(outside) > _ZONES_NAMED else "")
+    chance = f"{1 - gate.level:.0%} of these may be chance"
+    notes = (
+        [f"single zones outside, which fail nothing: {len(outside)} of {count} ({names}; {chance})"] if outside else []
+    )
+    return notes + ([f"zones without a verdict: {len(unknown)} of {count}"] if unknown else [])

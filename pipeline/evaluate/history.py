@@ -1,8 +1,8 @@
 """History of evaluations: a folder of small Parquet objects, one each; `pd.read_parquet` reads it as one table.
 
 In: evaluations and verdicts of their gates. Out: entries, oldest first, and the baseline of a new evaluation. An object
-is never changed and never written twice: its name is a digest of run, data, setting and gates. Counts of single images
-stay in the run's parts, to which an entry points.
+is never changed and never written twice: its name is a digest of run, data, setting, gates and season. Counts of single
+images stay in the run's parts, to which an entry points.
 """
 
 import hashlib
@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,6 +29,7 @@ from pipeline.score.calibration import expected_calibration_error
 from pipeline.score.drift import QUANTITIES, Drift, Quantity
 from pipeline.score.intervals import METRICS, Estimates, by_group, estimate
 from pipeline.score.metrics import Interval
+from pipeline.score.season import SEASON_QUANTITIES, SeasonQuantity
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -86,6 +88,10 @@ class HistoryEntry:
     """`METRICS` and `_POOLED_METRICS` by name, 0 to 1; the interval of the latter is NaN."""
     drift: dict[Quantity, float]
     """Population stability index of each quantity; NaN where it is unknown."""
+    season: dict[SeasonQuantity, float]
+    """Largest distance of a value of all zones from the mean of its season, 1 at the limit; NaN where it is unknown."""
+    season_date: date | None
+    """Newest date of the zones; None when none were compared."""
 
     @property
     def classes_scored(self) -> int:
@@ -110,6 +116,8 @@ HISTORY_SCHEMA = pa.schema(
         *((f"iou{end}", _INTERVALS) for end in ("", "_low", "_high")),
         *((f"{name}{end}", pa.float64()) for name in (*METRICS, *_POOLED_METRICS) for end in ("", "_low", "_high")),
         *((f"drift_{name}", pa.float64()) for name in QUANTITIES),
+        *((f"season_{name}", pa.float64()) for name in SEASON_QUANTITIES),
+        ("season_date", pa.date32()),
     ]
 )
 
@@ -126,6 +134,7 @@ def history_entries(
     gates: Gates | None = None,
     verdict: GateVerdict | None = None,
     drift: Sequence[Drift] = (),
+    season: pd.DataFrame | None = None,
 ) -> list[HistoryEntry]:
     """Entries of an evaluation for the history, one per answer.
 
@@ -137,6 +146,7 @@ def history_entries(
         gates: gates that checked it; None without gates.
         verdict: of these gates, on the answer stored as masks.
         drift: drift of the evaluated images.
+        season: `season.season_table` of the zones that the gates name; None when they name none.
     """
     indices: dict[Quantity, float] = dict.fromkeys(QUANTITIES, np.nan) | {
         moved.quantity: moved.value for moved in drift
@@ -171,9 +181,17 @@ def history_entries(
             iou=estimates.iou,
             metrics=dict(estimates.metrics) | _pooled_metrics(answer),
             drift=indices,
+            season={name: _farthest(season, name) for name in SEASON_QUANTITIES},
+            season_date=None if season is None else max(season["date"].dropna(), default=None),
         )
 
     return [entry(answer) for answer in evaluation.answers.values()]
+
+
+def _farthest(season: pd.DataFrame | None, name: SeasonQuantity) -> float:
+    if season is None:
+        return np.nan
+    return float(season.loc[season["zone"].isna() & (season["quantity"] == name), "distance"].max())
 
 
 def _pooled_metrics(answer: AnswerCounts) -> dict[str, Interval]:
@@ -199,10 +217,12 @@ def append_history(url: Url, entries: Sequence[HistoryEntry]) -> bool:
 
 
 def history_object_name(entries: Sequence[HistoryEntry]) -> str:
-    """`evaluation-<20 hex digits>.parquet`: a digest of run, data, setting and gates, independent of time."""
+    """`evaluation-<20 hex digits>.parquet`: a digest of run, data, setting, gates and season, independent of time."""
     entry = entries[0]
-    identity = json.dumps([entry.run_url, entry.run_fp, entry.data_fp, entry.setting, entry.gates_fp])
-    return f"evaluation-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.parquet"
+    identity: list[object] = [entry.run_url, entry.run_fp, entry.data_fp, entry.setting, entry.gates_fp]
+    if entry.season_date:
+        identity += [entry.season_date.isoformat(), *entry.season.values()]
+    return f"evaluation-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]}.parquet"
 
 
 def read_history(url: Url) -> list[HistoryEntry]:
@@ -240,7 +260,8 @@ def _to_row(entry: HistoryEntry) -> dict[str, Any]:
     for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
         columns[f"iou{end}"] = [getattr(interval, field) for interval in entry.iou]
         columns |= {f"{name}{end}": getattr(interval, field) for name, interval in entry.metrics.items()}
-    return columns | {f"drift_{name}": value for name, value in entry.drift.items()}
+    columns |= {f"drift_{name}": value for name, value in entry.drift.items()}
+    return columns | {f"season_{name}": value for name, value in entry.season.items()}
 
 
 def history_from_table(table: pa.Table) -> list[HistoryEntry]:
@@ -255,10 +276,10 @@ def _from_row(row: dict[str, Any]) -> HistoryEntry:
     metrics = {name: interval(name) for name in (*METRICS, *_POOLED_METRICS)}
     iou = [Interval(*values) for values in zip(row.pop("iou"), row.pop("iou_low"), row.pop("iou_high"), strict=True)]
     drift: dict[Quantity, float] = {name: row.pop(f"drift_{name}") for name in QUANTITIES}
-    row["time"] = row["time"].astimezone(UTC)
-    return HistoryEntry(
-        **{name: row[name] for name in HistoryEntry.__slots__ if name in row}, metrics=metrics, iou=iou, drift=drift
-    )
+    season: dict[SeasonQuantity, float] = {name: row.get(f"season_{name}", np.nan) for name in SEASON_QUANTITIES}
+    row |= {"time": row["time"].astimezone(UTC), "season_date": row.get("season_date")}  # older objects have no season
+    plain = {name: row[name] for name in HistoryEntry.__slots__ if name in row}
+    return HistoryEntry(**plain, metrics=metrics, iou=iou, drift=drift, season=season)
 
 
 # ---------------------------------------------------------------- baselines

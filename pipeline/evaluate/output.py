@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from typing import get_args
 
 import pandas as pd
 from pydantic_core import to_json
@@ -24,6 +25,7 @@ from pipeline.image import labels
 from pipeline.score.answers import NO_LABEL
 from pipeline.score.coverage import mean_over
 from pipeline.score.metrics import Interval
+from pipeline.score.season import SeasonVerdict
 from pipeline.source.plan import Plan
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -97,6 +99,7 @@ def write_page(folder: Url, settings: Sequence[JudgedSetting], cfg: EvaluateConf
         others=others,
         verdict=first.verdict,
         drift=first.drift,
+        season=first.season,
         history=history.read_history(Url(cfg.history)) if cfg.history else [],
         samples=list(samples.reread(first.evaluation, {*worst, *best}, plan, cfg)),
         next_commands=[f"python -m jobs.inspect_run {shlex.quote(str(first.evaluation.run_url))} --failures"],
@@ -130,6 +133,7 @@ def setting_facts(setting: JudgedSetting) -> dict[str, object]:
         },
         "slices": {name: [asdict(row) for row in rows] for name, rows in evaluation.slices.items()},
         "drift": [asdict(drift) for drift in setting.drift],
+        "season": None if setting.season is None else notable_seasons(setting.season).to_dict("records"),
         "gate": [asdict(check) for check in setting.verdict.checks] if setting.verdict else None,
     }
 
@@ -149,6 +153,23 @@ def headline(setting: JudgedSetting) -> dict[str, object]:
         "wall_s": round(setting.wall_s, 2),
         "mean_iou": {name: _mean_iou(scores) for name, scores in setting.scores.items()},
         **label_facts(setting),
+        "season": None if setting.season is None else season_facts(setting.season),
+    }
+
+
+def notable_seasons(season: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a season over all zones together, and those of single zones that are outside."""
+    return season[season["zone"].isna() | (season["verdict"] == "outside")]
+
+
+def season_facts(season: pd.DataFrame) -> dict[str, object]:
+    """Newest date, values by verdict over all zones, and single zones by verdict, as plain data."""
+    pooled = season["zone"].isna()
+    verdicts: tuple[SeasonVerdict, ...] = get_args(SeasonVerdict)
+    return {
+        "date": max((day.isoformat() for day in season["date"].dropna()), default=None),
+        **{name: int((pooled & (season["verdict"] == name)).sum()) for name in verdicts},
+        **{f"zones_{name}": int(season.loc[season["verdict"] == name, "zone"].nunique()) for name in verdicts[1:]},
     }
 
 

@@ -1,14 +1,16 @@
 """HTML report of an evaluation: scores, plots and pictures in one self-contained file.
 
-In: evaluation, gate verdict, drift, history and sample images. Out: a string. Nothing is read or written here; names of
-files and classes are escaped.
+In: evaluation, gate verdict, drift, season, history and sample images. Out: a string. Nothing is read or written here;
+names of files and classes are escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from pipeline.classes import ClassInfo, ClassMap
@@ -39,6 +41,7 @@ MAX_CONFUSED_PAIRS = 14
 TRENDS = 3
 """Plots of `trend.trend_plots` on this page: mean IoU, failures, cost."""
 _ROWS_SHOWN = 16
+_SEASON_ROWS = 40
 """Rows of a table shown without a click."""
 _SCORE_TITLES = (
     ("mean_iou", "Mean IoU"),
@@ -107,6 +110,7 @@ def render_evaluation(
     others: Sequence[ScoredSetting] = (),
     verdict: GateVerdict | None = None,
     drift: Sequence[Drift] = (),
+    season: pd.DataFrame | None = None,
     history: Sequence[HistoryEntry] = (),
     samples: Sequence[Sample] = (),
     next_commands: Sequence[str] = (),
@@ -119,6 +123,7 @@ def render_evaluation(
         others: further settings on the same source, for the table of settings.
         verdict: verdict of the gate; None without a gate.
         drift: drift of the images from those of training.
+        season: `season.season_table` of the zones that the gates name; None without.
         history: entries including this evaluation, oldest first.
         samples: images of `shown_keys`, in any order; images that could not be read again are missing.
         next_commands: shell commands worth running next.
@@ -147,6 +152,7 @@ def render_evaluation(
         answers=[row for scored in (setting, *others) for row in _answer_rows(scored, gains[scored.evaluation.name])],
         several=bool(others),
         drift=drift,
+        seasons=_season_rows(season) if season is not None else [],
         series=series,
         trend=trend.trend_plots(series, name="trend")[:TRENDS] if series else [],
         plots=svgs,
@@ -155,8 +161,15 @@ def render_evaluation(
         wrong=WRONG_COLOUR,
         failures=failures_by_code(evaluation.codes, evaluation.failures),
         shown=_ROWS_SHOWN,
+        season_rows=_SEASON_ROWS,
         next_commands=next_commands,
     )
+
+
+def _season_rows(season: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """Rows over all zones, then those of single zones that are outside, the farthest first."""
+    single = season[season["zone"].notna() & (season["verdict"] == "outside")].sort_values("distance", ascending=False)
+    return pd.concat([season[season["zone"].isna()], single]).to_dict("records")
 
 
 def shown_keys(evaluation: Evaluation) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
-"""Scoring of one setting after its run: scores, slices, drift, and the verdict of the gate.
+"""Scoring of one setting after its run: scores, slices, drift, season, and the verdict of the gate.
 
-In: the URL of a finished run and the config. Out: a `JudgedSetting`. Reads committed parts, the gates' file and the
-history; `record_in_history` appends to the history, nothing else is written.
+In: the URL of a finished run and the config. Out: a `JudgedSetting`. Reads committed parts, the gates' file, zones and
+the history; `record_in_history` appends to the history, nothing else is written.
 """
 
 import logging
@@ -9,15 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import pandas as pd
+
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate import evaluation, gate, history, scoring
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.gate import Gates, GateVerdict
+from pipeline.evaluate.zones_history import zones_history
 from pipeline.redact import redact
 from pipeline.run import manifest
 from pipeline.score import drift
 from pipeline.score.drift import Drift
 from pipeline.score.metrics import Scores
+from pipeline.score.season import season_table
 from pipeline.source.plan import Plan
 from pipeline.store.url import Url
 
@@ -35,6 +39,8 @@ class JudgedSetting:
     """Summed counts by answer with the class weights of the config: the scores behind its means."""
     drift: list[Drift]
     """Drift from the images of training; empty when existing masks are scored."""
+    season: pd.DataFrame | None
+    """`season.season_table` of the zones that the gates name; None when they name none."""
     verdict: GateVerdict | None
     """None without gates and without a baseline."""
     rows_now: int
@@ -43,8 +49,25 @@ class JudgedSetting:
     """Seconds this driver took for the run."""
 
 
+def measure_season(cfg: EvaluateConfig) -> pd.DataFrame | None:
+    """Season of the zones that the gates name, the same for every setting; None when they name none.
+
+    Raises:
+        ConfigError: see `zones_history`.
+        StorageError: see `zones_history`.
+    """
+    rule = gates_of(cfg).season
+    return season_table(zones_history([Url(zones) for zones in rule.zones]), rule) if rule else None
+
+
 def judge_setting(
-    evaluated: Evaluation, cfg: EvaluateConfig, plan: Plan, *, rows_now: int, wall_s: float
+    evaluated: Evaluation,
+    cfg: EvaluateConfig,
+    plan: Plan,
+    *,
+    rows_now: int,
+    wall_s: float,
+    season: pd.DataFrame | None = None,
 ) -> JudgedSetting:
     """Score an evaluation per answer and per slice, measure drift, and apply the gates.
 
@@ -54,6 +77,7 @@ def judge_setting(
         plan: plan of the source, for slices by source.
         rows_now: see `JudgedSetting`.
         wall_s: see `JudgedSetting`.
+        season: of `measure_season`.
     """
     sources = {shard.id: redact(shard.root) for shard in plan.shards}
     evaluated = replace(evaluated, slices=scoring.score_slices(evaluated, cfg.score, sources))
@@ -64,10 +88,13 @@ def judge_setting(
     }
     drifts = [] if cfg.masks else drift.measure_drift(evaluated.images, evaluated.training, classes.names)
     means = {answer.name: scoring.summed_scores(answer, classes, cfg.score) for answer in evaluated.answers.values()}
-    return JudgedSetting(evaluated, scores, means, drifts, gate_verdict(evaluated, cfg, drifts), rows_now, wall_s)
+    verdict = gate_verdict(evaluated, cfg, drifts, season)
+    return JudgedSetting(evaluated, scores, means, drifts, season, verdict, rows_now, wall_s)
 
 
-def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, drifts: Sequence[Drift]) -> GateVerdict | None:
+def gate_verdict(
+    evaluated: Evaluation, cfg: EvaluateConfig, drifts: Sequence[Drift], season: pd.DataFrame | None
+) -> GateVerdict | None:
     """Apply the gates; None when the config has neither gates nor a baseline."""
     if not (cfg.gates or cfg.baseline):
         return None
@@ -82,7 +109,12 @@ def gate_verdict(evaluated: Evaluation, cfg: EvaluateConfig, drifts: Sequence[Dr
         evaluation.read_evaluation(baseline.run_url) if baseline and manifest.read_manifest(baseline.run_url) else None
     )
     return gate.apply_gates(
-        evaluated, gates_of(cfg), baseline=baseline, baseline_evaluation=baseline_evaluation, drift=drifts
+        evaluated,
+        gates_of(cfg),
+        baseline=baseline,
+        baseline_evaluation=baseline_evaluation,
+        drift=drifts,
+        season=season,
     )
 
 
@@ -101,6 +133,7 @@ def record_in_history(setting: JudgedSetting, cfg: EvaluateConfig, url: Url, *, 
         gates=gates_of(cfg) if setting.verdict else None,
         verdict=setting.verdict,
         drift=setting.drift,
+        season=setting.season,
     )
     if not history.append_history(url, entries):
         log.info("%s: this evaluation is in the history already", setting.evaluation.name)

@@ -1,7 +1,12 @@
+import re
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate import gate
@@ -11,15 +16,18 @@ from pipeline.evaluate.gate import (
     Gates,
     GateVerdict,
     MetricGate,
+    SeasonGate,
     apply_gates,
     shared_images,
 )
 from pipeline.score.drift import Drift, measure_drift, reference_of
 from pipeline.score.intervals import METRICS, Estimates, by_group, estimate
 from pipeline.score.metrics import Interval
+from pipeline.score.season import season_table
 from pipeline.store.url import Url
 from tests import ROOT
 from tests.support.evaluations import CLASSES, NAMES, evaluation, without_class
+from tests.support.seasons import summers, zones_of
 
 EXAMPLE = ROOT / "jobs/configs/gates.yaml"
 
@@ -357,7 +365,82 @@ def test_drift_beyond_its_limit_fails_and_unknown_drift_does_not():
     assert "unknown: the checkpoint's card has no reference" in unknown.checks[-1].says
 
 
+# ---------------------------------------------------------------- seasons
+
+NEW = date(2025, 6, 15)
+HISTORY = {(day, zone): 0.4 for day in summers(range(2021, 2025)) for zone in "abc"}
+ZONES = "s3://bucket/out"
+
+
+def season_checks(
+    crop: Mapping[str, float], history: Mapping[tuple[date, str], float] = HISTORY, **said: object
+) -> dict[str, gate.Check]:
+    """Checks of seasons by name, for shares of crop by zone on the newest date."""
+    table = season_table(zones_of({**history, **{(NEW, zone): share for zone, share in crop.items()}}))
+    verdict = apply_gates(evaluation(), gates(season={"zones": ZONES} | said), season=table)
+    return {check.name: check for check in verdict.checks if check.name.endswith(" season")}
+
+
+def test_a_share_outside_its_season_fails_and_the_confidence_has_a_check_of_its_own():
+    checks = season_checks(dict.fromkeys("abc", 0.6))
+    assert [(name, check.passed) for name, check in checks.items()] == [
+        ("class_shares season", False),
+        ("confidence season", True),
+    ]
+    says = checks["class_shares season"].says
+    assert "crop 60.0% on 2025-06-15, 35.0% to 45.0% by 24 dates of the season in 4 year(s); over 3 of 3 zones" in says
+    assert "soil 40.0%" in says
+    assert "single zones outside, which fail nothing: 3 of 3 (a, b, c; 5% of these may be chance)" in says
+    assert checks["confidence season"].says.startswith("1 inside, nearest to its limit confidence 90.0%")
+
+
+def test_a_value_inside_its_season_passes_with_what_it_rests_on():
+    (check, _) = season_checks(dict.fromkeys("abc", 0.42)).values()
+    assert check.passed
+    assert check.says.startswith("2 inside, nearest to its limit crop 42.0% on 2025-06-15, 35.0% to 45.0% by 24 dates")
+
+
+def test_single_zones_outside_are_listed_and_fail_nothing():
+    (check, _) = season_checks({"a": 0.55, "b": 0.33, "c": 0.33}).values()
+    assert check.passed
+    assert "single zones outside, which fail nothing: 3 of 3" in check.says
+
+
+def test_no_verdict_is_said_and_fails_where_the_gate_asks_for_one():
+    short = {key: share for key, share in HISTORY.items() if key[0] > date(2024, 7, 10)}
+    for fails, passes in ((["class_shares"], True), (["class_shares", "unknown"], False)):
+        (check,) = season_checks({"a": 0.9}, short, fails=fails).values()
+        assert check.passed is passes
+        assert check.says.startswith("2 unknown: 1 date(s) of the season, 3 needed; crop on 2025-06-15")
+        assert check.says.endswith("zones without a verdict: 1 of 1")
+
+
+@pytest.mark.parametrize("fails", [["confidence"], ["confidence", "unknown"]])
+def test_zones_that_were_not_compared_are_no_silent_pass(fails: list[str]):
+    verdict = apply_gates(evaluation(), gates(season={"zones": ZONES, "fails": fails}))
+    assert verdict.checks[-1].says == "unknown: the zones were not compared"
+    assert verdict.passed is ("unknown" not in fails)
+    clouded = season_table(
+        pd.DataFrame([{"zone": "a", "date": NEW, "class": None, "pixels": 0, "confidence": None, "valid_pixels": 0}])
+    )
+    verdict = apply_gates(evaluation(), gates(season={"zones": ZONES, "fails": fails}), season=clouded)
+    assert "no classified pixel on 2025-06-15" in verdict.checks[-1].says
+    assert verdict.passed is ("unknown" not in fails)
+
+
+def test_without_a_season_in_the_gates_nothing_is_checked():
+    table = season_table(zones_of(HISTORY | {(NEW, "a"): 0.9}))
+    assert [check.name for check in apply_gates(evaluation(), gates(), season=table).checks] == ["images", "failed"]
+
+
 # ---------------------------------------------------------------- the file
+
+
+def test_the_example_of_a_season_has_the_defaults():
+    lines = re.findall(r"^# ( .*)$", EXAMPLE.read_text(), re.M)
+    shown = yaml.safe_load("\n".join(lines[lines.index("   season:".removeprefix(" ")) :][:9]))
+    assert Gates.model_validate(shown).season == SeasonGate(zones=(ZONES,))
+    assert shown["season"].keys() == set(SeasonGate.model_fields)
 
 
 def test_the_example_says_what_the_defaults_are():
@@ -376,6 +459,14 @@ def test_the_example_says_what_the_defaults_are():
         ("floors: {crop: 60}", "floors.crop"),
         ("drift: {colour: 1}", "drift.colour"),
         ("min_image: 3", "min_image"),
+        ("season: {zones: []}", "season.zones"),
+        ("season: {zones: ''}", "season.zones"),
+        ("season: {window_days: 30}", "season.zones"),
+        ("season: {zones: out, window_days: 200}", "season.window_days"),
+        ("season: {zones: out, min_dates: 1}", "season.min_dates"),
+        ("season: {zones: out, tolerance: 5}", "season.tolerance"),
+        ("season: {zones: out, fails: [shares]}", "season.fails"),
+        ("season: {zones: out, window: 30}", "season.window"),
         ("group: '(['", "not a regular expression"),
     ],
 )
@@ -389,6 +480,7 @@ def test_a_wrong_setting_is_named(tmp_path, text, says):
 
 def test_a_fingerprint_of_gates_has_12_digits_and_follows_every_limit() -> None:
     changes = {"samples": 201, "min_images": 21, "level": 0.9, "seed": 1, "group": "a", "drift": {"entropy": 0.1}}
+    changes |= {"season": {"zones": "out"}}
     fingerprints = {gates(**{name: value}).fingerprint() for name, value in changes.items()} | {gates().fingerprint()}
     assert len(fingerprints) == len(changes) + 1
     assert {len(fingerprint) for fingerprint in fingerprints} == {12}
@@ -397,6 +489,11 @@ def test_a_fingerprint_of_gates_has_12_digits_and_follows_every_limit() -> None:
 def test_gates_that_ask_for_something_else_have_another_fingerprint():
     assert gates().fingerprint() == gates().fingerprint()
     assert gates().fingerprint() != gates(floors={"crop": 0.1}).fingerprint()
+
+
+def test_gates_without_a_season_keep_the_fingerprint_of_versions_that_had_none() -> None:
+    """Or evaluations of a history would be written a second time."""
+    assert Gates().fingerprint() == "d033c09fc03e"
 
 
 def test_every_check_of_a_mean_over_fewer_classes_says_over_how_many() -> None:

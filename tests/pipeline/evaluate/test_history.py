@@ -3,7 +3,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from pipeline.evaluate.gate import Baseline, Gates, apply_gates
 from pipeline.evaluate.history import HistoryEntry, find_baseline, history_entries
 from pipeline.score.drift import measure_drift, reference_of
 from pipeline.score.intervals import METRICS, by_group, estimate
+from pipeline.score.season import season_table
 from pipeline.store.url import Url
 from tests.support.evaluations import CLASSES, evaluation, without_class
+from tests.support.seasons import summers, zones_of
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 GATES = Gates(samples=100, floors={"crop": 0.2})
@@ -225,6 +227,38 @@ def test_an_entry_survives_its_table() -> None:
     assert same(history.history_from_table(history.history_to_table(entries)), entries)
     assert entries[0].drift["brightness"] == pytest.approx(0)
     assert math.isnan(judged(now)[0].drift["brightness"])
+
+
+def in_season(crop: float) -> list[HistoryEntry]:
+    zones = zones_of({(day, "a"): 0.4 for day in summers([2023, 2024])} | {(date(2025, 6, 15), "a"): crop})
+    return history_entries(evaluation(), time=NOON, command="", source="here", season=season_table(zones))
+
+
+def test_an_entry_keeps_the_season_of_its_zones(tmp_path: Path) -> None:
+    entries = in_season(0.5)
+    assert (entries[1].season["class_shares"], entries[1].season["confidence"]) == pytest.approx(
+        (2, 0)
+    )  # 10 points of 5
+    assert entries[1].season_date == date(2025, 6, 15)
+    history.append_history(Url(str(tmp_path)), entries)
+    assert same(history.read_history(Url(str(tmp_path))), entries)
+    assert {"season_class_shares", "season_confidence", "season_date"} <= set(pd.read_parquet(tmp_path).columns)
+    assert (math.isnan(judged(evaluation())[0].season["confidence"]), judged(evaluation())[0].season_date) == (
+        True,
+        None,
+    )
+
+
+def test_the_same_evaluation_beside_other_zones_is_another_object() -> None:
+    names = {history.history_object_name(one) for one in (in_season(0.5), in_season(0.6), in_season(0.5))}
+    assert len(names) == 2
+
+
+def test_an_object_of_a_version_without_seasons_is_read(tmp_path: Path) -> None:
+    entries = judged(evaluation())
+    older = [name for name in history.HISTORY_SCHEMA.names if not name.startswith("season_")]
+    pq.write_table(history.history_to_table(entries).select(older), tmp_path / history.history_object_name(entries))
+    assert same(history.read_history(Url(str(tmp_path))), entries)
 
 
 def test_an_evaluation_without_a_scored_image_is_history_too(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import re
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 
 import numpy as np
@@ -15,9 +15,11 @@ from pipeline.evaluate.report import ScoredSetting, most_confused, shown_keys
 from pipeline.records import Sample
 from pipeline.score.drift import Drift
 from pipeline.score.metrics import Interval
+from pipeline.score.season import season_table
 from pipeline.store.url import Url
 from tests.support import evaluations
 from tests.support.pages import Outline, laid_out, needs_browser, needs_printer, printed
+from tests.support.seasons import summers, zones_of
 
 HOSTILE = "<script>alert(1)</script>"
 CFG = ScoreConfig(samples=100)
@@ -93,6 +95,18 @@ def full(one: ScoredSetting, **said) -> str:
 @cache
 def usual() -> str:
     return full(judged())
+
+
+def test_seasons_are_shown_for_all_zones_and_for_those_outside():
+    crop = {(day, zone): 0.4 for day in summers([2023, 2024]) for zone in ("calm", HOSTILE)}
+    new = {(date(2025, 6, 15), "calm"): 0.4, (date(2025, 6, 15), HOSTILE): 0.9}
+    text = page(judged(), season=season_table(zones_of(crop | new)))
+    rows = text.partition('<section id="season">')[2].partition("</section>")[0]
+    assert rows.count("<tr><td>") == 3 + 2  # all zones; the zone outside has two classes
+    assert "outside" in rows
+    assert "calm" not in rows
+    assert HOSTILE not in text
+    assert 'id="season"' not in usual()
 
 
 def test_the_page_leads_with_the_score_its_interval_and_the_change_to_the_baseline():
