@@ -100,10 +100,12 @@ def _check_classes(tables: dict[Url, pd.DataFrame]) -> None:
 
 
 def _check_dates(tables: dict[Url, pd.DataFrame]) -> None:
-    seen: dict[object, Url] = {}
-    for url, rows in tables.items():
-        dated = rows.loc[rows["date"].notna(), ["zone", "date"]].drop_duplicates()
-        for zone, day in dated.itertuples(index=False, name=None):
-            if seen.setdefault((zone, day), url) != url:
-                message = f"zone {zone!r} on {day} is in {seen[zone, day]} and in {url}"
-                raise ConfigError(message, hint="name the runs or files to compare, one for each date")
+    """Refuse a zone that two runs have on the same date."""
+    pairs = [rows[["zone", "date"]].dropna().drop_duplicates().assign(at=at) for at, rows in enumerate(tables.values())]
+    both = pd.concat(pairs, ignore_index=True)
+    if len(twice := both[both.duplicated(["zone", "date"])]):
+        zone, day, second = twice.iloc[0][["zone", "date", "at"]]
+        first = both.loc[(both["zone"] == zone) & (both["date"] == day), "at"].iloc[0]
+        files = list(tables)
+        message = f"zone {zone!r} on {day} is in {files[first]} and in {files[second]}"
+        raise ConfigError(message, hint="name the runs or files to compare, one for each date")

@@ -209,6 +209,17 @@ def test_of_many_fields_the_one_that_changed_is_listed() -> None:
     assert verdicts(table)["crop"] == "inside"
 
 
+def test_of_many_stable_fields_hardly_any_is_listed() -> None:
+    rng = np.random.default_rng(9)
+    days = [*summers(range(2022, 2025), [(6, 1), (6, 25)]), NEW]
+    listed = 0
+    for _ in range(10):
+        crop = {(day, f"field {index}"): 0.4 + rng.normal(0, 0.03) for day in days for index in range(100)}
+        table = season_table(zones_of(crop), SeasonRule(tolerance=0))
+        listed += bool((table["zone"].notna() & (table["verdict"] == "outside")).any())
+    assert listed <= stats.binom.isf(0.01, 10, 0.05)
+
+
 # ---------------------------------------------------------------- no verdict
 
 
