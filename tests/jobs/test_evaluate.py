@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.support.forked import ForkServer
 from tests.support.judged_runs import counted
 from tests.support.ray_servers import Cluster
 from tests.support.s3_servers import S3Server
+from tests.support.seasons import summers, write_zones, zones_of
 
 FIELDS = 40
 
@@ -103,6 +105,28 @@ def test_several_settings_history_and_gate_in_one_go(evaluate: Run, tmp_path: Pa
     again = evaluate(*flags)
     assert [one["rows_now"] for one in again.summary["settings"].values()] == [0, 0]
     assert len(list((tmp_path / "history").glob("evaluation-*.parquet"))) == 2
+
+
+def test_zones_outside_their_season_fail_the_gate_and_damaged_ones_stop_the_job_before_it_runs(
+    evaluate: Run, tmp_path: Path
+) -> None:
+    farmland.write_folder(Url(str(tmp_path / "in")), 2, size_px=48, seed=9, with_labels=True)
+    zones, (out, history) = tmp_path / "zones.parquet", (str(tmp_path / name) for name in ("out", "history"))
+    (tmp_path / "gates.yaml").write_text(f"min_images: 2\nmetrics: {{}}\nseason: {{zones: '{zones}'}}\n")
+    flags = ["--source", str(tmp_path / "in"), "--output", out, "--checkpoint", "farmland"]
+    flags += ["--history", history, "--gates", str(tmp_path / "gates.yaml"), "--refine.engine", "none"]
+    zones.write_bytes(b"PAR1")
+    damaged = evaluate(*flags)
+    assert (damaged.status, "zones.parquet is damaged" in damaged.log, Path(out).exists()) == (1, True, False)
+    past = {(day, "a"): 0.4 for day in summers([2023, 2024])}
+    for crop, status in ((0.42, 0), (0.7, 3)):
+        write_zones(Url(str(zones)), zones_of(past | {(date(2025, 6, 15), "a"): crop}))
+        outcome = evaluate(*flags)
+        assert outcome.status == status, outcome.log
+        assert outcome.summary["settings"]["default"]["season"]["outside"] == (2 if status else 0)
+    assert "gate FAILED class_shares season: crop 70.0% on 2025-06-15, 35.0% to 45.0% by 12 dates" in outcome.log
+    assert "35.0% to 45.0% by 12 dates" in Path(outcome.summary["report"]).read_text()
+    assert len(list(Path(history).glob("evaluation-*.parquet"))) == 2
 
 
 def test_more_failures_than_allowed_are_an_exit_status(evaluate: Run, tmp_path: Path) -> None:

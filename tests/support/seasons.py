@@ -1,10 +1,16 @@
 """Rows of `zones.parquet` of invented fields."""
 
+import io
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.store import objects
+from pipeline.store.url import Url
 
 CLASS_NAMES = ("soil", "crop", "weed")
 PIXELS = 10_000
@@ -36,6 +42,16 @@ def zones_of(crop_of: Mapping[tuple[date, str], float], **facts: object) -> pd.D
     """Rows from the share of crop by date and zone."""
     rows = [row for (day, zone), crop in crop_of.items() for row in zone_rows([crop], day=day, zone=zone, **facts)]
     return pd.DataFrame(rows)
+
+
+def write_zones(url: Url, rows: pd.DataFrame) -> None:
+    """A `zones.parquet` with the types of the pipeline, and a column that seasons do not need."""
+    plain = rows.astype({"class_id": "UInt8"}).assign(ndvi=0.5)
+    types = {"zone": pa.string(), "date": pa.date32(), "rasters": pa.int32()}
+    arrays = {name: pa.array(plain[name], types.get(name), from_pandas=True) for name in plain}
+    out = io.BytesIO()
+    pq.write_table(pa.table(arrays), out)
+    objects.put(url, out.getvalue())
 
 
 def summers(years: Sequence[int], dates: Sequence[tuple[int, int]] = SUMMER) -> list[date]:

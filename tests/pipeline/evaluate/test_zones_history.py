@@ -1,11 +1,8 @@
-import io
 import logging
 from datetime import date
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import EvaluateConfig
@@ -14,28 +11,17 @@ from pipeline.evaluate import output, setting
 from pipeline.evaluate.zones_history import zones_history
 from pipeline.store import objects
 from pipeline.store.url import Url
-from tests.support.seasons import summers, zone_rows, zones_of
+from tests.support.seasons import summers, write_zones, zone_rows, zones_of
 
 RUNS = ("run=000000000001", "run=000000000002")
 EARLY, LATE = (zones_of({(day, "a"): 0.4 for day in summers([year])}) for year in (2023, 2024))
-SCHEMA = pa.schema([("zone", pa.string()), ("date", pa.date32()), ("class_id", pa.uint8()), ("rasters", pa.int32())])
-
-
-def write(url: Url, rows: pd.DataFrame) -> None:
-    """A `zones.parquet` with the types of the pipeline, and columns that nobody here needs."""
-    plain = rows.astype({"class_id": "UInt8"}).assign(ndvi=0.5)
-    types = {field.name: field.type for field in SCHEMA}
-    arrays = {name: pa.array(plain[name], types.get(name), from_pandas=True) for name in plain}
-    out = io.BytesIO()
-    pq.write_table(pa.table(arrays), out)
-    objects.put(url, out.getvalue())
 
 
 def runs(tmp_path: Path, *tables: pd.DataFrame) -> Url:
     """An output folder with a run for each table, below which other objects lie too."""
     output_url = Url(str(tmp_path / "out"))
     for name, rows in zip(RUNS, tables, strict=False):
-        write(output_url / name / "zones.parquet", rows)
+        write_zones(output_url / name / "zones.parquet", rows)
         objects.put(output_url / name / "_SUCCESS", b"")
     return output_url
 
@@ -82,9 +68,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     output_url = runs(tmp_path, EARLY, LATE)
     path = Path((output_url / RUNS[1] / "zones.parquet").raw)
     if damage == "column":
-        write(Url(str(path)), LATE.drop(columns="valid_pixels"))
+        write_zones(Url(str(path)), LATE.drop(columns="valid_pixels"))
     elif damage == "type":
-        write(Url(str(path)), LATE.assign(pixels="many"))
+        write_zones(Url(str(path)), LATE.assign(pixels="many"))
     else:
         path.write_bytes({"cut": path.read_bytes()[:-30], "empty": b"", "text": b"zones"}[damage])
     with pytest.raises(StorageError, match=f"{RUNS[1]}/zones.parquet is damaged") as refused:
