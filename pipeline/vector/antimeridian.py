@@ -47,7 +47,7 @@ def unroll(shapes: Shapes, turn: float, name: str) -> tuple[Shapes, int]:
     points, part = shapely.get_coordinates(parts, return_index=True)
     jumps = np.abs(np.diff(points[:, 0]))
     far = (jumps > turn / 2) & (jumps < turn) & (np.diff(part) == 0)
-    # Between two rings of a part there is no edge; a part that is wrongly looked at comes back as it was.
+    # The step from one ring of a part to the next counts as an edge here; such a part comes back as it was.
     crossing = np.unique(part[:-1][far])
     if not len(crossing):
         return shapes, 0
@@ -84,7 +84,7 @@ def pieces(shapes: Shapes, box: Box, turn: float | None) -> tuple[npt.NDArray[np
 
     Args:
         shapes: (N,) polygons.
-        box: at most a turn wide, so that no place is in it twice.
+        box: left, bottom, right, top; a place that is twice in a box wider than a turn gives two areas.
         turn: whole circle in units of the box; None where coordinates do not repeat.
 
     Returns:

@@ -73,6 +73,12 @@ class Features:
         return turn_of(self.crs)
 
     @cached_property
+    def bounds(self) -> Box:
+        """Bounds of all polygons."""
+        left, bottom, right, top = load_shapely().total_bounds(self.shapes).tolist()
+        return left, bottom, right, top
+
+    @cached_property
     def _tree(self) -> Any:
         return load_shapely().STRtree(self.shapes)
 
@@ -187,13 +193,7 @@ def _read(data: bytes, name: str, field: str | None, beside: Mapping[str, bytes]
 
 def _shapefile(shp: bytes, beside: Mapping[str, bytes], name: str, field: str | None) -> _Raw:
     data = shapefile.bundle(shp, beside, name)
-    raw = _by_gdal(data, name, field, driver="ESRI Shapefile", called="a shapefile")
-    foreign = any(isinstance(value, str) and not value.isascii() for value in raw.values or ())
-    if ".cpg" in beside or not foreign:
-        return raw
-    return raw._replace(
-        remarks=["no .cpg names the encoding of its text, which is read as its .dbf says or ISO-8859-1"]
-    )
+    return _by_gdal(data, name, field, driver="ESRI Shapefile", called="a shapefile")
 
 
 def _by_gdal(data: bytes, name: str, field: str | None, *, driver: str, called: str) -> _Raw:
@@ -203,7 +203,6 @@ def _by_gdal(data: bytes, name: str, field: str | None, *, driver: str, called: 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file in memory has no suffix
-        warnings.filterwarnings("error", "(?i).*recode")  # the text would be wrong
         try:
             layers = [str(layer) for layer, kind in pyogrio.list_layers(data) if kind is not None]
             if len(layers) != 1:
@@ -215,11 +214,16 @@ def _by_gdal(data: bytes, name: str, field: str | None, *, driver: str, called: 
                 raise ConfigError(f"{name} is not {called}: GDAL reads it as {facts['driver']}")
             _check_field(field, facts["fields"].tolist(), name)
             meta, _, wkb, values = raw.read(data, layer=layers[0], columns=[] if field is None else [field])
-        except (RuntimeError, RuntimeWarning, UnicodeError) as error:  # pyogrio's errors are RuntimeErrors
+        except (RuntimeError, UnicodeError) as error:  # pyogrio's errors are RuntimeErrors
             raise ConfigError(f"{name} cannot be read as {called}: {error}") from error
     if len(wkb) != facts["features"]:
         raise ConfigError(f"{name} is damaged: {len(wkb)} of {facts['features']} features can be read")
-    return _Raw(_from_wkb(wkb, name), None if field is None else values[0].tolist(), _crs(meta["crs"], name))
+    plain = None if field is None else values[0].tolist()
+    remarks = []
+    if meta["encoding"] != "UTF-8" and any(isinstance(value, str) and not value.isascii() for value in plain or ()):
+        encoding = meta["encoding"]  # GDAL's own, and it turns all that it knows into UTF-8
+        remarks = [f"its .cpg is missing or names no known encoding, so its text is read as {encoding}"]
+    return _Raw(_from_wkb(wkb, name), plain, _crs(meta["crs"], name), remarks)
 
 
 def _geojson(data: bytes, name: str, field: str | None) -> _Raw:

@@ -16,7 +16,7 @@ from pipeline.geotiff.raster import Raster
 from pipeline.records import Bool
 from pipeline.vector.antimeridian import Box, Shapes, areas_of, pieces, shifts, turn_of, unroll
 from pipeline.vector.features import Features
-from pipeline.vector.geoparquet import load_shapely
+from pipeline.vector.geoparquet import LONGITUDE_LATITUDE, load_shapely
 
 EDGE_PX = 16
 """Longest edge before reprojection, in pixels of the raster: a chord of this length leaves the curve by less than 0.01
@@ -29,6 +29,10 @@ _MOST_EDGES = 2**20
 """Edges of one polygon after division: one with a longer outline is divided more coarsely."""
 _FAR = 1e6
 """Degrees or grads of latitude beyond any."""
+_LARGE = 90
+"""Degrees of longitude or latitude from which on a raster is a large part of the Earth."""
+_SEAM = 1e-9
+"""Degrees between polygons and the seam of a map of the Earth: a point beyond it lies on the other side."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def to_grid(features: Features, raster: Raster, *, clip: bool = True) -> GridSha
             point that has no place in the coordinate system of the raster, which are `clipped`.
 
     Raises:
-        ConfigError: the raster has no coordinate system, or a polygon cannot be laid on it even where it is near.
+        ConfigError: the raster has no coordinate system; a polygon cannot be laid on it, even clipped; a polygon in a
+            projection goes around a pole of a raster in degrees.
     """
     grid = _Grid(features, raster)
     indices, shapes, lost = grid.lay(features.near(grid.boxes), clip=clip)
@@ -69,7 +74,9 @@ def to_grid(features: Features, raster: Raster, *, clip: bool = True) -> GridSha
             hint="give them in the coordinate system of the raster, or cut them to where it holds",
         )
     shapely = load_shapely()
-    touching = shapely.intersects(shapes, shapely.box(0, 0, raster.width, raster.height))
+    frame = shapely.box(0, 0, raster.width, raster.height)
+    shapely.prepare(frame)
+    touching = shapely.intersects(frame, shapes)
     kept = np.flatnonzero(touching)[np.argsort(indices[touching])]
     return GridShapes(indices[kept], shapes[kept], clipped[kept])
 
@@ -95,16 +102,48 @@ class _Grid:
         self.same = bool(self.crs == features.crs)
         xs, ys = zip(*(self.affine @ (x, y) for x in (0, raster.width) for y in (0, raster.height)), strict=True)
         self.bounds: Box = min(xs), min(ys), max(xs), max(ys)
-        left, bottom, right, top = self.bounds if self.same else _bounds(self.bounds, self.crs, features, raster.path)
-        self.edge = EDGE_PX * min((right - left) / raster.width, (top - bottom) / raster.height)
+        extent = self._extent()
+        left, bottom, right, top = extent or features.bounds
+        self.edge = self._edge(raster, extent)
         dx, dy = (right - left) / _MARGIN, (top - bottom) / _MARGIN
         self.box: Box = left - dx, bottom - dy, right + dx, top + dy
         """Bounds with a margin in the coordinate system of the polygons, at most a turn wide."""
+        self.seam = extent is None
+        """Whether the raster may be so large that its map begins somewhere, and tears what lies there."""
         self.around = False
-        """Whether the raster goes around the Earth; degrees are cut at 180 then, where most projections begin."""
+        """Whether the raster goes around the Earth: its map begins half a turn from its middle, at a whole degree."""
         if features.turn is not None and right - left + 2 * dx >= features.turn:
-            self.around = True
-            self.box = _frame(0.0, features.turn, bottom - dy, top + dy)
+            self.around = self.seam = True
+            middle = _middle(self.bounds, self.crs, features.crs)
+            turn = features.turn - (0.0 if self.crs.is_geographic else 2 * _SEAM)
+            self.box = _frame(round(middle) if np.isfinite(middle) else 0.0, turn, bottom - dy, top + dy)
+
+    def _extent(self) -> Box | None:
+        """Bounds in the coordinate system of the polygons; None where its outline does not tell them.
+
+        A projection holds for a part of the Earth. The outline of a raster of the whole Earth lies outside of it, and
+        its image there does not surround the image of the raster.
+        """
+        if self.same:
+            return self.bounds
+        if self.features.turn is None:
+            degrees = load_rasterio().crs.CRS.from_user_input(LONGITUDE_LATITUDE)
+            earth = _bounds(self.bounds, self.crs, degrees)
+            if earth is None or max(earth[2] - earth[0], earth[3] - earth[1]) > _LARGE:
+                return None
+        return _bounds(self.bounds, self.crs, self.features.crs)
+
+    def _edge(self, raster: Raster, extent: Box | None) -> float:
+        """`EDGE_PX` in units of the polygons: of the extent, or without one in the middle of the polygons."""
+        if extent is not None:
+            left, bottom, right, top = extent
+            return EDGE_PX * min((right - left) / raster.width, (top - bottom) / raster.height)
+        left, bottom, right, top = self.features.bounds
+        step = max(right - left, top - bottom) / 1000
+        middle = np.array([(left + right) / 2, (bottom + top) / 2])
+        there = _transformed(self.features.crs, self.crs, middle + np.array([[0, 0], [step, 0], [0, step]]))
+        px = np.linalg.norm(there[1:] - there[0], axis=1).max() / abs(self.affine.determinant) ** 0.5
+        return float(EDGE_PX * step / px) if np.isfinite(px) and px else step
 
     @property
     def boxes(self) -> list[Box]:
@@ -126,9 +165,13 @@ class _Grid:
         """
         shapely, turn = load_shapely(), self.features.turn
         shapes, at = self.features.shapes[near], np.arange(len(near))
-        if clip or turn is not None:
-            box = self.box if clip or turn is None else _frame((self.box[0] + self.box[2]) / 2, turn)
-            at, shapes = pieces(shapes, box, turn)
+        left, _, right, _ = self.box
+        if clip:
+            at, shapes = pieces(shapes, self.box, turn)
+        elif self.around:
+            at, shapes = pieces(shapes, (left, -_FAR, right, _FAR), turn)
+        elif turn is not None:
+            at, shapes = pieces(shapes, _frame((left + right) / 2, turn), turn)
         if not self.same:
             edges = np.maximum(self.edge, shapely.length(shapes) / _MOST_EDGES)
             shapes = self._reproject(shapely.segmentize(shapes, edges))
@@ -149,7 +192,8 @@ class _Grid:
         def convert(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
             out = _transformed(self.features.crs, self.crs, points)
             if turn is not None and own is not None:
-                out[:, 0] += own * np.round(points[:, 0] / turn - out[:, 0] / own)
+                with np.errstate(invalid="ignore"):  # points without a place
+                    out[:, 0] += own * np.round(points[:, 0] / turn - out[:, 0] / own)
             return out
 
         return np.asarray(load_shapely().transform(shapes, convert))
@@ -162,7 +206,7 @@ class _Grid:
         points, ring_of = shapely.get_coordinates(rings, return_index=True)
         owner, bad = shape_of[part_of[ring_of]], np.zeros(len(shapes), np.bool_)
         bad[owner[~np.isfinite(points).all(axis=1)]] = True
-        if self.around and not self.crs.is_geographic:
+        if self.seam and not self.crs.is_geographic:
             with np.errstate(invalid="ignore"):
                 torn = np.abs(np.diff(points[:, 0])) > (self.bounds[2] - self.bounds[0]) / 2
             bad[owner[:-1][torn & (np.diff(ring_of) == 0)]] = True
@@ -190,21 +234,32 @@ def _frame(middle: float, turn: float, bottom: float = -_FAR, top: float = _FAR)
     return middle - turn / 2, bottom, middle + turn / 2, top
 
 
-def _bounds(bounds: Box, crs: Any, features: Features, path: str) -> Box:
-    """Bounds in the coordinate system of polygons; across the antimeridian, right is beyond 180 degrees."""
+def _bounds(bounds: Box, source: Any, target: Any) -> Box | None:
+    """Bounds in another coordinate system: in degrees the whole Earth, else None, where they cannot be told.
+
+    Across the antimeridian, right is beyond 180 degrees. Of a map of the whole Earth that is a little wider than it,
+    GDAL gives the strip that is there twice: its middle is not within it.
+    """
     rasterio = load_rasterio()
     from rasterio import _err, warp  # noqa: PLC0415
 
     try:
-        left, bottom, right, top = warp.transform_bounds(crs, features.crs, *bounds, densify_pts=21)
+        left, bottom, right, top = warp.transform_bounds(source, target, *bounds, densify_pts=21)
     except (rasterio.errors.RasterioError, _err.CPLE_BaseError):
         left = bottom = right = top = np.nan
-    if not np.isfinite([left, bottom, right, top]).all():
-        raise ConfigError(
-            f"{path} has no place in the coordinate system of {features.name}",
-            hint="give the polygons in the coordinate system of the raster, or in degrees",
-        )
-    return left, bottom, right + (features.turn or 0.0) * (left > right), top
+    finite = bool(np.isfinite([left, bottom, right, top]).all())
+    if (turn := turn_of(target)) is None:
+        return (left, bottom, right, top) if finite else None
+    right += turn * (left > right)
+    if finite and (_middle(bounds, source, target) - left) % turn <= right - left:
+        return left, bottom, right, top
+    return _frame(0.0, turn, -turn / 4, turn / 4)
+
+
+def _middle(bounds: Box, source: Any, target: Any) -> float:
+    """Longitude or easting of the middle of bounds in another coordinate system."""
+    middle = np.array([[(bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2]])
+    return float(_transformed(source, target, middle)[0, 0])
 
 
 def _transformed(source: Any, target: Any, points: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -72,10 +72,16 @@ def unpack(data: bytes, name: str) -> tuple[bytes, dict[str, bytes]]:
                     members[ending] = entry
             if (total := sum(entry.file_size for entry in members.values())) > _MOST_BYTES:
                 raise ConfigError(f"{name} has {total} bytes unpacked, limit {_MOST_BYTES}")
-            files = {ending: archive.read(entry) for ending, entry in members.items()}
+            files = {ending: _member(archive, entry) for ending, entry in members.items()}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         raise ConfigError(f"{name} cannot be read as a zip archive: {error}") from error
     return files.pop(".shp"), files
+
+
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Bytes of a member, no more than its size says: `ZipFile.read` would unpack all before it looks."""
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)
 
 
 def _only_shapefile(files: list[str], name: str) -> tuple[str, str]:

@@ -1,7 +1,9 @@
 """Labels of rasters: those of windows are those of the whole raster, and label rasters of another grid are refused."""
 
+import zipfile
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
@@ -76,6 +78,30 @@ def test_windows_have_the_polygons_of_the_whole_raster_and_the_last_file_wins(ra
     np.testing.assert_array_equal(labels.read(raster, Window(0, 0, HEIGHT, WIDTH)), whole)
     whole[:120, :300] = 255
     np.testing.assert_array_equal(read_labels(tmp_path / "rasters", labels), whole)
+
+
+def test_a_shapefile_labels_rasters_and_the_archive_that_it_came_in_is_not_read_again(raster, tmp_path: Path) -> None:
+    shapes, ids = squares(raster, 20)
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    geopandas.GeoDataFrame({"kind": ids}, geometry=shapes, crs="EPSG:32614").to_file(drawn / "fields.shp")
+    with zipfile.ZipFile(drawn / "fields.zip", "w") as archive:
+        for suffix in (".shp", ".shx", ".dbf", ".prj"):
+            archive.write(drawn / f"fields{suffix}", f"deep/fields{suffix}")
+    found = {place: find_labels(str(drawn / place), field="kind", classes=CLASSES) for place in ("", "fields.zip")}
+    assert [url.rpartition("/")[2] for url, _ in found[""].files] == ["fields.shp"]
+    whole = features.rasterize(
+        list(zip(shapes, ids, strict=True)),
+        (HEIGHT, WIDTH),
+        fill=255,
+        transform=rasterio.Affine(*raster.transform),
+        dtype="uint8",
+    )
+    for labels in found.values():
+        np.testing.assert_array_equal(labels.read(raster, Window(0, 0, HEIGHT, WIDTH)), whole)
+    planned = found[""].files
+    (drawn / "fields.dbf").write_bytes((drawn / "fields.dbf").read_bytes() + b" ")
+    assert find_labels(str(drawn), field="kind", classes=CLASSES).files != planned
 
 
 @pytest.mark.parametrize(
