@@ -36,6 +36,8 @@ TABLES = {
     "polygons": ("polygons", "Polygons of the masks, a file for each raster"),
 }
 """Other outputs of a run that its collection names where they exist: file or folder, and title."""
+WITHOUT_COG = "atrous:without_cog"
+"""Field of a collection: rasters of the run without a mask."""
 _PARQUET = "application/vnd.apache.parquet"
 _LICENSE = re.compile(r"[\w\-.+]+")
 """Licences that STAC can name: identifiers of SPDX."""
@@ -103,7 +105,7 @@ def write_collection(run_url: Url, classes: ClassMap, *, facts: dict[str, str]) 
     _warn_of_left_out(totals)
     counts = {
         "atrous:rasters": len(names) + unreadable,
-        "atrous:without_cog": len(names) - len(finished) + unreadable,
+        WITHOUT_COG: len(names) - len(finished) + unreadable,
         "atrous:without_place": len(finished) - len(totals.boxes),
         "atrous:without_date": totals.undated,
     }
@@ -173,7 +175,7 @@ def _collection(
 
 def _description(classes: ClassMap, counts: Mapping[str, int]) -> str:
     """What the collection holds, and what it lacks."""
-    rasters, without = counts["atrous:rasters"], counts["atrous:without_cog"]
+    rasters, without = counts["atrous:rasters"], counts[WITHOUT_COG]
     said = [f"Masks of {rasters - without} of {rasters} raster(s), with the classes {', '.join(classes.names)}."]
     if without:
         said.append(f"{without} raster(s) have no mask: they cannot be read, or windows of them failed or are missing.")

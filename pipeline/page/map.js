@@ -2,7 +2,8 @@
 "use strict";
 for (const place of document.querySelectorAll("[data-map]")) {
   const data = JSON.parse(document.getElementById(place.dataset.map).textContent);
-  const map = L.map(place, { attributionControl: false, zoomSnap: 0.25, worldCopyJump: false, maxZoom: 24 });
+  const many = data.layers.reduce((count, layer) => count + layer.shapes.length, 0) > 2000; // a canvas is faster then
+  const map = L.map(place, { attributionControl: false, zoomSnap: 0.25, maxZoom: 24, preferCanvas: many });
   const bounds = L.latLngBounds([]);
   const overlays = {};
 
@@ -37,7 +38,7 @@ for (const place of document.querySelectorAll("[data-map]")) {
         drawn.bindPopup(() => table(shape), { maxWidth: 420, maxHeight: 320 });
         drawn.on("add", () => drawn.eachLayer(part => {
           const path = part.getElement();
-          if (!path || layer.shapes.length > 500) return;
+          if (!path || layer.shapes.length > 500) return; // a canvas has no elements; nobody tabs through so many
           path.setAttribute("tabindex", "0");
           path.setAttribute("role", "button");
           path.setAttribute("aria-label", shape.title);

@@ -15,6 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.assemble.collection import WITHOUT_COG
+from pipeline.assemble.stac import COLLECTION
 from pipeline.classes import ClassMap
 from pipeline.errors import AtrousError
 from pipeline.geotiff.decode import load_rasterio
@@ -37,6 +39,7 @@ _DIGITS = 6
 """Digits of degrees: 0.1 m."""
 _THREADS = 16
 LINE = "#333333"
+FAILED_LINE = "#c0392b"
 NO_CLASS = "#9a9a9a"
 
 
@@ -44,8 +47,11 @@ def run_map(run_url: Url, classes: ClassMap) -> PageMap | None:
     """Map of a run; None for a run without joined masks."""
     notes: list[str] = []
     items = _items(run_url, notes)
+    if objects.exists(run_url / COLLECTION):
+        without = json.loads(objects.read_bytes(run_url / COLLECTION)).get(WITHOUT_COG, 0)
+        notes += [f"{without:,} raster(s) have no mask, because windows of them failed."] if without else []
     layers = [
-        MapLayer("masks", images=tuple(_images(run_url, items, classes, notes))),
+        *_masks(items, dict(_images(run_url, items, classes, notes))),
         MapLayer("outlines of rasters", shapes=tuple(_footprints(items, notes)), outline=True),
         MapLayer("zones by dominant class", shapes=tuple(_zones(run_url, classes, notes))),
     ]
@@ -67,11 +73,30 @@ def _footprints(items: Sequence[dict[str, Any]], notes: list[str]) -> Iterator[M
     if len(placed) < len(items):
         notes.append(f"{len(items) - len(placed)} of {len(items)} rasters have no coordinates and are not on the map.")
     for item in placed:
-        yield MapShape(item["geometry"], "none", LINE, item["id"])
+        failed = item["properties"]["atrous:failed_windows"]
+        yield MapShape(item["geometry"], "none", FAILED_LINE if failed else LINE, item["id"])
+    if failed := sum(item["properties"]["atrous:failed_windows"] > 0 for item in placed):
+        notes.append(f"Windows of {failed} of {len(items)} rasters failed or are missing: their outlines are red.")
 
 
-def _images(run_url: Url, items: Sequence[dict[str, Any]], classes: ClassMap, notes: list[str]) -> Iterator[MapImage]:
-    """Pictures of masks, within `IMAGE_BYTES`."""
+def _masks(items: Sequence[dict[str, Any]], images: dict[str, MapImage]) -> list[MapLayer]:
+    """A layer of masks for each date; the latest is shown, since those of one place hide each other."""
+    days = {item["id"]: (item["properties"]["datetime"] or "")[:10] for item in items}
+    dates = sorted({days[name] for name in images})
+    return [
+        MapLayer(
+            f"masks {date}".strip(),
+            images=tuple(image for name, image in images.items() if days[name] == date),
+            shown=date == dates[-1],
+        )
+        for date in dates
+    ]
+
+
+def _images(
+    run_url: Url, items: Sequence[dict[str, Any]], classes: ClassMap, notes: list[str]
+) -> Iterator[tuple[str, MapImage]]:
+    """Pictures of masks by the id of their item, within `IMAGE_BYTES`."""
     placed = [item for item in items if item["geometry"] is not None]
     left, shown = IMAGE_BYTES, 0
     for item in placed:
@@ -79,7 +104,7 @@ def _images(run_url: Url, items: Sequence[dict[str, Any]], classes: ClassMap, no
         if image is not None and len(image.uri) <= left:
             left -= len(image.uri)
             shown += 1
-            yield image
+            yield item["id"], image
     if shown < len(placed):
         notes.append(
             f"The masks of {shown} of {len(placed)} rasters are drawn: others do not fit, or cross a meridian."
