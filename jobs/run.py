@@ -31,6 +31,7 @@ from jobs.from_masks import Made, OpenedMasks, make, without_holes
 from pipeline import classes
 from pipeline.assemble.masks import RunMasks
 from pipeline.assemble.plan import read_shards
+from pipeline.assemble.qgis import points_qml
 from pipeline.assemble.stac import COLLECTION
 from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
@@ -224,6 +225,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
             assembled, made = assemble_rasters(run), make_from_masks(run)
             if closed.positions:
                 counts = points.write_points(run.url, run.classes)
+                objects.put(run.url / folder.POINTS_STYLE, points_qml(run.classes))
                 where = run.url / folder.POINTS
                 log.info("%d image(s) with a position, %d without: %s", counts.points, counts.without, where)
         outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, assembled, made)

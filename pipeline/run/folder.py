@@ -3,7 +3,7 @@
     parts/part-<20 hex digits>.parquet      rows
     _manifest.json  _SUCCESS                totals; exists when the run is finished
     _report/index.html, _report/overlays.png
-    _points.parquet                         GeoParquet of the photos with a position; see `points`
+    _points.parquet, _points.qml            GeoParquet of the photos with a position, and its style for QGIS
     masks/<path>.tif, masks/<path>.qml      COG of each raster, and its style for QGIS
     items/<path>.json                       STAC item of each raster
     collection.json, items.parquet          STAC collection of the items, and the items as a table
@@ -26,7 +26,7 @@ from pipeline.store.url import Url
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
-POINTS = "_points.parquet"
+POINTS, POINTS_STYLE = "_points.parquet", "_points.qml"
 REPORT_FOLDER = "_report"
 REPORT = f"{REPORT_FOLDER}/index.html"
 OVERLAYS = f"{REPORT_FOLDER}/overlays.png"

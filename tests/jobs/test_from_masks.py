@@ -1,5 +1,6 @@
 """Polygons and statistics of zones of committed windows, against one read of the whole masks. Without Ray."""
 
+import io
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -8,6 +9,7 @@ import exactextract
 import geopandas
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
@@ -310,3 +312,19 @@ def test_what_is_made_from_masks_makes_them_no_other_masks(tmp_path: Path) -> No
     before = digest_masks(run)
     made(run, polygons={"min_ha": 0}, zones={"file": str(file), "id": "name"})
     assert digest_masks(run) == before
+
+
+@pytest.mark.s3
+def test_a_run_in_a_bucket_with_zones_in_a_bucket_gives_the_tables_of_a_folder(s3_url: str, tmp_path: Path) -> None:
+    shapes = fields(12)
+    file = write_fields(tmp_path / "fields.geojson", shapes)
+    made(make_run(tmp_path), polygons={"min_ha": 0}, zones={"file": str(file), "id": "name", "bands": False})
+    objects.put(Url(f"{s3_url}/fields.geojson"), file.read_bytes())
+    bucket = Url(f"{s3_url}/run")
+    commit_masks(bucket, tmp_path / "source", MASKS)
+    settings = {"zones": {"file": f"{s3_url}/fields.geojson", "id": "name", "bands": False}, "polygons": {"min_ha": 0}}
+    assert made(bucket, **settings).polygons_now == 2
+    assert made(bucket, **settings).polygons_now == 0
+    for name in ("zones.parquet", "polygons/west.parquet"):
+        here, there = (tmp_path / "run" / name).read_bytes(), objects.read_bytes(bucket / name)
+        assert pq.read_table(io.BytesIO(there)).equals(pq.read_table(io.BytesIO(here)))

@@ -60,6 +60,7 @@ def test_a_survey_is_a_layer_of_points_that_grows_with_it(survey: Path, segment:
     layer = geopandas.read_parquet(outcome.run / folder.POINTS).set_index("key")
     assert {key: (at.x, at.y) for key, at in layer.geometry.items()} == {key: fix[:2] for key, fix in FIXES.items()}
     assert layer["altitude"].to_dict() == {key: fix[2] for key, fix in FIXES.items()}
+    assert b'attr="class"' in (outcome.run / folder.POINTS_STYLE).read_bytes()
     shares = layer.filter(like="share_")
     counted = pd.DataFrame(rows.loc[shares.index, "class_pixels"].tolist(), index=shares.index)
     assert shares.to_numpy() == pytest.approx((counted / 96**2).to_numpy(), abs=1e-6)
