@@ -260,8 +260,11 @@ def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap,
         run_each("zones", groups, partial(do_squares, work=work))
         objects.put(masks.output / zones.ZONES_STYLE, polygons_qml(classes))
         table, unread = zones.write_tables(work, units, plan, features, ids, classes=classes)
-        for text in [*plan.nowhere[:3], *(f"no means of bands of {text}" for text in unread[:3])]:
-            log.warning("zones: %s", text)
+        for texts in (plan.nowhere, [f"no means of bands of {text}" for text in unread]):
+            for text in texts[:3]:
+                log.warning("zones: %s", text)
+            if len(texts) > 3:
+                log.warning("zones: and the like of %d more raster(s)", len(texts) - 3)
     zones.delete_waiting(work)
     pairs = overlapping(assemblies)
     for one, other in pairs[:3]:

@@ -84,9 +84,8 @@ def find_squares(
         far = numbers[beyond | found.clipped]
         whole = to_grid(features.take(far), raster, clip=False)
         plan.reaches += [
-            Reach(int(zone), assembly.uri, int(pixels))
+            Reach(int(zone), assembly.uri, None if clipped else int(pixels))
             for zone, pixels, clipped in zip(far[whole.indices], count_pixels(whole.shapes), whole.clipped, strict=True)
-            if not clipped
         ]
         tree = shapely.STRtree(shapes)
         for window in assembly.squares:

@@ -51,8 +51,8 @@ class Reach:
 
     zone: int
     raster: str
-    pixels: int
-    """Pixels of the whole zone on the raster's grid."""
+    pixels: int | None
+    """Pixels of the whole zone on the raster's grid; None where parts of it have no place there."""
 
 
 def zone_table(
@@ -121,11 +121,11 @@ def _totals(sums: pd.DataFrame, reaches: Sequence[Reach], num_classes: int) -> p
     )
     beyond = pd.DataFrame(
         {
-            "zone": [one.zone for one in reaches],
-            "raster": [one.raster for one in reaches],
-            "whole": [one.pixels for one in reaches],
+            "zone": pd.Series([one.zone for one in reaches], dtype=int),
+            "raster": pd.Series([one.raster for one in reaches], dtype=object),
+            "whole": pd.Series([np.inf if one.pixels is None else one.pixels for one in reaches], dtype=float),
         }
-    ).astype({"zone": int, "raster": object})
+    )
     per_raster = per_raster.merge(beyond, how="left", on=["zone", "raster"])
     per_raster["whole"] = per_raster["whole"].fillna(per_raster[PIXELS])
     out = per_raster.groupby(_GROUP, dropna=False, as_index=False).agg(
@@ -137,7 +137,7 @@ def _totals(sums: pd.DataFrame, reaches: Sequence[Reach], num_classes: int) -> p
         least=("whole", "min"),
     )
     out["nodata_pixels"] = out["covered"] - out["valid_pixels"] - out["failed_pixels"]
-    one_grid = out["whole"] == out["least"]
+    one_grid = (out["whole"] == out["least"]) & np.isfinite(out["whole"])
     out["outside_pixels"] = (out["whole"] - out["covered"]).clip(lower=0).where(one_grid)
     out["overlap_pixels"] = (out["covered"] - out["whole"]).clip(lower=0).where(one_grid)
     return out.drop(columns=["covered", "whole", "least"])
