@@ -14,19 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.geotiff.decode import load_rasterio
-from pipeline.geotiff.raster import Raster
+from pipeline.geotiff.raster import Raster, pixel_edge
 from pipeline.records import Float64, Int64, Window
 from pipeline.vector.geoparquet import load_shapely
 
 BLOCK_PX = 32
-"""Edge of a block. Pixels of 1 km are right to 1e-5, those of 10 km to 1e-3: straight edges leave parallels."""
+"""Edge of a block, pixels, where that is no longer than the next two."""
+_BLOCK_M, _BLOCK_DEGREES = 25_000.0, 0.25
+"""Longest edge of a block: its straight sides leave parallels by less than 1e-5 of its area."""
 _SEMI_MAJOR_M, _FLATTENING = 6_378_137.0, 1 / 298.257223563
 """Ellipsoid WGS 84."""
 _SQUARE_METRES = 10_000
 """Of a hectare."""
 _EDGE_M, _EDGE_DEGREES = 500.0, 0.005
 """Longest edge of a polygon that is not divided: areas are then right to 3e-5."""
-_POLE = 90.0
+_POLE, _BEYOND = 90.0, 2.0
+"""Latitude of a pole; degrees beyond it that count as it: the first pixels of climate grids have a pole for centre."""
 _POINTS_AT_ONCE = 500_000
 """Points converted at a time: GDAL's answer is a list of Python's numbers."""
 
@@ -55,12 +58,15 @@ def pixel_areas(raster: Raster, window: Window) -> PixelAreas | None:
     """Areas of the pixels of a window; None where the raster has no coordinates, or none on the Earth there."""
     if raster.transform is None or raster.crs_wkt is None:
         return None
-    rows = _corners(window.y, window.y + window.height, raster.height)
-    columns = _corners(window.x, window.x + window.width, raster.width)
+    crs = load_rasterio().crs.CRS.from_wkt(raster.crs_wkt)
+    longest = (_BLOCK_DEGREES if crs.is_geographic else _BLOCK_M) / pixel_edge(raster.transform)
+    block_px = max(1, min(BLOCK_PX, int(longest)))
+    rows = _corners(window.y, window.y + window.height, raster.height, block_px)
+    columns = _corners(window.x, window.x + window.width, raster.width, block_px)
     a, b, c, d, e, f = raster.transform
     x, y = np.meshgrid(columns, rows)
     points = np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1).reshape(-1, 2)
-    degrees = to_degrees(points, load_rasterio().crs.CRS.from_wkt(raster.crs_wkt))
+    degrees = to_degrees(points, crs)
     if degrees is None:
         return None
     pixels = np.diff(rows)[:, None] * np.diff(columns)[None]
@@ -83,10 +89,10 @@ def _interpolated(values: Float64, middles: Float64, places: npt.NDArray[np.floa
     return np.asarray(values[before] * (1 - way) + values[before + 1] * way)
 
 
-def _corners(start: int, end: int, size: int) -> Float64:
+def _corners(start: int, end: int, size: int, block_px: int) -> Float64:
     """Corners of blocks that cover [start, end), on a grid from the first pixel of the raster, and one block around."""
-    first, last = start // BLOCK_PX - 1, -(-end // BLOCK_PX) + 1
-    return np.unique(np.clip(np.arange(first, last + 1) * BLOCK_PX, 0, size)).astype(np.float64)
+    first, last = start // block_px - 1, -(-end // block_px) + 1
+    return np.unique(np.clip(np.arange(first, last + 1) * block_px, 0, size)).astype(np.float64)
 
 
 def _authalic(longitudes: Float64, latitudes: Float64) -> Float64:
@@ -154,5 +160,7 @@ def to_degrees(points: Float64, crs: Any) -> Float64 | None:
                 out[some] = np.transpose(project(crs, "EPSG:4326", *points[some].T))
     except (rasterio.errors.RasterioError, CPLE_BaseError):
         return None
-    on_earth = np.isfinite(out).all() and (np.abs(out[:, 1]) <= _POLE).all()
-    return out if on_earth else None
+    if not (np.isfinite(out).all() and (np.abs(out[:, 1]) <= _POLE + _BEYOND).all()):
+        return None
+    out[:, 1] = np.clip(out[:, 1], -_POLE, _POLE)
+    return out

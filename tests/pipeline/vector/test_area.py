@@ -76,6 +76,13 @@ def test_pixels_of_kilometres_are_right_to_a_hundred_thousandth() -> None:
     assert hectares.sum() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_grid_whose_first_pixels_are_centred_on_a_pole_has_the_area_of_the_earth() -> None:
+    place = ((0.25, 0.0, -180.125, 0.0, -0.25, 90.125), "EPSG:4326")
+    hectares = pixel_hectares(raster(*place, 721, 1440), Window(0, 0, 721, 1440))
+    assert hectares is not None
+    assert hectares.sum() == pytest.approx(510_065_621.724 * 100, rel=1e-5)  # km2 of the ellipsoid WGS 84
+
+
 def test_web_mercator_at_52_degrees_is_not_2_6_times_too_large() -> None:
     hectares = pixel_hectares(raster(*MERCATOR), Window(0, 0, 1, 1))
     assert hectares is not None
