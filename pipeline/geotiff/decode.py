@@ -32,7 +32,7 @@ def load_rasterio() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    with optional.package("rasterio", extra="geo", needed_by="--read.kind raster"):
+    with optional.package("rasterio", extra="geo", needed_by="a raster or a file of polygons"):
         import rasterio.io  # noqa: PLC0415
         import rasterio.windows  # noqa: PLC0415
 
