@@ -21,7 +21,7 @@ from jobs import command_line
 from jobs.assembly import item_facts
 from pipeline.assemble.assemble import group_squares
 from pipeline.assemble.collection import write_collection
-from pipeline.assemble.masks import FileMasks, Masks, RunMasks, numbered_classes, open_mask_file
+from pipeline.assemble.masks import SUFFIXES, FileMasks, MaskSource, RunMasks, numbered_classes, open_mask_file
 from pipeline.assemble.plan import Assembly
 from pipeline.assemble.qgis import polygons_qml
 from pipeline.assemble.stac import COLLECTION
@@ -54,7 +54,7 @@ def check_settings(cfg: SegmentConfig) -> None:
     Raises:
         ConfigError: the run is none of rasters, the file of zones cannot be read, or names in it are not unique.
     """
-    if cfg.polygons.min_ha is None and cfg.zones.file is None:
+    if not cfg.asks_of_masks:
         return
     if cfg.read.kind != "raster":
         hint = "give --read.kind raster; photos have counts per image in their rows"
@@ -77,7 +77,7 @@ def read_zones(cfg: ZonesConfig) -> tuple[Features, list[str]]:
 class OpenedMasks:
     """Masks that a job was given."""
 
-    masks: Masks
+    masks: MaskSource
     assemblies: list[Assembly]
     """Rasters without a window that failed, or all of them where holes are allowed."""
     classes: ClassMap
@@ -99,7 +99,7 @@ def open_masks(place: str, output: str | None, classes: str | None, *, holes: bo
         ConfigError: there is no such run or GeoTIFF, or a flag does not fit it.
     """
     url = Url(place)
-    is_file = place.lower().endswith((".tif", ".tiff"))
+    is_file = place.lower().endswith(SUFFIXES)
     if is_file and output is None:
         raise ConfigError(f"--output is needed for {url}", hint="give the folder for what is made of it")
     if not is_file and (output or classes):
@@ -196,7 +196,7 @@ def make(opened: OpenedMasks, polygons_cfg: PolygonsConfig, zones_cfg: ZonesConf
     return made
 
 
-def write_polygons(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap, cfg: PolygonsConfig) -> int:
+def write_polygons(masks: MaskSource, assemblies: Sequence[Assembly], classes: ClassMap, cfg: PolygonsConfig) -> int:
     """Make the polygons of rasters that have none yet, or have others; returns the number of these rasters.
 
     Args:
@@ -239,7 +239,7 @@ def run_each(name: str, units: Sequence[T], work: Callable[[T], object]) -> None
             flow.run_tasks(name, units, work, deaths=MAX_WORKER_DEATHS)
 
 
-def write_zones(masks: Masks, assemblies: Sequence[Assembly], classes: ClassMap, cfg: ZonesConfig) -> Zoned:
+def write_zones(masks: MaskSource, assemblies: Sequence[Assembly], classes: ClassMap, cfg: ZonesConfig) -> Zoned:
     """Write `zones.parquet` and `zones_map.parquet`, unless they are there for these zones and masks.
 
     Raises:

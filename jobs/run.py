@@ -246,7 +246,7 @@ def assemble_rasters(run: Run) -> Assembled | None:
 def make_from_masks(run: Run) -> Made | None:
     """Write the polygons and the statistics of zones that a run over rasters asks for; None where it asks for none."""
     cfg = run.cfg
-    if cfg.read.kind != "raster" or run.judge is not None or (cfg.polygons.min_ha is None and cfg.zones.file is None):
+    if cfg.read.kind != "raster" or run.judge is not None or not cfg.asks_of_masks:
         return None
     masks = RunMasks(run.url)
     assemblies, _ = without_holes(masks.assemblies(), holes=cfg.raster.holes)
@@ -350,7 +350,7 @@ def is_to_assemble(run: Run, *, redated: bool) -> bool:
     """True for a finished run over rasters of which something may have to be written."""
     if run.cfg.read.kind != "raster" or run.judge is not None:
         return False
-    asked = run.cfg.raster.holes or run.cfg.polygons.min_ha is not None or run.cfg.zones.file is not None
+    asked = run.cfg.raster.holes or run.cfg.asks_of_masks
     return redated or asked or not objects.exists(run.url / COLLECTION)
 
 

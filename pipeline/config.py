@@ -354,6 +354,11 @@ class SegmentConfig(_Frozen):
     zones: ZonesConfig = Field(ZonesConfig(), description="Zones of rasters.")
     runtime: RuntimeConfig = Field(RuntimeConfig(), description="Workers, progress, commits.")
 
+    @property
+    def asks_of_masks(self) -> bool:
+        """True when polygons or statistics of zones are to be made from the masks."""
+        return self.polygons.min_ha is not None or self.zones.file is not None
+
     @field_validator("source", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -484,7 +489,7 @@ class EvaluateConfig(SegmentConfig):
 
     @model_validator(mode="after")
     def _writes_nothing_of_masks(self) -> Self:
-        if self.polygons.min_ha is not None or self.zones.file is not None:
+        if self.asks_of_masks:
             raise ValueError("an evaluation writes neither polygons nor zones: `atrous segment` does")
         return self
 

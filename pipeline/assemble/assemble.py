@@ -155,7 +155,4 @@ def renew_items(assemblies: Sequence[Assembly], *, run_url: Url, classes: ClassM
 
 def delete_blocks(run_url: Url) -> None:
     """Delete the tiles of squares that drivers which were killed left behind; nobody may be joining meanwhile."""
-    blocks = run_url / BLOCKS
-    for path in objects.list_below(blocks):
-        objects.delete(blocks / path)
-    objects.remove_empty_folders(blocks)
+    objects.delete_below(run_url / BLOCKS)

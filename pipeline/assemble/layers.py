@@ -87,7 +87,7 @@ class Layers:
     @property
     def failed_pixels(self) -> int:
         """Pixels of windows without an answer."""
-        return sum(window.height * window.width for block in self.blocks() for window in block.failed)
+        return sum(window.height * window.width for window in self._failed(self.window))
 
     def blocks(self) -> Iterator[Block]:
         """Blocks, row by row."""

@@ -31,11 +31,13 @@ from pipeline.store import objects
 from pipeline.store.backend import FileInfo
 from pipeline.store.url import Url
 
+SUFFIXES = (".tif", ".tiff")
+"""Suffixes of a GeoTIFF of classes; what has none of them is the folder of a run."""
 _GOLDEN = (5**0.5 - 1) / 2
 """Turn between the hues of neighbouring ids: no two of many come close."""
 
 
-class Masks(Protocol):
+class MaskSource(Protocol):
     """Masks of rasters."""
 
     @property

@@ -27,6 +27,7 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import load_shapely
+from pipeline.vector.grid import box_of
 from pipeline.zones.output import put_table, read_sums
 from pipeline.zones.plan import ZonePlan, find_squares
 from pipeline.zones.work import ZoneSquare, ZoneWork
@@ -54,7 +55,6 @@ def find_changed_squares(
     assemblies: Sequence[Assembly], features: Features | None, plan: ZonePlan
 ) -> Iterator[tuple[Square, Int64, npt.NDArray[Any]]]:
     """Every square, with the zones in it and, behind the last zone's number, the whole square."""
-    shapely = load_shapely()
     count = 0 if features is None else len(features.shapes)
     found = {} if features is None else {
         (square.assembly.name, square.window): (zones, shapes)
@@ -64,8 +64,7 @@ def find_changed_squares(
         for window in assembly.squares:
             none = np.empty(0, np.int64), np.empty(0, object)
             zones, shapes = found.get((assembly.name, window), none)
-            box = shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)
-            yield Square(assembly, window), np.append(zones, count), np.append(shapes, box)
+            yield Square(assembly, window), np.append(zones, count), np.append(shapes, box_of(window))
 
 
 def read_map(output: Url) -> pa.Table:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pipeline.assemble.masks import MaskFile, open_mask_file
+from pipeline.assemble.masks import SUFFIXES, MaskFile, open_mask_file
 from pipeline.assemble.stac import footprint
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
@@ -19,7 +19,6 @@ from pipeline.store.url import Url
 from pipeline.vector.geoparquet import load_shapely
 
 _THREADS = 16
-SUFFIXES = (".tif", ".tiff")
 
 
 def mask_files(url: Url) -> list[MaskFile]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.assemble.layers import Layers
-from pipeline.assemble.masks import Masks, whole
+from pipeline.assemble.masks import MaskSource, whole
 from pipeline.assemble.plan import Assembly
 from pipeline.assemble.squares import Square
 from pipeline.config import PolygonsConfig
@@ -45,7 +45,7 @@ _AGAIN = "delete it and run the same command again"
 class PolygonWork:
     """Polygons to be made of some masks."""
 
-    masks: Masks
+    masks: MaskSource
     names: ClassNames
     cfg: PolygonsConfig
     made_from: str = ""
@@ -168,7 +168,4 @@ def _grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 def delete_waiting(work: PolygonWork) -> None:
     """Delete what drivers that were killed left behind; nobody may be making polygons meanwhile."""
-    folder = work.masks.output / WAITING
-    for path in objects.list_below(folder):
-        objects.delete(folder / path)
-    objects.remove_empty_folders(folder)
+    objects.delete_below(work.masks.output / WAITING)

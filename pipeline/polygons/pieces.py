@@ -7,7 +7,7 @@ themselves at corners, which makes rings invalid.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
@@ -76,7 +76,7 @@ class Edges:
 
     def shifted(self, by: int) -> "Edges":
         """The same, of pieces that stand behind `by` others."""
-        return Edges(self.piece + by, self.line, self.start, self.end, self.after)
+        return replace(self, piece=self.piece + by)
 
     @staticmethod
     def concat(several: Sequence["Edges"]) -> "Edges":
@@ -109,7 +109,7 @@ def block_pieces(
     edges = _edges(labels, block.window)
     number = np.cumsum(solid) - 1
     kept = edges.take(solid[edges.piece])
-    return pieces.take(solid), Edges(number[kept.piece], kept.line, kept.start, kept.end, kept.after)
+    return pieces.take(solid), replace(kept, piece=number[kept.piece])
 
 
 def _outlines(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Int64]:

@@ -5,6 +5,7 @@ them, and what is left open. The rule is that of components: pieces of one class
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from pipeline.polygons.pieces import Edges, Pieces
 from pipeline.records import Bool, Int32, Int64, Window
 from pipeline.vector.geoparquet import load_shapely
+from pipeline.vector.runs import numbers_of
 
 _FAR = 2**33
 """More than any place along a line, so that lines can stand one after the other."""
@@ -48,7 +50,7 @@ class Seams:
         if not self._count:
             return _NONE
         merged, of_piece = merge(Pieces.concat(self._pieces), edges := Edges.concat(self._edges))
-        edges = Edges(of_piece[edges.piece].astype(np.int64), edges.line, edges.start, edges.end, edges.after)
+        edges = replace(edges, piece=of_piece[edges.piece].astype(np.int64))
         edges = edges.take(going_on(edges, seen, self.height, self.width))
         whole, kept, edges = _split(merged, edges)
         self._pieces, self._edges, self._count = [kept], [edges], len(kept)
@@ -79,7 +81,7 @@ def _split(pieces: Pieces, edges: Edges) -> tuple[Pieces, Pieces, Edges]:
     reaches = np.zeros(len(pieces), bool)
     reaches[edges.piece] = True
     number = np.cumsum(reaches) - 1
-    edges = Edges(number[edges.piece], edges.line, edges.start, edges.end, edges.after)
+    edges = replace(edges, piece=number[edges.piece])
     return pieces.take(~reaches), pieces.take(reaches), edges
 
 
@@ -133,9 +135,8 @@ def meeting(edges: Edges, class_ids: npt.NDArray[Any]) -> tuple[Int64, Int64]:
     first = np.searchsorted(after.line * _FAR + after.end, before.line * _FAR + before.start, side="right")
     last = np.searchsorted(after.line * _FAR + after.start, before.line * _FAR + before.end, side="left")
     counts = np.maximum(last - first, 0)
-    ends = np.cumsum(counts)
     one = np.repeat(before.piece, counts)
-    other = after.piece[np.arange(counts.sum()) + np.repeat(first - ends + counts, counts)]
+    other = after.piece[numbers_of(first, counts)]
     alike = class_ids[one] == class_ids[other]
     return one[alike], other[alike]
 

@@ -190,6 +190,13 @@ def remove_empty_folders(url: Url) -> None:
     _request("delete", url, lambda backend, path: backend.remove_empty_folders(path))
 
 
+def delete_below(url: Url) -> None:
+    """Delete all objects below a folder, and the folders that are then empty; nobody may be writing there."""
+    for path in list_below(url):
+        delete(url / path)
+    remove_empty_folders(url)
+
+
 def as_input_error(error: FileNotFoundError | StorageError) -> InputError:
     """Convert the error of a read to the failure of a work item: not_found, storage_timeout or storage_error.
 

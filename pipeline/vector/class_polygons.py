@@ -19,7 +19,7 @@ from pipeline.records import UInt8, Window
 from pipeline.vector.antimeridian import Shapes
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import load_shapely
-from pipeline.vector.grid import to_grid
+from pipeline.vector.grid import box_of, to_grid
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class PixelPolygons:
         rasterio = load_rasterio()
         from rasterio import features  # noqa: PLC0415
 
-        shapely = load_shapely()
-        there = shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)
-        found = np.sort(self._tree.query(there, predicate="intersects"))
+        found = np.sort(self._tree.query(box_of(window), predicate="intersects"))
         if not len(found):
             return
         with rasterio.Env(GDAL_NUM_THREADS="1"), warnings.catch_warnings():

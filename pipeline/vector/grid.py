@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.geotiff.decode import load_rasterio
 from pipeline.geotiff.raster import Raster
-from pipeline.records import Bool
+from pipeline.records import Bool, Window
 from pipeline.vector.antimeridian import Box, Shapes, areas_of, pieces, shifts, turn_of, unroll
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import LONGITUDE_LATITUDE, load_shapely
@@ -79,6 +79,11 @@ def to_grid(features: Features, raster: Raster, *, clip: bool = True) -> GridSha
     touching = shapely.intersects(frame, shapes)
     kept = np.flatnonzero(touching)[np.argsort(indices[touching])]
     return GridShapes(indices[kept], shapes[kept], clipped[kept])
+
+
+def box_of(window: Window) -> Any:
+    """Rectangle of a window, in pixels of its raster."""
+    return load_shapely().box(window.x, window.y, window.x + window.width, window.y + window.height)
 
 
 def _reaching_out(features: Features, indices: npt.NDArray[np.int64], boxes: list[Box]) -> Bool:

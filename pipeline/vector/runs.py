@@ -13,6 +13,11 @@ from scipy.sparse.csgraph import connected_components
 from pipeline.records import Bool, Float64, Ids, Int32, Int64, UInt8
 
 
+def numbers_of(first: Int64, counts: Int64) -> Int64:
+    """Numbers of ranges, one after the other: `counts` of them from each `first` on."""
+    return np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+
+
 @dataclass(frozen=True, slots=True)
 class Runs:
     """Runs of a mask, row by row from left to right; none reaches over two rows."""

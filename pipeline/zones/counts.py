@@ -18,7 +18,7 @@ from pipeline.assemble.layers import Block
 from pipeline.records import Float64, Int64, Window
 from pipeline.vector.area import PixelAreas
 from pipeline.vector.geoparquet import load_shapely
-from pipeline.vector.runs import find_runs
+from pipeline.vector.runs import find_runs, numbers_of
 
 PIXELS, HECTARES = "pixels", "hectares"
 _ROWS_AT_ONCE = 2**16
@@ -82,9 +82,7 @@ def _crossed(edges: Float64, height: int) -> tuple[Int64, Int64]:
         for ends in (np.minimum(edges[:, 1], edges[:, 3]), np.maximum(edges[:, 1], edges[:, 3]))
     )
     counts = last - first
-    ends = np.cumsum(counts)
-    row = np.arange(counts.sum()) + np.repeat(first - ends + counts, counts)
-    return row, np.repeat(np.arange(len(edges)), counts)
+    return numbers_of(first, counts), np.repeat(np.arange(len(edges)), counts)
 
 
 def count_pixels(shapes: npt.NDArray[Any]) -> Int64:
@@ -131,8 +129,7 @@ def zone_sums(
         begin, end = runs.row * block.window.width + runs.start, runs.row * block.window.width + runs.end
         one = np.searchsorted(mask.starts, begin, side="right") - 1
         counts = np.searchsorted(mask.starts, end, side="left") - one
-        behind = np.cumsum(counts)
-        shared = np.arange(counts.sum()) + np.repeat(one - behind + counts, counts)
+        shared = numbers_of(one, counts)
         begin = np.maximum(np.repeat(begin, counts), mask.starts[shared])
         end = np.minimum(np.repeat(end, counts), ends[shared])
         cell = np.repeat(runs.zone, counts) * (num_classes + 1) + mask.class_ids[shared]

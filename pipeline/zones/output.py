@@ -113,7 +113,4 @@ def _no_sums() -> pd.DataFrame:
 
 def delete_waiting(work: ZoneWork) -> None:
     """Delete what squares waited for and have counted; nobody may be counting meanwhile."""
-    folder = work.masks.output / WAITING
-    for path in objects.list_below(folder):
-        objects.delete(folder / path)
-    objects.remove_empty_folders(folder)
+    objects.delete_below(work.masks.output / WAITING)

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import Int64
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import load_shapely
-from pipeline.vector.grid import to_grid
+from pipeline.vector.grid import box_of, to_grid
 from pipeline.zones.counts import count_pixels
 from pipeline.zones.table import Reach
 
@@ -89,7 +89,6 @@ def find_squares(
         ]
         tree = shapely.STRtree(shapes)
         for window in assembly.squares:
-            box = shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)
-            near = np.sort(tree.query(box, predicate="intersects"))
+            near = np.sort(tree.query(box_of(window), predicate="intersects"))
             if len(near):
                 yield Square(assembly, window), numbers[near], shapes[near]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.assemble.layers import BLOCK_PX, Block, Layers
-from pipeline.assemble.masks import Masks
+from pipeline.assemble.masks import MaskSource
 from pipeline.assemble.squares import Square
 from pipeline.errors import InputError, StorageError
 from pipeline.geotiff.excerpt import region_of
@@ -30,6 +30,7 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.vector.area import pixel_areas
 from pipeline.vector.geoparquet import load_shapely
+from pipeline.vector.grid import box_of
 from pipeline.zones.counts import PIXELS, zone_runs, zone_sums
 
 WAITING = "_run/zones"
@@ -44,7 +45,7 @@ UNREAD_KEY = b"atrous.unread"
 class ZoneWork:
     """Zones to be counted on some masks."""
 
-    masks: Masks
+    masks: MaskSource
     num_classes: int
     id: str
     """Of the zones, the masks and the settings."""
@@ -136,8 +137,7 @@ def count_square(
 
 
 def _near(tree: Any, window: Window) -> npt.NDArray[Any]:
-    here = load_shapely().box(window.x, window.y, window.x + window.width, window.y + window.height)
-    return np.sort(tree.query(here, predicate="intersects"))
+    return np.sort(tree.query(box_of(window), predicate="intersects"))
 
 
 def _values(block: Block) -> dict[str, npt.NDArray[Any]]:
