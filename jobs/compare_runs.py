@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--min-ha", type=float, default=0.0, help="leave out smaller polygons, hectares; 0 keeps all")
     parser.add_argument("--simplify-px", type=float, default=0.0, help="tolerance of simplification, pixels")
-    parser.add_argument("--classes", help="class map of GeoTIFFs: name or YAML file; unset: ids are names")
+    parser.add_argument("--classes", help="class map of two GeoTIFFs: name or YAML file; a run has its own")
     args = parser.parse_args(argv)
     logs.configure()
     return command_line.exit_status(lambda: compare_runs(args))

@@ -7,7 +7,7 @@ import logging
 from functools import partial
 
 from jobs import command_line
-from jobs.from_masks import LEASE_S, join_polygons, read_zones, run_each
+from jobs.from_masks import LEASE_S, join_polygons, read_zones, run_each, warn_of_rasters
 from pipeline.changes import output as changes
 from pipeline.changes.map import comparison_map
 from pipeline.changes.masks import ChangeMasks, Changes
@@ -53,7 +53,9 @@ def compare(
         if table is None:
             for note in features.notes if features else []:
                 log.warning("%s", note)
-            units = zones.put_squares(work, changes.find_changed_squares(assemblies, features, ZonePlan()))
+            plan = ZonePlan()
+            units = zones.put_squares(work, changes.find_changed_squares(assemblies, features, plan))
+            warn_of_rasters(plan.nowhere)
             groups = zones.groups_left(work, units)
             log.info("comparing %d mask(s): %d square(s) are left", len(assemblies), sum(map(len, groups)))
             run_each("changes", groups, partial(do_squares, work=work))

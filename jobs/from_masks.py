@@ -239,6 +239,14 @@ def run_each(name: str, units: Sequence[T], work: Callable[[T], object]) -> None
             flow.run_tasks(name, units, work, deaths=MAX_WORKER_DEATHS)
 
 
+def warn_of_rasters(texts: Sequence[str]) -> None:
+    """Warn of what zones lack on each of some rasters: the first ones, and how many more there are."""
+    for text in texts[:3]:
+        log.warning("zones: %s", text)
+    if len(texts) > 3:
+        log.warning("zones: and the like of %d more raster(s)", len(texts) - 3)
+
+
 def write_zones(masks: MaskSource, assemblies: Sequence[Assembly], classes: ClassMap, cfg: ZonesConfig) -> Zoned:
     """Write `zones.parquet` and `zones_map.parquet`, unless they are there for these zones and masks.
 
@@ -260,11 +268,8 @@ def write_zones(masks: MaskSource, assemblies: Sequence[Assembly], classes: Clas
         run_each("zones", groups, partial(do_squares, work=work))
         objects.put(masks.output / zones.ZONES_STYLE, polygons_qml(classes))
         table, unread = zones.write_tables(work, units, plan, features, ids, classes=classes)
-        for texts in (plan.nowhere, [f"no means of bands of {text}" for text in unread]):
-            for text in texts[:3]:
-                log.warning("zones: %s", text)
-            if len(texts) > 3:
-                log.warning("zones: and the like of %d more raster(s)", len(texts) - 3)
+        warn_of_rasters(plan.nowhere)
+        warn_of_rasters([f"no means of bands of {text}" for text in unread])
     zones.delete_waiting(work)
     pairs = overlapping(assemblies)
     for one, other in pairs[:3]:

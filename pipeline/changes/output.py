@@ -58,7 +58,7 @@ def find_changed_squares(
     count = 0 if features is None else len(features.shapes)
     found = {} if features is None else {
         (square.assembly.name, square.window): (zones, shapes)
-        for square, zones, shapes in find_squares(features, assemblies, plan)
+        for square, zones, shapes in find_squares(features, assemblies, plan, reaches=False)
     }  # fmt: skip
     for assembly in assemblies:
         for window in assembly.squares:

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import Int64
 from pipeline.vector.features import Features
 from pipeline.vector.geoparquet import load_shapely
-from pipeline.vector.grid import box_of, to_grid
+from pipeline.vector.grid import GridShapes, box_of, to_grid
 from pipeline.zones.counts import count_pixels
 from pipeline.zones.table import Reach
 
@@ -67,28 +67,35 @@ def zones_id(
 
 
 def find_squares(
-    features: Features, assemblies: Sequence[Assembly], plan: ZonePlan
+    features: Features, assemblies: Sequence[Assembly], plan: ZonePlan, *, reaches: bool = True
 ) -> Iterator[tuple[Square, Int64, npt.NDArray[Any]]]:
-    """Squares with zones, the numbers of these, and their shapes in pixels; what else is found goes into the plan."""
-    shapely = load_shapely()
+    """Squares with zones, the numbers of these, and their shapes in pixels.
+
+    Args:
+        features: the zones.
+        assemblies: rasters.
+        plan: receives what else is found.
+        reaches: count the pixels of whole zones that reach beyond a raster.
+    """
     for assembly in assemblies:
-        raster = assembly.raster
         try:
-            found = to_grid(features, raster)
+            found = to_grid(features, assembly.raster)
+            plan.reaches += _reaches(features, assembly, found) if reaches else ()
         except ConfigError as error:
             plan.nowhere.append(error.message)
             continue
-        numbers, shapes = found.indices, found.shapes
-        bounds = shapely.bounds(shapes)
-        beyond = (bounds[:, :2] < 0).any(axis=1) | (bounds[:, 2] > raster.width) | (bounds[:, 3] > raster.height)
-        far = numbers[beyond | found.clipped]
-        whole = to_grid(features.take(far), raster, clip=False)
-        plan.reaches += [
-            Reach(int(zone), assembly.uri, None if clipped else int(pixels))
-            for zone, pixels, clipped in zip(far[whole.indices], count_pixels(whole.shapes), whole.clipped, strict=True)
-        ]
-        tree = shapely.STRtree(shapes)
+        tree = load_shapely().STRtree(found.shapes)
         for window in assembly.squares:
             near = np.sort(tree.query(box_of(window), predicate="intersects"))
             if len(near):
-                yield Square(assembly, window), numbers[near], shapes[near]
+                yield Square(assembly, window), found.indices[near], found.shapes[near]
+
+
+def _reaches(features: Features, assembly: Assembly, found: GridShapes) -> Iterator[Reach]:
+    """Zones that reach beyond a raster, with the pixels of all of them."""
+    raster, bounds = assembly.raster, load_shapely().bounds(found.shapes)
+    beyond = (bounds[:, :2] < 0).any(axis=1) | (bounds[:, 2] > raster.width) | (bounds[:, 3] > raster.height)
+    far = found.indices[beyond | found.clipped]
+    whole = to_grid(features.take(far), raster, clip=False)
+    for zone, pixels, clipped in zip(far[whole.indices], count_pixels(whole.shapes), whole.clipped, strict=True):
+        yield Reach(int(zone), assembly.uri, None if clipped else int(pixels))
