@@ -207,7 +207,7 @@ def flow_with_a_stub(folder: Path) -> float:
     from benchmarks import rasters  # noqa: PLC0415, PLW0406  # by its name, under which workers import it
     from infra import session  # noqa: PLC0415  # Ray
     from pipeline.run import flow  # noqa: PLC0415
-    from pipeline.run.manifest import PendingShard  # noqa: PLC0415
+    from pipeline.run.pending import PendingShard  # noqa: PLC0415
     from pipeline.run.stages import Job  # noqa: PLC0415
     from pipeline.run.workers import Workers  # noqa: PLC0415
 

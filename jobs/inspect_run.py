@@ -25,6 +25,8 @@ ACTIONS = {
 """Flags and their help; without a flag, a JSON line shows the status of each run."""
 WATCH_S = 5.0
 """Interval of the lines of `--watch`, seconds."""
+ALONE_PARTS = 500
+"""Most parts that are verified in this process: more take longer than Ray's start."""
 START_LIMIT_S = 300.0
 """Longest time that `--watch` waits for a submitted job to begin its run, seconds."""
 
@@ -39,7 +41,7 @@ def inspect_run(run_url: Url, action: str | None) -> int:
             log.info("%s", line)
         print_json(inspection.run_status(run_url))
     elif action == "--verify":
-        problems = inspection.count_problems(run_url)
+        problems = count_problems(run_url)
         print_json(run | {"problems": problems})
         return int(problems > 0)
     if action == "--failures":
@@ -54,6 +56,19 @@ def inspect_run(run_url: Url, action: str | None) -> int:
     else:
         print_json(inspection.run_status(run_url))
     return 0
+
+
+def count_problems(run_url: Url) -> int:
+    """Verify a run, on the workers of a cluster if it is large; returns the number of problems."""
+    from pipeline.run import inspection, parts
+
+    if len(parts.list_parts(run_url)) <= ALONE_PARTS:
+        return inspection.count_problems(run_url)
+    from infra import session
+    from pipeline.run import flow
+
+    with session.connect():
+        return inspection.count_problems(run_url, flow.shuffle)
 
 
 def inspect_runs(args: argparse.Namespace) -> int:

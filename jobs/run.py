@@ -43,8 +43,10 @@ from pipeline.records import Failure, Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
 from pipeline.run import flow, folder, manifest, masks, parts, points, report, workers
+from pipeline.run.footers import Footers, IndexWriter, gather_footers, read_footers
 from pipeline.run.ledger import RunProgress
-from pipeline.run.manifest import Manifest, PendingShard
+from pipeline.run.manifest import Manifest
+from pipeline.run.pending import PendingShard, pending_shards
 from pipeline.run.progress import Snapshot, utc_now, write_progress
 from pipeline.run.stages import Job
 from pipeline.source.left_out import in_words
@@ -195,8 +197,9 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         log.warning("%s", warning)
     _warn_of_older_run(run)
     finished = manifest.read_manifest(run.url)
-    if finished and not manifest.pending_shards(run.url, plan, manifest.read_footers(run.url)):
-        refuse_no_images(run, finished)
+    committed = read_footers(run.url)
+    if finished and not pending_shards(run.url, plan, committed):
+        refuse_no_images(run, committed)
         log.info("nothing to do: every row of this run is committed")
         assembled, made = None, None
         redated = other_dates(run, plan)
@@ -209,28 +212,29 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
                 assembled, made = assemble_rasters(run), make_from_masks(run)
         outcome = RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled, made)
         if made is not None and made.is_new:
-            write_report(run, outcome)
+            write_report(run, outcome, committed)
         return outcome
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
-    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()):
-        missing, committed = resume(run, plan)
+    with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()) as lease:
+        missing, before = resume(run, plan)
         # Rasters need Ray again to be assembled: a local one starts once.
         with session.connect(dashboard=cfg.runtime.dashboard) if missing else nullcontext():
-            progress = segment_missing(run, plan, missing, committed) if missing else RunProgress()
-            closed = manifest.close_run(
+            job = stage_job(run, plan, owner=lease.generation)
+            progress = segment_missing(run, plan, job, missing, before) if missing else RunProgress()
+            closed, footers = manifest.close_run(
                 run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
             )
-            refuse_no_images(run, closed)
+            refuse_no_images(run, footers)
             assembled, made = assemble_rasters(run), make_from_masks(run)
             if closed.positions:
-                counts = points.write_points(run.url, run.classes)
+                counts = points.write_points(run.url, run.classes, footers)
                 objects.put(run.url / folder.POINTS_STYLE, points_qml(run.classes))
                 where = run.url / folder.POINTS
                 log.info("%d image(s) with a position, %d without: %s", counts.points, counts.without, where)
         outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, assembled, made)
         if run.model:
-            write_report(run, outcome)
+            write_report(run, outcome, footers)
         manifest.mark_finished(run.url)
     return outcome
 
@@ -274,14 +278,13 @@ def resume(run: Run, plan: Plan) -> tuple[list[PendingShard], Snapshot]:
     refuse_changed_source(run, plan)
     write_run_files(run, plan)
     manifest.reopen_run(run.url)
-    committed = manifest.read_footers(run.url)
-    missing = manifest.pending_shards(run.url, plan, committed)
-    rows = sum(part.rows for part in committed)
-    if committed:
+    committed = gather_footers(run.url)
+    missing = pending_shards(run.url, plan, committed)
+    rows, failed = committed.totals.rows, committed.totals.error_codes
+    if rows:
         log.info(
             "resuming: %d row(s) in %d part(s) are committed, %d shard(s) are left", rows, len(committed), len(missing)
         )
-    failed = parts.failed_of(committed)
     before = Snapshot(time=utc_now(), planned=plan.rows, done=rows, committed=rows, failed=failed)
     write_progress(run.url, before)
     return missing, before
@@ -305,17 +308,19 @@ def refuse_changed_source(run: Run, plan: Plan) -> None:
         raise JobError(f"{len(names)} file(s) changed since this run was planned, first {names[0]!r}", hint=hint)
 
 
-def refuse_no_images(run: Run, totals: Manifest) -> None:
+def refuse_no_images(run: Run, footers: Footers) -> None:
     """Stop when every row says that its tar, sample or Parquet file holds no image: such a run is no success.
 
     Raises:
         JobError: with the first such row.
     """
+    totals = footers.totals
     if totals.rows > sum(totals.error_codes.get(code, 0) for code in NO_IMAGE):
         return
     source = ", ".join(Url(source).located for source in run.cfg.source)
-    reasons = [f"{key.removesuffix('#')}: {detail}" for key, _, detail in manifest.read_failures(run.url)]
-    first = f"first of {len(reasons)}: {reasons[0]}" if reasons else "the run has no rows"
+    examples = manifest.example_failures(run.url, footers, each=1)
+    reasons = [f"{key.removesuffix('#')}: {detail}" for key, _, detail in examples]
+    first = f"first of {totals.failed}: {reasons[0]}" if reasons else "the run has no rows"
     raise JobError(f"no images in {source}; {first}", hint="check --source, --read.labels and --read.image-column")
 
 
@@ -368,7 +373,7 @@ def _dates(shard: Shard) -> tuple[str | None, str | None]:
     return (None, None) if isinstance(here, Failure) else (here.raster.datetime, here.raster.end_datetime)
 
 
-def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], before: Snapshot) -> RunProgress:
+def segment_missing(run: Run, plan: Plan, job: Job, missing: list[PendingShard], before: Snapshot) -> RunProgress:
     """Run the flow over the missing work on Ray, with progress that counts in what was committed `before`."""
     runtime = run.cfg.runtime
     with session.connect(dashboard=runtime.dashboard) as nodes:
@@ -379,8 +384,8 @@ def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], before: S
             check_nodes(run.cfg.refine if run.model else NO_REFINEMENT)
         network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
         crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, runtime), network)
-        log.info("%s", crew.describe())
-        ledger = flow.RemoteLedger()
+        log.info("%s; parts of %d rows", crew.describe(), job.rows_per_part)
+        ledger = flow.RemoteLedger(IndexWriter(run.url))
         reporter = Reporter(
             ledger.progress,
             planned=plan.rows,
@@ -392,7 +397,7 @@ def segment_missing(run: Run, plan: Plan, missing: list[PendingShard], before: S
         )
         try:
             with reporter:
-                flow.run_flow(stage_job(run, plan), missing, crew, ledger)
+                flow.run_flow(job, missing, crew, ledger)
         finally:
             warn_of_dead_workers(reporter.latest)
     log_stages(reporter.latest)
@@ -419,8 +424,8 @@ def warn_of_dead_workers(progress: RunProgress) -> None:
         log.warning("workers died: %s; their logs are worker-*-PID.* in %s", names, session.worker_logs())
 
 
-def stage_job(run: Run, plan: Plan) -> Job:
-    """Description of a run for its workers."""
+def stage_job(run: Run, plan: Plan, *, owner: int | None = None) -> Job:
+    """Description of a run for its workers; `owner` is the generation of the lease of a driver that commits rows."""
     images = plan.rows or plan.bytes / TYPICAL_IMAGE_BYTES
     return Job(
         cfg=run.cfg,
@@ -433,6 +438,8 @@ def stage_job(run: Run, plan: Plan) -> Job:
         masks=run.masks,
         bands=run.bands,
         truth=raster_labels(run.cfg, run.classes) if run.judge else None,
+        rows_per_part=run.cfg.runtime.rows_per_part or parts.rows_per_part(images),
+        owner=owner,
     )
 
 
@@ -454,9 +461,9 @@ def log_stages(progress: RunProgress) -> None:
 # ---------------------------------------------------------------- the report
 
 
-def write_report(run: Run, outcome: RunOutcome) -> None:
+def write_report(run: Run, outcome: RunOutcome, footers: Footers) -> None:
     """Write `_report/index.html`, the pictures it links to, and `_report/overlays.png`."""
-    previews = manifest.read_previews(run.url, limit=REPORT_PREVIEWS)
+    previews = manifest.read_previews(run.url, footers, limit=REPORT_PREVIEWS)
     counts = {name: getattr(outcome.manifest, name) for name in REPORTED_COUNTS}
     working_s = outcome.progress.working_s
     page = report.render_run(
@@ -469,7 +476,7 @@ def write_report(run: Run, outcome: RunOutcome) -> None:
         ),
         previews=previews,
         classes=run.classes,
-        failures=manifest.read_failures(run.url),
+        failures=manifest.example_failures(run.url, footers, each=report.SHOWN_FAILURES),
         facts=run_facts(run) | {"files that are no input": in_words(outcome.ignored)},
         next_commands=_next_commands(run),
         substituted=run.substituted,

@@ -6,7 +6,9 @@ from typing import Any
 
 from jobs.console import print_json
 from jobs.run import Run, RunOutcome
-from pipeline.run import folder, manifest
+from pipeline.run import folder
+from pipeline.run.footers import read_footers
+from pipeline.run.pending import pending_shards
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan
 from pipeline.source.raster_survey import survey_rasters
@@ -21,15 +23,15 @@ FIRST_PROBLEMS = 3
 
 def print_plan(run: Run, plan: Plan) -> int:
     """Print the plan of a run, for `--plan`: shards, bytes, keys, committed rows, first problems; returns 0."""
-    parts = manifest.read_footers(run.url)
+    footers = read_footers(run.url)
     facts: dict[str, Any] = {
         "run": str(run.url),
         "shards": len(plan.shards),
         "bytes": plan.bytes,
         "keys": plan.rows,
-        "committed_rows": sum(part.rows for part in parts),
-        "committed_parts": len(parts),
-        "shards_left": len(manifest.pending_shards(run.url, plan, parts)),
+        "committed_rows": footers.totals.rows,
+        "committed_parts": len(footers),
+        "shards_left": len(pending_shards(run.url, plan, footers)),
         "ignored_files": dict(plan.ignored),
         "problems": plan.warnings[:FIRST_PROBLEMS],
         "substituted": run.substituted,

@@ -315,7 +315,11 @@ class RuntimeConfig(_Frozen):
         1800.0, gt=0, description="Longest wait for the first expected CPU and GPU of a cluster, seconds."
     )
     decode_threads: int = Field(4, ge=1, description="Decoding threads per network actor.")
-    rows_per_part: int = Field(256, ge=1, description="Rows per committed Parquet part.")
+    rows_per_part: int | None = Field(
+        None,
+        ge=1,
+        description="Rows per committed Parquet part; unset: 256, in runs of more than a million up to 2048.",
+    )
     block_mib: float = Field(2.0, gt=0, description="Ray Data block size between stages, MiB.")
     max_failed_fraction: float = Field(
         0.01, ge=0, le=1, description="Exit with status 1 above this share of failed rows."

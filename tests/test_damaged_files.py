@@ -18,6 +18,7 @@ from pipeline.evaluate.evaluation import read_evaluation
 from pipeline.export.export import export_run, source_of_run
 from pipeline.models import checkpoint
 from pipeline.run import manifest, parts
+from pipeline.run.footers import read_footers
 from pipeline.source.plan import plan_source
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
@@ -74,7 +75,7 @@ def files_of_a_run(folder: Path) -> dict[str, OwnFile]:
         "manifest of a baseline": OwnFile(path / "_manifest.json", evaluation),
         "config of a baseline": OwnFile(path / "_run/config.yaml", evaluation),
         "environment of a baseline": OwnFile(path / "_run/environment.json", evaluation),
-        "footer of a part": OwnFile(path / "parts" / part, lambda: manifest.read_footers(run.url)),
+        "footer of a part": OwnFile(path / "parts" / part, lambda: read_footers(run.url)),
         "columns of a part": OwnFile(path / "parts" / part, evaluation),
         "class map of a part": OwnFile(path / "parts" / part, lambda: parts.read_classes(run.url, part)),
         "plan": OwnFile(path / "_run/plan.arrow", lambda: runs.refuse_changed_source(run, plan_source(cfg))),

@@ -22,6 +22,7 @@ from pipeline.records import Item, Row, Scored, rows_to_table
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
 from pipeline.run import parts
+from pipeline.run.parts import FEWEST_ROWS
 
 IMAGES_AT_ONCE = 16
 
@@ -75,7 +76,7 @@ def main() -> int:
     with multiprocessing.get_context("spawn").Pool(initializer=start, initargs=(cfg,)) as pool:
         for rows in pool.imap_unordered(segment_paths, batches):
             pending += rows
-            if len(pending) >= cfg.runtime.rows_per_part:
+            if len(pending) >= FEWEST_ROWS:
                 parts.write_part(args.output, rows_to_table(pending), classes)
                 pending = []
     if pending:

@@ -24,7 +24,8 @@ from pipeline.geotiff.pyramid import NODATA
 from pipeline.geotiff.raster import Raster
 from pipeline.records import UInt8, Window
 from pipeline.refine.window import inside
-from pipeline.run import manifest, parts
+from pipeline.run import manifest
+from pipeline.run.footers import read_footers
 from pipeline.source.raster import NetworkBands, Ranges, RasterShard, describe
 from pipeline.source.raster_windows import WindowReader
 from pipeline.store import objects
@@ -61,10 +62,9 @@ class RunMasks:
 
     def assemblies(self) -> list[Assembly]:
         """Rasters of the run that could be read. Raises ConfigError for a run that is none of rasters."""
-        footers = manifest.read_footers(self.output)
-        failures = manifest.read_failures(self.output) if parts.failed_of(footers) else []
-        failed = failed_windows(key for key, _, _ in failures)
-        planned = plan_assemblies(read_shards(self.output), footers)
+        footers = read_footers(self.output)
+        failed = failed_windows(key for key, _, _ in manifest.read_failures(self.output, footers))
+        planned = plan_assemblies(read_shards(self.output), footers.summaries())
         return [replace(one, failed=failed.get(one.uri, 0)) for one in planned]
 
 

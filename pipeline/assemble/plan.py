@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.geotiff.raster import Raster
 from pipeline.records import Failure, Window
 from pipeline.run import folder, parts
-from pipeline.run.parts import Part
+from pipeline.run.footers import PartSummary
 from pipeline.source.raster import RasterShard, unpack
 from pipeline.source.shard import Shard
 from pipeline.store import objects
@@ -142,15 +142,15 @@ def read_shards(run_url: Url) -> list[Shard]:
     return shards
 
 
-def plan_assemblies(shards: Sequence[Shard], part_footers: Iterable[Part]) -> list[Assembly]:
+def plan_assemblies(shards: Sequence[Shard], summaries: Iterable[PartSummary]) -> list[Assembly]:
     """One assembly per raster that could be read, in the order of the plan."""
     grouped: dict[tuple[str, str], list[tuple[Shard, RasterShard]]] = defaultdict(list)
     for shard in shards:
         here = unpack(shard)
         if not isinstance(here, Failure):
             grouped[shard.root, shard.uri].append((shard, here))
-    holders: defaultdict[str, list[Part]] = defaultdict(list)
-    for part in part_footers:
+    holders: defaultdict[str, list[PartSummary]] = defaultdict(list)
+    for part in summaries:
         for shard_id in part.shards:
             holders[shard_id].append(part)
     names = _names([uri for _, uri in grouped])
@@ -158,16 +158,16 @@ def plan_assemblies(shards: Sequence[Shard], part_footers: Iterable[Part]) -> li
 
 
 def _assembly(
-    root: str, uri: str, own: list[tuple[Shard, RasterShard]], holders: defaultdict[str, list[Part]], name: str
+    root: str, uri: str, own: list[tuple[Shard, RasterShard]], holders: defaultdict[str, list[PartSummary]], name: str
 ) -> Assembly:
     failed: dict[str, int] = {}
     shards: defaultdict[str, list[str]] = defaultdict(list)
     missing = 0
     for shard, here in own:
-        committed = sum(part.shards[shard.id].rows for part in holders[shard.id])
+        committed = sum(part.shards[shard.id] for part in holders[shard.id])
         missing += max(0, sum(1 for _ in here.cores()) - committed)
         for part in holders[shard.id]:
-            failed[part.name] = sum(part.failed.values())
+            failed[part.name] = part.failed
             shards[part.name].append(shard.id)
     return Assembly(
         uri=uri,

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import Float64, Int64, Judgement, judgements_from
 from pipeline.redact import redact
 from pipeline.run import manifest, parts
+from pipeline.run.footers import read_footers
 from pipeline.score.answers import answer_names
 from pipeline.score.calibration import LEVELS
 from pipeline.score.coverage import Coverage
@@ -206,7 +207,7 @@ def read_evaluation(
         widths_px=cfg.judge.trimap_px,
         images=images,
         answers=answers,
-        failures=manifest.read_failures(run_url),
+        failures=manifest.read_failures(run_url, read_footers(run_url)),
         seconds=finished.seconds,
     )
 
@@ -248,7 +249,7 @@ def _collect(run_url: Url, part_names: Sequence[str]) -> tuple[pd.DataFrame, def
     """`IMAGE_COLUMNS` of all scored images, sorted by key, and the counts of every answer in the same order."""
     frames: list[pd.DataFrame] = []
     by_key: list[tuple[str, list[Judgement]]] = []
-    for table in manifest.read_parts(run_url, part_names, ["status", *IMAGE_COLUMNS, "judgements"]):
+    for table in parts.read_tables(run_url, part_names, ["status", *IMAGE_COLUMNS, "judgements"]):
         # windows of rasters without data or labels have no judgement
         ok = table.filter(pc.and_(pc.equal(table["status"], "ok"), pc.is_valid(table["judgements"])))
         frames.append(ok.drop_columns(["status", "judgements"]).to_pandas())

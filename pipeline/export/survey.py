@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError, JobError
-from pipeline.run import folder, manifest, parts
+from pipeline.run import folder, parts
+from pipeline.run.footers import read_footers
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -35,12 +36,12 @@ class Survey:
 
     def masked_keys(self) -> Iterator[list[str]]:
         """Keys of the rows with a mask, part by part."""
-        for table in manifest.read_parts(self.url, self.parts, ["key", "status"]):
+        for table in parts.read_tables(self.url, self.parts, ["key", "status"]):
             yield table.filter(pc.equal(table["status"], "ok"))["key"].to_pylist()
 
     def keys(self) -> Iterator[list[str]]:
         """Keys of all rows, part by part: a failed row may have a mask after a retry."""
-        for table in manifest.read_parts(self.url, self.parts, ["key"]):
+        for table in parts.read_tables(self.url, self.parts, ["key"]):
             yield table["key"].to_pylist()
 
     def file_of_part(self, name: str, suffix: str) -> str:
@@ -58,14 +59,14 @@ def survey_run(run_url: Url) -> Survey:
         hint = "its masks are COGs in masks/; `atrous assemble` joins those that are missing"
         raise ConfigError(f"{run_url} is a run over rasters, whose rows are windows", hint=hint)
     finished = objects.exists(run_url / folder.SUCCESS)  # before the parts are listed
-    names = parts.list_parts(run_url)
-    if not names:
+    footers = read_footers(run_url)
+    if not len(footers):
         raise ConfigError(f"{run_url} has no rows yet", hint="give one run= folder in the --output of a segment job")
-    versions = {file.path: file.etag for file in objects.list_files(parts.parts_url(run_url)) if file.path in names}
-    footers = [part for part in manifest.read_footers(run_url) if part.name in versions]
-    masks = {part.name: part.rows - sum(part.failed.values()) for part in footers}
-    rows, failed = sum(part.rows for part in footers), parts.failed_of(footers)
-    return Survey(run_url, parts.read_classes(run_url, names[0]), versions, masks, rows, failed, finished)
+    columns = (footers.table[name].to_pylist() for name in ("name", "rows", "failed"))
+    masks = {name: rows - failed for name, rows, failed in zip(*columns, strict=True)}
+    versions = {file.path: file.etag for file in objects.list_files(parts.parts_url(run_url)) if file.path in masks}
+    classes, totals = parts.read_classes(run_url, min(masks)), footers.totals
+    return Survey(run_url, classes, versions, masks, totals.rows, totals.error_codes, finished)
 
 
 def masked_rows(run: Survey, name: str, columns: list[str]) -> pa.Table:

@@ -26,9 +26,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.records import ROW_SCHEMA
 from pipeline.run import parts
+from pipeline.run.duplicates import UInt64
+from pipeline.run.footers import IndexWriter
 from pipeline.run.ledger import Ledger, RunProgress
-from pipeline.run.manifest import PendingShard
+from pipeline.run.parts import Part
+from pipeline.run.pending import PendingShard
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
+from pipeline.run.verify import BUCKETS, Join, Lines, Split
 from pipeline.run.workers import GIB, RASTER_READER_GIB, READ_CPUS, WRITE_CPUS, Workers
 from pipeline.source.left_out import LeftOut
 
@@ -48,11 +52,11 @@ T = TypeVar("T")
 class RemoteLedger:
     """Client of a ledger that runs in its own actor. Waits for the actor only where order matters."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: IndexWriter | None = None) -> None:
         # No restarts, since a new ledger would have lost deaths and counts: the actor runs on the driver's node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         ledger: Any = ray.remote(num_cpus=0)(Ledger)
-        self.actor = ledger.options(scheduling_strategy=here).remote()
+        self.actor = ledger.options(scheduling_strategy=here).remote(index)
 
     def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
         """See `Ledger.enter`."""
@@ -78,6 +82,10 @@ class RemoteLedger:
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
         """See `Ledger.commit`."""
         self.actor.commit.remote(rows, failed, seconds)
+
+    def add_to_index(self, part: Part) -> None:
+        """See `Ledger.add_to_index`."""
+        self.actor.add_to_index.remote(part)
 
     def progress(self) -> RunProgress:
         """See `Ledger.progress`."""
@@ -122,7 +130,7 @@ class PartSink(Datasink[None]):
     @property
     def min_rows_per_write(self) -> int:
         """Rows that Ray gathers for one part; the last part may be smaller."""
-        return self.job.cfg.runtime.rows_per_part
+        return self.job.rows_per_part
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
         """Commit one part. Idempotent: Ray calls it again with the same blocks when its worker dies."""
@@ -131,8 +139,9 @@ class PartSink(Datasink[None]):
         if not tables:
             return
         table = pa.concat_tables(tables)
-        parts.write_part(self.job.run_url, table, self.job.classes)
-        self.ledger.commit(len(table), parts.count_failed(table["error_code"]), perf_counter() - started)
+        part = parts.write_part(self.job.run_url, table, self.job.classes, owner=self.job.owner)
+        self.ledger.commit(part.totals.rows, part.totals.error_codes, perf_counter() - started)
+        self.ledger.add_to_index(part)
 
 
 def build_dataset(
@@ -255,6 +264,20 @@ def run_tasks(name: str, units: Sequence[T], work: Callable[[T], object], *, dea
             override_num_blocks=tasks,
             ray_remote_args={"max_retries": deaths * -(-len(units) // tasks) + TASK_RETRIES},
         ).materialize()
+
+
+def shuffle(groups: Sequence[Sequence[str]], split: Split, join: Join) -> tuple[list[Lines], list[UInt64]]:
+    """`verify.Shuffle` on the workers of a cluster, one core per task; arrays go from worker to worker."""
+
+    def split_flat(group: Sequence[str]) -> list[object]:
+        lines, arrays = split(group)
+        return [lines, *arrays]
+
+    splitting: Any = ray.remote(num_cpus=1, num_returns=1 + BUCKETS, max_retries=TASK_RETRIES)(split_flat)
+    joining = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(join)
+    results = [splitting.remote(group) for group in groups]
+    joined = [joining.remote(*arrays) for arrays in zip(*(result[1:] for result in results), strict=True)]
+    return ray.get([result[0] for result in results]), ray.get(joined)
 
 
 @contextmanager

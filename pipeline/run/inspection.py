@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from pipeline.errors import ConfigError
 from pipeline.run import manifest, verify
+from pipeline.run.footers import read_footers
+from pipeline.run.verify import Shuffle, shuffle_here
 from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
@@ -38,19 +40,19 @@ def run_urls(output: Url) -> list[Url]:
 
 def run_status(run_url: Url) -> dict[str, object]:
     """Parts and committed rows of a run; for a finished run also rows by status."""
-    parts = manifest.read_footers(run_url)
+    footers = read_footers(run_url)
     done = manifest.read_manifest(run_url)
-    status = {"run": str(run_url), "finished": done is not None, "parts": len(parts)}
-    status["rows"] = sum(part.rows for part in parts)
+    status = {"run": str(run_url), "finished": done is not None, "parts": len(footers)}
+    status["rows"] = footers.totals.rows
     if done:
         status |= {"ok": done.ok, "failed": done.failed, "error_codes": done.error_codes}
     return status
 
 
-def count_problems(run_url: Url) -> int:
+def count_problems(run_url: Url, shuffle: Shuffle = shuffle_here) -> int:
     """Verify every part and log each problem; returns the number of problems."""
     count = 0
-    for problem in verify.run_problems(run_url):
+    for problem in verify.run_problems(run_url, shuffle):
         count += 1
         log.error("%s", problem)
     return count
@@ -58,14 +60,14 @@ def count_problems(run_url: Url) -> int:
 
 def failed_rows(run_url: Url) -> Iterator[dict[str, object]]:
     """Key, code and detail of every failed row, by key."""
-    for key, code, detail in manifest.read_failures(run_url):
+    for key, code, detail in manifest.read_failures(run_url, read_footers(run_url)):
         yield {"key": key, "error_code": code, "error_detail": detail}
 
 
 def retry_failed_rows(run_url: Url) -> int:
     """Remove failed rows, so that the run's command segments them again; returns their number."""
     with Lease(run_url, lease_s=REPAIR_LEASE_S, command="inspect_run --retry-failed"):
-        if not manifest.read_failures(run_url):
+        if not read_footers(run_url).totals.failed:
             return 0
         manifest.reopen_run(run_url)
         return manifest.forget_failed_rows(run_url)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol, TypeVar
 
+from pipeline.run.footers import IndexWriter
+from pipeline.run.parts import Part
 from pipeline.source.left_out import LeftOut
 
 MAX_WORKER_DEATHS = 2
@@ -49,7 +51,8 @@ class RunProgress:
 class Ledger:
     """Keys in flight, deaths per key, and counters."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: IndexWriter | None = None) -> None:
+        self._index = index
         self._in_flight: dict[tuple[str, str], str] = {}
         self._deaths: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -104,6 +107,11 @@ class Ledger:
         self._seconds["write"] += seconds
         self._done["write"] += rows
         self._last_commit_s = monotonic()
+
+    def add_to_index(self, part: Part) -> None:
+        """Hand the footer of a committed part to the index of the run."""
+        if self._index:
+            self._index.add(part)
 
     def progress(self) -> RunProgress:
         """Copy of all counters."""

@@ -1,33 +1,49 @@
 """Parts: immutable Parquet objects of rows, named by a digest of their keys, each committed by a single put.
 
-A retried or late writer of the same rows writes the same name, so a retry changes nothing. The footer counts the rows
-per shard, so planning a resume reads footers only.
+A retried or late writer of the same rows writes the same name, so a retry changes nothing. The footer has the rows per
+shard and their totals, so that resuming and closing a run read footers only.
 """
 
 import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.classes import ClassMap
+from pipeline.prefetch import ahead
 from pipeline.records import ROW_SCHEMA
+from pipeline.run.totals import COUNTED_COLUMNS, Totals, count_rows
 from pipeline.store import objects
 from pipeline.store.url import Url
 
 CLASSES_KEY = b"atrous.classes"
 SHARDS_KEY = b"atrous.shards"
-FAILED_KEY = b"atrous.failed"
+TOTALS_KEY = b"atrous.totals"
+OWNER_KEY = b"atrous.owner"
 
+FEWEST_ROWS, MOST_ROWS = 256, 2048
+"""Rows per part in small and in huge runs. Rows are safe once their part is committed, so a small run has small parts;
+2048 masks of 50 kB are 100 MB, which a writer holds a few times."""
+MANY_PARTS = 4000
+"""Parts from which they become larger: a billion rows in parts of 256 would be four million objects."""
+THREADS = 16
+"""Concurrent reads of parts: small reads wait on latency, not bandwidth."""
 PAGE_ROWS = 8
 """Rows after which a page may end: readers of masks hold a page at a time."""
 _BUFFER_BYTES = 2**20
 TEXT_COLUMNS = ["key", "status", "shard", "source_etag", "model_fp", "config_fp", "error_code", "error_detail"]
+
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +58,15 @@ class ShardCount:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Footer of one part: its name, rows, rows per shard, and failed rows by error code."""
+    """Footer of one part."""
 
     name: str
-    rows: int
     shards: dict[str, ShardCount]
-    failed: dict[str, int] = field(default_factory=dict)
+    """Rows by the id of their shard."""
+    totals: Totals
+    """Totals of its rows."""
+    owner: int | None = None
+    """Generation of the lease under which it was written; None in parts of older versions."""
 
 
 def parts_url(run_url: Url) -> Url:
@@ -61,6 +80,14 @@ def part_name(keys: Iterable[str]) -> str:
     return f"part-{hashlib.sha256(text.encode()).hexdigest()[:20]}.parquet"
 
 
+def rows_per_part(rows: float) -> int:
+    """Rows per part of a run of so many rows: a power of two, `FEWEST_ROWS` to `MOST_ROWS`."""
+    size = FEWEST_ROWS
+    while size < MOST_ROWS and rows > size * MANY_PARTS:
+        size *= 2
+    return size
+
+
 def count_shards(table: pa.Table) -> dict[str, ShardCount]:
     """Rows per shard in a table of `ROW_SCHEMA`, and the shard's total where its last row is in the table."""
     counts = Counter(table["shard"].to_pylist())
@@ -69,24 +96,20 @@ def count_shards(table: pa.Table) -> dict[str, ShardCount]:
     return {shard: ShardCount(rows, totals.get(shard)) for shard, rows in sorted(counts.items())}
 
 
-def count_failed(error_codes: pa.ChunkedArray) -> dict[str, int]:
-    """Failed rows by error code; a row without a code has not failed."""
-    return dict(Counter(code for code in error_codes.to_pylist() if code))
+def describe_part(table: pa.Table, owner: int | None = None) -> Part:
+    """Footer of the part of these rows, a table of `ROW_SCHEMA`."""
+    return Part(part_name(table["key"].to_pylist()), count_shards(table), count_rows(table), owner)
 
 
-def failed_of(part_footers: Iterable[Part]) -> dict[str, int]:
-    """Failed rows of several parts by error code."""
-    return dict(sum((Counter(part.failed) for part in part_footers), start=Counter[str]()))
-
-
-def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
-    """Encode rows, sorted by key: zstd, page checksums, class map and counts in the schema metadata."""
-    shards = {shard: [count.rows, count.shard_rows] for shard, count in count_shards(table).items()}
+def encode_part(table: pa.Table, classes: ClassMap, part: Part) -> bytes:
+    """Encode rows, sorted by key: zstd, page checksums, class map and footer in the schema metadata."""
     metadata = {
         CLASSES_KEY: classes.model_dump_json(),
-        SHARDS_KEY: json.dumps(shards),
-        FAILED_KEY: json.dumps(count_failed(table["error_code"])),
+        SHARDS_KEY: json.dumps({shard: [count.rows, count.shard_rows] for shard, count in part.shards.items()}),
+        TOTALS_KEY: part.totals.to_json(),
     }
+    if part.owner is not None:
+        metadata[OWNER_KEY] = str(part.owner)
     schema = pa.schema([field for field in ROW_SCHEMA if field.name in table.column_names])  # fewer in older parts
     out = io.BytesIO()
     pq.write_table(
@@ -102,11 +125,18 @@ def encode_part(table: pa.Table, classes: ClassMap) -> bytes:
     return out.getvalue()
 
 
-def write_part(run_url: Url, table: pa.Table, classes: ClassMap) -> str:
-    """Commit rows as one part and return its name. The put is the commit: it is atomic."""
-    name = part_name(table["key"].to_pylist())
-    objects.put(parts_url(run_url) / name, encode_part(table, classes))
-    return name
+def write_part(run_url: Url, table: pa.Table, classes: ClassMap, *, owner: int | None = None) -> Part:
+    """Commit rows as one part and return its footer. The put is the commit: it is atomic.
+
+    Args:
+        run_url: folder of the run.
+        table: rows of `ROW_SCHEMA`; at least one.
+        classes: class map of the run.
+        owner: generation of the lease that the writer's driver holds.
+    """
+    part = describe_part(table, owner)
+    objects.put(parts_url(run_url) / part.name, encode_part(table, classes, part))
+    return part
 
 
 @contextmanager
@@ -119,18 +149,21 @@ def _open_part(run_url: Url, name: str) -> Iterator[io.BufferedReader]:
 
 
 def read_part_footer(run_url: Url, name: str) -> Part:
-    """Read the footer of one part; of a part that an older version wrote, the column of error codes too.
+    """Read the footer of one part; of a part that an older version wrote, the columns that are counted too.
 
     Raises:
         StorageError: the object is not a whole part.
     """
     with _open_part(run_url, name) as file:
-        part = pq.ParquetFile(file)
-        rows, stored = part.metadata.num_rows, part.metadata.metadata
-        written = FAILED_KEY in stored
-        failed = json.loads(stored[FAILED_KEY]) if written else count_failed(part.read(["error_code"])["error_code"])
+        part = pq.ParquetFile(file, page_checksum_verification=True)
+        stored = part.metadata.metadata
         shards = {shard: ShardCount(*count) for shard, count in json.loads(stored[SHARDS_KEY]).items()}
-        return Part(name, rows, shards, failed)
+        totals = (
+            Totals.from_json(stored[TOTALS_KEY])
+            if TOTALS_KEY in stored
+            else count_rows(part.read([name for name in COUNTED_COLUMNS if name in part.schema_arrow.names]))
+        )
+        return Part(name, shards, totals, int(stored[OWNER_KEY]) if OWNER_KEY in stored else None)
 
 
 def read_classes(run_url: Url, name: str) -> ClassMap:
@@ -156,3 +189,14 @@ def list_parts(run_url: Url) -> list[str]:
     """Names of the committed parts, sorted; empty before the first commit."""
     names = objects.list_below(parts_url(run_url))
     return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))
+
+
+def map_ahead(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
+    """`map` in threads, in order, at most `THREADS + 1` results ahead of the caller."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from ahead(pool, function, values, THREADS + 1)
+
+
+def read_tables(run_url: Url, names: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
+    """Tables of `columns` of the parts `names`, in order, read a few parts ahead."""
+    return map_ahead(lambda name: read_columns(run_url, name, columns), names)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.classes import ClassMap
-from pipeline.run import folder, manifest, parts
+from pipeline.run import folder, parts
+from pipeline.run.footers import Footers
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.vector import geoparquet
@@ -24,7 +25,7 @@ GROUP_ROWS = 2**14
 """Points from which a row group is full: readers skip groups by their `bbox`."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PointCounts:
     """Rows of a run that are `ok`."""
 
@@ -34,7 +35,7 @@ class PointCounts:
     """Those without one."""
 
 
-def write_points(run_url: Url, classes: ClassMap) -> PointCounts:
+def write_points(run_url: Url, classes: ClassMap, footers: Footers) -> PointCounts:
     """Write the points of a run, in memory that does not grow with its rows; the same rows give the same bytes.
 
     Where no row has a position, nothing is written, and the file of a former call is deleted.
@@ -42,9 +43,12 @@ def write_points(run_url: Url, classes: ClassMap) -> PointCounts:
     Args:
         run_url: folder of the run, whose rows are all committed.
         classes: class map of the run.
+        footers: those of the run's parts.
     """
-    counts, schema, url = PointCounts(), points_schema(classes), run_url / folder.POINTS
-    tables = (_points(rows, classes, schema) for rows in _grouped(_located(run_url, counts)))
+    totals, schema, url = footers.totals, points_schema(classes), run_url / folder.POINTS
+    counts = PointCounts(totals.positions, totals.ok - totals.positions)
+    located = _grouped(_located(run_url, footers.names_with("positions")))
+    tables = (_points(rows, classes, schema) for rows in located)
     first = next(tables, None)
     if first is None:
         objects.delete(url)
@@ -77,18 +81,10 @@ def _share_names(classes: ClassMap) -> list[str]:
     return [f"share_{name}" for name in classes.names]
 
 
-def _located(run_url: Url, counts: PointCounts) -> Iterator[pa.Table]:
-    """Rows that are `ok` and have a position, part after part; all rows that are `ok` are counted."""
-    for table in manifest.read_parts(run_url, parts.list_parts(run_url), READ_COLUMNS):
-        rows = table.filter(pc.equal(table["status"], "ok"))
-        if "longitude" not in rows.column_names:  # of an older version
-            counts.without += len(rows)
-            continue
-        located = rows.filter(rows["longitude"].is_valid())
-        counts.points += len(located)
-        counts.without += len(rows) - len(located)
-        if len(located):
-            yield located
+def _located(run_url: Url, names: list[str]) -> Iterator[pa.Table]:
+    """Rows that are `ok` and have a position, part after part."""
+    for table in parts.read_tables(run_url, sorted(names), READ_COLUMNS):
+        yield table.filter(pc.and_(pc.equal(table["status"], "ok"), table["longitude"].is_valid()))
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

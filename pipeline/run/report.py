@@ -39,6 +39,8 @@ FORMATS = ("JPEG", "PNG", "JPEG", "PNG")
 """Format of each of `PREVIEW_VIEWS`."""
 CARD_PX = 320
 """Longest side of a picture on the page and in `overlays_png`."""
+SHOWN_FAILURES = 3
+"""Failed items shown of each error code."""
 FULL_SIZE = "pictures"
 """Folder of the pictures at full size, beside the page."""
 
@@ -122,7 +124,7 @@ def render_run(
         summary: counts and means of the whole run.
         previews: rows that may be shown; rows without mask or previews are left out.
         classes: names and colours of the ids in the masks.
-        failures: (key, code, detail) of failed items; three of each code are shown, so a sample is enough.
+        failures: (key, code, detail) of failed items; `SHOWN_FAILURES` of each code are shown, so a sample is enough.
         facts: facts about the run, name to value, in this order. Shown as given: pass no credentials.
         next_commands: shell commands worth running next.
         substituted: refine engine in place of the configured one, and why; None without.
@@ -269,13 +271,13 @@ def _cards_within(rows: Sequence[Row], classes: ClassMap, *, budget: int) -> lis
 def failures_by_code(
     counts: Mapping[str, int], failures: Sequence[tuple[str, str, str]]
 ) -> list[tuple[str, int, str, list[tuple[str, str]]]]:
-    """(code, count, meaning, up to three (key, detail)) per code, most frequent first."""
+    """(code, count, meaning, up to `SHOWN_FAILURES` (key, detail)) per code, most frequent first."""
     return [
         (
             code,
             count,
             ERROR_CODES.get(code, ""),
-            [(key, detail) for key, failure_code, detail in failures if failure_code == code][:3],
+            [(key, detail) for key, failure_code, detail in failures if failure_code == code][:SHOWN_FAILURES],
         )
         for code, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     ]

@@ -38,8 +38,9 @@ from pipeline.refine.engine import REFINE_ENGINES
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
 from pipeline.run.ledger import LedgerClient, work_guarded
-from pipeline.run.manifest import PendingShard
 from pipeline.run.masks import open_masks
+from pipeline.run.parts import FEWEST_ROWS
+from pipeline.run.pending import PendingShard
 from pipeline.run.pixels import core_of, decode_item, guide_of, visible, without_halo
 from pipeline.score import answers
 from pipeline.score.answers import AnswerJudge
@@ -78,6 +79,10 @@ class Job:
     """Bands that the network takes, and the scale of their samples."""
     truth: RasterLabels | None = None
     """Labels of rasters; None without, and for other sources."""
+    rows_per_part: int = FEWEST_ROWS
+    """Rows that are committed together."""
+    owner: int | None = None
+    """Generation of the lease that the driver holds, for the footers of parts."""
 
     @property
     def max_bytes(self) -> int:

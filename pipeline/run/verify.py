@@ -1,6 +1,14 @@
-"""Verification of a run: reads every part again and checks checksums, names, order, masks and sums."""
+"""Verification of a run: reads every part again and checks checksums, names, order, masks, footers and sums.
 
-from collections.abc import Iterator
+    groups of parts -> check_parts -> problems, and hashes of keys in buckets -> repeated_hashes -> keys with two rows
+
+A bucket holds a range of hashes, so that keys are compared over all parts in bounded memory. `Shuffle` is how the work
+is done: in this process, or by `flow.shuffle` on the workers of a cluster.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -8,38 +16,97 @@ import pyarrow as pa
 from pipeline.errors import StorageError
 from pipeline.image import encode
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table
-from pipeline.run import folder, manifest, parts
+from pipeline.run import folder, footers, manifest, parts
+from pipeline.run.duplicates import UInt64, hash_keys, repeated_hashes
+from pipeline.run.parts import Part
+from pipeline.run.totals import count_rows
 from pipeline.store import objects
 from pipeline.store.url import Url
 
+GROUP_PARTS = 1024
+"""Most parts per unit of work."""
+BUCKETS = 64
+"""Ranges of hashes: 8 bytes per row, so a billion rows are 125 MB each."""
 
-def run_problems(run_url: Url) -> Iterator[str]:
+Lines = list[str]
+Split = Callable[[Sequence[str]], tuple[Lines, list[UInt64]]]
+Join = Callable[..., UInt64]
+
+
+class Shuffle(Protocol):
+    """How groups of parts are checked, and the hashes of their keys compared."""
+
+    def __call__(self, groups: Sequence[Sequence[str]], split: Split, join: Join) -> tuple[list[Lines], list[UInt64]]:
+        """Call `split` on each group of names, then `join` on the arrays that all groups gave for each bucket.
+
+        Returns:
+            the lines of each group, and what `join` gave for each bucket.
+        """
+
+
+def shuffle_here(groups: Sequence[Sequence[str]], split: Split, join: Join) -> tuple[list[Lines], list[UInt64]]:
+    """`Shuffle` in this process."""
+    lines, buckets = zip(*map(split, groups), strict=True) if groups else ([], [])
+    return list(lines), [join(*arrays) for arrays in zip(*buckets, strict=True)]
+
+
+def run_problems(run_url: Url, shuffle: Shuffle = shuffle_here) -> Iterator[str]:
     """Problems of a run, one line each; none when the run is intact.
 
-    Per part: page checksums, its name against its keys, their order, each mask against its counts and size. Over all
-    parts: no key twice, and the totals of the manifest when the run is finished.
+    Per part: page checksums, its name against its keys, their order, its footer against its rows, each mask against its
+    counts and size. Over all parts: no key twice, and the totals of the manifest when the run is finished.
     """
-    seen: dict[str, str] = {}
     names = parts.list_parts(run_url)
-    for name in names:
-        try:
-            table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
-        except StorageError as error:
-            yield f"{name}: cannot be read: {error.message}"
-            continue
-        yield from (f"{name}: {problem}" for problem in _part_problems(name, table))
-        for key in table["key"].to_pylist():
-            if key in seen:
-                yield f"{name}: key {key!r} is also in {seen[key]}"
-            seen[key] = name
-    yield from _manifest_problems(run_url, rows=len(seen), part_names=names)
+    step = min(GROUP_PARTS, max(-(-len(names) // BUCKETS), 1))
+    groups = [names[at : at + step] for at in range(0, len(names), step)]
+    problems, repeated = shuffle(groups, partial(check_parts, run_url=run_url), repeated_hashes)
+    for lines in problems:
+        yield from lines
+    twice = np.concatenate([np.empty(0, np.uint64), *repeated])
+    if len(twice):
+        yield from _name_repeated(run_url, names, twice)
+    yield from _manifest_problems(run_url, names)
     for file in objects.list_files(run_url):
         if file.path.rpartition("/")[2].startswith(".tmp-"):
             yield f"{file.path}: left behind by a writer that died (--clean removes it)"
 
 
-def _part_problems(name: str, table: pa.Table) -> Iterator[str]:
+def check_parts(names: Sequence[str], run_url: Url) -> tuple[Lines, list[UInt64]]:
+    """Problems of some parts, one line each, and the hashes of their keys in `BUCKETS` arrays."""
+    lines: Lines = []
+    hashes = [np.empty(0, np.uint64)]
+    for name in names:
+        try:
+            table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
+            footer = parts.read_part_footer(run_url, name)
+        except StorageError as error:
+            lines.append(f"{name}: cannot be read: {error.message}")
+            continue
+        lines += [f"{name}: {problem}" for problem in _part_problems(name, table, footer)]
+        hashes.append(hash_keys(table["key"]))
+    together = np.concatenate(hashes)
+    bucket = together >> np.uint64(64 - int(np.log2(BUCKETS)))
+    return lines, [together[bucket == number] for number in range(BUCKETS)]
+
+
+def _name_repeated(run_url: Url, names: Sequence[str], hashes: UInt64) -> Iterator[str]:
+    """Keys with these hashes that are in several parts, or twice in one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        try:
+            keys = parts.read_columns(run_url, name, ["key"])["key"]
+        except StorageError:  # named before
+            continue
+        for key in keys.filter(pa.array(np.isin(hash_keys(keys), hashes))).to_pylist():
+            if key in seen:
+                yield f"{name}: key {key!r} is also in {seen[key]}"
+            seen[key] = name
+
+
+def _part_problems(name: str, table: pa.Table, footer: Part) -> Iterator[str]:
     keys = table["key"].to_pylist()
+    if (footer.shards, footer.totals.counts) != (parts.count_shards(table), count_rows(table).counts):
+        yield "its footer does not count its rows"
     if parts.part_name(keys) != name:
         yield "its name is not the digest of its keys"
     if keys != sorted(keys):
@@ -77,9 +144,10 @@ def _is_empty(row: Row) -> bool:
     return row.nodata_pixels == pixels > 0 and not any(row.class_pixels or ())
 
 
-def _manifest_problems(run_url: Url, *, rows: int, part_names: list[str]) -> Iterator[str]:
+def _manifest_problems(run_url: Url, part_names: Sequence[str]) -> Iterator[str]:
     try:
         committed_manifest = manifest.read_manifest(run_url)
+        rows = footers.read_footers(run_url).totals.rows
     except StorageError as error:
         yield str(error)
         return

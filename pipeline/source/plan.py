@@ -168,10 +168,12 @@ def changed(before: pa.Table, now: Plan) -> list[str]:
         before: earlier plan, as a table of `Plan.to_table`.
         now: plan of the same sources.
     """
-    columns = (before[name].to_pylist() for name in ("root", "path", "etag"))
-    known = {(Url(root).place, path): etag for root, path, etag in zip(*columns, strict=True)}
-    archives = {(Url(shard.root).place, shard.path): shard.etag for shard in now.shards if shard.kind != "folder"}
-    return sorted(path for (root, path), etag in archives.items() if known.get((root, path), etag) != etag)
+    columns = [before[name].to_pylist() for name in ("root", "path", "etag")]
+    roots = {*columns[0], *(shard.root for shard in now.shards)}
+    places = {root: Url(root).place for root in roots}
+    known = {(places[root], path): etag for root, path, etag in zip(*columns, strict=True)}
+    archives = ((places[shard.root], shard.path, shard.etag) for shard in now.shards if shard.kind != "folder")
+    return sorted({path for place, path, etag in archives if known.get((place, path), etag) != etag})
 
 
 # ---------------------------------------------------------------- one source

@@ -13,7 +13,9 @@ from pipeline.evaluate import inputs
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.run import manifest, parts
+from pipeline.run.footers import Footers
 from pipeline.run.ledger import Ledger
+from pipeline.run.pending import pending_shards
 from pipeline.run.stages import InferStage, MaskStage, RefineStage, read_shards
 from pipeline.source.plan import plan_source
 from pipeline.store.url import Url
@@ -57,7 +59,7 @@ def carry_out(cfg: EvaluateConfig) -> Run:
         stages = [MaskStage(job, cfg.judge, ledger)]
     else:
         stages = [InferStage(job, ledger, threads=1), RefineStage(job, ledger)]
-    for table in read_shards(job, manifest.pending_shards(run.url, planned, []), ledger):
+    for table in read_shards(job, pending_shards(run.url, planned, Footers()), ledger):
         for stage in stages:
             table = stage(table)
         parts.write_part(run.url, table, run.classes)

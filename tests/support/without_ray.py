@@ -20,7 +20,7 @@ from pipeline.models import zoo  # noqa: F401
 from pipeline.run import flow
 from pipeline.run.flow import PartSink
 from pipeline.run.ledger import Ledger
-from pipeline.run.manifest import PendingShard
+from pipeline.run.pending import PendingShard
 from pipeline.run.stages import InferStage, Job, RefineStage, read_shards
 from pipeline.run.workers import GIB
 from tests.support import drivers, tiny_layout  # noqa: F401

@@ -10,7 +10,8 @@ from pipeline.assemble.assemble import do_squares, group_squares, plan_work, squ
 from pipeline.assemble.plan import plan_assemblies, read_shards
 from pipeline.assemble.squares import Square
 from pipeline.records import Window
-from pipeline.run import manifest, parts
+from pipeline.run import parts
+from pipeline.run.footers import read_footers
 from pipeline.store import objects
 from pipeline.store.url import Url
 from tests.pipeline.assemble.test_assemble import assemble_all, read_cog, run, source_of
@@ -53,8 +54,9 @@ def test_no_two_rasters_share_the_name_of_a_file(tmp_path_factory, files) -> Non
 def test_windows_that_are_not_committed_are_holes(tmp_path, run: Url) -> None:
     masks = source_of(tmp_path / "in", {"a.tif": (1100, 1300), "b.tif": (100, 100)})
     commit_masks(run, tmp_path / "in", masks, rows_per_part=2)
-    lost = next(part for part in manifest.read_footers(run) if part.rows == 2)
-    objects.delete(parts.parts_url(run) / lost.name)
+    table = read_footers(run).table
+    lost = table["name"][table["rows"].to_pylist().index(2)].as_py()
+    objects.delete(parts.parts_url(run) / lost)
     todo = assemble_all(run)
     assert todo.with_holes == {"a.tif": 2}
     assert [one.uri for one in todo.assemblies] == ["b.tif"]
@@ -62,7 +64,7 @@ def test_windows_that_are_not_committed_are_holes(tmp_path, run: Url) -> None:
     assemble_all(run, holes=True)
     assert json.loads(objects.read_bytes(run / "items/a.json"))["properties"]["atrous:failed_windows"] == 2
     assert (read_cog(run, "a") == 255).sum() > (masks["a.tif"] == 255).sum()
-    (one,) = [one for one in plan_assemblies(read_shards(run), manifest.read_footers(run)) if one.uri == "a.tif"]
+    (one,) = [one for one in plan_assemblies(read_shards(run), read_footers(run).summaries()) if one.uri == "a.tif"]
     assert (one.missing, one.failed) == (2, 0)
 
 

@@ -13,6 +13,7 @@ from jobs.run import Run, RunOutcome
 from pipeline.datasets import farmland
 from pipeline.records import ROW_SCHEMA
 from pipeline.run import folder, inspection, manifest
+from pipeline.run.footers import read_footers
 from pipeline.run.ledger import RunProgress
 from pipeline.source.plan import plan_source
 from pipeline.store import objects
@@ -30,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = judged_runs.carry_out(judged_runs.config(**said))
     done = manifest.read_manifest(run.url)
     assert done is not None
-    runs.write_report(run, RunOutcome(done, RunProgress(), 1.0))
+    runs.write_report(run, RunOutcome(done, RunProgress(), 1.0), read_footers(run.url))
     return run
 
 
@@ -96,10 +97,10 @@ def test_an_older_run_that_has_work_again_ends_with_the_present_names_alone(tmp_
     assert manifest.read_manifest(run.url) is None
     assert folder.OLDER_NAMES[folder.MANIFEST] not in names_in(run.url)
     assert folder.OLDER_NAMES[folder.REPORT] in names_in(run.url)  # until there is another one
-    closed = manifest.close_run(
+    closed, footers = manifest.close_run(
         run.url, plan_source(run.cfg), run.classes, fingerprint=run.fingerprint, on_duplicate="fail"
     )
-    runs.write_report(run, RunOutcome(closed, RunProgress(), 1.0))
+    runs.write_report(run, RunOutcome(closed, RunProgress(), 1.0), footers)
     manifest.mark_finished(run.url)
     assert manifest.read_manifest(run.url) == closed
     assert names_in(run.url).isdisjoint(folder.OLDER_NAMES.values())

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import classes
+from pipeline.classes import ClassMap
 from pipeline.errors import StorageError
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table, rows_to_table
 from pipeline.run import parts
+from pipeline.run.parts import Part
 from pipeline.store.url import Url
 
 FARM = classes.load_class_map("farmland")
@@ -21,6 +23,14 @@ FARM = classes.load_class_map("farmland")
 
 def row(key: str, shard: str = "s", **fields) -> Row:
     return Row(key=key, status="ok", shard=shard, source_etag="e", model_fp="m", config_fp="c", **fields)
+
+
+def encoded(table: pa.Table, class_map: ClassMap) -> bytes:
+    return parts.encode_part(table, class_map, parts.describe_part(table))
+
+
+def footer_at(run: object) -> Part:
+    return parts.read_part_footer(Url(str(run)), "part-0.parquet")
 
 
 @given(st.lists(st.text(max_size=8), unique=True), st.randoms(use_true_random=False))
@@ -32,7 +42,7 @@ def test_the_name_depends_on_the_keys_and_not_on_their_order(keys: list[str], rn
 
 
 def test_a_part_is_named_by_20_digits_and_found_by_its_name_alone(tmp_path) -> None:
-    names = sorted(parts.write_part(Url(str(tmp_path)), rows_to_table([row(key)]), FARM) for key in "abc")
+    names = sorted(parts.write_part(Url(str(tmp_path)), rows_to_table([row(key)]), FARM).name for key in "abc")
     assert all(re.fullmatch(r"part-[0-9a-f]{20}\.parquet", name) for name in names)
     for other in ("part-0.parquet.tmp", "notes.parquet", ".part-1.parquet", "part-0"):
         (tmp_path / "parts" / other).write_bytes(b"")
@@ -45,7 +55,7 @@ def test_no_two_lists_of_keys_are_confused_by_what_stands_between_them() -> None
 
 
 def test_a_part_holds_its_rows_sorted_with_checksums_and_explains_itself() -> None:
-    data = parts.encode_part(rows_to_table([row("b"), row("c", shard_rows=3), row("a")]), FARM)
+    data = encoded(rows_to_table([row("b"), row("c", shard_rows=3), row("a")]), FARM)
     file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
     assert [one.key for one in rows_from_table(file.read())] == ["a", "b", "c"]
     assert file.schema_arrow.names == ROW_SCHEMA.names
@@ -57,7 +67,7 @@ def test_a_part_holds_its_rows_sorted_with_checksums_and_explains_itself() -> No
 def test_texts_have_dictionaries_and_images_none_and_only_keys_have_statistics() -> None:
     """Masks are compressed already and differ: a dictionary of them would be built in vain."""
     rows = [row(key, mask=bytes([at]) * 50, preview_image=b"p") for at, key in enumerate("abc")]
-    group = pq.read_metadata(io.BytesIO(parts.encode_part(rows_to_table(rows), FARM))).row_group(0)
+    group = pq.read_metadata(io.BytesIO(encoded(rows_to_table(rows), FARM))).row_group(0)
     columns = {group.column(at).path_in_schema: group.column(at) for at in range(group.num_columns)}
     for name, column in columns.items():
         assert ("RLE_DICTIONARY" in column.encodings) == (name in parts.TEXT_COLUMNS), name
@@ -80,13 +90,15 @@ class Counted(io.BytesIO):
 def test_of_a_part_no_more_is_read_than_is_asked_for(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Footers and columns of a part with a large mask; those of an older version without counts of failures too."""
     noise = random.Random(0).randbytes(2**20)
-    data = parts.encode_part(rows_to_table([row("a", mask=noise), failed_row("b", "corrupt")]), FARM)
+    data = encoded(rows_to_table([row("a", mask=noise), failed_row("b", "corrupt")]), FARM)
     older = pq.read_table(io.BytesIO(data))
-    kept = {name: text for name, text in older.schema.metadata.items() if name != parts.FAILED_KEY}
+    kept = {name: text for name, text in older.schema.metadata.items() if name != parts.TOTALS_KEY}
     pq.write_table(older.replace_schema_metadata(kept), old := io.BytesIO())
     for content in (data, old.getvalue()):
         calls = {
-            "footer": lambda: parts.read_part_footer(Url("memory://run"), "part-0.parquet").failed == {"corrupt": 1},
+            "footer": lambda: (
+                parts.read_part_footer(Url("memory://run"), "part-0.parquet").totals.error_codes == {"corrupt": 1}
+            ),
             "classes": lambda: parts.read_classes(Url("memory://run"), "part-0.parquet") == FARM,
             "columns": lambda: parts.read_columns(Url("memory://run"), "p", ["key"]).column_names == ["key"],
         }
@@ -102,7 +114,7 @@ def failed_row(key: str, code: str) -> Row:
 
 
 def test_a_flipped_byte_in_a_part_is_noticed(tmp_path) -> None:
-    name = parts.write_part(Url(str(tmp_path)), rows_to_table([row("a", mask=bytes(range(256)) * 20)]), FARM)
+    name = parts.write_part(Url(str(tmp_path)), rows_to_table([row("a", mask=bytes(range(256)) * 20)]), FARM).name
     path = tmp_path / "parts" / name
     data = bytearray(path.read_bytes())
     data[200] ^= 0xFF
@@ -113,32 +125,35 @@ def test_a_flipped_byte_in_a_part_is_noticed(tmp_path) -> None:
 
 def test_footers_count_rows_per_shard_without_reading_one(tmp_path) -> None:
     table = rows_to_table([row("a", "s1"), row("b", "s1", shard_rows=9), row("c", "s2")])
-    name = parts.write_part(Url(str(tmp_path)), table, FARM)
+    name = parts.write_part(Url(str(tmp_path)), table, FARM).name
     part = parts.read_part_footer(Url(str(tmp_path)), name)
-    assert (part.name, part.rows) == (name, 3)
+    assert (part.name, part.totals.rows) == (name, 3)
     assert part.shards == {"s1": parts.ShardCount(2, 9), "s2": parts.ShardCount(1, None)}
-    assert part.failed == {}
+    assert (part.totals.error_codes, part.owner) == ({}, None)
 
 
 @pytest.mark.parametrize("written", [True, False])
-def test_footers_count_failures_and_those_of_an_older_version_are_read_from_the_rows(written: bool, tmp_path) -> None:
+def test_footers_have_totals_and_those_of_an_older_version_are_counted_from_the_rows(written: bool, tmp_path) -> None:
     codes = {"a": "corrupt", "b": "empty", "c": "corrupt"}
     failed = [replace(row(key), status="failed", error_code=code) for key, code in codes.items()]
-    data = parts.encode_part(rows_to_table([*failed, row("d")]), FARM)
+    data = encoded(rows_to_table([*failed, row("d")]), FARM)
     if not written:
         table = pq.read_table(io.BytesIO(data))
-        kept = {name: text for name, text in table.schema.metadata.items() if name != parts.FAILED_KEY}
+        kept = {name: text for name, text in table.schema.metadata.items() if name != parts.TOTALS_KEY}
         pq.write_table(table.replace_schema_metadata(kept), out := io.BytesIO())
         data = out.getvalue()
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts/part-0.parquet").write_bytes(data)
-    assert parts.read_part_footer(Url(str(tmp_path)), "part-0.parquet").failed == {"corrupt": 2, "empty": 1}
+    assert (
+        parts.read_part_footer(Url(str(tmp_path)), "part-0.parquet").totals
+        == parts.describe_part(rows_to_table([*failed, row("d")])).totals
+    )
 
 
 def test_the_class_map_of_a_part_is_the_one_it_was_written_with(tmp_path) -> None:
     for name in ("farmland", "camvid"):
         written = classes.load_class_map(name)
-        part = parts.write_part(Url(str(tmp_path)), rows_to_table([row(name)]), written)
+        part = parts.write_part(Url(str(tmp_path)), rows_to_table([row(name)]), written).name
         assert parts.read_classes(Url(str(tmp_path)), part) == written
 
 
@@ -152,16 +167,16 @@ def test_shards_are_counted_in_the_order_of_their_ids_with_their_own_totals() ->
 
 def test_a_part_of_a_version_without_a_column_can_be_read_and_written_anew(tmp_path) -> None:
     table = rows_to_table([row("a"), row("b")]).drop_columns(["inference"])
-    name = parts.write_part(Url(str(tmp_path)), table, FARM)
+    name = parts.write_part(Url(str(tmp_path)), table, FARM).name
     old = parts.read_columns(Url(str(tmp_path)), name, ROW_SCHEMA.names)
     assert [one.inference for one in rows_from_table(old)] == [None, None]
-    again = parts.write_part(Url(str(tmp_path)), old.slice(0, 1), FARM)
-    assert parts.read_part_footer(Url(str(tmp_path)), again).rows == 1
+    again = parts.write_part(Url(str(tmp_path)), old.slice(0, 1), FARM).name
+    assert parts.read_part_footer(Url(str(tmp_path)), again).totals.rows == 1
 
 
 def test_writing_the_same_rows_again_changes_nothing(tmp_path) -> None:
     table = rows_to_table([row("a"), row("b")])
-    names = {parts.write_part(Url(str(tmp_path)), table, FARM) for _ in range(3)}
+    names = {parts.write_part(Url(str(tmp_path)), table, FARM).name for _ in range(3)}
     assert parts.list_parts(Url(str(tmp_path))) == sorted(names)
     assert len(names) == 1
 
@@ -174,7 +189,7 @@ def test_a_part_is_read_a_few_rows_at_a_time_in_bounded_memory(tmp_path) -> None
     url = Url(str(tmp_path))
     masks = [random.Random(number).randbytes(2**18) for number in range(100)]
     rows = [row(f"{number:03}", mask=mask) for number, mask in enumerate(masks)]
-    name = parts.write_part(url, rows_to_table(rows), FARM)
+    name = parts.write_part(url, rows_to_table(rows), FARM).name
     most, read = 0, []
     before = pa.total_allocated_bytes()
     for batch in parts.read_batches(url, name, ["mask"], rows=4):

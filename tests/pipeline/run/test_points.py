@@ -20,9 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import classes
+from pipeline.classes import ClassMap
 from pipeline.records import ROW_SCHEMA, Row, rows_from_table, rows_to_table
-from pipeline.run import folder, manifest, masks, parts, points
-from pipeline.run.points import PointCounts, write_points
+from pipeline.run import folder, masks, parts, points
+from pipeline.run.duplicates import rewrite_without
+from pipeline.run.footers import read_footers
+from pipeline.run.manifest import reopen_run
+from pipeline.run.points import PointCounts
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -44,6 +48,11 @@ def commit(base: Path, rows: Sequence[Row]) -> Url:
     url = Url(str(base))
     parts.write_part(url, rows_to_table(rows), FARM)
     return url
+
+
+def write_points(url: Url, class_map: ClassMap) -> PointCounts:
+    """Points of all parts of a run."""
+    return points.write_points(url, class_map, read_footers(url))
 
 
 def read(url: Url) -> pa.Table:
@@ -136,21 +145,21 @@ def test_parts_of_an_older_version_have_no_positions_and_later_parts_of_the_run_
     assert [(one.longitude, one.latitude, one.altitude) for one in read_back] == [(None, None, None)] * 2
     assert write_points(url, FARM) == PointCounts(without=2)
     assert not objects.exists(url / folder.POINTS)
-    assert manifest.summarise_run(url, FARM, fingerprint="f", shards=1).positions == 0
+    assert read_footers(url).totals.positions == 0
     commit(tmp_path, [placed("c"), row("d"), placed("e", status="failed")])
     assert write_points(url, FARM) == PointCounts(points=1, without=3)
     assert read(url)["key"].to_pylist() == ["c"]
-    assert manifest.summarise_run(url, FARM, fingerprint="f", shards=1).positions == 1
+    assert read_footers(url).totals.positions == 1
 
 
 def test_points_of_rows_that_are_there_no_more_are_deleted(tmp_path: Path) -> None:
     url = commit(tmp_path, [placed("a")])
     write_points(url, FARM)
-    manifest.reopen_run(url)
+    reopen_run(url)
     assert not objects.exists(url / folder.POINTS)
     write_points(url, FARM)
     (name,) = parts.list_parts(url)
-    manifest.rewrite_without(url, name, {"a"})
+    rewrite_without(url, name, {"a"})
     assert write_points(url, FARM) == PointCounts()
     assert not objects.exists(url / folder.POINTS)
 

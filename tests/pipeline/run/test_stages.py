@@ -14,7 +14,7 @@ from pipeline.image import encode
 from pipeline.models import checkpoint
 from pipeline.records import Failure, Item, items_from_table, items_to_table, rows_from_table, scored_from_table
 from pipeline.run.ledger import Ledger
-from pipeline.run.manifest import PendingShard
+from pipeline.run.pending import PendingShard
 from pipeline.run.stages import InferStage, Job, RefineStage, read_shards
 from pipeline.source.shard import Member, slice_shard
 from pipeline.store import objects
