@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from unittest import mock
@@ -90,6 +92,27 @@ def table(measured: dict[int, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def compare_closing(parts: int, against: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds that closing a run of so many parts takes in both versions, in turns; each closes what it wrote."""
+    script, here = Path(__file__).parent / "closing.py", Path(__file__).parents[2]
+    sides = {"this version": here, "the other": against}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+
+    def run(side: str, *arguments: object) -> str:
+        environment = os.environ | {"PYTHONPATH": str(sides[side])}
+        command = [sys.executable, str(script), *map(str, arguments)]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {side: Path(scratch) / f"run={number}" for number, side in enumerate(sides)}
+        for side, folder in folders.items():
+            run(side, "write", folder, parts)
+        for _ in range(repeats):
+            for side, folder in folders.items():
+                seconds[side].append(json.loads(run(side, "close", folder, parts).splitlines()[-1])["seconds"])
+    return seconds
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, then print the table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,10 +124,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="with --parts: rounds")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if (args.parts is None) != (args.against is None):
+        parser.error("--parts and --against go together")
     logs.configure()
     sizes = [int(rows) for rows in args.rows]
     if args.step:
         run_step(args.step, sizes[0], args.latency_ms / 1e3, args.memory_gib)
+        return 0
+    if args.parts:
+        seconds = compare_closing(args.parts, args.against, args.repeats)
+        ours, others = (statistics.median(values) for values in seconds.values())
+        print(json.dumps({"parts": args.parts, "seconds": seconds, "ratio": round(ours / others, 3)}))
         return 0
     measured = {rows: measure(rows, args.latency_ms / 1e3, args.memory_gib) for rows in sizes}
     log.info("\n%s", table(measured))
