@@ -13,6 +13,7 @@ import json
 import logging
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -483,9 +484,13 @@ def write_report(run: Run, outcome: RunOutcome, footers: Footers) -> None:
         page_map=run_map(run.url, run.classes) if run.cfg.read.kind == "raster" else None,
     )
     objects.put(run.url / folder.REPORT, page.encode())
-    for path, picture in report.full_size_pictures(previews, run.classes):
-        objects.put(run.url / folder.REPORT_FOLDER / path, picture)
+    pictures = report.full_size_pictures(previews, run.classes)
+    deque(parts.map_ahead(lambda picture: _put_picture(run.url, *picture), pictures), maxlen=0)
     objects.put(run.url / folder.OVERLAYS, report.overlays_png(previews, run.classes))
+
+
+def _put_picture(run_url: Url, path: str, picture: bytes) -> None:
+    objects.put(run_url / folder.REPORT_FOLDER / path, picture)
 
 
 def run_facts(run: Run) -> dict[str, str]:
