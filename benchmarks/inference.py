@@ -6,9 +6,8 @@
 
 DeepLab v3+ with random weights, which take as long as trained ones, on images of 513x513 and of mixed sizes. The sides
 take turns in every repeat, so that other work on the machine disturbs all of them; ratios are medians over the repeats.
-On a shared machine, use `--threads 1` and the ratios of CPU time. On a GPU it also measures the rate of bf16 matrix
-products and the share of it that the network reaches, with and without overlapping copies, compiled or not. Ends with
-one JSON line.
+On a shared machine, use `--threads 1` and the ratios of CPU time. `benchmarks.gpu` has more of a GPU. Ends with one
+JSON line.
 """
 
 import argparse
@@ -16,15 +15,15 @@ import json
 import logging
 import platform
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from time import perf_counter, process_time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu.clock import Side, interleaved, matmul_tflops, ratio
+from benchmarks.gpu.networks import bare_network, whole_stream
+from benchmarks.gpu.uploads import InStep
 from infra import log as logs
 from jobs import command_line
 from pipeline import classes
@@ -32,7 +31,7 @@ from pipeline.config import InferConfig, TileConfig
 from pipeline.datasets import farmland
 from pipeline.evaluate.comparison import with_random_weights
 from pipeline.infer.segmenter import Segmenter
-from pipeline.infer.tile import cut_tile, plan_tiles
+from pipeline.infer.tile import plan_tiles
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.models.normalisation import IMAGENET
@@ -42,24 +41,6 @@ log = logging.getLogger(__name__)
 
 MIXED = ((375, 500), (500, 375), (333, 500), (427, 640), (513, 513), (240, 320), (480, 640), (600, 800))
 """Heights and widths of photo collections: Pascal VOC, COCO, and a few larger and smaller ones."""
-MATMUL = 8192
-"""Rows and columns of the matrices that measure the rate of a GPU; 1024 on a CPU."""
-
-_Side = Callable[[], object]
-
-
-class InStep(Segmenter):
-    """A segmenter that copies and computes in turn, to measure the gain of overlapping them."""
-
-    def _forward(self, pixels_nhwc: Tensor, dtype: torch.dtype) -> Tensor:
-        logits = super()._forward(pixels_nhwc, dtype)
-        torch.cuda.synchronize()
-        return logits
-
-    def _to_device(self, pixels_nhwc: Tensor) -> Tensor:
-        pixels = super()._to_device(pixels_nhwc)
-        torch.cuda.synchronize()
-        return pixels
 
 
 def random_checkpoint(backbone: str, output_stride: int) -> Checkpoint:
@@ -83,7 +64,7 @@ def random_images(sizes: Sequence[tuple[int, int]]) -> list[Image]:
     return [Image(rng.integers(0, 256, (*size, 3)).astype(np.uint8), None) for size in sizes]
 
 
-def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
+def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Side:
     """A simple hand-written loop: float32, one whole image at a time, default memory format."""
     network = model.build().to(device)
     mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (IMAGENET.mean, IMAGENET.std))
@@ -97,7 +78,7 @@ def plain_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _S
     return run
 
 
-def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _Side:
+def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> Side:
     """A tuned hand-written loop: autocast to bf16, channels_last."""
     network = model.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (IMAGENET.mean, IMAGENET.std))
@@ -110,71 +91,6 @@ def tuned_loop(model: Checkpoint, images: Sequence[Image], *, device: str) -> _S
                 network((x - mean) / std).float().argmax(dim=1).cpu().numpy()
 
     return run
-
-
-def bare_network(segmenter: Segmenter, images: Sequence[Image]) -> _Side:
-    """The segmenter's network alone, on the segmenter's batches, already on the device."""
-    shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for image in images:
-        grid = plan_tiles(image.height, image.width, segmenter.tile)
-        tiles = [cut_tile(image.pixels_hwc, grid, index) for index in range(len(grid.corners))]
-        shapes.setdefault(tiles[0].shape, []).extend(tiles)
-    batches = []
-    for tiles in shapes.values():
-        for first in range(0, len(tiles), segmenter.batch):
-            batch = torch.from_numpy(np.stack(tiles[first : first + segmenter.batch])).to(segmenter.device)
-            batches.append(batch.permute(0, 3, 1, 2).float() / 255)
-    half = segmenter.dtype is not torch.float32
-
-    @torch.inference_mode()
-    def run() -> None:
-        with torch.autocast(segmenter.device.type, segmenter.dtype, enabled=half):
-            for batch in batches:
-                segmenter.network(batch)
-
-    return run
-
-
-def whole_stream(segmenter: Segmenter, images: Sequence[Image]) -> _Side:
-    """The segmenter from pixels to logits."""
-    return lambda: list(segmenter(images))
-
-
-@dataclass(slots=True)
-class Times:
-    """Times of one side in each repeat, seconds."""
-
-    wall: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
-    """CPU time of all threads; on a GPU, of the host."""
-
-
-def interleaved(sides: dict[str, _Side], repeats: int, *, device: str) -> dict[str, Times]:
-    """Time every side in each repeat, in turns, after a warm-up."""
-    times = {name: Times() for name in sides}
-    for turn in range(repeats + 1):
-        for name, side in sides.items():
-            started, worked = perf_counter(), process_time()
-            side()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                times[name].wall.append(perf_counter() - started)
-                times[name].processor.append(process_time() - worked)
-    return times
-
-
-def matmul_tflops(*, device: str, dtype: torch.dtype) -> float:
-    """Rate of matrix products, 1e12 operations a second, best of ten."""
-    size = MATMUL if device == "cuda" else 1024
-    a, b = torch.rand(2, size, size, device=device).to(dtype)
-
-    def product() -> None:
-        for _ in range(8):
-            a @ b
-
-    best = min(interleaved({"product": product}, 10, device=device)["product"].wall)
-    return 8 * 2 * size**3 / best / 1e12
 
 
 def gmacs(model: Checkpoint, sizes: Sequence[tuple[int, int]], tile: TileConfig) -> float:
@@ -212,11 +128,6 @@ def compare_inference(
         figures[f"{name}_over_ours"] = ratio(theirs.wall, own.wall)
         figures[f"{name}_over_ours_processor"] = ratio(theirs.processor, own.processor)
     return {name: round(value, 3) for name, value in figures.items()}
-
-
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """Median over the repeats of one side's time over ours."""
-    return statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
 
 
 def agreement(device: str) -> dict[str, float]:

@@ -96,7 +96,8 @@ def help_of(module: str) -> str:
 
 def printed_by(module: str, flag: str) -> tuple[int, str]:
     """Exit status and standard output of a job."""
-    main = importlib.import_module(module).main
+    job = importlib.import_module(module)
+    main = (importlib.import_module(f"{module}.__main__") if hasattr(job, "__path__") else job).main  # of a package
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "1000")

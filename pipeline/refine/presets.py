@@ -6,9 +6,12 @@ and sigma theta_gamma (`pos_xy`, pixels).
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pipeline.config import RefineConfig
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import RefineConfig  # engines take parameters alone, without the packages of settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ PRESETS: dict[str, CrfParams] = {
 }
 
 
-def crf_params(cfg: RefineConfig) -> CrfParams:
+def crf_params(cfg: "RefineConfig") -> CrfParams:
     """Parameters of the config's preset, overridden by the parameters that the config sets itself.
 
     Raises:
@@ -78,7 +81,7 @@ def crf_params(cfg: RefineConfig) -> CrfParams:
     return replace(PRESETS[cfg.preset], **given)
 
 
-def domain_transform_params(cfg: RefineConfig) -> DomainTransformParams:
+def domain_transform_params(cfg: "RefineConfig") -> DomainTransformParams:
     """Parameters of the domain transform by the config; 3 iterations unless the config sets a number."""
     params = DomainTransformParams(cfg.sigma_s, cfg.sigma_r)
     return params if cfg.iterations is None else replace(params, iterations=cfg.iterations)

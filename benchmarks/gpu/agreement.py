@@ -1,0 +1,54 @@
+"""Agreement: logits and labels of each precision on the device against the CPU's in float32.
+
+Shipped networks on generated farmland, whose labels are theirs, and one large network with random weights. Logits are
+the segmenter's float16, with the largest of each cell at 0.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from benchmarks.gpu.networks import Case, Precision, segmenter_of, side_px
+from benchmarks.gpu.plan import Figures, Measurement, Setting
+from pipeline.datasets import farmland
+from pipeline.records import Float16, Image
+
+CASES = (Case("farmland"), Case("camvid"), Case("cwfid"), Case("deeplab_v3plus_resnet101", 16))
+TINY_CASES = (Case("farmland"),)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+IMAGES, BATCH = 4, 2
+ON_CPU = Setting("cpu")
+
+
+def measurements(setting: Setting) -> list[Measurement]:
+    """One row per network and precision."""
+    return [
+        Measurement(f"{case.title} {precision}", partial(differences, setting, case, precision))
+        for case in (TINY_CASES if setting.tiny else CASES)
+        for precision in PRECISIONS
+    ]
+
+
+def differences(setting: Setting, case: Case, precision: Precision) -> Figures:
+    """Share of equal labels, and differences of logits, of one network in one precision."""
+    side = side_px(setting)
+    images = [Image(farmland.generate_scene(seed, height=side, width=side).image_hwc, None) for seed in range(IMAGES)]
+    ours = logits_of(setting, case, precision, images)
+    exact = logits_of(ON_CPU, case, "fp32", images)
+    gaps = np.abs(ours.astype(np.float32) - exact.astype(np.float32))
+    return {
+        "labels_agreeing": float((ours.argmax(1) == exact.argmax(1)).mean()),
+        "largest_logit_difference": float(gaps.max()),
+        "mean_logit_difference": float(gaps.mean()),
+        "logit_deviation": float(exact.astype(np.float32).std()),
+    }
+
+
+def logits_of(setting: Setting, case: Case, precision: Precision, images: list[Image]) -> Float16:
+    """(N, K, h, w) logits of images of one size."""
+    logits = []
+    for prediction in segmenter_of(setting, case, precision, BATCH)(images):
+        if prediction.logits_khw is None:
+            raise RuntimeError(f"{case.title} in {precision} on {setting.device} gave no logits: {prediction.error}")
+        logits.append(prediction.logits_khw)
+    return np.stack(logits)
