@@ -8,15 +8,14 @@ with the self term and the symmetric normalisation of their code. Every step of 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
-from time import monotonic
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from pipeline.errors import DeadlinePassed
 from pipeline.records import Bool, Float32, UInt8
+from pipeline.refine.mean_field_torch import GraphedMeanField, mean_field
 from pipeline.refine.presets import CrfParams
 
 MAX_KEY = 2**62
@@ -24,6 +23,10 @@ MAX_KEY = 2**62
 
 _BLOCK_BYTES = 2**22
 """Size of the blocks of rows that a CPU computes at a time."""
+
+LONGEST_BAG = 64
+"""Entries of a row that a GPU sums one after the other: a vertex of a flat region has thousands, and all others would
+wait for its sum."""
 
 CACHED_LATTICES = 3
 """Spatial lattices kept, one per size of batch and sigma: a row of windows has up to three sizes, and so have all rows
@@ -50,7 +53,7 @@ class SparseMatrix:
     def in_blocks(self, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The product in blocks of rows, so a CPU can reuse memory: fresh pages cost more than the sums."""
         size = max(1, _BLOCK_BYTES // (values.shape[1] * values.element_size()))
-        if values.device.type != "cpu" or len(self.starts) <= size:
+        if len(self.starts) <= size:
             yield slice(None), self @ values
             return
         for first in range(0, len(self.starts) - 1, size):
@@ -59,24 +62,60 @@ class SparseMatrix:
             block = SparseMatrix(starts - starts[0], self.columns[entries], self.weights[entries])
             yield slice(first, first + size), block @ values
 
+    def split(self, longest: int) -> tuple["SparseMatrix", "SparseMatrix"]:
+        """Two factors: sums of at most `longest` entries each, (parts, columns), and sums of them, (rows, parts)."""
+        lengths = self.starts.long().diff()
+        parts = (lengths + longest - 1) // longest
+        first = F.pad(parts.cumsum(0), (1, 0))
+        row = torch.repeat_interleave(parts)
+        number = torch.arange(len(row), device=row.device)
+        starts = self.starts[row] + (number - first[row]) * longest
+        starts = F.pad(starts, (0, 1), value=len(self.columns)).int()
+        ones = self.weights.new_ones(len(row))
+        return SparseMatrix(starts, self.columns, self.weights), SparseMatrix(first.int(), number.int(), ones)
+
+    def clone(self) -> "SparseMatrix":
+        """A copy in memory of its own."""
+        return SparseMatrix(self.starts.clone(), self.columns.clone(), self.weights.clone())
+
+    def copy_(self, other: "SparseMatrix") -> None:
+        """Take over the values of a matrix of the same shape."""
+        self.starts.copy_(other.starts)
+        self.columns.copy_(other.columns)
+        self.weights.copy_(other.weights)
+
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
     """Gaussian filter of P points over M lattice vertices: splat, blur along each axis, slice."""
 
     splat: SparseMatrix
-    """(M, P)."""
+    """(M, P), or (parts, P) with `joins`."""
     blurs: tuple[SparseMatrix, ...]
     """(M, M) each, symmetric: 1 for the vertex, 1/2 for its neighbours along one axis, as far as they exist."""
     slice: SparseMatrix
     """(P, M)."""
+    joins: SparseMatrix | None = None
+    """(M, parts): for a GPU, `splat` sums each vertex in short parts, and this sums the parts."""
 
     def __matmul__(self, values: Tensor) -> Tensor:
         """(P, K) -> (P, K)."""
-        return reduce(lambda filtered, step: step @ filtered, (self.splat, *self.blurs, self.slice), values)
+        return reduce(lambda filtered, step: step @ filtered, self.steps, values)
+
+    @property
+    def steps(self) -> tuple[SparseMatrix, ...]:
+        """Matrices of the filter, the first one first."""
+        joins = () if self.joins is None else (self.joins,)
+        return (self.splat, *joins, *self.blurs, self.slice)
 
     def add_to(self, total: Tensor, values: Tensor, scratch: Tensor) -> None:
-        """Add the filter of `values` to `total`, both (P, K); `scratch` is at least (2, M, K)."""
+        """Add the filter of `values` to `total`, both (P, K).
+
+        A CPU works in `scratch`, at least (2, M, K). With `joins`, for a GPU, it is not needed: torch reuses memory.
+        """
+        if self.joins is not None:
+            total += self @ values
+            return
         source, target = scratch[:, : self.vertices]
         for rows, block in self.splat.in_blocks(values):
             source[rows] = block
@@ -90,7 +129,7 @@ class Lattice:
     @property
     def vertices(self) -> int:
         """Number of vertices, M."""
-        return len(self.splat.starts) - 1
+        return len((self.joins or self.splat).starts) - 1
 
     def transposed(self) -> "Lattice":
         """Transposed filter: blurs in reverse, since they do not commute where neighbours are missing."""
@@ -109,6 +148,54 @@ class Lattice:
     def scaled(self, factor: float) -> "Lattice":
         """The filter multiplied by a number."""
         return replace(self, slice=replace(self.slice, weights=self.slice.weights * factor))
+
+    def in_short_sums(self) -> "Lattice":
+        """The same filter without long sums, for a GPU; sums have another order, which is fixed too."""
+        splat, joins = self.splat.split(LONGEST_BAG)
+        return replace(self, splat=splat, joins=joins)
+
+    @property
+    def least_padding(self) -> int:
+        """Vertices by which `padded` must add to the lattice at least, to have room for all parts that others have."""
+        return 0 if self.joins is None else len(self.splat.columns) // LONGEST_BAG**2 + 1
+
+    def padded(self, vertices: int) -> "Lattice":
+        """The same filter with vertices that no point touches, so that all its shapes follow from P and `vertices`."""
+        extra = vertices - self.vertices
+        blurs = tuple(_with_empty_rows(blur, extra) for blur in self.blurs)
+        if self.joins is None:
+            return replace(self, splat=_with_starts(self.splat, extra), blurs=blurs)
+        parts = len(self.joins.columns)
+        more = len(self.splat.columns) // LONGEST_BAG + vertices - parts
+        # A matrix has no entries beyond its last row: those of parts that there are not are spread over the new rows.
+        ends = parts + torch.arange(1, extra + 1, device=self.joins.starts.device) * more // extra
+        joins = SparseMatrix(
+            torch.cat([self.joins.starts, ends.int()]),
+            F.pad(self.joins.columns, (0, more)),
+            F.pad(self.joins.weights, (0, more)),
+        )
+        return replace(self, splat=_with_starts(self.splat, more), joins=joins, blurs=blurs)
+
+    def clone(self) -> "Lattice":
+        """A copy in memory of its own."""
+        joins = None if self.joins is None else self.joins.clone()
+        return Lattice(self.splat.clone(), tuple(blur.clone() for blur in self.blurs), self.slice.clone(), joins)
+
+    def copy_(self, other: "Lattice") -> None:
+        """Take over the values of a lattice of the same shapes."""
+        for mine, theirs in zip(self.steps, other.steps, strict=True):
+            mine.copy_(theirs)
+
+
+def _with_starts(matrix: SparseMatrix, rows: int) -> SparseMatrix:
+    """The matrix with more rows, without entries."""
+    return replace(matrix, starts=F.pad(matrix.starts, (0, rows), value=len(matrix.columns)))
+
+
+def _with_empty_rows(blur: SparseMatrix, rows: int) -> SparseMatrix:
+    """A blur with more rows of three entries, all 0."""
+    starts = torch.arange(0, 3 * (len(blur.starts) + rows), 3, dtype=torch.int32, device=blur.starts.device)
+    return SparseMatrix(starts, F.pad(blur.columns, (0, 3 * rows)), F.pad(blur.weights, (0, 3 * rows)))
 
 
 def build_lattice(features: Tensor, groups: Tensor) -> Lattice:
@@ -206,11 +293,12 @@ def _assemble(keys: Tensor, weights: Tensor, axes: list[int]) -> Lattice:
     vertex = torch.empty_like(order, dtype=torch.int32)
     vertex[order] = is_first.cumsum(0, dtype=torch.int32) - 1
     first_entries = torch.arange(0, (points + 1) * corners, corners, dtype=torch.int32, device=keys.device)
-    return Lattice(
+    lattice = Lattice(
         splat=SparseMatrix(starts, (order // corners).int(), weights.flatten()[order]),
         blurs=tuple(_blur(ordered[is_first], axis, weights) for axis in axes),
         slice=SparseMatrix(first_entries, vertex, weights.flatten()),
     )
+    return lattice if keys.device.type == "cpu" else lattice.in_short_sums()
 
 
 def _blur(vertices: Tensor, axis: int, like: Tensor) -> SparseMatrix:
@@ -287,9 +375,10 @@ def upsample_logits(logits: Tensor, height: int, width: int, *, stride: int, ali
 class DenseCRF:
     """Dense CRF on one device. Sums have a fixed order, so the same input gives the same output."""
 
-    def __init__(self, device: str | torch.device | None = None) -> None:
-        """`device` None takes a GPU where torch has one."""
+    def __init__(self, device: str | torch.device | None = None, *, graphs: bool | None = None) -> None:
+        """`device` None takes a GPU where torch has one; `graphs` None captures CUDA graphs there."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._graphed = GraphedMeanField() if graphs or (graphs is None and self.device.type == "cuda") else None
 
     def refine_one(
         self,
@@ -349,7 +438,9 @@ class DenseCRF:
         scores = upsample_logits(logits, *images.shape[1:3], stride=stride, align_corners=align_corners)
         points = scores.flatten(0, 2) if valid is None else scores[valid]
         if len(points):
-            points = _mean_field(points, _kernels(images, valid, params, band_sigmas), params.iterations, deadline)
+            # Points that are valid differ in number from image to image, so graphs of them would never be used again.
+            run = mean_field if self._graphed is None or valid is not None else self._graphed
+            points = run(points, _kernels(images, valid, params, band_sigmas), params.iterations, deadline)
         if valid is None:
             return points.view_as(scores).permute(0, 3, 1, 2)
         probs = scores.softmax(-1)
@@ -368,30 +459,6 @@ def _kernels(
         colour = params.bi_rgb if band_sigmas is None else images.new_tensor(band_sigmas)
         kernels.append(bilateral_lattice(images, valid, params.bi_xy, colour).scaled(params.bi_w))
     return kernels
-
-
-def _mean_field(scores: Tensor, kernels: list[Lattice], iterations: int, deadline: float) -> Tensor:
-    """(P, K) scores -> (P, K) marginals, with a Potts model: alg. 1 of Krähenbühl and Koltun 2011."""
-    marginals = scores.softmax(1)
-    if not kernels:
-        return marginals
-    total = torch.empty_like(scores)
-    scratch = scores.new_empty(2, max(kernel.vertices for kernel in kernels), scores.shape[1])
-    for done in range(iterations):
-        _wait(deadline, scores.device)
-        if monotonic() > deadline:
-            raise DeadlinePassed(f"after {done} of {iterations} iterations")
-        total.copy_(scores)
-        for kernel in kernels:
-            kernel.add_to(total, marginals, scratch)
-        torch.softmax(total, 1, out=marginals)
-    return marginals
-
-
-def _wait(deadline: float, device: torch.device) -> None:
-    """Wait for a GPU to finish, when a deadline is set: kernels run behind the host."""
-    if deadline < float("inf") and device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _check(images: Tensor, logits: Tensor, valid: Tensor | None, stride: int) -> None:
