@@ -4,7 +4,8 @@ Shipped networks on generated farmland, whose labels are theirs, and one large n
 the segmenter's float16, with the largest of each cell at 0.
 """
 
-from functools import partial
+from collections.abc import Iterable
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -31,10 +32,8 @@ def measurements(setting: Setting) -> list[Measurement]:
 
 def differences(setting: Setting, case: Case, precision: Precision) -> Figures:
     """Share of equal labels, and differences of logits, of one network in one precision."""
-    side = side_px(setting)
-    images = [Image(farmland.generate_scene(seed, height=side, width=side).image_hwc, None) for seed in range(IMAGES)]
-    ours = logits_of(setting, case, precision, images)
-    exact = logits_of(ON_CPU, case, "fp32", images)
+    ours = logits_of(setting, case, precision, scenes(side_px(setting)))
+    exact = exact_logits(case, side_px(setting))
     gaps = np.abs(ours.astype(np.float32) - exact.astype(np.float32))
     return {
         "labels_agreeing": float((ours.argmax(1) == exact.argmax(1)).mean()),
@@ -44,7 +43,21 @@ def differences(setting: Setting, case: Case, precision: Precision) -> Figures:
     }
 
 
-def logits_of(setting: Setting, case: Case, precision: Precision, images: list[Image]) -> Float16:
+@lru_cache(maxsize=1)
+def scenes(side: int) -> tuple[Image, ...]:
+    """Square images of farmland."""
+    return tuple(
+        Image(farmland.generate_scene(seed, height=side, width=side).image_hwc, None) for seed in range(IMAGES)
+    )
+
+
+@lru_cache(maxsize=1)
+def exact_logits(case: Case, side: int) -> Float16:
+    """Logits by the CPU in float32, once for all precisions."""
+    return logits_of(ON_CPU, case, "fp32", scenes(side))
+
+
+def logits_of(setting: Setting, case: Case, precision: Precision, images: Iterable[Image]) -> Float16:
     """(N, K, h, w) logits of images of one size."""
     logits = []
     for prediction in segmenter_of(setting, case, precision, BATCH)(images):

@@ -3,7 +3,6 @@
 It needs torch alone, so that it runs where nothing else of this project does.
 """
 
-import contextlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +107,7 @@ def peak_memory(work: Side, *, device: str) -> Peak:
     resident = _reset_host_peak()
     work()
     wait(device)
-    host = _status_bytes("VmHWM") if resident is not None else None
+    host = None if resident is None else _status_bytes("VmHWM")
     on_gpu = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return Peak(
         on_gpu,
@@ -120,12 +119,14 @@ def peak_memory(work: Side, *, device: str) -> Peak:
 
 def _reset_host_peak() -> int | None:
     """Set the process's peak back to what is resident now, in bytes; None where the system cannot."""
-    with contextlib.suppress(OSError, StopIteration):
+    try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc_pid_clear_refs(5)
-        return _status_bytes("VmRSS")
-    return None
+    except OSError:
+        return None
+    return _status_bytes("VmRSS")
 
 
-def _status_bytes(name: str) -> int:
+def _status_bytes(name: str) -> int | None:
+    """A size in the process's status, bytes; None where the system does not give it."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
