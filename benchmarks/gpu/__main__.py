@@ -44,10 +44,10 @@ def describe_machine(device: str, *, tiny: bool) -> Figures:
     for name, dtype in RATES.items():
         figures[f"{name}_matmul_tflops"] = rounded(matmul_tflops(device=device, dtype=dtype, size=size))
     if device == "cuda":
-        capability = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(0)
         figures |= {
-            "memory_gib": rounded(capability.total_memory / GIB),
-            "multiprocessors": capability.multi_processor_count,
+            "memory_gib": rounded(properties.total_memory / GIB),
+            "multiprocessors": properties.multi_processor_count,
         }
         figures |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         for kind, pinned in {"pinned": True, "pageable": False}.items():

@@ -170,8 +170,11 @@ def with_cudnn_search(side: Side) -> Side:
     """The same work with cuDNN's search for the fastest convolution of each shape, which the segmenter leaves off."""
 
     def run() -> None:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
             side()
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     return run
 

@@ -69,6 +69,13 @@ def test_shares_of_the_matrix_rate_are_operations_over_it(report: tuple[dict, st
         assert row["overhead"] == pytest.approx(row["bare_loop_images_per_s"] / row["images_per_s"], rel=2e-3)
 
 
+def test_cudnn_searches_for_the_side_alone() -> None:
+    seen: list[bool] = []
+    networks.with_cudnn_search(lambda: seen.append(torch.backends.cudnn.benchmark))()
+    assert seen == [True]
+    assert torch.backends.cudnn.benchmark is False
+
+
 def test_an_output_stride_of_8_takes_more_operations_than_16() -> None:
     at_16, at_8 = (networks.gflops(networks.Case("farmland", stride), 64) for stride in (16, 8))
     assert at_16 < at_8 < 4 * at_16
