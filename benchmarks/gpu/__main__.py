@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = monotonic()
     args = parse_arguments(argv)
     logs.configure()
+    if args.tiny:
+        torch.set_num_threads(1)  # waking more costs more than they give for small tensors
     report = Report(missing_packages=missing_packages())
     if report.missing_packages:
         log.warning("missing packages: %s; sections that need them are left out", ", ".join(report.missing_packages))

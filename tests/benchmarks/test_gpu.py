@@ -32,12 +32,13 @@ def without(packages: list[str], *arguments: str) -> dict:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     """JSON line and tables of a run on the CPU, with torch.compile that compiles nothing."""
-    file, real = tmp_path_factory.mktemp("gpu") / "tables.md", torch.compile
+    file, real, threads = tmp_path_factory.mktemp("gpu") / "tables.md", torch.compile, torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda network, *, dynamic: real(network, dynamic=dynamic, backend="eager"))
         lines: list[str] = []
         patch.setattr("builtins.print", lines.append)
         assert gpu.main([*TINY, "--markdown", str(file)]) == 0
+    torch.set_num_threads(threads)
     return json.loads(lines[-1]), file.read_text(encoding="utf-8")
 
 
