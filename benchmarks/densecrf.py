@@ -6,6 +6,8 @@
 
     python -m benchmarks.densecrf --halo --photos FOLDER --checkpoint FOLDER --enlarge 2    # width of halos
 
+    python -m benchmarks.densecrf --stage --photos CAMVID        # the refine stage with default settings, real logits
+
 Engines take turns in one process on one core. Figures are ratios of wall time and of CPU time, because other work on
 the machine disturbs ratios less than times. Logits are synthetic, from colours at stride 8, as soft as those of a
 DeepLab. Progress on stderr, one JSON line at the end on stdout.
@@ -13,13 +15,14 @@ DeepLab. Progress on stderr, one JSON line at the end on stdout.
 
 import argparse
 import gc
+import io
 import json
 import logging
 import math
 import multiprocessing
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import Pool
 from pathlib import Path
 from statistics import mean, median
@@ -31,8 +34,11 @@ from scipy.spatial.distance import cdist
 
 from infra import log as logs
 from jobs import command_line
-from pipeline.config import InferConfig, RefineConfig, TileConfig
+from pipeline.classes import ClassMap
+from pipeline.config import DecodeConfig, InferConfig, RefineConfig, TileConfig
 from pipeline.datasets import farmland
+from pipeline.image.decode import decode_image
+from pipeline.image.encode import segmented_row
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint
 from pipeline.records import Float16, Float32, Image, Item, Scored, UInt8, Window
@@ -51,6 +57,8 @@ ENGINES: dict[str, dict[str, str]] = {
 }
 """Settings by name; the first engine is the reference. Engines without a preset are other filters: their labels are
 meant to differ."""
+STAGE_ENGINES = ("pydensecrf", "native")
+"""Engines whose refine stages are compared: the reference and the default."""
 STRIDE = 8
 ORACLE_PX = 48
 """Side of the crops for the exact mean field, which sums over all pairs of pixels."""
@@ -333,13 +341,13 @@ def draw_ratios(speed: list[dict[str, object]], target: Path) -> None:
     plt.close(figure)
 
 
-def segmented(args: argparse.Namespace) -> Iterator[Case]:
-    """Images with the logits of a trained network, without pruned classes."""
+def segmented(args: argparse.Namespace, name: str, photos: Path | None) -> Iterator[Case]:
+    """Images with the logits of the network `name`, without pruned classes."""
     height, width = args.sizes[0]
-    small = list(pictures(args.photos, args.images, height // args.enlarge, width // args.enlarge))
+    small = list(pictures(photos, args.images, height // args.enlarge, width // args.enlarge))
     large = [PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC) for pixels in small]
     images = [Image(np.array(picture), None) for picture in large]
-    segmenter = Segmenter(checkpoint.load_checkpoint(args.checkpoint), InferConfig(), TileConfig())
+    segmenter = Segmenter(checkpoint.load_checkpoint(name), InferConfig(), TileConfig())
     for image, prediction in zip(images, segmenter(images), strict=True):
         if prediction.logits_khw is None:
             raise RuntimeError(f"the network gave no logits: {prediction.error}")
@@ -392,7 +400,7 @@ def measure_halos(args: argparse.Namespace, preset: str) -> tuple[dict[str, dict
     parts = Refiner(cfg.model_copy(update={"window_px": args.window_px}), classes)
     shares: dict[float, list[float]] = {sigmas: [] for sigmas in HALOS}
     floor = []
-    for case in segmented(args):
+    for case in segmented(args, args.checkpoint, args.photos):
         reference = in_windows(case, whole, 0)
         floor.append(lattice_shift_share(case, cfg))
         for sigmas, differing in shares.items():
@@ -431,6 +439,61 @@ def run_halos(args: argparse.Namespace) -> dict[str, object]:
     return {"halo": results}
 
 
+def stage_case(case: Case) -> Case:
+    """The case as it reaches a refiner: with its image as a JPEG."""
+    file = io.BytesIO()
+    PILImage.fromarray(case.pixels_hwc).save(file, "JPEG", quality=95)
+    item = replace(case.scored.item, data=file.getvalue())
+    return Case(case.pixels_hwc, replace(case.scored, item=item))
+
+
+def time_stage(refiner: Refiner, case: Case, classes: ClassMap) -> tuple[float, float, UInt8]:
+    """CPU seconds of the refine stage for one image: decoding, refining, encoding the mask; of refining alone; mask."""
+    started = time.process_time()
+    image = decode_image(case.scored.item.data, DecodeConfig())
+    decoded = time.process_time()
+    refinement = refiner(case.scored, image)
+    refined = time.process_time()
+    segmented_row(case.scored, refinement, None, classes=classes, model_fp="", config_fp="")
+    return time.process_time() - started, refined - decoded, refinement.mask_hw
+
+
+def measure_stage(args: argparse.Namespace, name: str, photos: Path | None) -> dict[str, float]:
+    """The refine stage with default settings and with pydensecrf in turns, on the logits of the network `name`.
+
+    Both get the same classes: those that can win, as the stage before sends them.
+    """
+    classes = checkpoint.load_checkpoint(name).card.classes
+    settings = {engine: RefineConfig.model_validate({"engine": engine, "deadline_s": 1e6}) for engine in STAGE_ENGINES}
+    refiners = {engine: Refiner(cfg, classes) for engine, cfg in settings.items()}
+    cases = [stage_case(case) for case in segmented(args, name, photos)]
+    for refiner in refiners.values():
+        time_stage(refiner, cases[0], classes)  # warm-up
+    turns = [
+        {engine: time_stage(refiner, case, classes) for engine, refiner in refiners.items()}
+        for case in cases
+        for _ in range(args.repeats)
+    ]
+    theirs, ours = ([turn[engine] for turn in turns] for engine in STAGE_ENGINES)
+    return {
+        "stage_ratio": round(median(slow[0] / fast[0] for slow, fast in zip(theirs, ours, strict=True)), 2),
+        "refine_ratio": round(median(slow[1] / fast[1] for slow, fast in zip(theirs, ours, strict=True)), 2),
+        "pydensecrf_per_core_s": round(1 / mean(slow[0] for slow in theirs), 2),
+        "native_per_core_s": round(1 / mean(fast[0] for fast in ours), 2),
+        "labels_differ": round(mean(float((a[2] != b[2]).mean()) for a, b in zip(theirs, ours, strict=True)), 6),
+        "classes": round(mean(len(case.logits_khw) for case in cases), 1),
+    }
+
+
+def run_stage(args: argparse.Namespace) -> dict[str, object]:
+    """Measure the refine stage on the logits of the shipped networks; `camvid` needs photographs of streets."""
+    networks = {"farmland": None} | ({"camvid": args.photos} if args.photos else {})
+    results = {name: measure_stage(args, name, photos) for name, photos in networks.items()}
+    for name, figures in results.items():
+        log.info("refine stage, network %s: %s", name, figures)
+    return {"stage": results}
+
+
 def run_engines(args: argparse.Namespace) -> dict[str, object]:
     """Measure speed and exactness; without `--brief` also memory, throughput and cores per GPU."""
     speed = measure_speed(args)
@@ -451,7 +514,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line; default sizes depend on `--halo`."""
+    """Parse the command line; default sizes depend on `--halo` and `--stage`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of JPEG or PNG photographs; unset: generated farmland")
     parser.add_argument("--images", type=int, default=4, help="images to use")
@@ -466,11 +529,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="PNG or SVG file for a plot of the ratios")
     parser.add_argument("--brief", action="store_true", help="one small size, one round, speed and exactness only")
     parser.add_argument("--halo", action="store_true", help="measure halos instead of engines")
+    parser.add_argument("--stage", action="store_true", help="measure the refine stage with the networks' own logits")
     parser.add_argument("--checkpoint", default="farmland", help="halo: checkpoint that gives the logits")
-    parser.add_argument("--enlarge", type=int, default=1, help="halo: reduce photographs by this factor, then enlarge")
+    parser.add_argument("--enlarge", type=int, default=1, help="halo, stage: reduce photographs first, then enlarge")
     parser.add_argument("--window-px", type=int, default=256, help="halo: side of a window without its halo, pixels")
     args = parser.parse_args(argv)
-    args.sizes = args.sizes or ([(720, 960)] if args.halo else [(375, 500), (1024, 1024)])
+    sizes = [(720, 960)] if args.halo else [(360, 480)] if args.stage else [(375, 500), (1024, 1024)]
+    args.sizes = args.sizes or sizes
     if args.brief:
         args.sizes, args.classes, args.repeats, args.crops = args.sizes[:1], args.classes[:1], 1, 4
     return args
@@ -481,7 +546,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     logs.configure()
     torch.set_num_threads(1)
-    print(json.dumps(run_halos(args) if args.halo else run_engines(args)))
+    measure = run_halos if args.halo else run_stage if args.stage else run_engines
+    print(json.dumps(measure(args)))
     return 0
 
 

@@ -44,6 +44,16 @@ def test_every_lattice_is_close_to_the_oracle():
     assert max(off[name] for name in off.keys() - {"domain_transform"}) < 0.03
 
 
+def test_the_refine_stage_gives_the_mask_of_its_refiner():
+    classes = crf.checkpoint.load_checkpoint("farmland").card.classes
+    refiner = crf.Refiner(crf.refine_config("native auto", "deeplab-v2", 2), classes)
+    one = crf.stage_case(case())
+    stage_s, refine_s, mask_hw = crf.time_stage(refiner, one, classes)
+    assert 0 < refine_s < stage_s
+    decoded = crf.decode_image(one.scored.item.data, crf.DecodeConfig())
+    assert np.array_equal(mask_hw, refiner(one.scored, decoded).mask_hw)
+
+
 def test_a_halo_that_reaches_across_the_image_changes_nothing():
     one, cfg = case(160, 240), crf.refine_config("native auto", "deeplab-v2", 2)
     classes = crf.checkpoint.load_checkpoint("farmland").card.classes
