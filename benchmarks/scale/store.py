@@ -163,7 +163,7 @@ class MadeUpStore(Backend):
                 model_fp="m",
                 config_fp="c",
                 class_pixels=[1] * len(CLASSES),
-                shard_rows=SHARD_ROWS if (row + 1) % SHARD_ROWS == 0 or row + 1 == self.committed.rows else None,
+                shard_rows=row % SHARD_ROWS + 1 if row + 1 in (self.committed.rows, first_of_next(row)) else None,
             )
             for row in range(first, last)
         ]
@@ -194,6 +194,11 @@ class MadeUpStore(Backend):
         table = pa.table([*columns, pa.ListArray.from_arrays(offsets, entries)], schema=FOOTER_SCHEMA)
         seen = int((last - first).sum())
         return footers.encode_index(Footers(table, Totals(rows=seen, ok=seen, class_pixels=[seen] * len(CLASSES))))
+
+
+def first_of_next(row: int) -> int:
+    """First row of the shard after that of a row."""
+    return (row // SHARD_ROWS + 1) * SHARD_ROWS
 
 
 def _part_number(path: str) -> int:
