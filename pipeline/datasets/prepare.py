@@ -34,7 +34,7 @@ from pipeline.errors import ConfigError, InputError, JobError, LabelError
 from pipeline.image import channels, encode, labels
 from pipeline.image.decode import decode_image
 from pipeline.records import LEFT_WHOLE, Failure, UInt8
-from pipeline.run.ledger import LedgerClient, work_guarded
+from pipeline.run.ledger import KeyLedger, work_guarded
 from pipeline.run.parts import part_name
 from pipeline.run.stages import kill_process_after
 from pipeline.source.shard import read_failure
@@ -139,7 +139,7 @@ class PreparedExample:
     seconds: float = 0.0
 
 
-class PreparingLedger(LedgerClient, Protocol):
+class PreparingLedger(KeyLedger, Protocol):
     """Calls of a worker to the run's ledger."""
 
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
@@ -332,7 +332,7 @@ def prepare_shard(job: Preparation, shard: ExampleShard, ledger: PreparingLedger
     return receipt
 
 
-def _guarded(job: Preparation, example: ListedExample, ledger: LedgerClient) -> PreparedExample:
+def _guarded(job: Preparation, example: ListedExample, ledger: KeyLedger) -> PreparedExample:
     def work(examples: Sequence[ListedExample]) -> list[PreparedExample]:
         with kill_process_after(job.timeout_s):
             return [prepare_example(job, example) for example in examples]

@@ -10,11 +10,12 @@ moving them. `stages.py` implements the stages; this module sets their resources
 the actor of the ledger.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -28,7 +29,8 @@ from pipeline.records import ROW_SCHEMA
 from pipeline.run import parts
 from pipeline.run.duplicates import UInt64
 from pipeline.run.footers import IndexWriter
-from pipeline.run.ledger import Ledger, RunProgress
+from pipeline.run.journal import WorkerLedger, take_journal
+from pipeline.run.ledger import Counts, Held, Ledger, Place, RunProgress
 from pipeline.run.parts import Part
 from pipeline.run.pending import PendingShard
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
@@ -44,7 +46,12 @@ REFINE_ROWS = 4
 """Images per batch of a refiner: seconds of work, so a retry repeats little."""
 INFER_WINDOWS = 2
 """Windows of rasters per call of a network: each has enough tiles for several batches, and tens of megabytes."""
+TAKE_S = 60.0
+"""Longest wait for a process on another node that reads a journal there."""
+END_S = 5.0
+"""Longest wait for the workers of a finished flow: in order they end within tenths of a second."""
 
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -71,17 +78,35 @@ class RemoteLedger:
         """See `Ledger.leave`."""
         self.actor.leave.remote(stage, keys, seconds)
 
-    def count_bytes_out(self, stage: str, num_bytes: int) -> None:
-        """See `Ledger.count_bytes_out`."""
-        self.actor.count_bytes_out.remote(stage, num_bytes)
+    def find_worker(self, worker_id: str) -> Place | None:
+        """See `Ledger.find_worker`."""
+        place: Place | None = ray.get(self.actor.find_worker.remote(worker_id))
+        return place
+
+    def start_worker(self, place: Place, held: Held | None) -> dict[tuple[str, str], list[str]]:
+        """See `Ledger.start_worker`."""
+        suspects: dict[tuple[str, str], list[str]] = ray.get(self.actor.start_worker.remote(place, held))
+        return suspects
+
+    def report(self, counts: Counts, worker_id: str | None, held: Held) -> None:
+        """See `Ledger.report`."""
+        self.actor.report.remote(counts, worker_id, held)
+
+    def end_worker(self, worker_id: str, counts: Counts) -> None:
+        """See `Ledger.end_worker`."""
+        ray.get(self.actor.end_worker.remote(worker_id, counts), timeout=END_S)
 
     def count_left_out(self, shard: str, left_out: LeftOut) -> None:
         """See `Ledger.count_left_out`."""
         self.actor.count_left_out.remote(shard, left_out)
 
+    def for_workers(self) -> WorkerLedger:
+        """Client for the readers and actors of a flow."""
+        return WorkerLedger(self, _place_of_actor, _take_journal_from)
+
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
-        """See `Ledger.commit`."""
-        self.actor.commit.remote(rows, failed, seconds)
+        """See `Ledger.commit`. Waits, since the run may end with this part, and its totals are read then."""
+        ray.get(self.actor.commit.remote(rows, failed, seconds))
 
     def add_to_index(self, part: Part) -> None:
         """See `Ledger.add_to_index`."""
@@ -92,11 +117,41 @@ class RemoteLedger:
         counters: RunProgress = ray.get(self.actor.progress.remote())
         return counters
 
+    def wait_for_workers(self) -> None:
+        """Wait until the workers of a finished flow have told their last counts; those that died never do."""
+        until = monotonic() + END_S
+        while (working := ray.get(self.actor.count_workers.remote())) and monotonic() < until:
+            sleep(END_S / 200)
+        if working:
+            log.warning(
+                "%d worker(s) did not end within %g s: the counts of their last batches are missing", working, END_S
+            )
+
+
+def _place_of_actor() -> Place:
+    """Place of the actor that calls this; its id stays the same when Ray starts it again."""
+    context = ray.get_runtime_context()
+    worker_id = str(context.get_actor_id())
+    journal = f"{context.get_temp_dir()}/{context.get_session_name()}/journals/{worker_id}"
+    return Place(worker_id, context.get_node_id(), journal)
+
+
+def _take_journal_from(place: Place) -> Held | None:
+    """Take the journal of a process on another node; None when that node is lost."""
+    there = NodeAffinitySchedulingStrategy(place.node, soft=False)
+    taking = ray.remote(num_cpus=0)(take_journal).options(scheduling_strategy=there)
+    try:
+        held: Held = ray.get(taking.remote(place.journal), timeout=TAKE_S)
+    except ray.exceptions.RayError as error:
+        log.warning("node %s is lost, and with it the journal of a worker: %s", place.node, error)
+        return None
+    return held
+
 
 class ShardSource(Datasource):
     """Ray Data source of pending shards; leaves out keys that are committed."""
 
-    def __init__(self, job: Job, pending: Sequence[PendingShard], ledger: RemoteLedger) -> None:
+    def __init__(self, job: Job, pending: Sequence[PendingShard], ledger: WorkerLedger) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job, self.pending, self.ledger = job, pending, ledger
 
@@ -145,7 +200,7 @@ class PartSink(Datasink[None]):
 
 
 def build_dataset(
-    job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger
+    job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: WorkerLedger
 ) -> ray.data.Dataset:
     """Lazy dataset of `ROW_SCHEMA`, to be written to a `PartSink`.
 
@@ -163,7 +218,7 @@ def build_dataset(
     return _score_masks(items, job, workers, ledger) if job.masks else _segment(items, job, workers, ledger)
 
 
-def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: WorkerLedger) -> ray.data.Dataset:
     """Dataset of rows with new masks: inference, then refinement."""
     threads = 1 if not workers.infer_gpus else 4
     windows = job.cfg.read.kind == "raster"
@@ -191,7 +246,7 @@ def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: Remote
     return rows
 
 
-def _score_masks(items: ray.data.Dataset, job: Job, workers: Workers, ledger: RemoteLedger) -> ray.data.Dataset:
+def _score_masks(items: ray.data.Dataset, job: Job, workers: Workers, ledger: WorkerLedger) -> ray.data.Dataset:
     """Dataset of rows with existing masks, scored against labels."""
     rows: ray.data.Dataset = items.map_batches(
         MaskStage,
@@ -209,11 +264,12 @@ def _score_masks(items: ray.data.Dataset, job: Job, workers: Workers, ledger: Re
 def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> None:
     """Segment the pending shards and commit their rows. Returns when every row is in a part."""
     with _ray_data_settings(job.cfg.runtime.block_mib):
-        dataset = build_dataset(job, pending, workers, ledger)
+        dataset = build_dataset(job, pending, workers, ledger.for_workers())
         dataset.set_name("segment")
         dataset.write_datasink(
             PartSink(job, ledger), ray_remote_args={"num_cpus": WRITE_CPUS, "max_retries": TASK_RETRIES}
         )
+    ledger.wait_for_workers()
 
 
 class TaskSource(Datasource, Generic[T]):

@@ -6,6 +6,9 @@ driver its progress.
 A worker enters keys before work and leaves them after. A key entered again without having been left was in flight in a
 worker that died. Every key of that batch is then a suspect and is tried alone; a key whose worker dies a second time
 becomes a failure. Workers enter with their name, `pid 123 on HOST`, so that a failure says whose log to read.
+
+The workers of the flow enter and leave in a journal on their node, and report what they left and the deaths they find
+(`journal.py`); other workers, and tests, call `enter` and `leave` here.
 """
 
 import os
@@ -48,6 +51,43 @@ class RunProgress:
     """Wall time from the first key in a worker to the last commit: without the start of Ray and the networks."""
 
 
+@dataclass(slots=True)
+class Counts:
+    """Work per stage: busy seconds, finished keys, and bytes put into the object store."""
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    done: Counter[str] = field(default_factory=Counter)
+    bytes_out: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Counts") -> None:
+        """Add the work of another process."""
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
+        self.done.update(other.done)
+        self.bytes_out.update(other.bytes_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Keys that one worker has in hand at a stage; none by default."""
+
+    stage: str = ""
+    keys: tuple[str, ...] = ()
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Place of a process of a worker whose processes follow each other and get the same batches, as Ray's actors."""
+
+    worker_id: str
+    """Id of the worker, the same for all its processes."""
+    node: str
+    """Id of the node."""
+    journal: str
+    """Path of the worker's journal on that node."""
+
+
 class Ledger:
     """Keys in flight, deaths per key, and counters."""
 
@@ -55,9 +95,10 @@ class Ledger:
         self._index = index
         self._in_flight: dict[tuple[str, str], str] = {}
         self._deaths: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._done: Counter[str] = Counter()
-        self._bytes_out: Counter[str] = Counter()
+        self._counts = Counts()
+        self._places: dict[str, Place] = {}
+        self._reported: dict[str, Held] = {}
+        self._suspects: defaultdict[str, dict[tuple[str, str], list[str]]] = defaultdict(dict)
         self._failed: Counter[str] = Counter()
         self._committed = 0
         self._left_out = LeftOut()
@@ -70,8 +111,7 @@ class Ledger:
 
         Only keys without a death are now in flight. The others are suspects: enter them one by one (`enter_alone`).
         """
-        if self._first_entry_s is None:
-            self._first_entry_s = monotonic()
+        self._note_entry()
         for key in keys:
             if dead := self._in_flight.pop((stage, key), None):
                 self._deaths[stage, key].append(dead)
@@ -87,12 +127,57 @@ class Ledger:
         """Mark keys finished after `seconds` of work."""
         for key in keys:
             self._in_flight.pop((stage, key), None)
-        self._seconds[stage] += seconds
-        self._done[stage] += len(keys)
+        self._counts.seconds[stage] += seconds
+        self._counts.done[stage] += len(keys)
 
     def count_bytes_out(self, stage: str, num_bytes: int) -> None:
         """Count bytes that a stage put into the object store."""
-        self._bytes_out[stage] += num_bytes
+        self._counts.bytes_out[stage] += num_bytes
+
+    def flush(self) -> None:
+        """Do nothing: this ledger keeps no count back, as a worker's does."""
+
+    def find_worker(self, worker_id: str) -> Place | None:
+        """Place of the last process of a worker; None when it never started, or has ended in order."""
+        return self._places.get(worker_id)
+
+    def start_worker(self, place: Place, held: Held | None) -> dict[tuple[str, str], list[str]]:
+        """Note that a process of a worker starts; returns the worker's suspects, with the processes that died.
+
+        A suspect is a pair of stage and key. A key dies a second time only when it is alone in hand: it never fails for
+        its neighbours.
+
+        Args:
+            place: place of this process.
+            held: what the process before it had in hand when it died; None when that is lost, and what it last reported
+                counts.
+        """
+        self._note_entry()
+        held = self._reported.get(place.worker_id, Held()) if held is None else held
+        suspects = self._suspects[place.worker_id]
+        for key in held.keys:
+            suspects[held.stage, key] = dead = self._deaths[held.stage, key]
+            if not dead or len(held.keys) == 1:
+                dead.append(held.worker)
+        self._places[place.worker_id] = place
+        self._reported.pop(place.worker_id, None)
+        return {suspect: list(dead) for suspect, dead in suspects.items()}
+
+    def report(self, counts: Counts, worker_id: str | None, held: Held) -> None:
+        """Add counts, and remember what a worker has in hand; a reader has no id and nothing in hand."""
+        self._counts.add(counts)
+        if worker_id is not None:
+            self._reported[worker_id] = held
+
+    def end_worker(self, worker_id: str, counts: Counts) -> None:
+        """Add the last counts of a worker that ends in order."""
+        self._counts.add(counts)
+        self._places.pop(worker_id, None)
+        self._reported.pop(worker_id, None)
+
+    def count_workers(self) -> int:
+        """Number of workers that have started and not ended."""
+        return len(self._places)
 
     def count_left_out(self, shard: str, left_out: LeftOut) -> None:
         """Count what a shard, known by its id, leaves out; a shard that is read again counts once."""
@@ -104,8 +189,8 @@ class Ledger:
         """Count a committed part."""
         self._committed += rows
         self._failed.update(failed)
-        self._seconds["write"] += seconds
-        self._done["write"] += rows
+        self._counts.seconds["write"] += seconds
+        self._counts.done["write"] += rows
         self._last_commit_s = monotonic()
 
     def add_to_index(self, part: Part) -> None:
@@ -113,23 +198,27 @@ class Ledger:
         if self._index:
             self._index.add(part)
 
+    def _note_entry(self) -> None:
+        if self._first_entry_s is None:
+            self._first_entry_s = monotonic()
+
     def progress(self) -> RunProgress:
         """Copy of all counters."""
         return RunProgress(
-            dict(self._seconds),
-            dict(self._done),
+            dict(self._counts.seconds),
+            dict(self._counts.done),
             self._committed,
             dict(self._failed),
             sum(map(len, self._deaths.values())),
             tuple(dict.fromkeys(worker for workers in self._deaths.values() for worker in workers)),
-            dict(self._bytes_out),
+            dict(self._counts.bytes_out),
             LeftOut(Counter(self._left_out.counts), dict(self._left_out.first)),
             max(self._last_commit_s - (self._first_entry_s or self._last_commit_s), 0.0),
         )
 
 
-class LedgerClient(Protocol):
-    """Methods of a ledger that a worker calls, in this process or in an actor."""
+class KeyLedger(Protocol):
+    """Methods of a ledger that guard the keys of a worker: in this process, in an actor, or in a journal."""
 
     def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
         """See `Ledger.enter`."""
@@ -140,11 +229,18 @@ class LedgerClient(Protocol):
     def leave(self, stage: str, keys: list[str], seconds: float) -> None:
         """See `Ledger.leave`."""
 
+
+class LedgerClient(KeyLedger, Protocol):
+    """Methods of a ledger that the stages call."""
+
     def count_bytes_out(self, stage: str, num_bytes: int) -> None:
         """See `Ledger.count_bytes_out`."""
 
     def count_left_out(self, shard: str, left_out: LeftOut) -> None:
         """See `Ledger.count_left_out`."""
+
+    def flush(self) -> None:
+        """Pass on what was counted."""
 
 
 T = TypeVar("T")
@@ -152,7 +248,7 @@ Answer = TypeVar("Answer")
 
 
 def work_guarded(
-    ledger: LedgerClient,
+    ledger: KeyLedger,
     stage: str,
     units: Sequence[T],
     *,

@@ -142,6 +142,7 @@ def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient)
             ledger.count_left_out(shard.id, left_out)
     if held:
         yield _items_out(held, ledger)
+    ledger.flush()
 
 
 def _items_out(items: list[Item], ledger: LedgerClient) -> pa.Table:

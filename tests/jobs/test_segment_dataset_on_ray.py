@@ -36,6 +36,7 @@ def undisturbed(fields: Path, ray_cluster: Cluster, tmp_path_factory: pytest.Tem
     """The rows of a run that nothing happened to."""
     outcome = segment(*flags_for(fields, tmp_path_factory.mktemp("undisturbed")), *SMALL_PARTS, cluster=ray_cluster)
     assert outcome.status == 0, outcome.log
+    assert "did not end" not in outcome.log, "a worker's last counts are missing"
     return rows_of(outcome)
 
 

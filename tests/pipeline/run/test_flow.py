@@ -1,9 +1,16 @@
-"""Distribution of shards over read tasks; the tests of the jobs show that tasks survive their workers."""
+"""Distribution of shards over read tasks, and journals of other nodes; the tests of the jobs show the rest."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.run import flow
 from pipeline.run.flow import MAX_READ_TASKS, TaskSource
+from tests import ROOT
+from tests.support import ray_servers
 
 
 @pytest.mark.parametrize("count", [1, 7, MAX_READ_TASKS, 2 * MAX_READ_TASKS + 1])
@@ -21,3 +28,33 @@ def test_the_settings_of_ray_data_are_ours_only_while_they_are_used() -> None:
     with flow._ray_data_settings(block_mib=1.5):
         assert flow.DataContext.get_current().target_max_block_size == 1.5 * 2**20
     assert flow.DataContext.get_current().target_max_block_size == before
+
+
+TAKE_FROM_A_NODE = """
+import os, signal, sys
+import ray
+from infra import session
+from pipeline.run import flow
+from pipeline.run.journal import Journal
+from pipeline.run.ledger import Held, Place
+with session.connect():
+    here = ray.get_runtime_context().get_node_id()
+    (there,) = (node["NodeID"] for node in ray.nodes() if node["NodeID"] != here)
+    place = Place("w", there, sys.argv[1])
+    Journal(place.journal).write(Held("infer", ("a", "b"), "pid 1"))
+    print("took", flow._take_journal_from(place).keys, flow._take_journal_from(place).keys)
+    Journal(place.journal).write(Held("infer", ("c",), "pid 1"))
+    os.killpg(int(sys.argv[2]), signal.SIGKILL)
+    print("took", flow._take_journal_from(place))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_a_journal_on_another_node_is_taken_there_and_that_of_a_lost_node_is_lost(tmp_path: Path) -> None:
+    with ray_servers.cluster(num_cpus=1, PYTHONPATH=str(ROOT)) as cluster, ray_servers.node(cluster) as lost:
+        environment = {**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", TAKE_FROM_A_NODE, str(tmp_path / "journal"), str(lost.pid)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    took = [line for line in done.stdout.splitlines() if line.startswith("took")]  # Ray says more
+    assert took == ["took ('a', 'b') ()", "took None"], done.stderr
