@@ -568,8 +568,11 @@ def judgements_from(column: pa.ChunkedArray) -> list[list[Judgement] | None]:
     return [[_judgement_from(struct) for struct in cell.values] if cell.is_valid else None for cell in column]
 
 
+_ROW_NAMES = tuple(column.name for column in fields(Row))
+
+
 def _row_columns(row: Row) -> dict[str, Any]:
-    columns = {column.name: getattr(row, column.name) for column in fields(Row)}
+    columns = {name: getattr(row, name) for name in _ROW_NAMES}
     if row.judgements is not None:
         columns["judgements"] = [_judgement_columns(judgement) for judgement in row.judgements]
     return columns

@@ -42,8 +42,6 @@ MAX_READ_TASKS = 2000
 """Most read tasks, over which shards are distributed: the driver keeps every task in memory."""
 TASK_RETRIES = 16
 """Retries of a task for causes other than its own items: lost nodes, pre-emption."""
-REFINE_ROWS = 4
-"""Images per batch of a refiner: seconds of work, so a retry repeats little."""
 INFER_WINDOWS = 2
 """Windows of rasters per call of a network: each has enough tiles for several batches, and tens of megabytes."""
 TAKE_S = 60.0
@@ -222,7 +220,7 @@ def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: Worker
     """Dataset of rows with new masks: inference, then refinement."""
     threads = 1 if not workers.infer_gpus else 4
     windows = job.cfg.read.kind == "raster"
-    infer_rows, refine_rows = (INFER_WINDOWS, 1) if windows else (INFER_ROWS, REFINE_ROWS)
+    infer_rows = INFER_WINDOWS if windows else INFER_ROWS
     rows: ray.data.Dataset = items.map_batches(
         InferStage,
         fn_constructor_kwargs={"job": job, "ledger": ledger, "threads": threads},
@@ -236,12 +234,12 @@ def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: Worker
     ).map_batches(
         RefineStage,
         fn_constructor_kwargs={"job": job, "ledger": ledger},
-        batch_size=refine_rows,
+        batch_size=None,  # a block, which is seconds of work: see `_data_context`
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers.refine),
         num_cpus=workers.refine_cpus,
         memory=int(workers.refine_gib * GIB),
-        max_task_retries=refine_rows + TASK_RETRIES,
+        max_task_retries=2 * infer_rows + TASK_RETRIES,
     )
     return rows
 
