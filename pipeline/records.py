@@ -341,11 +341,11 @@ class Row:
     seconds_read: float = 0.0
     """Time spent fetching the object, seconds."""
     seconds_decode: float = 0.0
-    """Time spent decoding the image before the network, seconds."""
+    """Time spent decoding the image, before the network and again before the refiner, and its label, seconds."""
     seconds_infer: float = 0.0
     """The image's share of the time in the network, seconds."""
     seconds_refine: float = 0.0
-    """Time in the refiner, decoding included, seconds."""
+    """Time in the refiner, seconds."""
     seconds_encode: float = 0.0
     """Time spent encoding the mask, seconds."""
     shard_rows: int | None = None

@@ -251,24 +251,30 @@ class RefineStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """SCORED_SCHEMA to ROW_SCHEMA, row for row."""
-        rows = work_guarded(
+        timed = work_guarded(
             self.ledger,
             "refine",
             scored_from_table(table),
             key=lambda scored: scored.item.key,
-            work=lambda batch: [self._row(scored) for scored in batch],
-            seconds=lambda row: row.seconds_refine + row.seconds_encode,
-            failure_of=lambda scored, dead: self.job.failed(
-                scored.item, Failure("refine_crashed", f"killed its refiner: {dead}")
+            work=lambda batch: [self._timed(scored) for scored in batch],
+            seconds=lambda timed: timed[1],
+            failure_of=lambda scored, dead: (
+                self.job.failed(scored.item, Failure("refine_crashed", f"killed its refiner: {dead}")),
+                0.0,
             ),
         )
-        return _count_bytes(self.ledger, "refine", rows_to_table(rows))
+        return _count_bytes(self.ledger, "refine", rows_to_table([row for row, _ in timed]))
+
+    def _timed(self, scored: Scored) -> tuple[Row, float]:
+        """Row of one image, and the time it took here, seconds: its column of decoding has the network's stage too."""
+        started = perf_counter()
+        return self._row(scored), perf_counter() - started
 
     def _row(self, scored: Scored) -> Row:
         """Refine and encode one image; with a judge, read its label first and count its mask against it."""
         job, item = self.job, scored.item
         if item.failure:
-            return job.failed(item, item.failure)
+            return replace(job.failed(item, item.failure), seconds_decode=scored.seconds_decode)
         if scored.logits_khw is None:
             return encode.empty_row(scored, classes=job.classes, model_fp=job.model_fp, config_fp=job.config_fp)
         started = perf_counter()
@@ -276,16 +282,17 @@ class RefineStage:
             with kill_process_after(job.cfg.runtime.item_timeout_s) as progress:
                 image = decode_item(item, job.cfg, job.bands) if item.data else None
                 truth_hw = self.judge.truth(scored) if self.judge else None
+                decoded = perf_counter()
                 guide = image if image is None or self.refiner.engine is None else guide_of(image, job.cfg, job.bands)
                 refinement = self.refiner(scored, guide, core=core_of(item), progress=progress)
         except InputError as error:  # the image was decoded a stage ago: this node is out of memory
             return job.failed(item, read_failure(error))
         except LabelError as error:
             return job.failed(item, answers.label_failure(error))
-        seconds = perf_counter() - started
+        decode_s, refine_s = scored.seconds_decode + decoded - started, perf_counter() - decoded
         looked_at = self.judge is not None or encode.is_preview(item.key, job.preview_share)
         seen = visible(without_halo(item, image), job.bands) if image is not None and looked_at else None
-        row = replace(self._encode(scored, refinement, seen), seconds_refine=seconds)
+        row = replace(self._encode(scored, refinement, seen), seconds_decode=decode_s, seconds_refine=refine_s)
         return row if self.judge is None or truth_hw is None else self.judge(row, truth_hw, refinement, seen)
 
     def _encode(self, scored: Scored, refinement: Refinement, seen: Image | None) -> Row:

@@ -12,9 +12,11 @@ import pytest
 from pipeline.config import SegmentConfig
 from pipeline.image import encode
 from pipeline.models import checkpoint
-from pipeline.records import Failure, Item, items_from_table, items_to_table, rows_from_table, scored_from_table
+from pipeline.records import Failure, Image, Item, items_from_table, items_to_table, rows_from_table, scored_from_table
+from pipeline.run import stages
 from pipeline.run.ledger import Ledger
 from pipeline.run.pending import PendingShard
+from pipeline.run.pixels import decode_item
 from pipeline.run.stages import InferStage, Job, RefineStage, read_shards
 from pipeline.source.shard import Member, slice_shard
 from pipeline.store import objects
@@ -59,6 +61,25 @@ def test_every_item_comes_out_as_one_row_in_order(engine: str) -> None:
     assert [row.inference for row in rows] == ["os16 fp32 sliding", None, None, *["os16 fp32 sliding"] * 2]
     assert all(encode.read_mask_png(row.mask).shape == (row.height, row.width) for row in rows if row.mask)
     assert ledger.progress().done == {"infer": 5, "refine": 5}
+
+
+@pytest.mark.parametrize(("engine", "decodings"), [("none", 1), ("native", 2)])
+def test_decoding_is_counted_as_such_in_both_stages(engine: str, decodings: int, monkeypatch) -> None:
+    """On a clock that only decoding moves: one second for every image."""
+    clock = [0.0]
+
+    def decode_in_a_second(*args) -> Image:
+        clock[0] += 1
+        return decode_item(*args)
+
+    monkeypatch.setattr(stages, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(stages, "decode_item", decode_in_a_second)
+    work, ledger = job(refine={"engine": engine, "iterations": 1}), Ledger()
+    infer, refine = InferStage(work, ledger, threads=1), RefineStage(work, ledger)
+    (good,), (broken,) = (rows_from_table(refine(infer(items_to_table([one])))) for one in ITEMS[:2])
+    assert (good.seconds_decode, good.seconds_refine) == (decodings, 0)
+    assert broken.seconds_decode == 1
+    assert ledger.progress().seconds["refine"] == decodings - 1
 
 
 def test_bytes_travel_on_only_when_the_refiner_needs_the_pixels() -> None:
