@@ -1,7 +1,8 @@
 """Decoding: encoded bytes in, upright 8-bit RGB and a mask of valid pixels out, or an `InputError` with the reason.
 
 In: the bytes of one object. Out: `records.Image`, with orientation and position by its EXIF. `headers` checks every
-limit before a pixel is allocated. ICC profiles are not applied: the networks were trained without.
+limit before a pixel is allocated. ICC profiles are not applied: the networks were trained without. A JPEG is decoded in
+`jpeg` where that gives Pillow's pixels, everything else by Pillow or, for samples it does not know, in `tiff`.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PilImage
 from PIL import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -18,6 +20,7 @@ from pipeline.config import DecodeConfig
 from pipeline.errors import InputError
 from pipeline.image import tiff
 from pipeline.image.headers import failure_cause, open_header, recognise_format
+from pipeline.image.jpeg import decode_jpeg, turn_upright
 from pipeline.image.position import position_in_tiff, position_of
 from pipeline.image.tiff import Samples
 from pipeline.records import Bool, Image, Position, UInt8
@@ -66,6 +69,9 @@ def _decode(data: bytes, kind: str, cfg: DecodeConfig) -> Image:
     if kind == "tiff" and tiff.needs_samples(data):
         return _from_samples(tiff.read_samples(data, cfg), position_in_tiff(data), cfg)
     file = open_header(data, kind, cfg)
+    if isinstance(file, JpegImageFile) and (stored := decode_jpeg(data, file)) is not None:
+        orientation, position = read_exif(file)
+        return _image(turn_upright(stored, orientation), None, orientation, position)
     rawmode = _rawmode(file)
     image, orientation, position = _load_upright(file)
     if isinstance(file, PngImageFile):
