@@ -31,6 +31,18 @@ def test_a_viewer_shows_the_colours_of_the_class_map() -> None:
     assert tuple(shown[0, 3].tolist()) == classes.IGNORE_COLOUR
 
 
+def test_a_mask_is_smaller_than_pillow_writes_it_at_level_one() -> None:
+    """Blobs, and the same with single wrong pixels."""
+    rng = np.random.default_rng(0)
+    scores = [PIL.Image.fromarray(rng.normal(0, 1, (9, 9)).astype(np.float32)).resize((256, 256)) for _ in range(5)]
+    blobs = np.stack([np.asarray(score) for score in scores]).argmax(0).astype(np.uint8)
+    specks = np.where(rng.random(blobs.shape) < 0.01, np.uint8(3), blobs)
+    for mask in (blobs, specks):
+        out = io.BytesIO()
+        PIL.Image.fromarray(mask).save(out, "PNG", compress_level=1)
+        assert len(encode.mask_png(mask, VOC)) < len(out.getvalue())
+
+
 @given(st.lists(st.text(), unique=True, min_size=1), st.floats(0, 1))
 def test_previews_are_chosen_by_key_alone_and_a_larger_share_only_adds(keys: list[str], share: float) -> None:
     chosen = {key for key in keys if encode.is_preview(key, share)}
