@@ -21,14 +21,10 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def mask_png(mask_hw: UInt8, classes: ClassMap) -> bytes:
-    """Encode a mask as 8-bit palette PNG: pixel values are class ids, the palette holds the class colours.
-
-    Only runs of one class are matched (Z_RLE of zlib): without a search for other repetitions the files are smaller
-    than those of level 1, and faster to write.
-    """
+    """Encode a mask as 8-bit palette PNG: pixel values are class ids, the palette holds the class colours."""
     picture = PIL.Image.fromarray(mask_hw, mode="P")
     picture.putpalette(classes.png_palette())
-    return _saved(picture, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    return _png_of_runs(picture)
 
 
 def read_mask_png(data: bytes) -> UInt8:
@@ -66,7 +62,7 @@ def encode_maps(refinement: Refinement, ignore_id: int) -> tuple[bytes, bytes]:
     valid_hw = refinement.mask_hw != ignore_id
     cells = confidence_cells(refinement.confidence_hw, valid_hw)
     changed = PIL.Image.fromarray((refinement.network_hw != refinement.mask_hw) & valid_hw)
-    return _saved(PIL.Image.fromarray(cells), "PNG", compress_level=6), _saved(changed, "PNG", compress_level=6)
+    return _png_of_runs(PIL.Image.fromarray(cells)), _png_of_runs(changed)
 
 
 def is_preview(key: str, share: float) -> bool:
@@ -185,6 +181,11 @@ def encode_previews(image: Image, confidence_hw: UInt8) -> tuple[bytes, bytes]:
     small = PIL.Image.fromarray(image.pixels_hwc).resize(size, PIL.Image.Resampling.LANCZOS)
     confidence = PIL.Image.fromarray(confidence_hw).resize(size, PIL.Image.Resampling.BOX)
     return _saved(small, "JPEG", quality=85), _saved(confidence, "PNG")
+
+
+def _png_of_runs(picture: PIL.Image.Image) -> bytes:
+    """PNG of a map. Of repetitions zlib matches runs alone (Z_RLE): smaller files than at level 1, sooner written."""
+    return _saved(picture, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def _saved(picture: PIL.Image.Image, form: str, **options: int) -> bytes:
