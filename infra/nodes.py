@@ -20,7 +20,7 @@ from pipeline.refine.engine import substitution
 
 log = logging.getLogger(__name__)
 
-COMPARED_PACKAGES = ("atrous", "numpy", "pillow", "pyarrow", "pydensecrf2", "torch")
+COMPARED_PACKAGES = ("atrous", "numpy", "pillow", "pyarrow", "pydensecrf2", "simplejpeg", "torch")
 """Packages whose versions can change a mask or a row."""
 ANSWER_S = 120.0
 """Longest wait for the answers of all nodes, seconds."""
