@@ -43,13 +43,14 @@ from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.records import Failure, Footprint
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
-from pipeline.run import flow, folder, manifest, masks, parts, points, report, workers
+from pipeline.run import flow, folder, manifest, masks, parts, points, rehearsal, report, workers
 from pipeline.run.footers import Footers, IndexWriter, gather_footers, read_footers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest
 from pipeline.run.pending import PendingShard, pending_shards
 from pipeline.run.progress import Snapshot, utc_now, write_progress
 from pipeline.run.stages import Job
+from pipeline.run.workers import Resources, Workers
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan, changed
 from pipeline.source.raster import RGB, NetworkBands, check_band_names, unpack
@@ -138,6 +139,8 @@ def identify(cfg: SegmentConfig) -> Run:
     check_band_names(cfg.raster, model.card.channels)
     guide_bands(cfg.refine, model.card.channels)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # raises for a stride that the network does not have
+    if cfg.runtime.crew:
+        rehearsal.read_crew(Url(cfg.runtime.crew)).check(cfg, model.sha256)
     url = Url(cfg.output)
     return _named(Run(cfg, class_map, model, model.sha256, fingerprint="", url=url, substituted=substituted))
 
@@ -378,14 +381,8 @@ def segment_missing(run: Run, plan: Plan, job: Job, missing: list[PendingShard],
     """Run the flow over the missing work on Ray, with progress that counts in what was committed `before`."""
     runtime = run.cfg.runtime
     with session.connect(dashboard=runtime.dashboard) as nodes:
-        expected = {"CPU": runtime.expect_cpus, "GPU": runtime.expect_gpus}
-        session.wait_for_expected(expected, limit_s=runtime.start_limit_s)
-        preflight.warn_of_local_output(run.url, nodes)
-        if len(nodes) > 1:
-            check_nodes(run.cfg.refine if run.model else NO_REFINEMENT)
-        network = segmenter.footprint(run.model, run.cfg.infer.output_stride) if run.model else NO_NETWORK
-        crew = workers.plan_workers(run.cfg, workers.cluster_nodes(nodes, runtime), network)
-        log.info("%s; parts of %d rows", crew.describe(), job.rows_per_part)
+        crew, _ = engage(run, nodes)
+        log.info("parts of %d rows", job.rows_per_part)
         ledger = flow.RemoteLedger(IndexWriter(run.url))
         reporter = Reporter(
             ledger.progress,
@@ -405,6 +402,32 @@ def segment_missing(run: Run, plan: Plan, job: Job, missing: list[PendingShard],
     if reporter.latest.left_out.counts:
         log.info("members of tars that were left out: %s", reporter.latest.left_out)
     return reporter.latest
+
+
+def engage(run: Run, nodes: list[dict[str, float]]) -> tuple[Workers, Resources]:
+    """Wait for the cluster, check its nodes, and plan the workers of each stage; returns them and the cluster's total.
+
+    Raises:
+        ConfigError: the cluster is too small, also for the file of `runtime.crew`; or as `check_nodes`.
+    """
+    cfg = run.cfg
+    runtime = cfg.runtime
+    expected = {"CPU": runtime.expect_cpus, "GPU": runtime.expect_gpus}
+    session.wait_for_expected(expected, limit_s=runtime.start_limit_s)
+    preflight.warn_of_local_output(run.url, nodes)
+    if len(nodes) > 1:
+        check_nodes(cfg.refine if run.model else NO_REFINEMENT)
+    network = segmenter.footprint(run.model, cfg.infer.output_stride) if run.model else NO_NETWORK
+    resources = workers.cluster_nodes(nodes, runtime)
+    cluster = sum(resources, start=Resources(0, 0, 0))
+    if runtime.crew:
+        cfg = cfg.model_copy(update={"runtime": rehearsal.runtime_of(runtime, Url(runtime.crew), cluster)})
+    crew = workers.plan_workers(cfg, resources, network)
+    if runtime.crew and crew.refine < (cfg.runtime.refine_workers or 0):
+        message = f"{runtime.crew} has {cfg.runtime.refine_workers} refiners, and {crew.refine} fit into {cluster}"
+        raise ConfigError(message, hint="add nodes with memory, or lower --refine.window-px")
+    log.info("%s", crew.describe())
+    return crew, cluster
 
 
 def publisher(run: Run) -> Callable[[Snapshot], None]:

@@ -11,6 +11,7 @@ The same command again resumes after a crash, and does nothing when the run is f
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -20,6 +21,7 @@ from infra import log as logs
 from infra import notify
 from jobs import command_line, console
 from pipeline.config import SegmentConfig
+from pipeline.errors import ConfigError
 from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
@@ -40,14 +42,42 @@ class SegmentArguments:
     """Your YAML file, by path (with a slash or .yaml); its names are those of the flags, and flags win over it."""
     plan: bool = False
     """Print shards, bytes, keys, committed rows and first problems, and do nothing."""
+    rehearse: int | None = None
+    """With --plan: run N images, evenly spread, and forecast rates, workers, hours, requests and money of the plan."""
+    budget_hours: float | None = None
+    """With --rehearse: forecast the networks, refiners, cores and GPUs that finish the plan in H hours."""
+    prices: str | None = None
+    """With --rehearse: your YAML file of prices; unset: infra/prices.yaml."""
+    crew_output: str | None = None
+    """With --rehearse: file that gets the workers of the forecast, for --runtime.crew."""
     notify: str | None = None
     """URL that gets the closing JSON line by POST, or the error that ended the job; unset: ATROUS_NOTIFY."""
 
 
+def check_rehearsal(args: SegmentArguments) -> None:
+    """Refuse flags of a rehearsal that mean nothing.
+
+    Raises:
+        ConfigError: names the flag, and what it needs or allows.
+    """
+    if args.rehearse is None:
+        flags = {"--budget-hours": args.budget_hours, "--prices": args.prices, "--crew-output": args.crew_output}
+        if given := [flag for flag, value in flags.items() if value is not None]:
+            raise ConfigError(f"{given[0]} needs a rehearsal", hint="add --plan --rehearse 64")
+        return
+    if not args.plan:
+        raise ConfigError("--rehearse belongs to --plan: it runs nothing of the plan itself", hint="add --plan")
+    if args.rehearse < 1:
+        raise ConfigError(f"--rehearse {args.rehearse}: at least 1 image", hint="64 give a forecast")
+    if args.budget_hours is not None and not 0 < args.budget_hours < math.inf:
+        raise ConfigError(f"--budget-hours {args.budget_hours:g}: hours above 0")
+
+
 def segment_collection(args: SegmentArguments) -> int:
     """Segment what is missing, or print the plan for `--plan`; returns the exit status."""
+    check_rehearsal(args)
     from infra import preflight
-    from jobs import run, summary
+    from jobs import rehearse, run, summary
     from jobs.from_masks import check_settings
     from pipeline.source.plan import plan_source
 
@@ -56,6 +86,9 @@ def segment_collection(args: SegmentArguments) -> int:
     preflight.check_apart([Url(source) for source in args.cfg.source], Url(args.cfg.output))
     check_settings(args.cfg)
     plan = plan_source(args.cfg, identified.bands)
+    if args.rehearse:
+        how = {"budget_hours": args.budget_hours, "prices": args.prices, "crew_output": args.crew_output}
+        return rehearse.print_rehearsal(identified, plan, args.rehearse, **how)
     if args.plan:
         return summary.print_plan(identified, plan)
     return summary.print_outcome(identified, run.carry_out(identified, plan))

@@ -305,6 +305,9 @@ class RuntimeConfig(_Frozen):
         None, ge=1, description="Network actors; unset: one per GPU, or by the number of CPUs."
     )
     refine_workers: int | None = Field(None, ge=1, description="Most refiner actors; unset: one per CPU.")
+    crew: str | None = Field(
+        None, description="Workers per stage, from a file of --crew-output; in place of infer_workers, refine_workers."
+    )
     expect_cpus: int | None = Field(
         None, ge=1, description="CPUs after the cluster has scaled up; unset: those it has now."
     )
@@ -336,6 +339,12 @@ class RuntimeConfig(_Frozen):
         False, description="Start Ray's dashboard with a local Ray, on 127.0.0.1; a cluster has its own."
     )
     previews: int = Field(48, ge=0, description="Approximate number of previews kept for the report.")
+
+    @model_validator(mode="after")
+    def _one_number_of_workers(self) -> Self:
+        if self.crew and (self.infer_workers or self.refine_workers):
+            raise ValueError("crew and infer_workers or refine_workers both say how many workers: give one of them")
+        return self
 
 
 class SegmentConfig(_Frozen):
