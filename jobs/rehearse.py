@@ -22,7 +22,7 @@ from pipeline.errors import JobError
 from pipeline.run import flow, rehearsal
 from pipeline.run.footers import read_footers
 from pipeline.run.manifest import example_failures
-from pipeline.run.parts import parts_url
+from pipeline.run.parts import list_parts, parts_url
 from pipeline.run.price import Price, Prices, Requests, Usage, estimate_requests, price_of, read_prices
 from pipeline.run.progress import short_duration
 from pipeline.run.rehearsal import STAGES, CpuClock, Crew, CrewFile, Forecast, Rates
@@ -73,13 +73,13 @@ def rehearse(run: Run, plan: Plan, asked: int) -> Rehearsed:
         rehearsed = _measure(replace(run, url=scratch), plan, pending, min(asked, known or asked))
         if not rehearsed.segmented:
             examples = example_failures(scratch, read_footers(scratch), each=1)
-            reasons = [f"{key}: {detail}" for key, _, detail in examples]
+            reasons = [f"{key}: {detail}" for key, _, detail in examples] or ["the shards have no rows"]
             message = f"none of the {rehearsed.images} rehearsed image(s) could be segmented, first {reasons[0]}"
-            raise JobError(message, hint="check --source and --decode")
+            raise JobError(message, hint="check --source, and the settings --read and --decode")
     finally:
         objects.delete_below(scratch)
     if rehearsed.images < asked and known is None:
-        log.warning("--rehearse %d: the first tars or files have %d image(s)", asked, rehearsed.images)
+        log.warning("--rehearse %d: the opened tars have fewer, %d were rehearsed", asked, rehearsed.images)
     if rehearsed.segmented < rehearsed.images * (1 - FEW):
         few = "%d of %d rehearsed image(s) failed: the figures rest on %d image(s)"
         log.warning(few, rehearsed.images - rehearsed.segmented, rehearsed.images, rehearsed.segmented)
@@ -103,8 +103,9 @@ def _measure(run: Run, plan: Plan, pending: list[rehearsal.PendingShard], planne
         driver_cores = (time.process_time() - cpu_started_s) / (now - flow_started)
     segmented = progress.committed - sum(progress.failed.values())
     crew = rehearsal.crew_of(workers, cluster)
-    rates = rehearsal.rates_of(progress, max(segmented, 1), gpus=bool(crew.gpus), driver_cores=driver_cores)
-    written = sum(file.size for file in objects.list_files(parts_url(run.url)))
+    rates = rehearsal.rates_of(progress, max(segmented, 1), driver_cores=driver_cores)
+    parts = parts_url(run.url)
+    written = sum(objects.info(parts / name).size for name in list_parts(run.url))
     return Rehearsed(
         progress.committed,
         segmented,

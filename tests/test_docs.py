@@ -233,7 +233,7 @@ def test_the_walk_through_the_architecture_names_at_most_ten_places_that_exist()
 def test_the_generated_settings_are_the_flags_of_the_jobs() -> None:
     pages = {"jobs.segment_dataset": "settings", "jobs.train": "settings-train", "jobs.evaluate": "settings-evaluate"}
     of_the_command = {"--help", "--help-all", "--version", "--config", "--plan", "--bare", "--dry-run", "--find-lr"}
-    of_the_command |= {"--notify"}
+    of_the_command |= {"--notify", "--rehearse", "--budget-hours", "--prices", "--crew-output"}
     of_defaults = {"--loss.terms.cross-entropy"}  # tyro makes flags of the keys that a default has
     of_ray = {"--working-dir", "--submission-id"}  # in the example that begins the help
     for module, page in pages.items():

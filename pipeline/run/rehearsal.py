@@ -163,7 +163,7 @@ class Rate:
     """What one image costs a stage."""
 
     held_s: float
-    """Seconds for which it holds a worker that has a core, or a GPU, to itself."""
+    """Seconds for which it holds a worker, with the cores shared as they were in the rehearsal."""
     cpu_s: float
     """CPU seconds."""
 
@@ -190,25 +190,19 @@ class Rates:
         return sum(rate.cpu_s for rate in self.stages.values())
 
 
-def rates_of(progress: RunProgress, images: int, *, gpus: bool, driver_cores: float) -> Rates:
+def rates_of(progress: RunProgress, images: int, *, driver_cores: float) -> Rates:
     """Rates from the counters of a `CpuClock`.
-
-    Networks without GPUs and refiners compute on one core, so an image holds them for its CPU seconds: their wall
-    clock also counts the time in which others had the core. Reading, writing and GPUs are waited for: there it is the
-    wall clock.
 
     Args:
         progress: counters at the end of the rehearsal.
         images: images that were segmented, at least 1.
-        gpus: True when the networks ran on GPUs.
         driver_cores: see `Rates`.
     """
-    computed = {"refine"} if gpus else {"refine", "infer"}
-    stages = {}
-    for stage in STAGES:
-        busy_s, cpu_s = (progress.seconds.get(name, 0.0) / images for name in (stage, stage + _CPU))
-        stages[stage] = Rate(cpu_s if stage in computed else busy_s, cpu_s)
-    return Rates(stages, driver_cores)
+    seconds = progress.seconds
+    held = {stage: (seconds.get(stage, 0.0), seconds.get(stage + _CPU, 0.0)) for stage in STAGES}
+    return Rates(
+        {stage: Rate(busy_s / images, cpu_s / images) for stage, (busy_s, cpu_s) in held.items()}, driver_cores
+    )
 
 
 class Crew(BaseModel):

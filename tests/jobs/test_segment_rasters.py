@@ -250,6 +250,17 @@ def test_the_plan_counts_windows_and_writes_nothing(rasters: Path, segment: Run,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_rehearsal_takes_windows_of_several_rasters_and_leaves_nothing(
+    rasters: Path, segment: Run, tmp_path: Path
+) -> None:
+    outcome = segment(rasters, tmp_path / "out", "--plan", "--rehearse", "3")
+    assert outcome.status == 0, outcome.log
+    assert (outcome.summary["rehearsed"], outcome.summary["failed"], outcome.summary["images"]) == (3, 0, 5)
+    assert "rehearsing 3 image(s) of 2 shard(s)" in outcome.log
+    assert outcome.summary["cpu_s_per_image"]["read"] > 0
+    assert not list((tmp_path / "out").rglob("*"))
+
+
 def test_a_folder_of_chips_of_four_bands_is_segmented_as_photos_are(segment: Run, tmp_path: Path) -> None:
     pixels = values(120, 130, 4)
     write_raster(tmp_path / "chips/a.tif", pixels, nodata=0)

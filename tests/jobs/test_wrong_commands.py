@@ -33,6 +33,20 @@ WRONG = {
     "tab in a config": Wrong(f"{SEGMENT} --config tab.yaml", 1, ("tab.yaml is not YAML", "'\\t'", "line 2")),
     "config that is a list": Wrong(f"{SEGMENT} --config list.yaml", 1, ("list.yaml must hold settings by name",)),
     "config that is not there": Wrong(f"{SEGMENT} --config gone.yaml", 1, ("cannot read gone.yaml",)),
+    "rehearsal without a plan": Wrong(f"{SEGMENT} --rehearse 64", 1, ("--rehearse belongs to --plan", "add --plan")),
+    "rehearsal of nothing": Wrong(f"{SEGMENT} --plan --rehearse 0", 1, ("--rehearse 0: at least 1 image",)),
+    "budget without a rehearsal": Wrong(
+        f"{SEGMENT} --plan --budget-hours 3", 1, ("--budget-hours needs a rehearsal", "--rehearse 64")
+    ),
+    "budget of no hours": Wrong(
+        f"{SEGMENT} --plan --rehearse 8 --budget-hours 0", 1, ("--budget-hours 0: hours above 0",)
+    ),
+    "crew that is not there": Wrong(
+        f"{SEGMENT} --runtime.crew gone.json", 1, ("--runtime.crew gone.json: there is no such file", "--crew-output")
+    ),
+    "crew and a number of workers": Wrong(
+        f"{SEGMENT} --runtime.crew gone.json --runtime.infer-workers 2", 2, ("crew and infer_workers",)
+    ),
     "missing source": Wrong(
         "segment --source gone --checkpoint farmland --output out", 1, ("no such file or folder: gone ({cwd}/gone)",)
     ),
