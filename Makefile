@@ -1,6 +1,6 @@
 # Each command sets up what it needs in .venv: `make demo` runs the main job on generated farmland, `make test` adds the
-# developer's packages and checks a change in a few minutes, `make test-cluster` runs all other tests, `make docs` builds
-# the site.
+# developer's packages and checks a change in a few minutes, `make test-cluster` runs all other tests, `make soak` kills
+# processes of a run, `make docs` builds the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ INSTALL ?= $(if $(shell command -v uv),$(UV_OR_PIP),$(PIP))
 
 KERNELS := $(wildcard pipeline/refine/densecrf_native/* pipeline/score/label_maps_native/*)
 
-.PHONY: install develop demo test test-cluster mutants lint docs sanitize clean
+.PHONY: install develop demo test test-cluster soak mutants lint docs sanitize clean
 
 # The package comes first, by itself; asking for it by name then installs what it depends on, and compiles nothing again.
 $(VENV)/.installed: pyproject.toml setup.py $(KERNELS)
@@ -49,6 +49,13 @@ test: develop lint
 # All other tests, and every law with all its examples.
 test-cluster: develop
 	HYPOTHESIS_PROFILE=full $(PYTEST) -m "ray and not smoke or slow or hypothesis"
+
+# The job on clusters of several nodes while processes are killed and the store fails: docs/benchmarks/soak.md. Half an hour.
+KILLS ?= 50
+IMAGES ?= 300
+
+soak: develop
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.soak --kills '$(KILLS)' --images '$(IMAGES)' --seed '$(SEED)'
 
 # Small mistakes planted in one module, and which of them its tests notice: docs/development/mutants.md.
 #     make mutants MODULE=pipeline/infer/tile.py SAMPLE=all

@@ -96,11 +96,16 @@ def kill_a_worker(cluster: Cluster, stage: str, *, when: Callable[[], bool]) -> 
 
 
 def rows_of(outcome: Outcome) -> pd.DataFrame:
-    """All committed rows, by key, without what a clock decides.
+    """All committed rows of a run, see `rows_in`."""
+    return rows_in(outcome.summary["run"])
+
+
+def rows_in(run: Path | str) -> pd.DataFrame:
+    """All committed rows of a run, local or in a bucket, by key, without what a clock decides.
 
     The number of rows of a shard stands in the row that was read last: after a resume that may be another one, or two.
     """
-    frame = pd.read_parquet(outcome.run / "parts").drop(columns=CLOCKS)
+    frame = pd.read_parquet(f"{run}/parts").drop(columns=CLOCKS)
     frame["shard_rows"] = frame.groupby("shard")["shard_rows"].transform("max")
     return frame.sort_values("key").reset_index(drop=True)
 

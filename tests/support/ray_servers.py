@@ -20,6 +20,8 @@ from tests.support.ports import free_port, wait_for
 
 BIN = Path(sys.executable).parent
 START_S = 180.0
+STORE_BYTES = 500_000_000
+"""Object store of a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,12 @@ def _parents(process: psutil.Process) -> list[psutil.Process]:
 
 
 @contextmanager
-def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -> Iterator[Cluster]:
+def cluster(
+    num_cpus: int = 2, *, store_bytes: int = STORE_BYTES, cwd: Path | None = None, **environment: str
+) -> Iterator[Cluster]:
     """A head node in a process group of its own, ended with it. `environment` and `cwd` are what its workers see."""
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: socket paths have a limit of 107 characters
+    # Short, since socket paths have a limit of 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="r", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
     port, dashboard, agent = free_port(), free_port(), free_port()
     access = {
         "RAY_AUTH_MODE": "token",
@@ -81,7 +86,7 @@ def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     # Its default is one fixed port, and without the agent a head takes no jobs: two clusters would share it.
     command += [f"--dashboard-agent-listen-port={agent}"]
-    command += [f"--num-cpus={num_cpus}", "--object-store-memory=500000000", f"--temp-dir={folder / 't'}"]
+    command += [f"--num-cpus={num_cpus}", f"--object-store-memory={store_bytes}", f"--temp-dir={folder / 't'}"]
     log = folder / "head.log"
     own = {name: value for name, value in access.items() if name != "RAY_ADDRESS"}
     with log.open("wb") as out:
@@ -109,17 +114,20 @@ def cluster(num_cpus: int = 2, *, cwd: Path | None = None, **environment: str) -
 
 
 @contextmanager
-def node(of: Cluster) -> Iterator[subprocess.Popen]:
-    """One more node, of one CPU, once it is there; its process group is its own, so to kill that is a machine lost."""
+def node(of: Cluster, *, nodes: int = 2, **environment: str) -> Iterator[subprocess.Popen]:
+    """One more node, of one CPU, once the cluster has so many `nodes` alive; `environment` is what its workers see.
+
+    Its process group is its own, so to kill that is a machine lost.
+    """
     command = [BIN / "ray", "start", "--block", f"--address={of.address}", "--node-ip-address=127.0.0.1"]
     command += [f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=1"]
     command += ["--object-store-memory=200000000"]
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **of.environment}
-    environment["PYTHONPATH"] = str(ROOT)
-    with (of.log.parent / "node.log").open("wb") as out:
+    paths = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **paths, **of.environment, **environment}
+    with (of.log.parent / "node.log").open("ab") as out:
         started = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
-        _wait_for_nodes(2, environment)
+        _wait_for_nodes(nodes, environment)
         yield started
     finally:
         with suppress(ProcessLookupError):

@@ -6,6 +6,7 @@ Everything listens on 127.0.0.1, on a port the system chose, and ends by its own
 
 import http.client
 import os
+import random
 import shutil
 import socket
 import struct
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,6 +151,9 @@ class FaultProxy:
     target: str
     requests: list[Request] = field(default_factory=list)
     _planned: list[_Planned] = field(default_factory=list)
+    _share: float = 0.0
+    _faults: tuple[Fault, ...] = ()
+    _random: random.Random = field(default_factory=random.Random)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _server: ThreadingHTTPServer | None = None
 
@@ -188,6 +193,16 @@ class FaultProxy:
         with self._lock:
             self._planned.append(_Planned(n, fault, method, prefix, code))
 
+    def fail_share(self, share: float, faults: tuple[Fault, ...], *, seed: int) -> None:
+        """From now on break this share of all requests, 0 to 1, each with one of the faults drawn at random."""
+        with self._lock:
+            self._share, self._faults, self._random = share, faults, random.Random(seed)
+
+    def broken(self) -> Counter[Fault]:
+        """How many requests were broken, by fault."""
+        with self._lock:
+            return Counter(one.fault for one in self.requests if one.fault is not None)
+
     def count(self, method: str = "", prefix: str = "") -> int:
         """How many requests came, broken ones included."""
         with self._lock:
@@ -198,6 +213,7 @@ class FaultProxy:
         with self._lock:
             self.requests.clear()
             self._planned.clear()
+            self._share = 0.0
 
     def _next_fault(self, method: str, raw_path: str) -> _Planned | None:
         parts = urlsplit(raw_path)
@@ -208,9 +224,14 @@ class FaultProxy:
                     planned.left -= 1
                     break
             else:
-                planned = None
+                planned = self._drawn_fault()
             self.requests.append(Request(method, path, parts.query, planned.fault if planned else None))
         return planned
+
+    def _drawn_fault(self) -> _Planned | None:
+        if self._random.random() >= self._share:
+            return None
+        return _Planned(0, self._random.choice(self._faults), "", "", "")
 
     def _answer(self, handler: "_Handler") -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
