@@ -30,7 +30,7 @@ from pipeline.run import parts
 from pipeline.run.duplicates import UInt64
 from pipeline.run.footers import IndexWriter
 from pipeline.run.journal import WorkerLedger, take_journal
-from pipeline.run.ledger import Counts, Held, Ledger, Place, RunProgress
+from pipeline.run.ledger import Counts, FlowLedger, Held, Ledger, LedgerClient, Place, RunProgress
 from pipeline.run.parts import Part
 from pipeline.run.pending import PendingShard
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
@@ -149,7 +149,7 @@ def _take_journal_from(place: Place) -> Held | None:
 class ShardSource(Datasource):
     """Ray Data source of pending shards; leaves out keys that are committed."""
 
-    def __init__(self, job: Job, pending: Sequence[PendingShard], ledger: WorkerLedger) -> None:
+    def __init__(self, job: Job, pending: Sequence[PendingShard], ledger: LedgerClient) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job, self.pending, self.ledger = job, pending, ledger
 
@@ -177,7 +177,7 @@ class ShardSource(Datasource):
 class PartSink(Datasink[None]):
     """Ray Data sink that commits each write as one part."""
 
-    def __init__(self, job: Job, ledger: RemoteLedger) -> None:
+    def __init__(self, job: Job, ledger: FlowLedger) -> None:
         self.job, self.ledger = job, ledger
 
     @property
@@ -198,7 +198,7 @@ class PartSink(Datasink[None]):
 
 
 def build_dataset(
-    job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: WorkerLedger
+    job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: LedgerClient
 ) -> ray.data.Dataset:
     """Lazy dataset of `ROW_SCHEMA`, to be written to a `PartSink`.
 
@@ -216,7 +216,7 @@ def build_dataset(
     return _score_masks(items, job, workers, ledger) if job.masks else _segment(items, job, workers, ledger)
 
 
-def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: WorkerLedger) -> ray.data.Dataset:
+def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: LedgerClient) -> ray.data.Dataset:
     """Dataset of rows with new masks: inference, then refinement."""
     threads = 1 if not workers.infer_gpus else 4
     windows = job.cfg.read.kind == "raster"
@@ -244,7 +244,7 @@ def _segment(items: ray.data.Dataset, job: Job, workers: Workers, ledger: Worker
     return rows
 
 
-def _score_masks(items: ray.data.Dataset, job: Job, workers: Workers, ledger: WorkerLedger) -> ray.data.Dataset:
+def _score_masks(items: ray.data.Dataset, job: Job, workers: Workers, ledger: LedgerClient) -> ray.data.Dataset:
     """Dataset of rows with existing masks, scored against labels."""
     rows: ray.data.Dataset = items.map_batches(
         MaskStage,
@@ -259,7 +259,7 @@ def _score_masks(items: ray.data.Dataset, job: Job, workers: Workers, ledger: Wo
     return rows
 
 
-def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: RemoteLedger) -> None:
+def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: FlowLedger) -> None:
     """Segment the pending shards and commit their rows. Returns when every row is in a part."""
     with _ray_data_settings(job.cfg.runtime.block_mib):
         dataset = build_dataset(job, pending, workers, ledger.for_workers())

@@ -243,6 +243,22 @@ class LedgerClient(KeyLedger, Protocol):
         """Pass on what was counted."""
 
 
+class FlowLedger(Protocol):
+    """Methods of a ledger that a flow calls beside those of its workers."""
+
+    def for_workers(self) -> LedgerClient:
+        """Client for the readers and actors of the flow."""
+
+    def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
+        """See `Ledger.commit`."""
+
+    def add_to_index(self, part: Part) -> None:
+        """See `Ledger.add_to_index`."""
+
+    def wait_for_workers(self) -> None:
+        """Wait until the workers of a finished flow have told their last counts."""
+
+
 T = TypeVar("T")
 Answer = TypeVar("Answer")
 

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config import RuntimeConfig, explain, read_yaml
+from pipeline.run.parts import rows_per_part
 from pipeline.source.shard import Shard
 from pipeline.store.lease import BEATS_PER_LEASE
 
@@ -135,7 +136,7 @@ def estimate_requests(shards: Sequence[Shard], images: int, *, runtime: RuntimeC
     gets = images if not files else 2 * len(files) + ranges
     if any(shard.kind == "raster" for shard in shards):
         gets = 2 * len(files) + max(images, ranges)
-    parts = math.ceil(images / runtime.rows_per_part)
+    parts = math.ceil(images / (runtime.rows_per_part or rows_per_part(images)))
     signs = hours * 3600 * (1 / runtime.progress_s + BEATS_PER_LEASE / runtime.lease_s)
     listed = math.ceil((len(files) or images) / LIST_PAGE) + 2 * math.ceil(parts / LIST_PAGE)
     return Requests(gets + READS_PER_PART * parts, parts + RUN_OBJECTS + math.ceil(signs), listed)

@@ -18,14 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import process_time
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config import RuntimeConfig, SegmentConfig, explain
 from pipeline.errors import ConfigError, InputError
-from pipeline.run.ledger import LedgerClient, RunProgress
-from pipeline.run.manifest import PendingShard
+from pipeline.run.ledger import FlowLedger, LedgerClient, RunProgress
+from pipeline.run.parts import Part
+from pipeline.run.pending import PendingShard
 from pipeline.run.workers import CPU_SHARE, GPU_FEEDER_CPUS, READ_CPUS, WRITE_CPUS, Resources, Workers
 from pipeline.source.left_out import LeftOut
 from pipeline.source.shard import Shard
@@ -42,19 +43,6 @@ _CPU = " cpu"
 """End of the names under which a ledger adds up CPU seconds."""
 
 
-class Counters(LedgerClient, Protocol):
-    """Methods of a ledger that a rehearsal calls beside those of its workers."""
-
-    def count_left_out(self, shard: str, left_out: LeftOut) -> None:
-        """See `Ledger.count_left_out`."""
-
-    def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
-        """See `Ledger.commit`."""
-
-    def progress(self) -> RunProgress:
-        """See `Ledger.progress`."""
-
-
 class CpuClock:
     """Client of a ledger that also adds up the CPU seconds of each stage, as seconds of the stage `<name> cpu`.
 
@@ -63,19 +51,24 @@ class CpuClock:
     first batch, so loading does not count.
     """
 
-    def __init__(self, ledger: Counters) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: FlowLedger | LedgerClient) -> None:
+        self.ledger: Any = ledger
         self._entered = False
         self._since_s = process_time()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CpuClock, (self.ledger,)  # the clock of a worker starts where it is unpickled
 
+    def for_workers(self) -> "CpuClock":
+        """Clock of the workers of a flow."""
+        return CpuClock(self.ledger.for_workers())
+
     def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
         """See `Ledger.enter`."""
         if not self._entered:
             self._entered, self._since_s = True, process_time()
-        return self.ledger.enter(stage, keys, worker)
+        deaths: list[list[str]] = self.ledger.enter(stage, keys, worker)
+        return deaths
 
     def enter_alone(self, stage: str, key: str, worker: str) -> None:
         """See `Ledger.enter_alone`."""
@@ -94,14 +87,27 @@ class CpuClock:
         """See `Ledger.count_left_out`."""
         self.ledger.count_left_out(shard, left_out)
 
+    def flush(self) -> None:
+        """Pass on what was counted."""
+        self.ledger.flush()
+
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
         """See `Ledger.commit`."""
         self.ledger.commit(rows, failed, seconds)
         self._count("write")
 
+    def add_to_index(self, part: Part) -> None:
+        """See `Ledger.add_to_index`."""
+        self.ledger.add_to_index(part)
+
+    def wait_for_workers(self) -> None:
+        """Wait until the workers have told their last counts."""
+        self.ledger.wait_for_workers()
+
     def progress(self) -> RunProgress:
         """See `Ledger.progress`."""
-        return self.ledger.progress()
+        counters: RunProgress = self.ledger.progress()
+        return counters
 
     def _count(self, stage: str) -> None:
         now_s = process_time()
