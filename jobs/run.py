@@ -63,7 +63,18 @@ from pipeline.zones.map import run_map
 
 log = logging.getLogger(__name__)
 
-STORED_VERSIONS = {"ray", "torch", "pyarrow", "pillow", "simplejpeg", "pydensecrf", "pydensecrf2", "fsspec", "s3fs", "numpy"}
+STORED_VERSIONS = {
+    "ray",
+    "torch",
+    "pyarrow",
+    "pillow",
+    "simplejpeg",
+    "pydensecrf",
+    "pydensecrf2",
+    "fsspec",
+    "s3fs",
+    "numpy",
+}
 """Packages that shape masks: `environment.json` of a run has their versions."""
 LAST_UNPLACED = 2
 """Last code version whose fingerprints hold places as they were typed."""

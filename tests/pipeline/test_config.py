@@ -80,6 +80,7 @@ CHANGES_NO_MASK = {
     "runtime.dashboard": True,
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,
+    "runtime.crew": "crew.json",
     "runtime.expect_cpus": 64,
     "runtime.expect_gpus": 4,
     "runtime.decode_threads": 2,
