@@ -101,7 +101,10 @@ class DisturbedRun:
         summary: dict[str, Any] = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
         return summary
 
-    def end(self) -> None:
+    def __enter__(self) -> "DisturbedRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Kill the driver if it still runs."""
         if self._process is not None:
             self._process.kill()
@@ -132,40 +135,38 @@ class DisturbedRun:
 
 @dataclass
 class Killer:
-    """Kills processes of a run, drawn at random."""
+    """Kills processes of runs, drawn at random."""
 
-    run: DisturbedRun
     random: random.Random
     killed: Counter[str] = field(default_factory=Counter)
     """Kills by kind of process."""
 
-    def kill(self) -> bool:
-        """Draw a kind, and kill a process of this kind as soon as there is one; False when the run ends before."""
-        kind = self.random.choice(["driver", *WORKERS])
-        done = self.run.wait_until(self.run.kill_driver if kind == "driver" else lambda: self._kill_worker(kind))
+    def kill_at_random(self, run: DisturbedRun, kills: int, *, rows_between: float, longest_s: float) -> None:
+        """Kill so many times, or until the run is finished.
+
+        Each kill waits for a number of newly committed rows, `rows_between` in the mean, and then for up to `longest_s`
+        seconds: a driver that was just started dies while it plans, or resumes.
+        """
+        for _ in range(kills):
+            moment = run.committed() + self.random.uniform(0, 2 * rows_between)
+            if not run.wait_until(lambda moment=moment: run.committed() >= moment):
+                return
+            time.sleep(self.random.uniform(0, longest_s))
+            if not self._kill(run, self.random.choice(["driver", *WORKERS])):
+                return
+
+    def _kill(self, run: DisturbedRun, kind: str) -> bool:
+        """Kill a process of a kind as soon as there is one; False when the run is finished before."""
+        done = run.wait_until(run.kill_driver if kind == "driver" else lambda: self._kill_worker(run, kind))
         self.killed[kind] += done
         return done
 
-    def _kill_worker(self, kind: str) -> bool:
-        assert self.run.cluster, "workers of a cluster are killed"
-        workers = self.run.cluster.workers(WORKERS[kind])
+    def _kill_worker(self, run: DisturbedRun, kind: str) -> bool:
+        assert run.cluster, "workers of a cluster are killed"
+        workers = run.cluster.workers(WORKERS[kind])
         if not workers:
             return False
         with suppress(psutil.NoSuchProcess):
             self.random.choice(workers).kill()
             return True
         return False
-
-    def kill_at_random(self, kills: int, rows: int, *, longest_s: float) -> None:
-        """Kill so many times while a run of so many rows goes on.
-
-        Each kill waits for a number of committed rows, drawn evenly from the first nine tenths of the run, and then for
-        a time of up to `longest_s` seconds: a driver that was just started dies while it plans, or resumes.
-        """
-        moments = sorted(self.random.uniform(0, 0.9 * rows) for _ in range(kills))
-        for moment in moments:
-            if not self.run.wait_until(lambda moment=moment: self.run.committed() >= moment):
-                return
-            time.sleep(self.random.uniform(0, longest_s))
-            if not self.kill():
-                return

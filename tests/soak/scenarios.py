@@ -51,15 +51,14 @@ class Report:
 
 
 @contextmanager
-def reported(name: str, run: DisturbedRun) -> Iterator[Report]:
-    """Time a scenario; a run that makes no progress is its problem, and no driver outlives it."""
+def reported(name: str) -> Iterator[Report]:
+    """Time a scenario; a run that makes no progress is its problem."""
     report, started = Report(name), time.monotonic()
     try:
         yield report
     except Stuck as error:
         report.problems.append(str(error))
     finally:
-        run.end()
         report.seconds = round(time.monotonic() - started, 1)
 
 
@@ -69,18 +68,18 @@ def finish_and_compare(run: DisturbedRun, images: Images, report: Report) -> Non
     folder = summary["run"]
     rows = rows_in(folder)
     if crashed := crashed_keys(rows):
-        report.figures["crashed"] = crashed
+        report.figures["crashed"] = [*report.figures.get("crashed", []), *crashed]
         report.problems += differences(rows, images.rows, forgiven=crashed)
         _inspect(run, folder, "--retry-failed")
         run.finish()
         rows = rows_in(folder)
-    report.rows = len(rows)
+    report.rows += len(rows)
     report.problems += differences(rows, images.rows)
     verified = _inspect(run, folder, "--verify")
     if verified["problems"]:
         report.problems.append(f"--verify found {verified['problems']} problem(s)")
     if run.gave_up:
-        report.figures["drivers that gave up"] = run.gave_up
+        report.figures["drivers that gave up"] = [*report.figures.get("drivers that gave up", []), *run.gave_up]
 
 
 def _inspect(run: DisturbedRun, folder: str, action: str) -> dict[str, Any]:
@@ -96,17 +95,14 @@ def _inspect(run: DisturbedRun, folder: str, action: str) -> dict[str, Any]:
 
 def undisturbed(images: Path, output: Path) -> Images:
     """Segment images on one node to which nothing happens."""
-    run = DisturbedRun(images, output, output.with_suffix(".log"))
-    try:
+    with DisturbedRun(images, output, output.with_suffix(".log")) as run:
         return Images(images, rows_in(run.finish()["run"]))
-    finally:
-        run.end()
 
 
 def on_nodes(images: Images, cluster: Cluster, nodes: int, output: Path) -> Report:
     """Nothing happens, but the cluster has several nodes, and workers on all of them."""
     run = DisturbedRun(images.folder, output, output.with_suffix(".log"), cluster, workers_for(nodes))
-    with reported(f"{nodes} nodes", run) as report:
+    with reported(f"{nodes} nodes") as report, run:
         working: set[int] = set()
 
         def all_at_work() -> bool:
@@ -133,46 +129,38 @@ def _parent(process: psutil.Process) -> int | None:
 
 
 def node_lost_and_added(images: Images, cluster: Cluster, nodes: list[subprocess.Popen], output: Path) -> Report:
-    """The raylet of a node at work is killed after a third of the rows, and a node is added after another third.
+    """The raylet of a node at work is killed after a fifth of the rows, and another node is added at once.
 
     Args:
         images, cluster, output: as everywhere here.
         nodes: all nodes but the head; the workers of the run fill them.
     """
     run = DisturbedRun(images.folder, output, output.with_suffix(".log"), cluster, workers_for(1 + len(nodes)))
-    third = len(images.rows) // 3
-    with reported("node lost, node added", run) as report:
-        raylets = [_raylet(node) for node in nodes]
-
-        def at_work() -> list[psutil.Process]:
-            busy = nodes_at_work(cluster)
-            return [raylet for raylet in raylets if raylet.pid in busy]
-
-        if not run.wait_until(lambda: run.committed() >= third and bool(at_work())):
+    with reported("node lost, node added") as report, run:
+        fifth = len(images.rows) // 5
+        if not run.wait_until(lambda: run.committed() >= fifth and bool(raylets_at_work(cluster, nodes))):
             report.problems.append("no node was at work before the run was finished")
             return report
         report.figures["rows when the node was killed"] = run.committed()
-        at_work()[0].kill()
-        if not run.wait_until(lambda: run.committed() >= 2 * third):
-            report.problems.append("the run was finished before a node was added")
-            return report
+        raylets_at_work(cluster, nodes)[0].kill()
         with ray_servers.node(cluster, nodes=1 + len(nodes)) as added:
-            report.figures["rows when the new node had joined"] = run.committed()
-            raylet = _raylet(added).pid
-            report.figures["the new node got workers"] = run.wait_until(lambda: raylet in nodes_at_work(cluster))
+            if not run.wait_until(lambda: bool(raylets_at_work(cluster, [added]))):
+                report.problems.append("the new node had no workers before the run was finished")
+            report.figures["rows when the new node had workers"] = run.committed()
             finish_and_compare(run, images, report)
     return report
+
+
+def raylets_at_work(cluster: Cluster, nodes: list[subprocess.Popen]) -> list[psutil.Process]:
+    """The raylets with a network or a refiner of some nodes that `ray_servers.node` started."""
+    family = [child for node in nodes for child in psutil.Process(node.pid).children(recursive=True)]
+    busy = nodes_at_work(cluster)
+    return [process for process in family if process.pid in busy]
 
 
 def workers_for(nodes: int) -> list[str]:
     """Flags for as many workers as fit on nodes of one CPU, two on each but one, where reading and writing go on."""
     return ["--runtime.infer-workers", str(nodes - 1), "--runtime.refine-workers", str(nodes)]
-
-
-def _raylet(node: subprocess.Popen) -> psutil.Process:
-    """The raylet of a node that `ray_servers.node` started."""
-    children = psutil.Process(node.pid).children(recursive=True)
-    return next(child for child in children if child.name() == "raylet")
 
 
 def spilling(images: Images, output: Path, *, store_mib: int, flags: list[str], **settings: str) -> Report:
@@ -186,7 +174,7 @@ def spilling(images: Images, output: Path, *, store_mib: int, flags: list[str], 
     """
     with ray_servers.cluster(2, store_bytes=store_mib * 2**20, PYTHONPATH=str(ROOT), **settings) as cluster:
         run = DisturbedRun(images.folder, output, output.with_suffix(".log"), cluster, flags)
-        with reported(f"object store of {store_mib} MiB", run) as report:
+        with reported(f"object store of {store_mib} MiB") as report, run:
             finish_and_compare(run, images, report)
             command = [BIN / "ray", "memory", "--stats-only", "--address", cluster.address]
             environment = os.environ | cluster.environment
@@ -210,7 +198,7 @@ def failing_store(images: Images, cluster: Cluster, store: S3Server, proxy: Faul
     environment = {**store.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
     run = DisturbedRun("s3://soak/in", "s3://soak/out", log, cluster, environment=environment)
     run.parts_put = lambda: sum("/parts/part-" in one.path for one in list(proxy.requests))
-    with reported("store that fails 5 % of its requests", run) as report, in_environment(store.environment):
+    with reported("store that fails 5 % of its requests") as report, run, in_environment(store.environment):
         proxy.clear()
         proxy.fail_share(BROKEN_SHARE, FAULTS, seed=seed)
         finish_and_compare(run, images, report)
@@ -221,17 +209,20 @@ def failing_store(images: Images, cluster: Cluster, store: S3Server, proxy: Faul
     return report
 
 
-def killed(images: Images, cluster: Cluster, output: Path, *, kills: int, seed: int, longest_s: float) -> Report:
-    """Driver, networks, refiners and writers die with SIGKILL at random moments."""
-    run = DisturbedRun(images.folder, output, output.with_suffix(".log"), cluster)
-    killer = Killer(run, random.Random(seed))
-    with reported(f"{kills} kills", run) as report:
-        killer.kill_at_random(kills, len(images.rows), longest_s=longest_s)
-        finish_and_compare(run, images, report)
-        done = killer.killed.total()
-        if done < kills:
-            report.problems.append(f"the run was finished after {done} of {kills} kills: it needs more images")
-        manifest = json.loads(next(output.glob("run=*/_manifest.json")).read_text())
-        report.figures |= {"drivers": run.drivers, "rows that two drivers wrote": manifest["duplicates_removed"]}
+def killed(images: Images, cluster: Cluster, folder: Path, *, kills: int, seed: int, longest_s: float) -> Report:
+    """Driver, networks, refiners and writers die with SIGKILL at random moments.
+
+    A run that is finished before the last kill is compared, and the kills go on in the next, with an output of its own.
+    """
+    killer, drivers, late = Killer(random.Random(seed)), 0, 0
+    with reported(f"{kills} kills") as report:
+        while (left := kills - killer.killed.total()) > 0:
+            output = folder / f"after-{kills - left}"
+            with DisturbedRun(images.folder, output, output.with_suffix(".log"), cluster) as run:
+                killer.kill_at_random(run, left, rows_between=len(images.rows) / kills, longest_s=longest_s)
+                finish_and_compare(run, images, report)
+            drivers += run.drivers
+            late += json.loads(next(output.glob("run=*/_manifest.json")).read_text())["duplicates_removed"]
+        report.figures |= {"drivers": drivers, "rows that two drivers wrote": late}
     report.figures = {f"killed {kind}": count for kind, count in sorted(killer.killed.items())} | report.figures
     return report
