@@ -52,7 +52,7 @@ test-cluster: develop
 
 # The job on clusters of several nodes while processes are killed and the store fails: docs/benchmarks/soak.md. Half an hour.
 KILLS ?= 50
-IMAGES ?= 300
+IMAGES ?= 200
 
 soak: develop
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.soak --kills '$(KILLS)' --images '$(IMAGES)' --seed '$(SEED)'

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,9 +93,9 @@ def _inspect(run: DisturbedRun, folder: str, action: str) -> dict[str, Any]:
     return answer
 
 
-def undisturbed(images: Path, output: Path) -> Images:
+def undisturbed(images: Path, output: Path, flags: Sequence[str] = ()) -> Images:
     """Segment images on one node to which nothing happens."""
-    with DisturbedRun(images, output, output.with_suffix(".log")) as run:
+    with DisturbedRun(images, output, output.with_suffix(".log"), flags=flags) as run:
         return Images(images, rows_in(run.finish()["run"]))
 
 
@@ -128,17 +128,20 @@ def _parent(process: psutil.Process) -> int | None:
         return None
 
 
-def node_lost_and_added(images: Images, cluster: Cluster, nodes: list[subprocess.Popen], output: Path) -> Report:
-    """The raylet of a node at work is killed after a fifth of the rows, and another node is added at once.
+def node_lost_and_added(
+    images: Images, cluster: Cluster, nodes: list[subprocess.Popen], output: Path, flags: Sequence[str]
+) -> Report:
+    """The raylet of a node at work is killed after the first commit, and another node is added at once.
 
     Args:
         images, cluster, output: as everywhere here.
         nodes: all nodes but the head; the workers of the run fill them.
+        flags: flags of the run; it must last longer than a node takes to start.
     """
-    run = DisturbedRun(images.folder, output, output.with_suffix(".log"), cluster, workers_for(1 + len(nodes)))
+    flags = [*flags, *workers_for(1 + len(nodes))]
+    run = DisturbedRun(images.folder, output, output.with_suffix(".log"), cluster, flags)
     with reported("node lost, node added") as report, run:
-        fifth = len(images.rows) // 5
-        if not run.wait_until(lambda: run.committed() >= fifth and bool(raylets_at_work(cluster, nodes))):
+        if not run.wait_until(lambda: run.committed() > 0 and bool(raylets_at_work(cluster, nodes))):
             report.problems.append("no node was at work before the run was finished")
             return report
         report.figures["rows when the node was killed"] = run.committed()
@@ -214,6 +217,7 @@ def killed(images: Images, cluster: Cluster, folder: Path, *, kills: int, seed: 
 
     A run that is finished before the last kill is compared, and the kills go on in the next, with an output of its own.
     """
+    folder.mkdir()
     killer, drivers, late = Killer(random.Random(seed)), 0, 0
     with reported(f"{kills} kills") as report:
         while (left := kills - killer.killed.total()) > 0:
