@@ -75,6 +75,23 @@ def log_not_refined(reasons: Mapping[str, int]) -> None:
         log.warning("%d image(s) not refined: %s; the column refine_note has the values", count, reason)
 
 
+def busy_shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Share of each stage in the busy seconds of all workers, 0 to 1; empty before anything was done."""
+    total = sum(seconds.values())
+    return {stage: round(spent / total, 4) for stage, spent in seconds.items()} if total else {}
+
+
+def log_shares(outcome: RunOutcome) -> None:
+    """Log what share of the time was the work on images, and what share of that was each stage."""
+    working_s, shares = outcome.progress.working_s, busy_shares(outcome.manifest.seconds)
+    if not working_s or not shares:
+        return
+    idle_s = max(outcome.wall_s - working_s, 0.0)
+    log.info("start and end: %.1f of %.1f s, %.0f%%", idle_s, outcome.wall_s, 100 * idle_s / outcome.wall_s)
+    texts = [f"{stage} {share:.1%}" for stage, share in shares.items()]
+    log.info("busy time of the workers: %s", ", ".join(texts))
+
+
 def print_outcome(run: Run, outcome: RunOutcome) -> int:
     """Print rows by status and the JSON line; the exit status is 1 when too many rows failed."""
     totals, rows_now, wall_s = outcome.manifest, outcome.progress.committed, outcome.wall_s
@@ -82,6 +99,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
     for name, count in {"ok": totals.ok, **totals.error_codes}.items():
         log.info("%-18s %9d", name, count)
     log_not_refined(totals.refine_notes)
+    log_shares(outcome)
     report_url = folder.find_object(run.url, folder.REPORT)
     log.info("look here first: %s", report_url)
     limit = run.cfg.runtime.max_failed_fraction
@@ -107,6 +125,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "rows_now": rows_now,
             "wall_s": round(wall_s, 2),
             "working_s": round(outcome.progress.working_s, 2),
+            "busy_shares": busy_shares(totals.seconds),
             "images_per_s": round(rows_now / wall_s, 2),
             "bytes_between_stages": sum(outcome.progress.bytes_out.values()),
             **(outcome.assembled.facts() if outcome.assembled else {}),
