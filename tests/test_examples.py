@@ -50,9 +50,7 @@ def write_run(output: Path) -> None:
     items = [item(f"{seed}.png", generate_scene(seed, height=96, width=96).image_hwc) for seed in range(3)]
     items.append(Item(key="broken.png", shard="s", etag="e", data=b"no image"))
     rows = RefineStage(job, Ledger())(InferStage(job, Ledger(), threads=1)(items_to_table(items)))
-    folder = output / "run=0123456789ab/parts"
-    folder.mkdir(parents=True)
-    (folder / "part-0.parquet").write_bytes(parts.encode_part(rows, classes))
+    parts.write_part(Url(str(output / "run=0123456789ab")), rows, classes)
 
 
 @pytest.fixture
