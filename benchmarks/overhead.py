@@ -205,13 +205,14 @@ def write_tars(folder: Path, images: int) -> None:
 def run_null_flow(source: Path, output: Path, images: int) -> tuple[float, dict[str, float]]:
     """Run the flow; see `Watch.steady`."""
     from pipeline.run import flow  # noqa: PLC0415  # Ray
-    from pipeline.run.manifest import PendingShard  # noqa: PLC0415
     from pipeline.run.stages import Job  # noqa: PLC0415
     from pipeline.run.workers import Workers  # noqa: PLC0415
 
     cfg = SegmentConfig.model_validate({"source": str(source), "output": "o", "checkpoint": "c"})
     job = Job(cfg, CLASSES, Url(str(output)), "model", "config", preview_share=0.0)
-    pending = [PendingShard(shard, frozenset()) for shard in plan_source(cfg).shards]
+    pending = [
+        flow.PendingShard(shard, frozenset()) for shard in plan_source(cfg).shards
+    ]  # elsewhere in older versions
     flow.InferStage, flow.RefineStage = NullInfer, NullRefine  # type: ignore[misc,assignment]
     ledger = flow.RemoteLedger()
     with Watch(lambda: ledger.progress().committed) as watch:
