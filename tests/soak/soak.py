@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     """Soak, print what came of it, and leave the folder only where something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200, help="images of the runs, but for the one that spills")
-    parser.add_argument("--kills", type=int, default=50, help="kills with SIGKILL in one run")
+    parser.add_argument("--kills", type=int, default=50, help="kills with SIGKILL")
     parser.add_argument("--seed", type=int, default=0, help="seed of images, faults and kills")
     args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="soak"))
