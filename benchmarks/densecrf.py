@@ -32,6 +32,7 @@ import torch
 from PIL import Image as PILImage
 from scipy.spatial.distance import cdist
 
+from benchmarks.process_status import status_bytes
 from infra import log as logs
 from jobs import command_line
 from pipeline.classes import ClassMap
@@ -212,11 +213,6 @@ def off_the_oracle(cases: list[Case], preset: str, iterations: int) -> dict[str,
     return {name: round(mean(shares), 6) for name, shares in off.items()}
 
 
-def _status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def _prepared(work: Workload) -> tuple[Engine, Case]:
     torch.set_num_threads(1)
     engine = make_engine(work.cfg)
@@ -231,9 +227,9 @@ def engine_peak_mib(work: Workload) -> float:
     labels(engine, case, Window(0, 0, 32, 32))  # warm-up
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak, see proc_pid_clear_refs(5)
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     labels(engine, case, case.window)
-    return round((_status_bytes("VmHWM") - before) / _MIB, 1)
+    return round((status_bytes("VmHWM") - before) / _MIB, 1)
 
 
 def seconds_each(work: Workload, seconds: float) -> tuple[float, float]:

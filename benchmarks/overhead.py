@@ -61,7 +61,7 @@ STEADY = (0.2, 0.9)
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class CheckoutFigures:
     """One checkout, once."""
 
     bookkeeping_images_per_s: float
@@ -210,9 +210,8 @@ def run_null_flow(source: Path, output: Path, images: int) -> tuple[float, dict[
 
     cfg = SegmentConfig.model_validate({"source": str(source), "output": "o", "checkpoint": "c"})
     job = Job(cfg, CLASSES, Url(str(output)), "model", "config", preview_share=0.0)
-    pending = [
-        flow.PendingShard(shard, frozenset()) for shard in plan_source(cfg).shards
-    ]  # elsewhere in older versions
+    # Through the flow, since its module is another one in older versions.
+    pending = [flow.PendingShard(shard, frozenset()) for shard in plan_source(cfg).shards]
     flow.InferStage, flow.RefineStage = NullInfer, NullRefine  # type: ignore[misc,assignment]
     ledger = flow.RemoteLedger()
     with Watch(lambda: ledger.progress().committed) as watch:
@@ -316,7 +315,7 @@ def kind_of(pid: int) -> str:
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def measure_here(source: Path, output: Path, images: int, seconds: float) -> Measurement:
+def measure_here(source: Path, output: Path, images: int, seconds: float) -> CheckoutFigures:
     """Measure the checkout that this process has imported."""
     from infra import session  # noqa: PLC0415  # Ray
 
@@ -326,10 +325,10 @@ def measure_here(source: Path, output: Path, images: int, seconds: float) -> Mea
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         bookkeeping = keep_books(seconds)
         rate, us = run_null_flow(source, output, images)
-    return Measurement(round(bookkeeping), round(rate), {kind: round(one) for kind, one in us.items()})
+    return CheckoutFigures(round(bookkeeping), round(rate), {kind: round(one) for kind, one in us.items()})
 
 
-def measure(checkout: Path, source: Path, scratch: Path, images: int, seconds: float) -> Measurement:
+def measure(checkout: Path, source: Path, scratch: Path, images: int, seconds: float) -> CheckoutFigures:
     """Measure a checkout in a process of its own."""
     output = scratch / "output"
     shutil.rmtree(output, ignore_errors=True)
@@ -338,10 +337,10 @@ def measure(checkout: Path, source: Path, scratch: Path, images: int, seconds: f
     command += ["--images", str(images), "--seconds", str(seconds)]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     done = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+    return CheckoutFigures(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def middle(measured: Sequence[Measurement]) -> dict[str, Any]:
+def middle(measured: Sequence[CheckoutFigures]) -> dict[str, Any]:
     """Median of each figure over the turns."""
     kinds = measured[0].flow_cpu_us
     us = {kind: round(median(one.flow_cpu_us.get(kind, 0.0) for one in measured)) for kind in kinds}
@@ -358,7 +357,7 @@ def compare(checkouts: dict[str, Path], scratch: Path, *, images: int, seconds: 
     source = scratch / f"tars-{images}"
     if not source.exists():
         write_tars(source, images)
-    measured: dict[str, list[Measurement]] = {name: [] for name in checkouts}
+    measured: dict[str, list[CheckoutFigures]] = {name: [] for name in checkouts}
     for _ in range(turns):
         for name, checkout in checkouts.items():
             measured[name].append(measure(checkout, source, scratch, images, seconds))

@@ -29,6 +29,7 @@ import rasterio.shutil
 from rasterio.transform import from_origin
 from rasterio.windows import Window as RasterioWindow
 
+from benchmarks.process_status import status_bytes
 from infra import log as logs
 from jobs import command_line
 from pipeline.assemble.join import join_mask
@@ -78,9 +79,7 @@ def measured(work: Callable[..., Any], *arguments: Any) -> Cost:
 def _measure(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Cost:
     wall, cpu = time.monotonic(), time.process_time()
     result = work(*arguments)
-    status = Path("/proc/self/status").read_text()  # the rusage of a process begins with the peak of its parent
-    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    return Cost(time.monotonic() - wall, time.process_time() - cpu, peak, result)
+    return Cost(time.monotonic() - wall, time.process_time() - cpu, status_bytes("VmHWM") / 2**20, result)
 
 
 def ratios(ours: list[Cost], theirs: list[Cost]) -> dict[str, float]:

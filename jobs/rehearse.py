@@ -25,7 +25,7 @@ from pipeline.run.manifest import example_failures
 from pipeline.run.parts import list_parts, parts_url
 from pipeline.run.price import Price, Prices, Requests, Usage, estimate_requests, price_of, read_prices
 from pipeline.run.progress import short_duration
-from pipeline.run.rehearsal import STAGES, CpuClock, Crew, CrewFile, Forecast, Rates
+from pipeline.run.rehearsal import STAGES, CpuClock, Crew, CrewFile, PlanForecast, Rates
 from pipeline.source.plan import Plan
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -124,7 +124,7 @@ def _measure(run: Run, plan: Plan, pending: list[rehearsal.PendingShard], planne
 class Bill:
     """Time and money of a plan with one crew."""
 
-    forecast: Forecast
+    forecast: PlanForecast
     usage: Usage
     price: Price
 
@@ -227,7 +227,7 @@ def log_table(rehearsed: Rehearsed, billed: Bill, prices: Prices, prices_file: s
     log.info("%-16s %s, %s, %s: %s", "prices", prices_file, prices.region, prices.as_of, prices.note)
 
 
-def lines(planned: Forecast, usage: Usage, price: Price, prices: Prices) -> Mapping[str, str]:
+def lines(planned: PlanForecast, usage: Usage, price: Price, prices: Prices) -> Mapping[str, str]:
     """Figures of a plan in words, by name."""
     start, work = short_duration(planned.fixed_s), short_duration(planned.working_s)
     limit = "cores, which all stages share" if planned.limit == "cores" else f"the stage {planned.limit}"

@@ -212,7 +212,7 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         log.warning("%s", warning)
     _warn_of_older_run(run)
     finished = manifest.read_manifest(run.url)
-    committed = read_footers(run.url)
+    committed = read_footers(run.url) if finished else Footers()
     if finished and not pending_shards(run.url, plan, committed):
         refuse_no_images(run, committed)
         log.info("nothing to do: every row of this run is committed")
@@ -235,8 +235,9 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         missing, before = resume(run, plan)
         # Rasters need Ray again to be assembled: a local one starts once.
         with session.connect(dashboard=cfg.runtime.dashboard) if missing else nullcontext():
-            job = stage_job(run, plan, owner=lease.generation)
-            progress = segment_missing(run, plan, job, missing, before) if missing else RunProgress()
+            progress = RunProgress()
+            if missing:
+                progress = segment_missing(run, plan, stage_job(run, plan, owner=lease.generation), missing, before)
             closed, footers = manifest.close_run(
                 run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
             )

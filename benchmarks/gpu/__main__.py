@@ -23,7 +23,7 @@ from time import monotonic
 import torch
 
 from benchmarks.gpu.clock import COPIED_BYTES, GIB, copy_gb_per_s, matmul_tflops
-from benchmarks.gpu.plan import SECTIONS, Figures, Report, Setting, markdown, missing_packages, rounded, run_sections
+from benchmarks.gpu.plan import SECTIONS, Figures, GpuSetting, Report, markdown, missing_packages, rounded, run_sections
 from infra import log as logs
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("missing packages: %s; sections that need them are left out", ", ".join(report.missing_packages))
     report.machine = describe_machine(args.device, tiny=args.tiny)
     log.info("%s", report.machine)
-    setting = Setting(args.device, args.repeats, args.tiny, float(str(report.machine["bf16_matmul_tflops"])))
+    setting = GpuSetting(args.device, args.repeats, args.tiny, float(str(report.machine["bf16_matmul_tflops"])))
     run_sections(report, args.sections, setting, deadline=started + args.budget_s, log=log)
     report.seconds = monotonic() - started
     tables = markdown(report)

@@ -9,19 +9,24 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from benchmarks.gpu.networks import Case, Precision, segmenter_of, side_px
-from benchmarks.gpu.plan import Figures, Measurement, Setting
+from benchmarks.gpu.networks import NetworkCase, Precision, segmenter_of, side_px
+from benchmarks.gpu.plan import Figures, GpuSetting, Measurement
 from pipeline.datasets import farmland
 from pipeline.records import Float16, Image
 
-CASES = (Case("farmland"), Case("camvid"), Case("cwfid"), Case("deeplab_v3plus_resnet101", 16))
-TINY_CASES = (Case("farmland"),)
+CASES = (
+    NetworkCase("farmland"),
+    NetworkCase("camvid"),
+    NetworkCase("cwfid"),
+    NetworkCase("deeplab_v3plus_resnet101", 16),
+)
+TINY_CASES = (NetworkCase("farmland"),)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 IMAGES, BATCH = 4, 2
-ON_CPU = Setting("cpu")
+ON_CPU = GpuSetting("cpu")
 
 
-def measurements(setting: Setting) -> list[Measurement]:
+def measurements(setting: GpuSetting) -> list[Measurement]:
     """One row per network and precision."""
     return [
         Measurement(f"{case.title} {precision}", partial(differences, setting, case, precision))
@@ -30,7 +35,7 @@ def measurements(setting: Setting) -> list[Measurement]:
     ]
 
 
-def differences(setting: Setting, case: Case, precision: Precision) -> Figures:
+def differences(setting: GpuSetting, case: NetworkCase, precision: Precision) -> Figures:
     """Share of equal labels, and differences of logits, of one network in one precision."""
     ours = logits_of(setting, case, precision, scenes(side_px(setting)))
     exact = exact_logits(case, side_px(setting))
@@ -52,12 +57,12 @@ def scenes(side: int) -> tuple[Image, ...]:
 
 
 @lru_cache(maxsize=1)
-def exact_logits(case: Case, side: int) -> Float16:
+def exact_logits(case: NetworkCase, side: int) -> Float16:
     """Logits by the CPU in float32, once for all precisions."""
     return logits_of(ON_CPU, case, "fp32", scenes(side))
 
 
-def logits_of(setting: Setting, case: Case, precision: Precision, images: Iterable[Image]) -> Float16:
+def logits_of(setting: GpuSetting, case: NetworkCase, precision: Precision, images: Iterable[Image]) -> Float16:
     """(N, K, h, w) logits of images of one size."""
     logits = []
     for prediction in segmenter_of(setting, case, precision, BATCH)(images):

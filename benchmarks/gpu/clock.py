@@ -11,6 +11,8 @@ from time import perf_counter, process_time
 
 import torch
 
+from benchmarks.process_status import status_bytes
+
 MATMUL = 8192
 """Rows and columns of the matrices that measure the rate of a GPU; `MATMUL_CPU` on a CPU."""
 MATMUL_CPU = 1024
@@ -107,7 +109,7 @@ def peak_memory(work: Side, *, device: str) -> Peak:
     resident = _reset_host_peak()
     work()
     wait(device)
-    host = None if resident is None else _status_bytes("VmHWM")
+    host = None if resident is None else status_bytes("VmHWM")
     on_gpu = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return Peak(
         on_gpu,
@@ -123,10 +125,4 @@ def _reset_host_peak() -> int | None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc_pid_clear_refs(5)
     except OSError:
         return None
-    return _status_bytes("VmRSS")
-
-
-def _status_bytes(name: str) -> int | None:
-    """A size in the process's status, bytes; None where the system does not give it."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+    return status_bytes("VmRSS")

@@ -6,7 +6,7 @@ from time import perf_counter
 from benchmarks.gpu.clock import medians, wait
 from benchmarks.gpu.networks import (
     BATCHES_PER_TURN,
-    Case,
+    NetworkCase,
     bare_network,
     default_batch,
     random_images,
@@ -14,21 +14,25 @@ from benchmarks.gpu.networks import (
     side_px,
     whole_stream,
 )
-from benchmarks.gpu.plan import Figures, Measurement, Setting
+from benchmarks.gpu.plan import Figures, GpuSetting, Measurement
 
-CASES = (Case("deeplab_v3plus_resnet101", 16), Case("deeplab_v3plus_mobilenet_v2", 16), Case("deeplab_v3_resnet50", 16))
-TINY_CASES = (Case("farmland"),)
+CASES = (
+    NetworkCase("deeplab_v3plus_resnet101", 16),
+    NetworkCase("deeplab_v3plus_mobilenet_v2", 16),
+    NetworkCase("deeplab_v3_resnet50", 16),
+)
+TINY_CASES = (NetworkCase("farmland"),)
 NEEDS_S = 100
 """On two CPU cores ResNet-101 took 52 s to compile; no GPU was measured."""
 
 
-def measurements(setting: Setting) -> list[Measurement]:
+def measurements(setting: GpuSetting) -> list[Measurement]:
     """One row per network."""
     chosen = TINY_CASES if setting.tiny else CASES
     return [Measurement(case.title, partial(gain, setting, case), NEEDS_S * (not setting.tiny)) for case in chosen]
 
 
-def gain(setting: Setting, case: Case) -> Figures:
+def gain(setting: GpuSetting, case: NetworkCase) -> Figures:
     """Seconds to compile, and the times of the uncompiled network over the compiled one's: above 1 it pays.
 
     Raises:

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from benchmarks.gpu.clock import Side, medians, peak_memory, wait
-from benchmarks.gpu.plan import Figures, Measurement, Setting
+from benchmarks.gpu.plan import Figures, GpuSetting, Measurement
 from pipeline.datasets import farmland
 from pipeline.refine import lattice_torch, native
 from pipeline.refine.lattice_torch import DenseCRF, upsample_logits
@@ -33,7 +33,7 @@ DISTINCT = 4
 """Scenes that a batch repeats: painting one takes as long as refining many."""
 
 
-def measurements(setting: Setting) -> list[Measurement]:
+def measurements(setting: GpuSetting) -> list[Measurement]:
     """Speed and memory by preset and batch, and agreement by preset."""
     batches = TINY_BATCHES if setting.tiny else BATCHES
     sizes = [(preset, count) for count in batches for preset in CHOSEN]
@@ -47,7 +47,7 @@ def measurements(setting: Setting) -> list[Measurement]:
 
 
 @lru_cache(maxsize=4)
-def scenes(setting: Setting, count: int) -> tuple[Tensor, Tensor]:
+def scenes(setting: GpuSetting, count: int) -> tuple[Tensor, Tensor]:
     """Images (N, H, W, 3) uint8, and logits (N, 21, h, w) float32 at stride 8 that know shades of brightness."""
     height, width = TINY_SIZE if setting.tiny else SIZE
     pixels = [
@@ -68,7 +68,7 @@ def full_size(images: Tensor, logits: Tensor) -> Tensor:
     return scores.permute(0, 3, 1, 2).contiguous()
 
 
-def speed(setting: Setting, params: CrfParams, count: int) -> Figures:
+def speed(setting: GpuSetting, params: CrfParams, count: int) -> Figures:
     """Images/s of a batch, times of its parts, memory, and images/s of the native engine on one core."""
     images, logits = scenes(setting, count)
     sides = sides_of(setting, params, images, logits)
@@ -93,7 +93,7 @@ def speed(setting: Setting, params: CrfParams, count: int) -> Figures:
     }
 
 
-def sides_of(setting: Setting, params: CrfParams, images: Tensor, logits: Tensor) -> dict[str, Side]:
+def sides_of(setting: GpuSetting, params: CrfParams, images: Tensor, logits: Tensor) -> dict[str, Side]:
     """Refining a batch, with CUDA graphs and without, building its lattice, and refining images one after the other.
 
     A batch that comes again has the same vertices, so its graph is used again; images that differ share graphs as far
@@ -121,7 +121,7 @@ def labels(crf: DenseCRF, images: Tensor, logits: Tensor, params: CrfParams) -> 
     return crf.refine(images, logits, None, params, stride=STRIDE).argmax(1).to(torch.uint8).cpu()
 
 
-def appearance_lattice(setting: Setting, params: CrfParams, images: Tensor) -> lattice_torch.Lattice:
+def appearance_lattice(setting: GpuSetting, params: CrfParams, images: Tensor) -> lattice_torch.Lattice:
     """Lattice of the appearance kernel, which each batch builds anew."""
     on_device = images.to(setting.device).float()
     return lattice_torch.bilateral_lattice(on_device, None, params.bi_xy, params.bi_rgb)
@@ -153,7 +153,7 @@ def native_per_core_s(images: Tensor, logits: Tensor, params: CrfParams) -> floa
     return 1 / max(statistics.median(taken[1:]), 1e-9)
 
 
-def agreement(setting: Setting, params: CrfParams) -> Figures:
+def agreement(setting: GpuSetting, params: CrfParams) -> Figures:
     """Marginals and labels on the device against this engine on the CPU, twice on the device, and against native."""
     images, logits = scenes(setting, 2)
     crf = DenseCRF(setting.device)

@@ -8,25 +8,33 @@ seen. Images are as large as a tile can be, and the reservation is for images of
 from functools import partial
 
 from benchmarks.gpu.clock import GIB, peak_memory
-from benchmarks.gpu.networks import Case, Precision, default_batch, model_of, random_images, segmenter_of, whole_stream
-from benchmarks.gpu.plan import Figures, Measurement, Setting
+from benchmarks.gpu.networks import (
+    NetworkCase,
+    Precision,
+    default_batch,
+    model_of,
+    random_images,
+    segmenter_of,
+    whole_stream,
+)
+from benchmarks.gpu.plan import Figures, GpuSetting, Measurement
 from pipeline.config import DecodeConfig, SegmentConfig, TileConfig
 from pipeline.infer.segmenter import Segmenter, footprint
 from pipeline.records import LEFT_WHOLE
 from pipeline.run.workers import BYTES_PER_INPUT_PIXEL, network_gib
 
 CASES = (
-    Case("deeplab_v3plus_resnet101", 16),
-    Case("deeplab_v3plus_resnet101", 8),
-    Case("deeplab_v3plus_mobilenet_v2", 16),
-    Case("unet"),
+    NetworkCase("deeplab_v3plus_resnet101", 16),
+    NetworkCase("deeplab_v3plus_resnet101", 8),
+    NetworkCase("deeplab_v3plus_mobilenet_v2", 16),
+    NetworkCase("unet"),
 )
-TINY_CASES = (Case("farmland"),)
+TINY_CASES = (NetworkCase("farmland"),)
 TILE, TINY_TILE = TileConfig(), TileConfig(tile_px=128, overlap_px=64)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
-def measurements(setting: Setting) -> list[Measurement]:
+def measurements(setting: GpuSetting) -> list[Measurement]:
     """One row per network and precision."""
     return [
         Measurement(f"{case.title} {precision}", partial(peaks, setting, case, precision))
@@ -35,7 +43,7 @@ def measurements(setting: Setting) -> list[Measurement]:
     ]
 
 
-def peaks(setting: Setting, case: Case, precision: Precision) -> Figures:
+def peaks(setting: GpuSetting, case: NetworkCase, precision: Precision) -> Figures:
     """Peaks of building a segmenter and of two batches, and what is reserved for them."""
     tile, batch = TINY_TILE if setting.tiny else TILE, default_batch(setting)
     side = int(tile.tile_px * LEFT_WHOLE)

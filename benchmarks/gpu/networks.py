@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.clock import Side, medians
-from benchmarks.gpu.plan import Figures, Measurement, Setting
+from benchmarks.gpu.plan import Figures, GpuSetting, Measurement
 from pipeline import classes
 from pipeline.config import InferConfig, TileConfig
 from pipeline.infer.segmenter import Segmenter
@@ -35,7 +35,7 @@ DISTINCT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class NetworkCase:
     """A network at an output stride."""
 
     name: str
@@ -50,19 +50,19 @@ class Case:
 
 
 CASES = (
-    Case("deeplab_v3plus_resnet101", 16),
-    Case("deeplab_v3_resnet50", 16),
-    Case("deeplab_v3plus_mobilenet_v2", 16),
-    Case("deeplab_v3plus_resnet101", 8),
-    Case("camvid"),
-    Case("deeplab_v3_resnet50", 8),
-    Case("pspnet_resnet50"),
-    Case("unet"),
+    NetworkCase("deeplab_v3plus_resnet101", 16),
+    NetworkCase("deeplab_v3_resnet50", 16),
+    NetworkCase("deeplab_v3plus_mobilenet_v2", 16),
+    NetworkCase("deeplab_v3plus_resnet101", 8),
+    NetworkCase("camvid"),
+    NetworkCase("deeplab_v3_resnet50", 8),
+    NetworkCase("pspnet_resnet50"),
+    NetworkCase("unet"),
 )
-TINY_CASES = (Case("farmland"), Case("farmland", 8))
+TINY_CASES = (NetworkCase("farmland"), NetworkCase("farmland", 8))
 
 
-def measurements(setting: Setting) -> list[Measurement]:
+def measurements(setting: GpuSetting) -> list[Measurement]:
     """Every network in bf16 at the default batch."""
     return [
         Measurement(case.title, partial(speed, setting, case, "bf16", default_batch(setting)))
@@ -70,18 +70,18 @@ def measurements(setting: Setting) -> list[Measurement]:
     ]
 
 
-def cases(setting: Setting) -> Sequence[Case]:
+def cases(setting: GpuSetting) -> Sequence[NetworkCase]:
     """Networks to measure, the most wanted first."""
     return TINY_CASES if setting.tiny else CASES
 
 
-def default_batch(setting: Setting) -> int:
+def default_batch(setting: GpuSetting) -> int:
     """Tiles in a batch."""
     return TINY_BATCH if setting.tiny else BATCH
 
 
 @lru_cache(maxsize=1)
-def model_of(case: Case) -> Checkpoint:
+def model_of(case: NetworkCase) -> Checkpoint:
     """Shipped checkpoint, or the variant for the 21 classes of VOC with random weights of a fixed seed."""
     if case.name in checkpoint.shipped_checkpoints():
         return load_checkpoint(case.name)
@@ -102,8 +102,8 @@ def model_of(case: Case) -> Checkpoint:
 
 
 def segmenter_of(
-    setting: Setting,
-    case: Case,
+    setting: GpuSetting,
+    case: NetworkCase,
     precision: Precision,
     batch: int,
     *,
@@ -117,7 +117,7 @@ def segmenter_of(
     return Segmenter(model_of(case), infer, tile or TileConfig(), device=setting.device)
 
 
-def side_px(setting: Setting) -> int:
+def side_px(setting: GpuSetting) -> int:
     """Side of the images, pixels: one tile each."""
     return TINY_SIDE_PX if setting.tiny else SIDE_PX
 
@@ -179,13 +179,13 @@ def with_cudnn_search(side: Side) -> Side:
     return run
 
 
-def gflops(case: Case, side: int) -> float:
+def gflops(case: NetworkCase, side: int) -> float:
     """Operations of one image of `side` x `side` pixels, 1e9: two for each multiply-accumulate."""
     card = model_of(case).card
     return 2 * count_macs(checkpoint.blank(card, case.output_stride), side, in_channels=card.in_channels) / 1e9
 
 
-def speed(setting: Setting, case: Case, precision: Precision, batch: int) -> Figures:
+def speed(setting: GpuSetting, case: NetworkCase, precision: Precision, batch: int) -> Figures:
     """Images/s of segmenter and bare loop, and the shares of the bf16 matrix rate that they reach."""
     segmenter = segmenter_of(setting, case, precision, batch)
     images = random_images(side_px(setting), batch * BATCHES_PER_TURN, segmenter.num_channels)

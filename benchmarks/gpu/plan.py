@@ -23,7 +23,7 @@ OURS = ("pipeline", "benchmarks", "infra", "jobs")
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class GpuSetting:
     """What the sections measure with."""
 
     device: str
@@ -80,7 +80,7 @@ def missing_packages() -> list[str]:
 
 
 def run_sections(
-    report: Report, sections: Iterable[str], setting: Setting, *, deadline: float, log: logging.Logger
+    report: Report, sections: Iterable[str], setting: GpuSetting, *, deadline: float, log: logging.Logger
 ) -> None:
     """Run the sections in order into `report`; start nothing that needs more than is left until `deadline`."""
     for section in sections:

@@ -16,7 +16,7 @@ from benchmarks.gpu.networks import (
     BATCHES_PER_TURN,
     CASES,
     TINY_CASES,
-    Case,
+    NetworkCase,
     default_batch,
     model_of,
     random_images,
@@ -25,7 +25,7 @@ from benchmarks.gpu.networks import (
     tile_batches,
     whole_stream,
 )
-from benchmarks.gpu.plan import Figures, Measurement, Setting
+from benchmarks.gpu.plan import Figures, GpuSetting, Measurement
 from pipeline.infer.segmenter import Segmenter
 
 NAMES = ("deeplab_v3plus_mobilenet_v2", "deeplab_v3plus_resnet101", "camvid")
@@ -46,14 +46,14 @@ class InStep(Segmenter):
         return pixels
 
 
-def measurements(setting: Setting) -> list[Measurement]:
+def measurements(setting: GpuSetting) -> list[Measurement]:
     """One row per network."""
     wanted = [case for case in CASES if case.name in NAMES and case.output_stride != 8]
     chosen = TINY_CASES[:1] if setting.tiny else wanted
     return [Measurement(case.title, partial(overlap, setting, case)) for case in chosen]
 
 
-def overlap(setting: Setting, case: Case) -> Figures:
+def overlap(setting: GpuSetting, case: NetworkCase) -> Figures:
     """Images/s with and without overlap, and the share of the copies' time that is hidden."""
     batch = default_batch(setting)
     segmenter = segmenter_of(setting, case, "bf16", batch)

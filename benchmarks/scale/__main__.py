@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+from benchmarks.process_status import status_bytes
 from benchmarks.scale.store import CLASSES, RUN, SOURCE, Committed, MadeUpStore
 from infra import log as logs
 from jobs import command_line
@@ -65,10 +66,8 @@ def run_step(step: str, rows: int, latency_s: float, memory_gib: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     store = MadeUpStore(Committed(rows, DONE[step], IN_FLIGHT[step], unindexed=INDEX_PARTS - 1), latency_s)
     seconds, result = timed_step(step, store)
-    peak_kib = next(
-        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")
-    )
-    print(json.dumps({"seconds": seconds, "peak_mib": peak_kib / 1024, "requests": store.requests, "result": result}))
+    peak_mib = status_bytes("VmHWM") / 2**20
+    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib, "requests": store.requests, "result": result}))
 
 
 def measure(rows: int, latency_s: float, memory_gib: float) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from pipeline import classes
 from pipeline.records import Row, rows_to_table
 from pipeline.run import footers, parts
 from pipeline.run.footers import FOOTER_SCHEMA, Footers
-from pipeline.run.totals import Totals
+from pipeline.run.totals import RowTotals
 from pipeline.source.shard import object_shard
 from pipeline.store.backend import Backend, FileInfo
 from pipeline.store.url import Url
@@ -193,7 +193,7 @@ class MadeUpStore(Backend):
         columns = [names, self._owner(numbers), pa.array(last - first), none, none, none]
         table = pa.table([*columns, pa.ListArray.from_arrays(offsets, entries)], schema=FOOTER_SCHEMA)
         seen = int((last - first).sum())
-        return footers.encode_index(Footers(table, Totals(rows=seen, ok=seen, class_pixels=[seen] * len(CLASSES))))
+        return footers.encode_index(Footers(table, RowTotals(rows=seen, ok=seen, class_pixels=[seen] * len(CLASSES))))
 
 
 def first_of_next(row: int) -> int:

@@ -85,8 +85,7 @@ def rewrite_without(run_url: Url, name: str, keys: set[str]) -> None:
     kept = table.filter(pa.array([key not in keys for key in table["key"].to_pylist()]))
     if len(kept):
         classes = ClassMap.model_validate_json(table.schema.metadata[parts.CLASSES_KEY])
-        owner = parts.read_part_footer(run_url, name).owner
-        parts.write_part(run_url, kept, classes, owner=owner)
+        parts.write_part(run_url, kept, classes, owner=parts.owner_of(table.schema.metadata))
     objects.delete(parts.parts_url(run_url) / name)
 
 

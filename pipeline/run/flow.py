@@ -30,7 +30,7 @@ from pipeline.run import parts
 from pipeline.run.duplicates import UInt64
 from pipeline.run.footers import IndexWriter
 from pipeline.run.journal import WorkerLedger, take_journal
-from pipeline.run.ledger import Counts, FlowLedger, Held, Ledger, LedgerClient, Place, RunProgress
+from pipeline.run.ledger import FlowLedger, Held, Ledger, LedgerClient, Place, RunProgress, StageCounts
 from pipeline.run.parts import Part
 from pipeline.run.pending import PendingShard
 from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
@@ -86,11 +86,11 @@ class RemoteLedger:
         suspects: dict[tuple[str, str], list[str]] = ray.get(self.actor.start_worker.remote(place, held))
         return suspects
 
-    def report(self, counts: Counts, worker_id: str | None, held: Held) -> None:
+    def report(self, counts: StageCounts, worker_id: str | None, held: Held) -> None:
         """See `Ledger.report`."""
         self.actor.report.remote(counts, worker_id, held)
 
-    def end_worker(self, worker_id: str, counts: Counts) -> None:
+    def end_worker(self, worker_id: str, counts: StageCounts) -> None:
         """See `Ledger.end_worker`."""
         ray.get(self.actor.end_worker.remote(worker_id, counts), timeout=END_S)
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipeline.errors import StorageError
 from pipeline.run import parts
 from pipeline.run.parts import Part
-from pipeline.run.totals import Totals, add_up
+from pipeline.run.totals import RowTotals, add_up
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -49,8 +49,8 @@ FOOTER_SCHEMA = pa.schema(
         ),
     ]
 )
-"""A row per part. owner: see `Part.owner`. rows, failed, positions, previews: rows of that kind, see `Totals`. shards:
-rows of each shard, see `ShardCount`."""
+"""A row per part. owner: see `Part.owner`. rows, failed, positions, previews: rows of that kind, see `RowTotals`.
+shards: rows of each shard, see `ShardCount`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Footers:
 
     table: pa.Table = field(default_factory=FOOTER_SCHEMA.empty_table)
     """Table of `FOOTER_SCHEMA`."""
-    totals: Totals = field(default_factory=Totals)
+    totals: RowTotals = field(default_factory=RowTotals)
     """Totals of all rows of the parts."""
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ def read_index(run_url: Url, name: str) -> Footers:
     url = run_url / FOLDER / name
     with objects.naming_damage(url, hint="delete it: the parts have what it holds"):
         table = pa.ipc.open_file(pa.BufferReader(objects.read_bytes(url))).read_all()
-        totals = Totals.from_json(table.schema.metadata[TOTALS_KEY])
+        totals = RowTotals.from_json(table.schema.metadata[TOTALS_KEY])
         return Footers(table.replace_schema_metadata().cast(FOOTER_SCHEMA), totals)
 
 
@@ -210,7 +210,7 @@ def read_footers(run_url: Url) -> Footers:
     Raises:
         StorageError: a part or an index object is damaged.
     """
-    indexed, rest = _read(run_url)
+    _, indexed, rest = _read(run_url)
     return join_footers([*indexed.values(), *rest])
 
 
@@ -219,18 +219,17 @@ def gather_footers(run_url: Url) -> Footers:
 
     Only the driver that holds the run calls this.
     """
-    indexed, rest = _read(run_url)
-    for name in list_indexes(run_url):
-        if name not in indexed:
-            objects.delete(run_url / FOLDER / name)
+    outdated, indexed, rest = _read(run_url)
+    for name in outdated:
+        objects.delete(run_url / FOLDER / name)
     for group in rest:
         if len(group) >= FEW_PARTS:
             write_index(run_url, group)
     return join_footers([*indexed.values(), *rest])
 
 
-def _read(run_url: Url) -> tuple[dict[str, Footers], list[Footers]]:
-    """Index objects that are up to date, by name; and footers of the other parts, in groups of `INDEX_PARTS`."""
+def _read(run_url: Url) -> tuple[list[str], dict[str, Footers], list[Footers]]:
+    """Names of outdated index objects, the others by name, and footers of the rest in groups of `INDEX_PARTS`."""
     names = list_indexes(run_url)  # before the parts: those that they name are there
     listed = pa.array(parts.list_parts(run_url), pa.string())
     indexes = zip(names, parts.map_ahead(lambda name: _read_or_warn(run_url, name), names), strict=True)
@@ -239,7 +238,7 @@ def _read(run_url: Url) -> tuple[dict[str, Footers], list[Footers]]:
     rest = listed.filter(pc.invert(pc.is_in(listed, value_set=known))).to_pylist()
     found = parts.map_ahead(lambda name: parts.read_part_footer(run_url, name), rest)
     groups = iter(lambda: list(islice(found, INDEX_PARTS)), [])
-    return indexed, [footers_of(group) for group in groups]
+    return [name for name in names if name not in indexed], indexed, [footers_of(group) for group in groups]
 
 
 def _read_or_warn(run_url: Url, name: str) -> Footers | None:

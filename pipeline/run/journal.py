@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
-from pipeline.run.ledger import Counts, Held, Place
+from pipeline.run.ledger import Held, Place, StageCounts
 from pipeline.source.left_out import LeftOut
 
 REPORT_S = 0.5
@@ -31,13 +31,13 @@ class RunLedger(Protocol):
     def start_worker(self, place: Place, held: Held | None) -> dict[tuple[str, str], list[str]]:
         """See `Ledger.start_worker`."""
 
-    def report(self, counts: Counts, worker_id: str | None, held: Held) -> None:
+    def report(self, counts: StageCounts, worker_id: str | None, held: Held) -> None:
         """See `Ledger.report`."""
 
     def count_left_out(self, shard: str, left_out: LeftOut) -> None:
         """See `Ledger.count_left_out`."""
 
-    def end_worker(self, worker_id: str, counts: Counts) -> None:
+    def end_worker(self, worker_id: str, counts: StageCounts) -> None:
         """See `Ledger.end_worker`."""
 
 
@@ -105,7 +105,7 @@ class WorkerLedger:
         self._journal: Journal | None = None
         self._suspects: dict[tuple[str, str], list[str]] = {}
         self._held = Held()
-        self._counts = Counts()
+        self._counts = StageCounts()
         self._reported_s = -REPORT_S
 
     def enter(self, stage: str, keys: list[str], worker: str) -> list[list[str]]:
@@ -158,7 +158,7 @@ class WorkerLedger:
     def flush(self) -> None:
         """Report counts, and keys in flight in case this node is lost."""
         self._run.report(self._counts, self._place.worker_id if self._place else None, self._held)
-        self._counts, self._reported_s = Counts(), monotonic()
+        self._counts, self._reported_s = StageCounts(), monotonic()
 
     def __del__(self) -> None:
         # Ray Data deletes a stage, and this ledger with it, when its actor ends in order.

@@ -52,14 +52,14 @@ class RunProgress:
 
 
 @dataclass(slots=True)
-class Counts:
+class StageCounts:
     """Work per stage: busy seconds, finished keys, and bytes put into the object store."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     done: Counter[str] = field(default_factory=Counter)
     bytes_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: "Counts") -> None:
+    def add(self, other: "StageCounts") -> None:
         """Add the work of another process."""
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
@@ -95,7 +95,7 @@ class Ledger:
         self._index = index
         self._in_flight: dict[tuple[str, str], str] = {}
         self._deaths: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        self._counts = Counts()
+        self._counts = StageCounts()
         self._places: dict[str, Place] = {}
         self._reported: dict[str, Held] = {}
         self._suspects: defaultdict[str, dict[tuple[str, str], list[str]]] = defaultdict(dict)
@@ -163,13 +163,13 @@ class Ledger:
         self._reported.pop(place.worker_id, None)
         return {suspect: list(dead) for suspect, dead in suspects.items()}
 
-    def report(self, counts: Counts, worker_id: str | None, held: Held) -> None:
+    def report(self, counts: StageCounts, worker_id: str | None, held: Held) -> None:
         """Add counts, and remember what a worker has in hand; a reader has no id and nothing in hand."""
         self._counts.add(counts)
         if worker_id is not None:
             self._reported[worker_id] = held
 
-    def end_worker(self, worker_id: str, counts: Counts) -> None:
+    def end_worker(self, worker_id: str, counts: StageCounts) -> None:
         """Add the last counts of a worker that ends in order."""
         self._counts.add(counts)
         self._places.pop(worker_id, None)

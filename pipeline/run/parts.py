@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.classes import ClassMap
 from pipeline.prefetch import ahead
 from pipeline.records import ROW_SCHEMA
-from pipeline.run.totals import COUNTED_COLUMNS, Totals, count_rows
+from pipeline.run.totals import COUNTED_COLUMNS, RowTotals, count_rows
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -63,7 +63,7 @@ class Part:
     name: str
     shards: dict[str, ShardCount]
     """Rows by the id of their shard."""
-    totals: Totals
+    totals: RowTotals
     """Totals of its rows."""
     owner: int | None = None
     """Generation of the lease under which it was written; None in parts of older versions."""
@@ -159,11 +159,16 @@ def read_part_footer(run_url: Url, name: str) -> Part:
         stored = part.metadata.metadata
         shards = {shard: ShardCount(*count) for shard, count in json.loads(stored[SHARDS_KEY]).items()}
         totals = (
-            Totals.from_json(stored[TOTALS_KEY])
+            RowTotals.from_json(stored[TOTALS_KEY])
             if TOTALS_KEY in stored
             else count_rows(part.read([name for name in COUNTED_COLUMNS if name in part.schema_arrow.names]))
         )
-        return Part(name, shards, totals, int(stored[OWNER_KEY]) if OWNER_KEY in stored else None)
+        return Part(name, shards, totals, owner_of(stored))
+
+
+def owner_of(metadata: Mapping[bytes, bytes]) -> int | None:
+    """See `Part.owner`, from the metadata of a part's schema."""
+    return int(metadata[OWNER_KEY]) if OWNER_KEY in metadata else None
 
 
 def read_classes(run_url: Url, name: str) -> ClassMap:

@@ -1,7 +1,7 @@
 """Rehearsal of a run: a few images of the source through the real stages, and what they say about the whole plan.
 
     spread(shards, 64) -> shards cut down to 64 images      CpuClock(ledger) -> CPU seconds of each stage
-    Rates, Crew -> Forecast: images per second, which stage limits them, hours, core-hours, GPU-hours
+    Rates, Crew -> PlanForecast: images per second, which stage limits them, hours, core-hours, GPU-hours
 
 The model. An image holds a worker of each stage for `held_s` seconds, and uses `cpu_s` seconds of a core. A stage of
 `w` workers passes at most `w / held_s` images per second, and a cluster of `c` cores at most `c / sum(cpu_s)`, since
@@ -240,7 +240,7 @@ def crew_of(workers: Workers, cluster: Resources) -> Crew:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class PlanForecast:
     """Time of a whole plan with one crew."""
 
     crew: Crew
@@ -275,12 +275,12 @@ def limits(rates: Rates, crew: Crew) -> dict[str, float]:
     return passed | {"cores": cores / rates.cpu_s if rates.cpu_s else math.inf}
 
 
-def forecast(rates: Rates, crew: Crew, images: int) -> Forecast:
+def forecast(rates: Rates, crew: Crew, images: int) -> PlanForecast:
     """Time of `images` with a crew; see the model at the top."""
     passed = limits(rates, crew)
     limit = min(passed, key=passed.__getitem__)
     per_s = passed[limit]
-    return Forecast(crew, images, per_s, limit, rates.fixed_s, images / per_s)
+    return PlanForecast(crew, images, per_s, limit, rates.fixed_s, images / per_s)
 
 
 def with_fixed(rates: Rates, crew: Crew, images: int, wall_s: float) -> Rates:

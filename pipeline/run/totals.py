@@ -27,7 +27,7 @@ REFINED_IN_PART = "refined_in_part"
 
 
 @dataclass(slots=True)
-class Totals:
+class RowTotals:
     """Totals of some rows. `ok` rows alone count, but in `rows`, `error_codes` and `seconds`."""
 
     rows: int = 0
@@ -85,7 +85,7 @@ class Totals:
         return cls(**{name: value for name, value in json.loads(text).items() if name in known})
 
 
-_FIELDS = fields(Totals)
+_FIELDS = fields(RowTotals)
 
 
 def _add(one: Any, other: Any) -> Any:
@@ -97,16 +97,16 @@ def _add(one: Any, other: Any) -> Any:
     return one + other
 
 
-def add_up(totals: Iterable[Totals]) -> Totals:
+def add_up(totals: Iterable[RowTotals]) -> RowTotals:
     """Sum of any number of totals."""
-    return sum(totals, start=Totals())
+    return sum(totals, start=RowTotals())
 
 
-def count_rows(table: pa.Table) -> Totals:
+def count_rows(table: pa.Table) -> RowTotals:
     """Totals of a table of `ROW_SCHEMA`, or of `COUNTED_COLUMNS`; columns of later versions may be missing."""
     ok = table.filter(pc.equal(table["status"], "ok"))
     columns = {name: ok[name] for name in ok.column_names}
-    totals = Totals(rows=len(table), ok=len(ok), error_codes=_occurrences(table["error_code"]))
+    totals = RowTotals(rows=len(table), ok=len(ok), error_codes=_occurrences(table["error_code"]))
     totals.refined = pc.sum(pc.and_(pc.fill_null(ok["refined"], False), ok["refine_note"].is_null())).as_py() or 0
     totals.refine_notes = _not_refined(ok)
     totals.positions = _not_null(columns, "longitude")

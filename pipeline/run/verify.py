@@ -147,11 +147,11 @@ def _is_empty(row: Row) -> bool:
 def _manifest_problems(run_url: Url, part_names: Sequence[str]) -> Iterator[str]:
     try:
         committed_manifest = manifest.read_manifest(run_url)
+        if committed_manifest is None:
+            return
         rows = footers.read_footers(run_url).totals.rows
     except StorageError as error:
         yield str(error)
-        return
-    if committed_manifest is None:
         return
     if committed_manifest.rows != rows:
         yield f"{folder.MANIFEST} counts {committed_manifest.rows} rows, the parts hold {rows}"

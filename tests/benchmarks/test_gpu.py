@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import clock, crf, networks, plan, uploads
-from benchmarks.gpu.plan import Measurement, Report, Setting
+from benchmarks.gpu.plan import GpuSetting, Measurement, Report
 from pipeline.refine import native
 from pipeline.refine.presets import PRESETS
 
@@ -79,7 +79,7 @@ def test_cudnn_searches_for_the_side_alone() -> None:
 
 
 def test_an_output_stride_of_8_takes_more_operations_than_16() -> None:
-    at_16, at_8 = (networks.gflops(networks.Case("farmland", stride), 64) for stride in (16, 8))
+    at_16, at_8 = (networks.gflops(networks.NetworkCase("farmland", stride), 64) for stride in (16, 8))
     assert at_16 < at_8 < 4 * at_16
 
 
@@ -95,7 +95,7 @@ def test_sections_that_lack_a_package_are_left_out_and_counted_and_the_others_ru
 
 def test_without_the_compiled_crf_its_figures_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "UNAVAILABLE_BECAUSE", "it was not built")
-    setting, params = Setting("cpu", repeats=1, tiny=True), PRESETS["deeplab-v2"]
+    setting, params = GpuSetting("cpu", repeats=1, tiny=True), PRESETS["deeplab-v2"]
     assert crf.speed(setting, params, 1)["native_per_core_s"] is None
     assert crf.agreement(setting, params)["labels_agreeing_with_native"] is None
 
@@ -114,7 +114,7 @@ def test_a_measurement_that_fails_is_counted_and_does_not_stop_the_next(monkeypa
     rows = [Measurement("first", fail), Measurement("second", lambda: {"rate": 1 / 3, "unknown": float("nan")})]
     monkeypatch.setattr(crf, "measurements", lambda _: rows)
     report = Report()
-    plan.run_sections(report, ["crf"], Setting("cpu"), deadline=float("inf"), log=logging.getLogger("test"))
+    plan.run_sections(report, ["crf"], GpuSetting("cpu"), deadline=float("inf"), log=logging.getLogger("test"))
     assert report.failed == [{"section": "crf", "name": "first", "because": "RuntimeError: out of memory"}]
     assert report.rows == {"crf": {"second": {"rate": 0.3333, "unknown": "nan"}}}
     assert report.plain()["counts"] == {"ran": 1, "left_out": 0, "failed": 1}
@@ -126,7 +126,7 @@ def test_a_measurement_that_needs_more_than_is_left_does_not_start(monkeypatch: 
     monkeypatch.setattr(crf, "measurements", lambda _: rows)
     monkeypatch.setattr(plan, "monotonic", lambda: 950.0)
     report = Report()
-    plan.run_sections(report, ["crf"], Setting("cpu"), deadline=1000, log=logging.getLogger("test"))
+    plan.run_sections(report, ["crf"], GpuSetting("cpu"), deadline=1000, log=logging.getLogger("test"))
     assert list(report.rows["crf"]) == ["short"]
     because = "it needs about 100 s, 50 s of --budget-s are left"
     assert report.left_out == [{"section": "crf", "name": "long", "because": because}]

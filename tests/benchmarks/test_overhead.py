@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import overhead
-from benchmarks.overhead import CLASSES, SIZE_PX, Measurement, Watch, kind_of, middle
+from benchmarks.overhead import CLASSES, SIZE_PX, CheckoutFigures, Watch, kind_of, middle
 from pipeline.config import SegmentConfig
 from pipeline.image.decode import decode_image
 from pipeline.image.encode import read_mask_png
@@ -31,7 +31,9 @@ def test_the_null_stages_give_every_image_of_a_tar_a_row_with_a_mask(tmp_path: P
 
 
 def test_a_figure_is_the_median_of_its_turns_and_a_kind_of_process_may_be_absent() -> None:
-    turns = [Measurement(rate, 2.0 * rate, us) for rate, us in ((1, {"a": 10, "b": 1}), (9, {"a": 40}), (3, {"a": 20}))]
+    turns = [
+        CheckoutFigures(rate, 2.0 * rate, us) for rate, us in ((1, {"a": 10, "b": 1}), (9, {"a": 40}), (3, {"a": 20}))
+    ]
     assert middle(turns) == {
         "bookkeeping_images_per_s": 3,
         "flow_images_per_s": 6,

@@ -7,24 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.datasets import farmland
 from pipeline.run.rehearsal import STAGES
-from pipeline.store.url import Url
 from tests.support import tars
-from tests.support.drivers import QUICK, Outcome, finish, flags_for, forked, segment, start
+from tests.support.drivers import IMAGES, QUICK, Outcome, finish, flags_for, forked, segment, start
 from tests.support.forked import ForkServer
 from tests.support.ray_servers import Cluster
 
-IMAGES = 30
 Run = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small farmland images."""
-    folder = tmp_path_factory.mktemp("fields")
-    farmland.write_folder(Url(str(folder)), IMAGES, size_px=96, seed=7)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -26,20 +26,11 @@ from pipeline.models import checkpoint
 from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import bad_inputs, tars
-from tests.support.drivers import QUICK, SMALL_PARTS, Outcome, flags_for, forked, rows_of
+from tests.support.drivers import IMAGES, QUICK, SMALL_PARTS, Outcome, flags_for, forked, rows_of
 from tests.support.forked import ForkServer
 from tests.support.s3_servers import FaultProxy, S3Server
 
-IMAGES = 30
 Run = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small farmland images."""
-    folder = tmp_path_factory.mktemp("fields")
-    farmland.write_folder(Url(str(folder)), IMAGES, size_px=96, seed=7)
-    return folder
 
 
 @pytest.fixture(scope="module")

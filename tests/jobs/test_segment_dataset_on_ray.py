@@ -14,21 +14,11 @@ from pipeline.image import encode
 from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import poison
-from tests.support.drivers import QUICK, SMALL_PARTS, finish, flags_for, kill_a_worker, rows_of, segment, start
+from tests.support.drivers import IMAGES, QUICK, SMALL_PARTS, finish, flags_for, kill_a_worker, rows_of, segment, start
 from tests.support.ray_servers import BIN, Cluster
 from tests.support.s3_servers import FaultProxy, S3Server
 
 pytestmark = pytest.mark.ray
-
-IMAGES = 30
-
-
-@pytest.fixture(scope="module")
-def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small farmland images."""
-    folder = tmp_path_factory.mktemp("fields")
-    farmland.write_folder(Url(str(folder)), IMAGES, size_px=96, seed=7)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ from tests import ROOT
 from tests.support.forked import LIMIT_S, ForkServer
 from tests.support.ray_servers import Cluster
 
+IMAGES = 30
+"""Images in the folder of the fixture `fields`."""
 QUICK = ["--runtime.infer-workers", "1", "--runtime.refine-workers", "1", "--runtime.lease-s", "3"]
 QUICK += ["--infer.precision", "fp32", "--refine.iterations", "2"]
 QUICK += ["--runtime.previews", "6"]  # most of a small run's time goes into the picture of its previews

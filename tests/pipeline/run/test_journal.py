@@ -8,19 +8,16 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.run import journal
 from pipeline.run.journal import Journal, WorkerLedger, take_journal
-from pipeline.run.ledger import Held, Ledger, Place, work_guarded
+from pipeline.run.ledger import Held, Ledger, Place
 from tests import ROOT
-
-
-class WorkerDiedError(Exception):
-    """Stands for the death of a worker."""
+from tests.support.dying_workers import WorkerDiedError, work_or_die
 
 
 class Processes:
@@ -55,18 +52,6 @@ def processes(tmp_path: Path) -> Processes:
     return Processes(Ledger(), tmp_path)
 
 
-def work_on(ledger: WorkerLedger, batch: Sequence[str], poison: set[str], tries: list[list[str]]) -> list[str]:
-    def work(keys: Sequence[str]) -> list[str]:
-        tries.append(list(keys))
-        if poison.intersection(keys):
-            raise WorkerDiedError
-        return [f"done {key}" for key in keys]
-
-    return work_guarded(
-        ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, failure_of=lambda key, _: f"crashed {key}"
-    )
-
-
 def until_it_survives(
     processes: Processes, batches: list[list[str]], poison: set[str], *, on_death: Callable[[], object] = lambda: None
 ) -> tuple[list[str], int, list[list[str]]]:
@@ -77,7 +62,7 @@ def until_it_survives(
     for batch in batches:
         while True:
             try:
-                results += work_on(process, batch, poison, tries)
+                results += work_or_die(process, batch, poison, tries)
                 break
             except WorkerDiedError:
                 deaths += 1
@@ -134,10 +119,10 @@ def test_no_key_is_blamed_for_a_lost_node_whose_worker_had_nothing_in_hand(
     processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "REPORT_S", 0.0)
-    work_on(processes.start(), ["a", "b"], set(), [])
+    work_or_die(processes.start(), ["a", "b"], set(), [])
     processes.lost.add("north")
     processes.node = "south"
-    work_on(processes.start(), ["a", "b"], set(), tries := [])
+    work_or_die(processes.start(), ["a", "b"], set(), tries := [])
     assert tries == [["a", "b"]]
     assert processes.run.progress().deaths == 0
 
@@ -146,8 +131,8 @@ def test_keys_are_suspects_of_their_own_worker_alone(tmp_path: Path) -> None:
     run = Ledger()
     one, other = Processes(run, tmp_path, "one"), Processes(run, tmp_path, "other")
     with pytest.raises(WorkerDiedError):
-        work_on(one.start(), ["a", "b"], {"a"}, [])
-    work_on(other.start(), ["c", "d"], set(), tries := [])
+        work_or_die(one.start(), ["a", "b"], {"a"}, [])
+    work_or_die(other.start(), ["c", "d"], set(), tries := [])
     assert tries == [["c", "d"]]
 
 
@@ -167,18 +152,20 @@ def test_nothing_is_told_at_once_but_the_start_of_a_worker(tmp_path: Path, monke
     monkeypatch.setattr(journal, "monotonic", lambda: clock[0])
     processes = Processes(Ledger(), tmp_path)
     worker = processes.start()
-    work_on(worker, ["a"], set(), [])  # the first batch is reported as it is entered: this worker may be on a new node
-    work_on(worker, ["b", "c"], set(), [])
+    work_or_die(
+        worker, ["a"], set(), []
+    )  # the first batch is reported as it is entered: this worker may be on a new node
+    work_or_die(worker, ["b", "c"], set(), [])
     worker.count_bytes_out("infer", 7)
     assert processes.run.progress().done == {}
     clock[0] += journal.REPORT_S
-    work_on(worker, ["d"], set(), [])
+    work_or_die(worker, ["d"], set(), [])
     progress = processes.run.progress()
     assert (progress.done, progress.bytes_out, progress.seconds) == ({"infer": 3}, {"infer": 7}, {"infer": 3.0})
 
 
 def test_a_worker_that_ends_in_order_tells_the_rest_and_leaves_no_file(processes: Processes, tmp_path: Path) -> None:
-    work_on(processes.start(), ["a", "b"], set(), [])
+    work_or_die(processes.start(), ["a", "b"], set(), [])
     assert processes.run.count_workers() == 1
     processes.end()
     assert processes.run.count_workers() == 0

@@ -6,24 +6,7 @@ import pytest
 
 from pipeline.run.ledger import Ledger, work_guarded
 from pipeline.source.left_out import LeftOut
-
-
-class WorkerDiedError(Exception):
-    """Stands for the death of a worker: its keys stay in flight."""
-
-
-def live(ledger: Ledger, batch: list[str], poison: set[str], tries: list[list[str]]) -> list[str]:
-    """Run one worker on `batch`."""
-
-    def work(keys):
-        tries.append(list(keys))
-        if poison.intersection(keys):
-            raise WorkerDiedError
-        return [f"done {key}" for key in keys]
-
-    return work_guarded(
-        ledger, "infer", batch, key=str, work=work, seconds=lambda _: 1.0, failure_of=lambda key, _: f"crashed {key}"
-    )
+from tests.support.dying_workers import WorkerDiedError, work_or_die
 
 
 def until_it_survives(ledger: Ledger, batch: list[str], poison: set[str]) -> tuple[list[str], int, list[list[str]]]:
@@ -31,7 +14,7 @@ def until_it_survives(ledger: Ledger, batch: list[str], poison: set[str]) -> tup
     tries: list[list[str]] = []
     for deaths in range(100):
         try:
-            return live(ledger, batch, poison, tries), deaths, tries
+            return work_or_die(ledger, batch, poison, tries), deaths, tries
         except WorkerDiedError:
             continue
     raise AssertionError("the batch never came through")
@@ -188,7 +171,7 @@ def test_a_suspect_is_entered_alone_and_in_the_name_of_its_worker() -> None:
     ledger, me = Ledger(), f"pid {os.getpid()} on {socket.gethostname()}"
     ledger.enter("infer", ["a", "b"], "w1")
     with pytest.raises(WorkerDiedError):
-        live(ledger, ["a", "b"], {"b"}, tries := [])
+        work_or_die(ledger, ["a", "b"], {"b"}, tries := [])
     assert tries == [["a"], ["b"]]
     assert ledger.enter("infer", ["a", "b"], "w3") == [["w1"], ["w1", me]]
     assert ledger.progress().dead_workers == ("w1", me)
@@ -197,6 +180,6 @@ def test_a_suspect_is_entered_alone_and_in_the_name_of_its_worker() -> None:
 
 def test_a_key_that_came_through_is_no_suspect_when_its_batch_comes_again() -> None:
     ledger, tries = Ledger(), []
-    live(ledger, ["a", "b"], set(), tries)
-    live(ledger, ["a", "b"], set(), tries)
+    work_or_die(ledger, ["a", "b"], set(), tries)
+    work_or_die(ledger, ["a", "b"], set(), tries)
     assert tries == [["a", "b"], ["a", "b"]]

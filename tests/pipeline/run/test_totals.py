@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import rows_to_table
 from pipeline.run.footers import read_footers
-from pipeline.run.totals import AVERAGED_COLUMNS, COUNTED_COLUMNS, SUMMED_COLUMNS, Totals, add_up, count_rows
+from pipeline.run.totals import AVERAGED_COLUMNS, COUNTED_COLUMNS, SUMMED_COLUMNS, RowTotals, add_up, count_rows
 from pipeline.store.url import Url
 from tests.support.committed import commit, failed_row, mask_row, tar
 from tests.support.examples import examples
@@ -57,7 +57,7 @@ def test_totals_of_two_halves_add_up_to_those_of_the_whole_also_as_json(drawn: l
     cut = data.draw(st.integers(0, len(rows)))
     halves = [count_rows(rows_to_table(half)) for half in (rows[:cut], rows[cut:])]
     whole = count_rows(rows_to_table(rows))
-    assert add_up(Totals.from_json(half.to_json()) for half in halves) == whole
+    assert add_up(RowTotals.from_json(half.to_json()) for half in halves) == whole
 
 
 def test_windows_without_data_are_no_masks_and_do_not_lower_the_means() -> None:
@@ -70,8 +70,8 @@ def test_windows_without_data_are_no_masks_and_do_not_lower_the_means() -> None:
 
 
 def test_counts_of_a_later_version_are_left_out() -> None:
-    text = json.dumps(json.loads(Totals(rows=3, ok=2).to_json()) | {"rotated": 7})
-    assert Totals.from_json(text) == Totals(rows=3, ok=2)
+    text = json.dumps(json.loads(RowTotals(rows=3, ok=2).to_json()) | {"rotated": 7})
+    assert RowTotals.from_json(text) == RowTotals(rows=3, ok=2)
 
 
 def test_totals_need_no_mask() -> None:
