@@ -68,24 +68,30 @@ def remove_duplicates(run_url: Url, names: list[str]) -> int:
     for name, table in zip(names, tables, strict=True):
         for key, status in _keys_and_status(table, np.isin(hash_keys(table["key"]), twice)):
             keeper[key] = min(keeper.get(key, (True, "~")), (status != "ok", name))
-    removed = 0
-    for name, table in zip(names, tables, strict=True):
-        keys = {
+    dropped = {
+        name: {
             key for key, _ in _keys_and_status(table, np.isin(hash_keys(table["key"]), twice)) if keeper[key][1] != name
         }
-        removed += len(keys)
-        if keys:
-            rewrite_without(run_url, name, keys)
-    return removed
+        for name, table in zip(names, tables, strict=True)
+    }
+    rows = {name: len(table) for name, table in zip(names, tables, strict=True)}
+    # Parts of which nothing is left go first. One may be what a crashed call left of another: that one puts it again.
+    for name in sorted(names, key=lambda name: len(dropped[name]) < rows[name]):
+        rewrite_without(run_url, name, dropped[name])
+    return sum(map(len, dropped.values()))
 
 
 def rewrite_without(run_url: Url, name: str, keys: set[str]) -> None:
-    """Replace a part by one without `keys`; a part without any other key is deleted."""
+    """Replace a part by one without `keys`; a part without any other key is deleted, one with none of them stays."""
+    if not keys:
+        return
     table = parts.read_columns(run_url, name, ROW_SCHEMA.names)
     kept = table.filter(pa.array([key not in keys for key in table["key"].to_pylist()]))
+    if len(kept) == len(table):
+        return
     if len(kept):
         classes = ClassMap.model_validate_json(table.schema.metadata[parts.CLASSES_KEY])
-        parts.write_part(run_url, kept, classes, owner=parts.owner_of(table.schema.metadata))
+        parts.write_part(run_url, kept, classes, owner=parts.owner_of(table.schema.metadata), left_of=name)
     objects.delete(parts.parts_url(run_url) / name)
 
 

@@ -28,6 +28,7 @@ CLASSES_KEY = b"atrous.classes"
 SHARDS_KEY = b"atrous.shards"
 TOTALS_KEY = b"atrous.totals"
 OWNER_KEY = b"atrous.owner"
+LEFT_OF_KEY = b"atrous.left_of"
 
 FEWEST_ROWS, MOST_ROWS = 256, 2048
 """Rows per part in small and in huge runs. Rows are safe once their part is committed, so a small run has small parts;
@@ -67,6 +68,8 @@ class Part:
     """Totals of its rows."""
     owner: int | None = None
     """Generation of the lease under which it was written; None in parts of older versions."""
+    left_of: str | None = None
+    """The part of which these rows are left, where a repair removed the others."""
 
 
 def parts_url(run_url: Url) -> Url:
@@ -74,9 +77,12 @@ def parts_url(run_url: Url) -> Url:
     return run_url / "parts"
 
 
-def part_name(keys: Iterable[str]) -> str:
-    """`part-<20 hex digits>.parquet`: a digest of the sorted keys."""
-    text = json.dumps(sorted(keys))
+def part_name(keys: Iterable[str], left_of: str | None = None) -> str:
+    """`part-<20 hex digits>.parquet`: a digest of the sorted keys, and of `left_of`, see `Part`.
+
+    What a repair leaves of a part has a name of its own: another part may have the very same keys and other rows.
+    """
+    text = json.dumps([*filter(None, [left_of]), *sorted(keys)])
     return f"part-{hashlib.sha256(text.encode()).hexdigest()[:20]}.parquet"
 
 
@@ -96,9 +102,10 @@ def count_shards(table: pa.Table) -> dict[str, ShardCount]:
     return {shard: ShardCount(rows, totals.get(shard)) for shard, rows in sorted(counts.items())}
 
 
-def describe_part(table: pa.Table, owner: int | None = None) -> Part:
-    """Footer of the part of these rows, a table of `ROW_SCHEMA`."""
-    return Part(part_name(table["key"].to_pylist()), count_shards(table), count_rows(table), owner)
+def describe_part(table: pa.Table, owner: int | None = None, left_of: str | None = None) -> Part:
+    """Footer of the part of these rows, a table of `ROW_SCHEMA`; for the others see `Part`."""
+    name = part_name(table["key"].to_pylist(), left_of)
+    return Part(name, count_shards(table), count_rows(table), owner, left_of)
 
 
 def encode_part(table: pa.Table, classes: ClassMap, part: Part) -> bytes:
@@ -110,6 +117,8 @@ def encode_part(table: pa.Table, classes: ClassMap, part: Part) -> bytes:
     }
     if part.owner is not None:
         metadata[OWNER_KEY] = str(part.owner)
+    if part.left_of is not None:
+        metadata[LEFT_OF_KEY] = part.left_of
     schema = pa.schema([field for field in ROW_SCHEMA if field.name in table.column_names])  # fewer in older parts
     out = io.BytesIO()
     pq.write_table(
@@ -125,7 +134,9 @@ def encode_part(table: pa.Table, classes: ClassMap, part: Part) -> bytes:
     return out.getvalue()
 
 
-def write_part(run_url: Url, table: pa.Table, classes: ClassMap, *, owner: int | None = None) -> Part:
+def write_part(
+    run_url: Url, table: pa.Table, classes: ClassMap, *, owner: int | None = None, left_of: str | None = None
+) -> Part:
     """Commit rows as one part and return its footer. The put is the commit: it is atomic.
 
     Args:
@@ -133,8 +144,9 @@ def write_part(run_url: Url, table: pa.Table, classes: ClassMap, *, owner: int |
         table: rows of `ROW_SCHEMA`; at least one.
         classes: class map of the run.
         owner: generation of the lease that the writer's driver holds.
+        left_of: the part of which these rows are left.
     """
-    part = describe_part(table, owner)
+    part = describe_part(table, owner, left_of)
     objects.put(parts_url(run_url) / part.name, encode_part(table, classes, part))
     return part
 
@@ -163,7 +175,8 @@ def read_part_footer(run_url: Url, name: str) -> Part:
             if TOTALS_KEY in stored
             else count_rows(part.read([name for name in COUNTED_COLUMNS if name in part.schema_arrow.names]))
         )
-        return Part(name, shards, totals, owner_of(stored))
+        left_of = stored[LEFT_OF_KEY].decode() if LEFT_OF_KEY in stored else None
+        return Part(name, shards, totals, owner_of(stored), left_of)
 
 
 def owner_of(metadata: Mapping[bytes, bytes]) -> int | None:

@@ -107,7 +107,7 @@ def _part_problems(name: str, table: pa.Table, footer: Part) -> Iterator[str]:
     keys = table["key"].to_pylist()
     if (footer.shards, footer.totals.counts) != (parts.count_shards(table), count_rows(table).counts):
         yield "its footer does not count its rows"
-    if parts.part_name(keys) != name:
+    if parts.part_name(keys, footer.left_of) != name:
         yield "its name is not the digest of its keys"
     if keys != sorted(keys):
         yield "its rows are not sorted by key"

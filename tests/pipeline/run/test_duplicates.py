@@ -1,3 +1,4 @@
+import itertools
 import uuid
 from pathlib import Path
 
@@ -67,6 +68,39 @@ def test_a_crash_between_the_two_halves_of_a_rewrite_loses_nothing(tmp_path: Pat
     remove_duplicates(tmp_path)
     left = [row for name in parts.list_parts(Url(str(tmp_path))) for row in rows_from_table(part(tmp_path, name))]
     assert sorted(row.key for row in left) == sorted(row.key for row in rows)
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_a_crash_is_mended_whichever_part_is_first_by_name(tmp_path: Path, monkeypatch, start: int) -> None:
+    shard = tar("one")
+    rows = rows_of(shard, 12)[start : start + 6]
+    commit(tmp_path, rows[:4])
+    commit(tmp_path, rows[2:])
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "delete", lambda url: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            remove_duplicates(tmp_path)
+    assert len(parts.list_parts(Url(str(tmp_path)))) == 3
+    remove_duplicates(tmp_path)
+    left = [row.key for name in parts.list_parts(Url(str(tmp_path))) for row in rows_from_table(part(tmp_path, name))]
+    assert sorted(left) == sorted(row.key for row in rows)
+
+
+@pytest.mark.parametrize("other", ["ok", "failed"])
+def test_what_is_left_of_a_part_may_have_the_keys_of_another_part(tmp_path: Path, other: str) -> None:
+    """Parts are named by their keys: of [first, second] is left [second], and another part is just that."""
+    shard = tar("one")
+    first, second, third = rows_of(shard, 3)
+    for keys in itertools.permutations((first, second, third), 2):
+        run = tmp_path / f"{keys[0].key}{keys[1].key}"
+        names = [commit(run, list(keys))]
+        names.append(commit(run, [keys[1] if other == "ok" else failed_row(keys[1].key, shard)]))
+        names.append(
+            commit(run, [keys[0], *({row.key: row for row in (first, second, third) if row not in keys}.values())])
+        )
+        remove_duplicates(run)
+        left = [row.key for name in parts.list_parts(Url(str(run))) for row in rows_from_table(part(run, name))]
+        assert sorted(left) == [first.key, second.key, third.key], names
 
 
 def suspects(run: Path, plan: Plan) -> set[str]:

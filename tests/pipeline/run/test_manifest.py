@@ -8,12 +8,12 @@ import pytest
 from pipeline.errors import JobError
 from pipeline.records import rows_from_table
 from pipeline.run import manifest, parts, verify
-from pipeline.run.footers import read_footers
+from pipeline.run.footers import footers_of, read_footers, write_index
 from pipeline.run.pending import pending_shards
 from pipeline.source.plan import Plan
 from pipeline.store import objects
 from pipeline.store.url import Url
-from tests.support.committed import FARM, commit, failed_row, part, rows_of, tar, watch_reads
+from tests.support.committed import FARM, commit, failed_row, mask_row, part, row_in, rows_of, tar, watch_reads
 
 
 def close(run: Path | str, plan: Plan, on_duplicate: str = "fail") -> manifest.Manifest:
@@ -205,6 +205,18 @@ def test_previews_are_up_to_a_limit_and_by_key_and_parts_without_any_are_not_rea
         assert [row.key for row in rows] == sorted(row.key for row in rows)
         assert all(row.preview_image == row.key.encode() for row in rows)
     assert read == with_some
+
+
+def test_a_row_is_left_where_another_part_has_its_key_failed(tmp_path: Path) -> None:
+    """Two drivers wrote "one.tar#0", one of them a failure; of the other's part is left just that key."""
+    shard = tar("one")
+    good, failed = mask_row("one.tar#0", shard), failed_row("one.tar#0", shard)
+    names = {commit(tmp_path, [good, failed_row("one.tar#1", shard)]), commit(tmp_path, [failed])}
+    write_index(Url(str(tmp_path)), footers_of([parts.read_part_footer(Url(str(tmp_path)), name) for name in names]))
+    assert manifest.forget_failed_rows(Url(str(tmp_path))) == 2
+    footers = read_footers(Url(str(tmp_path)))
+    assert (footers.totals.rows, footers.totals.failed) == (1, 0)
+    assert [row_in(str(tmp_path), name, good.key).mask for name in footers.names] == [good.mask]
 
 
 def test_forgotten_failures_are_owed_again(tmp_path: Path) -> None:
