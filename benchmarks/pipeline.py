@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +29,12 @@ from pipeline.store.url import Url
 log = logging.getLogger(__name__)
 
 _SIDES = {
-    "ours": "jobs.segment_dataset",
-    "multiprocessing": "benchmarks.baselines.multiprocessing_script",
-    "naive_ray": "benchmarks.baselines.naive_ray",
+    "ours": ["jobs.segment_dataset"],
+    "ours_on_ray": ["jobs.segment_dataset", "--runtime.flow", "ray"],
+    "multiprocessing": ["benchmarks.baselines.multiprocessing_script"],
+    "naive_ray": ["benchmarks.baselines.naive_ray"],
 }
-"""Modules of the job and the baselines, by name."""
+"""Module and flags of the job, as it chooses and on Ray, and of the baselines, by name."""
 SAMPLE_S = 2.0
 """Seconds between two memory samples: the pages of twenty processes take a core a tenth of a second to add up."""
 _MIB = 2**20
@@ -86,7 +87,7 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 def measure_side(side: str, source: Path, output: Path, checkpoint: str) -> MeasuredSide:
     """Run one side in a process of its own and measure it from start to exit."""
-    command = [sys.executable, "-m", _SIDES[side], "--source", str(source), "--output", str(output)]
+    command = [sys.executable, "-m", *_SIDES[side], "--source", str(source), "--output", str(output)]
     command += ["--checkpoint", checkpoint]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -105,14 +106,16 @@ def measure_side(side: str, source: Path, output: Path, checkpoint: str) -> Meas
     return MeasuredSide(wall_s, peak / _MIB, between / images if between else None)
 
 
-def compare_pipelines(images: int, scratch: Path, *, size_px: int, checkpoint: str) -> dict[str, MeasuredSide]:
-    """Run and measure all sides one after the other on the same files."""
+def compare_pipelines(
+    images: int, scratch: Path, *, size_px: int, checkpoint: str, sides: Sequence[str] = tuple(_SIDES)
+) -> dict[str, MeasuredSide]:
+    """Run and measure the sides one after the other on the same files."""
     source = scratch / f"source-{images}-{size_px}"
     if not source.exists():
         log.info("generating %d images", images)
         farmland.write_folder(Url(str(source)), images, size_px=size_px, seed=1, workers=2)
     measured = {}
-    for side in _SIDES:
+    for side in sides:
         output = scratch / f"output-{side}"
         shutil.rmtree(output, ignore_errors=True)
         log.info("%d images: %s ...", images, side)
@@ -125,12 +128,13 @@ def ratios(measured: dict[int, dict[str, MeasuredSide]]) -> dict[str, float]:
     """Ratios of wall time, bytes and peak memory between the sides, and of peak memory between sizes of the source."""
     figures = {}
     for images, sides in measured.items():
-        ours, script, naive = (sides[name] for name in _SIDES)
-        figures[f"wall_ours_over_multiprocessing_{images}"] = ours.wall_s / script.wall_s
-        figures[f"wall_ours_over_naive_ray_{images}"] = ours.wall_s / naive.wall_s
-        figures[f"bytes_naive_ray_over_ours_{images}"] = (naive.bytes_per_image or 0) / (ours.bytes_per_image or 1)
-        figures[f"peak_ours_over_multiprocessing_{images}"] = ours.peak_mib / script.peak_mib
-        figures[f"peak_ours_over_naive_ray_{images}"] = ours.peak_mib / naive.peak_mib
+        ours = sides["ours"]
+        for name, other in sides.items():
+            if name != "ours":
+                figures[f"wall_ours_over_{name}_{images}"] = ours.wall_s / other.wall_s
+                figures[f"peak_ours_over_{name}_{images}"] = ours.peak_mib / other.peak_mib
+        if naive := sides.get("naive_ray"):
+            figures[f"bytes_naive_ray_over_ours_{images}"] = (naive.bytes_per_image or 0) / (ours.bytes_per_image or 1)
     few, many = min(measured), max(measured)
     if few != many:
         figures[f"peak_ours_{many}_over_{few}"] = measured[many]["ours"].peak_mib / measured[few]["ours"].peak_mib
@@ -142,12 +146,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[200, 2000], help="sizes of the source")
     parser.add_argument("--size-px", type=int, default=256, help="side of the images, pixels")
+    parser.add_argument("--sides", nargs="+", default=list(_SIDES), choices=list(_SIDES), help="with `ours` among them")
     parser.add_argument("--checkpoint", default="farmland", help="folder or shipped name")
     parser.add_argument("--scratch", type=Path, default=Path("demo/benchmark"), help="folder for images and outputs")
     args = parser.parse_args(argv)
     logs.configure()
     measured = {
-        images: compare_pipelines(images, args.scratch, size_px=args.size_px, checkpoint=args.checkpoint)
+        images: compare_pipelines(
+            images, args.scratch, size_px=args.size_px, checkpoint=args.checkpoint, sides=args.sides
+        )
         for images in args.images
     }
     compared = ratios(measured)

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 2 * 2**30
 """Object store of a local cluster, bytes: it holds only encoded images and small logits."""
 
+IDLE_WORKER_MS = 60_000
+"""Life of a worker without work in a local cluster, milliseconds."""
 RESOURCE_POLL_S = 1.0
 """Interval of looking for an expected resource, seconds."""
 WAIT_LOG_S = 30.0
@@ -40,6 +42,8 @@ def connect(*, dashboard: bool = False) -> Generator[list[dict[str, float]]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Messages of Ray's C++ core are for its developers; its log files keep them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Workers of a local cluster that have been idle for a second would be ended, and started anew for the last writes.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
     # No runtime_env: it would make Ray start every worker anew instead of using its idle workers.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if "RAY_ADDRESS" in os.environ:

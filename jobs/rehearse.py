@@ -17,7 +17,8 @@ import infra
 from infra import preflight, session
 from infra.progress import Reporter
 from jobs.console import print_json
-from jobs.run import Run, engage, stage_job, warn_of_dead_workers
+from jobs.flows import choose_flow, engage, warn_of_dead_workers
+from jobs.run import Run, stage_job
 from pipeline.errors import JobError
 from pipeline.run import flow, rehearsal
 from pipeline.run.footers import read_footers
@@ -164,6 +165,8 @@ def print_rehearsal(
     billed = bill(run, plan, rehearsed, crew, listed)
     figures = facts(plan, rehearsed, billed, listed) | {"run": str(run.url), "prices": prices_file}
     log_table(rehearsed, billed, listed, prices_file)
+    if choose_flow(run.cfg, images=images_of(plan, rehearsed)) == "processes":
+        log.info("the forecast is of a run on Ray, as with --runtime.flow ray: without it so few images take processes")
     if crew_output:
         written = CrewFile(
             crew=crew,

@@ -4,7 +4,7 @@
     carry_out(run, plan)        segments the missing rows on Ray, closes the run, writes its report -> RunOutcome
 
 A driver that was killed leaves committed parts; `carry_out` of the same run continues from them. Importing this module
-imports torch and Ray, so a job does it after its flags are parsed.
+imports torch, so a job does it after its flags are parsed.
 """
 
 import hashlib
@@ -15,42 +15,35 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import distributions
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra import preflight, session
-from infra.metrics import RunMetrics
-from infra.nodes import check_nodes
-from infra.progress import Reporter
-from jobs import command_line
-from jobs.assembly import Assembled, assemble_run
-from jobs.from_masks import Made, OpenedMasks, make, without_holes
+from infra import preflight
+from jobs import command_line, flows
 from pipeline import classes
 from pipeline.assemble.masks import RunMasks
 from pipeline.assemble.plan import read_shards
 from pipeline.assemble.qgis import points_qml
 from pipeline.assemble.stac import COLLECTION
 from pipeline.classes import ClassMap
-from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, RefineConfig, SegmentConfig
+from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
-from pipeline.infer import segmenter
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
-from pipeline.records import Failure, Footprint
+from pipeline.records import Failure
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
-from pipeline.run import flow, folder, manifest, masks, parts, points, rehearsal, report, workers
-from pipeline.run.footers import Footers, IndexWriter, gather_footers, read_footers
+from pipeline.run import folder, manifest, masks, parts, points, rehearsal, report
+from pipeline.run.footers import Footers, gather_footers, read_footers
 from pipeline.run.ledger import RunProgress
 from pipeline.run.manifest import Manifest
 from pipeline.run.pending import PendingShard, pending_shards
 from pipeline.run.progress import Snapshot, utc_now, write_progress
 from pipeline.run.stages import Job
-from pipeline.run.workers import Resources, Workers
 from pipeline.source.left_out import in_words
 from pipeline.source.plan import Plan, changed
 from pipeline.source.raster import RGB, NetworkBands, check_band_names, unpack
@@ -60,6 +53,10 @@ from pipeline.store import objects
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
 from pipeline.zones.map import run_map
+
+if TYPE_CHECKING:
+    from jobs.assembly import Assembled
+    from jobs.from_masks import Made
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +75,6 @@ STORED_VERSIONS = {
 """Packages that shape masks: `environment.json` of a run has their versions."""
 LAST_UNPLACED = 2
 """Last code version whose fingerprints hold places as they were typed."""
-NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
-"""Memory footprint of scoring existing masks: no network is loaded."""
-NO_REFINEMENT = RefineConfig(engine="none")
-"""Refinement of existing masks: none, so no node needs an engine."""
 TYPICAL_IMAGE_BYTES = 200_000
 """Estimates the images in a tar before it is read; sets only the share of images that keep a preview."""
 REPORT_PREVIEWS = 400
@@ -134,9 +127,11 @@ class RunOutcome:
     """Seconds this driver took."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Files of the source that are no input, by suffix; see `Plan.ignored`."""
-    assembled: Assembled | None = None
+    flow: flows.FlowKind = "none"
+    """Where the stages of this driver worked."""
+    assembled: "Assembled | None" = None
     """Joined masks of rasters; None for other sources."""
-    made: Made | None = None
+    made: "Made | None" = None
     """Polygons and zones of rasters; None for other sources, and where none are asked for."""
 
 
@@ -225,19 +220,24 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
                     objects.delete(run.url / COLLECTION)  # so that a driver that is killed now is continued
                     write_settings(run, plan)
                 assembled, made = assemble_rasters(run), make_from_masks(run)
-        outcome = RunOutcome(finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled, made)
+        outcome = RunOutcome(
+            finished, RunProgress(), time.monotonic() - started, plan.ignored, assembled=assembled, made=made
+        )
         if made is not None and made.is_new:
             write_report(run, outcome, committed)
         return outcome
+    kind = flows.choose_flow(cfg, images=typical_images(plan))
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()) as lease:
         missing, before = resume(run, plan)
+        kind = kind if missing else "none"
         # Rasters need Ray again to be assembled: a local one starts once.
-        with session.connect(dashboard=cfg.runtime.dashboard) if missing else nullcontext():
+        with flows.opened(kind, cfg) as opened:
             progress = RunProgress()
             if missing:
-                progress = segment_missing(run, plan, stage_job(run, plan, owner=lease.generation), missing, before)
+                job = stage_job(run, plan, owner=lease.generation)
+                progress = flows.segment_missing(opened, run, job, missing, before)
             closed, footers = manifest.close_run(
                 run.url, plan, run.classes, fingerprint=run.fingerprint, on_duplicate=cfg.read.on_duplicate
             )
@@ -248,26 +248,30 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
                 objects.put(run.url / folder.POINTS_STYLE, points_qml(run.classes))
                 where = run.url / folder.POINTS
                 log.info("%d image(s) with a position, %d without: %s", counts.points, counts.without, where)
-        outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, assembled, made)
+        outcome = RunOutcome(closed, progress, time.monotonic() - started, plan.ignored, kind, assembled, made)
         if run.model:
             write_report(run, outcome, footers)
         manifest.mark_finished(run.url)
     return outcome
 
 
-def assemble_rasters(run: Run) -> Assembled | None:
+def assemble_rasters(run: Run) -> "Assembled | None":
     """Join the masks of a run over rasters, its last step; None for other sources, and where masks are scored."""
     if run.cfg.read.kind != "raster" or run.judge is not None:
         return None
+    from jobs.assembly import assemble_run
+
     facts = {"atrous:run": run.fingerprint[:12], "atrous:model": run.sha256[:12]}
     return assemble_run(run.url, run.classes, holes=run.cfg.raster.holes, facts=facts)
 
 
-def make_from_masks(run: Run) -> Made | None:
+def make_from_masks(run: Run) -> "Made | None":
     """Write the polygons and the statistics of zones that a run over rasters asks for; None where it asks for none."""
     cfg = run.cfg
     if cfg.read.kind != "raster" or run.judge is not None or not cfg.asks_of_masks:
         return None
+    from jobs.from_masks import OpenedMasks, make, without_holes
+
     masks = RunMasks(run.url)
     assemblies, _ = without_holes(masks.assemblies(), holes=cfg.raster.holes)
     return make(OpenedMasks(masks, assemblies, run.classes, {}), cfg.polygons, cfg.zones)
@@ -389,80 +393,14 @@ def _dates(shard: Shard) -> tuple[str | None, str | None]:
     return (None, None) if isinstance(here, Failure) else (here.raster.datetime, here.raster.end_datetime)
 
 
-def segment_missing(run: Run, plan: Plan, job: Job, missing: list[PendingShard], before: Snapshot) -> RunProgress:
-    """Run the flow over the missing work on Ray, with progress that counts in what was committed `before`."""
-    runtime = run.cfg.runtime
-    with session.connect(dashboard=runtime.dashboard) as nodes:
-        crew, _ = engage(run, nodes)
-        log.info("parts of %d rows", job.rows_per_part)
-        ledger = flow.RemoteLedger(IndexWriter(run.url))
-        reporter = Reporter(
-            ledger.progress,
-            planned=plan.rows,
-            already=before.committed,
-            failed_before=before.failed,
-            slots={"infer": crew.infer, "refine": crew.refine},
-            every_s=runtime.progress_s,
-            publish=publisher(run),
-        )
-        try:
-            with reporter:
-                flow.run_flow(job, missing, crew, ledger)
-        finally:
-            warn_of_dead_workers(reporter.latest)
-    log_stages(reporter.latest)
-    if reporter.latest.left_out.counts:
-        log.info("members of tars that were left out: %s", reporter.latest.left_out)
-    return reporter.latest
-
-
-def engage(run: Run, nodes: list[dict[str, float]]) -> tuple[Workers, Resources]:
-    """Wait for the cluster, check its nodes, and plan the workers of each stage; returns them and the cluster's total.
-
-    Raises:
-        ConfigError: the cluster is too small, also for the file of `runtime.crew`; or as `check_nodes`.
-    """
-    cfg = run.cfg
-    runtime = cfg.runtime
-    expected = {"CPU": runtime.expect_cpus, "GPU": runtime.expect_gpus}
-    session.wait_for_expected(expected, limit_s=runtime.start_limit_s)
-    preflight.warn_of_local_output(run.url, nodes)
-    if len(nodes) > 1:
-        check_nodes(cfg.refine if run.model else NO_REFINEMENT)
-    network = segmenter.footprint(run.model, cfg.infer.output_stride) if run.model else NO_NETWORK
-    resources = workers.cluster_nodes(nodes, runtime)
-    cluster = sum(resources, start=Resources(0, 0, 0))
-    if runtime.crew:
-        cfg = cfg.model_copy(update={"runtime": rehearsal.runtime_of(runtime, Url(runtime.crew), cluster)})
-    crew = workers.plan_workers(cfg, resources, network)
-    if runtime.crew and crew.refine < (cfg.runtime.refine_workers or 0):
-        message = f"{runtime.crew} has {cfg.runtime.refine_workers} refiners, and {crew.refine} fit into {cluster}"
-        raise ConfigError(message, hint="add nodes with memory, or lower --refine.window-px")
-    log.info("%s", crew.describe())
-    return crew, cluster
-
-
-def publisher(run: Run) -> Callable[[Snapshot], None]:
-    """Function that writes a snapshot to `_run/progress.json` and to the metrics of Ray."""
-    metrics = RunMetrics(run.fingerprint[:12])
-
-    def publish(snapshot: Snapshot) -> None:
-        write_progress(run.url, snapshot)
-        metrics.record(snapshot)
-
-    return publish
-
-
-def warn_of_dead_workers(progress: RunProgress) -> None:
-    """Name the logs of the workers that died, while Ray still runs."""
-    if progress.dead_workers:
-        names = ", ".join(progress.dead_workers)
-        log.warning("workers died: %s; their logs are worker-*-PID.* in %s", names, session.worker_logs())
+def typical_images(plan: Plan) -> float:
+    """Images of a plan; estimated from its bytes where tars are not read yet."""
+    return plan.rows or plan.bytes / TYPICAL_IMAGE_BYTES
 
 
 def stage_job(run: Run, plan: Plan, *, owner: int | None = None) -> Job:
     """Description of a run for its workers; `owner` is the generation of the lease of a driver that commits rows."""
-    images = plan.rows or plan.bytes / TYPICAL_IMAGE_BYTES
+    images = typical_images(plan)
     return Job(
         cfg=run.cfg,
         classes=run.classes,
@@ -482,16 +420,6 @@ def stage_job(run: Run, plan: Plan, *, owner: int | None = None) -> Job:
 def network_bands(card: Card | None) -> NetworkBands:
     """Bands that a checkpoint takes; red, green and blue without one, where existing masks are scored."""
     return NetworkBands(card.channels, card.scale) if card else RGB
-
-
-def log_stages(progress: RunProgress) -> None:
-    """Log the time of every stage and the bytes it handed on."""
-    for stage, seconds in progress.seconds.items():
-        images = max(progress.done.get(stage, 0), 1)
-        kib = progress.bytes_out.get(stage, 0) / images / 1024
-        log.info(
-            "%-7s %8.1f s busy, %7.1f ms and %7.1f KiB handed on per image", stage, seconds, seconds / images * 1e3, kib
-        )
 
 
 # ---------------------------------------------------------------- the report

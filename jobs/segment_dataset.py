@@ -77,16 +77,20 @@ def segment_collection(args: SegmentArguments) -> int:
     """Segment what is missing, or print the plan for `--plan`; returns the exit status."""
     check_rehearsal(args)
     from infra import preflight
-    from jobs import rehearse, run, summary
-    from jobs.from_masks import check_settings
+    from jobs import run, summary
     from pipeline.source.plan import plan_source
 
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
     identified = run.identify(args.cfg)
     preflight.check_apart([Url(source) for source in args.cfg.source], Url(args.cfg.output))
-    check_settings(args.cfg)
+    if args.cfg.asks_of_masks:
+        from jobs.from_masks import check_settings
+
+        check_settings(args.cfg)
     plan = plan_source(args.cfg, identified.bands)
     if args.rehearse:
+        from jobs import rehearse
+
         how = {"budget_hours": args.budget_hours, "prices": args.prices, "crew_output": args.crew_output}
         return rehearse.print_rehearsal(identified, plan, args.rehearse, **how)
     if args.plan:

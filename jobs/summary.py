@@ -123,6 +123,7 @@ def print_outcome(run: Run, outcome: RunOutcome) -> int:
             "left_out": dict(outcome.progress.left_out.counts),
             "parts": len(totals.parts),
             "rows_now": rows_now,
+            "flow": outcome.flow,
             "wall_s": round(wall_s, 2),
             "working_s": round(outcome.progress.working_s, 2),
             "busy_shares": busy_shares(totals.seconds),

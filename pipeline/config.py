@@ -301,10 +301,13 @@ class ZonesConfig(_Frozen):
 class RuntimeConfig(_Frozen):
     """Workers, commits and progress: settings that cannot change a mask, outside the fingerprint."""
 
-    infer_workers: int | None = Field(
-        None, ge=1, description="Network actors; unset: one per GPU, or by the number of CPUs."
+    flow: Literal["auto", "ray", "processes"] = Field(
+        "auto",
+        description="Workers on Ray, or as processes of this machine without a GPU; auto: processes for up to 5000 "
+        "images where no cluster is given.",
     )
-    refine_workers: int | None = Field(None, ge=1, description="Most refiner actors; unset: one per CPU.")
+    infer_workers: int | None = Field(None, ge=1, description="Networks; unset: one per GPU, or by the number of CPUs.")
+    refine_workers: int | None = Field(None, ge=1, description="Most refiners; unset: one per CPU.")
     crew: str | None = Field(
         None, description="Workers per stage, from a file of --crew-output; in place of infer_workers, refine_workers."
     )
@@ -317,7 +320,7 @@ class RuntimeConfig(_Frozen):
     start_limit_s: float = Field(
         1800.0, gt=0, description="Longest wait for the first expected CPU and GPU of a cluster, seconds."
     )
-    decode_threads: int = Field(4, ge=1, description="Decoding threads per network actor.")
+    decode_threads: int = Field(4, ge=1, description="Decoding threads per network.")
     rows_per_part: int | None = Field(
         None,
         ge=1,
@@ -344,6 +347,12 @@ class RuntimeConfig(_Frozen):
     def _one_number_of_workers(self) -> Self:
         if self.crew and (self.infer_workers or self.refine_workers):
             raise ValueError("crew and infer_workers or refine_workers both say how many workers: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _dashboard_of_ray(self) -> Self:
+        if self.dashboard and self.flow == "processes":
+            raise ValueError("the dashboard is Ray's, and flow=processes starts no Ray: leave one of them out")
         return self
 
 

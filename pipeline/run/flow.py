@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from time import monotonic, perf_counter, sleep
+from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -25,15 +25,13 @@ from ray.data import ActorPoolStrategy, DataContext, Datasink, Datasource, ReadT
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.records import ROW_SCHEMA
-from pipeline.run import parts
 from pipeline.run.duplicates import UInt64
 from pipeline.run.footers import IndexWriter
 from pipeline.run.journal import WorkerLedger, take_journal
 from pipeline.run.ledger import FlowLedger, Held, Ledger, LedgerClient, Place, RunProgress, StageCounts
 from pipeline.run.parts import Part
 from pipeline.run.pending import PendingShard
-from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, read_shards
+from pipeline.run.stages import INFER_ROWS, InferStage, Job, MaskStage, RefineStage, commit_part, read_shards
 from pipeline.run.verify import BUCKETS, Join, Lines, Split
 from pipeline.run.workers import GIB, RASTER_READER_GIB, READ_CPUS, WRITE_CPUS, Workers
 from pipeline.source.left_out import LeftOut
@@ -186,15 +184,8 @@ class PartSink(Datasink[None]):
         return self.job.rows_per_part
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
-        """Commit one part. Idempotent: Ray calls it again with the same blocks when its worker dies."""
-        started = perf_counter()
-        tables = [block.select(ROW_SCHEMA.names).cast(ROW_SCHEMA) for block in blocks if len(block)]
-        if not tables:
-            return
-        table = pa.concat_tables(tables)
-        part = parts.write_part(self.job.run_url, table, self.job.classes, owner=self.job.owner)
-        self.ledger.commit(part.totals.rows, part.totals.error_codes, perf_counter() - started)
-        self.ledger.add_to_index(part)
+        """Commit one part. Ray calls it again with the same blocks when its worker dies."""
+        commit_part(self.job, list(blocks), self.ledger)
 
 
 def build_dataset(
@@ -205,13 +196,13 @@ def build_dataset(
     Actor pools have a fixed size: a pool that grows with its backlog starts late, and shrinks while the first
     images are read.
     """
-    read_gib = RASTER_READER_GIB if job.cfg.read.kind == "raster" else 0.0
+    memory = {"memory": int(RASTER_READER_GIB * GIB)} if job.cfg.read.kind == "raster" else {}
     items: ray.data.Dataset = ray.data.read_datasource(
         ShardSource(job, pending, ledger),
         num_cpus=READ_CPUS,
         compute=TaskPoolStrategy(min(len(pending), 2 * workers.infer)),
         override_num_blocks=min(len(pending), MAX_READ_TASKS),
-        ray_remote_args={"max_retries": TASK_RETRIES, "memory": int(read_gib * GIB)},
+        ray_remote_args={"max_retries": TASK_RETRIES, **memory},
     )
     return _score_masks(items, job, workers, ledger) if job.masks else _segment(items, job, workers, ledger)
 

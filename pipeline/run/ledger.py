@@ -243,17 +243,21 @@ class LedgerClient(KeyLedger, Protocol):
         """Pass on what was counted."""
 
 
-class FlowLedger(Protocol):
-    """Methods of a ledger that a flow calls beside those of its workers."""
-
-    def for_workers(self) -> LedgerClient:
-        """Client for the readers and actors of the flow."""
+class CommitLedger(Protocol):
+    """Methods of a ledger that commits call."""
 
     def commit(self, rows: int, failed: dict[str, int], seconds: float) -> None:
         """See `Ledger.commit`."""
 
     def add_to_index(self, part: Part) -> None:
         """See `Ledger.add_to_index`."""
+
+
+class FlowLedger(CommitLedger, Protocol):
+    """Methods of a ledger that a flow on Ray calls beside those of its workers."""
+
+    def for_workers(self) -> LedgerClient:
+        """Client for the readers and actors of the flow."""
 
     def wait_for_workers(self) -> None:
         """Wait until the workers of a finished flow have told their last counts."""

@@ -22,6 +22,7 @@ from pipeline.errors import InputError, LabelError
 from pipeline.image import encode
 from pipeline.prefetch import ahead
 from pipeline.records import (
+    ROW_SCHEMA,
     Failure,
     Image,
     Item,
@@ -37,7 +38,8 @@ from pipeline.records import (
 from pipeline.refine.engine import REFINE_ENGINES
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
-from pipeline.run.ledger import LedgerClient, work_guarded
+from pipeline.run import parts
+from pipeline.run.ledger import CommitLedger, LedgerClient, work_guarded
 from pipeline.run.masks import open_masks
 from pipeline.run.parts import FEWEST_ROWS
 from pipeline.run.pending import PendingShard
@@ -143,6 +145,17 @@ def read_shards(job: Job, pending: Sequence[PendingShard], ledger: LedgerClient)
     if held:
         yield _items_out(held, ledger)
     ledger.flush()
+
+
+def commit_part(job: Job, tables: Sequence[pa.Table], ledger: CommitLedger) -> None:
+    """Commit tables of rows as one part, and tell the ledger. Idempotent: the same rows make the same part."""
+    started = perf_counter()
+    filled = [table.select(ROW_SCHEMA.names).cast(ROW_SCHEMA) for table in tables if len(table)]
+    if not filled:
+        return
+    part = parts.write_part(job.run_url, pa.concat_tables(filled), job.classes, owner=job.owner)
+    ledger.commit(part.totals.rows, part.totals.error_codes, perf_counter() - started)
+    ledger.add_to_index(part)
 
 
 def _items_out(items: list[Item], ledger: LedgerClient) -> pa.Table:

@@ -92,7 +92,7 @@ class Workers:
         """One line for the log."""
         kind = f"{self.infer_gpus:g} GPU" if self.infer_gpus else f"{self.infer_cpus:g} CPU"
         return (
-            f"{self.infer} network actor(s) of {kind} and {self.infer_gib:.1f} GiB, up to {self.refine} refiner(s) of "
+            f"{self.infer} network(s) of {kind} and {self.infer_gib:.1f} GiB, up to {self.refine} refiner(s) of "
             f"{self.refine_cpus:g} CPU and {self.refine_gib:.1f} GiB"
         )
 
@@ -175,9 +175,7 @@ def plan_workers(cfg: SegmentConfig, nodes: Sequence[Resources], model: Footprin
     infer = cfg.runtime.infer_workers or int(cluster.gpus) or _networks_on_cpus(cfg, nodes, pair_gib)
     fits = _refiners_beside(infer, nodes, network, refiner, others)
     if not fits:
-        needs = (
-            f"{infer} network actor(s) x {network} + 1 refiner x {refiner} + reading and writing {others.cpus:g} CPU"
-        )
+        needs = f"{infer} network(s) x {network} + 1 refiner x {refiner} + reading and writing {others.cpus:g} CPU"
         has = f"{cluster} in {len(nodes)} node(s), the largest of {max((node.cpus for node in nodes), default=0):g} CPU"
         has += f" and {max((node.memory_gib for node in nodes), default=0):.1f} GiB"
         raise ConfigError(

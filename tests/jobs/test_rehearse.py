@@ -120,7 +120,7 @@ def test_on_ray_a_run_takes_the_workers_that_a_rehearsal_found(
     assert list((tmp_path / "out").rglob("*")) == []
     outcome = run_with(crew, flags, ray_cluster)
     assert outcome.status == 0, outcome.log
-    assert "1 network actor(s)" in outcome.log
+    assert "1 network(s)" in outcome.log
     assert "up to 1 refiner(s)" in outcome.log
     assert outcome.summary["rows"] == IMAGES
 

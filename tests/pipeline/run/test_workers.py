@@ -105,7 +105,7 @@ def test_the_logits_of_a_network_at_full_resolution_are_bounded_by_a_setting() -
 
 
 def test_a_cluster_that_is_too_small_is_told_the_sum() -> None:
-    with pytest.raises(ConfigError, match=r"it has 3 CPU, 4 GPU.*4 network actor\(s\) x 0.5 CPU, 1 GPU"):
+    with pytest.raises(ConfigError, match=r"it has 3 CPU, 4 GPU.*4 network\(s\) x 0.5 CPU, 1 GPU"):
         plan_workers(config(), [Resources(3, 4, 64)], VOC)
 
 
