@@ -23,6 +23,7 @@ from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
 from pipeline.run import parts
 from pipeline.run.parts import FEWEST_ROWS
+from pipeline.store.url import Url
 
 IMAGES_AT_ONCE = 16
 
@@ -77,10 +78,10 @@ def main() -> int:
         for rows in pool.imap_unordered(segment_paths, batches):
             pending += rows
             if len(pending) >= FEWEST_ROWS:
-                parts.write_part(args.output, rows_to_table(pending), classes)
+                parts.write_part(Url(args.output), rows_to_table(pending), classes)
                 pending = []
     if pending:
-        parts.write_part(args.output, rows_to_table(pending), classes)
+        parts.write_part(Url(args.output), rows_to_table(pending), classes)
     return 0
 
 
