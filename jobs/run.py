@@ -15,6 +15,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, SegmentCo
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
-from pipeline.records import Failure
+from pipeline.records import Failure, Row
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
 from pipeline.run import folder, manifest, masks, parts, points, rehearsal, report
@@ -428,9 +429,16 @@ def network_bands(card: Card | None) -> NetworkBands:
 def write_report(run: Run, outcome: RunOutcome, footers: Footers) -> None:
     """Write `_report/index.html`, the pictures it links to, and `_report/overlays.png`."""
     previews = manifest.read_previews(run.url, footers, limit=REPORT_PREVIEWS)
+    with ThreadPoolExecutor(1) as beside:  # encoders of pictures leave Python's lock to the page
+        pictures = beside.submit(_write_pictures, run, previews)
+        objects.put(run.url / folder.REPORT, _lay_out_page(run, outcome, footers, previews).encode())
+        pictures.result()
+
+
+def _lay_out_page(run: Run, outcome: RunOutcome, footers: Footers, previews: list[Row]) -> str:
     counts = {name: getattr(outcome.manifest, name) for name in REPORTED_COUNTS}
     working_s = outcome.progress.working_s
-    page = report.render_run(
+    return report.render_run(
         summary=report.RunSummary(
             **counts,
             parts=len(outcome.manifest.parts),
@@ -446,14 +454,15 @@ def write_report(run: Run, outcome: RunOutcome, footers: Footers) -> None:
         substituted=run.substituted,
         page_map=run_map(run.url, run.classes) if run.cfg.read.kind == "raster" else None,
     )
-    objects.put(run.url / folder.REPORT, page.encode())
-    pictures = report.full_size_pictures(previews, run.classes)
-    deque(parts.map_ahead(lambda picture: _put_picture(run.url, *picture), pictures), maxlen=0)
+
+
+def _write_pictures(run: Run, previews: list[Row]) -> None:
+    def write(row: Row) -> None:
+        for path, picture in report.full_size_pictures(row, run.classes):
+            objects.put(run.url / folder.REPORT_FOLDER / path, picture)
+
+    deque(parts.map_ahead(write, report.shown_on_page(previews)), maxlen=0)
     objects.put(run.url / folder.OVERLAYS, report.overlays_png(previews, run.classes))
-
-
-def _put_picture(run_url: Url, path: str, picture: bytes) -> None:
-    objects.put(run_url / folder.REPORT_FOLDER / path, picture)
 
 
 def run_facts(run: Run) -> dict[str, str]:

@@ -372,6 +372,9 @@ def _logs(ledger: SharedLedger) -> Generator[Path]:
     except Exception:
         log.warning("logs of the workers: %s", folder)
         raise
+    except BaseException:  # the run was asked to end
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     else:
         if dead := ledger.progress().dead_workers:
             log.warning("workers died: %s; their logs are worker-*-PID.* in %s", ", ".join(dead), folder)

@@ -169,13 +169,17 @@ def choose_previews(previews: Sequence[Row], *, count: int) -> tuple[list[Row], 
     return by_confidence[:half], others[: count - count // 2]
 
 
-def full_size_pictures(previews: Sequence[Row], classes: ClassMap) -> Iterator[tuple[str, bytes]]:
-    """Encoded pictures of the items on the page, at the size of their previews, with their paths beside the page."""
+def shown_on_page(previews: Sequence[Row]) -> list[Row]:
+    """Rows that are items of the page."""
     uncertain, sample = choose_previews(previews, count=PAGE_ITEMS)
-    for row in (*sample, *uncertain):
-        pictures = zip(_links(row), _pictures(row, classes, longest_px=PREVIEW_PX), FORMATS, strict=True)
-        for path, picture, form in pictures:
-            yield path, _encoded(picture, form)
+    return [*sample, *uncertain]
+
+
+def full_size_pictures(row: Row, classes: ClassMap) -> Iterator[tuple[str, bytes]]:
+    """Encoded pictures of an item of the page, at the size of its preview, with their paths beside the page."""
+    pictures = zip(_links(row), _pictures(row, classes, longest_px=PREVIEW_PX), FORMATS, strict=True)
+    for path, picture, form in pictures:
+        yield path, _encoded(picture, form)
 
 
 def _links(row: Row) -> tuple[str, ...]:
