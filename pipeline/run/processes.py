@@ -39,8 +39,11 @@ from pipeline.source.left_out import LeftOut
 
 log = logging.getLogger(__name__)
 
+INFER_MIB = 32
+"""Encoded images per table for a network, MiB, where `INFER_ROWS` of them are more."""
 REFINE_ROWS = 4
-"""Images per table for a refiner: some seconds of work, so that all refiners end at about the same time."""
+"""Images per table for a refiner: some seconds of work, so that all refiners end at about the same time. Fewer where
+they are larger than a block of the flow on Ray."""
 WAITING_TABLES = 2
 """Tables that wait for each worker of a stage at most; with more, the stage before pauses."""
 MOST_DEATHS = 2 * INFER_ROWS + 16
@@ -323,8 +326,8 @@ def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger
             crews = [open_crew("score", workers.refine)]
         else:
             crews = [open_crew("infer", workers.infer), open_crew("refine", workers.refine)]
-        reader = opened.enter_context(Reader(batches(read_shards(job, pending, ledger), INFER_ROWS)))
-        writer = Writer(job, ledger)
+        images = gather(read_shards(job, pending, ledger), rows=INFER_ROWS, mib=INFER_MIB)
+        reader, writer = opened.enter_context(Reader(images)), Writer(job, ledger)
         hand_on(reader, crews, writer)
         for worker in chain.from_iterable(crew.workers for crew in crews):
             worker.end()
@@ -347,20 +350,29 @@ def hand_on(reader: Reader, crews: Sequence[Crew], writer: Writer) -> None:
                 if after is None:
                     writer.add(made)
                 else:
-                    after.waiting.extend(map(pack, batches([made], REFINE_ROWS)))
+                    after.waiting.extend(map(pack, cut(made, rows=REFINE_ROWS, mib=writer.job.cfg.runtime.block_mib)))
 
 
-def batches(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The rows of some tables in tables of `rows` rows; the last one may have fewer."""
+def gather(tables: Iterable[pa.Table], *, rows: int, mib: float) -> Iterator[pa.Table]:
+    """Join tables until they have `rows` rows, or `mib` MiB; none has more than `rows` rows but one that came so."""
     held: list[pa.Table] = []
     for table in tables:
+        if held and sum(map(len, held)) + len(table) > rows:
+            yield pa.concat_tables(held)
+            held = []
         held.append(table)
-        while sum(map(len, held)) >= rows:
-            together = pa.concat_tables(held)
-            yield together.slice(0, rows)
-            held = [together.slice(rows)]
-    if any(map(len, held)):
+        if sum(map(len, held)) >= rows or sum(some.nbytes for some in held) >= mib * 2**20:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
         yield pa.concat_tables(held)
+
+
+def cut(table: pa.Table, *, rows: int, mib: float) -> Iterator[pa.Table]:
+    """Cut a table into tables of `rows` rows, or of as many as have about `mib` MiB; of one row at least."""
+    fitting = round(mib * 2**20 * len(table) / max(table.nbytes, 1))
+    size = max(min(fitting, rows), 1)
+    return (table.slice(first, size) for first in range(0, len(table), size))
 
 
 @contextmanager

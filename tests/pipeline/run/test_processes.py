@@ -7,21 +7,29 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StorageError
 from pipeline.run.messages import Failed, pack, unpack
-from pipeline.run.processes import SharedLedger, batches
+from pipeline.run.processes import SharedLedger, cut, gather
 from tests.support.examples import examples
-
-TABLES = st.lists(st.integers(0, 9), max_size=8)
 
 
 @examples(60)
-@given(TABLES, st.integers(1, 7))
-def test_tables_are_cut_anew_and_no_row_is_lost_or_moved(sizes: list[int], rows: int) -> None:
-    whole = pa.table({"row": range(sum(sizes)), "data": [b"x" * number for number in range(sum(sizes))]})
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 12), st.sampled_from([1e-4, 1.0]))
+def test_tables_are_joined_and_cut_and_no_row_is_lost_or_moved(sizes: list[int], rows: int, mib: float) -> None:
+    whole = pa.table({"row": range(sum(sizes)), "data": [bytes(50)] * sum(sizes)})
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    cut = list(batches([whole.slice(start, size) for start, size in zip(starts, sizes, strict=True)], rows))
-    assert [len(table) for table in cut[:-1]] == [rows] * (len(cut) - 1)
-    assert all(0 < len(table) <= rows for table in cut[-1:])
-    assert [row for table in cut for row in table["row"].to_pylist()] == list(range(sum(sizes)))
+    tables = [whole.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
+    joined = list(gather(tables, rows=rows, mib=mib))
+    assert all(len(table) <= max(rows, *sizes) for table in joined)
+    slices = [piece for table in joined for piece in cut(table, rows=rows, mib=mib)]
+    assert all(0 < len(piece) <= rows for piece in slices)
+    assert all(len(piece) == 1 or piece.nbytes <= 2 * mib * 2**20 for piece in slices)
+    assert [row for piece in slices for row in piece["row"].to_pylist()] == list(range(sum(sizes)))
+
+
+def test_large_images_are_a_table_each() -> None:
+    large = [pa.table({"data": [bytes(2**20)]})] * 5
+    assert [len(table) for table in gather(large, rows=32, mib=2)] == [2, 2, 1]
+    assert [len(piece) for piece in cut(pa.concat_tables(large), rows=4, mib=2)] == [2, 2, 1]
+    assert [len(piece) for piece in cut(pa.concat_tables(large), rows=4, mib=0.5)] == [1] * 5
 
 
 def test_a_slice_is_packed_without_the_rest_of_its_table() -> None:
