@@ -29,8 +29,8 @@ FLAGS = [
 X86 = platform.machine() in ("x86_64", "AMD64")
 INSTRUCTION_SETS = {"baseline": []}
 if X86:
-    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
-    INSTRUCTION_SETS["avx512"] = ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"]
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["avx512"] = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"]
 KERNELS = {name: [f"-DCRF_ISA={name}", *flags] for name, flags in INSTRUCTION_SETS.items()}
 CORES = os.cpu_count() or 1
 

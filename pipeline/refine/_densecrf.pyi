@@ -2,6 +2,8 @@ from pipeline.records import Bool, Float32, UInt8
 
 INTERFACE: int
 
+def largest_row(*, height: int, width: int, bands: int, bi_w: float, bi_xy: float) -> float: ...
+
 class Engine:
     def __init__(self, isa: str = "") -> None: ...
     def refine(

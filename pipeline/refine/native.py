@@ -207,6 +207,7 @@ def bytes_needed(
     """Upper bound on the memory of one `refine` beyond its inputs, bytes: outputs and kept buffers.
 
     Copies of inputs come on top: of arrays that are not C-contiguous, and of full-size logits in float16.
+    Rows of halves, which the separable kernel has on most processors, take less; the bound is that of rows of floats.
 
     Args:
         height: of the image.

@@ -122,6 +122,14 @@ private:
 PYBIND11_MODULE(_densecrf, m) {
     m.attr("INTERFACE") = 3;  // raised with every change of arguments or results of refine
     m.doc() = "Kernels of the dense CRF; use pipeline.refine.native.";
+    m.def(
+        "largest_row",
+        [](int height, int width, int bands, float bi_w, float bi_xy) {
+            crf::Request ask{};
+            ask.height = height, ask.width = width, ask.bands = bands, ask.bi_w = bi_w, ask.bi_xy = bi_xy;
+            return crf::largest_row(ask);
+        },
+        py::kw_only(), py::arg("height"), py::arg("width"), py::arg("bands"), py::arg("bi_w"), py::arg("bi_xy"));
     py::class_<Engine>(m, "Engine")
         .def(py::init<const std::string&>(), py::arg("isa") = "")
         .def("refine", &Engine::refine, py::kw_only(), py::arg("image").noconvert(), py::arg("logits").noconvert(),

@@ -6,29 +6,30 @@
 
 namespace {
 
-// Columns [first, first + N) of rows of `stride` vectors.
-template <int N>
-void blur_columns(float* values, int64_t stride, const uint32_t* chain, const uint32_t* end) {
+// Columns of the first N vectors of rows of T, floats or halves; `stride` numbers from row to row.
+template <int N, class T>
+void blur_columns(T* values, int64_t stride, const uint32_t* chain, const uint32_t* end) {
     constexpr int AHEAD = 16;
+    const bool long_rows = size_t(stride) * sizeof(T) > CACHE_LINE;
     const Vec half = splat(0.5f);
     Vec before[N], here[N];
     while (chain < end) {
-        const float* first = values + int64_t(*chain & ~CHAIN_END) * stride;
+        const T* first = values + int64_t(*chain & ~CHAIN_END) * stride;
         for (int v = 0; v < N; ++v) {
             before[v] = splat(0.0f);
             here[v] = load(first + v * LANES);
         }
         for (;; ++chain) {
-            float* row = values + int64_t(*chain & ~CHAIN_END) * stride;
+            T* row = values + int64_t(*chain & ~CHAIN_END) * stride;
             if (*chain & CHAIN_END) {
                 for (int v = 0; v < N; ++v) store(row + v * LANES, multiply_add(half, before[v], here[v]));
                 ++chain;
                 break;
             }
-            const float* far = values + int64_t(chain[chain + AHEAD < end ? AHEAD : 1] & ~CHAIN_END) * stride;
+            const T* far = values + int64_t(chain[chain + AHEAD < end ? AHEAD : 1] & ~CHAIN_END) * stride;
             __builtin_prefetch(far, 1);
-            if (N > 1) __builtin_prefetch(far + N * LANES - 1, 1);
-            const float* after = values + int64_t(chain[1] & ~CHAIN_END) * stride;
+            if (long_rows) __builtin_prefetch(far + N * LANES - 1, 1);
+            const T* after = values + int64_t(chain[1] & ~CHAIN_END) * stride;
             for (int v = 0; v < N; ++v) {
                 const Vec next = load(after + v * LANES);
                 store(row + v * LANES, multiply_add(half, before[v] + next, here[v]));
@@ -40,9 +41,9 @@ void blur_columns(float* values, int64_t stride, const uint32_t* chain, const ui
 }
 
 // All axes in the order of the reference implementation: where vertices are missing, the order matters.
-inline void blur(const Lattice& lattice, float* values, int vectors) {
+template <class T>
+void blur(const Lattice& lattice, T* values, int64_t stride, int vectors) {
     const uint32_t* chains = static_cast<const uint32_t*>(lattice.chains.data());
-    const int64_t stride = int64_t(vectors) * LANES;
     for (int axis = 0; axis <= lattice.dimensions; ++axis) {
         const uint32_t* begin = chains + lattice.chain_start[axis];
         const uint32_t* end = chains + lattice.chain_start[axis + 1];

@@ -1,6 +1,10 @@
 // Dispatch of the kernels by instruction set: the builds that this processor can run, and the widest of them.
 #include <cstring>
 
+#if defined(CRF_X86)
+#include <cpuid.h>
+#endif
+
 #include "workspace.hpp"
 
 namespace crf {
@@ -11,7 +15,12 @@ void run_avx2(Workspace&, const Request&, Outcome&);
 void run_avx512(Workspace&, const Request&, Outcome&);
 
 namespace {
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// __builtin_cpu_supports knows the name f16c from GCC 11 on only.
+bool has_f16c() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");

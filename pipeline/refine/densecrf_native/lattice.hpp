@@ -14,6 +14,7 @@
 namespace {
 
 using crf::Buffer;
+using crf::CACHE_LINE;
 using crf::Lattice;
 using crf::MAX_DIMENSIONS;
 using crf::Workspace;

@@ -23,10 +23,11 @@ constexpr int MAX_VECTORS = (MAX_CLASSES + LANES - 1) / LANES;
 struct Side {
     const char* records = nullptr;
     int corners = 0;
-    const float* blurred = nullptr;
-    float* sums = nullptr;
-    float* base = nullptr;  // the part of the sums that frozen pixels add; null if none are frozen
-    bool large = false;  // its rows outgrow the L2 cache
+    bool halves = false;            // type of the blurred rows: halves or floats
+    const void* blurred = nullptr;  // null before the first blur
+    float* sums = nullptr;          // floats always: a vertex adds up hundreds of pixels
+    float* base = nullptr;          // the part of the sums that frozen pixels add; null if none are frozen
+    bool large = false;             // its rows outgrow the L2 cache
 };
 
 // Pixels that are not frozen: the first pass lists them, later passes visit no others.
@@ -55,8 +56,15 @@ struct Pass {
     Active* active;  // null if none are frozen
 };
 
-// N vectors of classes, or as many as `vectors` says if N is 0; C corners, or side.corners if C is 0.
-template <int N, int C>
+// Numbers from one blurred row to the next. Three vectors of halves (17 to 24 classes) are padded to a cache line, of
+// which each vertex would otherwise touch one or two.
+template <class T>
+constexpr int64_t row_stride(int vectors) {
+    return int64_t(sizeof(T) == sizeof(Half) && vectors == 3 ? 4 : vectors) * LANES;
+}
+
+// N vectors of classes, or as many as `vectors` says if N is 0; C corners, or side.corners if C is 0; rows of T.
+template <int N, int C, class T>
 CRF_INLINE void slice(const Side& side, int vectors, int64_t pixel, Vec* sum) {
     const int n = N ? N : vectors, corners = C ? C : side.corners;
     const char* record = side.records + pixel * corners * 8;
@@ -64,7 +72,7 @@ CRF_INLINE void slice(const Side& side, int vectors, int64_t pixel, Vec* sum) {
     const float* weight = reinterpret_cast<const float*>(record) + corners;
 #pragma GCC unroll 6
     for (int k = 0; k < corners; ++k) {
-        const float* row = side.blurred + int64_t(vertex[k]) * n * LANES;
+        const T* row = static_cast<const T*>(side.blurred) + int64_t(vertex[k]) * row_stride<T>(n);
         const Vec w = splat(weight[k]);
 #pragma GCC unroll 4
         for (int v = 0; v < n; ++v) sum[v] = multiply_add(w, load(row + v * LANES), sum[v]);
@@ -87,15 +95,16 @@ CRF_INLINE void splat_pixel(const Side& side, float* sums, int vectors, int64_t 
 }
 
 // Prefetches the rows a pixel will read or add to; worth it only where they do not fit into the L2 cache.
-template <int N, int C>
-CRF_INLINE void prefetch_rows(const Side& side, const float* rows, int vectors, int64_t pixel) {
+template <int N, int C, class T>
+CRF_INLINE void prefetch_rows(const Side& side, const T* rows, int vectors, int64_t pixel) {
     const int n = N ? N : vectors, corners = C ? C : side.corners;
+    const int64_t stride = row_stride<T>(n);
     const int32_t* vertex = reinterpret_cast<const int32_t*>(side.records + pixel * corners * 8);
 #pragma GCC unroll 6
     for (int k = 0; k < corners; ++k) {
-        const float* row = rows + int64_t(vertex[k]) * n * LANES;
-        for (int line = 0; line < n * LANES; line += 16) __builtin_prefetch(row + line);
-        if (n % 2) __builtin_prefetch(row + n * LANES - 1);
+        const T* row = rows + int64_t(vertex[k]) * stride;
+        for (int line = 0; line < n * LANES; line += int(CACHE_LINE / sizeof(T))) __builtin_prefetch(row + line);
+        if (size_t(stride) * sizeof(T) % CACHE_LINE) __builtin_prefetch(row + n * LANES - 1);
     }
 }
 
@@ -176,8 +185,8 @@ inline void write_out(const Request& ask, const Span& span, const float* q, int 
     }
 }
 
-// Logits plus the messages of all kernels.
-template <int N, int C>
+// Logits plus the messages of all kernels; blurred rows of the appearance kernel of T.
+template <int N, int C, class T>
 CRF_INLINE void gather(const Pass& pass, Span& span) {
     const int n = N ? N : pass.vectors;
     const uint8_t* valid = pass.ask.valid;
@@ -192,12 +201,13 @@ CRF_INLINE void gather(const Pass& pass, Span& span) {
                 const float* message = pass.message + i * n * LANES;
                 for (int v = 0; v < n; ++v) q[v] = multiply_add(factor, load(message + v * LANES), q[v]);
             }
-            if (pass.spatial.records) slice<N, 3>(pass.spatial, n, pixel, q);
-            if (pass.bilateral.records) slice<N, C>(pass.bilateral, n, pixel, q);
+            if (pass.spatial.records) slice<N, 3, float>(pass.spatial, n, pixel, q);
+            if (pass.bilateral.records) slice<N, C, T>(pass.bilateral, n, pixel, q);
         }
         if (pass.slices && soon >= 0) {
-            if (pass.spatial.large) prefetch_rows<N, 3>(pass.spatial, pass.spatial.blurred, n, soon);
-            if (pass.bilateral.large) prefetch_rows<N, C>(pass.bilateral, pass.bilateral.blurred, n, soon);
+            const Side &near = pass.spatial, &alike = pass.bilateral;
+            if (near.large) prefetch_rows<N, 3>(near, static_cast<const float*>(near.blurred), n, soon);
+            if (alike.large) prefetch_rows<N, C>(alike, static_cast<const T*>(alike.blurred), n, soon);
         }
         span.largest[i] = q[0];
         for (int v = 0; v < n; ++v) {
@@ -303,7 +313,7 @@ inline void find_active(const Pass& pass, int y, const Span& span) {
     }
 }
 
-template <int N, int C>
+template <int N, int C, class T>
 void run_pass(const Pass& pass) {
     const Request& ask = pass.ask;
     const int n = N ? N : pass.vectors;
@@ -316,7 +326,7 @@ void run_pass(const Pass& pass) {
         for (int64_t from = 0; next_span(pass, y, from, span); from += span.count) {
             span.logits = pass.unary.pixels<N>(y, span.columns, span.count, pass.segment);
             if (pass.separable && pass.slices) slice_runs(pass, y, span);
-            gather<N, C>(pass, span);
+            gather<N, C, T>(pass, span);
             for (int i = 0; i < span.count; i += LANES) {
                 const float* ahead = span.logits + (span.count + i) * n * LANES;
                 for (int line = 0; line < n * LANES * LANES; line += 16) __builtin_prefetch(ahead + line);
@@ -331,19 +341,23 @@ void run_pass(const Pass& pass) {
     }
 }
 
-template <int C>
+template <int C, class T>
 void run_pass_of(const Pass& pass) {
     switch (pass.vectors) {
-        case 1: return run_pass<1, C>(pass);
-        case 2: return run_pass<2, C>(pass);
-        case 3: return run_pass<3, C>(pass);
-        case 4: return run_pass<4, C>(pass);
-        default: return run_pass<0, C>(pass);
+        case 1: return run_pass<1, C, T>(pass);
+        case 2: return run_pass<2, C, T>(pass);
+        case 3: return run_pass<3, C, T>(pass);
+        case 4: return run_pass<4, C, T>(pass);
+        default: return run_pass<0, C, T>(pass);
     }
 }
 
 inline void run_pass(const Pass& pass) {
-    return pass.bilateral.corners == 6 ? run_pass_of<6>(pass) : run_pass_of<0>(pass);
+    if (pass.bilateral.corners != 6) return run_pass_of<0, float>(pass);
+    if constexpr (HAVE_HALVES) {
+        if (pass.bilateral.halves) return run_pass_of<6, Half>(pass);
+    }
+    run_pass_of<6, float>(pass);
 }
 
 inline double seconds() {
@@ -371,14 +385,16 @@ inline Status build_lattices(Workspace& work, const Request& ask) {
     return build(work, ask, work.bilateral, ask.bi_xy, ask.bands, ask.bi_w, ask.most_vertices);
 }
 
-// Side of a kernel with memory for its values.
-inline Side side_of(Lattice& lattice, int vectors, bool freezes) {
-    const size_t bytes = size_t(lattice.vertices + 1) * size_t(vectors) * LANES * 4;
+// Side of a kernel with memory for its values; blurred rows of halves or of floats.
+inline Side side_of(Lattice& lattice, int vectors, bool freezes, bool halves) {
+    const size_t rows = size_t(lattice.vertices + 1);
+    const size_t bytes = rows * size_t(vectors) * LANES * 4;
     Side side;
     side.records = static_cast<const char*>(lattice.records.data());
     side.corners = lattice.dimensions + 1;
     side.large = bytes > (size_t(6) << 20);
-    lattice.values[0].reserve(bytes);
+    side.halves = halves;
+    lattice.values[0].reserve(halves ? rows * size_t(row_stride<Half>(vectors)) * sizeof(Half) : bytes);
     lattice.values[1].reserve(bytes);
     if (freezes) {
         side.base = static_cast<float*>(lattice.base.reserve(bytes));
@@ -387,18 +403,41 @@ inline Side side_of(Lattice& lattice, int vectors, bool freezes) {
     return side;
 }
 
+// The same with blurred rows of halves: each row of sums is rounded to halves and cleared for the next pass at once.
+inline void turn_to_halves(Side& side, Lattice& lattice, int vectors, int done, bool more) {
+    const int64_t floats = int64_t(vectors) * LANES, stride = row_stride<Half>(vectors);
+    Half* rows = static_cast<Half*>(lattice.values[0].data());
+    side.sums = static_cast<float*>(lattice.values[1].data());
+    if (done == 0) {
+        std::memset(side.sums, 0, size_t(lattice.vertices * floats) * 4);
+        return;
+    }
+    for (int64_t vertex = 0; vertex < lattice.vertices; ++vertex) {
+        float* sums = side.sums + vertex * floats;
+        for (int64_t i = 0; i < floats; i += LANES) {
+            const Vec still = side.base ? load(side.base + vertex * floats + i) : splat(0.0f);
+            const Vec sum = load(sums + i);
+            store(rows + vertex * stride + i, done == 1 ? sum + still : sum);
+            if (more) store(sums + i, still);
+        }
+    }
+    blur(lattice, rows, stride, vectors);
+    side.blurred = rows;
+}
+
 // Blurs the sums of the last pass, which the next pass reads, and clears the buffer for its own sums.
 inline void turn(Side& side, Lattice& lattice, int vectors, int done, bool more) {
     if (!side.records) return;
+    if (side.halves) return turn_to_halves(side, lattice, vectors, done, more);
     const size_t floats = size_t(lattice.vertices) * size_t(vectors) * LANES;
     if (side.sums) {
         for (size_t i = 0; side.base && done == 1 && i < floats; i += LANES) {
             store(side.sums + i, load(side.sums + i) + load(side.base + i));
         }
-        blur(lattice, side.sums, vectors);
+        blur(lattice, side.sums, int64_t(vectors) * LANES, vectors);
         lattice.values[0].swap(lattice.values[1]);
     }
-    side.blurred = static_cast<const float*>(lattice.values[0].data());
+    side.blurred = lattice.values[0].data();
     side.sums = static_cast<float*>(lattice.values[1].data());
     if (more && side.base && done > 0) {
         std::memcpy(side.sums, side.base, floats * 4);
@@ -446,11 +485,14 @@ inline void run_mean_field(Workspace& work, const Request& ask, Outcome& outcome
         separable.prepare(work, ask, vectors);
         pass.separable = &separable;
     } else if (ask.pos_w > 0) {
-        pass.spatial = side_of(work.spatial, vectors, freezes);
+        pass.spatial = side_of(work.spatial, vectors, freezes, false);
         outcome.spatial_vertices = work.spatial.vertices;
     }
     if (ask.bi_w > 0) {
-        pass.bilateral = side_of(work.bilateral, vectors, freezes);
+        // Halves only beside the separable kernel, which is an approximation of its own: `lattice` stays exact.
+        const bool halves =
+            HAVE_HALVES && pass.separable && ask.bands == 3 && crf::largest_row(ask) < LARGEST_HALF;
+        pass.bilateral = side_of(work.bilateral, vectors, freezes, halves);
         outcome.bilateral_vertices = work.bilateral.vertices;
     }
     // Q of iteration 0 is the softmax of the logits; each pass makes the next one, and the last writes it out. Once

@@ -20,8 +20,9 @@ struct Separable {
     float* plane = nullptr;         // rows of weighted Q with `radius` zero pixels on either side
     int64_t next_row = 0;           // floats between two rows; 0 if one serves all: with frozen pixels, they are kept
     float* row = nullptr;           // the row that the pass writes
-    float* sums = nullptr;          // (height + radius) rows of Q blurred along the row, as a ring
-    const float** lines = nullptr;  // the rows within the radius of that row
+    bool halves = false;            // type of `sums`: halves or floats
+    void* sums = nullptr;           // (height + radius) rows of Q blurred along the row, as a ring
+    int64_t* lines = nullptr;       // where in `sums` the rows within the radius of that row begin
     int64_t first = 0, read_from = 0, write_to = 0;
 
     int64_t line() const { return int64_t(width) * vectors * LANES; }
@@ -38,9 +39,9 @@ struct Separable {
         const size_t row_floats = size_t(width + 2 * radius) * size_t(vectors) * LANES;
         const size_t plane_floats = row_floats * (ask.freeze < 1 ? size_t(height) : 1);
         next_row = ask.freeze < 1 ? int64_t(row_floats) : 0;
-        const size_t bytes = plane_floats * 4 + seen * sizeof(float*) + (seen + 2 * pixels) * 4;
+        const size_t bytes = plane_floats * 4 + seen * sizeof(int64_t) + (seen + 2 * pixels) * 4;
         plane = static_cast<float*>(work.scalars.reserve(bytes));
-        lines = reinterpret_cast<const float**>(plane + plane_floats);
+        lines = reinterpret_cast<int64_t*>(plane + plane_floats);
         taps = reinterpret_cast<float*>(lines + seen);
         factors = taps + seen;
         std::memset(plane, 0, plane_floats * 4);
@@ -48,7 +49,12 @@ struct Separable {
             taps[r + radius] = std::exp(-0.5f * float(r) * float(r) / (ask.pos_xy * ask.pos_xy));
         }
         normalise(ask, factors + pixels);
-        sums = static_cast<float*>(work.messages.reserve(size_t(ring() * line()) * 4));
+        // A number of a row is at most the sum of the taps times the largest factor: a valid pixel counts itself, so that
+        // its factor is at most the root of the weight.
+        double largest = 0;
+        for (int r = 0; r <= 2 * radius; ++r) largest += double(taps[r]) * std::sqrt(double(ask.pos_w));
+        halves = HAVE_HALVES && largest < LARGEST_HALF;
+        sums = work.messages.reserve(size_t(ring() * line()) * (halves ? sizeof(Half) : sizeof(float)));
     }
 
     // factors = sqrt(weight / (kernel * valid))
@@ -86,23 +92,23 @@ struct Separable {
         row = plane + y * next_row;
         first = y < radius ? 0 : y - radius;
         const int64_t last = y + radius < height ? y + radius : height - 1;
-        for (int64_t r = first; r <= last; ++r) lines[r - first] = sums + (read_from + r) % ring() * line();
+        for (int64_t r = first; r <= last; ++r) lines[r - first] = (read_from + r) % ring() * line();
     }
 
     // to[i] = sum over r of w[r] * rows[r][i], four vectors at a time so that the additions do not wait on each other.
-    template <class RowAt>
-    CRF_INLINE_MEMBER void weigh(const float* w, int64_t rows, RowAt row_at, int64_t floats, float* to) const {
+    template <class RowAt, class To>
+    CRF_INLINE_MEMBER void weigh(const float* w, int64_t rows, RowAt row_at, int64_t numbers, To* to) const {
         constexpr int AT_ONCE = 4;
         int64_t i = 0;
-        for (; i + AT_ONCE * LANES <= floats; i += AT_ONCE * LANES) {
+        for (; i + AT_ONCE * LANES <= numbers; i += AT_ONCE * LANES) {
             Vec sum[AT_ONCE] = {};
             for (int64_t r = 0; r < rows; ++r) {
-                const float* from = row_at(r) + i;
+                const auto* from = row_at(r) + i;
                 for (int j = 0; j < AT_ONCE; ++j) sum[j] = multiply_add(splat(w[r]), load(from + j * LANES), sum[j]);
             }
             for (int j = 0; j < AT_ONCE; ++j) store(to + i + j * LANES, sum[j]);
         }
-        for (; i < floats; i += LANES) {
+        for (; i < numbers; i += LANES) {
             Vec sum = splat(0.0f);
             for (int64_t r = 0; r < rows; ++r) sum = multiply_add(splat(w[r]), load(row_at(r) + i), sum);
             store(to + i, sum);
@@ -111,17 +117,25 @@ struct Separable {
 
     // The message of this kernel for `count` pixels, before the factor of the pixel.
     void slice(int y, int x, int count, float* message) const {
+        halves ? slice_rows<Half>(y, x, count, message) : slice_rows<float>(y, x, count, message);
+    }
+
+    template <class T>
+    void slice_rows(int y, int x, int count, float* message) const {
         const int64_t last = y + radius < height ? y + radius : height - 1;
-        const int64_t at = int64_t(x) * vectors * LANES;
-        weigh(taps + (first - y + radius), last - first + 1, [&](int64_t r) { return lines[r] + at; },
+        const T* at = static_cast<const T*>(sums) + int64_t(x) * vectors * LANES;
+        weigh(taps + (first - y + radius), last - first + 1, [&](int64_t r) { return at + lines[r]; },
               int64_t(count) * vectors * LANES, message);
     }
 
     // Blurs row y of Q along the row, once all its pixels are written.
-    void finish_row(int y) const {
+    void finish_row(int y) const { halves ? blur_row<Half>(y) : blur_row<float>(y); }
+
+    template <class T>
+    void blur_row(int y) const {
         const int64_t pixel = int64_t(vectors) * LANES;
         weigh(taps, 2 * radius + 1, [&](int64_t r) { return row + r * pixel; }, line(),
-              sums + (write_to + y) % ring() * line());
+              static_cast<T*>(sums) + (write_to + y) % ring() * line());
     }
 };
 

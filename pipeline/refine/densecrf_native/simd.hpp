@@ -6,6 +6,8 @@
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define CRF_INLINE static inline __attribute__((always_inline))
@@ -27,6 +29,39 @@ CRF_INLINE void store_loose(float* to, Vec v) { *reinterpret_cast<LooseVec*>(to)
 CRF_INLINE Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 CRF_INLINE Int as_int(Vec v) { return reinterpret_cast<Int>(v); }
 CRF_INLINE Vec as_float(Int v) { return reinterpret_cast<Vec>(v); }
+
+// Halves (IEEE binary16, 11 bits of precision, at most 65504) in memory; all arithmetic is in floats. A load and a store
+// convert eight of them, the store by rounding to nearest even. Where the target has no such instructions, HAVE_HALVES is
+// false and rows stay floats: the functions then only serve the compiler.
+struct Half {
+    uint16_t bits;
+};
+constexpr double LARGEST_HALF = 65000;  // the format's 65504, less what rounding may add
+
+#if defined(__F16C__)
+constexpr bool HAVE_HALVES = true;
+CRF_INLINE Vec load(const Half* from) {
+    return reinterpret_cast<Vec>(_mm256_cvtph_ps(*reinterpret_cast<const __m128i*>(from)));
+}
+CRF_INLINE void store(Half* to, Vec v) {
+    *reinterpret_cast<__m128i*>(to) = _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__aarch64__)
+constexpr bool HAVE_HALVES = true;
+CRF_INLINE Vec load(const Half* from) {
+    const float16x8_t eight = vreinterpretq_f16_u16(vld1q_u16(&from->bits));
+    return __builtin_shufflevector(vcvt_f32_f16(vget_low_f16(eight)), vcvt_high_f32_f16(eight), 0, 1, 2, 3, 4, 5, 6, 7);
+}
+CRF_INLINE void store(Half* to, Vec v) {
+    const float16x4_t low = vcvt_f16_f32(__builtin_shufflevector(v, v, 0, 1, 2, 3));
+    const float16x8_t eight = vcvt_high_f16_f32(low, __builtin_shufflevector(v, v, 4, 5, 6, 7));
+    vst1q_u16(&to->bits, vreinterpretq_u16_f16(eight));
+}
+#else
+constexpr bool HAVE_HALVES = false;
+CRF_INLINE Vec load(const Half*) { return splat(0.0f); }
+CRF_INLINE void store(Half*, Vec) {}
+#endif
 
 // The build sets -ffp-contract=off, so that lattices are the same on every instruction set; this function may fuse.
 CRF_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {

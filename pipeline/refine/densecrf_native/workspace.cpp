@@ -1,5 +1,6 @@
 #include "workspace.hpp"
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -13,7 +14,6 @@ namespace crf {
 
 namespace {
 constexpr size_t LARGE_PAGE = size_t(2) << 20;
-constexpr size_t CACHE_LINE = 64;
 }  // namespace
 
 Buffer::~Buffer() { release(); }
@@ -64,6 +64,12 @@ size_t Workspace::bytes_held() const {
         sum += b->bytes();
     }
     return sum;
+}
+
+double largest_row(const Request& ask) {
+    const double width = 3.0 * double(ask.bi_xy) + 1.0, pixels = double(ask.height) * ask.width;
+    const double near = width * width < pixels ? width * width : pixels;
+    return std::ldexp(std::sqrt(double(ask.bi_w) * near), 3 + ask.bands);
 }
 
 }  // namespace crf

@@ -10,6 +10,7 @@ namespace crf {
 constexpr int MAX_BANDS = 8;
 constexpr int MAX_DIMENSIONS = 2 + MAX_BANDS;
 constexpr int MAX_CLASSES = 255;
+constexpr size_t CACHE_LINE = 64;
 
 // Memory kept from image to image, aligned to cache lines; large buffers ask for huge pages.
 class Buffer {
@@ -43,7 +44,7 @@ struct Lattice {
     // Per axis: chains of neighbouring vertices of two or more, one after another; the last of each has bit 31 set.
     Buffer chains;
     int64_t chain_start[MAX_DIMENSIONS + 2] = {};
-    // Rows of padded classes, one per vertex: the values that a pass reads, and the sums that it writes.
+    // Rows of padded classes, one per vertex: the values that a pass reads, floats or halves, and the sums that it writes.
     Buffer values[2];
     Buffer base;  // the same rows: the part of every sum that frozen pixels add
 };
@@ -75,6 +76,15 @@ struct Request {
     uint8_t* first;
     float *confidence, *nats;
 };
+
+// Upper bound on a number in the blurred rows of the appearance lattice, from image size, weight, sigma and bands.
+//
+// A pixel p adds w_v(p) q to the sum of a vertex v, where q <= 1 and w_v(p) = b_v(p) sqrt(bi_w / t(p)): b are barycentric
+// coordinates, t is the blurred sum of b, sliced at p. Blurring only adds, so that t(p) >= b_v(p) s with s the sum of all
+// b_v, and w_v(p) <= sqrt(bi_w b_v(p) / s). By Cauchy and Schwarz n pixels add at most sqrt(bi_w n). These lie within 1.5
+// sigma of the vertex in x and in y (diameter of a simplex: Adams et al. 2010, sec. 3). Each axis of the blur at most
+// doubles the largest number.
+double largest_row(const Request& ask);
 
 struct Outcome {
     enum Status { OK, LOGITS_NOT_FINITE, SIGMA_TOO_SMALL, TOO_MANY_VERTICES } status = OK;

@@ -1,15 +1,17 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import reduce
 from math import ceil
 from time import monotonic
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import Item, Scored, Window
-from pipeline.refine import native
+from pipeline.refine import lattice_torch, native
 from pipeline.refine.native import LogitsGrid, NativeCrf, Refined, TooManyVertices, bytes_needed
 from pipeline.refine.presets import PRESETS, CrfParams
 from pipeline.refine.unary import softmax, upsample_window
@@ -221,6 +223,118 @@ def test_without_kernels_the_marginals_are_the_softmax() -> None:
     np.testing.assert_allclose(refine(pixels, logits, NO_KERNELS), softmax(logits), atol=1e-6)
 
 
+# ---------------------------------------------------------------- rows of halves
+
+
+def with_kernels(isa: str) -> str:
+    """The instruction set; the test is skipped where this processor lacks it."""
+    try:
+        NativeCrf(isa=isa)
+    except ValueError as no_kernels:
+        pytest.skip(str(no_kernels))
+    return isa
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@examples(40)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 140),
+    classes=st.sampled_from([2, 8, 9, 16, 21, 24, 25, 32, 33, 40, 70, 255]),
+    textured=st.booleans(),
+    masked=st.booleans(),
+    freeze=st.sampled_from([0.6, 0.9, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_halves_change_next_to_nothing(
+    isa: str, height: int, width: int, classes: int, textured: bool, masked: bool, freeze: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    pixels, logits = scene(height, width, classes, seed=seed)
+    pixels = rng.integers(0, 256, pixels.shape, np.uint8) if textured else pixels
+    valid = rng.random((height, width)) < 0.7 if masked else None
+    with_halves, floats = (
+        refine(pixels, logits, DEEPLAB, valid, spatial="separable", isa=name, freeze=freeze)
+        for name in (with_kernels(isa), "baseline")
+    )
+    difference = np.abs(with_halves - floats)
+    assert difference.mean() < 3e-5
+    assert (difference > 2e-3).any(0).sum() <= 3 + 0.01 * height * width
+    assert (with_halves.argmax(0) != floats.argmax(0)).sum() <= 2 + 2e-4 * height * width
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize(
+    ("params", "height", "width"),
+    [(CrfParams(1e6, 67, 3, 3, 1, 3), 200, 220), (CrfParams(0, 1, 1, 1e6, 1e4, 3), 1, 6000)],
+    ids=["appearance", "smoothness"],
+)
+def test_rows_that_could_leave_the_range_of_halves_stay_floats(
+    isa: str, params: CrfParams, height: int, width: int
+) -> None:
+    """On one colour these parameters give rows of about 1e5 and 7e4, which halves cannot hold."""
+    logits = scene(height, width, 3)[1] * 1e4
+    pixels = np.full((height, width, 3), 77, np.uint8)
+    ours, floats = (
+        refine(pixels, logits, params, spatial="separable", isa=name) for name in (with_kernels(isa), "baseline")
+    )
+    assert np.isfinite(ours).all()
+    assert (ours.argmax(0) != floats.argmax(0)).mean() < 1e-3
+
+
+@examples(40)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 60),
+    weight=st.floats(0.01, 1e6),
+    sigma_xy=st.floats(0.3, 200),
+    sigma_rgb=st.floats(1, 1e3),
+    noise=st.sampled_from([0, 2, 200]),
+    seed=st.integers(0, 99),
+)
+def test_no_row_exceeds_its_bound(
+    height: int, width: int, weight: float, sigma_xy: float, sigma_rgb: float, noise: int, seed: int
+) -> None:
+    pixels = torch.from_numpy(scene(height, width, seed=seed, noise=noise)[0])[None]
+    lattice = lattice_torch.bilateral_lattice(pixels, None, sigma_xy, sigma_rgb)
+    ones = torch.ones(height * width, 1)
+    rows = weight**0.5 * (lattice.slice @ filtered(lattice, ones)) ** -0.5
+    largest = float(filtered(lattice, rows).max())  # all pixels have one class with a Q of 1
+    assert largest <= bound(height, width, weight, sigma_xy)
+
+
+def filtered(lattice: lattice_torch.Lattice, values: torch.Tensor) -> torch.Tensor:
+    """Blurred rows of the vertices."""
+    return reduce(lambda rows, blur: blur @ rows, lattice.blurs, lattice.splat @ values)
+
+
+def bound(height: int, width: int, weight: float, sigma_xy: float) -> float:
+    """Bound on the rows of three bands."""
+    row: float = native._densecrf.largest_row(height=height, width=width, bands=3, bi_w=weight, bi_xy=sigma_xy)
+    return row
+
+
+@given(
+    height=st.integers(1, 2000),
+    width=st.integers(1, 2000),
+    weight=st.floats(0.01, 1e5),
+    sigma_xy=st.floats(0.3, 1e4),
+    more=st.floats(1, 10),
+)
+def test_the_bound_of_rows_grows_with_all_that_it_depends_on(
+    height: int, width: int, weight: float, sigma_xy: float, more: float
+) -> None:
+    less = bound(height, width, weight, sigma_xy)
+    assert less <= bound(int(height * more), width, weight, sigma_xy)
+    assert less <= bound(height, int(width * more), weight, sigma_xy)
+    assert less <= bound(height, width, weight * more, sigma_xy)
+    assert less <= bound(height, width, weight, sigma_xy * more)
+
+
+def test_the_rows_of_the_default_preset_fit_halves_at_any_size() -> None:
+    assert bound(2**13, 2**13, DEEPLAB.bi_w, DEEPLAB.bi_xy) < 65000
+
+
 # ---------------------------------------------------------------- frozen pixels
 
 
@@ -346,16 +460,17 @@ def test_results_do_not_depend_on_how_many_threads_share_an_engine_or_on_what_ca
             np.testing.assert_array_equal(got.probs_khw, alone[i % 12])
 
 
-def test_a_deadline_that_passes_leaves_the_best_so_far_and_says_how_many_iterations() -> None:
+@pytest.mark.parametrize("params", [DEMO, DEEPLAB], ids=["demo", "deeplab-v2"])
+def test_a_deadline_that_passes_leaves_the_best_so_far_and_says_how_many_iterations(params: CrfParams) -> None:
     pixels, logits = scene(200, 300, 21)
     engine = NativeCrf()
-    late = engine.refine(pixels, logits, None, DEMO, deadline=monotonic() - 1)
+    late = engine.refine(pixels, logits, None, params, deadline=monotonic() - 1)
     assert late.iterations == 0
     np.testing.assert_allclose(late.probs_khw, softmax(logits), atol=1e-6)
-    many = replace(DEMO, iterations=1000)
+    many = replace(params, iterations=1000)
     cut = engine.refine(pixels, logits, None, many, deadline=monotonic() + 0.3)
     assert 0 < cut.iterations < 1000
-    same = engine.refine(pixels, logits, None, replace(DEMO, iterations=cut.iterations))
+    same = engine.refine(pixels, logits, None, replace(params, iterations=cut.iterations))
     np.testing.assert_array_equal(cut.probs_khw, same.probs_khw)
 
 
