@@ -6,36 +6,34 @@
 
 namespace {
 
-// Columns of the first N vectors of rows of T, floats or halves; `stride` numbers from row to row.
+// Columns of the first N vectors of rows of T, floats or halves; `stride` numbers from row to row. Chains are short, two
+// to five vertices for most, and where they end cannot be predicted: the loop has no branch for it and masks the
+// neighbours that are not of the chain.
 template <int N, class T>
 void blur_columns(T* values, int64_t stride, const uint32_t* chain, const uint32_t* end) {
-    constexpr int AHEAD = 16;
+    constexpr int AHEAD = 32;
+    if (chain == end) return;
     const bool long_rows = size_t(stride) * sizeof(T) > CACHE_LINE;
     const Vec half = splat(0.5f);
+    const auto row_of = [&](uint32_t entry) { return values + int64_t(entry & ~CHAIN_END) * stride; };
     Vec before[N], here[N];
-    while (chain < end) {
-        const T* first = values + int64_t(*chain & ~CHAIN_END) * stride;
+    for (int v = 0; v < N; ++v) {
+        before[v] = splat(0.0f);
+        here[v] = load(row_of(*chain) + v * LANES);
+    }
+    for (; chain < end; ++chain) {
+        const T* far = row_of(chain[chain + AHEAD < end ? AHEAD : 0]);
+        __builtin_prefetch(far, 1);
+        if (long_rows) __builtin_prefetch(far + N * LANES - 1, 1);
+        const int32_t goes_on = int32_t(*chain >> 31) - 1;
+        const Int linked = Int{} + goes_on;
+        T* row = row_of(*chain);
+        const T* after = row_of(chain[chain + 1 < end]);
         for (int v = 0; v < N; ++v) {
-            before[v] = splat(0.0f);
-            here[v] = load(first + v * LANES);
-        }
-        for (;; ++chain) {
-            T* row = values + int64_t(*chain & ~CHAIN_END) * stride;
-            if (*chain & CHAIN_END) {
-                for (int v = 0; v < N; ++v) store(row + v * LANES, multiply_add(half, before[v], here[v]));
-                ++chain;
-                break;
-            }
-            const T* far = values + int64_t(chain[chain + AHEAD < end ? AHEAD : 1] & ~CHAIN_END) * stride;
-            __builtin_prefetch(far, 1);
-            if (long_rows) __builtin_prefetch(far + N * LANES - 1, 1);
-            const T* after = values + int64_t(chain[1] & ~CHAIN_END) * stride;
-            for (int v = 0; v < N; ++v) {
-                const Vec next = load(after + v * LANES);
-                store(row + v * LANES, multiply_add(half, before[v] + next, here[v]));
-                before[v] = here[v];
-                here[v] = next;
-            }
+            const Vec next = load(after + v * LANES);
+            store(row + v * LANES, multiply_add(half, before[v] + as_float(as_int(next) & linked), here[v]));
+            before[v] = as_float(as_int(here[v]) & linked);
+            here[v] = next;
         }
     }
 }

@@ -98,7 +98,7 @@ struct Separable {
     // to[i] = sum over r of w[r] * rows[r][i], four vectors at a time so that the additions do not wait on each other.
     template <class RowAt, class To>
     CRF_INLINE_MEMBER void weigh(const float* w, int64_t rows, RowAt row_at, int64_t numbers, To* to) const {
-        constexpr int AT_ONCE = 4;
+        constexpr int AT_ONCE = 8;
         int64_t i = 0;
         for (; i + AT_ONCE * LANES <= numbers; i += AT_ONCE * LANES) {
             Vec sum[AT_ONCE] = {};
