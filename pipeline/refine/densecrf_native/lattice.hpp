@@ -289,7 +289,7 @@ void link_vertices(const Guide& guide, const Packing<Key>& packing, const Table<
         for (int64_t v = 0; v < count; ++v) {
             if (v + AHEAD < count) table.prefetch(table.keys[v + AHEAD] + step);
             next[v] = table.find(table.keys[v] + step);
-            if (next[v] >= 0) follows[next[v]] = 1;
+            follows[next[v] >= 0 ? next[v] : count] = 1;  // a branch would be right half of the time
         }
         lattice.chain_start[axis] = length;
         for (int64_t v = 0; v < count; ++v) {

@@ -287,8 +287,10 @@ inline bool next_span(const Pass& pass, int y, int64_t from, Span& span) {
     span.count = left < CHUNK ? int(left) : CHUNK;
     span.ahead = active ? active->pixels + begin + from : nullptr;
     span.last = active ? active->pixels + active->starts[pass.ask.height] : nullptr;
-    for (int i = 0; i < span.count; ++i) {
-        span.columns[i] = active ? int(span.ahead[i] - span.line) : int(from) + i;
+    if (active) {
+        for (int i = 0; i < span.count; ++i) span.columns[i] = int(span.ahead[i] - span.line);
+    } else {
+        for (int i = 0; i < CHUNK; ++i) span.columns[i] = int(from) + i;  // a constant number of them: vectors
     }
     return true;
 }
@@ -296,7 +298,7 @@ inline bool next_span(const Pass& pass, int y, int64_t from, Span& span) {
 // Messages of the separable kernel, run by run of adjacent pixels.
 inline void slice_runs(const Pass& pass, int y, const Span& span) {
     const int* at = span.columns;
-    for (int i = 0, j = 1; i < span.count; i = j++) {
+    for (int i = 0, j = span.ahead ? 1 : span.count; i < span.count; i = j++) {
         while (j < span.count && at[j] == at[j - 1] + 1) ++j;
         pass.separable->slice(y, at[i], j - i, pass.message + int64_t(i) * pass.vectors * LANES);
     }
