@@ -139,7 +139,7 @@ def noise(side, classes):
     scored = Scored(Item("k", "s", "e"), side, side, logits_khw=logits, stride=8)
     return WindowInput(logits, scored, Window(0, 0, side, side), rng.integers(0, 256, (side, side, 3), np.uint8))
 
-cfg, classes, side = RefineConfig(engine=sys.argv[1], iterations=1), int(sys.argv[2]), 224
+cfg, classes, side = RefineConfig(engine=sys.argv[1], iterations=2), int(sys.argv[2]), 224
 made = make_engine(cfg)
 work = made or (lambda seen, deadline: network_answer(seen.logits_khw, seen.scored, seen.window))
 work(noise(16, classes), deadline=inf)
