@@ -20,7 +20,7 @@ size_t rounded_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit 
 
 // Large buffers are mappings of their own, at large pages: what a buffer gives back to grow returns to the system at
 // once. malloc would keep it in pieces that the grown one does not fit.
-#if defined(__linux__)
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)  // the sanitizer only guards what malloc gives
 constexpr size_t MAPPED_FROM = 2 * LARGE_PAGE;
 
 void* map(size_t bytes) {
