@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from pipeline.errors import ConfigError
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Version of the code that makes masks, part of the fingerprint: raise it by hand when a code change alters masks."""
 
 C = TypeVar("C", bound=BaseModel)
