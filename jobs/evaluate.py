@@ -24,7 +24,9 @@ import tyro
 from infra import log as logs
 from infra import notify
 from jobs import command_line, console
+from jobs.flow_choice import early_forks
 from pipeline.config import EvaluateConfig
+from pipeline.run.forks import Forks
 from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
@@ -49,8 +51,13 @@ class EvaluateArguments:
     """URL that gets the closing JSON line by POST, or the error that ended the job; unset: ATROUS_NOTIFY."""
 
 
-def evaluate(args: EvaluateArguments) -> int:
-    """Segment and score every setting, write tables, history and report; returns the exit status."""
+def evaluate(args: EvaluateArguments, forks: Forks | None = None) -> int:
+    """Segment and score every setting, write tables, history and report; returns the exit status.
+
+    Args:
+        args: the flags.
+        forks: server of workers that was started early; None starts one where it is needed.
+    """
     from infra import preflight
     from jobs import run as runs
     from jobs import summary
@@ -77,7 +84,7 @@ def evaluate(args: EvaluateArguments) -> int:
         return max(summary.print_plan(run, plan) for run in identified.values())
     season, judged = setting.measure_season(cfg), []
     for name, run in identified.items():
-        outcome = runs.carry_out(run, plan)
+        outcome = runs.carry_out(run, plan, forks)
         training = dict(run.model.card.training) if run.model else {}
         evaluated = read_evaluation(run.url, name=name, training=training, facts=runs.run_facts(run))
         rows_now, wall_s = outcome.progress.committed, outcome.wall_s
@@ -98,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         cfg, source = args.cfg, ", ".join(args.cfg.source)
         log.info("evaluating %s on %s into %s", cfg.masks or cfg.checkpoint, source, cfg.output or cfg.history)
         console.log_changed_settings(cfg, known=("source", "output", "checkpoint", "masks"))
-        return evaluate(args)
+        with early_forks(args.cfg, only_plans=args.plan) as forks:
+            return evaluate(args, forks)
 
     return command_line.exit_status(job)
 

@@ -1,27 +1,29 @@
 """Where the stages of a run work: on Ray, or in processes of this machine.
 
-    choose_flow(cfg, images=24) -> "processes"     Ray takes longer to start than such a run takes
-    with opened(kind, cfg) as flow:                connects to Ray, or describes this machine
+    with opened(kind, cfg, forks) as flow:         connects to Ray, or describes this machine
         segment_missing(flow, run, job, missing, before) -> RunProgress
 
-Both do the same work with the same stages and write the same rows. Ray is imported only where it is used.
+Both do the same work with the same stages and write the same rows; `flow_choice.py` chooses. Ray is imported only where
+it is used.
 """
 
 import logging
-import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from infra import machine, preflight
 from infra.progress import Reporter
+from jobs.flow_choice import FlowKind
 from pipeline.config import RefineConfig, SegmentConfig
 from pipeline.errors import ConfigError
 from pipeline.infer import segmenter
 from pipeline.records import Footprint
 from pipeline.run import processes, rehearsal, workers
 from pipeline.run.footers import IndexWriter
+from pipeline.run.forks import Forks
+from pipeline.run.forks import opened as opened_forks
 from pipeline.run.ledger import RunProgress
 from pipeline.run.pending import PendingShard
 from pipeline.run.progress import Snapshot, write_progress
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FlowKind = Literal["ray", "processes", "none"]
-"""Where stages work; `none` where nothing is left to do."""
 Nodes = list[dict[str, float]]
 """Resources of each node, by Ray's names."""
 
@@ -46,51 +46,43 @@ class Flow:
 
     kind: FlowKind
     nodes: Nodes
+    forks: Forks | None = None
+    """Server of the workers of `processes`."""
 
 
-PROCESSES_IMAGES = 5000
-"""Most images of a run in processes when nothing else is said: for more, the start of Ray is next to nothing."""
 NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
 """Memory footprint of scoring existing masks: no network is loaded."""
 NO_REFINEMENT = RefineConfig(engine="none")
 """Refinement of existing masks: none, so no node needs an engine."""
 
 
-def choose_flow(cfg: SegmentConfig, *, images: float) -> FlowKind:
-    """Where the stages of a run of so many images work.
-
-    Raises:
-        ConfigError: `runtime.flow` is `processes` for rasters, which are read and joined on Ray.
-    """
-    runtime, is_raster = cfg.runtime, cfg.read.kind == "raster"
-    if runtime.flow == "processes" and is_raster:
-        raise ConfigError("--runtime.flow processes: rasters are read and joined on Ray", hint="leave the option out")
-    if runtime.flow != "auto":
-        return runtime.flow
-    wants_ray = runtime.dashboard or runtime.crew or runtime.expect_cpus or runtime.expect_gpus
-    has_more = "RAY_ADDRESS" in os.environ or machine.has_gpu()
-    return "ray" if is_raster or wants_ray or has_more or images > PROCESSES_IMAGES else "processes"
-
-
 @contextmanager
-def opened(kind: FlowKind, cfg: SegmentConfig) -> Generator[Flow]:
-    """Connect to Ray, or let this process end its workers in order, while the block lasts."""
+def opened(kind: FlowKind, cfg: SegmentConfig, forks: Forks | None) -> Generator[Flow]:
+    """Connect to Ray, or let this process end its workers in order, while the block lasts.
+
+    Args:
+        kind: where the stages work.
+        cfg: of the run.
+        forks: server that was started early; None starts one.
+    """
     if kind == "ray":
         from infra import session
 
         with session.connect(dashboard=cfg.runtime.dashboard) as nodes:
             yield Flow(kind, nodes)
     elif kind == "processes":
-        with machine.ended_by_sigterm():
-            yield Flow(kind, [machine.resources()])
+        with machine.ended_by_sigterm(), nullcontext(forks) if forks else opened_forks() as server:
+            yield Flow(kind, [machine.resources()], server)
     else:
         yield Flow(kind, [])
 
 
 def segment_missing(flow: Flow, run: "Run", job: Job, missing: Sequence[PendingShard], before: Snapshot) -> RunProgress:
     """Run the flow over the missing work, with progress that counts in what was committed `before`."""
-    on = _on_ray if flow.kind == "ray" else _in_processes
-    progress = on(run, job, flow.nodes, missing, before)
+    if flow.forks:
+        progress = _in_processes(run, job, flow.forks, missing, before)
+    else:
+        progress = _on_ray(run, job, flow.nodes, missing, before)
     log_stages(progress)
     if progress.left_out.counts:
         log.info("members of tars that were left out: %s", progress.left_out)
@@ -113,16 +105,23 @@ def _on_ray(run: "Run", job: Job, nodes: Nodes, missing: Sequence[PendingShard],
     return reporter.latest
 
 
-def _in_processes(run: "Run", job: Job, nodes: Nodes, missing: Sequence[PendingShard], before: Snapshot) -> RunProgress:
-    log.info(
-        "in processes of this machine, without Ray: %g CPU, %.1f GiB; --runtime.flow ray starts Ray",
-        *(nodes[0]["CPU"], nodes[0]["memory"] / workers.GIB),
-    )
-    crew, _ = plan_crew(run, nodes)
+def _in_processes(run: "Run", job: Job, forks: Forks, missing: Sequence[PendingShard], before: Snapshot) -> RunProgress:
+    here = machine.resources()
+    text = "in processes of this machine, without Ray: %g CPU, %.1f GiB; --runtime.flow ray starts Ray"
+    log.info(text, here["CPU"], here["memory"] / workers.GIB)
+    crew, _ = plan_crew(run, [here])
     log.info("parts of %d rows", job.rows_per_part)
     ledger = processes.SharedLedger(IndexWriter(run.url))
-    with _reporter(run, crew, ledger.progress, before) as reporter:
-        processes.run_flow(job, missing, crew, ledger)
+    try:
+        with _reporter(run, crew, ledger.progress, before) as reporter:
+            processes.run_flow(job, missing, crew, ledger, forks)
+    except Exception:
+        forks.keeps_logs = True
+        log.warning("logs of the workers: %s", forks.logs)
+        raise
+    if dead := reporter.latest.dead_workers:
+        forks.keeps_logs = True
+        log.warning("workers died: %s; their logs are worker-*-PID.* in %s", ", ".join(dead), forks.logs)
     return reporter.latest
 
 

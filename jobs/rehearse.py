@@ -17,7 +17,8 @@ import infra
 from infra import preflight, session
 from infra.progress import Reporter
 from jobs.console import print_json
-from jobs.flows import choose_flow, engage, warn_of_dead_workers
+from jobs.flow_choice import choose_flow
+from jobs.flows import engage, warn_of_dead_workers
 from jobs.run import Run, stage_job
 from pipeline.errors import JobError
 from pipeline.run import flow, rehearsal

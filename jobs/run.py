@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import preflight
-from jobs import command_line, flows
+from jobs import command_line, flow_choice, flows
 from pipeline import classes
 from pipeline.assemble.masks import RunMasks
 from pipeline.assemble.plan import read_shards
@@ -58,6 +58,7 @@ from pipeline.zones.map import run_map
 if TYPE_CHECKING:
     from jobs.assembly import Assembled
     from jobs.from_masks import Made
+    from pipeline.run.forks import Forks
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class RunOutcome:
     """Seconds this driver took."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Files of the source that are no input, by suffix; see `Plan.ignored`."""
-    flow: flows.FlowKind = "none"
+    flow: flow_choice.FlowKind = "none"
     """Where the stages of this driver worked."""
     assembled: "Assembled | None" = None
     """Joined masks of rasters; None for other sources."""
@@ -198,8 +199,14 @@ def run_url(output: Url, fingerprint: str) -> Url:
 # ---------------------------------------------------------------- the lifecycle
 
 
-def carry_out(run: Run, plan: Plan) -> RunOutcome:
-    """Segment the rows that are missing, close the run and write its report; does nothing when it is finished."""
+def carry_out(run: Run, plan: Plan, forks: "Forks | None" = None) -> RunOutcome:
+    """Segment the rows that are missing, close the run and write its report; does nothing when it is finished.
+
+    Args:
+        run: the run.
+        plan: its images.
+        forks: server of workers that was started early, for a run in processes; None starts one where it is needed.
+    """
     started, cfg = time.monotonic(), run.cfg
     log.info("run %s, %s", run.url, size_of(plan))
     if plan.ignored:
@@ -227,14 +234,14 @@ def carry_out(run: Run, plan: Plan) -> RunOutcome:
         if made is not None and made.is_new:
             write_report(run, outcome, committed)
         return outcome
-    kind = flows.choose_flow(cfg, images=typical_images(plan))
+    kind = flow_choice.choose_flow(cfg, images=typical_images(plan))
     preflight.check_authentication()
     preflight.check_output(run.url / "_run")
     with Lease(run.url, lease_s=cfg.runtime.lease_s, command=command_line.command()) as lease:
         missing, before = resume(run, plan)
         kind = kind if missing else "none"
         # Rasters need Ray again to be assembled: a local one starts once.
-        with flows.opened(kind, cfg) as opened:
+        with flows.opened(kind, cfg, forks) as opened:
             progress = RunProgress()
             if missing:
                 job = stage_job(run, plan, owner=lease.generation)

@@ -20,8 +20,10 @@ import tyro
 from infra import log as logs
 from infra import notify
 from jobs import command_line, console
+from jobs.flow_choice import early_forks
 from pipeline.config import SegmentConfig
 from pipeline.errors import ConfigError
+from pipeline.run.forks import Forks
 from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
@@ -73,8 +75,13 @@ def check_rehearsal(args: SegmentArguments) -> None:
         raise ConfigError(f"--budget-hours {args.budget_hours:g}: hours above 0")
 
 
-def segment_collection(args: SegmentArguments) -> int:
-    """Segment what is missing, or print the plan for `--plan`; returns the exit status."""
+def segment_collection(args: SegmentArguments, forks: Forks | None = None) -> int:
+    """Segment what is missing, or print the plan for `--plan`; returns the exit status.
+
+    Args:
+        args: the flags.
+        forks: server of workers that was started early; None starts one where it is needed.
+    """
     check_rehearsal(args)
     from infra import preflight
     from jobs import run, summary
@@ -95,7 +102,7 @@ def segment_collection(args: SegmentArguments) -> int:
         return rehearse.print_rehearsal(identified, plan, args.rehearse, **how)
     if args.plan:
         return summary.print_plan(identified, plan)
-    return summary.print_outcome(identified, run.carry_out(identified, plan))
+    return summary.print_outcome(identified, run.carry_out(identified, plan, forks))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         source = ", ".join(args.cfg.source)
         log.info("segmenting %s with checkpoint %s into %s", source, args.cfg.checkpoint, args.cfg.output)
         console.log_changed_settings(args.cfg)
-        return segment_collection(args)
+        with early_forks(args.cfg, only_plans=args.plan) as forks:
+            return segment_collection(args, forks)
 
     return command_line.exit_status(job)
 

@@ -4,21 +4,19 @@
     thread that reads ->     score       -> thread that commits
 
 Starting Ray and its workers takes longer than segmenting some hundred images. Here a worker is a process at the end of
-a pipe (`worker.py`), and one loop in the driver hands tables from stage to stage. A worker that dies is started again
-under the same id and gets the same table, so that the ledger finds an image that kills its worker, as it does on Ray.
+a pipe (`worker.py`), forked in milliseconds (`forks.py`). One loop in the driver hands tables from stage to stage. A
+worker that dies is started again under its id and gets its table again, so that the ledger finds an image that kills
+its worker, as it does on Ray.
 """
 
 import logging
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
+import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -28,8 +26,8 @@ from typing import Any
 
 import pyarrow as pa
 
-import pipeline
 from pipeline.errors import JobError
+from pipeline.run.forks import MOST_FAILED_STARTS, Forks, end_of
 from pipeline.run.ledger import Ledger, Place, RunProgress
 from pipeline.run.messages import Assignment, Call, Failed, Ready, StageName, pack, unpack
 from pipeline.run.pending import PendingShard
@@ -48,12 +46,6 @@ WAITING_TABLES = 2
 """Tables that wait for each worker of a stage at most; with more, the stage before pauses."""
 MOST_DEATHS = 2 * INFER_ROWS + 16
 """Deaths of a worker with one table: each of its images may kill two, and other causes some."""
-MOST_FAILED_STARTS = 3
-"""Deaths of a worker, one after the other, before its stage is open."""
-END_S = 5.0
-"""Longest wait for the process of a worker that was told to end."""
-LOG_BYTES = 2000
-"""End of a worker's log that an error quotes."""
 
 
 class SharedLedger(Ledger):
@@ -97,8 +89,8 @@ class SharedLedger(Ledger):
 class Worker:
     """Worker of a stage: a process that is started again when it dies, until `close`."""
 
-    def __init__(self, assignment: Assignment, ledger: SharedLedger, logs: Path) -> None:
-        self.assignment, self.ledger, self.logs = assignment, ledger, logs
+    def __init__(self, assignment: Assignment, ledger: SharedLedger, forks: Forks) -> None:
+        self.assignment, self.ledger, self.forks = assignment, ledger, forks
         self.table: bytes | None = None
         """Table in hand, packed."""
         self._deaths = self._failed_starts = 0
@@ -106,21 +98,9 @@ class Worker:
 
     def _start(self) -> None:
         self.pipe, theirs = Pipe()
-        root = str(Path(pipeline.__file__).parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.getenv("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}  # planned without GPUs
-        starting = self.logs / f"worker-{self.assignment.place.worker_id}"
-        with theirs, starting.open("wb") as output:
-            command = [sys.executable, "-m", "pipeline.run.worker", str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-            )
-        self.log = starting.rename(f"{starting}-{self.process.pid}.err")
+        log_start = self.forks.logs / f"worker-{self.assignment.place.worker_id}"
+        self.pid = self.forks.start(theirs, log_start)
+        self.log = Path(f"{log_start}-{self.pid}.err")
         self.is_ready = False
         self.pipe.send(self.assignment)
 
@@ -166,24 +146,16 @@ class Worker:
 
     def _start_again(self) -> None:
         """Start a new process in place of one that died, with the table that it had in hand."""
-        status = self._wait()
+        self.pipe.close()
+        status = self.forks.wait(self.pid)
         self._deaths += 1
         self._failed_starts += not self.is_ready
         if self._failed_starts >= MOST_FAILED_STARTS or self._deaths > MOST_DEATHS:
             what = "while it started" if not self.is_ready else "with the same images"
-            said = self.log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
             times = max(self._failed_starts, self._deaths)
             message = f"the worker of the stage {self.assignment.stage} died {times} times {what}, exit status {status}"
-            raise JobError(message, hint=f"its log {self.log} ends: {said or 'it is empty'}")
+            raise JobError(message, hint=f"its log {self.log} ends: {end_of(self.log)}")
         self._start()
-
-    def _wait(self) -> int:
-        self.pipe.close()
-        try:
-            return self.process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
 
     def end(self) -> None:
         """Let the process end in order: it tells the ledger its last counts."""
@@ -200,9 +172,11 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Kill the process if it still runs."""
-        self.process.kill()  # one that has ended in order is still being finalised
-        self._wait()
+        """Kill the process, unless it has ended."""
+        self.pipe.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.forks.wait(self.pid)
 
 
 class Crew:
@@ -308,19 +282,22 @@ class Writer:
         self._pool.shutdown()
 
 
-def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: SharedLedger) -> None:
+def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger: SharedLedger, forks: Forks) -> None:
     """Segment the pending shards and commit their rows. Returns when every row is in a part.
 
     Raises:
         JobError: a worker died too often; or what a stage or the store raises.
     """
-    with _logs(ledger) as logs, ExitStack() as opened:
+    with ExitStack() as opened:
 
         def open_crew(stage: StageName, count: int) -> Crew:
             places = [
-                Place(f"{stage}-{number}", "this machine", str(logs / f"{stage}-{number}")) for number in range(count)
+                Place(f"{stage}-{number}", "this machine", str(forks.logs / f"{stage}-{number}"))
+                for number in range(count)
             ]
-            return Crew([opened.enter_context(Worker(Assignment(stage, job, place), ledger, logs)) for place in places])
+            return Crew(
+                [opened.enter_context(Worker(Assignment(stage, job, place), ledger, forks)) for place in places]
+            )
 
         if job.masks:
             crews = [open_crew("score", workers.refine)]
@@ -373,22 +350,3 @@ def cut(table: pa.Table, *, rows: int, mib: float) -> Iterator[pa.Table]:
     fitting = round(mib * 2**20 * len(table) / max(table.nbytes, 1))
     size = max(min(fitting, rows), 1)
     return (table.slice(first, size) for first in range(0, len(table), size))
-
-
-@contextmanager
-def _logs(ledger: SharedLedger) -> Generator[Path]:
-    """Folder of the workers' logs and journals; it stays where a worker died or the run failed."""
-    folder = Path(tempfile.mkdtemp(prefix="atrous-"))
-    try:
-        yield folder
-    except Exception:
-        log.warning("logs of the workers: %s", folder)
-        raise
-    except BaseException:  # the run was asked to end
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    else:
-        if dead := ledger.progress().dead_workers:
-            log.warning("workers died: %s; their logs are worker-*-PID.* in %s", ", ".join(dead), folder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -1,14 +1,10 @@
 """Process of one worker of a flow without Ray: a stage of the run at the end of a pipe.
 
-    python -m pipeline.run.worker FD
-
-`processes.py` starts it with one end of a pipe as file descriptor FD, sends an `Assignment`, and then table after
-table; the process answers each with the table that its stage makes of it. In between it calls the run's ledger through
-the same pipe. It ends when it gets None, or when the driver is gone.
+`forks.py` forks it. Through the pipe `processes.py` sends an `Assignment`, and then table after table; the process
+answers each with the table that its stage makes of it. In between it calls the run's ledger through the same pipe. It
+ends when it gets None, or when the driver is gone.
 """
 
-import signal
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -85,10 +81,9 @@ def _no_other_node(place: Place) -> NoReturn:
     raise AssertionError(f"{place} is on another node, and a flow without Ray has one")
 
 
-def main(argv: list[str]) -> int:
-    """Work until there is no more; returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the driver ends its workers
-    pipe: Connection[Any, Any] = Connection(int(argv[1]))
+def main(fd: int) -> int:
+    """Work until there is no more, at the end of a pipe with this file descriptor; returns the exit status."""
+    pipe: Connection[Any, Any] = Connection(fd)
     try:
         work(pipe)
     except (EOFError, ConnectionError):  # the driver is gone
@@ -97,7 +92,3 @@ def main(argv: list[str]) -> int:
         pipe.send(Failed.of(error))
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

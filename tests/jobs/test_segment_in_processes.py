@@ -37,7 +37,8 @@ def undisturbed(photos: Path, forks: ForkServer, tmp_path_factory: pytest.TempPa
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if "pipeline.run.worker" in child.cmdline()]
+    servers = [child for child in psutil.Process(pid).children() if "pipeline.run.fork_server" in child.cmdline()]
+    return [worker for server in servers for worker in server.children()]
 
 
 def wait_until(happened: Callable[[], object]) -> None:
@@ -138,8 +139,10 @@ def test_a_driver_that_is_asked_to_end_takes_its_workers_along(
 
 
 def in_workers(folder: Path, code: str) -> dict[str, str]:
-    """Environment in which each worker runs some code before anything else."""
-    (folder / "sitecustomize.py").write_text(f"import sys\nif 'pipeline.run.worker' in sys.orig_argv:\n    {code}\n")
+    """Environment in which the server that forks the workers runs some code before anything else."""
+    (folder / "sitecustomize.py").write_text(
+        f"import sys\nif 'pipeline.run.fork_server' in sys.orig_argv:\n    {code}\n"
+    )
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
@@ -164,12 +167,26 @@ def test_an_image_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_worker_that_never_starts_ends_the_run_with_the_end_of_its_log(fields: Path, tmp_path: Path) -> None:
+def test_a_server_of_workers_that_never_starts_ends_the_run_with_the_end_of_its_log(
+    fields: Path, tmp_path: Path
+) -> None:
     broken = in_workers(tmp_path, "import os; os.write(2, b'no such chip'); os.kill(os.getpid(), 9)")
     outcome = finish(start(*flags_for(fields, tmp_path / "out"), *QUICK, env=broken))
     assert outcome.status == 1
-    assert "died 3 times while it started, exit status -9" in outcome.log
-    assert "ends: no such chip" in outcome.log
+    assert "the server of workers died 3 times while it started, exit status -9" in outcome.log
+    assert "its log ends: no such chip" in outcome.log
+
+
+@pytest.mark.faults
+def test_a_stage_that_kills_its_worker_at_once_ends_the_run_with_the_end_of_its_log(
+    fields: Path, tmp_path: Path
+) -> None:
+    dies = "s.RefineStage.__init__ = lambda *_: os.write(2, b'no room') and os.abort()"
+    code = f"import os, pipeline.run.stages as s; {dies}"
+    outcome = finish(start(*flags_for(fields, tmp_path / "out"), *QUICK, env=in_workers(tmp_path, code)))
+    assert outcome.status == 1
+    assert "the worker of the stage refine died 3 times while it started, exit status -6" in outcome.log
+    assert "ends: no room" in outcome.log
 
 
 @pytest.mark.faults

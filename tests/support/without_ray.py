@@ -14,7 +14,7 @@ from unittest import mock
 import pyarrow as pa
 
 from infra import session
-from jobs import evaluate, flows, prepare_dataset, segment_dataset  # noqa: F401 - no process that is forked has to
+from jobs import evaluate, flow_choice, prepare_dataset, segment_dataset  # noqa: F401 - no process that is forked has to
 from pipeline.infer import segmenter  # noqa: F401
 from pipeline.models import zoo  # noqa: F401
 from pipeline.run import flow
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     module, *arguments = argv
     with (
         mock.patch.object(session, "connect", return_value=nullcontext([{"CPU": 2.0, "memory": 16 * GIB}])),
-        mock.patch.object(flows, "choose_flow", return_value="ray"),
+        mock.patch.object(flow_choice, "choose_flow", return_value="ray"),
         mock.patch.object(flow, "RemoteLedger", Ledger),
         mock.patch.object(flow, "run_flow", run_flow),
         mock.patch.object(flow, "run_tasks", run_tasks),

@@ -1,7 +1,7 @@
 import pytest
 
 from infra import machine
-from jobs.flows import PROCESSES_IMAGES, choose_flow
+from jobs.flow_choice import PROCESSES_IMAGES, choose_flow
 from pipeline.config import SegmentConfig
 from pipeline.errors import ConfigError
 
