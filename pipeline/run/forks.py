@@ -72,7 +72,11 @@ class Forks:
         self.log = self.logs / "server.err"
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.getenv("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}  # workers are planned without GPUs
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            "CUDA_VISIBLE_DEVICES": "",  # workers are planned without GPUs
+            "OPENBLAS_NUM_THREADS": "1",  # numpy would start threads when it is imported
+        }
         with theirs, self.log.open("wb") as output:
             self.server = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.run.fork_server", str(theirs.fileno())],
