@@ -1,6 +1,6 @@
 """Where the stages of a run work: on Ray, or in processes of this machine.
 
-    with opened(kind, cfg, forks) as flow:         connects to Ray, or describes this machine
+    with opened(kind, cfg, forks) as flow:         connects to Ray, or has a server of workers on this machine
         segment_missing(flow, run, job, missing, before) -> RunProgress
 
 Both do the same work with the same stages and write the same rows; `flow_choice.py` chooses. Ray is imported only where
@@ -10,7 +10,7 @@ it is used.
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from infra import machine, preflight
@@ -42,12 +42,10 @@ Nodes = list[dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Where the stages of a run work, once it is there."""
+    """Where the stages of a run work, once it is there: the nodes of Ray, or a server of workers on this machine."""
 
-    kind: FlowKind
-    nodes: Nodes
+    nodes: Nodes = field(default_factory=list)
     forks: Forks | None = None
-    """Server of the workers of `processes`."""
 
 
 NO_NETWORK = Footprint(weight_bytes=0, num_classes=1, stride=1)
@@ -69,12 +67,12 @@ def opened(kind: FlowKind, cfg: SegmentConfig, forks: Forks | None) -> Generator
         from infra import session
 
         with session.connect(dashboard=cfg.runtime.dashboard) as nodes:
-            yield Flow(kind, nodes)
+            yield Flow(nodes=nodes)
     elif kind == "processes":
         with machine.ended_by_sigterm(), nullcontext(forks) if forks else opened_forks() as server:
-            yield Flow(kind, [machine.resources()], server)
+            yield Flow(forks=server)
     else:
-        yield Flow(kind, [])
+        yield Flow()
 
 
 def segment_missing(flow: Flow, run: "Run", job: Job, missing: Sequence[PendingShard], before: Snapshot) -> RunProgress:

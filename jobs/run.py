@@ -1,7 +1,7 @@
 """The lifecycle of a run that `segment_dataset`, `evaluate` and `tune_crf` share: identify, carry out, resume, report.
 
     identify(cfg) -> Run        checkpoint and class map are loaded and checked, the fingerprint names the run
-    carry_out(run, plan)        segments the missing rows on Ray, closes the run, writes its report -> RunOutcome
+    carry_out(run, plan)        segments the missing rows, closes the run, writes its report -> RunOutcome
 
 A driver that was killed leaves committed parts; `carry_out` of the same run continues from them. Importing this module
 imports torch, so a job does it after its flags are parsed.

@@ -36,9 +36,13 @@ def undisturbed(photos: Path, forks: ForkServer, tmp_path_factory: pytest.TempPa
     return rows_of(outcome)
 
 
+def server_of(pid: int) -> psutil.Process:
+    (server,) = (child for child in psutil.Process(pid).children() if "pipeline.run.fork_server" in child.cmdline())
+    return server
+
+
 def workers_of(pid: int) -> list[psutil.Process]:
-    servers = [child for child in psutil.Process(pid).children() if "pipeline.run.fork_server" in child.cmdline()]
-    return [worker for server in servers for worker in server.children()]
+    return server_of(pid).children()
 
 
 def wait_until(happened: Callable[[], object]) -> None:
@@ -97,6 +101,20 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
     wait_until(lambda: committed(tmp_path))
     victim = sorted(workers_of(driver.pid), key=lambda process: process.pid)[number]
     victim.kill()
+    outcome = finish(driver)
+    assert outcome.status == 0, outcome.log
+    pd.testing.assert_frame_equal(rows_of(outcome), undisturbed)
+
+
+@pytest.mark.faults
+def test_a_killed_server_of_workers_is_started_again_where_one_is_needed(
+    photos: Path, undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    driver = start(*flags(photos, tmp_path))
+    wait_until(lambda: committed(tmp_path))
+    worker = workers_of(driver.pid)[0]
+    server_of(driver.pid).kill()
+    worker.kill()
     outcome = finish(driver)
     assert outcome.status == 0, outcome.log
     pd.testing.assert_frame_equal(rows_of(outcome), undisturbed)
