@@ -78,6 +78,7 @@ CHANGES_NO_MASK = {
     "zones.bands": False,
     "runtime.start_limit_s": 5.0,
     "runtime.dashboard": True,
+    "runtime.flow": "ray",
     "runtime.infer_workers": 2,
     "runtime.refine_workers": 2,
     "runtime.crew": "crew.json",

@@ -59,7 +59,8 @@ def start(
 ) -> subprocess.Popen:
     """Start a driver; without a cluster it starts a local Ray of its own."""
     environment = os.environ | (cluster.environment if cluster else {}) | (env or {})
-    command = [sys.executable, "-m", module, *flags]
+    # In the background a shell starts everything with SIGINT ignored, and Python leaves that as it is.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", module, *flags]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
