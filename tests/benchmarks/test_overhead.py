@@ -74,12 +74,11 @@ def test_so_few_images_that_all_are_committed_at_once_are_refused() -> None:
 @pytest.mark.ray
 def test_it_measures_this_checkout_against_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = str(Path(overhead.__file__).parents[1])
-    flags = ["--images", "4000", "--seconds", "0.2", "--turns", "1", "--scratch", str(tmp_path)]
+    flags = ["--images", "10000", "--seconds", "0.2", "--turns", "1", "--scratch", str(tmp_path)]
     assert overhead.main([*flags, "--against", here]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["now_over_before"].keys() == {"bookkeeping_images_per_s", "flow_images_per_s"}
     for name in ("before", "now"):
         assert figures[name]["bookkeeping_images_per_s"] > 0
-        processes = figures[name]["of_these"].keys()
-        assert {"network's actor", "refiners' actors", "driver"} <= processes
-        assert processes & {"readers", "writers"}  # Ray gives both kinds of tasks to the same processes
+        # Readers and writers share processes, and their tasks may be too short to be seen.
+        assert {"network's actor", "refiners' actors", "driver"} <= figures[name]["of_these"].keys()
