@@ -41,7 +41,7 @@ Nodes = list[dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class OpenedFlow:
     """Where the stages of a run work, once it is there: the nodes of Ray, or a server of workers on this machine."""
 
     nodes: Nodes = field(default_factory=list)
@@ -55,7 +55,7 @@ NO_REFINEMENT = RefineConfig(engine="none")
 
 
 @contextmanager
-def opened(kind: FlowKind, cfg: SegmentConfig, forks: Forks | None) -> Generator[Flow]:
+def opened(kind: FlowKind, cfg: SegmentConfig, forks: Forks | None) -> Generator[OpenedFlow]:
     """Connect to Ray, or let this process end its workers in order, while the block lasts.
 
     Args:
@@ -67,15 +67,17 @@ def opened(kind: FlowKind, cfg: SegmentConfig, forks: Forks | None) -> Generator
         from infra import session
 
         with session.connect(dashboard=cfg.runtime.dashboard) as nodes:
-            yield Flow(nodes=nodes)
+            yield OpenedFlow(nodes=nodes)
     elif kind == "processes":
         with machine.ended_by_sigterm(), nullcontext(forks) if forks else opened_forks() as server:
-            yield Flow(forks=server)
+            yield OpenedFlow(forks=server)
     else:
-        yield Flow()
+        yield OpenedFlow()
 
 
-def segment_missing(flow: Flow, run: "Run", job: Job, missing: Sequence[PendingShard], before: Snapshot) -> RunProgress:
+def segment_missing(
+    flow: OpenedFlow, run: "Run", job: Job, missing: Sequence[PendingShard], before: Snapshot
+) -> RunProgress:
     """Run the flow over the missing work, with progress that counts in what was committed `before`."""
     if flow.forks:
         progress = _in_processes(run, job, flow.forks, missing, before)
@@ -88,6 +90,7 @@ def segment_missing(flow: Flow, run: "Run", job: Job, missing: Sequence[PendingS
 
 
 def _on_ray(run: "Run", job: Job, nodes: Nodes, missing: Sequence[PendingShard], before: Snapshot) -> RunProgress:
+    from infra import session
     from infra.metrics import RunMetrics
     from pipeline.run import flow
 
@@ -99,7 +102,7 @@ def _on_ray(run: "Run", job: Job, nodes: Nodes, missing: Sequence[PendingShard],
         with reporter:
             flow.run_flow(job, missing, crew, ledger)
     finally:
-        warn_of_dead_workers(reporter.latest)
+        warn_of_dead_workers(reporter.latest, session.worker_logs)
     return reporter.latest
 
 
@@ -117,9 +120,8 @@ def _in_processes(run: "Run", job: Job, forks: Forks, missing: Sequence[PendingS
         forks.keeps_logs = True
         log.warning("logs of the workers: %s", forks.logs)
         raise
-    if dead := reporter.latest.dead_workers:
-        forks.keeps_logs = True
-        log.warning("workers died: %s; their logs are worker-*-PID.* in %s", ", ".join(dead), forks.logs)
+    forks.keeps_logs |= bool(reporter.latest.dead_workers)
+    warn_of_dead_workers(reporter.latest, lambda: forks.logs)
     return reporter.latest
 
 
@@ -187,13 +189,11 @@ def plan_crew(run: "Run", nodes: Nodes) -> tuple[Workers, Resources]:
     return crew, cluster
 
 
-def warn_of_dead_workers(progress: RunProgress) -> None:
-    """Name the logs of the workers that died, while Ray still runs."""
-    from infra import session
-
+def warn_of_dead_workers(progress: RunProgress, find_logs: Callable[[], object]) -> None:
+    """Name the logs of the workers that died; their folder is looked up where some did, while Ray still runs."""
     if progress.dead_workers:
         names = ", ".join(progress.dead_workers)
-        log.warning("workers died: %s; their logs are worker-*-PID.* in %s", names, session.worker_logs())
+        log.warning("workers died: %s; their logs are worker-*-PID.* in %s", names, find_logs())
 
 
 def log_stages(progress: RunProgress) -> None:

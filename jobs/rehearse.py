@@ -100,7 +100,7 @@ def _measure(run: Run, plan: Plan, pending: list[rehearsal.PendingShard], planne
             with reporter:
                 flow.run_flow(stage_job(run, plan), pending, workers, clock)
         finally:
-            warn_of_dead_workers(reporter.latest)
+            warn_of_dead_workers(reporter.latest, session.worker_logs)
         now, progress = time.monotonic(), reporter.latest
         driver_cores = (time.process_time() - cpu_started_s) / (now - flow_started)
     segmented = progress.committed - sum(progress.failed.values())

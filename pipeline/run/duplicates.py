@@ -64,16 +64,15 @@ def remove_duplicates(run_url: Url, names: list[str]) -> int:
     twice = repeated_hashes(hashes)
     if not len(twice):
         return 0
-    keeper: dict[str, tuple[bool, str]] = {}
-    for name, table in zip(names, tables, strict=True):
-        for key, status in _keys_and_status(table, np.isin(hash_keys(table["key"]), twice)):
-            keeper[key] = min(keeper.get(key, (True, "~")), (status != "ok", name))
-    dropped = {
-        name: {
-            key for key, _ in _keys_and_status(table, np.isin(hash_keys(table["key"]), twice)) if keeper[key][1] != name
-        }
+    repeated = {
+        name: _keys_and_status(table, np.isin(hash_keys(table["key"]), twice))
         for name, table in zip(names, tables, strict=True)
     }
+    keeper: dict[str, tuple[bool, str]] = {}
+    for name, pairs in repeated.items():
+        for key, status in pairs:
+            keeper[key] = min(keeper.get(key, (True, "~")), (status != "ok", name))
+    dropped = {name: {key for key, _ in pairs if keeper[key][1] != name} for name, pairs in repeated.items()}
     rows = {name: len(table) for name, table in zip(names, tables, strict=True)}
     # Parts of which nothing is left go first. One may be what a crashed call left of another: that one puts it again.
     for name in sorted(names, key=lambda name: len(dropped[name]) < rows[name]):

@@ -86,8 +86,8 @@ class SharedLedger(Ledger):
             return super().progress()
 
 
-class Worker:
-    """Worker of a stage: a process that is started again when it dies, until `close`."""
+class WorkerProcess:
+    """Worker of a stage: a process that is started again when it dies, until the block ends."""
 
     def __init__(self, assignment: Assignment, ledger: SharedLedger, forks: Forks) -> None:
         self.assignment, self.ledger, self.forks = assignment, ledger, forks
@@ -168,7 +168,7 @@ class Worker:
                 if isinstance(message, Call):
                     self.ledger.call(message)
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> "WorkerProcess":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -179,10 +179,10 @@ class Worker:
         self.forks.wait(self.pid)
 
 
-class Crew:
+class StageWorkers:
     """Workers of one stage, and the packed tables that wait for them."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(self, workers: Sequence[WorkerProcess]) -> None:
         self.workers = workers
         self.waiting: deque[bytes] = deque()
 
@@ -230,7 +230,7 @@ class Reader:
             self.error = error
         self._theirs.close()
 
-    def is_wanted(self, crew: Crew) -> bool:
+    def is_wanted(self, crew: StageWorkers) -> bool:
         """True while there may be more, and the crew that works on it has room."""
         return not self.has_ended and crew.has_room
 
@@ -259,7 +259,7 @@ class Writer:
         self.job, self.ledger = job, ledger
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._held: list[pa.Table] = []
-        self._commits: deque[Future[None]] = deque()
+        self._commit_under_way: Future[None] | None = None
 
     def add(self, rows: pa.Table) -> None:
         """Take rows; commits them once they fill a part."""
@@ -268,17 +268,19 @@ class Writer:
             self._commit()
 
     def _commit(self) -> None:
+        self._wait()
         held, self._held = self._held, []
-        self._commits.append(self._pool.submit(commit_part, self.job, held, self.ledger))
-        while self._commits and (self._commits[0].done() or len(self._commits) > 1):
-            self._commits.popleft().result()
+        self._commit_under_way = self._pool.submit(commit_part, self.job, held, self.ledger)
+
+    def _wait(self) -> None:
+        if self._commit_under_way:
+            self._commit_under_way.result()
 
     def close(self) -> None:
         """Commit what is left; returns when it is safe."""
         if self._held:
             self._commit()
-        while self._commits:
-            self._commits.popleft().result()
+        self._wait()
         self._pool.shutdown()
 
 
@@ -290,13 +292,13 @@ def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger
     """
     with ExitStack() as opened:
 
-        def open_crew(stage: StageName, count: int) -> Crew:
+        def open_crew(stage: StageName, count: int) -> StageWorkers:
             places = [
                 Place(f"{stage}-{number}", "this machine", str(forks.logs / f"{stage}-{number}"))
                 for number in range(count)
             ]
-            return Crew(
-                [opened.enter_context(Worker(Assignment(stage, job, place), ledger, forks)) for place in places]
+            return StageWorkers(
+                [opened.enter_context(WorkerProcess(Assignment(stage, job, place), ledger, forks)) for place in places]
             )
 
         if job.masks:
@@ -311,7 +313,7 @@ def run_flow(job: Job, pending: Sequence[PendingShard], workers: Workers, ledger
         writer.close()
 
 
-def hand_on(reader: Reader, crews: Sequence[Crew], writer: Writer) -> None:
+def hand_on(reader: Reader, crews: Sequence[StageWorkers], writer: Writer) -> None:
     """Hand tables from stage to stage until none is left. A stage pauses while the next one has no room."""
     following = [*crews[1:], None]
     while not reader.has_ended or any(crew.is_busy for crew in crews):

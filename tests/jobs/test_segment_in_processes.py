@@ -42,7 +42,7 @@ def server_of(pid: int) -> psutil.Process:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    return server_of(pid).children()
+    return sorted(server_of(pid).children(), key=lambda process: process.pid)
 
 
 def wait_until(happened: Callable[[], object]) -> None:
@@ -93,28 +93,22 @@ def test_masks_are_scored_alike(forks: ForkServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_worker_killed_in_the_middle_costs_nothing(
-    number: int, photos: Path, undisturbed: pd.DataFrame, tmp_path: Path
+@pytest.mark.parametrize(
+    "choose_victims",
+    [
+        lambda pid: workers_of(pid)[:1],
+        lambda pid: workers_of(pid)[1:],
+        lambda pid: [server_of(pid), *workers_of(pid)[:1]],
+    ],
+    ids=["network", "refiner", "server and network"],
+)
+def test_processes_killed_in_the_middle_cost_nothing(
+    choose_victims: Callable[[int], list[psutil.Process]], photos: Path, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
     driver = start(*flags(photos, tmp_path))
     wait_until(lambda: committed(tmp_path))
-    victim = sorted(workers_of(driver.pid), key=lambda process: process.pid)[number]
-    victim.kill()
-    outcome = finish(driver)
-    assert outcome.status == 0, outcome.log
-    pd.testing.assert_frame_equal(rows_of(outcome), undisturbed)
-
-
-@pytest.mark.faults
-def test_a_killed_server_of_workers_is_started_again_where_one_is_needed(
-    photos: Path, undisturbed: pd.DataFrame, tmp_path: Path
-) -> None:
-    driver = start(*flags(photos, tmp_path))
-    wait_until(lambda: committed(tmp_path))
-    worker = workers_of(driver.pid)[0]
-    server_of(driver.pid).kill()
-    worker.kill()
+    for victim in choose_victims(driver.pid):
+        victim.kill()
     outcome = finish(driver)
     assert outcome.status == 0, outcome.log
     pd.testing.assert_frame_equal(rows_of(outcome), undisturbed)
