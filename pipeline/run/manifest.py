@@ -1,7 +1,8 @@
 """Manifest of a run: the closing of a finished run, its totals, and the rows that reports read again.
 
-The parts are the only record of progress. Closing a run reads their footers, removes rows that a driver which had lost
-the run wrote twice, checks that every planned key has its row, and only then writes `_manifest.json` and `_SUCCESS`.
+The parts are the only record of progress. Closing a run removes temporary files of writers that were killed, reads the
+footers of the parts, removes rows that a driver which had lost the run wrote twice, checks that every planned key has
+its row, and only then writes `_manifest.json` and `_SUCCESS`.
 """
 
 import json
@@ -98,6 +99,7 @@ def close_run(
     Raises:
         JobError: rows are missing, or a key occurs twice in the source and `on_duplicate` is `fail`.
     """
+    objects.remove_unfinished(run_url)
     footers = gather_footers(run_url)
     removed = remove_duplicates(run_url, footers.names_holding(suspect_shards(run_url, plan, footers)))
     if removed:

@@ -65,6 +65,9 @@ class Backend:
     def remove_empty_folders(self, path: str) -> None:
         """Remove folders without a file at and below `path`: nothing to do where folders are parts of names."""
 
+    def remove_unfinished(self, path: str) -> None:
+        """Remove files of writes that were killed, at and below `path`: nothing to do where a write is one request."""
+
     def entries(self, folder: str) -> list[tuple[str, FileInfo | None]]:
         """Entries of one folder: (`name`, file) for a file, (`name/`, None) for a folder."""
         entries: list[tuple[str, FileInfo | None]] = []

@@ -10,6 +10,9 @@ from pipeline.errors import StorageError
 from pipeline.store.backend import Backend, FileInfo, check_info
 from pipeline.store.url import Url
 
+TEMPORARY = ".tmp-"
+"""Prefix of the name of a file that is not complete."""
+
 
 class LocalBackend(Backend):
     """Requests of a local disk. A write is complete or absent, and synced to the disk."""
@@ -79,6 +82,14 @@ class LocalBackend(Backend):
             with suppress(OSError):
                 os.rmdir(folder)
 
+    def remove_unfinished(self, path: str) -> None:
+        """Remove the temporary files. A write that still goes on fails when it renames its own."""
+        for folder, _, names in os.walk(path):
+            for name in names:
+                if name.startswith(TEMPORARY):
+                    with suppress(FileNotFoundError):
+                        os.unlink(f"{folder}/{name}")
+
 
 def _check_name(entry: os.DirEntry[str]) -> None:
     """Refuse entries that cannot become keys: names that are not UTF-8, and links to a folder above."""
@@ -104,7 +115,7 @@ def _complete_file(path: str, chunks: Iterable[bytes], size: str) -> Iterator[st
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.tmp-{uuid.uuid4().hex}"
+    temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as file:
             for chunk in chunks:

@@ -190,6 +190,11 @@ def remove_empty_folders(url: Url) -> None:
     _request("delete", url, lambda backend, path: backend.remove_empty_folders(path))
 
 
+def remove_unfinished(url: Url) -> None:
+    """Remove what writers left that were killed at and below `url`. Only a local disk has such files."""
+    _request("delete", url, lambda backend, path: backend.remove_unfinished(path))
+
+
 def delete_below(url: Url) -> None:
     """Delete all objects below a folder, and the folders that are then empty; nobody may be writing there."""
     for path in list_below(url):

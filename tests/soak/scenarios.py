@@ -75,22 +75,22 @@ def finish_and_compare(run: DisturbedRun, images: Images, report: Report) -> Non
         rows = rows_in(folder)
     report.rows += len(rows)
     report.problems += differences(rows, images.rows)
-    verified = _inspect(run, folder, "--verify")
+    verified, log = _inspect(run, folder, "--verify")
     if verified["problems"]:
-        report.problems.append(f"--verify found {verified['problems']} problem(s)")
+        report.problems.append(f"--verify found {verified['problems']} problem(s): {log}")
     if run.gave_up:
         report.figures["drivers that gave up"] = [*report.figures.get("drivers that gave up", []), *run.gave_up]
 
 
-def _inspect(run: DisturbedRun, folder: str, action: str) -> dict[str, Any]:
-    """Apply an action of `inspect_run`; returns its JSON line."""
+def _inspect(run: DisturbedRun, folder: str, action: str) -> tuple[dict[str, Any], str]:
+    """Apply an action of `inspect_run`; returns its JSON line and its log."""
     command = [sys.executable, "-m", "jobs.inspect_run", folder, action]
     environment = os.environ | run.environment
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if not done.stdout.strip():
         raise Stuck(f"inspect_run {action} ended with status {done.returncode}: {done.stderr}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return answer, done.stderr
 
 
 def undisturbed(images: Path, output: Path, flags: Sequence[str] = ()) -> Images:

@@ -53,6 +53,17 @@ def test_images_that_are_not_refined_are_counted_by_reason_also_those_that_older
     assert done.refine_notes == {"refine_timeout": 2, "refined_in_part": 1}
 
 
+def test_a_closed_run_has_no_temporary_files_of_writers_that_were_killed(tmp_path: Path) -> None:
+    commit(tmp_path, rows_of(tar("one"), 3))
+    left = [tmp_path / "parts/.tmp-0123", tmp_path / "_run/.tmp-4567"]
+    left[1].parent.mkdir(exist_ok=True)
+    for path in left:
+        path.write_bytes(b"half")
+    close(tmp_path, Plan([tar("one")]))
+    assert not any(path.exists() for path in left)
+    assert not list(verify.run_problems(Url(str(tmp_path))))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_manifest_does_not_depend_on_how_rows_fell_into_parts(tmp_path: Path, seed: int) -> None:
     shards = [tar("one"), tar("two")]
