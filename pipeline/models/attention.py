@@ -5,6 +5,7 @@ cell, and the scores of all scales are averaged with these weights. The features
 `embed`, in the paper fc7 of VGG-16.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, cast
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.models.layers import initialise, scaled_channels
-from pipeline.models.network import AroundOptions, Network, grid_cells
+from pipeline.models.network import AroundOptions, Network, ScoreLayer, grid_cells
 
 _Scale = Annotated[float, Field(gt=0, le=1)]
 
@@ -70,7 +71,7 @@ class AttentionToScale(Network):
         )
         initialise(self.attend, weigh)
 
-    def last_layers(self) -> list[nn.Conv2d]:
+    def last_layers(self) -> Sequence[ScoreLayer]:
         """The inner network's last layers, and the layer of the scale weights."""
         return [*self.inner.last_layers(), cast(nn.Conv2d, self.attend[-1])]
 

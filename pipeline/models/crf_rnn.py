@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.network import AroundOptions, Network
+from pipeline.models.network import AroundOptions, Network, ScoreLayer
 from pipeline.models.normalisation import IMAGENET
 from pipeline.refine.lattice_torch import Lattice, bilateral_lattice, spatial_lattice, upsample_logits
 from pipeline.refine.presets import PRESETS, CrfParams
@@ -210,7 +210,7 @@ class CRFRNNNetwork(Network):
         self.crf = CRFRNN(num_classes, params, train_iterations=options.train_iterations)
         self.std = options.std
 
-    def last_layers(self) -> list[nn.Conv2d]:
+    def last_layers(self) -> Sequence[ScoreLayer]:
         """The inner network's last layers."""
         return self.inner.last_layers()
 

@@ -115,20 +115,23 @@ class ASPP(nn.Module):
         return cast(Tensor, self.dropout(self.project(features)))
 
 
-def initialise(network: nn.Module, *logits: nn.Conv2d) -> None:
+def initialise(network: nn.Module, *logits: nn.Conv2d | nn.ConvTranspose2d) -> None:
     """Initial weights, from torch's global random generator.
 
-    Convolutions: He 2015 (arXiv 1502.01852), normal, fan out; biases 0. Batch norm: weight 1, bias 0. Layers that give
-    `logits` have no ReLU behind them: normal with deviation 0.01, so training starts from almost equal scores.
+    Convolutions: He 2015 (arXiv 1502.01852), normal, fan out, transposed ones fan in, whose axes are swapped; biases 0.
+    Batch norm: weight 1, bias 0. Layers that give `logits` have no ReLU behind them: normal with deviation 0.01, so
+    training starts from almost equal scores.
     """
     if logits[0].weight.is_meta:
         return  # no memory to fill, and torch would spend a second on importing its decompositions
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             if module in logits:
                 nn.init.normal_(module.weight, std=0.01)
             else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                transposed = isinstance(module, nn.ConvTranspose2d)
+                mode: Literal["fan_in", "fan_out"] = "fan_in" if transposed else "fan_out"
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

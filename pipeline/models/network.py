@@ -5,12 +5,15 @@ from (i * stride, j * stride) on, or with `align_corners` the single pixel there
 needs no more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+
+ScoreLayer = nn.Conv2d | nn.ConvTranspose2d
+"""Layer that gives scores."""
 
 
 class Options(BaseModel):
@@ -77,9 +80,9 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
-    def last_layers(self) -> list[nn.Conv2d]:
+    def last_layers(self) -> Sequence[ScoreLayer]:
         """Layers that give the scores: new for other classes, and in many recipes with a higher learning rate."""
-        return [cast(nn.Conv2d, self.logits)]
+        return [cast(ScoreLayer, self.logits)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, ceil(H / stride), ceil(W / stride)) logits, before softmax."""
