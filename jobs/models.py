@@ -1,9 +1,11 @@
 """List every network: size, speed on this machine, and published mIoU.
 
     python -m jobs.models --size 513 --classes 21 [--format table|json|parquet] [--only NAME ...] [--no-speed]
+    python -m jobs.models --pretrained
 
 Speed is measured on this machine, one image at a time, in the precision of `segment_dataset`; parameters and
 multiply-accumulates (MACs) are exact. Published numbers are those of the papers, see `pipeline/models/catalogue.py`.
+`--pretrained` lists the weights that a training can start from instead: those that are shipped, and backbones.
 """
 
 import argparse
@@ -21,6 +23,9 @@ def list_models(args: argparse.Namespace) -> int:
     from pipeline.evaluate import listing
     from pipeline.models import catalogue
 
+    if args.pretrained:
+        print(listing.pretrained_text())
+        return 0
     if args.size < 1 or args.classes < 1:
         raise ConfigError(f"--size {args.size} and --classes {args.classes} must be at least 1")
     variants = [catalogue.find_variant(name) for name in args.only] if args.only else list(catalogue.VARIANTS)
@@ -41,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=("table", "json", "parquet"), default="table", help="format of the list")
     parser.add_argument("--output", help="file for --format parquet; unset: standard output")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of variants; unset: all of them")
+    parser.add_argument(
+        "--pretrained", action="store_true", help="list weights to start from, and where they come from"
+    )
     parser.add_argument("--no-speed", action="store_true", help="count only: seconds instead of minutes")
     args = parser.parse_args(argv)
     logs.configure()

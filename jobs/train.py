@@ -56,10 +56,11 @@ def train(args: TrainArguments) -> int:
     from jobs import training_run
     from pipeline.store.url import Url
     from pipeline.training.set_bands import with_set_bands
+    from pipeline.training.start import with_initial_settings
 
     preflight.check_reachable([Url(args.cfg.data), args.cfg.output_url])
     logs.configure(args.cfg.runtime.log_format)  # again: importing Ray has set up its own loggers
-    cfg = with_set_bands(args.cfg)
+    cfg = with_initial_settings(with_set_bands(args.cfg))
     if args.find_lr:
         return training_run.search_rate(cfg)
     if args.bare:

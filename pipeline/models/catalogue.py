@@ -149,6 +149,15 @@ VARIANTS = (
         {"backbone": "mobilenet_v2"},
     ),
     Variant(
+        "deeplab_v3plus_efficientnet_lite0",
+        "deeplab_v3plus",
+        2018,
+        V3PLUS,
+        None,
+        "",
+        {"backbone": "efficientnet_lite0"},
+    ),
+    Variant(
         "deeplab_v3plus_resnet50",
         "deeplab_v3plus",
         2018,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, cast
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import Bottleneck, FirstBlock, ResNet, resnet_stage, stage_rates
 from pipeline.models.fcn import fcn_head
@@ -18,10 +19,18 @@ from pipeline.models.network import Network, Options
 
 _Rate = Annotated[int, Field(ge=1, le=64)]
 
+Backbone = Literal[
+    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mobilenet_v2", "resnet50", "resnet101"
+]
+
+_RESNET_OPTIONS = ("multi_grid", "first_block", "aux")
 NO_EFFECT = {
     "aspp": ("blocks",),
     "cascade": ("rates", "head_conv"),
-    "mobilenet_v2": ("multi_grid", "first_block", "aux"),
+    "efficientnet_lite0": _RESNET_OPTIONS,
+    "efficientnet_lite1": _RESNET_OPTIONS,
+    "efficientnet_lite2": _RESNET_OPTIONS,
+    "mobilenet_v2": _RESNET_OPTIONS,
 }
 """Options without effect, by mode or backbone."""
 
@@ -34,7 +43,7 @@ class DeepLabV3Options(Options):
     both output strides.
     """
 
-    backbone: Literal["resnet50", "resnet101", "mobilenet_v2"] = Field("resnet101", description="Feature extractor.")
+    backbone: Backbone = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
     mode: Literal["aspp", "cascade"] = Field(
         "aspp", description="Context by parallel (aspp) or successive (cascade) convolutions."
@@ -54,16 +63,23 @@ class DeepLabV3Options(Options):
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> "DeepLabV3Options":
-        if (self.backbone, self.mode) == ("mobilenet_v2", "cascade"):
-            raise ValueError("a cascade copies a block of ResNet; mobilenet_v2 has none")
+        if self.mode == "cascade" and not self.backbone.startswith("resnet"):
+            raise ValueError(f"a cascade copies a block of ResNet; {self.backbone} has none")
         for choice in (self.mode, self.backbone):
             for name in NO_EFFECT.get(choice, ()):
                 if name in self.model_fields_set:
                     raise ValueError(f"{name} has no effect with {choice}")
         return self
 
-    def build_backbone(self, *, in_channels: int, output_stride: int) -> ResNet | MobileNetV2:
+    def build_backbone(self, *, in_channels: int, output_stride: int) -> ResNet | MobileNetV2 | EfficientNetLite:
         """The backbone these options name, with random weights."""
+        if self.backbone.startswith("efficientnet"):
+            return EfficientNetLite(
+                int(self.backbone[-1]),
+                in_channels=in_channels,
+                output_stride=output_stride,
+                width=self.width_multiplier,
+            )
         if self.backbone == "mobilenet_v2":
             return MobileNetV2(in_channels=in_channels, output_stride=output_stride, width=self.width_multiplier)
         return ResNet(

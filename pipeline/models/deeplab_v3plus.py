@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
 from pipeline.models.backbones.xception import Xception, XceptionLayout
@@ -20,12 +21,26 @@ from pipeline.models.network import Network, Options, crop
 
 _Rate = Annotated[int, Field(ge=1, le=64)]
 Backbone = Literal[
-    "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception41", "xception65", "xception71"
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "xception41",
+    "xception65",
+    "xception71",
 ]
 
 _RESNET_OPTIONS = frozenset({"multi_grid", "first_block", "stride_in", "ceil_pool", "fine_channels"})
 XCEPTION_OPTIONS = frozenset({"xception_layout"})
+_EFFICIENTNET = (_RESNET_OPTIONS | XCEPTION_OPTIONS) - {"fine_channels"}
 WITHOUT_EFFECT = {
+    "efficientnet_lite0": _EFFICIENTNET,
+    "efficientnet_lite1": _EFFICIENTNET,
+    "efficientnet_lite2": _EFFICIENTNET,
     "mobilenet_v2": _RESNET_OPTIONS | XCEPTION_OPTIONS,
     "resnet18": XCEPTION_OPTIONS | {"stride_in", "multi_grid"},  # no 1x1, and two blocks where a multi-grid has three
     "resnet34": XCEPTION_OPTIONS | {"stride_in"},
@@ -69,7 +84,7 @@ class DeepLabV3PlusOptions(Options):
         None,
         ge=1,
         le=4096,
-        description="ResNet: channels of a second decoder step, on the stem's features at stride 2; unset: none.",
+        description="ResNet, EfficientNet: channels of a second decoder step, with features at stride 2; unset: none.",
     )
     align_corners: bool = Field(
         False, description="Alignment of features and logits when resized, as in F.interpolate."
@@ -81,11 +96,16 @@ class DeepLabV3PlusOptions(Options):
             raise ValueError(f"{', '.join(idle)} has no effect with {self.backbone}")
         return self
 
-    def build_backbone(self, *, in_channels: int, output_stride: int) -> ResNet | MobileNetV2 | Xception:
+    def build_backbone(
+        self, *, in_channels: int, output_stride: int
+    ) -> ResNet | MobileNetV2 | EfficientNetLite | Xception:
         """The backbone these options name, with random weights."""
         width = self.width_multiplier
         if self.backbone == "mobilenet_v2":
             return MobileNetV2(in_channels=in_channels, output_stride=output_stride, width=width)
+        if self.backbone.startswith("efficientnet"):
+            number = int(self.backbone[-1])
+            return EfficientNetLite(number, in_channels=in_channels, output_stride=output_stride, width=width)
         depth = int(self.backbone.removeprefix("resnet").removeprefix("xception"))
         if self.backbone.startswith("xception"):
             return Xception(
@@ -150,7 +170,7 @@ class DeepLabV3Plus(Network):
         self.decoder = nn.Sequential(*(conv3x3_bn_relu(channels, wide, separable=separable) for channels in entering))
         self.fine = (
             Fine(wide, self.backbone.stem_channels, options.fine_channels, options)
-            if options.fine_channels and isinstance(self.backbone, ResNet)
+            if options.fine_channels and isinstance(self.backbone, ResNet | EfficientNetLite)
             else None
         )
         self.stride = 2 if self.fine else 4
@@ -163,9 +183,9 @@ class DeepLabV3Plus(Network):
         if self.fine is None:
             features = self.decode(*self.backbone(x))
         else:
-            resnet = cast(ResNet, self.backbone)
-            stem = resnet.stem(x)
-            low, _, _, high = resnet.behind(stem)
+            backbone = cast(ResNet | EfficientNetLite, self.backbone)
+            stem = backbone.stem(x)
+            low, _, _, high = backbone.behind(stem)
             features = self.fine(self.decode(low, high), stem)
         features = crop(features, x, self.stride)
         return features, self.logits(features)

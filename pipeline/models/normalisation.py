@@ -21,6 +21,9 @@ class Normalisation:
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), origin="ImageNet's, as torchvision")
 INCEPTION = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), origin="0.5, as timm's Xceptions")
+EFFICIENTNET = Normalisation(
+    (127 / 255,) * 3, (128 / 255,) * 3, origin="127 and 128 in 0 to 255, as tensorflow/tpu's EfficientNet-Lite"
+)
 CAFFE = Normalisation(
     (122.675 / 255, 116.669 / 255, 104.008 / 255),
     (1 / 255, 1 / 255, 1 / 255),

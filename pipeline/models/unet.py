@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.layers import BatchNorm2d, conv_bn_relu, initialise, scaled_channels
 from pipeline.models.network import Network, Options, crop
@@ -145,9 +146,17 @@ DECODER = (256, 128, 64, 32, 16)
 
 
 class UNetResNetOptions(Options):
-    """Options of the U-Net on a ResNet."""
+    """Options of the U-Net on a ResNet or an EfficientNet-Lite."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = Field("resnet50", description="Encoder.")
+    backbone: Literal[
+        "efficientnet_lite0",
+        "efficientnet_lite1",
+        "efficientnet_lite2",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+    ] = Field("resnet50", description="Encoder.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
 
 
@@ -164,11 +173,16 @@ class UNetResNet(Network):
     def __init__(self, num_classes: int, options: UNetResNetOptions, *, in_channels: int, output_stride: int) -> None:
         super().__init__()
         width = options.width_multiplier
-        depth = int(options.backbone.removeprefix("resnet"))
-        self.encoder = ResNet(depth, in_channels=in_channels, output_stride=output_stride, width=width)
+        self.encoder: ResNet | EfficientNetLite
+        if options.backbone.startswith("efficientnet"):
+            number = int(options.backbone[-1])
+            self.encoder = EfficientNetLite(number, in_channels=in_channels, output_stride=output_stride, width=width)
+        else:
+            depth = int(options.backbone.removeprefix("resnet"))
+            self.encoder = ResNet(depth, in_channels=in_channels, output_stride=output_stride, width=width)
         wide = [scaled_channels(channels, width) for channels in DECODER]
         *between, deepest = self.encoder.stage_channels
-        skipped = [*reversed(between), scaled_channels(64, width), 0]
+        skipped = [*reversed(between), self.encoder.stem_channels, 0]
         self.decoder = nn.ModuleList(
             nn.Sequential(conv_bn_relu(below + skip, channels, 3), conv_bn_relu(channels, channels, 3))
             for below, skip, channels in zip([deepest, *wide], skipped, wide, strict=False)
@@ -179,18 +193,9 @@ class UNetResNet(Network):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the decoder's features (N, 16, H, W) and the logits (N, K, H, W)."""
-        *skipped, features = self._encode(F.pad(x, (0, -x.size(3) % 32, 0, -x.size(2) % 32)))
+        stem = self.encoder.stem(F.pad(x, (0, -x.size(3) % 32, 0, -x.size(2) % 32)))
+        *skipped, features = (stem, *self.encoder.behind(stem))
         for convolutions in self.decoder:
             features = F.interpolate(features, scale_factor=2, mode="nearest")
             features = convolutions(torch.cat([features, skipped.pop()], dim=1) if skipped else features)
         return crop(features, x, 1), crop(self.logits(features), x, 1)
-
-    def _encode(self, x: Tensor) -> list[Tensor]:
-        """Features at strides 2, 4, 8, 16 and 32."""
-        encoder = self.encoder
-        features = [encoder.stem(x)]
-        x = encoder.maxpool(features[0])
-        for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
-            x = stage(x)
-            features.append(x)
-        return features

@@ -75,6 +75,11 @@ def build_network(
     return network(num_classes, chosen, in_channels=in_channels, output_stride=stride)
 
 
+def option_names(name: str) -> set[str]:
+    """Names of a network's options; none for an unknown network."""
+    return set(NETWORKS[name][1].model_fields) if name in NETWORKS else set()
+
+
 def _validated(name: str, options_class: type[Options], options: dict[str, Any]) -> Options:
     try:
         return options_class.model_validate(options)

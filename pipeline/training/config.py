@@ -72,7 +72,11 @@ class NetworkConfig(_Frozen):
     scale: Annotated[BandScale | None, Suppress] = Field(
         None, description="Scale of stored samples to 8 bits, from the manifest.json of a set of rasters; no flag."
     )
-    initial: str | None = Field(None, description="Initial checkpoint: folder or shipped name; default: from scratch.")
+    initial: str | None = Field(
+        None,
+        description="Initial weights: checkpoint folder, shipped name or pretrained backbone (`atrous models "
+        "--pretrained`); default: from scratch.",
+    )
     initial_classes: dict[str, str] = Field(
         {}, description="Class of this run to the checkpoint's class that initialises it, where the names differ."
     )
@@ -109,6 +113,12 @@ class AugmentConfig(_Frozen):
     hue: float = Field(0.0, ge=0, le=0.5, description="Hue shift, as a share of the colour circle; RGB only.")
     blur_px: float = Field(0.0, ge=0, description="Gaussian blur: largest sigma, pixels; on half the images.")
     haze: _Share = Field(0.0, description="Haze: largest share of bright grey blended in; on half the images.")
+    gamma: float = Field(
+        1.0, ge=1, le=4, description="Gamma: exponent of the levels from 1 / gamma (brighter) to gamma (darker)."
+    )
+    noise: _Share = Field(
+        0.0, description="Gaussian noise: largest standard deviation, as a share of 255; on half the images."
+    )
     elastic_px: float = Field(
         0.0, ge=0, description="Elastic deformation: standard deviation of displacements, pixels (U-Net: 10)."
     )

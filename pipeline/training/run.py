@@ -21,13 +21,13 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.image.labels import label_coding
-from pipeline.models import checkpoint
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import state, tracker
 from pipeline.training.collection import Collection, open_collection
 from pipeline.training.config import TRAINING_CODE_VERSION, TrainConfig
 from pipeline.training.ranks import Group
+from pipeline.training.start import open_initial
 from pipeline.training.tracker import Tracker
 
 CLASSES_FILE = "classes.yaml"
@@ -74,7 +74,7 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
     training = {phase.sets.train: training_set(phase, class_map) for phase in cfg.phases()}
     if not (cfg.sets.validation or cfg.overfit):  # other parts may put other images on the validation side
         training = {parts: examples.without(validation.keys) for parts, examples in training.items()}
-    initial = checkpoint.load_checkpoint(cfg.network.initial).sha256 if cfg.network.initial else None
+    initial = open_initial(cfg.network.initial).sha256 if cfg.network.initial else None
     data = _digest([examples.fingerprint for examples in (*training.values(), validation)])
     fingerprint = cfg.fingerprint(data=data, initial=initial, classes=class_map.model_dump(mode="json"))
     facts: dict[str, JsonValue] = {

@@ -1,27 +1,81 @@
-"""Initial weights from a checkpoint (`--network.initial`), matched by tensor name and class name.
+"""Initial weights (`--network.initial`) from a checkpoint or a pretrained backbone, by tensor name and class name.
 
-In: a randomly initialised network, and a checkpoint of any classes and bands. Out: the network with every tensor that
-fits, and score weights copied class by class. Nothing is downloaded.
+In: a randomly initialised network, and a checkpoint of any classes and bands, or a backbone of `importing.pretrained`.
+Out: the network with every tensor that fits, and score weights copied class by class. Nothing is downloaded.
 """
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
+from pipeline.importing import pretrained
+from pipeline.importing.pretrained import PRETRAINED
 from pipeline.models import checkpoint, zoo
 from pipeline.models.checkpoint import Card
 from pipeline.models.network import Network
 from pipeline.training import state
-from pipeline.training.config import NetworkConfig
+from pipeline.training.config import NetworkConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Initial:
+    """Initial weights: those of a checkpoint, or those of a backbone alone."""
+
+    card: Card
+    """Card of the checkpoint; for a backbone, of a network around it."""
+    tensors: Mapping[str, Tensor]
+    sha256: str
+    classes: ClassMap | None
+    """Classes of its scores; None for a backbone, which has none."""
+
+
+def open_initial(name: str) -> Initial:
+    """Open initial weights: a pretrained backbone by name, or a checkpoint by folder or shipped name.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or the package of the backbone is not installed.
+    """
+    if name in PRETRAINED:
+        backbone = pretrained.load_backbone(name)
+        return Initial(backbone.card, backbone.trained(), str(backbone.card.training["sha256"]), None)
+    model = checkpoint.load_checkpoint(name)
+    return Initial(model.card, model.state, model.sha256, model.card.classes)
+
+
+def with_initial_settings(cfg: TrainConfig) -> TrainConfig:
+    """Fill in what the initial weights were trained with: a backbone's name, and mean and deviation of the bands.
+
+    Only settings that are left at their defaults change. A mean or deviation that is set otherwise is warned of, since
+    the weights then see other values than in their training.
+
+    Raises:
+        ConfigError: as `open_initial`.
+    """
+    if cfg.network.initial is None:
+        return cfg
+    network, initial = cfg.network, open_initial(cfg.network.initial)
+    update = network.model_dump()
+    if initial.classes is None and "backbone" in zoo.option_names(network.name):
+        update["options"] = {"backbone": initial.card.options["backbone"]} | network.options
+    if network.channels == initial.card.channels:
+        fresh, theirs = NetworkConfig(), (initial.card.mean, initial.card.std)
+        if (network.mean, network.std) == (fresh.mean, fresh.std):
+            update["mean"], update["std"] = theirs
+        elif (network.mean, network.std) != theirs:
+            message = "--network.mean and --network.std are not those of %s, which was trained with mean %s and std %s"
+            log.warning(message, network.initial, *theirs)
+    return cfg.model_copy(update={"network": NetworkConfig.model_validate(update)})
+
+
 def load_initial_weights(network: Network, cfg: NetworkConfig, classes: ClassMap) -> None:
-    """Load the checkpoint `cfg.initial`, if there is one, into a network.
+    """Load the initial weights `cfg.initial`, if there are any, into a network.
 
     Tensors are matched by name and shape. In tensors whose shape depends on the number of classes, each class takes the
     values of the checkpoint's class of the same name or of the one in `cfg.initial_classes`; without either it keeps
@@ -29,36 +83,57 @@ def load_initial_weights(network: Network, cfg: NetworkConfig, classes: ClassMap
     that wraps another one also takes a checkpoint of the inner network.
 
     Raises:
-        ConfigError: a class does not exist, or no tensor fits.
+        ConfigError: a class does not exist, no tensor fits, or a tensor of a backbone does not.
     """
     if cfg.initial is None:
         return
-    model = checkpoint.load_checkpoint(cfg.initial)
-    pairs = class_pairs(cfg, classes, model.card.classes)
-    own, initial, heads, first = network.state_dict(), {}, class_tensors(model.card), band_tensors(model.card)
-    for theirs, tensor in model.state.items():
-        name = theirs if theirs in own else f"inner.{theirs}"
+    start = open_initial(cfg.initial)
+    pairs = class_pairs(cfg, classes, start.classes)
+    own, initial, heads, first = network.state_dict(), {}, class_tensors(start.card), band_tensors(start.card)
+    for theirs, tensor in start.tensors.items():
+        name = _own_name(theirs, own)
         if theirs in heads and name in own:
             initial[name] = copy_classes(own[name], tensor, pairs)
         elif theirs in first and name in own:
-            initial[name] = copy_bands(own[name], tensor, cfg.channels, model.card.channels)
+            initial[name] = copy_bands(own[name], tensor, cfg.channels, start.card.channels)
         else:
             initial[name] = tensor
     kept = state.copy_fitting(network, initial)
-    if len(kept) == len(own):
-        raise ConfigError(
-            f"no tensor of {cfg.initial} ({model.card.architecture}) fits the network {cfg.name}",
-            hint="check --network.name",
-        )
+    _refuse_unfit(cfg, start, fitting=len(own) - len(kept))
     log.info("starting from %s: %d of %d tensors, %d classes", cfg.initial, len(own) - len(kept), len(own), len(pairs))
 
 
-def class_pairs(cfg: NetworkConfig, ours: ClassMap, theirs: ClassMap) -> dict[int, int]:
-    """Map ids of this run's classes to ids of the checkpoint's classes that initialise them.
+def _own_name(theirs: str, own: Mapping[str, Tensor]) -> str:
+    """Name of a tensor in our network, which may wrap theirs or call its backbone `encoder`; theirs if it has none."""
+    encoder = theirs.replace("backbone.", "encoder.", 1)
+    candidates = (theirs, encoder, f"inner.{theirs}", f"inner.{encoder}")
+    return next((name for name in candidates if name in own), theirs)
+
+
+def _refuse_unfit(cfg: NetworkConfig, start: Initial, *, fitting: int) -> None:
+    if start.classes is None and fitting < len(start.tensors):
+        raise ConfigError(
+            f"{fitting} of {len(start.tensors)} tensors of the backbone {cfg.initial} fit the network {cfg.name}",
+            hint=f"leave its width at 1, and its option backbone unset or {start.card.options['backbone']}",
+        )
+    if not fitting:
+        raise ConfigError(
+            f"no tensor of {cfg.initial} ({start.card.architecture}) fits the network {cfg.name}",
+            hint="check --network.name",
+        )
+
+
+def class_pairs(cfg: NetworkConfig, ours: ClassMap, theirs: ClassMap | None) -> dict[int, int]:
+    """Map ids of this run's classes to ids of the checkpoint's classes that initialise them; a backbone has none.
 
     Raises:
         ConfigError: `initial_classes` names a class that does not exist.
     """
+    if theirs is None:
+        if cfg.initial_classes:
+            hint = "leave it unset"
+            raise ConfigError(f"--network.initial-classes: {cfg.initial} is a backbone, without classes", hint=hint)
+        return {}
     names = {name: name for name in ours.names if name in theirs.names} | cfg.initial_classes
     for name, classes in [*((own, ours) for own in names), *((source, theirs) for source in names.values())]:
         if name not in classes.names:

@@ -1,4 +1,4 @@
-"""Augmentation: random crop, scale, flip, rotation, elastic deformation, colour, blur, haze and JPEG compression.
+"""Augmentation: random crop, scale, flip, rotation, elastic deformation, colour, blur, noise, haze, JPEG compression.
 
 In: pixels (H, W, C) uint8 with any number of bands, and the label (H, W) uint8 of the same size. Out: both at exactly
 the crop size. Every draw comes from the given generator, so the same generator gives the same example. Labels are
@@ -171,10 +171,12 @@ def _place(scaled: Size, size: Size, rng: np.random.Generator) -> _Crop:
 
 
 def _recolour(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) -> UInt8:
-    """Change brightness, contrast and haze, then chroma, blur and compression; every draw is made, used or not.
+    """Change gamma, brightness, contrast and haze, then chroma, blur, noise and compression.
 
-    Haze is the model of atmospheric scattering with one depth for the whole image: I = J t + A (1 - t), t the
-    transmission and A the airlight (He 2009, "Single Image Haze Removal Using Dark Channel Prior", eq. 1).
+    Every draw of a range is made, used or not, so that the other draws stay the same. Gamma above 1 darkens middle
+    levels most, as at dusk, where brightness scales all levels. Haze is the model of atmospheric scattering with one
+    depth for the whole image: I = J t + A (1 - t), t the transmission and A the airlight (He 2009, "Single Image Haze
+    Removal Using Dark Channel Prior", eq. 1).
     """
     brightness, contrast, saturation = (
         rng.uniform(1 - far, 1 + far) for far in (cfg.brightness, cfg.contrast, cfg.saturation)
@@ -182,13 +184,27 @@ def _recolour(pixels_hwc: UInt8, cfg: AugmentConfig, rng: np.random.Generator) -
     hue, airlight = rng.uniform(-cfg.hue, cfg.hue), rng.uniform(*AIRLIGHT)
     haze, sigma_px = (rng.integers(2) * rng.uniform(0, most) for most in (cfg.haze, cfg.blur_px))
     quality = max(int(rng.integers(cfg.jpeg, 101)), 100 * int(rng.integers(2)))
+    exponent, deviation = cfg.gamma ** rng.uniform(-1, 1), 255 * rng.integers(2) * rng.uniform(0, cfg.noise)
+    pixels_hwc = _to_the_power(pixels_hwc, exponent)
     flat = (1 - contrast) * brightness * float(pixels_hwc.mean())
     pixels = _levels(pixels_hwc, contrast * brightness * (1 - haze), flat * (1 - haze) + airlight * haze)
     if pixels.shape[2] == 3 and (saturation, hue) != (1, 0):
         pixels = _chroma(pixels, saturation, hue)
     if sigma_px > 0:
         pixels = _per_image(pixels, lambda image: image.filter(ImageFilter.GaussianBlur(float(sigma_px))))
+    if deviation > 0:
+        noisy = pixels + rng.normal(0, deviation, pixels.shape)
+        pixels = np.rint(noisy).clip(0, 255).astype(np.uint8)
     return _per_image(pixels, lambda image: _recompressed(image, quality)) if quality < 100 else pixels
+
+
+def _to_the_power(pixels_hwc: UInt8, exponent: float) -> UInt8:
+    """Raise each value, as a share of 255, to a power."""
+    if exponent == 1:
+        return pixels_hwc
+    table = np.rint(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)
+    raised: UInt8 = table.take(pixels_hwc)
+    return raised
 
 
 def _levels(pixels_hwc: UInt8, gain: float, offset: float) -> UInt8:

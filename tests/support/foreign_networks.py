@@ -329,6 +329,71 @@ class Semseg(nn.Module):
         return self.cls(torch.cat([x, *means], 1))
 
 
+# ---------------------------------------------------------------- EfficientNet-Lite-PyTorch
+
+
+LITE_BLOCKS = {
+    0: "3s1x1>16 3s2x6>24 3s1x6>24 5s2x6>40 5s1x6>40 3s2x6>80 3s1x6>80 3s1x6>80 5s1x6>112 5s1x6>112 5s1x6>112 "
+    "5s2x6>192 5s1x6>192 5s1x6>192 5s1x6>192 3s1x6>320",
+    1: "3s1x1>16 3s2x6>24 3s1x6>24 3s1x6>24 5s2x6>40 5s1x6>40 5s1x6>40 3s2x6>80 3s1x6>80 3s1x6>80 3s1x6>80 5s1x6>112 "
+    "5s1x6>112 5s1x6>112 5s1x6>112 5s2x6>192 5s1x6>192 5s1x6>192 5s1x6>192 5s1x6>192 3s1x6>320",
+    2: "3s1x1>16 3s2x6>24 3s1x6>24 3s1x6>24 5s2x6>48 5s1x6>48 5s1x6>48 3s2x6>88 3s1x6>88 3s1x6>88 3s1x6>88 5s1x6>120 "
+    "5s1x6>120 5s1x6>120 5s1x6>120 5s2x6>208 5s1x6>208 5s1x6>208 5s1x6>208 5s1x6>208 3s1x6>352",
+}
+"""Kernel, stride, expansion and channels of each block, block by block, as the files of the packages have them."""
+
+
+def same_conv(x: Tensor, weight: Tensor, stride: int, groups: int = 1) -> Tensor:
+    """TensorFlow's padding SAME: what the output needs, the odd pixel at the far end."""
+    pads = []
+    for length in (x.size(3), x.size(2)):
+        short = max((-(-length // stride) - 1) * stride + weight.size(2) - length, 0)
+        pads += [short // 2, short - short // 2]
+    return F.conv2d(F.pad(x, pads), weight, stride=stride, groups=groups)
+
+
+def lite_shapes(number: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(conv_name: str, norm_name: str, *size: int) -> None:
+        shapes[f"{conv_name}.weight"] = size
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm_name}.{part}"] = size[:1]
+        shapes[f"{norm_name}.num_batches_tracked"] = ()
+
+    add("_conv_stem", "_bn0", 32, 3, 3, 3)
+    entering = 32
+    for index, block in enumerate(LITE_BLOCKS[number].split()):
+        kernel, expansion, leaving, name = int(block[0]), int(block[4]), int(block[6:]), f"_blocks.{index}."
+        wide = entering * expansion
+        if expansion > 1:
+            add(name + "_expand_conv", name + "_bn0", wide, entering, 1, 1)
+        add(name + "_depthwise_conv", name + "_bn1", wide, 1, kernel, kernel)
+        add(name + "_project_conv", name + "_bn2", leaving, wide, 1, 1)
+        entering = leaving
+    add("_conv_head", "_bn1", 1280, entering, 1, 1)
+    return shapes | {"_fc.weight": (1000, 1280), "_fc.bias": (1000,)}
+
+
+def lite_features(tensors: dict[str, Tensor], number: int, pixels: Tensor) -> Tensor:
+    """Output of the last block; pixels are from 0 to 1."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, var, weight, bias = (tensors[f"{name}.{p}"] for p in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, weight, bias, eps=1e-3)
+
+    x = F.relu6(norm(same_conv((255 * pixels - 127) / 128, tensors["_conv_stem.weight"], 2), "_bn0"))
+    for index, block in enumerate(LITE_BLOCKS[number].split()):
+        name, before = f"_blocks.{index}.", x
+        if f"{name}_expand_conv.weight" in tensors:
+            x = F.relu6(norm(same_conv(x, tensors[f"{name}_expand_conv.weight"], 1), f"{name}_bn0"))
+        x = same_conv(x, tensors[f"{name}_depthwise_conv.weight"], int(block[2]), groups=x.size(1))
+        x = F.relu6(norm(x, f"{name}_bn1"))
+        x = norm(same_conv(x, tensors[f"{name}_project_conv.weight"], 1), f"{name}_bn2")
+        x = x + before if x.shape == before.shape else x
+    return x
+
+
 # ---------------------------------------------------------------- kazuto1011
 
 

@@ -1,4 +1,4 @@
-"""Weights of backbones alone: torchvision, timm and VGG-16 in Caffe."""
+"""Weights of backbones alone: torchvision, timm, VGG-16 in Caffe, EfficientNet-Lite."""
 
 from functools import partial
 
@@ -11,11 +11,19 @@ from pipeline.importing.layouts.names import (
     XCEPTION71_UNITS,
     caffe_vgg_rules,
 )
-from pipeline.importing.layouts.shapes import ShapeOptions, Tensors, resnet_options, width_option
+from pipeline.importing.layouts.shapes import ShapeOptions, Tensors, filters, resnet_options, width_option
 from pipeline.importing.layouts.torchvision import TORCHVISION
-from pipeline.models.normalisation import CAFFE, INCEPTION
+from pipeline.models.normalisation import CAFFE, EFFICIENTNET, INCEPTION
 
 TIMM = "https://github.com/huggingface/pytorch-image-models"
+EFFICIENTNET_LITE = "https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch"
+EVEN_SIZES = (
+    "the source pads an even side only at its far end, ours at both: features are the same for sides of a multiple of "
+    "32 plus one, and half a cell apart for others"
+)
+"""Note of a layout whose source is TensorFlow's."""
+LITES = {(16, 320): 0, (21, 320): 1, (21, 352): 2}
+"""EfficientNet-Lites by their number of blocks and the channels of the last one."""
 VGG_UNUSED = dict.fromkeys(("classifier.", "pre_logits.", "head."), BACKBONE_HEAD)
 HALVES = ("conv_dw", "bn_dw", "conv_pw", "bn_pw")
 OUR_HALVES = ("depthwise", "depthwise_bn", "pointwise", "pointwise_bn")
@@ -46,6 +54,30 @@ def _timm_xception_rules() -> dict[str, str]:
             for theirs, ours in zip(HALVES, OUR_HALVES, strict=True):
                 rules[f"blocks.{unit}.stack.conv{conv + 1}.{theirs}."] = f"backbone.units.{unit}.convs.{conv}.{ours}."
     return rules
+
+
+def _efficientnet_lite_rules() -> dict[str, str]:
+    """Rules for EfficientNet-Lite 0 to 2. Block 0 has no expansion, so its other layers stand further ahead."""
+    first = {"_depthwise_conv": "0.0", "_bn1": "0.1", "_project_conv": "1", "_bn2": "2"}
+    expanding = {
+        **{"_expand_conv": "0.0", "_bn0": "0.1", "_depthwise_conv": "1.0", "_bn1": "1.1"},
+        **{"_project_conv": "2", "_bn2": "3"},
+    }
+    rules = {"_conv_stem.": "backbone.features.0.0.", "_bn0.": "backbone.features.0.1."}
+    for block in range(max(blocks for blocks, _ in LITES)):
+        for theirs, ours in (expanding if block else first).items():
+            rules[f"_blocks.{block}.{theirs}."] = f"backbone.features.{block + 1}.conv.{ours}."
+    return rules
+
+
+def _efficientnet_lite(tensors: Tensors) -> ShapeOptions:
+    """Options of an EfficientNet-Lite alone, from its blocks and the channels of the last one."""
+    blocks = sum(name.startswith("_blocks.") and name.endswith("._project_conv.weight") for name in tensors)
+    shape = blocks, filters(tensors, f"_blocks.{blocks - 1}._project_conv.weight")
+    if shape not in LITES:
+        known = ", ".join(f"{number}: {some} and {wide}" for (some, wide), number in LITES.items())
+        raise ConfigError(f"no EfficientNet-Lite has {shape[0]} blocks and {shape[1]} channels", hint=f"known: {known}")
+    return {"backbone": f"efficientnet_lite{LITES[shape]}"}
 
 
 def _vgg16(tensors: Tensors) -> ShapeOptions:
@@ -132,6 +164,20 @@ BACKBONE_LAYOUTS: tuple[WeightsLayout, ...] = (
         rules={f"features.{number}.": f"backbone.features.{number}." for number in range(18)},
         unused={"features.18.": BACKBONE_HEAD, "classifier.": BACKBONE_HEAD},
         first=("backbone.features.0.0.weight",),
+    ),
+    WeightsLayout(
+        name="efficientnet-lite",
+        title="EfficientNet-Lite backbone of EfficientNet-Lite-PyTorch",
+        url=EFFICIENTNET_LITE,
+        marks=("_conv_stem.weight", "_blocks.1._expand_conv.weight", "_blocks.15._project_conv.weight"),
+        without=("_blocks.0._se_reduce.",),
+        architecture="deeplab_v3plus",
+        options=_efficientnet_lite,
+        rules=_efficientnet_lite_rules(),
+        unused=dict.fromkeys(("_conv_head.", "_bn1.", "_fc."), BACKBONE_HEAD),
+        first=("backbone.features.0.0.weight",),
+        normalisation=EFFICIENTNET,
+        notes=(EVEN_SIZES,),
     ),
     WeightsLayout(
         name="timm-xception",

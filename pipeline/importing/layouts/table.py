@@ -44,6 +44,10 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         "aspp.aspp1.atrous_conv.weight",
     ),
     "jfzhang95's DRN: no network here has that backbone": ("backbone.layer0.0.weight", "aspp.aspp1.atrous_conv.weight"),
+    "EfficientNet with squeeze-and-excitation: no network here has that backbone, only its lite versions 0 to 2": (
+        "_conv_stem.weight",
+        "_blocks.0._se_reduce.weight",
+    ),
     "timm's MobileNetV2 has names and blocks of timm's own; torchvision's can be read": (
         "conv_stem.weight",
         "blocks.0.0.conv_dw.weight",

@@ -25,23 +25,26 @@ def scaled_to_eights(channels: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
-def _conv_bn_relu6(
+def conv_bn_relu6(
     in_channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU6."""
     layers = conv_bn(in_channels, out_channels, kernel, stride=stride, dilation=dilation, groups=groups)
     return nn.Sequential(*layers, nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
-    """Expansion by a 1x1, depthwise 3x3, linear projection by a 1x1; a shortcut where the shapes agree."""
+    """Expansion by a 1x1, depthwise filter, linear projection by a 1x1; a shortcut where the shapes agree."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, expansion: int, stride: int, dilation: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, expansion: int, stride: int, dilation: int, kernel: int = 3
+    ) -> None:
         super().__init__()
         wide = in_channels * expansion
         self.shortcut = stride == 1 and in_channels == out_channels
         self.conv = nn.Sequential(
-            *([_conv_bn_relu6(in_channels, wide)] if expansion > 1 else []),
-            _conv_bn_relu6(wide, wide, 3, stride=stride, dilation=dilation, groups=wide),
+            *([conv_bn_relu6(in_channels, wide)] if expansion > 1 else []),
+            conv_bn_relu6(wide, wide, kernel, stride=stride, dilation=dilation, groups=wide),
             *conv_bn(wide, out_channels),
         )
 
@@ -68,7 +71,7 @@ class MobileNetV2(nn.Module):
         """
         super().__init__()
         channels = scaled_to_eights(32, width)
-        blocks: list[nn.Module] = [_conv_bn_relu6(in_channels, channels, 3, stride=2)]
+        blocks: list[nn.Module] = [conv_bn_relu6(in_channels, channels, 3, stride=2)]
         reached, rate = 2, 1
         for expansion, out_channels, repeats, first_stride in _SETTINGS:
             for stride in (first_stride, *[1] * (repeats - 1)):

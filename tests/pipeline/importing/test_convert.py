@@ -16,6 +16,7 @@ from pipeline.importing.convert import ImportedCheckpoint, ImportOptions
 from pipeline.importing.layouts.table import LAYOUT_BY_NAME, REFUSED, WEIGHTS_LAYOUTS
 from pipeline.importing.reader import WeightsFile
 from pipeline.models import checkpoint, zoo
+from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
 from tests import ROOT
 from tests.pipeline.importing.test_caffe import write
 from tests.support import foreign_networks as foreign
@@ -310,6 +311,28 @@ def test_mobilenet_v2_fits_by_name() -> None:
 
 
 # ---------------------------------------------------------------- the account
+
+
+@pytest.mark.parametrize("number", foreign.LITE_BLOCKS)
+@pytest.mark.parametrize("architecture", ["deeplab_v3", "deeplab_v3plus", "unet_resnet"])
+def test_efficientnet_lite_computes_what_its_rewriting_does_in_every_network(number: int, architecture: str) -> None:
+    file = seeded(foreign.lite_shapes(number))
+    made = imported(file, architecture=architecture)
+    assert made.card.options == {"backbone": f"efficientnet_lite{number}"}
+    network = made.build()
+    backbone = network.encoder if architecture == "unet_resnet" else network.backbone
+    # At output stride 16 the last stages keep their grid: only stride 32 is the file's.
+    classifier = EfficientNetLite(number, in_channels=3, output_stride=32).eval()
+    classifier.load_state_dict(backbone.state_dict())
+    pixels = image(97, 65)
+    with torch.no_grad():
+        same(classifier(normalised(made, pixels))[1], foreign.lite_features(file, number, pixels))
+
+
+def test_an_efficientnet_lite_of_another_size_is_refused() -> None:
+    file = {name: tensor for name, tensor in seeded(foreign.lite_shapes(1)).items() if "_blocks.20" not in name}
+    with pytest.raises(ConfigError, match="no EfficientNet-Lite has 20 blocks and 192 channels"):
+        imported(file)
 
 
 @pytest.fixture(scope="module")

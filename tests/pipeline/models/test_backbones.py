@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
+from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled_to_eights
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.catalogue import count_macs, count_parameters
@@ -19,7 +20,10 @@ TINY_RESNET = {"backbone": "resnet18", "width_multiplier": 0.125} | CHANNELS
 TINY_XCEPTION = {"backbone": "xception41", "width_multiplier": 1 / 32} | CHANNELS
 TINY_CAFFE = {"backbone": "resnet50", "width_multiplier": 0.0625, "ceil_pool": True, "stride_in": "1x1"} | CHANNELS
 TINY_FINE = TINY_RESNET | {"fine_channels": 6}
+TINY_LITE = {"backbone": "efficientnet_lite0", "width_multiplier": 0.25} | CHANNELS
 EVERY_KIND = {
+    "efficientnet_lite0": TINY_LITE,
+    "efficientnet_lite2, fine": TINY_LITE | {"backbone": "efficientnet_lite2", "fine_channels": 6},
     "mobilenet_v2": TINY,
     "resnet18": TINY_RESNET,
     "xception41": TINY_XCEPTION,
@@ -64,6 +68,8 @@ def on_meta(**options) -> nn.Module:
 
 def backbone(name: str, output_stride: int, **options) -> nn.Module:
     torch.manual_seed(0)
+    if name == "efficientnet_lite":
+        return EfficientNetLite(0, in_channels=3, output_stride=output_stride, width=0.25).eval().double()
     if name == "mobilenet_v2":
         return MobileNetV2(in_channels=3, output_stride=output_stride, width=0.25).eval().double()
     return ResNet(50, in_channels=3, output_stride=output_stride, width=0.125, **options).eval().double()
@@ -94,6 +100,15 @@ def test_shallow_backbones_have_exactly_the_parameters_of_torchvision_but_for_th
     name: str, count: int
 ) -> None:
     assert count_parameters(on_meta(backbone=name).backbone) == count - (512 + 1) * 1000
+
+
+@pytest.mark.parametrize(("number", "count"), [(0, 4_652_008), (1, 5_416_680), (2, 6_092_072)])
+def test_efficientnet_lites_have_exactly_the_parameters_of_their_files_but_for_the_classifier(
+    number: int, count: int
+) -> None:
+    backbone = on_meta(backbone=f"efficientnet_lite{number}").backbone
+    head = (backbone.high_channels + 2) * 1280 + (1280 + 1) * 1000
+    assert count_parameters(backbone) == count - head
 
 
 def test_a_class_less_is_one_filter_and_one_bias_less() -> None:
@@ -130,6 +145,7 @@ def test_a_second_decoder_step_halves_the_stride_and_leaves_all_before_it_as_it_
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("efficientnet_lite", {}),
         ("mobilenet_v2", {}),
         ("resnet50", {}),
         ("resnet50", {"multi_grid": (1, 2, 4)}),
@@ -149,7 +165,9 @@ def test_features_at_output_stride_16_are_every_second_one_at_8(name: str, optio
     torch.testing.assert_close(high_16, high_8[:, :, ::2, ::2])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "xception41", "xception71"])
+@pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "resnet18", "resnet50", "mobilenet_v2", "xception41", "xception71"]
+)
 def test_the_output_stride_changes_no_name_and_no_shape(name: str) -> None:
     at_16, at_8 = (
         {key: value.shape for key, value in on_meta(backbone=name, output_stride=stride).state_dict().items()}

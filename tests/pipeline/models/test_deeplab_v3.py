@@ -24,6 +24,7 @@ WAYS = {
     "paper": {},
     "torchvision": TORCHVISION | {"aux": True},
     "cascade": {"mode": "cascade", "multi_grid": (1, 2, 1)},
+    "efficientnet_lite1": {"backbone": "efficientnet_lite1"},
     "mobilenet_v2": {"backbone": "mobilenet_v2"},
 }
 ways = pytest.mark.parametrize("way", WAYS)
@@ -323,6 +324,7 @@ def test_the_network_is_one_graph_for_the_compiler() -> None:
         ({"mode": "cascade", "blocks": 8}, "blocks"),
         ({"backbone": "mobilenet_v2", "aux": True}, "aux has no effect with mobilenet_v2"),
         ({"backbone": "mobilenet_v2", "mode": "cascade"}, "mobilenet_v2 has none"),
+        ({"backbone": "efficientnet_lite0", "mode": "cascade"}, "efficientnet_lite0 has none"),
         ({"rates": ()}, "rates"),
         ({"output_stride": 32}, "(16, 8)"),
     ],

@@ -17,6 +17,7 @@ VARIANTS = {
     "same": ("unet", {"width_multiplier": 1 / 32, "padding": "same", "batch_norm": True}),
     "resnet": ("unet_resnet", {"width_multiplier": 1 / 16, "backbone": "resnet50"}),
     "shallow": ("unet_resnet", {"width_multiplier": 1 / 16, "backbone": "resnet18"}),
+    "lite": ("unet_resnet", {"width_multiplier": 1 / 16, "backbone": "efficientnet_lite0"}),
 }
 variants = pytest.mark.parametrize("variant", list(VARIANTS))
 

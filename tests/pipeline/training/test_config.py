@@ -43,6 +43,8 @@ CHANGES_WEIGHTS = {
     "augment.hue": 0.1,
     "augment.blur_px": 1.0,
     "augment.haze": 0.1,
+    "augment.gamma": 1.5,
+    "augment.noise": 0.05,
     "augment.elastic_px": 10.0,
     "augment.jpeg": 70,
     "sample.hard_classes": ("bicycle",),

@@ -12,7 +12,8 @@ from pipeline.models.checkpoint import Card
 from pipeline.models.network import Network
 from pipeline.store.url import Url
 from pipeline.training import start as initial
-from pipeline.training.config import NetworkConfig
+from pipeline.training.config import NetworkConfig, TrainConfig
+from tests.support.packages import installed_backbone
 
 VGG = {"name": "deeplab_v1", "options": {"width_multiplier": 1 / 32}}
 AROUND = {"name": "attention_to_scale", "options": {"network": "deeplab_v1", "width_multiplier": 1 / 32}}
@@ -110,3 +111,80 @@ def test_filters_of_bands_are_copied_by_name_and_those_of_new_bands_start_at_zer
     assert torch.equal(mixed[:, 1:], theirs[:, [2, 0, 1]])
     assert not mixed[:, 0].any()
     assert torch.equal(initial.copy_bands(own, theirs, ("a", "b", "c", "d"), ("red", "green", "blue")), own)
+
+
+# ---------------------------------------------------------------- pretrained backbones, and settings of the weights
+
+
+LITE = "efficientnet-lite0"
+CHANNELS = {"aspp_channels": 8, "decoder_channels": 8}
+LITE_OPTIONS = {"backbone": "efficientnet_lite0"} | CHANNELS
+
+
+def config(**network) -> TrainConfig:
+    return TrainConfig(data="data", output="out", network=NetworkConfig(**network))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "prefix"),
+    [
+        ("deeplab_v3plus", LITE_OPTIONS, "backbone."),
+        ("unet_resnet", {"backbone": "efficientnet_lite0"}, "encoder."),
+        ("attention_to_scale", {"network": "deeplab_v3plus", "options": LITE_OPTIONS}, "inner.backbone."),
+    ],
+)
+def test_a_pretrained_backbone_starts_every_network_that_has_it(name, options, prefix, tmp_path, monkeypatch):
+    file = installed_backbone(LITE, tmp_path, monkeypatch)
+    torch.manual_seed(0)
+    network = zoo.build_network(name, 2, **options)
+    scores = prefix.replace("backbone.", "").replace("encoder.", "") + "logits.weight"
+    before = network.state_dict()[scores].clone()
+    cfg = NetworkConfig(name=name, options=options, initial=LITE)
+    initial.load_initial_weights(network, cfg, class_map("aeroplane", "person"))
+    state = network.state_dict()
+    assert torch.equal(state[prefix + "features.0.0.weight"], file["_conv_stem.weight"])
+    assert torch.equal(state[prefix + "features.16.conv.2.weight"], file["_blocks.15._project_conv.weight"])
+    assert torch.equal(state[scores], before)
+
+
+def test_a_backbone_that_fits_only_in_part_is_refused_with_the_option_to_set(tmp_path, monkeypatch):
+    installed_backbone(LITE, tmp_path, monkeypatch)
+    options = {"backbone": "efficientnet_lite1"} | CHANNELS
+    network = zoo.build_network("deeplab_v3plus", 2, **options)
+    with pytest.raises(ConfigError, match="of 288 tensors of the backbone efficientnet-lite0 fit") as raised:
+        initial.load_initial_weights(network, NetworkConfig(options=options, initial=LITE), class_map("a", "b"))
+    assert "efficientnet_lite0" in str(raised.value.hint)
+
+
+def test_a_backbone_has_no_classes_to_start_from(tmp_path, monkeypatch):
+    installed_backbone(LITE, tmp_path, monkeypatch)
+    cfg = NetworkConfig(options=LITE_OPTIONS, initial=LITE, initial_classes={"a": "person"})
+    network = zoo.build_network("deeplab_v3plus", 2, **LITE_OPTIONS)
+    with pytest.raises(ConfigError, match="efficientnet-lite0 is a backbone, without classes"):
+        initial.load_initial_weights(network, cfg, class_map("a", "b"))
+
+
+def test_a_run_takes_backbone_mean_and_deviation_of_its_initial_weights(tmp_path, monkeypatch):
+    installed_backbone(LITE, tmp_path, monkeypatch)
+    network = initial.with_initial_settings(config(initial=LITE, options=CHANNELS)).network
+    assert network.options == {"backbone": "efficientnet_lite0"} | CHANNELS
+    assert network.mean == pytest.approx((127 / 255,) * 3)
+    assert network.std == pytest.approx((128 / 255,) * 3)
+    again = config(**network.model_dump())
+    assert initial.with_initial_settings(again) == again
+
+
+def test_mean_and_deviation_that_are_set_stay_and_are_warned_of(tmp_path, caplog):
+    url = saved(tmp_path, build(VGG, 2, seed=0), VGG, class_map("a", "b"))
+    assert initial.with_initial_settings(config(initial=url, **VGG)).network.mean == (0.5, 0.5, 0.5)
+    given = config(initial=url, mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0), **VGG)
+    assert not caplog.records
+    assert initial.with_initial_settings(given) == given
+    assert "trained with mean (0.5, 0.5, 0.5)" in caplog.text
+    other_bands = config(initial=url, channels=("red", "nir", "swir"), **VGG)
+    assert initial.with_initial_settings(other_bands) == other_bands
+
+
+def test_without_initial_weights_the_settings_stay():
+    cfg = config()
+    assert initial.with_initial_settings(cfg) is cfg

@@ -27,6 +27,8 @@ configs = st.builds(
     hue=st.sampled_from([0.0, 0.1]),
     blur_px=st.sampled_from([0.0, 2.0]),
     haze=st.sampled_from([0.0, 0.5]),
+    gamma=st.sampled_from([1.0, 2.0]),
+    noise=st.sampled_from([0.0, 0.1]),
     elastic_px=st.sampled_from([0.0, 3.0]),
     jpeg=st.sampled_from([50, 100]),
 )
@@ -98,7 +100,9 @@ def test_scaled_pixels_stay_over_their_labels(seed):
 
 
 def test_a_crop_beyond_the_image_is_padded_with_the_fill_whatever_the_light():
-    cfg = AugmentConfig(**PLAIN | {"crop_px": (30, 50), "brightness": 0.9, "haze": 1.0, "blur_px": 2.0, "jpeg": 50})
+    cfg = AugmentConfig(
+        **PLAIN | {"crop_px": (30, 50), "brightness": 0.9, "haze": 1.0, "noise": 0.5, "blur_px": 2.0, "jpeg": 50}
+    )
     label = np.full((10, 20), 7, np.uint8)
     seen, varied = view_of(np.full((10, 20, 3), 100, np.uint8), label, cfg, fill=[1, 2, 3])
     assert (varied == 7).sum() == 200
@@ -156,6 +160,26 @@ def test_haze_draws_every_colour_towards_bright_grey():
     hazy = [view for view in views if (view != pixels).any()]
     assert 3 < len(hazy) < 17
     assert all((view >= pixels).all() and view.std() < pixels.std() for view in hazy)
+
+
+def test_gamma_keeps_black_white_and_the_order_of_levels_and_darkens_as_often_as_it_brightens():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(4, axis=2)
+    cfg = AugmentConfig(**PLAIN | {"crop_px": (16, 16), "gamma": 3.0})
+    views = [view_of(levels, np.zeros((16, 16), np.uint8), cfg, seed)[0][..., 0].ravel() for seed in range(60)]
+    assert all((view[0], view[-1]) == (0, 255) and (np.diff(view.astype(int)) >= 0).all() for view in views)
+    darker = sum(int(view[128]) < 128 for view in views)
+    assert 15 < darker < 45
+    assert min(int(view[128]) for view in views) > 255 * (128 / 255) ** 3 - 1
+
+
+def test_noise_has_at_most_the_deviation_asked_for_and_a_mean_of_0():
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    cfg = AugmentConfig(**PLAIN | {"crop_px": (64, 64), "noise": 0.1})
+    views = [view_of(grey, np.zeros((64, 64), np.uint8), cfg, seed)[0].astype(float) for seed in range(40)]
+    noisy = [view for view in views if view.std() > 0]
+    assert 8 < len(noisy) < 32
+    assert max(view.std() for view in noisy) < 26.5
+    assert all(abs(view.mean() - 128) < 1 for view in noisy)
 
 
 def test_an_elastic_deformation_has_the_deviation_asked_for_and_is_smooth():
