@@ -351,3 +351,65 @@ def test_an_image_of_padding_alone_stays_as_it_is() -> None:
     labels = torch.full((1, 3, 3), IGNORE, dtype=torch.uint8)
     present = torch.ones(1, K, dtype=torch.bool)
     assert torch.equal(answered([torch.zeros(1, K, 3, 3), labels, present, torch.tensor([CLASSES])]), labels)
+
+
+# ---------------------------------------------------------------- the E-step against brute force and the authors' layer
+
+
+LABELLINGS = torch.tensor(list(itertools.product(range(K), repeat=4)))
+"""Every labelling of four pixels."""
+
+
+def log_joints(scores_km: torch.Tensor, biases_k: torch.Tensor) -> torch.Tensor:
+    """log P(y | x) + log P(z | y) of each of `LABELLINGS`, up to a constant: eq. 5 and 6 of the paper."""
+    each_km = scores_km.log_softmax(0) + biases_k[:, None]
+    return each_km[LABELLINGS, torch.arange(4)].sum(1)
+
+
+@examples(50)
+@given(st.integers(0, 2**31), st.sampled_from(["em_fixed", "em_adapt"]))
+def test_the_labels_are_the_best_of_all_labellings_and_their_loss_has_the_gradient_of_that_maximum(
+    seed: int, how: str
+) -> None:
+    """Hard EM climbs max over y of log P(y | x) + log P(z | y), with the biases held fixed."""
+    cfg = WeakConfig(classes=how, bias_bg=0.7, bias_fg=1.3, share_bg=0.4, share_fg=0.2)
+    logits = (2 * normal(1, K, 1, 4, seed=seed).double()).requires_grad_()
+    scores = logits[0, :, 0].detach()
+    batch = torch.zeros(1, 1, 4, dtype=torch.uint8), torch.ones(1, K, dtype=torch.bool), torch.tensor([CLASSES])
+    chosen = answered([logits, *batch], **cfg.model_dump())
+    of_background = torch.arange(K) == BACKGROUND
+    biases = torch.where(of_background, cfg.bias_bg, cfg.bias_fg)
+    if how == "em_adapt":
+        biases = weak.least_biases(scores.float(), torch.where(of_background, cfg.share_bg, cfg.share_fg).tolist())
+    joints = log_joints(scores, biases)
+    place = (chosen[0, 0] == LABELLINGS).all(1).nonzero().item()
+    assert float(joints[place]) == pytest.approx(float(joints.max()), abs=1e-5)
+
+    torch.nn.functional.cross_entropy(logits, chosen.long(), reduction="sum").backward()
+    best, second = (scores + biases[:, None]).topk(2, dim=0).values
+    step = 1e-5
+    # EM-Adapt raises a class until it wins at its last pixel by nothing: the maximum has a kink there.
+    for k, m in itertools.product(range(K), (best - second > 0.01).nonzero().flatten().tolist()):
+        change = torch.zeros_like(scores)
+        change[k, m] = step
+        slope = (log_joints(scores + change, biases).max() - log_joints(scores - change, biases).max()) / (2 * step)
+        assert float(logits.grad[0, k, 0, m]) == pytest.approx(-float(slope), abs=1e-4)
+
+
+def adaptive_bias_channel(scores_km: np.ndarray, shares: list[float], rounds: int, seed: int) -> np.ndarray:
+    """The authors' layer, written anew: in each round background first, then the others in random order."""
+    biased, random = scores_km.copy(), np.random.default_rng(seed)
+    for _ in range(rounds):
+        for k in [0, *random.permutation(np.arange(1, len(biased)))]:
+            deficit = np.sort(biased.max(0) - biased[k])
+            biased[k] += deficit[int(shares[k] * len(deficit))]
+    return biased.argmax(0)
+
+
+@examples(30)
+@given(problems(), st.integers(0, 99))
+def test_em_adapt_is_the_authors_layer_run_until_nothing_moves(problem, seed: int) -> None:
+    scores, shares = problem
+    ours = (scores + weak.least_biases(scores, shares)[:, None]).argmax(0)
+    theirs = adaptive_bias_channel(scores.double().numpy(), shares, rounds=100, seed=seed)
+    assert (ours.numpy() != theirs).sum() <= 2 * len(shares)  # ties: a class wins at a pixel by exactly nothing
