@@ -166,9 +166,19 @@ class Collection:
         count = min(max(1, int((places < share).sum())), len(self) - 1)
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
 
+    def hold_out(self, groups: Sequence[str]) -> tuple["Collection", "Collection"]:
+        """Split by the beginning of the image's name: (the rest, the examples of these groups)."""
+        held = np.array([image_name(key).startswith(tuple(groups)) for key in self.keys], bool)
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
     def _column(self, name: str) -> list[Any]:
         values: list[Any] = self._table[name].take(pa.array(self._all)).to_pylist()
         return values
+
+
+def image_name(key: str) -> str:
+    """Name of an image without its folder, tar or Parquet file."""
+    return key.rpartition("#")[2].rpartition("/")[2]
 
 
 def _split_place(key: str) -> float:

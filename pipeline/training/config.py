@@ -45,6 +45,11 @@ class SetsConfig(LabelsConfig):
     validation_share: float = Field(
         0.1, gt=0, lt=1, description="Validation share of images when sets.validation is empty."
     )
+    hold_out: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="Held-out groups, such as drives, fields or days: images of sets.train whose names begin so "
+        "validate and are never trained on; sets.validation is not read.",
+    )
     labels: str | None = Field(
         None, description="Label folder, tar member or Parquet column; default: labels, png, label."
     )

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pipeline.image.labels import label_coding
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import state, tracker
-from pipeline.training.collection import Collection, open_collection
+from pipeline.training.collection import Collection, image_name, open_collection
 from pipeline.training.config import TRAINING_CODE_VERSION, TrainConfig
 from pipeline.training.ranks import Group
 from pipeline.training.start import open_initial
@@ -72,7 +72,8 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
     class_map = class_map_of_config(cfg)
     validation = validation_set(cfg, class_map)
     training = {phase.sets.train: training_set(phase, class_map) for phase in cfg.phases()}
-    if not (cfg.sets.validation or cfg.overfit):  # other parts may put other images on the validation side
+    if not cfg.overfit and (cfg.sets.hold_out or not cfg.sets.validation):
+        # Other parts may put other images on the validation side.
         training = {parts: examples.without(validation.keys) for parts, examples in training.items()}
     initial = open_initial(cfg.network.initial).sha256 if cfg.network.initial else None
     data = _digest([examples.fingerprint for examples in (*training.values(), validation)])
@@ -140,19 +141,23 @@ def training_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
         examples.coverage.check(max_ignored=ignored, classes=classes, option="--sets.label-ids")
     if cfg.overfit:
         examples = examples.subset(range(min(cfg.overfit, len(examples))))
+    elif cfg.sets.hold_out:
+        examples = examples.hold_out(cfg.sets.hold_out)[0]
     elif not cfg.sets.validation:
         examples = examples.split(cfg.sets.validation_share)[0]
     return examples
 
 
 def validation_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
-    """Open the validation collection: a part of its own, or a split of the first phase's training parts.
+    """Open the validation collection: a part of its own, or images of the first phase's training parts.
 
     Raises:
         ConfigError: none of its images has full labels, or all their pixels are ignored.
     """
     if cfg.overfit:
         examples = training_set(cfg, classes)
+    elif cfg.sets.hold_out:
+        examples = _held_out(_open(cfg, cfg.sets.train, classes), cfg.sets.hold_out)
     elif cfg.sets.validation:
         examples = _open(cfg, (cfg.sets.validation,), classes)
     else:
@@ -163,6 +168,23 @@ def validation_set(cfg: TrainConfig, classes: ClassMap) -> Collection:
     if not examples.counts_nk.any():
         raise ConfigError("every pixel of the validation labels is ignored", hint=hint)
     return examples
+
+
+def _held_out(examples: Collection, groups: Sequence[str]) -> Collection:
+    """Images of the held-out groups.
+
+    Raises:
+        ConfigError: a group has no image, or no image is left to train on.
+    """
+    names = [image_name(key) for key in examples.keys]
+    for group in groups:
+        if not any(name.startswith(group) for name in names):
+            hint = f"names are {', '.join(names[:3])}, ..."
+            raise ConfigError(f"--sets.hold-out {group}: no image of --sets.train has a name that begins so", hint=hint)
+    rest, held = examples.hold_out(groups)
+    if not len(rest):
+        raise ConfigError(f"--sets.hold-out {' '.join(groups)} leaves none of {len(examples)} images to train on")
+    return held
 
 
 def _open(cfg: TrainConfig, parts: tuple[str, ...], classes: ClassMap) -> Collection:

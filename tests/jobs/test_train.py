@@ -22,6 +22,7 @@ from pipeline.models import checkpoint
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import run, state
+from pipeline.training.collection import image_name
 from pipeline.training.config import TrainConfig
 from pipeline.training.ranks import Group
 from tests import ROOT
@@ -215,6 +216,24 @@ def test_no_phase_trains_on_an_image_that_is_validated(tmp_path):
     opened = run.open_run(config(data, tmp_path / "run", sets=cut, then=later), Group(), about={})
     judged = set(opened.validation.keys)
     assert [len(judged & set(one.keys)) for one in opened.training.values()] == [0, 0]
+
+
+def test_a_held_out_group_validates_and_no_phase_trains_on_it(tmp_path):
+    data = training_runs.write_data(tmp_path / "data", train=4)
+    for kind in ("images", "labels"):
+        for number, path in enumerate(sorted((data / "train" / kind).iterdir())):
+            for folder, group in (("train", "ab"[number % 2]), ("more", "bc"[number % 2])):
+                copied = data / folder / kind / f"{group}_{path.name}"
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                copied.write_bytes(path.read_bytes())
+            path.unlink()
+    later = [{"name": "second", "schedule": {"steps": 1}, "train": ["more"]}]
+    opened = run.open_run(config(data, tmp_path / "run", sets={"hold_out": ["b"]}, then=later), Group(), about={})
+    groups = [{image_name(key)[0] for key in one.keys} for one in (opened.validation, *opened.training.values())]
+    assert groups == [{"b"}, {"a"}, {"c"}]
+    for wrong, says in ((["x"], "hold-out x: no image"), (["a", "b"], "leaves none of 4 images")):
+        with pytest.raises(ConfigError, match=says):
+            run.open_run(config(data, tmp_path / "other", sets={"hold_out": wrong}), Group(), about={})
 
 
 def test_a_few_images_can_be_learned_by_heart(data, tmp_path, capsys):

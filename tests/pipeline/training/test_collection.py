@@ -18,7 +18,7 @@ from pipeline.image.labels import Coding
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import collection
-from pipeline.training.collection import Collection, open_collection
+from pipeline.training.collection import Collection, image_name, open_collection
 from tests.support.tars import tar_of
 
 CLASSES = ClassMap.model_validate(
@@ -322,6 +322,16 @@ def test_both_sides_of_a_split_hold_something(tmp_path):
     assert [len(side) for side in found.split(1 - 1e-9)] == [1, 4]
     with pytest.raises(ConfigError, match="one labelled image"):
         found.subset([0]).split(0.5)
+
+
+def test_held_out_groups_are_the_images_whose_names_begin_so_in_any_folder_or_tar(tmp_path):
+    image, label = example(0)
+    names = ["day1_000", "day1_001", "day2_000", "day12_000", "xday2_0"]
+    put_tar(Url(str(tmp_path / "part")), dict.fromkeys(names, (image, label)))
+    found = open_in(tmp_path)
+    rest, held = found.hold_out(("day1_", "day2"))
+    assert sorted(rest.keys + held.keys) == sorted(found.keys)
+    assert sorted(image_name(key).partition(".")[0] for key in held.keys) == ["day1_000", "day1_001", "day2_000"]
 
 
 # ---------------------------------------------------------------- other bands

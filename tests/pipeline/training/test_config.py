@@ -21,6 +21,7 @@ CHANGES_WEIGHTS = {
     "sets.train": ("train", "more"),
     "sets.validation": "",
     "sets.validation_share": 0.2,
+    "sets.hold_out": ("drive1",),
     "sets.labels": "masks",
     "network.name": "unet",
     "network.options": {"backbone": "mobilenet_v2"},
