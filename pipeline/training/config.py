@@ -79,8 +79,8 @@ class NetworkConfig(_Frozen):
     )
     initial: str | None = Field(
         None,
-        description="Initial weights: checkpoint folder, shipped name or pretrained backbone (`atrous models "
-        "--pretrained`); default: from scratch.",
+        description="Initial weights: checkpoint folder, or name of a shipped one or of a pretrained backbone, as "
+        "`atrous models` lists them; default: from scratch.",
     )
     initial_classes: dict[str, str] = Field(
         {}, description="Class of this run to the checkpoint's class that initialises it, where the names differ."
