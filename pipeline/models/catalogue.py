@@ -39,7 +39,7 @@ class Variant:
 
 
 FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
-CRF_RNN = "arXiv 1502.03240"
+CRF_RNN, DILATION = "arXiv 1502.03240", "arXiv 1511.07122"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
@@ -76,6 +76,19 @@ VARIANTS = (
         62.5,
         "Cityscapes test",
         {"network": "fcn", "options": {"variant": "8s"}},
+    ),
+    Variant("dilation_front", "dilation", 2015, DILATION, 67.6, "VOC 2012 test", {"context": "none"}),
+    Variant("dilation8_small", "dilation", 2015, DILATION, 65.3, "CamVid test", {"context": "small"}),
+    Variant("dilation8_large", "dilation", 2015, DILATION, 73.5, "VOC 2012 test, COCO", {"context": "large"}),
+    Variant("dilation7", "dilation", 2015, DILATION, None, "", {"levels": 7}),
+    Variant(
+        "dilation10",
+        "dilation",
+        2015,
+        DILATION,
+        67.1,
+        "Cityscapes test",
+        {"levels": 10, "deconvolution": True},
     ),
     Variant(
         "deeplab_v2_vgg16_largefov",

@@ -24,10 +24,17 @@ INCEPTION = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), origin="0.5, as timm
 EFFICIENTNET = Normalisation(
     (127 / 255,) * 3, (128 / 255,) * 3, origin="127 and 128 in 0 to 255, as tensorflow/tpu's EfficientNet-Lite"
 )
-CAFFE = Normalisation(
-    (122.675 / 255, 116.669 / 255, 104.008 / 255),
-    (1 / 255, 1 / 255, 1 / 255),
-    bgr=True,
-    origin="mean 104.008, 116.669, 122.675 of blue, green, red in 0 to 255, folded into the card",
-)
+
+
+def subtracted_bgr(blue: float, green: float, red: float) -> Normalisation:
+    """Normalisation of Caffe's networks: a mean subtracted from blue, green, red in 0 to 255, and no division."""
+    return Normalisation(
+        (red / 255, green / 255, blue / 255),
+        (1 / 255, 1 / 255, 1 / 255),
+        bgr=True,
+        origin=f"mean {blue:g}, {green:g}, {red:g} of blue, green, red in 0 to 255, folded into the card",
+    )
+
+
+CAFFE = subtracted_bgr(104.008, 116.669, 122.675)
 """`mean_value` of the DeepLab authors' prototxt files; deeplab-pytorch has the same values."""

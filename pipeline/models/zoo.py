@@ -12,6 +12,7 @@ from pipeline.models.deeplab_v1 import DeepLabV1, DeepLabV1Options
 from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
 from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
+from pipeline.models.dilation import Dilation, DilationOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.icnet import ICNet, ICNetOptions
 from pipeline.models.network import AroundOptions, Network, Options
@@ -26,6 +27,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "deeplab_v2": (DeepLabV2, DeepLabV2Options),
     "deeplab_v3": (DeepLabV3, DeepLabV3Options),
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
+    "dilation": (Dilation, DilationOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),
     "icnet": (ICNet, ICNetOptions),

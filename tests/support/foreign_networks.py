@@ -508,9 +508,9 @@ class KazutoV3Plus(nn.Module):
 CAFFE_MEAN = torch.tensor([104.008, 116.669, 122.675])[:, None, None]
 
 
-def for_caffe(pixels: Tensor) -> Tensor:
+def for_caffe(pixels: Tensor, mean: Tensor = CAFFE_MEAN) -> Tensor:
     """Red, green, blue from 0 to 1 as Caffe is given them: blue, green, red from 0 to 255, less the mean."""
-    return pixels[:, [2, 1, 0]] * 255 - CAFFE_MEAN
+    return pixels[:, [2, 1, 0]] * 255 - mean
 
 
 Blobs = dict[str, list[Tensor]]
@@ -659,3 +659,71 @@ def caffe_v2_resnet(blobs: Blobs, pixels: Tensor, blocks: tuple[int, ...] = BLOC
             x = F.relu(_norm(blobs, f"{name}2b", _conv(blobs, f"res{name}2b", x, pad=hole, hole=hole)))
             x = F.relu(_norm(blobs, f"{name}2c", _conv(blobs, f"res{name}2c", x)) + shortcut)
     return sum(_conv(blobs, f"fc1_voc12_c{i}", x, pad=hole, hole=hole) for i, hole in enumerate((6, 12, 18, 24)))
+
+
+DILATION_MEANS = {
+    "voc": (102.93, 111.36, 116.52),
+    "front": (102.93, 111.36, 116.52),
+    "camvid": (110.70313206, 108.77808759, 105.41212523),
+    "kitti": (96.19429688, 95.55136972, 91.34692262),
+    "cityscapes": (72.39, 82.91, 73.16),
+}
+"""Blue, green, red."""
+DILATION_LEVELS = {"voc": 5, "front": 0, "camvid": 5, "kitti": 4, "cityscapes": 7}
+"""Highest number of `ctx_conv{number}_1`."""
+
+
+def dilation_shapes(classes: int, width: int, data: str) -> dict[str, list[tuple[int, ...]]]:
+    """Blobs of the authors' dilation*_deploy.prototxt for each data set."""
+    large, fc = data == "voc", 64 * width
+    found = vgg_shapes(classes, width, heads=(), fc=0)
+    found |= {"fc6": [(fc, 8 * width, 7, 7), (fc,)], "fc7": [(fc, fc, 1, 1), (fc,)]}
+    found["fc-final" if large else "final"] = [(classes, fc, 1, 1), (classes,)]
+    if data == "front":
+        return found
+    prefix, entering = "ct_" if large else "ctx_", classes
+    names = ["conv1_1", "conv1_2", *(f"conv{number}_1" for number in range(2, DILATION_LEVELS[data] + 1)), "fc1"]
+    for name, factor in zip(names, (2, 2, 4, 8, 16, 32, 32) if large else [1] * len(names), strict=True):
+        found[prefix + name] = [(classes * factor, entering, 3, 3), (classes * factor,)]
+        entering = classes * factor
+    found[f"{prefix}final"] = [(classes, entering, 1, 1), (classes,)]
+    if data == "cityscapes":
+        found["ctx_upsample"] = [(classes, 1, 16, 16)]
+    return found
+
+
+def fill_dilation(classes: int, width: int, data: str) -> Blobs:
+    blobs = fill(dilation_shapes(classes, width, data))
+    if "ctx_upsample" in blobs:
+        tent = torch.tensor([min(i + 0.5, 15.5 - i) / 8 for i in range(16)])
+        blobs["ctx_upsample"] = [torch.outer(tent, tent).expand(classes, 1, 16, 16).contiguous()]
+    return blobs
+
+
+def caffe_dilation(blobs: Blobs, pixels: Tensor, data: str) -> Tensor:
+    """Scores in front of the softmax, on a canvas of the image and the margins that predict.py mirrors."""
+    mean = torch.tensor(DILATION_MEANS[data])[:, None, None]
+    margins = [(186, 186 + -length % 8) for length in pixels.shape[2:]]
+    padded = np.pad(for_caffe(pixels, mean).numpy(), [(0, 0), (0, 0), *margins], mode="reflect")
+    x = torch.from_numpy(padded)
+    for stage, count in enumerate((2, 2, 3, 3, 3), 1):
+        for number in range(1, count + 1):
+            x = F.relu(_conv(blobs, f"conv{stage}_{number}", x, hole=2 if stage == 5 else 1))
+        x = F.max_pool2d(x, 2, 2) if stage < 4 else x
+    x = F.relu(_conv(blobs, "fc7", F.relu(_conv(blobs, "fc6", x, hole=4))))
+    x = _conv(blobs, "fc-final" if data == "voc" else "final", x)
+    if data == "front":
+        return x
+    prefix = "ct_" if data == "voc" else "ctx_"
+    for name in (f"{prefix}conv1_1", f"{prefix}conv1_2"):
+        pad = 1 if prefix == "ctx_" else 33 if name.endswith("1_1") else 0
+        x = F.relu(_conv(blobs, name, x, pad=pad))
+    for number in range(2, DILATION_LEVELS[data] + 1):
+        hole = 2 ** (number - 1)
+        x = F.relu(_conv(blobs, f"{prefix}conv{number}_1", x, pad=hole if prefix == "ctx_" else 0, hole=hole))
+    x = F.relu(_conv(blobs, f"{prefix}fc1", x, pad=1 if prefix == "ctx_" else 0))
+    x = _conv(blobs, f"{prefix}final", x)
+    if "ctx_upsample" in blobs:
+        x = F.conv_transpose2d(x, blobs["ctx_upsample"][0], stride=8, padding=4, groups=x.size(1))
+        x = x[:, :, : pixels.size(2), : pixels.size(3)]
+    return x

@@ -1,7 +1,7 @@
 """VGG-16, the convolutions of configuration D. Simonyan and Zisserman 2014 (arXiv 1409.1556), table 1.
 
 Networks of the zoo pool and dilate in different ways, so the stages have no pooling. Convolutions keep height and
-width.
+width unless they are asked not to pad.
 """
 
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 def vgg_stage(
-    in_channels: int, channels: tuple[int, ...], *, dilation: int = 1, batch_norm: bool = False
+    in_channels: int, channels: tuple[int, ...], *, dilation: int = 1, batch_norm: bool = False, padded: bool = True
 ) -> nn.Sequential:
     """One stage without its pooling: 3x3 convolutions with bias, each with optional batch norm and ReLU."""
     layers: list[nn.Module] = []
+    padding = dilation if padded else 0
     for out_channels in channels:
-        layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation))
+        layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=padding, dilation=dilation))
         layers += [BatchNorm2d(out_channels)] if batch_norm else []
         layers.append(nn.ReLU(inplace=True))
         in_channels = out_channels
@@ -35,6 +36,7 @@ class VGG16(nn.Module):
         width: float = 1.0,
         dilations: tuple[int, int, int, int, int] = (1, 1, 1, 1, 1),
         batch_norm: bool = False,
+        padded: bool = True,
     ) -> None:
         """Build stages of random weights.
 
@@ -43,6 +45,7 @@ class VGG16(nn.Module):
             width: factor on every number of channels.
             dilations: rate of the convolutions of each stage.
             batch_norm: put batch norm behind every convolution.
+            padded: pad convolutions with zeros by their rate; otherwise each cuts off as much at every border.
         """
         super().__init__()
         self.channels = tuple(scaled_channels(channels[-1], width) for channels in STAGES)
@@ -54,6 +57,7 @@ class VGG16(nn.Module):
                 tuple(scaled_channels(wide, width) for wide in channels),
                 dilation=dilations[index],
                 batch_norm=batch_norm,
+                padded=padded,
             )
             for index, channels in enumerate(STAGES)
         )

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -159,6 +160,13 @@ CAFFE = {
         foreign.caffe_v2_vgg,
     ),
     "v2-resnet": (lambda: foreign.fill_resnet(foreign.resnet_shapes(21, WIDTH)), foreign.caffe_v2_resnet),
+    **{
+        f"dilation-{data}": (
+            partial(foreign.fill_dilation, 21, WIDTH, data),
+            partial(foreign.caffe_dilation, data=data),
+        )
+        for data in foreign.DILATION_MEANS
+    },
 }
 
 
@@ -269,6 +277,37 @@ def test_a_caffemodel_of_the_real_size_fits_to_the_last_blob(shared: tuple) -> N
     assert len(made.used) == 104 * 5 + 8
     assert len(made.unused) == len(shared) * 5
     assert all("copy of the weights" in why for why in made.unused.values())
+
+
+DILATION = {
+    "voc": (32 + 16, 141_149_720, 21, "voc"),
+    "camvid": (32 + 16, 134_313_443, 11, "camvid"),
+    "kitti": (32 + 14, 134_313_443 - (9 * 11 + 1) * 11, 11, "camvid"),
+    "cityscapes": (32 + 20, 134_368_179, 19, "cityscapes"),
+    "front": (32, 134_346_581, 21, "voc"),
+}
+"""Blobs of the front end and of the context module, their numbers, and the classes."""
+
+
+@pytest.mark.parametrize("data", DILATION)
+def test_a_caffemodel_of_dilation_of_the_real_size_fits_to_the_last_blob(data: str) -> None:
+    count, parameters, num_classes, class_map = DILATION[data]
+    shapes = foreign.dilation_shapes(num_classes, 64, data)
+    blobs = {name: [torch.ones(()).expand(size) for size in sizes] for name, sizes in shapes.items()}
+    if data == "cityscapes":
+        blobs["ctx_upsample"] = foreign.fill_dilation(19, 1, data)["ctx_upsample"]
+    made = imported(caffe.named_tensors(blobs), classes=class_map)
+    assert made.layout.name == f"caffe-dilation-{data}"
+    assert len(made.used) == count
+    assert sum(tensor.numel() for tensor in made.state.values()) == parameters
+    assert made.unused == ({"ctx_upsample.weight": "a fixed bilinear interpolation"} if data == "cityscapes" else {})
+    assert made.filled == ()
+
+
+def test_a_learnt_deconvolution_of_dilation_is_refused() -> None:
+    blobs = foreign.fill_dilation(21, WIDTH, "cityscapes")
+    blobs["ctx_upsample"][0][3, 0, 8, 8] += 0.1
+    assert "ctx_upsample.weight is not the bilinear interpolation by 8" in refusal(blobs_as_tensors(blobs))
 
 
 def test_the_coco_initialisation_of_deeplab_pytorch_becomes_a_backbone() -> None:

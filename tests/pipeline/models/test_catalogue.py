@@ -43,6 +43,9 @@ PARAMETERS = {
     "unet_resnet50": 32_524_005,
     "pspnet_smp_resnet50": 2_330_069,  # and 22,063,104 more in the stages that it leaves out
     "segnet": 29_455_125,
+    "dilation_front": 134_346_581,
+    "dilation8_small": 134_374_973,
+    "dilation8_large": 141_149_720,
 }
 
 

@@ -14,7 +14,7 @@ from tests import ROOT
 FOLDER = ROOT / "jobs/configs/train"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 DOCS = FOLDER.parents[2] / "docs/recipes.md"
-VOC = {"deeplab_v1", "deeplab_v2", "deeplab_v3", "deeplab_v3_coco", "deeplab_v3plus", "fcn"}
+VOC = {"dilation", "deeplab_v1", "deeplab_v2", "deeplab_v3", "deeplab_v3_coco", "deeplab_v3plus", "fcn"}
 MEGABYTES = 15
 
 
@@ -85,6 +85,8 @@ PAPERS = {
     "fcn": {"batch": 20, "momentum": 0.9, "decay": 0.0005},
     # Badrinarayanan 2015, arXiv 1511.00561, sec. 3.1: mini-batches of 12, fixed rate 0.1, momentum 0.9.
     "segnet": {"batch": 12, "momentum": 0.9},
+    # Yu 2015, https://github.com/fyu/dilation, train.py and docs/training.md; the crop is up to a multiple of 8.
+    "dilation": {"batch": 14, "crop": 504, "momentum": 0.9, "decay": 0.0005, "scale": (1, 1)},
     # Ronneberger 2015, arXiv 1505.04597, sec. 3: a batch of one image, momentum 0.99.
     "unet": {"batch": 1, "momentum": 0.99},
     # Papandreou 2015, arXiv 1502.02734, sec. 4.1: SGD as Chen 2014, momentum 0.9, weight decay 0.0005.
@@ -142,6 +144,13 @@ def test_the_biases_and_shares_of_the_e_steps_are_those_of_papandreou():
         assert (weak.bias_fg, weak.bias_bg) == (5.0, 3.0)
         assert (weak.share_fg, weak.share_bg) == (0.2, 0.4)
         assert weak.sure_share == 0.2
+
+
+def test_the_phases_of_dilation_learn_at_the_rates_of_its_train_py():
+    front, joint = recipe("dilation").phases()
+    assert (front.network.options["context"], joint.network.options) == ("none", {"context": "small", "levels": 8})
+    assert (rate("dilation", 59_999), rate("dilation", 19_999, phase=1)) == (1e-4, 1e-5)
+    assert [255 * mean for mean in front.network.mean] == pytest.approx([116.52, 111.36, 102.93], abs=1e-3)
 
 
 def test_a_run_that_sets_nothing_takes_the_protocol_of_deeplab_v3():
