@@ -26,7 +26,7 @@ _Side = Annotated[int, Field(ge=1)]
 _Deviation = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Weight = Annotated[float, Field(ge=0)]
-Term = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
+Term = Literal["cross_entropy", "ohem", "bootstrapped", "focal", "dice", "lovasz"]
 
 
 class _Frozen(BaseModel):
@@ -193,6 +193,11 @@ class LossConfig(_Frozen):
     )
     ohem_keep: float = Field(0.0625, gt=0, le=1, description="ohem: share of each image's pixels kept, the hardest.")
     ohem_below: _Share = Field(0.7, description="ohem: also keep pixels whose class has a probability below this.")
+    bootstrapped_pixels: int = Field(
+        32_768,
+        ge=1,
+        description="bootstrapped: number of each image's pixels in the mean, those with the largest loss.",
+    )
     focal_gamma: float = Field(2.0, ge=0, description="focal: exponent gamma.")
     branches: dict[str, _Weight] = Field(
         {}, description="Weight of each score output of the network; default: the network's own."
@@ -345,6 +350,8 @@ class TrainConfig(_Frozen):
         for name, field in LabelsConfig.model_fields.items():  # runs begun before there were these are continued
             if getattr(self.sets, name) == field.default:
                 plain["sets"].pop(name)
+        if self.loss.bootstrapped_pixels == LossConfig.model_fields["bootstrapped_pixels"].default:
+            plain["loss"].pop("bootstrapped_pixels")  # for the same reason
         return plain
 
     def fingerprint(self, *, data: str, initial: str | None, classes: Any) -> str:

@@ -1,4 +1,4 @@
-"""Losses between scores and labels: cross entropy, OHEM, focal, Dice and Lovász-softmax.
+"""Losses between scores and labels: cross entropy, OHEM, bootstrapped, focal, Dice and Lovász-softmax.
 
 In: (N, K, h, w) scores of any float type on the grid of a network, and (N, H, W) labels. Out: a scalar, in float32 at
 least, also under autocast. A loss is a sum over pixels or images divided by their number, its unit, which is counted
@@ -17,7 +17,7 @@ from pipeline.models.network import Network, grid_cells
 from pipeline.records import Float64, Int64
 from pipeline.training.config import LossConfig, Term
 
-PER_IMAGE: frozenset[Term] = frozenset({"ohem", "dice", "lovasz"})
+PER_IMAGE: frozenset[Term] = frozenset({"ohem", "bootstrapped", "dice", "lovasz"})
 """Terms that are divided by images; the others are divided by pixels."""
 
 
@@ -91,6 +91,10 @@ class Loss(nn.Module):
             case "ohem":
                 keep, below = cfg.ohem_keep, cfg.ohem_below
                 return ohem(scores, labels, weights[labels], ignore_id=ignore_id, keep=keep, below=below)
+            case "bootstrapped":
+                return bootstrapped(
+                    scores, labels, weights[labels], ignore_id=ignore_id, pixels=cfg.bootstrapped_pixels
+                )
             case "focal":
                 return focal(scores, labels, weights[labels], ignore_id=ignore_id, gamma=cfg.focal_gamma)
             case "dice":
@@ -197,6 +201,27 @@ def ohem(
     hardest = probs <= probs.sort(1).values.gather(1, last[:, None])
     weights = weights_nhw.flatten(1) * (labelled & (hardest | (probs < below)))
     return _mean((weights * nats).sum(1), weights.sum(1)).sum()
+
+
+def bootstrapped(
+    scores_nkhw: Tensor, labels_nhw: Tensor, weights_nhw: Tensor, *, ignore_id: int, pixels: int
+) -> Tensor:
+    """Bootstrapped cross entropy: sum over images of the mean of their largest losses, a fixed number of pixels.
+
+    Wu 2016, arXiv 1605.06885, and Pohlen 2016, arXiv 1611.08323, sec. 5.1, within each image. As in the latter's code
+    (https://github.com/TobyPDE/FRRN, dltools/losses.py) an ignored pixel has a loss of 0 and counts in the mean where
+    an image has too few others; an image smaller than `pixels` has all its pixels in the mean.
+
+    Args:
+        scores_nkhw: (N, K, H, W).
+        labels_nhw: (N, H, W) int64.
+        weights_nhw: (N, H, W), factors on the losses, also when the largest are chosen; 0 where ignored.
+        ignore_id: label of unlabelled pixels.
+        pixels: number of pixels in each mean, at least 1.
+    """
+    nats = F.cross_entropy(scores_nkhw, labels_nhw, ignore_index=ignore_id, reduction="none")
+    losses = (weights_nhw * nats).flatten(1)
+    return losses.topk(min(pixels, losses.size(1)), sorted=False).values.mean(1).sum()
 
 
 def focal(scores_nkhw: Tensor, labels_nhw: Tensor, weights_nhw: Tensor, *, ignore_id: int, gamma: float) -> Tensor:

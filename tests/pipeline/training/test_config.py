@@ -75,6 +75,7 @@ CHANGES_WEIGHTS = {
     "loss.label_smoothing": 0.1,
     "loss.ohem_keep": 0.5,
     "loss.ohem_below": 0.5,
+    "loss.bootstrapped_pixels": 64,
     "loss.focal_gamma": 1.0,
     "loss.branches": {"aux": 0.1},
     "weak.classes": "em_fixed",

@@ -20,7 +20,7 @@ from tests.support.examples import examples
 
 K, IGNORE = 4, 255
 few = examples(25)
-TERMS = ("cross_entropy", "ohem", "focal", "dice", "lovasz")
+TERMS = ("cross_entropy", "ohem", "bootstrapped", "focal", "dice", "lovasz")
 values = st.sampled_from([0, 1, 2, 3, IGNORE])
 labels = arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)), elements=values)
 weights = arrays(np.float64, K, elements=st.sampled_from([0.25, 0.5, 1, 3]))
@@ -124,6 +124,49 @@ def test_ohem_is_the_mean_over_a_sorted_list_of_hard_pixels(pair, class_weights,
     assert value(loss, scores, truth) == pytest.approx(slow_ohem(*pair, class_weights, keep, below), rel=1e-5)
 
 
+def slow_bootstrapped(scores, truth, class_weights, pixels: int) -> float:
+    found = []
+    for probs, label in zip(scores.softmax(1).numpy(), truth.numpy(), strict=True):
+        if (label == IGNORE).all():
+            continue
+        nats = [
+            0.0 if k == IGNORE else -class_weights[k] * math.log(probs[(k, *at)]) for at, k in np.ndenumerate(label)
+        ]
+        found.append(np.mean(sorted(nats)[-pixels:]))
+    return float(np.mean(found))
+
+
+@few
+@given(compared(), weights, st.sampled_from([1, 3, 10, 1000]))
+def test_bootstrapped_is_the_mean_of_the_largest_losses_of_a_sorted_list(pair, class_weights, pixels: int) -> None:
+    assume((pair[1] != IGNORE).any())
+    loss = loss_of({"bootstrapped": 1}, class_weights, bootstrapped_pixels=pixels)
+    assert value(loss, *pair) == pytest.approx(slow_bootstrapped(*pair, class_weights, pixels), rel=1e-5)
+
+
+@few
+@given(compared())
+def test_bootstrapped_over_all_pixels_of_labelled_images_is_the_mean_cross_entropy(pair) -> None:
+    scores, truth = pair
+    truth = truth.clamp(max=K - 1)
+    loss = loss_of({"bootstrapped": 1}, bootstrapped_pixels=truth[0].numel())
+    assert value(loss, scores, truth) == pytest.approx(float(F.cross_entropy(scores, truth.long())), rel=1e-6)
+
+
+@few
+@given(compared(), st.integers(1, 40))
+def test_fewer_bootstrapped_pixels_never_have_a_smaller_mean(pair, pixels: int) -> None:
+    few, more = (value(loss_of({"bootstrapped": 1}, bootstrapped_pixels=n), *pair) for n in (pixels, pixels + 1))
+    assert few >= more - 1e-6
+
+
+def test_ignored_pixels_count_as_0_where_an_image_has_too_few_others() -> None:
+    scores, truth = torch.zeros(1, K, 4, 4), torch.full((1, 4, 4), IGNORE, dtype=torch.uint8)
+    truth[0, 0] = 1
+    assert value(loss_of({"bootstrapped": 1}, bootstrapped_pixels=8), scores, truth) == pytest.approx(math.log(K) / 2)
+    assert value(loss_of({"bootstrapped": 1}, bootstrapped_pixels=4), scores, truth) == pytest.approx(math.log(K))
+
+
 @few
 @given(compared(), weights, st.sampled_from([0.5, 1.0, 2.0]))
 def test_focal_is_its_formula_over_a_loop(pair, class_weights, gamma: float) -> None:
@@ -213,7 +256,7 @@ def test_ignored_pixels_change_nothing(term: str) -> None:
     scores = torch.randn(2, K, 4, 5)
     truth = torch.randint(0, K, (2, 4, 5), dtype=torch.uint8)
     wider, padded = F.pad(scores, (0, 3), value=7.0), F.pad(truth, (0, 3), value=IGNORE)
-    loss = loss_of({term: 1})
+    loss = loss_of({term: 1}, bootstrapped_pixels=20)
     assert value(loss, wider, padded) == pytest.approx(value(loss, scores, truth), rel=1e-6)
 
 

@@ -163,10 +163,12 @@ def test_a_run_that_sets_nothing_takes_the_protocol_of_deeplab_v3():
 
 def test_losses_have_the_constants_of_their_papers():
     """Focal gamma 2 (Lin 2017, arXiv 1708.02002, sec. 5.1); effective number beta 0.999 (Cui 2019, arXiv 1901.05555,
-    sec. 5.1 tries 0.9 to 0.9999); hard pixels below 0.7, at least a sixteenth (BiSeNet's code)."""
+    sec. 5.1 tries 0.9 to 0.9999); hard pixels below 0.7, at least a sixteenth (BiSeNet's code); 512 x 64 pixels of each
+    image (Pohlen 2016, arXiv 1611.08323, sec. 5.1)."""
     loss = LossConfig()
     assert (loss.focal_gamma, loss.effective_beta) == (2.0, 0.999)
     assert (loss.ohem_below, loss.ohem_keep) == (0.7, 1 / 16)
+    assert loss.bootstrapped_pixels == 512 * 64
 
 
 # Rates as the papers give them, worked out by hand.
