@@ -39,7 +39,7 @@ class Variant:
 
 
 FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
-CRF_RNN, DILATION = "arXiv 1502.03240", "arXiv 1511.07122"
+CRF_RNN, DILATION, FRRN = "arXiv 1502.03240", "arXiv 1511.07122", "arXiv 1611.08323"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
@@ -127,6 +127,8 @@ VARIANTS = (
         {"head": "large_fov"},
     ),
     Variant("deeplab_v2_resnet101", "deeplab_v2", 2016, V2, 76.35, "VOC 2012 val, COCO, MSC"),
+    Variant("frrn_a", "frrn_a", 2016, FRRN, 63.0, "Cityscapes test, a quarter of the size"),
+    Variant("frrn_b", "frrn_b", 2016, FRRN, 71.8, "Cityscapes test, half the size"),
     Variant("pspnet_resnet50", "pspnet", 2016, PSPNET, 41.68, "ADE20K val", {"backbone": "resnet50"}),
     Variant(
         "pspnet_resnet101", "pspnet", 2016, PSPNET, 81.2, "Cityscapes test, coarse labels", {"backbone": "resnet101"}

@@ -14,6 +14,7 @@ from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.dilation import Dilation, DilationOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
+from pipeline.models.frrn import FRRNA, FRRNB, FRRNOptions
 from pipeline.models.icnet import ICNet, ICNetOptions
 from pipeline.models.network import AroundOptions, Network, Options
 from pipeline.models.pspnet import PSPNet, PSPNetOptions, PSPNetSMP, PSPNetSMPOptions
@@ -30,6 +31,8 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "dilation": (Dilation, DilationOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),
+    "frrn_a": (FRRNA, FRRNOptions),
+    "frrn_b": (FRRNB, FRRNOptions),
     "icnet": (ICNet, ICNetOptions),
     "pspnet": (PSPNet, PSPNetOptions),
     "pspnet_smp": (PSPNetSMP, PSPNetSMPOptions),

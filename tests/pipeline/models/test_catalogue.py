@@ -46,6 +46,8 @@ PARAMETERS = {
     "dilation_front": 134_346_581,
     "dilation8_small": 134_374_973,
     "dilation8_large": 141_149_720,
+    "frrn_a": 17_746_803 + 2 * 49,
+    "frrn_b": 24_755_699 + 2 * 49,
 }
 
 

@@ -153,6 +153,19 @@ def test_the_phases_of_dilation_learn_at_the_rates_of_its_train_py():
     assert [255 * mean for mean in front.network.mean] == pytest.approx([116.52, 111.36, 102.93], abs=1e-3)
 
 
+def test_frrn_learns_the_worst_pixels_of_half_size_images_with_adam():
+    """Pohlen 2016, arXiv 1611.08323, sec. 5.1; https://github.com/TobyPDE/FRRN, train_frrn_b.py, dltools/losses.py."""
+    cfg = recipe("frrn")
+    assert (cfg.optimise.kind, cfg.optimise.batch, cfg.optimise.weight_decay) == ("adamw", 3, 0)
+    assert (cfg.loss.terms, cfg.loss.bootstrapped_pixels) == ({"bootstrapped": 1}, 32_768)
+    assert (cfg.augment.scale, cfg.augment.crop_px) == ((0.5, 0.5), (512, 1024))
+    z = 0.05 / 2**0.5
+    assert cfg.augment.gamma == pytest.approx(np.log(0.5 - z) / np.log(0.5 + z), abs=1e-3)
+    assert rate("frrn", 4999) == pytest.approx(1e-3)
+    assert rate("frrn", 5000) / rate("frrn", 4999) == pytest.approx(1 / 1.25, abs=0.011)
+    assert rate("frrn", 79_999) > 5e-5
+
+
 def test_a_run_that_sets_nothing_takes_the_protocol_of_deeplab_v3():
     """Chen 2017, arXiv 1706.05587, sec. 4.1; the decay is that of train.py in tensorflow/models research/deeplab."""
     optimise, falls = OptimiseConfig(), ScheduleConfig()
