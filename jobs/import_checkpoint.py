@@ -3,8 +3,9 @@
     python -m jobs.import_checkpoint deeplabv3_resnet50_coco.pth models/coco
     python -m jobs.import_checkpoint resnet50.pth models/start --classes camvid --architecture deeplab_v3
 
-SRC is a `.pth` of torch.save, a `.safetensors` or a `.caffemodel`; DST the folder that receives `model.safetensors` and
-`card.json`. Nothing in SRC is run. Every tensor is accounted for; the report lists guesses and checks.
+SRC is a `.pth` of torch.save, a `.safetensors`, a `.caffemodel` or a `.npz` of Lasagne; DST the folder that receives
+`model.safetensors` and `card.json`. Nothing in SRC is run. Every tensor is accounted for; the report lists guesses and
+checks.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""Reader of untrusted weight files: `.pth`, `.safetensors` and `.caffemodel` to plain tensors, without running code.
+"""Reader of untrusted weight files: `.pth`, `.safetensors`, `.caffemodel` and `.npz` to plain tensors, running no code.
 
-In: the URL of a file of `torch.save`, of a `.safetensors` or of a `.caffemodel`; its first bytes decide the format.
+In: the URL of a file of `torch.save`, of a `.safetensors`, of a `.caffemodel` or of Lasagne's arrays in a `.npz`; the
+name tells the last two, the first bytes the others.
 Out: tensors by name. Only this module may call `torch.load`, and only with `weights_only=True`. Before that, the
 functions that a pickle names are checked against a short list: a file that names any other is refused.
 """
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.importing import caffe
+from pipeline.importing import caffe, lasagne
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -84,7 +85,7 @@ class WeightsFile:
     sha256: str
     """SHA-256 of its bytes, 64 hex digits."""
     kind: str
-    """`torch`, `safetensors` or `caffemodel`."""
+    """`torch`, `safetensors`, `caffemodel` or `npz`."""
     tensors: dict[str, Tensor]
     """Tensors on the CPU in the dtypes of the file, by name; dicts of one file keep theirs apart, as `ema.NAME`."""
     left_out: tuple[str, ...]
@@ -135,6 +136,8 @@ def parse_weights(data: bytes, *, origin: str) -> WeightsFile:
         ConfigError: as `read_weights`, except for a missing or too large file.
     """
     digest = hashlib.sha256(data).hexdigest()
+    if origin.endswith(".npz"):
+        return WeightsFile(origin, digest, "npz", _checked(_load_lasagne(data, origin=origin), origin=origin), ())
     if data.startswith((ZIP, PICKLE)):
         tensors, left_out, entries = _weights_in(_load_pickle(data, origin=origin), origin=origin)
         return WeightsFile(origin, digest, "torch", _checked(tensors, origin=origin), left_out, entries)
@@ -144,7 +147,7 @@ def parse_weights(data: bytes, *, origin: str) -> WeightsFile:
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        known = "a zip or pickle of torch.save, safetensors, or a name that ends in .caffemodel"
+        known = "a zip or pickle of torch.save, safetensors, or a name that ends in .caffemodel or .npz"
         raise ConfigError(f"{origin} is not a weight file: {error}", hint=f"known: {known}") from error
     return WeightsFile(origin, digest, "safetensors", _checked(tensors, origin=origin), ())
 
@@ -166,8 +169,18 @@ def _load_pickle(data: bytes, *, origin: str) -> Any:
         raise ConfigError(f"{origin} cannot be unpickled as tensors: {first}") from error
 
 
+def _load_lasagne(data: bytes, *, origin: str) -> dict[str, Tensor]:
+    if not data.startswith(ZIP):
+        raise ConfigError(f"{origin} is not a zip of arrays")
+    try:
+        _check_archive(data, origin=origin)
+        return lasagne.named_tensors(lasagne.read_arrays(data))
+    except DAMAGE as error:
+        raise ConfigError(f"{origin} is damaged: {error or type(error).__name__}") from error
+
+
 def _check_archive(data: bytes, *, origin: str) -> None:
-    """Refuse a zip that is compressed or claims more than its size: `torch.save` stores without compression."""
+    """Refuse a zip that is compressed or claims more than its size: torch and numpy store without compression."""
     if not data.startswith(ZIP):
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -177,7 +190,7 @@ def _check_archive(data: bytes, *, origin: str) -> None:
     if len({entry.filename for entry in entries}) < len(entries):
         raise ConfigError(f"{origin} is a zip with two files of one name")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ConfigError(f"{origin} is a compressed zip; torch.save writes none")
+        raise ConfigError(f"{origin} is a compressed zip; torch.save and np.savez write none")
     if sum(entry.file_size for entry in entries) > len(data) or len(entries) > MAX_TENSORS:
         raise ConfigError(f"{origin} is a zip of {len(entries)} entries that claim more than its {len(data)} bytes")
 

@@ -103,9 +103,9 @@ def select_weights(source: WeightsFile, *, layout: str = "auto", weights: str | 
     Raises:
         ConfigError: no set or several have the name, several are no averages, or tensors beside the set are unknown.
     """
-    if source.kind == "caffemodel":  # its layers have the names of one network
+    if source.kind in ("caffemodel", "npz"):  # its layers have the names of one network
         if weights:
-            raise ConfigError(f"--weights {weights}: a .caffemodel has one set of weights", hint="leave it out")
+            raise ConfigError(f"--weights {weights}: a .{source.kind} has one set of weights", hint="leave it out")
         return source
     original = {_unwrapped(name): name for name in source.tensors}
     if len(original) < len(source.tensors):

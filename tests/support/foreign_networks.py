@@ -727,3 +727,85 @@ def caffe_dilation(blobs: Blobs, pixels: Tensor, data: str) -> Tensor:
         x = F.conv_transpose2d(x, blobs["ctx_upsample"][0], stride=8, padding=4, groups=x.size(1))
         x = x[:, :, : pixels.size(2), : pixels.size(3)]
     return x
+
+
+# ---------------------------------------------------------------- FRRN in Lasagne
+
+FRRN_ENCODER = [(3, 1, 2), (4, 2, 4), (2, 3, 8), (2, 4, 8)]
+FRRN_DECODER = [(2, 3, 4), (2, 2, 4), (2, 1, 2)]
+FRRN_STAGES = {
+    "a": (FRRN_ENCODER, FRRN_DECODER),
+    "b": ([*FRRN_ENCODER, (2, 5, 8)], [(2, 4, 4), *FRRN_DECODER]),
+}
+"""Units, power of two of the pooling, and multiplier of the base channels, in dltools/architectures.py."""
+
+
+class LasagneFRRN:
+    """The authors' builder on a list of arrays in the order of Lasagne's parameters; without one it makes the list."""
+
+    def __init__(self, letter: str, classes: int, *, base: int, lanes: int, arrays: list[np.ndarray] | None = None):
+        self.letter, self.classes, self.base, self.lanes = letter, classes, base, lanes
+        self.random = np.random.RandomState(0) if arrays is None else None
+        self.arrays: list[np.ndarray] = [] if arrays is None else list(arrays)
+        self.at = 0
+
+    def array(self, kind: str, *size: int) -> np.ndarray:
+        if self.random is not None:
+            if kind == "inv_std":
+                made = self.random.uniform(0.6, 1.4, size)
+            elif kind == "gamma":
+                made = self.random.uniform(0.3, 0.7, size)
+            else:
+                made = self.random.normal(0, 0.2 if len(size) == 1 else (2 / np.prod(size[1:])) ** 0.5, size)
+            self.arrays.append(made.astype(np.float32))
+        self.at += 1
+        return self.arrays[self.at - 1]
+
+    def conv(self, x: Tensor, leaving: int, kernel: int, *, relu: bool = True, bn: bool = True, bias: bool = False):
+        weight = self.array("W", leaving, x.size(1), kernel, kernel)
+        b = torch.from_numpy(self.array("b", leaving)) if bias else None
+        flipped = torch.from_numpy(weight[:, :, ::-1, ::-1].copy())  # a convolution, not a correlation
+        x = F.conv2d(x, flipped, b, padding=kernel // 2)
+        if bn:
+            kinds = ("beta", "gamma", "mean", "inv_std")
+            beta, gamma, mean, inv_std = (torch.from_numpy(self.array(k, leaving))[:, None, None] for k in kinds)
+            x = (x - mean) * (gamma * inv_std) + beta
+        return x.relu() if relu else x
+
+    def ru(self, x: Tensor) -> Tensor:
+        y = self.conv(self.conv(x, self.base, 3), self.base, 3, relu=False)
+        return y + (x if x.size(1) == self.base else self.conv(x, self.base, 1, relu=False, bn=False))
+
+    def frru(self, y: Tensor, z: Tensor, pooling: int, channels: int) -> tuple[Tensor, Tensor]:
+        y = torch.cat([y, F.max_pool2d(z, pooling)], 1)
+        y = self.conv(self.conv(y, channels, 3), channels, 3)
+        added = self.conv(y, self.lanes, 1, relu=False, bn=False, bias=True)
+        return y, z + added.repeat_interleave(pooling, 2).repeat_interleave(pooling, 3)
+
+    @staticmethod
+    def up(x: Tensor) -> Tensor:
+        """Every second pixel has a value, those between the mean of their neighbours."""
+        for axis in (2, 3):
+            behind = torch.cat([x.narrow(axis, 1, x.size(axis) - 1), x.narrow(axis, -1, 1)], axis)
+            x = torch.stack([x, (x + behind) / 2], axis + 1).flatten(axis, axis + 1)
+        return x
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.at = 0
+        y = self.ru(self.ru(self.ru(self.conv(x, self.base, 5))))
+        z = self.conv(y, self.lanes, 1, relu=False)
+        for down, stages in zip((True, False), FRRN_STAGES[self.letter], strict=True):
+            for units, power, multiplier in stages:
+                y = F.max_pool2d(y, 2) if down else self.up(y)
+                for _ in range(units):
+                    y, z = self.frru(y, z, 2**power, self.base * multiplier)
+        y = self.ru(self.ru(self.ru(torch.cat([self.up(y), z], 1))))
+        return self.conv(y, self.classes, 1, relu=False, bn=False, bias=True)
+
+
+def lasagne_frrn(letter: str, classes: int, *, base: int, lanes: int) -> LasagneFRRN:
+    """A network whose arrays are made."""
+    network = LasagneFRRN(letter, classes, base=base, lanes=lanes)
+    network(torch.zeros(1, 3, 64, 64))
+    network.random = None
+    return network

@@ -1,9 +1,11 @@
 """Imports of every layout, compared with the source's network: a small rewriting, or what the original package gave."""
 
+import io
 import json
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import classes
 from pipeline.errors import ConfigError
-from pipeline.importing import caffe, convert, reader
+from pipeline.importing import caffe, convert, lasagne, reader
 from pipeline.importing.convert import ImportedCheckpoint, ImportOptions
 from pipeline.importing.layouts.table import LAYOUT_BY_NAME, REFUSED, WEIGHTS_LAYOUTS
 from pipeline.importing.reader import WeightsFile
@@ -176,6 +178,40 @@ def test_a_caffemodel_computes_what_caffe_does_with_blue_green_red_from_0_to_255
     blobs, pixels = make(), image(65, 97)
     made = imported(blobs_as_tensors(blobs))
     same(scores(made, pixels), compute(blobs, pixels))
+
+
+def npz(arrays: list[np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, *arrays)
+    return file.getvalue()
+
+
+FRRN = partial(foreign.lasagne_frrn, base=6, lanes=4)
+"""An eighth of the channels."""
+
+
+@pytest.mark.parametrize("letter", ["a", "b"])
+def test_an_npz_computes_what_lasagne_does_with_pixels_from_0_to_1(letter: str) -> None:
+    network, pixels = FRRN(letter, 21), image(64, 96)
+    made = imported(reader.parse_weights(npz(network.arrays), origin="frrn.npz").tensors)
+    assert (made.layout.name, made.card.architecture) == (f"lasagne-frrn-{letter}", f"frrn_{letter}")
+    assert (made.card.mean, made.card.std) == ((0, 0, 0), (1, 1, 1))
+    assert made.card.options == {"width_multiplier": 1 / 8}
+    assert len(made.used) == len(network.arrays)
+    assert (made.unused, all(map(convert.is_counter, made.filled))) == ({}, True)
+    given, wanted = scores(made, pixels), network(pixels)
+    assert given.shape == wanted.shape
+    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize(("letter", "parameters"), [("a", 17_746_803), ("b", 24_755_699)])
+def test_an_npz_of_the_real_size_fits_to_the_last_array(letter: str, parameters: int) -> None:
+    arrays = foreign.lasagne_frrn(letter, 19, base=48, lanes=32).arrays
+    made = imported(lasagne.named_tensors([torch.from_numpy(array) for array in arrays]), classes="cityscapes")
+    assert len(made.used) == len(arrays)
+    assert made.card.options == {}
+    learnt = [name for name in made.used.values() if "running" not in name]
+    assert sum(made.state[name].numel() for name in learnt) == parameters
 
 
 UNSAID = {
@@ -455,6 +491,9 @@ def test_no_file_is_of_two_layouts() -> None:
     files = {name: seeded(one["shapes"]) for name, one in CASES.items()}
     files |= {f"{layout}-{stride}": filled(make()).state_dict() for (layout, stride), make in FOREIGN.items()}
     files |= {f"caffe-{name}": blobs_as_tensors(make()) for name, (make, _) in CAFFE.items()}
+    for letter in ("a", "b"):
+        arrays = [torch.from_numpy(array) for array in FRRN(letter, 21).arrays]
+        files[f"lasagne-frrn-{letter}"] = lasagne.named_tensors(arrays)
     for name, file in files.items():
         fits = []
         for layout in WEIGHTS_LAYOUTS:
