@@ -142,7 +142,7 @@ def refusal(names: Mapping[str, Tensor]) -> str | None:
 def owns(layout: WeightsLayout, name: str) -> bool:
     """Return True if a layout has a rule for a tensor, or a reason not to use it."""
     name = _alias(name, layout)
-    return _target(name, layout.rules) is not None or name.startswith(tuple(layout.unused))
+    return _target(name, layout.rules) is not None or name.startswith((*layout.unused, *layout.copies))
 
 
 def _mismatches(layout: WeightsLayout, names: Mapping[str, Tensor]) -> list[str]:
@@ -355,6 +355,7 @@ def _account(
         target = _target(name, layout.rules) or ""
         target = target.replace("backbone.", "encoder.", 1) if encoder else target
         reason = next((text for prefix, text in layout.unused.items() if name.startswith(prefix)), None)
+        original = _target(name, layout.copies) or ""
         if target in missing and tensor.shape == missing[target].shape:
             used[name] = target
             del missing[target]
@@ -364,6 +365,10 @@ def _account(
             wrong.append(f"other shape: {name} is {shape_text(tensor)}, {target} is {shape_text(wanted[target])}")
         elif reason:
             unused[name] = reason
+        elif original in tensors and torch.equal(tensor, tensors[original]):
+            unused[name] = f"equal to {original}"
+        elif original in tensors:
+            wrong.append(f"other values: {name} is not equal to {original}, which it repeats")
         else:
             wrong.append(f"unknown: {name} {shape_text(tensor)}")
     wrong += [f"missing: {name} {shape_text(tensor)}" for name, tensor in missing.items() if not is_counter(name)]

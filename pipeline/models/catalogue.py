@@ -41,6 +41,7 @@ class Variant:
 FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
 CRF_RNN, DILATION, FRRN = "arXiv 1502.03240", "arXiv 1511.07122", "arXiv 1611.08323"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
+FASTERSEG = "arXiv 1912.10917"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
 
@@ -193,6 +194,8 @@ VARIANTS = (
         {"backbone": "xception65"},
     ),
     Variant("deeplab_v3plus_xception71", "deeplab_v3plus", 2018, V3PLUS, None, "", {"backbone": "xception71"}),
+    Variant("fasterseg", "fasterseg", 2019, FASTERSEG, 71.5, "Cityscapes test", {"variant": "student"}),
+    Variant("fasterseg_teacher", "fasterseg", 2019, FASTERSEG, None, "", {"variant": "teacher"}),
 )
 
 
@@ -230,7 +233,7 @@ PUBLISHED = (
     Published("ENet, Lovász-softmax", 2017, 63.1, CITYSCAPES, "arXiv 1705.08790", 76.9, 13),
     Published("LEDNet", 2019, 70.6, CITYSCAPES, "arXiv 1905.02423", 71, 14),
     Published("ESNet", 2019, 70.7, CITYSCAPES, "arXiv 1906.09826", 63, 16),
-    Published("FasterSeg", 2019, 71.5, CITYSCAPES, "arXiv 1912.10917", 163.9, 6.1),
+    Published("FasterSeg", 2019, 71.5, CITYSCAPES, FASTERSEG, 163.9, 6.1),
     Published("DeepLab LargeFOV, CRF", 2014, 70.3, VOC, V1),
     Published("DeepLab MSc LargeFOV, CRF", 2014, 71.6, VOC, V1),
     Published("DeepLab v2 ResNet-101, CRF", 2016, 79.7, VOC, V2),

@@ -503,6 +503,120 @@ class KazutoV3Plus(nn.Module):
         return self.fc2.conv3(self.fc2.conv2(self.fc2.conv1(torch.cat([high, low], 1))))
 
 
+# ---------------------------------------------------------------- FasterSeg
+
+
+def up(x: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(x, (height, width), mode="bilinear", align_corners=True)
+
+
+class FasterSegOp(nn.Module):
+    """`kind`: c or z (zoomed), and how many 3x3 convolutions; v behind it: stride 2."""
+
+    def __init__(self, kind: str, entering: int, leaving: int) -> None:
+        super().__init__()
+        self.zoomed, self.strided = kind[0] == "z", kind.endswith("v")
+        self.conv1 = conv(entering, leaving, 3, stride=2 if self.strided and not self.zoomed else 1)
+        self.bn1 = nn.BatchNorm2d(leaving)
+        self.conv2 = None
+        if kind[1] == "2":
+            self.conv2, self.bn2 = conv(leaving, leaving, 3), nn.BatchNorm2d(leaving)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if self.zoomed and self.strided:  # the authors' sizes are even here
+            x = up(x, -(-height // 2), -(-width // 2))
+        elif self.zoomed:
+            x = up(x, height // 2, width // 2)
+        x = self.bn1(self.conv1(x))
+        if self.conv2 is not None:
+            x = self.bn2(self.conv2(F.relu(x)))
+        return F.relu(up(x, height, width) if self.zoomed and not self.strided else x)
+
+
+FASTERSEG = {
+    "student": (
+        (32, 64, 64),
+        "c2 32, c2 32, z2 32, z1v 128, z2 64, z2 64, z2 64, z2v 128, z2 128, z2 256",
+        "c2 32, c2 32, z2 32, z2 32, c2 32, c2v 64, z2 64, z2 192, z2 128",
+    ),
+    "teacher": (
+        (48, 96, 96),
+        "z1 96, z2 96, z2 96, z2 96, z2 96, z2v 192, z2 192, z1 192" + ", z2 192" * 5 + ", z2v 384, c2 384, c2 384",
+        "z1 96, z2 96, z2 96, z2 96, z2v 192, c2 192, z2 192, z1 192" + ", z2 192" * 8,
+    ),
+}
+"""Channels of the stem; operators and output channels of the branch down to 1/32, and of that down to 1/16."""
+FASTERSEG_SHARED = {"student": 3, "teacher": 4}
+
+
+class FasterSeg(nn.Module):
+    """The authors' network of `train/model_seg.py`; shared cells have two names."""
+
+    def __init__(self, classes: int, variant: str, *, scale: float) -> None:
+        super().__init__()
+        (first, second, third), *branches = FASTERSEG[variant]
+        a, b, c = (round(scale * channels) for channels in (first, second, third))
+        unit0 = Named(conv=layers(conv(3, a, 3, stride=2), nn.BatchNorm2d(a), nn.ReLU()))
+        self.stem = layers(unit0, FasterSegOp("c2v", a, b), FasterSegOp("c2v", b, c))
+        self.cells, self.ops, taps = nn.ModuleDict(), [], []
+        for branch, text in enumerate(branches):
+            entering, leaving = c, []
+            self.ops.append([cell.split()[0] for cell in text.split(", ")])
+            for number, cell in enumerate(text.split(", ")):
+                kind, channels = cell.split()
+                made = Named(_op=Named(_op=FasterSegOp(kind, entering, round(scale * int(channels)))))
+                shared = branch and number < FASTERSEG_SHARED[variant]
+                self.cells[f"{number}-{branch}"] = self.cells[f"{number}-0"] if shared else made
+                if kind.endswith("v"):
+                    leaving.append(entering)
+                entering = round(scale * int(channels))
+            taps.append([*leaving, entering])
+        (coarse8, coarse16, coarse32), (fine8, fine16) = taps
+        self.arms32 = layers(self._unit(coarse32, fine16), self._unit(fine16, c))
+        self.refines32 = layers(self._unit(fine16 + coarse16, fine16, 3), self._unit(c + coarse8, c, 3))
+        self.arms16, self.refines16 = self._unit(fine16, c), self._unit(c + fine8, c, 3)
+        attention = {str(number): Named(conv=conv(2 * c, 2 * c)) for number in (1, 2)}
+        self.ffm = Named(conv_1x1=unit(2 * c, 2 * c), channel_attention=Named(**attention))
+        self.heads8 = self._head(2 * c, classes, scale)
+        self.heads16 = self._head(coarse16 + fine16, classes, scale)
+        self.heads32 = self._head(coarse32, classes, scale)
+
+    @staticmethod
+    def _unit(entering: int, leaving: int, kernel: int = 1) -> nn.Module:
+        return Named(conv=layers(conv(entering, leaving, kernel), nn.BatchNorm2d(leaving), nn.ReLU()))
+
+    @staticmethod
+    def _head(entering: int, classes: int, scale: float) -> nn.Module:
+        inner = entering if entering <= 256 * scale else entering // 2
+        return Named(conv_3x3=unit(entering, inner, 3), conv_1x1=nn.Conv2d(inner, classes, 1))
+
+    def _last(self, x: Tensor, branch: int) -> list[Tensor]:
+        """The last map of each stride."""
+        found = []
+        for number, kind in enumerate(self.ops[branch]):
+            if kind.endswith("v"):
+                found.append(x)
+            x = self.cells[f"{number}-{branch}"]._op._op(x)
+        return [*found, x]
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stem = self.stem[2](self.stem[1](self.stem[0].conv(x)))
+        (coarse8, coarse16, coarse32), (fine8, fine16) = self._last(stem, 0), self._last(stem, 1)
+        out = up(self.arms32[0].conv(coarse32), *coarse16.shape[2:])
+        out = self.refines32[0].conv(torch.cat([out, coarse16], 1))
+        out = up(self.arms32[1].conv(out), *coarse8.shape[2:])
+        out = self.refines32[1].conv(torch.cat([out, coarse8], 1))
+        other = up(self.arms16.conv(fine16), *fine8.shape[2:])
+        other = self.refines16.conv(torch.cat([other, fine8], 1))
+        eighth = self.ffm.conv_1x1(torch.cat([out, other], 1))
+        entering = (self.heads8, eighth), (self.heads16, torch.cat([coarse16, fine16], 1)), (self.heads32, coarse32)
+        return tuple(head.conv_1x1(head.conv_3x3(features)) for head, features in entering)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(x)[0]
+
+
 # ---------------------------------------------------------------- Caffe
 
 CAFFE_MEAN = torch.tensor([104.008, 116.669, 122.675])[:, None, None]

@@ -46,6 +46,8 @@ class WeightsLayout:
     """Prefixes that no name of such a file has."""
     unused: Mapping[str, str] = field(default_factory=dict)
     """Prefixes of tensors that are not used, with the reason."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes of tensors that repeat those of another prefix, as modules under two names are saved; both are equal."""
     aliases: tuple[tuple[str, str], ...] = ()
     """Regular expressions and replacements that normalise the file's names first."""
     scores: str = ""

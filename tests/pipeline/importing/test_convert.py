@@ -130,6 +130,8 @@ FOREIGN = {
     ("semseg-pspnet", 8): lambda: foreign.Semseg(21, width=WIDTH),
     ("kazuto-deeplab-v2", 8): lambda: foreign.KazutoV2(21, width=WIDTH),
     ("kazuto-deeplab-v3plus", 16): lambda: foreign.KazutoV3Plus(21, width=WIDTH),
+    ("fasterseg-student", 32): lambda: foreign.FasterSeg(21, "student", scale=1 / 8),
+    ("fasterseg-teacher", 32): lambda: foreign.FasterSeg(21, "teacher", scale=1 / 8),
 }
 
 
@@ -292,6 +294,40 @@ def test_a_state_dict_of_the_real_size_fits_to_the_last_tensor(layout: str) -> N
     assert (
         not {"width_multiplier", "aspp_channels", "low_level_channels", "decoder_channels"} & made.card.options.keys()
     )
+
+
+@pytest.mark.parametrize(
+    ("variant", "shared", "attention", "parameters"),
+    [("student", 3, 32_768, 4_385_689), ("teacher", 4, 73_728, 23_524_137)],
+)
+def test_fasterseg_of_the_real_size_fits_but_for_its_attention_and_second_names(
+    variant: str, shared: int, attention: int, parameters: int
+) -> None:
+    file = full_size(lambda: foreign.FasterSeg(19, variant, scale=1))
+    made = imported(file, classes="cityscapes")
+    assert made.layout.name == f"fasterseg-{variant}"
+    assert made.card.options == {"variant": variant}
+    assert made.filled == ()
+    copies = {name for name, why in made.unused.items() if why.startswith("equal to")}
+    assert {name.partition(".")[2].partition(".")[0] for name in copies} == {f"{n}-1" for n in range(shared)}
+    rest = made.unused.keys() - copies
+    assert rest == {f"ffm.channel_attention.{n}.conv.weight" for n in (1, 2)}
+    assert sum(file[name].numel() for name in rest) == attention
+    counted = [name for name in made.used if "running" not in name and file[name].dim()]
+    assert sum(file[name].numel() for name in counted) + attention == parameters
+
+
+def test_fasterseg_without_scores_of_training_is_read_and_second_names_must_repeat_the_first() -> None:
+    network = filled(foreign.FasterSeg(21, "student", scale=1 / 8))
+    file = network.state_dict()
+    inference = {name: tensor for name, tensor in file.items() if not name.startswith(("heads16.", "heads32."))}
+    made, pixels = imported(inference), image(64, 96)
+    assert made.card.options == {"variant": "student", "width_multiplier": 1 / 8, "aux": False}
+    with torch.no_grad():
+        same(scores(made, pixels), network(normalised(made, pixels)))
+    name = "cells.1-1._op._op.bn2.weight"
+    said = refusal(file | {name: file[name] + 1})
+    assert f"other values: {name} is not equal to cells.1-0._op._op.bn2.weight, which it repeats" in said
 
 
 def test_files_of_before_there_were_counters_get_them() -> None:
@@ -645,6 +681,7 @@ ONE_SCORE = {
     "semseg-pspnet": lambda: foreign.Semseg(1, width=WIDTH),
     "kazuto-deeplab-v2": lambda: foreign.KazutoV2(1, width=WIDTH),
     "kazuto-deeplab-v3plus": lambda: foreign.KazutoV3Plus(1, width=WIDTH),
+    "fasterseg-student": lambda: foreign.FasterSeg(1, "student", scale=1 / 8),
 }
 
 

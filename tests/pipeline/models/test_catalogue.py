@@ -48,6 +48,9 @@ PARAMETERS = {
     "dilation8_large": 141_149_720,
     "frrn_a": 17_746_803 + 2 * 49,
     "frrn_b": 24_755_699 + 2 * 49,
+    "fasterseg": 4_385_689
+    - 32_768
+    + 2 * (128 + 192 + 256 + 3),  # see test_fasterseg: two classes more than in Cityscapes
 }
 
 

@@ -81,6 +81,15 @@ PAPERS = {
     "pspnet": {"batch": 16, "momentum": 0.9, "decay": 0.0001, "scale": (0.5, 2.0), "steps": 150_000},
     # Zhao 2018, arXiv 1704.08545, sec. 5.
     "icnet": {"batch": 16, "momentum": 0.9, "decay": 0.0001, "scale": (0.5, 2.0), "steps": 30_000},
+    # Chen 2020, arXiv 1912.10917; the authors' train/config_train.py: 600 epochs of 1000 steps.
+    "fasterseg": {
+        "batch": 12,
+        "crop": (512, 1024),
+        "momentum": 0.9,
+        "decay": 0.0005,
+        "scale": (0.75, 1.25),
+        "steps": 600_000,
+    },
     # Long 2015, arXiv 1411.4038, sec. 4.3: "minibatch size of 20 images", momentum 0.9, weight decay 5^-4 or 2^-4.
     "fcn": {"batch": 20, "momentum": 0.9, "decay": 0.0005},
     # Badrinarayanan 2015, arXiv 1511.00561, sec. 3.1: mini-batches of 12, fixed rate 0.1, momentum 0.9.
@@ -125,6 +134,7 @@ def test_recipes_of_caffes_networks_subtract_the_mean_of_the_authors_prototxt_fi
     [
         ("pspnet", {"logits": 1.0, "aux": 0.4}),  # Zhao 2017, arXiv 1612.01105, sec. 3.3: alpha = 0.4
         ("icnet", {"sub4": 0.4, "sub24": 0.4, "logits": 1.0}),  # Zhao 2018, arXiv 1704.08545, sec. 5
+        ("fasterseg", {"logits": 1.0, "heads16": 0.2, "heads32": 0.2}),  # the authors' train/train.py, lamb
     ],
 )
 def test_auxiliary_losses_weigh_what_the_paper_says(name, branches):
@@ -198,6 +208,8 @@ def test_losses_have_the_constants_of_their_papers():
         ("deeplab_v3plus", 27_000, 0.007 * 0.1**0.9),
         ("pspnet", 75_000, 0.01 * 0.5**0.9),
         ("icnet", 15_000, 0.01 * 0.5**0.9),
+        ("fasterseg", 999, 0.01),
+        ("fasterseg", 2000, 0.01 * 0.992**2),
         ("attention", 2000, 1e-4),
         ("fcn", 39_999, 1e-4),
         ("segnet", 9_999, 0.1),
