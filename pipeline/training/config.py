@@ -204,6 +204,16 @@ class LossConfig(_Frozen):
     )
 
 
+class DistillConfig(_Frozen):
+    """Distillation: a trained network's probabilities as a second target. Hinton 2015, arXiv 1503.02531."""
+
+    teacher: str | None = Field(
+        None, description="Teacher: checkpoint of the same classes, folder or shipped name; default: none."
+    )
+    weight: float = Field(1.0, gt=0, description="Weight of KL(teacher || student), the mean over labelled pixels.")
+    temperature: float = Field(1.0, gt=0, description="Temperature: divides the scores of both before softmax.")
+
+
 class WeakConfig(_Frozen):
     """Weak supervision: pixel labels from image-level classes or boxes. Papandreou 2015, arXiv 1502.02734."""
 
@@ -298,6 +308,16 @@ class TrainRuntimeConfig(_Frozen):
         return self
 
 
+LATER_SETTINGS = {
+    "sets": (*LabelsConfig.model_fields, "hold_out"),
+    "network": ("scale",),
+    "augment": ("gamma", "noise"),
+    "loss": ("bootstrapped_pixels",),
+    "distill": tuple(DistillConfig.model_fields),
+}
+"""Settings by section that are younger than the fingerprint: a default is left out of it, so that older runs go on."""
+
+
 class TrainConfig(_Frozen):
     """Train a network on labelled images and write a checkpoint for segment_dataset."""
 
@@ -316,6 +336,7 @@ class TrainConfig(_Frozen):
     optimise: OptimiseConfig = Field(OptimiseConfig(), description="Optimiser.")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="Learning rate schedule.")
     loss: LossConfig = Field(LossConfig(), description="Loss.")
+    distill: DistillConfig = Field(DistillConfig(), description="Distillation from a teacher.")
     weak: WeakConfig = Field(WeakConfig(), description="Weak labels.")
     batch_norm: Literal["train", "sync", "frozen"] = Field(
         "train", description="Batch norm statistics: per worker, over all workers, or frozen at the initial weights'."
@@ -345,25 +366,30 @@ class TrainConfig(_Frozen):
         plain = self.model_dump(mode="json", exclude=UNFINGERPRINTED)
         for name in ("max_left_out_share", "max_ignored_share"):
             plain["sets"].pop(name)
-        if self.network.scale is None:
-            plain["network"].pop("scale")
-        for name, field in LabelsConfig.model_fields.items():  # runs begun before there were these are continued
-            if getattr(self.sets, name) == field.default:
-                plain["sets"].pop(name)
-        if self.loss.bootstrapped_pixels == LossConfig.model_fields["bootstrapped_pixels"].default:
-            plain["loss"].pop("bootstrapped_pixels")  # for the same reason
+        for section, names in LATER_SETTINGS.items():
+            chosen = getattr(self, section)
+            for name in names:
+                if getattr(chosen, name) == type(chosen).model_fields[name].default:
+                    plain[section].pop(name)
+        if not plain["distill"]:
+            plain.pop("distill")
         return plain
 
-    def fingerprint(self, *, data: str, initial: str | None, classes: Any) -> str:
+    def fingerprint(self, *, data: str, initial: str | None, classes: Any, teacher: str | None = None) -> str:
         """Hash everything that can change the weights: 64 hex digits.
 
         Args:
             data: fingerprint of the examples, their labels and order.
             initial: SHA-256 of the initial checkpoint; None: from scratch.
             classes: the class map as plain data.
+            teacher: SHA-256 of the teacher; None: no teacher.
         """
         facts = self.weight_settings()
         facts["network"].pop("initial")
+        distill = facts.pop("distill", {})
+        distill.pop("teacher", None)
+        facts |= {"distill": distill} if distill else {}
+        facts |= {"teacher": teacher} if teacher else {}
         facts |= {"data": data, "initial": initial, "classes": classes, "code": TRAINING_CODE_VERSION}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

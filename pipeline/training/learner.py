@@ -22,6 +22,7 @@ from pipeline.models.network import BUILDERS_OWN, Network
 from pipeline.records import Int64
 from pipeline.training import batch_norm, ema, losses, optimiser, state, weak
 from pipeline.training.config import TrainConfig
+from pipeline.training.distill import Teacher
 from pipeline.training.examples import Batch
 from pipeline.training.losses import Loss
 from pipeline.training.ranks import Group
@@ -56,6 +57,8 @@ class Learner:
     """Number format of convolutions."""
     background: int
     """Id of the background class, for weak labels."""
+    teacher: Teacher | None = None
+    """Trained network of the same classes, for distillation; it does not learn, and is not part of the state."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that a resumed run needs: the tensors themselves, not copies."""
@@ -107,7 +110,15 @@ def build_phase_network(cfg: TrainConfig, classes: ClassMap) -> Network:
     )
 
 
-def make_learner(network: Network, cfg: TrainConfig, classes: ClassMap, counts_nk: Int64, group: Group) -> Learner:
+def make_learner(
+    network: Network,
+    cfg: TrainConfig,
+    classes: ClassMap,
+    counts_nk: Int64,
+    group: Group,
+    *,
+    teacher: Teacher | None = None,
+) -> Learner:
     """Make optimiser, loss and wrappers for a network in one phase.
 
     Args:
@@ -116,6 +127,7 @@ def make_learner(network: Network, cfg: TrainConfig, classes: ClassMap, counts_n
         classes: class map of the labels.
         counts_nk: (N, K) labelled pixels of each class in each image, for class weights.
         group: ranks that train together.
+        teacher: from `distill.load_teacher`.
 
     Raises:
         ConfigError: settings do not fit the network, the classes or the data.
@@ -143,6 +155,7 @@ def make_learner(network: Network, cfg: TrainConfig, classes: ClassMap, counts_n
         branches=losses.branch_weights(cfg.loss, network),
         dtype=convolution_dtype(cfg, group.device),
         background=weak.background_id(cfg.weak, classes),
+        teacher=teacher,
     )
 
 
@@ -196,7 +209,7 @@ def take_step(learner: Learner, batch: Batch, group: Group, *, step: int, rate: 
     torch.manual_seed(derive_seed(cfg.seed, step, group.rank))
     optimiser.set_lr(learner.optimiser, cfg.optimise.lr * rate)
     passes = [to_device(group.device, part) for part in split_batch(batch, cfg.optimise.accumulate)]
-    units = group.sum(torch.stack([learner.loss.units(part.labels_nhw) for part in passes]).sum(0))
+    units = group.sum(torch.stack([pass_units(learner, part) for part in passes]).sum(0))
     learner.optimiser.zero_grad()
     total = torch.zeros((), device=group.device)
     for number, part in enumerate(passes, 1):
@@ -233,16 +246,31 @@ def to_device(device: torch.device, batch: Batch) -> Batch:
     return Batch(images, labels, present, batch.supervision_n)
 
 
+def pass_units(learner: Learner, batch: Batch) -> Tensor:
+    """Divisors of the loss that this pass counts: those of the terms, and last that of distillation."""
+    return torch.cat([learner.loss.units(batch.labels_nhw), learner.loss.valid_pixels(batch.labels_nhw)])
+
+
 def pass_loss(learner: Learner, batch: Batch, units: Tensor) -> Tensor:
-    """This pass's share of the loss of a step, summed over all branches."""
+    """This pass's share of the loss of a step, summed over all branches, and with a teacher that of distillation."""
     pixels = normalise(batch.images_nchw, learner.cfg)
     with torch.autocast(pixels.device.type, learner.dtype, enabled=learner.dtype is not torch.float32):
         scores = learner.supervised(pixels)
     labels = batch.labels_nhw
     if bool((batch.supervision_n > 0).any()):
         labels = complete_labels(learner, scores["logits"].detach(), batch)
-    shares = [weight * learner.loss(scores[name], labels, units) for name, weight in learner.branches.items()]
+    shares = [weight * learner.loss(scores[name], labels, units[:-1]) for name, weight in learner.branches.items()]
+    if learner.teacher:
+        shares.append(distillation_loss(learner, learner.teacher, scores["logits"], batch, units[-1:]))
     return torch.stack(shares).sum()
+
+
+def distillation_loss(learner: Learner, teacher: Teacher, logits_nkhw: Tensor, batch: Batch, pixels: Tensor) -> Tensor:
+    """This pass's share of the distillation loss, weighted. The teacher scores the same augmented images."""
+    cfg = learner.cfg.distill
+    scores = teacher.scores(batch.images_nchw, learner.dtype)
+    divergence = learner.loss.divergence(logits_nkhw, scores, batch.labels_nhw, pixels, temperature=cfg.temperature)
+    return cfg.weight * divergence
 
 
 def without_sync(supervised: nn.Module) -> Any:

@@ -97,7 +97,8 @@ def begin_phase(
     elif number > run_state.phase:
         new = state.copy_fitting(network, state.take_prefix("network", tensors))
         log.info("phase %d begins; tensors with new initial values: %s", number, ", ".join(new) or "none")
-    learner = make_learner(network, cfg, run.classes, run.training[cfg.sets.train].counts_nk, run.group)
+    counts_nk = run.training[cfg.sets.train].counts_nk
+    learner = make_learner(network, cfg, run.classes, counts_nk, run.group, teacher=run.teacher)
     if number == run_state.phase:
         learner.restore(tensors)
     else:

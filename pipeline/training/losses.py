@@ -1,4 +1,4 @@
-"""Losses between scores and labels: cross entropy, OHEM, bootstrapped, focal, Dice and Lovász-softmax.
+"""Losses of scores: OHEM, bootstrapped and plain cross entropy, focal, Dice, Lovász-softmax; divergence of a teacher.
 
 In: (N, K, h, w) scores of any float type on the grid of a network, and (N, H, W) labels. Out: a scalar, in float32 at
 least, also under autocast. A loss is a sum over pixels or images divided by their number, its unit, which is counted
@@ -70,17 +70,48 @@ class Loss(nn.Module):
                 total = total + share * self._sum(term, scores, labels) / torch.where(unit > 0, unit, 1)
             return total
 
+    def valid_pixels(self, labels_nhw: Tensor) -> Tensor:
+        """Divisor of `divergence`, to be summed over the passes and workers of a step: labelled pixels, (1,) float32.
+
+        Args:
+            labels_nhw: (N, H, W) uint8; padding has the ignore id, as unlabelled pixels have.
+        """
+        return (labels_nhw != self.ignore_id).sum().to(self.weight_of_id)[None]
+
+    def divergence(
+        self, scores_nkhw: Tensor, teacher_nkhw: Tensor, labels_nhw: Tensor, pixels: Tensor, *, temperature: float
+    ) -> Tensor:
+        """Share of these images in the distillation loss of a step: a sum over labelled pixels / `pixels`, a scalar.
+
+        Args:
+            scores_nkhw: (N, K, h, w) scores of the student, as in `forward`.
+            teacher_nkhw: (N, K, H, W) scores of the teacher at the size of the labels.
+            labels_nhw: (N, H, W) uint8.
+            pixels: from `valid_pixels`, summed over the whole step.
+            temperature: divides the scores of both, above 0.
+        """
+        with torch.autocast(scores_nkhw.device.type, enabled=False):
+            scores = scores_nkhw.to(torch.promote_types(scores_nkhw.dtype, torch.float32))
+            scores, labels = self._at_one_size(scores, labels_nhw)
+            teacher = self._at_size_of(scores, teacher_nkhw)
+            total = kl_divergence(scores, teacher, labels != self.ignore_id, temperature=temperature)
+            return total * (labels_nhw.numel() / labels.numel()) / pixels.clamp(min=1).squeeze(0)
+
     def _at_one_size(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = labels.shape[1:]
         if self.cfg.at == "labels":
+            height, width = labels.shape[1:]
             scores = upsample_scores(scores, height, width, stride=self.stride, align_corners=self.align_corners)
-        else:
-            rows, columns = (
-                centres(cells, length, stride=self.stride, align_corners=self.align_corners).to(labels.device)
-                for cells, length in zip(scores.shape[2:], (height, width), strict=True)
-            )
-            labels = labels[:, rows[:, None], columns]
-        return scores, labels.long()
+        return scores, self._at_size_of(scores, labels).long()
+
+    def _at_size_of(self, scores: Tensor, full: Tensor) -> Tensor:
+        """(..., H, W) -> (..., h, w): the pixel in the middle of each cell of the scores."""
+        if full.shape[-2:] == scores.shape[2:]:
+            return full
+        rows, columns = (
+            centres(cells, length, stride=self.stride, align_corners=self.align_corners).to(full.device)
+            for cells, length in zip(scores.shape[2:], full.shape[-2:], strict=True)
+        )
+        return full[..., rows[:, None], columns]
 
     def _sum(self, term: Term, scores: Tensor, labels: Tensor) -> Tensor:
         cfg, ignore_id, weights = self.cfg, self.ignore_id, self.weight_of_id.to(scores)
@@ -222,6 +253,23 @@ def bootstrapped(
     nats = F.cross_entropy(scores_nkhw, labels_nhw, ignore_index=ignore_id, reduction="none")
     losses = (weights_nhw * nats).flatten(1)
     return losses.topk(min(pixels, losses.size(1)), sorted=False).values.mean(1).sum()
+
+
+def kl_divergence(scores_nkhw: Tensor, teacher_nkhw: Tensor, valid_nhw: Tensor, *, temperature: float) -> Tensor:
+    """Distillation: sum over valid pixels of T^2 KL(teacher || student), nats, of softmax of scores divided by T.
+
+    Hinton 2015, arXiv 1503.02531, sec. 2: with T^2 the gradient does not shrink as T grows.
+
+    Args:
+        scores_nkhw: (N, K, H, W) of the student.
+        teacher_nkhw: (N, K, H, W) of the teacher; has no gradient.
+        valid_nhw: (N, H, W) bool.
+        temperature: T, above 0.
+    """
+    log_student = F.log_softmax(scores_nkhw / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher_nkhw.detach().to(scores_nkhw) / temperature, dim=1)
+    nats = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
+    return temperature**2 * (nats * valid_nhw).sum()
 
 
 def focal(scores_nkhw: Tensor, labels_nhw: Tensor, weights_nhw: Tensor, *, ignore_id: int, gamma: float) -> Tensor:

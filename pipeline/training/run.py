@@ -23,9 +23,10 @@ from pipeline.errors import ConfigError
 from pipeline.image.labels import label_coding
 from pipeline.store import objects
 from pipeline.store.url import Url
-from pipeline.training import state, tracker
+from pipeline.training import distill, state, tracker
 from pipeline.training.collection import Collection, image_name, open_collection
 from pipeline.training.config import TRAINING_CODE_VERSION, TrainConfig
+from pipeline.training.distill import Teacher
 from pipeline.training.ranks import Group
 from pipeline.training.start import open_initial
 from pipeline.training.tracker import Tracker
@@ -44,11 +45,13 @@ class TrainingRun:
     """Training collections, by the parts that a phase names."""
     validation: Collection
     began: dict[str, str]
-    """Digests of settings, data, class map, initial weights and code; a state with other digests is refused."""
+    """Digests of settings, data, class map, initial weights, teacher and code; a state with others is refused."""
     about: dict[str, JsonValue]
     """Facts for the checkpoint card beside scores: command, versions, data."""
     group: Group
     tracker: Tracker
+    teacher: Teacher | None = None
+    """Trained network for distillation."""
 
     @property
     def ends(self) -> list[int]:
@@ -76,8 +79,10 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         # Other parts may put other images on the validation side.
         training = {parts: examples.without(validation.keys) for parts, examples in training.items()}
     initial = open_initial(cfg.network.initial).sha256 if cfg.network.initial else None
+    teacher = distill.load_teacher(cfg, class_map, group.device)
+    taught = {"teacher": teacher.sha256} if teacher else {}  # nothing in runs without one, as before there were any
     data = _digest([examples.fingerprint for examples in (*training.values(), validation)])
-    fingerprint = cfg.fingerprint(data=data, initial=initial, classes=class_map.model_dump(mode="json"))
+    fingerprint = cfg.fingerprint(data=data, initial=initial, classes=class_map.model_dump(mode="json"), **taught)
     facts: dict[str, JsonValue] = {
         "fingerprint": fingerprint,
         "data": data,
@@ -85,6 +90,8 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         "validation_images": len(validation),
         "seed": cfg.seed,
     }
+    if teacher:
+        facts["teacher_sha256"] = teacher.sha256
     if unlabelled := validation.coverage.unlabelled:
         facts["validation_unlabelled"] = list[JsonValue](unlabelled)
     kind = cfg.runtime.tracker if group.leads else "none"
@@ -100,12 +107,14 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
             "class map": _digest(class_map.model_dump(mode="json")),
             "initial weights": initial or "",
             "code": str(TRAINING_CODE_VERSION),
+            **taught,
         },
         about={**about, **facts},
         group=group,
         tracker=tracker.make_tracker(
             kind, output=cfg.output_url, run=fingerprint, first_step=first_step, classes=class_map
         ),
+        teacher=teacher,
     )
 
 

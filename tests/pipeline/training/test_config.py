@@ -1,7 +1,7 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import LATER_SETTINGS, TrainConfig
 from tests.pipeline.test_config import leaves
 
 REQUIRED = {"data": "data", "output": "out"}
@@ -78,6 +78,8 @@ CHANGES_WEIGHTS = {
     "loss.bootstrapped_pixels": 64,
     "loss.focal_gamma": 1.0,
     "loss.branches": {"aux": 0.1},
+    "distill.weight": 0.5,
+    "distill.temperature": 4.0,
     "weak.classes": "em_fixed",
     "weak.boxes": "rect",
     "weak.background": "soil",
@@ -102,6 +104,7 @@ CHANGES_NO_WEIGHTS = {
     "classes": "own.yaml",  # its content counts, not its address
     "license": "CC0-1.0",
     "network.initial": "a/copy/of/it",  # its digest counts, not its address
+    "distill.teacher": "a/copy/of/it",  # its digest counts, not its address
     "runtime.workers": 2,
     "runtime.min_workers": 1,
     "runtime.device": "cpu",
@@ -157,6 +160,15 @@ def test_fingerprint_changes_with_data_start_and_class_map():
     assert len(set(prints)) == 4
 
 
+def test_a_teacher_counts_by_its_digest_and_runs_without_one_keep_their_fingerprint():
+    cfg = settings()
+    assert "distill" not in cfg.weight_settings()
+    both = [cfg.fingerprint(data="", initial=None, classes=(), teacher=teacher) for teacher in (None, "ab", "cd")]
+    assert len(set(both)) == 3
+    moved = (settings(**{"distill.teacher": place}) for place in ("here", "there"))
+    assert len({one.fingerprint(data="", initial=None, classes=(), teacher="ab") for one in moved}) == 1
+
+
 def test_every_setting_says_what_it_is():
     def undescribed(model):
         for name, field in model.model_fields.items():
@@ -199,6 +211,8 @@ def test_later_phases_change_what_they_name_and_keep_the_rest():
         {"loss.terms": {}},
         {"loss.terms": {"l1": 1.0}},
         {"ema": 1.0},
+        {"distill.weight": 0.0},
+        {"distill.temperature": 0.0},
         {"sets.train": ()},
         {"runtime.min_workers": 2},
     ],
@@ -206,3 +220,14 @@ def test_later_phases_change_what_they_name_and_keep_the_rest():
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ValidationError):
         settings(**wrong)
+
+
+def test_settings_that_came_later_are_in_the_fingerprint_only_where_they_are_set():
+    """So that a run begun before they existed goes on."""
+    plain = TrainConfig(data="data", output="out").weight_settings()
+    for section, names in LATER_SETTINGS.items():
+        assert not set(names) & plain.get(section, {}).keys()
+    assert "distill" not in plain
+    chosen = TrainConfig(data="data", output="out", augment={"gamma": 2.0}, sets={"hold_out": ["a"]})
+    assert chosen.weight_settings()["augment"]["gamma"] == 2
+    assert chosen.weight_settings()["sets"]["hold_out"] == ["a"]

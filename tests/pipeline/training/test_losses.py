@@ -284,6 +284,63 @@ def test_half_precision_scores_are_compared_in_full(term: str) -> None:
     assert found == loss(scores.float(), truth, loss.units(truth))
 
 
+@few
+@given(compared(), st.sampled_from([0.5, 1.0, 4.0]))
+def test_divergence_from_a_teacher_is_that_of_torch_and_its_sum_over_a_loop(pair, temperature: float) -> None:
+    scores, truth = pair
+    teacher = torch.randn(scores.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    loss = loss_of({"cross_entropy": 1})
+    pixels = loss.valid_pixels(truth)
+    given = float(loss.divergence(scores, teacher, truth, pixels, temperature=temperature))
+    total, count = 0.0, 0
+    for n, i, j in (truth != IGNORE).nonzero().tolist():
+        p, q = (torch.softmax(one[n, :, i, j] / temperature, 0) for one in (teacher, scores))
+        total += temperature**2 * sum(float(a) * math.log(a / b) for a, b in zip(p, q, strict=True))
+        count += 1
+    assert pixels == count
+    assert given == pytest.approx(total / max(count, 1), abs=1e-9)
+    assert given >= 0
+    if (truth != IGNORE).all():
+        flat = [one.movedim(1, -1).flatten(0, -2) / temperature for one in (scores, teacher)]
+        wanted = F.kl_div(flat[0].log_softmax(1), flat[1].softmax(1), reduction="batchmean") * temperature**2
+        assert given == pytest.approx(float(wanted), abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_teacher_that_is_the_student_has_no_loss_and_no_gradient(temperature: float) -> None:
+    torch.manual_seed(0)
+    scores = (5 * torch.randn(2, K, 4, 5, dtype=torch.float64)).requires_grad_()
+    truth = torch.randint(0, K, (2, 4, 5), dtype=torch.uint8)
+    loss = loss_of({"cross_entropy": 1})
+    found = loss.divergence(scores, scores, truth, loss.valid_pixels(truth), temperature=temperature)
+    found.backward()
+    assert abs(found) < 1e-12
+    assert scores.grad.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("at", ["labels", "logits"])
+def test_gradients_of_the_divergence_are_those_of_finite_differences(at: str) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(2, K, 2, 2, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, K, 4, 3, dtype=torch.float64)
+    truth = torch.randint(0, K, (2, 4, 3), dtype=torch.uint8)
+    truth[0, 0] = IGNORE
+    loss = loss_of({"cross_entropy": 1}, at=at, stride=2)
+    pixels = loss.valid_pixels(truth)
+    assert torch.autograd.gradcheck(lambda x: loss.divergence(x, teacher, truth, pixels, temperature=2.0), scores)
+
+
+def test_divergence_without_a_labelled_pixel_is_0_and_certain_scores_are_finite() -> None:
+    truth = torch.full((1, 4, 5), IGNORE, dtype=torch.uint8)
+    scores, loss = torch.randn(1, K, 4, 5, requires_grad=True), loss_of({"cross_entropy": 1})
+    teacher = torch.randn(1, K, 4, 5)
+    assert loss.divergence(scores, teacher, truth, loss.valid_pixels(truth), temperature=1.0) == 0
+    certain = loss.divergence(scores, 1e4 * teacher, truth * 0, loss.valid_pixels(truth * 0), temperature=1.0)
+    certain.backward()
+    assert certain.isfinite()
+    assert scores.grad.isfinite().all()
+
+
 def test_terms_add_up_by_their_weights() -> None:
     torch.manual_seed(0)
     scores, truth = torch.randn(2, K, 4, 4), torch.randint(0, K, (2, 4, 4), dtype=torch.uint8)
