@@ -51,6 +51,9 @@ def parse_import(argv: list[str] | None) -> argparse.Namespace:
         "--weights", help="set of weights where the file has several: ema for the average, or a name of the report"
     )
     flags.add_argument("--classes", help="class map name or YAML file; unset: guessed for 21, 19 and 150 classes")
+    flags.add_argument(
+        "--drop-scores", nargs="+", type=int, default=[], metavar="N", help="scores to leave out, such as unlabelled"
+    )
     flags.add_argument("--in-channels", type=int, help="widen the first convolution to this many bands")
     flags.add_argument("--output-stride", type=int, help="output stride in training; unset: the source's default")
     flags.add_argument("--architecture", help="network that receives a backbone")
@@ -86,6 +89,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
         seed=args.seed,
         source=args.source,
         license=args.license or convert.NO_LICENCE,
+        drop_scores=tuple(args.drop_scores),
     )
     imported = convert.convert_weights(source, options)
     verified, not_verified = report.verify_import(source, imported, compare=args.verify)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import classes
 from pipeline.classes import ClassMap
@@ -65,6 +65,8 @@ class ImportOptions:
     """Origin for the card; None: the file's name and layout."""
     license: str = NO_LICENCE
     """SPDX name of the licence of the weights."""
+    drop_scores: tuple[int, ...] = ()
+    """Scores to leave out, from 0 on, such as that of an unlabelled class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +171,20 @@ def convert_weights(source: WeightsFile, choices: ImportOptions) -> ImportedChec
     scores = _scores(layout, tensors)
     if scores == 1:
         tensors = _with_background(layout, tensors, network)
+    tensors = _without_scores(layout, tensors, network, choices.drop_scores)
     used, unused = _account(layout, tensors, network.state_dict(), encoder=hasattr(network, "encoder"))
     network = _seeded(card, choices.seed) if layout.is_backbone else network
-    state, filled = _assemble(layout, tensors, network.state_dict(), used)
+    state, filled = _assemble(layout, tensors, network.state_dict(), used, _joined_bands(layout, card))
     notes = (*source.notes, *notes, *_normalisation_notes(source, card), *layout.notes)
     return ImportedCheckpoint(layout, card, state, used, unused | dict(source.beside), filled, notes, scores)
 
 
-def _network(card: Card) -> Network:
+def _network(card: Card, *, bands: int = 0) -> Network:
+    """Build a card's network, with so many more bands."""
     return zoo.build_network(
         card.architecture,
         len(card.classes),
-        in_channels=card.in_channels,
+        in_channels=card.in_channels + bands,
         output_stride=card.output_stride,
         **card.options,
     )
@@ -197,7 +201,7 @@ def _classes(
     layout: WeightsLayout, tensors: Mapping[str, Tensor], choices: ImportOptions
 ) -> tuple[ClassMap, tuple[str, ...]]:
     """Class map, and notes if it was guessed or the file has one score for two classes."""
-    count = _scores(layout, tensors)
+    count = _kept_scores(layout, tensors, choices.drop_scores)
     class_map = classes.load_class_map(choices.classes) if choices.classes else None
     if count == 1:
         return _two_classes(class_map)
@@ -218,7 +222,25 @@ def _classes(
 
 def _scores(layout: WeightsLayout, tensors: Mapping[str, Tensor]) -> int | None:
     """Scores per pixel; None for a backbone."""
-    return filters(tensors, layout.scores) if layout.scores else None
+    return filters(tensors, layout.scores, axis=layout.scores_axis) if layout.scores else None
+
+
+def _kept_scores(layout: WeightsLayout, tensors: Mapping[str, Tensor], dropped: tuple[int, ...]) -> int | None:
+    """Scores per pixel without the dropped ones; None for a backbone.
+
+    Raises:
+        ConfigError: a dropped score is not in the file, or fewer than two scores remain.
+    """
+    count = _scores(layout, tensors)
+    if not dropped:
+        return count
+    if count is None:
+        raise ConfigError("a backbone has no scores", hint="leave --drop-scores unset")
+    if unknown := [index for index in dropped if not 0 <= index < count]:
+        raise ConfigError(f"--drop-scores {unknown[0]}: the file has the scores 0 to {count - 1}")
+    if count - len(set(dropped)) < 2:
+        raise ConfigError(f"--drop-scores leaves {count - len(set(dropped))} of {count} scores, at least 2 are needed")
+    return count - len(set(dropped))
 
 
 def _two_classes(class_map: ClassMap | None) -> tuple[ClassMap, tuple[str, ...]]:
@@ -240,12 +262,35 @@ def _with_background(layout: WeightsLayout, tensors: Mapping[str, Tensor], netwo
     Weights and biases of class 0 are zeros in every layer that gives scores. Sums, averages and maxima of such scores
     over branches, and their interpolation, keep 0.
     """
-    layers = {name for name, module in network.named_modules() for last in network.last_layers() if module is last}
+    axes = _score_axes(layout, tensors, network)
     return {
-        name: torch.cat((torch.zeros_like(tensor), tensor))
-        if (_target(name, layout.rules) or "").rpartition(".")[0] in layers and tensor.dim() and len(tensor) == 1
+        name: torch.cat((torch.zeros_like(tensor), tensor), axes[name])
+        if name in axes and tensor.size(axes[name]) == 1
         else tensor
         for name, tensor in tensors.items()
+    }
+
+
+def _without_scores(
+    layout: WeightsLayout, tensors: Mapping[str, Tensor], network: Network, dropped: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Leave scores out of every layer that gives them: a class without a score is never an answer."""
+    kept = dict(tensors)
+    for name, axis in _score_axes(layout, tensors, network).items() if dropped else ():
+        indices = [index for index in range(tensors[name].size(axis)) if index not in dropped]
+        kept[name] = tensors[name].index_select(axis, torch.tensor(indices))
+    return kept
+
+
+def _score_axes(layout: WeightsLayout, tensors: Mapping[str, Tensor], network: Network) -> dict[str, int]:
+    """Axis of the scores, by the file's names of the tensors in our last layers."""
+    last = network.last_layers()
+    layers = {name: module for name, module in network.named_modules() if any(module is layer for layer in last)}
+    owners = {name: (_target(name, layout.rules) or "").rpartition(".")[0] for name in tensors}
+    return {
+        name: int(isinstance(layers[owners[name]], nn.ConvTranspose2d) and tensor.dim() > 1)
+        for name, tensor in tensors.items()
+        if owners[name] in layers and tensor.dim()
     }
 
 
@@ -290,10 +335,12 @@ def _card(
     if layout.is_backbone:  # a network with only this backbone has no option for it
         options = {name: value for name, value in options.items() if name in options_class.model_fields}
     bands = _bands(layout, tensors)
-    normalisation = layout.normalisation
+    normalisation = layout.input_normalisation(_scores(layout, tensors))
     about: dict[str, Any] = {"imported_from": source.name, "sha256": source.sha256, "layout": layout.name}
     if source.weights:
         about["weights"] = source.weights
+    if choices.drop_scores:
+        about["dropped_scores"] = sorted(set(choices.drop_scores))
     if layout.is_backbone:
         about["untrained"] = f"all but the backbone, filled from seed {choices.seed}"
     try:
@@ -389,7 +436,11 @@ def shape_text(tensor: Tensor) -> str:
 
 
 def _assemble(
-    layout: WeightsLayout, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], used: Mapping[str, str]
+    layout: WeightsLayout,
+    tensors: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    used: Mapping[str, str],
+    joined: Mapping[str, int],
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Make the state dict; returns it and the names that the file does not fill."""
     from_file = {target: _precise(tensors[name]) for name, target in used.items()}
@@ -398,6 +449,7 @@ def _assemble(
         from_file[name] = from_file[name].roll(wanted["reduce.0.weight"].size(0), axis)
     if layout.normalisation.bgr:
         from_file |= {name: from_file[name].flip(1) for name in _first(layout, from_file)}
+        from_file |= {name: _last_reversed(from_file[name], axis) for name, axis in joined.items()}
     filled = tuple(name for name in wanted if name not in from_file)
     state = {
         name: from_file.get(name, torch.zeros(())).to(torch.int64) if is_counter(name) else from_file.get(name, tensor)
@@ -406,10 +458,50 @@ def _assemble(
     return state, filled
 
 
-def _first(layout: WeightsLayout, state: Mapping[str, Tensor]) -> list[str]:
+def _first(layout: WeightsLayout, state: Mapping[str, Any]) -> list[str]:
     """Names in `state` of the convolutions whose input is the image."""
     placed = (name if name in state else name.replace("backbone.", "encoder.", 1) for name in layout.first)
     return [name for name in placed if name in state]
+
+
+def _joined_bands(layout: WeightsLayout, card: Card) -> dict[str, int]:
+    """Axis, by our tensor, whose last channels are the image's, in networks that join the image to features.
+
+    A network with one band more has one channel more there. Convolutions of the image alone are left out.
+    """
+    shapes = _shapes(card)
+    grown = {
+        name: [at for at, length in enumerate(shape) if length == shapes[name][at] + 1]
+        for name, shape in _shapes(card, bands=1).items()
+        if shape != shapes[name] and name not in _first(layout, shapes)
+    }
+    return {name: axes[0] for name, axes in grown.items() if axes}
+
+
+def _shapes(card: Card, *, bands: int = 0) -> dict[str, torch.Size]:
+    """Shapes of the tensors of a card's network with so many more bands."""
+    with torch.device("meta"):
+        network = _network(card, bands=bands)
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def _last_reversed(tensor: Tensor, axis: int) -> Tensor:
+    """Reverse the last three channels along an axis: blue, green, red become red, green, blue."""
+    features, image = tensor.tensor_split([tensor.size(axis) - 3], axis)
+    return torch.cat([features, image.flip(axis)], axis)
+
+
+def _last_widened(tensor: Tensor, axis: int, bands: int) -> Tensor:
+    """Widen the last three channels along an axis: filters as in `layers.widen`, values per channel repeat.
+
+    A single band gets the mean of the three values.
+    """
+    features, image = tensor.tensor_split([tensor.size(axis) - 3], axis)
+    if axis == 1:
+        image = widen(image, bands)
+    else:
+        image = image.mean(0, keepdim=True) if bands == 1 else image[torch.arange(bands) % 3]
+    return torch.cat([features, image], axis)
 
 
 def _precise(tensor: Tensor) -> Tensor:
@@ -427,9 +519,9 @@ def widen_input(imported: ImportedCheckpoint, bands: int) -> ImportedCheckpoint:
         return imported
     if card.in_channels != 3 or not 1 <= bands <= zoo.MAX_CHANNELS:
         raise ConfigError(f"{card.in_channels} bands cannot become {bands}: 3 can become 1 to {zoo.MAX_CHANNELS}")
-    state = imported.state | {
-        name: widen(imported.state[name], bands) for name in _first(imported.layout, imported.state)
-    }
+    layout, state = imported.layout, dict(imported.state)
+    state |= {name: widen(state[name], bands) for name in _first(layout, state)}
+    state |= {name: _last_widened(state[name], axis, bands) for name, axis in _joined_bands(layout, card).items()}
     mean, std = (tuple(values[index % 3] for index in range(bands)) for values in (card.mean, card.std))
     changes = {"in_channels": bands, "mean": mean, "std": std, "channels": band_names(bands)}
     card = Card.model_validate(card.model_dump() | changes)

@@ -42,6 +42,7 @@ FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
 CRF_RNN, DILATION, FRRN = "arXiv 1502.03240", "arXiv 1511.07122", "arXiv 1611.08323"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 FASTERSEG = "arXiv 1912.10917"
+ESPNET = "arXiv 1803.06815"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
 
@@ -196,6 +197,7 @@ VARIANTS = (
     Variant("deeplab_v3plus_xception71", "deeplab_v3plus", 2018, V3PLUS, None, "", {"backbone": "xception71"}),
     Variant("fasterseg", "fasterseg", 2019, FASTERSEG, 71.5, "Cityscapes test", {"variant": "student"}),
     Variant("fasterseg_teacher", "fasterseg", 2019, FASTERSEG, None, "", {"variant": "teacher"}),
+    Variant("espnet", "espnet", 2018, ESPNET, 60.3, "Cityscapes test"),
 )
 
 

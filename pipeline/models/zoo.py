@@ -13,6 +13,7 @@ from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
 from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.dilation import Dilation, DilationOptions
+from pipeline.models.espnet import ESPNet, ESPNetOptions
 from pipeline.models.fasterseg import FasterSeg, FasterSegOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.frrn import FRRNA, FRRNB, FRRNOptions
@@ -31,6 +32,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
     "dilation": (Dilation, DilationOptions),
     "fasterseg": (FasterSeg, FasterSegOptions),
+    "espnet": (ESPNet, ESPNetOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),
     "frrn_a": (FRRNA, FRRNOptions),

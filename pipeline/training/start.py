@@ -89,11 +89,14 @@ def load_initial_weights(network: Network, cfg: NetworkConfig, classes: ClassMap
         return
     start = open_initial(cfg.initial)
     pairs = class_pairs(cfg, classes, start.classes)
-    own, initial, heads, first = network.state_dict(), {}, class_tensors(start.card), band_tensors(start.card)
+    own, initial = network.state_dict(), {}
+    same_classes = start.classes is not None and classes.names == start.classes.names and _is_identity(pairs)
+    heads = set() if same_classes else class_tensors(start.card)
+    first = set() if cfg.channels == start.card.channels else band_tensors(start.card)
     for theirs, tensor in start.tensors.items():
         name = _own_name(theirs, own)
         if theirs in heads and name in own:
-            initial[name] = copy_classes(own[name], tensor, pairs)
+            initial[name] = copy_classes(own[name], tensor, pairs, len(classes))
         elif theirs in first and name in own:
             initial[name] = copy_bands(own[name], tensor, cfg.channels, start.card.channels)
         else:
@@ -142,6 +145,10 @@ def class_pairs(cfg: NetworkConfig, ours: ClassMap, theirs: ClassMap | None) -> 
     return {ours.names.index(own): theirs.names.index(source) for own, source in names.items()}
 
 
+def _is_identity(pairs: Mapping[int, int]) -> bool:
+    return all(ours == theirs for ours, theirs in pairs.items())
+
+
 def class_tensors(card: Card) -> set[str]:
     """Names of the tensors of a network whose shape depends on the number of classes."""
     return _differing(_shapes(card, classes=1), _shapes(card))
@@ -169,12 +176,12 @@ def _shapes(card: Card, *, classes: int = 0, bands: int = 0) -> dict[str, torch.
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
-def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int]) -> Tensor:
-    """Copy the rows of paired classes from the checkpoint's tensor; classes are along the first axis.
+def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int], classes: int) -> Tensor:
+    """Copy the rows of paired classes from the checkpoint's tensor; `classes` of ours are along the first axis.
 
-    A tensor that differs in any other axis keeps its initial values.
+    A tensor that differs in any other axis, or whose first axis is not the classes, keeps its initial values.
     """
-    if own.shape[1:] != theirs.shape[1:] or not pairs:
+    if own.shape[1:] != theirs.shape[1:] or len(own) != classes or not pairs:
         return own
     mixed = own.clone()
     mixed[list(pairs)] = theirs[list(pairs.values())].to(mixed)
@@ -184,10 +191,12 @@ def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int]) -> Tensor:
 def copy_bands(own: Tensor, theirs: Tensor, ours: tuple[str, ...], names: tuple[str, ...]) -> Tensor:
     """Copy the filters of bands that both have, by name; those of new bands start at 0, which changes no answer.
 
-    Bands are along the second axis. A tensor without a common band, or of another size, keeps its initial values.
+    Bands are along the second axis. A tensor without a common band, of another size, or whose second axis is not the
+    bands, keeps its initial values.
     """
     common = [name for name in ours if name in names]
-    if own.shape[0] != theirs.shape[0] or own.shape[2:] != theirs.shape[2:] or not common:
+    bands = (own.shape[1:2], theirs.shape[1:2]) == ((len(ours),), (len(names),))
+    if not bands or own.shape[0] != theirs.shape[0] or own.shape[2:] != theirs.shape[2:] or not common:
         return own
     mixed = torch.zeros_like(own)
     mixed[:, [ours.index(name) for name in common]] = theirs[:, [names.index(name) for name in common]].to(mixed)

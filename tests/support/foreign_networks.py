@@ -394,6 +394,101 @@ def lite_features(tensors: dict[str, Tensor], number: int, pixels: Tensor) -> Te
     return x
 
 
+# ---------------------------------------------------------------- sacmehta's ESPNet
+
+
+def espnet_norm(channels: int) -> Named:
+    return Named(bn=nn.BatchNorm2d(channels, eps=1e-3), act=nn.PReLU(channels))
+
+
+def normed(module: nn.Module, x: Tensor) -> Tensor:
+    return module.act(module.bn(x))
+
+
+class ESP(nn.Module):
+    """Efficient spatial pyramid; as a downsampler its batch norm has no module of its own, and nothing is added."""
+
+    def __init__(self, entering: int, leaving: int, *, down: bool = False) -> None:
+        super().__init__()
+        inner = leaving // 5
+        self.down = down
+        self.c1 = Named(conv=conv(entering, inner, 3, stride=2) if down else conv(entering, inner))
+        for rate, wide in zip((1, 2, 4, 8, 16), (leaving - 4 * inner, *[inner] * 4), strict=True):
+            setattr(self, f"d{rate}", Named(conv=conv(inner, wide, 3, rate=rate)))
+        if down:
+            self.bn, self.act = nn.BatchNorm2d(leaving, eps=1e-3), nn.PReLU(leaving)
+        else:
+            self.bn = espnet_norm(leaving)
+
+    def forward(self, x: Tensor, add: bool = True) -> Tensor:
+        small = self.c1.conv(x)
+        d1, d2, d4, d8, d16 = (getattr(self, f"d{rate}").conv(small) for rate in (1, 2, 4, 8, 16))
+        merged = torch.cat([d1, d2, d2 + d4, d2 + d4 + d8, d2 + d4 + d8 + d16], 1)
+        if self.down:
+            return normed(self, merged)
+        return normed(self.bn, merged + x if add else merged)
+
+
+class ESPNetC(nn.Module):
+    def __init__(self, classes: int, *, width: int, p: int = 2, q: int = 3) -> None:
+        super().__init__()
+        two, three = 4 * width, 8 * width
+        self.level1 = Named(conv=conv(3, width, 3, stride=2), **dict(espnet_norm(width).named_children()))
+        self.b1, self.b2, self.b3 = (espnet_norm(wide) for wide in (width + 3, 2 * two + 3, 2 * three))
+        self.level2_0, self.level3_0 = ESP(width + 3, two, down=True), ESP(2 * two + 3, three, down=True)
+        self.level2 = nn.ModuleList(ESP(two, two) for _ in range(p))
+        self.level3 = nn.ModuleList(ESP(three, three) for _ in range(q))
+        self.classifier = Named(conv=conv(2 * three, classes))
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """Features at stride 2 without and with the image, at stride 4, and scores at stride 8."""
+        half = F.avg_pool2d(x, 3, 2, 1)
+        quarter = F.avg_pool2d(half, 3, 2, 1)
+        plain = normed(self.level1, self.level1.conv(x))
+        joined = normed(self.b1, torch.cat([plain, half], 1))
+        begun = x = self.level2_0(joined)
+        for module in self.level2:
+            x = module(x)
+        middle = normed(self.b2, torch.cat([x, begun, quarter], 1))
+        begun = x = self.level3_0(middle)
+        for module in self.level3:
+            x = module(x)
+        return [plain, joined, middle, self.classifier.conv(normed(self.b3, torch.cat([begun, x], 1)))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.views(x)[-1]
+
+
+class ESPNet(nn.Module):
+    """`image`: the decoder's last convolution sees the image too, as in train/Model.py and unlike test/Model.py."""
+
+    def __init__(self, classes: int, *, width: int, image: bool, q: int = 3) -> None:
+        super().__init__()
+        self.image = image
+        self.encoder = ESPNetC(classes, width=width, q=q)
+        self.level3_C = Named(conv=conv(8 * width + 3, classes))
+        self.br = nn.BatchNorm2d(classes, eps=1e-3)
+        fused = width + 3 * image + classes
+        self.conv = Named(conv=conv(fused, classes, 3), **dict(espnet_norm(classes).named_children()))
+        self.up_l3 = layers(self._up(classes))
+        self.combine_l2_l3 = layers(espnet_norm(2 * classes), ESP(2 * classes, classes))
+        self.up_l2 = layers(self._up(classes), espnet_norm(classes))
+        self.classifier = self._up(classes)
+
+    @staticmethod
+    def _up(classes: int) -> nn.ConvTranspose2d:
+        return nn.ConvTranspose2d(classes, classes, 2, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The source takes sides of multiples of 8 only; here what is too much is cut off."""
+        plain, joined, middle, coarse = self.encoder.views(x)
+        up = self.up_l3[0](self.br(coarse))[:, :, : middle.size(2), : middle.size(3)]
+        up = normed(self.combine_l2_l3[0], torch.cat([self.level3_C.conv(middle), up], 1))
+        up = normed(self.up_l2[1], self.up_l2[0](self.combine_l2_l3[1](up, add=False)))
+        up = torch.cat([up[:, :, : plain.size(2), : plain.size(3)], joined if self.image else plain], 1)
+        return self.classifier(normed(self.conv, self.conv.conv(up)))
+
+
 # ---------------------------------------------------------------- kazuto1011
 
 

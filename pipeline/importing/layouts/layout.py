@@ -51,7 +51,9 @@ class WeightsLayout:
     aliases: tuple[tuple[str, str], ...] = ()
     """Regular expressions and replacements that normalise the file's names first."""
     scores: str = ""
-    """Alias of the tensor whose first axis is the classes; empty for a backbone."""
+    """Alias of the tensor with an axis of one length per class; empty for a backbone."""
+    scores_axis: int = 0
+    """That axis: 0 of a convolution, 1 of a transposed one."""
     first: tuple[str, ...] = ("backbone.conv1.weight",)
     """Our convolutions whose input is the image."""
     swapped: Mapping[str, int] = field(default_factory=dict)
@@ -62,8 +64,14 @@ class WeightsLayout:
     """ASPP's rates if the source has the same at every output stride; ours are doubled at stride 8."""
     normalisation: Normalisation = IMAGENET
     """Input normalisation of the source."""
+    normalisation_by_scores: Mapping[int, Normalisation] = field(default_factory=dict)
+    """Another input normalisation by number of scores: some sources take the statistics of their training images."""
     notes: tuple[str, ...] = ()
     """Notes for the report: possible differences from the source's outputs, and facts the file does not store."""
+
+    def input_normalisation(self, scores: int | None) -> Normalisation:
+        """Input normalisation of a file with so many scores; None for a backbone."""
+        return self.normalisation_by_scores.get(scores or 0, self.normalisation)
 
     @property
     def is_backbone(self) -> bool:

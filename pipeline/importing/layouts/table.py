@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pipeline.importing.layouts.backbones import BACKBONE_LAYOUTS
 from pipeline.importing.layouts.deeplab_caffe import DEEPLAB_CAFFE_LAYOUTS
 from pipeline.importing.layouts.dilation_caffe import DILATION_CAFFE_LAYOUTS
+from pipeline.importing.layouts.espnet import ESPNET_LAYOUTS
 from pipeline.importing.layouts.fasterseg import FASTERSEG_LAYOUTS
 from pipeline.importing.layouts.frrn_lasagne import FRRN_LASAGNE_LAYOUTS
 from pipeline.importing.layouts.jfzhang95 import JFZHANG_LAYOUTS
@@ -26,6 +27,7 @@ WEIGHTS_LAYOUTS: tuple[WeightsLayout, ...] = (
     *DILATION_CAFFE_LAYOUTS,
     *FRRN_LASAGNE_LAYOUTS,
     *FASTERSEG_LAYOUTS,
+    *ESPNET_LAYOUTS,
     *BACKBONE_LAYOUTS,
 )
 """Every layout; a file has the first one that fits, so backbones, with the fewest marks, come last."""

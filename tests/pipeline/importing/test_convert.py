@@ -128,11 +128,22 @@ FOREIGN = {
     ("jfzhang-deeplab-v3plus", 16): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=16),
     ("jfzhang-deeplab-v3plus-xception", 16): lambda: foreign.Jfzhang(21, width=WIDTH, output_stride=16, xception=True),
     ("semseg-pspnet", 8): lambda: foreign.Semseg(21, width=WIDTH),
+    ("espnet", 8): lambda: foreign.ESPNet(21, width=2 * WIDTH, image=False),
+    ("espnet-c", 8): lambda: foreign.ESPNetC(21, width=2 * WIDTH),
     ("kazuto-deeplab-v2", 8): lambda: foreign.KazutoV2(21, width=WIDTH),
     ("kazuto-deeplab-v3plus", 16): lambda: foreign.KazutoV3Plus(21, width=WIDTH),
     ("fasterseg-student", 32): lambda: foreign.FasterSeg(21, "student", scale=1 / 8),
     ("fasterseg-teacher", 32): lambda: foreign.FasterSeg(21, "teacher", scale=1 / 8),
 }
+
+
+def source_input(made: ImportedCheckpoint, pixels: Tensor) -> Tensor:
+    """Pixels as the source gives them to its network."""
+    if made.layout.name.startswith("kazuto"):
+        return foreign.for_caffe(pixels)
+    if made.layout.name.startswith("espnet"):
+        return normalised(made, pixels).flip(1)
+    return normalised(made, pixels)
 
 
 @pytest.mark.parametrize(("layout", "output_stride"), FOREIGN)
@@ -142,7 +153,7 @@ def test_an_import_computes_what_a_rewriting_of_its_source_does(layout: str, out
     made = imported(network.state_dict(), output_stride=output_stride)
     assert made.layout.name == layout
     with torch.no_grad():
-        wanted = network(foreign.for_caffe(pixels) if layout.startswith("kazuto") else normalised(made, pixels))
+        wanted = network(source_input(made, pixels))
     given = scores(made, pixels)
     same(
         given, wanted[:, :, : given.size(2), : given.size(3)]
@@ -239,6 +250,92 @@ def test_what_no_shape_of_a_caffemodel_tells_makes_a_difference(option: str) -> 
     made = imported(blobs_as_tensors(CAFFE["v2-resnet"][0]()))
     pixels = image(64, 96)
     assert differs(scores(made, pixels, **{option: UNSAID_IN_CAFFE[option]}), scores(made, pixels))
+
+
+# ---------------------------------------------------------------- ESPNet
+
+
+def espnet(classes: int = 12, *, image: bool = True, width: int = 2 * WIDTH, **more) -> foreign.ESPNet:
+    return filled(foreign.ESPNet(classes, width=width, image=image, **more))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "classes", "dropped"),
+    [
+        ((109.9, 108.1, 104.8), (71.7, 72.3, 69.6), 12, 11),
+        ((72.3923, 82.9089, 73.1584), (45.3192, 46.1529, 44.9148), 20, 19),
+    ],
+    ids=["camvid", "cityscapes"],
+)
+def test_espnet_gets_the_statistics_of_its_training_images_and_is_given_red_green_blue(
+    mean: tuple, std: tuple, classes: int, dropped: int
+) -> None:
+    """(x - mean) / std of blue, green, red from 0 to 255, then all of it by 255: train/Transforms.py."""
+    network, pixels = espnet(classes), image(64, 96)
+    with torch.no_grad():
+        bgr = 255 * pixels.flip(1)
+        means, stds = (torch.tensor(values)[:, None, None] for values in (mean, std))
+        wanted = network((bgr - means) / stds / 255)
+    made = imported(network.state_dict(), classes={11: "camvid", 19: "cityscapes"}[dropped], drop_scores=(dropped,))
+    same(scores(made, pixels), wanted[:, :dropped])
+
+
+@pytest.mark.parametrize(("classes", "parameters", "image"), [(12, 354_517, True), (20, 364_569, False)])
+def test_espnet_of_the_real_size_fits_to_the_last_tensor(classes: int, parameters: int, image: bool, tmp_path) -> None:
+    file = without_counters(full_size(lambda: foreign.ESPNet(classes, width=16, image=image, q=8)))
+    assert len(file) == 189
+    assert sum(one.numel() for name, one in file.items() if "running" not in name) == parameters
+    made = imported(file, classes=map_of(classes, tmp_path))
+    assert (len(made.used), made.unused) == (189, {})
+    expected = {"p": 2, "q": 8, "fuse_image": image, "decoder_channels": classes}
+    assert (made.card.architecture, made.card.options) == ("espnet", expected)
+
+
+def map_of(classes: int, folder) -> str:
+    path = folder / "numbered.yaml"
+    path.write_text(
+        "name: numbered\nclasses:\n" + "".join(f"- {{name: c{n}, colour: [{n}, 0, 0]}}\n" for n in range(classes))
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("bands", [1, 4, 6])
+def test_a_network_that_joins_the_image_to_its_features_is_widened_at_every_joint(bands: int, tmp_path) -> None:
+    made = imported(espnet(12).state_dict(), classes=map_of(12, tmp_path))
+    wide = convert.widen_input(made, bands)
+    network = wide.build()
+    assert network(torch.zeros(1, bands, 40, 40)).isfinite().all()
+    joined = network.state_dict()["encoder.join1.0.running_mean"]
+    assert len(joined) == 2 * WIDTH + bands
+    if bands == 6:
+        pixels = image(40, 48)
+        same(scores(wide, pixels.repeat(1, 2, 1, 1)), scores(made, pixels))
+
+
+# ---------------------------------------------------------------- scores that are left out
+
+
+@pytest.mark.parametrize("name", ["vainf-deeplab-v3", "espnet"])
+def test_the_others_keep_their_scores_when_one_is_left_out(name: str, tmp_path) -> None:
+    made = FOREIGN.get((name, 16)) or FOREIGN[name, 8]
+    tensors, pixels = filled(made()).state_dict(), image(64, 64)
+    whole = imported(tensors)
+    fewer = imported(tensors, classes=map_of(19, tmp_path), drop_scores=(0, 20))
+    assert torch.equal(scores(fewer, pixels), scores(whole, pixels)[:, 1:20])
+    assert fewer.card.training["dropped_scores"] == [0, 20]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"drop_scores": (21,)}, "--drop-scores 21: the file has the scores 0 to 20"),
+        ({"drop_scores": tuple(range(20))}, "--drop-scores leaves 1 of 21 scores"),
+        ({"drop_scores": (3,)}, "the file has 20 classes, --classes voc has 21"),
+    ],
+)
+def test_scores_that_cannot_be_left_out_are_refused(tensors: dict, wishes: dict, message: str) -> None:
+    assert message in refusal(tensors, **wishes)
+    assert "a backbone has no scores" in refusal(seeded(CASES["resnet"]["shapes"]), drop_scores=(1,))
 
 
 # ---------------------------------------------------------------- names and sizes of the real ones

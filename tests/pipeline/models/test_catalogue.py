@@ -51,6 +51,7 @@ PARAMETERS = {
     "fasterseg": 4_385_689
     - 32_768
     + 2 * (128 + 192 + 256 + 3),  # see test_fasterseg: two classes more than in Cityscapes
+    "espnet": 366_022,
 }
 
 

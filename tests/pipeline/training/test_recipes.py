@@ -237,6 +237,16 @@ def test_fcn_is_staged_and_its_finer_phases_take_a_hundredth_of_the_rate():
     assert [rate("fcn", 0, phase=phase) for phase in range(3)] == pytest.approx([1e-4, 1e-6, 1e-6])
 
 
+def test_espnet_trains_its_encoder_and_then_the_decoder_and_halves_the_rate_twice():
+    """Mehta 2018, train/main.py: 300 epochs each, batches of 12 and 6, lr 5e-4 halved every 100."""
+    phases = recipe("espnet").phases()
+    assert [cfg.network.options["decoder"] for cfg in phases] == [False, True]
+    assert [cfg.optimise.batch for cfg in phases] == [12, 6]
+    for index, cfg in enumerate(phases):
+        last = cfg.schedule.steps - 1
+        assert [rate("espnet", step, phase=index) for step in (0, last // 2, last)] == [0.0005, 0.00025, 0.000125]
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "biases"),
     [("deeplab_v1", 10, 10), ("deeplab_v2", 10, 20), ("attention", 10, 10), ("fcn", 1, 2), ("weak_boxes", 10, 20)],

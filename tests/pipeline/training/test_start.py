@@ -188,3 +188,32 @@ def test_mean_and_deviation_that_are_set_stay_and_are_warned_of(tmp_path, caplog
 def test_without_initial_weights_the_settings_stay():
     cfg = config()
     assert initial.with_initial_settings(cfg) is cfg
+
+
+ESPNET = {"name": "espnet", "options": {"width_multiplier": 0.4, "q": 1}}
+
+
+def test_layers_that_join_the_image_or_are_as_wide_as_there_are_classes_are_taken_over_by_the_same_network(tmp_path):
+    """Their axes of bands and classes are not where those of scores and first filters are."""
+    same = class_map("a", "b", "c", "d", "e", "f")
+    start, network = build(ESPNET, 6, seed=0), build(ESPNET, 6, seed=1)
+    url = saved(tmp_path, start, ESPNET, same)
+    initial.load_initial_weights(network, NetworkConfig(initial=url, **ESPNET), same)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in start.state_dict().items())
+
+
+def test_such_layers_keep_their_initial_values_for_other_classes_or_bands(tmp_path):
+    url = saved(tmp_path, build(ESPNET, 6, seed=0), ESPNET, class_map("a", "b", "c", "d", "e", "f"))
+    other, bands = class_map("f", "b", "c", "d", "e", "a"), ("nir", "red", "green", "blue")
+    torch.manual_seed(1)
+    network = zoo.build_network("espnet", 6, in_channels=4, **ESPNET["options"])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    initial.load_initial_weights(
+        network, NetworkConfig(initial=url, channels=bands, mean=(0.5,) * 4, std=(0.2,) * 4, **ESPNET), other
+    )
+    after, begun = network.state_dict(), checkpoint.load_checkpoint(url).state
+    assert torch.equal(after["encoder.level3.0.reduce.weight"], begun["encoder.level3.0.reduce.weight"])
+    assert torch.equal(after["encoder.first.0.weight"][:, 1:], begun["encoder.first.0.weight"])
+    assert torch.equal(after["score.weight"][0], begun["score.weight"][5])
+    for name in ("encoder.join1.0.weight", "encoder.down2.reduce.weight", "decoder.fuse2.reduce.weight"):
+        assert torch.equal(after[name], before[name])
