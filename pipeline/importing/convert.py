@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import classes
 from pipeline.classes import ClassMap
@@ -170,20 +170,21 @@ def convert_weights(source: WeightsFile, choices: ImportOptions) -> ImportedChec
     network = checkpoint.blank(card)
     scores = _scores(layout, tensors)
     if scores == 1:
-        tensors = _with_background(layout, tensors, network)
-    tensors = _without_scores(layout, tensors, network, choices.drop_scores)
+        tensors = _with_background(layout, tensors, card)
+    tensors = _without_scores(layout, tensors, card, choices.drop_scores)
     used, unused = _account(layout, tensors, network.state_dict(), encoder=hasattr(network, "encoder"))
     network = _seeded(card, choices.seed) if layout.is_backbone else network
-    state, filled = _assemble(layout, tensors, network.state_dict(), used, _joined_bands(layout, card))
+    joined = _joined_bands(layout, card) if layout.normalisation.bgr else {}
+    state, filled = _assemble(layout, tensors, network.state_dict(), used, joined)
     notes = (*source.notes, *notes, *_normalisation_notes(source, card), *layout.notes)
     return ImportedCheckpoint(layout, card, state, used, unused | dict(source.beside), filled, notes, scores)
 
 
-def _network(card: Card, *, bands: int = 0) -> Network:
-    """Build a card's network, with so many more bands."""
+def _network(card: Card, *, classes: int = 0, bands: int = 0) -> Network:
+    """Build a card's network, with so many more classes and bands."""
     return zoo.build_network(
         card.architecture,
-        len(card.classes),
+        len(card.classes) + classes,
         in_channels=card.in_channels + bands,
         output_stride=card.output_stride,
         **card.options,
@@ -256,13 +257,13 @@ def _two_classes(class_map: ClassMap | None) -> tuple[ClassMap, tuple[str, ...]]
     )
 
 
-def _with_background(layout: WeightsLayout, tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+def _with_background(layout: WeightsLayout, tensors: Mapping[str, Tensor], card: Card) -> dict[str, Tensor]:
     """Put a score of 0 before the only one: softmax of (0, s) is (1 - sigmoid(s), sigmoid(s)).
 
     Weights and biases of class 0 are zeros in every layer that gives scores. Sums, averages and maxima of such scores
     over branches, and their interpolation, keep 0.
     """
-    axes = _score_axes(layout, tensors, network)
+    axes = _score_axes(layout, tensors, card)
     return {
         name: torch.cat((torch.zeros_like(tensor), tensor), axes[name])
         if name in axes and tensor.size(axes[name]) == 1
@@ -272,26 +273,21 @@ def _with_background(layout: WeightsLayout, tensors: Mapping[str, Tensor], netwo
 
 
 def _without_scores(
-    layout: WeightsLayout, tensors: Mapping[str, Tensor], network: Network, dropped: tuple[int, ...]
+    layout: WeightsLayout, tensors: Mapping[str, Tensor], card: Card, dropped: tuple[int, ...]
 ) -> dict[str, Tensor]:
     """Leave scores out of every layer that gives them: a class without a score is never an answer."""
     kept = dict(tensors)
-    for name, axis in _score_axes(layout, tensors, network).items() if dropped else ():
+    for name, axis in _score_axes(layout, tensors, card).items() if dropped else ():
         indices = [index for index in range(tensors[name].size(axis)) if index not in dropped]
         kept[name] = tensors[name].index_select(axis, torch.tensor(indices))
     return kept
 
 
-def _score_axes(layout: WeightsLayout, tensors: Mapping[str, Tensor], network: Network) -> dict[str, int]:
-    """Axis of the scores, by the file's names of the tensors in our last layers."""
-    last = network.last_layers()
-    layers = {name: module for name, module in network.named_modules() if any(module is layer for layer in last)}
-    owners = {name: (_target(name, layout.rules) or "").rpartition(".")[0] for name in tensors}
-    return {
-        name: int(isinstance(layers[owners[name]], nn.ConvTranspose2d) and tensor.dim() > 1)
-        for name, tensor in tensors.items()
-        if owners[name] in layers and tensor.dim()
-    }
+def _score_axes(layout: WeightsLayout, tensors: Mapping[str, Tensor], card: Card) -> dict[str, int]:
+    """Axis of the scores, by the file's name of each tensor that has them: it grows with the number of classes."""
+    grown = _grown(card, classes=1)
+    targets = {name: _target(name, layout.rules) for name in tensors}
+    return {name: grown[target] for name, target in targets.items() if target in grown}
 
 
 def _normalisation_notes(source: WeightsFile, card: Card) -> tuple[str, ...]:
@@ -469,20 +465,19 @@ def _joined_bands(layout: WeightsLayout, card: Card) -> dict[str, int]:
 
     A network with one band more has one channel more there. Convolutions of the image alone are left out.
     """
-    shapes = _shapes(card)
-    grown = {
-        name: [at for at, length in enumerate(shape) if length == shapes[name][at] + 1]
-        for name, shape in _shapes(card, bands=1).items()
-        if shape != shapes[name] and name not in _first(layout, shapes)
-    }
-    return {name: axes[0] for name, axes in grown.items() if axes}
+    grown = _grown(card, bands=1)
+    return {name: axis for name, axis in grown.items() if name not in _first(layout, grown)}
 
 
-def _shapes(card: Card, *, bands: int = 0) -> dict[str, torch.Size]:
-    """Shapes of the tensors of a card's network with so many more bands."""
+def _grown(card: Card, *, classes: int = 0, bands: int = 0) -> dict[str, int]:
+    """Axis, by tensor, that is longer by one in a network with one class or band more."""
     with torch.device("meta"):
-        network = _network(card, bands=bands)
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+        before, after = _network(card).state_dict(), _network(card, classes=classes, bands=bands).state_dict()
+    axes = {
+        name: [axis for axis, length in enumerate(after[name].shape) if length == tensor.size(axis) + 1]
+        for name, tensor in before.items()
+    }
+    return {name: longer[0] for name, longer in axes.items() if longer}
 
 
 def _last_reversed(tensor: Tensor, axis: int) -> Tensor:
@@ -512,7 +507,7 @@ def widen_input(imported: ImportedCheckpoint, bands: int) -> ImportedCheckpoint:
     """Widen the first convolutions to another number of bands.
 
     Raises:
-        ConfigError: the network does not have three bands, or `bands` is out of range.
+        ConfigError: the network does not have three bands, `bands` is out of range, or other layers depend on it.
     """
     card = imported.card
     if bands == card.in_channels:
@@ -525,5 +520,11 @@ def widen_input(imported: ImportedCheckpoint, bands: int) -> ImportedCheckpoint:
     mean, std = (tuple(values[index % 3] for index in range(bands)) for values in (card.mean, card.std))
     changes = {"in_channels": bands, "mean": mean, "std": std, "channels": band_names(bands)}
     card = Card.model_validate(card.model_dump() | changes)
+    wanted = checkpoint.blank(card).state_dict()
+    if odd := [name for name, tensor in wanted.items() if tensor.shape != state[name].shape]:
+        other = f"{odd[0]} is {shape_text(state[odd[0]])}, of {bands} bands {shape_text(wanted[odd[0]])}"
+        raise ConfigError(
+            f"{card.architecture} of 3 bands cannot have {bands}: {other}", hint="leave --in-channels unset"
+        )
     note = f"widened from 3 to {bands} bands: filters, means and deviations repeat those of red, green, blue"
     return replace(imported, card=card, state=state, notes=(*imported.notes, note))

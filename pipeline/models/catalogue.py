@@ -42,7 +42,7 @@ FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
 CRF_RNN, DILATION, FRRN = "arXiv 1502.03240", "arXiv 1511.07122", "arXiv 1611.08323"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 FASTERSEG = "arXiv 1912.10917"
-ESPNET = "arXiv 1803.06815"
+ESPNET, LEDNET, ESNET = "arXiv 1803.06815", "arXiv 1905.02423", "arXiv 1906.09826"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
 
@@ -198,6 +198,7 @@ VARIANTS = (
     Variant("fasterseg", "fasterseg", 2019, FASTERSEG, 71.5, "Cityscapes test", {"variant": "student"}),
     Variant("fasterseg_teacher", "fasterseg", 2019, FASTERSEG, None, "", {"variant": "teacher"}),
     Variant("espnet", "espnet", 2018, ESPNET, 60.3, "Cityscapes test"),
+    Variant("lednet", "lednet", 2019, LEDNET, 70.6, "Cityscapes test"),
 )
 
 
@@ -233,8 +234,8 @@ PUBLISHED = (
     Published("PSPNet", 2016, 81.2, CITYSCAPES, ICNET, 0.78, 1288),
     Published("ICNet", 2017, 70.6, CITYSCAPES, ICNET, 30.3, 33),
     Published("ENet, Lovász-softmax", 2017, 63.1, CITYSCAPES, "arXiv 1705.08790", 76.9, 13),
-    Published("LEDNet", 2019, 70.6, CITYSCAPES, "arXiv 1905.02423", 71, 14),
-    Published("ESNet", 2019, 70.7, CITYSCAPES, "arXiv 1906.09826", 63, 16),
+    Published("LEDNet", 2019, 70.6, CITYSCAPES, LEDNET, 71, 14),
+    Published("ESNet", 2019, 70.7, CITYSCAPES, ESNET, 63, 16),
     Published("FasterSeg", 2019, 71.5, CITYSCAPES, FASTERSEG, 163.9, 6.1),
     Published("DeepLab LargeFOV, CRF", 2014, 70.3, VOC, V1),
     Published("DeepLab MSc LargeFOV, CRF", 2014, 71.6, VOC, V1),

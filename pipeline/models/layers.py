@@ -115,6 +115,48 @@ class ASPP(nn.Module):
         return cast(Tensor, self.dropout(self.project(features)))
 
 
+class Downsampler(nn.Module):
+    """Half the size: a 3x3 convolution of stride 2 beside a max pooling, then batch norm and ReLU.
+
+    Romera 2018 (ERFNet, IEEE T-ITS 19-1), after ENet's first block (arXiv 1606.02147); LEDNet and ESNet have the same.
+    An input with as many channels as the output or more, such as 16 bands, is not pooled.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.pooled = in_channels if in_channels < out_channels else 0
+        self.conv = nn.Conv2d(in_channels, out_channels - self.pooled, 3, stride=2, padding=1)
+        self.bn = BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, out_channels, h / 2, w / 2), rounded up."""
+        halves = [self.conv(x)]
+        if self.pooled:
+            halves.append(F.max_pool2d(x, 2, ceil_mode=True))
+        return F.relu(self.bn(torch.cat(halves, dim=1)))
+
+
+def factorised_conv(
+    channels: int, kernel: int = 3, *, dilation: int = 1, vertical_first: bool = True
+) -> list[nn.Module]:
+    """Square convolution as a column and a row with ReLU between, both with bias: three modules."""
+    column = nn.Conv2d(channels, channels, (kernel, 1), padding=(dilation * (kernel // 2), 0), dilation=(dilation, 1))
+    row = nn.Conv2d(channels, channels, (1, kernel), padding=(0, dilation * (kernel // 2)), dilation=(1, dilation))
+    first, second = (column, row) if vertical_first else (row, column)
+    return [first, nn.ReLU(inplace=True), second]
+
+
+def factorised_pair(channels: int, kernel: int = 3, *, dilation: int = 1, vertical_first: bool = True) -> nn.Sequential:
+    """Non-bottleneck of ERFNet without its sum: two factorised convolutions, the second dilated, with batch norm."""
+    return nn.Sequential(
+        *factorised_conv(channels, kernel, vertical_first=vertical_first),
+        BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        *factorised_conv(channels, kernel, dilation=dilation, vertical_first=vertical_first),
+        BatchNorm2d(channels),
+    )
+
+
 def initialise(network: nn.Module, *logits: nn.Conv2d | nn.ConvTranspose2d) -> None:
     """Initial weights, from torch's global random generator.
 

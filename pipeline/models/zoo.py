@@ -18,6 +18,7 @@ from pipeline.models.fasterseg import FasterSeg, FasterSegOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.frrn import FRRNA, FRRNB, FRRNOptions
 from pipeline.models.icnet import ICNet, ICNetOptions
+from pipeline.models.lednet import LEDNet, LEDNetOptions
 from pipeline.models.network import AroundOptions, Network, Options
 from pipeline.models.pspnet import PSPNet, PSPNetOptions, PSPNetSMP, PSPNetSMPOptions
 from pipeline.models.segnet import SegNet, SegNetOptions
@@ -38,6 +39,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "frrn_a": (FRRNA, FRRNOptions),
     "frrn_b": (FRRNB, FRRNOptions),
     "icnet": (ICNet, ICNetOptions),
+    "lednet": (LEDNet, LEDNetOptions),
     "pspnet": (PSPNet, PSPNetOptions),
     "pspnet_smp": (PSPNetSMP, PSPNetSMPOptions),
     "segnet": (SegNet, SegNetOptions),

@@ -489,6 +489,126 @@ class ESPNet(nn.Module):
         return self.classifier(normed(self.conv, self.conv.conv(up)))
 
 
+# ---------------------------------------------------------------- xiaoyufenfei's LEDNet, and its later collection
+
+
+def biased(entering: int, leaving: int, kernel: tuple[int, int], *, stride: int = 1, rate: int = 1) -> nn.Conv2d:
+    """With a bias; a side of 1 is neither strided nor dilated."""
+    strides, rates = ([1 if side == 1 else value for side in kernel] for value in (stride, rate))
+    padding = [step * (side // 2) for side, step in zip(kernel, rates, strict=True)]
+    strides = [stride, stride] if kernel == (1, 1) else strides
+    return nn.Conv2d(entering, leaving, kernel, tuple(strides), tuple(padding), tuple(rates))
+
+
+class ConvAndPool(nn.Module):
+    """For odd sizes the source puts zeros behind what it pooled; here the last row is pooled alone."""
+
+    def __init__(self, entering: int, leaving: int) -> None:
+        super().__init__()
+        self.conv = biased(entering, leaving - entering, (3, 3), stride=2)
+        self.bn = nn.BatchNorm2d(leaving, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(torch.cat([self.conv(x), F.max_pool2d(x, 2, ceil_mode=True)], 1)))
+
+
+class SplitUnit(nn.Module):
+    def __init__(self, channels: int, rate: int) -> None:
+        super().__init__()
+        half = channels // 2
+        for side in "lr":
+            for number, dilation in ((1, 1), (2, rate)):
+                setattr(self, f"conv3x1_{number}_{side}", biased(half, half, (3, 1), rate=dilation))
+                setattr(self, f"conv1x3_{number}_{side}", biased(half, half, (1, 3), rate=dilation))
+                setattr(self, f"bn{number}_{side}", nn.BatchNorm2d(half, eps=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.size(1) // 2
+        outputs = []
+        for side, part, kernels in (("l", x[:, :half], ("3x1", "1x3")), ("r", x[:, half:], ("1x3", "3x1"))):
+            for number in (1, 2):
+                for kernel in kernels:
+                    part = getattr(self, f"conv{kernel}_{number}_{side}")(part)
+                    part = F.relu(part) if kernel == kernels[0] else part
+                part = getattr(self, f"bn{number}_{side}")(part)
+                part = F.relu(part) if number == 1 else part
+            outputs.append(part)
+        out = F.relu(x + torch.cat(outputs, 1))
+        order = [channel for pair in zip(range(half), range(half, 2 * half), strict=True) for channel in pair]
+        return out[:, order]
+
+
+class LEDNetPyramid(nn.Module):
+    def __init__(self, entering: int, classes: int, *, factorised: bool) -> None:
+        super().__init__()
+        self.factorised = factorised
+        self.branch1 = layers(nn.AdaptiveAvgPool2d(1), self._named(entering, classes))
+        self.mid = layers(self._named(entering, classes))
+        self.down1, self.down2 = self._layer(entering, 7, 2), self._layer(1, 5, 2)
+        both = [self._layer(1, 3, 2), self._layer(1, 3, 1)]
+        self.down3 = layers(*both[0], *both[1]) if factorised else layers(*both)
+        self.conv1, self.conv2 = self._layer(1, 7, 1), self._layer(1, 5, 1)
+
+    @staticmethod
+    def _named(entering: int, leaving: int, kernel: int = 1, stride: int = 1) -> nn.Sequential:
+        normed_conv = layers(
+            biased(entering, leaving, (kernel, kernel), stride=stride), nn.BatchNorm2d(leaving, eps=1e-3), nn.ReLU()
+        )
+        return nn.Sequential(OrderedDict(conv=normed_conv))
+
+    def _layer(self, entering: int, kernel: int, stride: int) -> nn.Sequential:
+        if not self.factorised:
+            return self._named(entering, 1, kernel, stride)
+        column = biased(entering, 1, (kernel, 1), stride=stride)
+        return layers(column, biased(1, 1, (1, kernel), stride=stride), nn.BatchNorm2d(1, eps=1e-3), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        def resized(small: Tensor, like: Tensor) -> Tensor:
+            return F.interpolate(small, like.shape[2:], mode="bilinear", align_corners=True)
+
+        first = self.down1(x)
+        second = self.down2(first)
+        weights = self.conv2(second) + resized(self.down3(second), second)
+        weights = self.conv1(first) + resized(weights, first)
+        return resized(weights, x) * self.mid(x) + resized(self.branch1(x), x)
+
+
+def lednet_encoder(width: int) -> tuple[nn.Module, nn.ModuleList]:
+    modules: list[nn.Module] = [SplitUnit(width, 1) for _ in range(3)]
+    modules += [ConvAndPool(width, 2 * width), *(SplitUnit(2 * width, 1) for _ in range(2))]
+    modules += [ConvAndPool(2 * width, 4 * width), *(SplitUnit(4 * width, d) for d in (1, 2, 5, 9, 2, 5, 9, 17))]
+    return ConvAndPool(3, width), nn.ModuleList(modules)
+
+
+class LEDNet(nn.Module):
+    """The scores of the encoder are not part of the result."""
+
+    def __init__(self, classes: int, *, width: int) -> None:
+        super().__init__()
+        first, others = lednet_encoder(width)
+        self.encoder = Named(initial_block=first, layers=others, output_conv=nn.Conv2d(4 * width, classes, 1))
+        self.decoder = Named(apn=LEDNetPyramid(4 * width, classes, factorised=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder.initial_block(x)
+        for module in self.encoder.layers:
+            x = module(x)
+        return self.decoder.apn(x)
+
+
+class LEDNetOfCollection(nn.Module):
+    def __init__(self, classes: int, *, width: int) -> None:
+        super().__init__()
+        self.initial_block, self.layers = lednet_encoder(width)
+        self.apn = LEDNetPyramid(4 * width, classes, factorised=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.initial_block(x)
+        for module in self.layers:
+            x = module(x)
+        return self.apn(x)
+
+
 # ---------------------------------------------------------------- kazuto1011
 
 

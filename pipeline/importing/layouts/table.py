@@ -15,6 +15,7 @@ from pipeline.importing.layouts.semseg import SEMSEG_LAYOUTS
 from pipeline.importing.layouts.smp import SMP_LAYOUTS
 from pipeline.importing.layouts.torchvision import TORCHVISION_LAYOUTS
 from pipeline.importing.layouts.vainf import VAINF_LAYOUTS
+from pipeline.importing.layouts.xiaoyufenfei import XIAOYUFENFEI_LAYOUTS
 
 WEIGHTS_LAYOUTS: tuple[WeightsLayout, ...] = (
     *TORCHVISION_LAYOUTS,
@@ -28,6 +29,7 @@ WEIGHTS_LAYOUTS: tuple[WeightsLayout, ...] = (
     *FRRN_LASAGNE_LAYOUTS,
     *FASTERSEG_LAYOUTS,
     *ESPNET_LAYOUTS,
+    *XIAOYUFENFEI_LAYOUTS,
     *BACKBONE_LAYOUTS,
 )
 """Every layout; a file has the first one that fits, so backbones, with the fewest marks, come last."""

@@ -130,6 +130,8 @@ FOREIGN = {
     ("semseg-pspnet", 8): lambda: foreign.Semseg(21, width=WIDTH),
     ("espnet", 8): lambda: foreign.ESPNet(21, width=2 * WIDTH, image=False),
     ("espnet-c", 8): lambda: foreign.ESPNetC(21, width=2 * WIDTH),
+    ("lednet", 8): lambda: foreign.LEDNet(21, width=2 * WIDTH),
+    ("effseg-lednet", 8): lambda: foreign.LEDNetOfCollection(21, width=2 * WIDTH),
     ("kazuto-deeplab-v2", 8): lambda: foreign.KazutoV2(21, width=WIDTH),
     ("kazuto-deeplab-v3plus", 16): lambda: foreign.KazutoV3Plus(21, width=WIDTH),
     ("fasterseg-student", 32): lambda: foreign.FasterSeg(21, "student", scale=1 / 8),
@@ -312,16 +314,34 @@ def test_a_network_that_joins_the_image_to_its_features_is_widened_at_every_join
         same(scores(wide, pixels.repeat(1, 2, 1, 1)), scores(made, pixels))
 
 
+def test_a_network_whose_first_filters_make_room_for_the_pooled_image_is_not_widened() -> None:
+    made = imported(filled(foreign.LEDNet(21, width=2 * WIDTH)).state_dict())
+    with pytest.raises(ConfigError, match=r"lednet of 3 bands cannot have 4: encoder\.0\.conv\.weight is 5x4x3x3"):
+        convert.widen_input(made, 4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "bgr_mean"),
+    [(11, (109.9, 108.1, 104.8)), (19, (72.3923, 82.9089, 73.1584))],
+    ids=["camvid", "cityscapes"],
+)
+def test_the_collections_lednet_gets_red_green_blue_less_the_mean_from_0_to_255(classes: int, bgr_mean: tuple) -> None:
+    network, pixels = filled(foreign.LEDNetOfCollection(classes, width=2 * WIDTH)), image(64, 96)
+    with torch.no_grad():
+        wanted = network(255 * pixels - torch.tensor(bgr_mean[::-1])[:, None, None])
+    same(scores(imported(network.state_dict(), classes={11: "camvid", 19: "cityscapes"}[classes]), pixels), wanted)
+
+
 # ---------------------------------------------------------------- scores that are left out
 
 
-@pytest.mark.parametrize("name", ["vainf-deeplab-v3", "espnet"])
+@pytest.mark.parametrize("name", ["vainf-deeplab-v3", "espnet", "lednet"])
 def test_the_others_keep_their_scores_when_one_is_left_out(name: str, tmp_path) -> None:
     made = FOREIGN.get((name, 16)) or FOREIGN[name, 8]
     tensors, pixels = filled(made()).state_dict(), image(64, 64)
     whole = imported(tensors)
     fewer = imported(tensors, classes=map_of(19, tmp_path), drop_scores=(0, 20))
-    assert torch.equal(scores(fewer, pixels), scores(whole, pixels)[:, 1:20])
+    torch.testing.assert_close(scores(fewer, pixels), scores(whole, pixels)[:, 1:20])
     assert fewer.card.training["dropped_scores"] == [0, 20]
 
 
@@ -368,6 +388,8 @@ REAL = {
         58_753_973,
     ),
     "kazuto-deeplab-v2": (lambda: foreign.KazutoV2(21, width=64), 632, 44_048_532),
+    "lednet": (lambda: foreign.LEDNet(21, width=32), 547, 926_054),
+    "effseg-lednet": (lambda: foreign.LEDNetOfCollection(21, width=32), 557, 917_911),
     "kazuto-deeplab-v3plus": (lambda: foreign.KazutoV3Plus(21, width=64), 680, 59_344_309),
     "jfzhang-deeplab-v3plus": (lambda: foreign.Jfzhang(21, width=64, output_stride=16), 680, 59_344_309),
     "jfzhang-deeplab-v3plus-xception": (

@@ -52,6 +52,7 @@ PARAMETERS = {
     - 32_768
     + 2 * (128 + 192 + 256 + 3),  # see test_fasterseg: two classes more than in Cityscapes
     "espnet": 366_022,
+    "lednet": 926_054,
 }
 
 

@@ -135,6 +135,7 @@ def test_recipes_of_caffes_networks_subtract_the_mean_of_the_authors_prototxt_fi
         ("pspnet", {"logits": 1.0, "aux": 0.4}),  # Zhao 2017, arXiv 1612.01105, sec. 3.3: alpha = 0.4
         ("icnet", {"sub4": 0.4, "sub24": 0.4, "logits": 1.0}),  # Zhao 2018, arXiv 1704.08545, sec. 5
         ("fasterseg", {"logits": 1.0, "heads16": 0.2, "heads32": 0.2}),  # the authors' train/train.py, lamb
+        ("lednet", {"logits": 1.0, "encoder": 0.4}),  # ours; the authors train the encoder alone first
     ],
 )
 def test_auxiliary_losses_weigh_what_the_paper_says(name, branches):
@@ -213,6 +214,7 @@ def test_losses_have_the_constants_of_their_papers():
         ("attention", 2000, 1e-4),
         ("fcn", 39_999, 1e-4),
         ("segnet", 9_999, 0.1),
+        ("lednet", 89_250, 5e-4 * 0.5**0.9),
         ("attention", 1999, 1e-3),
         ("weak_boxes", 0, 1e-3),
         ("weak_boxes", 2000, 1e-4),
