@@ -199,6 +199,7 @@ VARIANTS = (
     Variant("fasterseg_teacher", "fasterseg", 2019, FASTERSEG, None, "", {"variant": "teacher"}),
     Variant("espnet", "espnet", 2018, ESPNET, 60.3, "Cityscapes test"),
     Variant("lednet", "lednet", 2019, LEDNET, 70.6, "Cityscapes test"),
+    Variant("esnet", "esnet", 2019, ESNET, 70.7, "Cityscapes test"),
 )
 
 

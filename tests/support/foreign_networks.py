@@ -609,6 +609,79 @@ class LEDNetOfCollection(nn.Module):
         return self.apn(x)
 
 
+# ---------------------------------------------------------------- xiaoyufenfei's ESNet
+
+
+class FactorisedUnit(nn.Module):
+    """With `rates` several branches instead of one behind the first two convolutions, with one batch norm for all."""
+
+    def __init__(self, channels: int, kernel: int, rates: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.second = [f"2{rate}" for rate in rates] or ["2"]
+        for number, rate in (("1", 1), *zip(self.second, rates or (1,), strict=True)):
+            setattr(self, f"conv3x1_{number}", biased(channels, channels, (kernel, 1), rate=rate))
+            setattr(self, f"conv1x3_{number}", biased(channels, channels, (1, kernel), rate=rate))
+        self.bn1, self.bn2 = nn.BatchNorm2d(channels, eps=1e-3), nn.BatchNorm2d(channels, eps=1e-3)
+
+    def _both(self, x: Tensor, number: str) -> Tensor:
+        return getattr(self, f"conv1x3_{number}")(F.relu(getattr(self, f"conv3x1_{number}")(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.bn1(self._both(x, "1")))
+        return F.relu(sum((self.bn2(self._both(first, number)) for number in self.second), x))
+
+
+class Upsampler(nn.Module):
+    def __init__(self, entering: int, leaving: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(entering, leaving, 3, stride=2, padding=1, output_padding=1)
+        self.bn = nn.BatchNorm2d(leaving, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+def esnet_layers(width: int) -> tuple[list[nn.Module], list[nn.Module]]:
+    middle, deep = 4 * width, 8 * width
+    down = [FactorisedUnit(width, 3) for _ in range(3)]
+    down += [ConvAndPool(width, middle), *(FactorisedUnit(middle, 5) for _ in range(2))]
+    down += [ConvAndPool(middle, deep), *(FactorisedUnit(deep, 3, (2, 5, 9)) for _ in range(3))]
+    up = [Upsampler(deep, middle), *(FactorisedUnit(middle, 5) for _ in range(2))]
+    return down, [*up, Upsampler(middle, width), *(FactorisedUnit(width, 3) for _ in range(2))]
+
+
+class ESNet(nn.Module):
+    """Takes sides of multiples of 8; the scores of the encoder are not part of the result."""
+
+    def __init__(self, classes: int, *, width: int) -> None:
+        super().__init__()
+        down, up = esnet_layers(width)
+        self.encoder = Named(initial_block=ConvAndPool(3, width), layers=nn.ModuleList(down))
+        self.decoder = Named(layers=nn.ModuleList(up), output_conv=nn.ConvTranspose2d(width, classes, 2, stride=2))
+        self.encoder_output_conv = nn.Conv2d(8 * width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder.initial_block(x)
+        for module in [*self.encoder.layers, *self.decoder.layers]:
+            x = module(x)
+        return self.decoder.output_conv(x)
+
+
+class ESNetOfCollection(nn.Module):
+    def __init__(self, classes: int, *, width: int) -> None:
+        super().__init__()
+        down, up = esnet_layers(width)
+        self.initial_block = ConvAndPool(3, width)
+        self.layers = nn.ModuleList([*down, *up])
+        self.output_conv = nn.ConvTranspose2d(width, classes, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.initial_block(x)
+        for module in self.layers:
+            x = module(x)
+        return self.output_conv(x)
+
+
 # ---------------------------------------------------------------- kazuto1011
 
 

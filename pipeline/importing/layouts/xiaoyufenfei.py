@@ -1,17 +1,19 @@
-"""Weights of LEDNet by its authors, https://github.com/xiaoyufenfei/LEDNet, and of their later collection.
+"""Weights of LEDNet and ESNet by their authors, https://github.com/xiaoyufenfei/LEDNet and ESNet, and their collection.
 
-The collection, https://github.com/xiaoyufenfei/Efficient-Segmentation-Networks, has other names and another pyramid.
+The collection, https://github.com/xiaoyufenfei/Efficient-Segmentation-Networks, has other names and, in
+LEDNet, another pyramid.
 """
 
 from collections.abc import Mapping
 
 from pipeline.importing.layouts.espnet import CAMVID_TRAIN, CITYSCAPES_TRAIN
 from pipeline.importing.layouts.layout import CORNERS, WeightsLayout
-from pipeline.importing.layouts.shapes import ShapeOptions, Tensors, filters, has_prefix
+from pipeline.importing.layouts.shapes import ShapeOptions, Tensors, filters, has_prefix, width_option
+from pipeline.models.esnet import DILATIONS as PARALLEL_DILATIONS
 from pipeline.models.lednet import DILATIONS
 from pipeline.models.normalisation import Normalisation
 
-LEDNET = "https://github.com/xiaoyufenfei/LEDNet"
+LEDNET, ESNET = "https://github.com/xiaoyufenfei/LEDNet", "https://github.com/xiaoyufenfei/ESNet"
 COLLECTION = "https://github.com/xiaoyufenfei/Efficient-Segmentation-Networks"
 ODD_SIZES = (
     "for odd sizes the source puts zeros behind the last pooled row and column; here the last row and column are pooled"
@@ -93,6 +95,59 @@ def _lednet_collection(tensors: Tensors) -> ShapeOptions:
     return {"factorised_pyramid": True, "encoder_scores": False} | width
 
 
+FACTORISED_UNIT = {
+    "conv3x1_1": "convs.0",
+    "conv1x3_1": "convs.2",
+    "bn1": "convs.3",
+    "conv3x1_2": "convs.5",
+    "conv1x3_2": "convs.7",
+    "bn2": "convs.8",
+}
+PARALLEL_UNIT = {
+    "conv3x1_1": "first.0",
+    "conv1x3_1": "first.2",
+    "bn1": "first.3",
+    **{f"conv3x1_2{dilation}": f"branches.{index}.0" for index, dilation in enumerate(PARALLEL_DILATIONS)},
+    **{f"conv1x3_2{dilation}": f"branches.{index}.2" for index, dilation in enumerate(PARALLEL_DILATIONS)},
+    "bn2": "bn",
+}
+ENCODER_UNITS = {**dict.fromkeys((1, 2, 3, 5, 6), FACTORISED_UNIT), **dict.fromkeys((8, 9, 10), PARALLEL_UNIT)}
+"""Layers of ESNet's units, by place in the encoder; the other places are downsamplers."""
+ENCODER_MODULES = 11
+
+
+def _esnet_encoder(prefix: str) -> dict[str, str]:
+    places = _numbered(f"{prefix}initial_block.", f"{prefix}layers.", "encoder.", ENCODER_MODULES)
+    units = {
+        f"{theirs}{layer}.": f"{ours}{target}."
+        for place, (theirs, ours) in enumerate(places.items())
+        for layer, target in ENCODER_UNITS.get(place, {}).items()
+    }
+    return places | units
+
+
+def _esnet_decoder(prefix: str, *, first: int) -> dict[str, str]:
+    """Rules for two upsamplers, each with two units behind it; the source counts from `first`."""
+    rules: dict[str, str] = {}
+    for index, stride in ((first, 4), (first + 3, 2)):
+        rules |= {f"{prefix}{index}.conv.": f"up{stride}.0.", f"{prefix}{index}.bn.": f"up{stride}.1."}
+        rules |= {
+            f"{prefix}{index + 1 + unit}.{layer}.": f"units{stride}.{unit}.{target}."
+            for unit in range(2)
+            for layer, target in FACTORISED_UNIT.items()
+        }
+    return rules
+
+
+def _esnet(tensors: Tensors) -> ShapeOptions:
+    scores = {} if has_prefix(tensors, "encoder_output_conv.") else {"encoder_scores": False}
+    return scores | width_option(tensors, "encoder.layers.0.conv3x1_1.weight", 16)
+
+
+def _esnet_collection(tensors: Tensors) -> ShapeOptions:
+    return {"encoder_scores": False} | width_option(tensors, "layers.0.conv3x1_1.weight", 16)
+
+
 XIAOYUFENFEI_LAYOUTS: tuple[WeightsLayout, ...] = (
     WeightsLayout(
         name="lednet",
@@ -135,5 +190,48 @@ XIAOYUFENFEI_LAYOUTS: tuple[WeightsLayout, ...] = (
         normalisation=COLLECTION_INPUT,
         normalisation_by_scores=COLLECTION_INPUT_BY_SCORES,
         notes=(CORNERS, ODD_SIZES),
+    ),
+    WeightsLayout(
+        name="esnet",
+        title="the authors' ESNet",
+        url=ESNET,
+        marks=("encoder.initial_block.conv.weight", "encoder.layers.0.conv3x1_1.weight", "decoder.output_conv.weight"),
+        architecture="esnet",
+        options=_esnet,
+        rules={
+            **_esnet_encoder("encoder."),
+            **_esnet_decoder("decoder.layers.", first=0),
+            "decoder.output_conv.": "logits.",
+            "encoder_output_conv.": "encoder_scores.",
+        },
+        scores="decoder.output_conv.weight",
+        scores_axis=1,
+        first=("encoder.0.conv.weight",),
+        output_stride=8,
+        normalisation=UNCHANGED,
+        notes=(
+            ODD_SIZES,
+            "the source has no code of training: pixels from 0 to 1 are assumed, as for the authors' LEDNet",
+        ),
+    ),
+    WeightsLayout(
+        name="effseg-esnet",
+        title="ESNet of Efficient-Segmentation-Networks",
+        url=COLLECTION,
+        marks=("initial_block.conv.weight", "layers.0.conv3x1_1.weight", "output_conv.weight"),
+        architecture="esnet",
+        options=_esnet_collection,
+        rules={
+            **_esnet_encoder(""),
+            **_esnet_decoder("layers.", first=ENCODER_MODULES - 1),
+            "output_conv.": "logits.",
+        },
+        scores="output_conv.weight",
+        scores_axis=1,
+        first=("encoder.0.conv.weight",),
+        output_stride=8,
+        normalisation=COLLECTION_INPUT,
+        normalisation_by_scores=COLLECTION_INPUT_BY_SCORES,
+        notes=(ODD_SIZES,),
     ),
 )

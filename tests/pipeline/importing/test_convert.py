@@ -254,6 +254,19 @@ def test_what_no_shape_of_a_caffemodel_tells_makes_a_difference(option: str) -> 
     assert differs(scores(made, pixels, **{option: UNSAID_IN_CAFFE[option]}), scores(made, pixels))
 
 
+@pytest.mark.parametrize(
+    ("layout", "make"), [("esnet", foreign.ESNet), ("effseg-esnet", foreign.ESNetOfCollection)], ids=["esnet", "effseg"]
+)
+@pytest.mark.parametrize("size", [(64, 96), (48, 72)], ids=str)
+def test_esnet_computes_what_a_rewriting_of_its_source_does_for_sides_of_multiples_of_8(layout, make, size) -> None:
+    network, pixels = filled(make(21, width=2 * WIDTH)), image(*size)
+    made = imported(network.state_dict())
+    assert made.layout.name == layout
+    with torch.no_grad():
+        wanted = network(normalised(made, pixels))
+    same(scores(made, pixels), wanted)
+
+
 # ---------------------------------------------------------------- ESPNet
 
 
@@ -388,6 +401,8 @@ REAL = {
         58_753_973,
     ),
     "kazuto-deeplab-v2": (lambda: foreign.KazutoV2(21, width=64), 632, 44_048_532),
+    "esnet": (lambda: foreign.ESNet(21, width=16), 279, 1_661_910),
+    "effseg-esnet": (lambda: foreign.ESNetOfCollection(21, width=16), 277, 1_659_201),
     "lednet": (lambda: foreign.LEDNet(21, width=32), 547, 926_054),
     "effseg-lednet": (lambda: foreign.LEDNetOfCollection(21, width=32), 557, 917_911),
     "kazuto-deeplab-v3plus": (lambda: foreign.KazutoV3Plus(21, width=64), 680, 59_344_309),
@@ -645,6 +660,8 @@ def test_known_files_that_fit_nothing_are_refused_with_the_reason(reason: str) -
 def test_no_file_is_of_two_layouts() -> None:
     files = {name: seeded(one["shapes"]) for name, one in CASES.items()}
     files |= {f"{layout}-{stride}": filled(make()).state_dict() for (layout, stride), make in FOREIGN.items()}
+    files |= {"esnet": filled(foreign.ESNet(21, width=8)).state_dict()}
+    files |= {"effseg-esnet": filled(foreign.ESNetOfCollection(21, width=8)).state_dict()}
     files |= {f"caffe-{name}": blobs_as_tensors(make()) for name, (make, _) in CAFFE.items()}
     for letter in ("a", "b"):
         arrays = [torch.from_numpy(array) for array in FRRN(letter, 21).arrays]

@@ -53,6 +53,7 @@ PARAMETERS = {
     + 2 * (128 + 192 + 256 + 3),  # see test_fasterseg: two classes more than in Cityscapes
     "espnet": 366_022,
     "lednet": 926_054,
+    "esnet": 1_661_910,
 }
 
 

@@ -215,6 +215,7 @@ def test_losses_have_the_constants_of_their_papers():
         ("fcn", 39_999, 1e-4),
         ("segnet", 9_999, 0.1),
         ("lednet", 89_250, 5e-4 * 0.5**0.9),
+        ("esnet", 23_000, 5e-4 * 0.5**0.9),
         ("attention", 1999, 1e-3),
         ("weak_boxes", 0, 1e-3),
         ("weak_boxes", 2000, 1e-4),
