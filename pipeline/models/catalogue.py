@@ -44,6 +44,7 @@ PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.0
 FASTERSEG = "arXiv 1912.10917"
 ESPNET, LEDNET, ESNET = "arXiv 1803.06815", "arXiv 1905.02423", "arXiv 1906.09826"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
+MOBILENET_V2 = "arXiv 1801.04381"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
 
 VARIANTS = (
@@ -157,12 +158,21 @@ VARIANTS = (
         {"mode": "cascade", "blocks": 7, "multi_grid": [1, 2, 1]},
     ),
     Variant(
+        "deeplab_v3_mobilenet_v2",
+        "deeplab_v3",
+        2018,
+        MOBILENET_V2,
+        75.32,
+        "VOC 2012 val, COCO (TensorFlow)",
+        {"backbone": "mobilenet_v2", "rates": [], "align_corners": True},
+    ),
+    Variant(
         "deeplab_v3plus_mobilenet_v2",
         "deeplab_v3plus",
         2018,
         V3PLUS,
-        75.32,
-        "VOC 2012 val, COCO (TensorFlow)",
+        None,
+        "",
         {"backbone": "mobilenet_v2"},
     ),
     Variant(

@@ -26,11 +26,13 @@ Backbone = Literal[
 _RESNET_OPTIONS = ("multi_grid", "first_block", "aux")
 NO_EFFECT = {
     "aspp": ("blocks",),
-    "cascade": ("rates", "head_conv"),
-    "efficientnet_lite0": _RESNET_OPTIONS,
-    "efficientnet_lite1": _RESNET_OPTIONS,
-    "efficientnet_lite2": _RESNET_OPTIONS,
+    "cascade": ("rates", "aspp_channels", "head_conv"),
+    "efficientnet_lite0": (*_RESNET_OPTIONS, "channels_multiple"),
+    "efficientnet_lite1": (*_RESNET_OPTIONS, "channels_multiple"),
+    "efficientnet_lite2": (*_RESNET_OPTIONS, "channels_multiple"),
     "mobilenet_v2": _RESNET_OPTIONS,
+    "resnet50": ("channels_multiple",),
+    "resnet101": ("channels_multiple",),
 }
 """Options without effect, by mode or backbone."""
 
@@ -40,11 +42,15 @@ class DeepLabV3Options(Options):
 
     torchvision's networks have no multi-grid, `head_conv`, `aux` if trained with it, and output stride 8.
     segmentation_models.pytorch's have `head_conv`, no multi-grid, `first_block` "own", and `rates` of (12, 24, 36) at
-    both output strides.
+    both output strides. TensorFlow's networks on MobileNetV2 have no `rates` (Sandler 2018, arXiv 1801.04381,
+    sec. 6.3), 256 `aspp_channels` at every width, and `align_corners`: tensorflow/models, research/deeplab/model.py.
     """
 
     backbone: Backbone = Field("resnet101", description="Feature extractor.")
     width_multiplier: float = Field(1.0, gt=0, le=4, description="Factor on all numbers of channels.")
+    channels_multiple: Literal[1, 8] = Field(
+        8, description="MobileNetV2: numbers of channels are multiples of this; TensorFlow's narrow DeepLabs have 1."
+    )
     mode: Literal["aspp", "cascade"] = Field(
         "aspp", description="Context by parallel (aspp) or successive (cascade) convolutions."
     )
@@ -55,7 +61,14 @@ class DeepLabV3Options(Options):
     )
     first_block: FirstBlock = Field("earlier", description="ResNet: rate of a dilated stage's first block.")
     rates: tuple[_Rate, ...] = Field(
-        (6, 12, 18), min_length=1, description="ASPP: rates at output stride 16, doubled at 8."
+        (6, 12, 18),
+        description="ASPP: rates at output stride 16, doubled at 8. Without any, a 1x1 and image pooling remain.",
+    )
+    aspp_channels: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Channels of each ASPP branch and of their projection; none: 256 times `width_multiplier`.",
     )
     head_conv: bool = Field(False, description="A 3x3 convolution behind the ASPP; the paper has none.")
     aux: bool = Field(False, description="ResNet: an auxiliary head on the third stage, for training only.")
@@ -81,7 +94,12 @@ class DeepLabV3Options(Options):
                 width=self.width_multiplier,
             )
         if self.backbone == "mobilenet_v2":
-            return MobileNetV2(in_channels=in_channels, output_stride=output_stride, width=self.width_multiplier)
+            return MobileNetV2(
+                in_channels=in_channels,
+                output_stride=output_stride,
+                width=self.width_multiplier,
+                multiple=self.channels_multiple,
+            )
         return ResNet(
             {"resnet50": 50, "resnet101": 101}[self.backbone],
             in_channels=in_channels,
@@ -132,7 +150,7 @@ class DeepLabV3(Network):
             self.feature_channels = channels
             self.context = nn.Sequential(cascade(channels, options, output_stride=output_stride))
         else:
-            self.feature_channels = scaled_channels(256, options.width_multiplier)
+            self.feature_channels = options.aspp_channels or scaled_channels(256, options.width_multiplier)
             self.context = nn.Sequential(pyramid(channels, self.feature_channels, options, output_stride=output_stride))
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         self.aux = None

@@ -24,6 +24,11 @@ INCEPTION = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), origin="0.5, as timm
 EFFICIENTNET = Normalisation(
     (127 / 255,) * 3, (128 / 255,) * 3, origin="127 and 128 in 0 to 255, as tensorflow/tpu's EfficientNet-Lite"
 )
+TENSORFLOW_8_BIT = Normalisation(
+    (128 / 255, 128 / 255, 128 / 255),
+    (128 / 255, 128 / 255, 128 / 255),
+    origin="(pixel - 128) / 128 of pixels from 0 to 255, as TensorFlow's networks of 8 bits",
+)
 
 
 def subtracted_bgr(blue: float, green: float, red: float) -> Normalisation:

@@ -10,7 +10,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from pipeline.models.backbones.mobilenet_v2 import InvertedResidual, conv_bn_relu6, scaled_to_eights
+from pipeline.models.backbones.mobilenet_v2 import InvertedResidual, conv_bn_relu6, scaled_to_multiple
 from pipeline.models.layers import set_batch_norm
 
 _STAGES = (
@@ -50,7 +50,7 @@ class EfficientNetLite(nn.Module):
             width: factor on every number of channels, beside the network's own.
         """
         super().__init__()
-        channels, wider = scaled_to_eights(32, width), width * _SCALES[number][0]
+        channels, wider = scaled_to_multiple(32, width), width * _SCALES[number][0]
         self.features = nn.Sequential(conv_bn_relu6(in_channels, channels, 3, stride=2))
         reached, rate, ends = 2, 1, []
         for (expansion, out_channels, _, first_stride, kernel), depth in zip(
@@ -59,7 +59,7 @@ class EfficientNetLite(nn.Module):
             for stride in (first_stride, *[1] * (depth - 1)):
                 # A block without its stride keeps its rate; only the blocks behind it have a grid twice as dense.
                 block_stride = stride if reached * stride <= output_stride else 1
-                following = scaled_to_eights(out_channels, wider)
+                following = scaled_to_multiple(out_channels, wider)
                 self.features.append(
                     InvertedResidual(
                         channels, following, kernel=kernel, expansion=expansion, stride=block_stride, dilation=rate

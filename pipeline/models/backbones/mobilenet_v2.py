@@ -15,14 +15,14 @@ LOW_LEVEL = 3
 """Index in `features` of the last block at stride 4."""
 
 
-def scaled_to_eights(channels: int, width: float) -> int:
-    """Channels times width, to the nearest multiple of 8, at least 8 and never more than 10 % too few.
+def scaled_to_multiple(channels: int, width: float, multiple: int = 8) -> int:
+    """Channels times width, to the nearest multiple, at least one of it and never more than 10 % too few.
 
     As in tensorflow/models, research/slim/nets/mobilenet/conv_blocks.py, `_make_divisible`.
     """
     wanted = channels * width
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * wanted else rounded
+    rounded = max(multiple, int(wanted + multiple / 2) // multiple * multiple)
+    return rounded + multiple if rounded < 0.9 * wanted else rounded
 
 
 def conv_bn_relu6(
@@ -61,29 +61,30 @@ class MobileNetV2(nn.Module):
     and column of `high` at 8.
     """
 
-    def __init__(self, *, in_channels: int, output_stride: int, width: float) -> None:
+    def __init__(self, *, in_channels: int, output_stride: int, width: float, multiple: int = 8) -> None:
         """Build blocks of random weights.
 
         Args:
             in_channels: bands of the input.
             output_stride: 8 or 16, the stride of the last features.
             width: factor on every number of channels.
+            multiple: every number of channels is a multiple of it.
         """
         super().__init__()
-        channels = scaled_to_eights(32, width)
+        channels = scaled_to_multiple(32, width, multiple)
         blocks: list[nn.Module] = [conv_bn_relu6(in_channels, channels, 3, stride=2)]
         reached, rate = 2, 1
         for expansion, out_channels, repeats, first_stride in _SETTINGS:
             for stride in (first_stride, *[1] * (repeats - 1)):
                 # A block without its stride keeps its rate; only the blocks behind it have a grid twice as dense.
                 block_stride = stride if reached * stride <= output_stride else 1
-                following = scaled_to_eights(out_channels, width)
+                following = scaled_to_multiple(out_channels, width, multiple)
                 blocks.append(
                     InvertedResidual(channels, following, expansion=expansion, stride=block_stride, dilation=rate)
                 )
                 channels, reached, rate = following, reached * block_stride, rate * stride // block_stride
         self.features = nn.Sequential(*blocks)
-        self.low_channels, self.high_channels = scaled_to_eights(24, width), channels
+        self.low_channels, self.high_channels = scaled_to_multiple(24, width, multiple), channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> low (N, 24 * width, H / 4, W / 4), high (N, 320 * width, H / OS, W / OS), rounded up."""

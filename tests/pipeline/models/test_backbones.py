@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
-from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled_to_eights
+from pipeline.models.backbones.mobilenet_v2 import MobileNetV2, scaled_to_multiple
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.catalogue import count_macs, count_parameters
 from pipeline.models.layers import ASPP, BatchNorm2d, conv3x3_bn_relu, set_batch_norm, widen
@@ -253,14 +253,19 @@ def test_the_network_is_one_graph_for_the_compiler(kind: str) -> None:
 
 @given(st.integers(1, 400), st.floats(0.1, 2.0))
 def test_scaled_channels_are_the_nearest_multiple_of_8_within_ten_percent(channels: int, width: float) -> None:
-    wanted, given_ = channels * width, scaled_to_eights(channels, width)
+    wanted, given_ = channels * width, scaled_to_multiple(channels, width)
     assert given_ % 8 == 0
     assert given_ >= max(8, 0.9 * wanted)
     assert given_ <= max(8, wanted + 4) or given_ - 8 < 0.9 * wanted
 
 
+@given(st.integers(1, 400), st.floats(0.1, 2.0))
+def test_channels_of_any_number_are_the_nearest(channels: int, width: float) -> None:
+    assert abs(max(1, channels * width) - scaled_to_multiple(channels, width, 1)) <= 0.5 or channels * width < 6
+
+
 def test_width_1_has_the_channels_of_the_paper() -> None:
-    assert [scaled_to_eights(channels, 1.0) for channels in (24, 320)] == [24, 320]
+    assert [scaled_to_multiple(channels, 1.0) for channels in (24, 320)] == [24, 320]
     network = on_meta(backbone="mobilenet_v2").backbone
     assert (network.low_channels, network.high_channels) == (24, 320)
 

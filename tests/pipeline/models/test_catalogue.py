@@ -38,6 +38,7 @@ PARAMETERS = {
     "fcn_resnet101": 54_314_346,
     "deeplab_v3_resnet50": 39_638_869,
     "deeplab_v3_resnet101": 58_040_661,
+    "deeplab_v3_mobilenet_v2": 2_113_557,
     "deeplab_v3plus_resnet50": 39_761_845,
     "deeplab_v3plus_resnet101": 59_344_309,
     "unet_resnet50": 32_524_005,

@@ -26,6 +26,7 @@ WAYS = {
     "cascade": {"mode": "cascade", "multi_grid": (1, 2, 1)},
     "efficientnet_lite1": {"backbone": "efficientnet_lite1"},
     "mobilenet_v2": {"backbone": "mobilenet_v2"},
+    "without_rates": {"backbone": "mobilenet_v2", "rates": (), "align_corners": True},
 }
 ways = pytest.mark.parametrize("way", WAYS)
 
@@ -183,6 +184,16 @@ def test_parameter_counts_are_those_of_the_public_networks(options: dict, count:
     assert count_parameters(on_meta(**options)) == count
 
 
+def test_without_rates_it_is_the_network_of_the_paper_on_mobilenet_v2() -> None:
+    """Sandler 2018 (arXiv 1801.04381), table 7: 2.11M parameters, 2.75B multiply-adds at 513x513."""
+    network = on_meta(backbone="mobilenet_v2", rates=(), align_corners=True)
+    assert count_parameters(network) == 2_113_557
+    assert abs(macs(network, 513) / 2.75e9 - 1) < 0.005
+    narrow = {"width_multiplier": 0.5, "channels_multiple": 1, "aspp_channels": 256}
+    assert count_parameters(on_meta(backbone="mobilenet_v2", rates=(), align_corners=True, **narrow)) == 697_013
+    assert [block.conv[-3][0].dilation[0] for block in network.backbone.features[13:]] == [1, 1, 2, 2, 2]
+
+
 def test_mobilenet_v2_has_the_public_ports_parameters() -> None:
     """VainF's v3+ has 5,225,717 with a decoder of two inputs in place of v3's 3x3."""
     reduction, wider = 24 * 48 + 2 * 48, 9 * 48 * 256
@@ -325,7 +336,9 @@ def test_the_network_is_one_graph_for_the_compiler() -> None:
         ({"backbone": "mobilenet_v2", "aux": True}, "aux has no effect with mobilenet_v2"),
         ({"backbone": "mobilenet_v2", "mode": "cascade"}, "mobilenet_v2 has none"),
         ({"backbone": "efficientnet_lite0", "mode": "cascade"}, "efficientnet_lite0 has none"),
-        ({"rates": ()}, "rates"),
+        ({"mode": "cascade", "aspp_channels": 8}, "aspp_channels has no effect with cascade"),
+        ({"backbone": "resnet101", "channels_multiple": 1}, "channels_multiple has no effect with resnet101"),
+        ({"channels_multiple": 4, "backbone": "mobilenet_v2"}, "channels_multiple"),
         ({"output_stride": 32}, "(16, 8)"),
     ],
 )
