@@ -3,9 +3,9 @@
     python -m jobs.import_checkpoint deeplabv3_resnet50_coco.pth models/coco
     python -m jobs.import_checkpoint resnet50.pth models/start --classes camvid --architecture deeplab_v3
 
-SRC is a `.pth` of torch.save, a `.safetensors`, a `.caffemodel` or a `.npz` of Lasagne; DST the folder that receives
-`model.safetensors` and `card.json`. Nothing in SRC is run. Every tensor is accounted for; the report lists guesses and
-checks.
+SRC is a `.pth` of torch.save, a `.safetensors`, `.caffemodel`, `.tflite`, or a `.npz` of Lasagne; DST the folder that
+receives `model.safetensors` and `card.json`. Nothing in SRC is run. Every tensor is accounted for; the report lists
+guesses and checks.
 """
 
 import argparse
@@ -55,6 +55,10 @@ def parse_import(argv: list[str] | None) -> argparse.Namespace:
         "--drop-scores", nargs="+", type=int, default=[], metavar="N", help="scores to leave out, such as unlabelled"
     )
     flags.add_argument("--in-channels", type=int, help="widen the first convolution to this many bands")
+    flags.add_argument(
+        "--mean", nargs="+", type=float, help="mean of each band, for pixels of 0 to 1; unset: the layout's"
+    )
+    flags.add_argument("--std", nargs="+", type=float, help="standard deviation of each band, likewise")
     flags.add_argument("--output-stride", type=int, help="output stride in training; unset: the source's default")
     flags.add_argument("--architecture", help="network that receives a backbone")
     flags.add_argument(
@@ -90,6 +94,8 @@ def import_checkpoint(args: argparse.Namespace) -> int:
         source=args.source,
         license=args.license or convert.NO_LICENCE,
         drop_scores=tuple(args.drop_scores),
+        mean=tuple(args.mean) if args.mean else None,
+        std=tuple(args.std) if args.std else None,
     )
     imported = convert.convert_weights(source, options)
     verified, not_verified = report.verify_import(source, imported, compare=args.verify)

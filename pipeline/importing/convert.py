@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import classes
 from pipeline.classes import ClassMap
@@ -67,6 +67,10 @@ class ImportOptions:
     """SPDX name of the licence of the weights."""
     drop_scores: tuple[int, ...] = ()
     """Scores to leave out, from 0 on, such as that of an unlabelled class."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each band, for pixels of 0 to 1; None: the layout's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each band, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,8 @@ class ImportedCheckpoint:
     unused: Mapping[str, str]
     """The file's other tensors, with the reason why they are not used."""
     filled: tuple[str, ...]
-    """Our tensors that the file does not have: counters of batch norm, and tensors from a seed."""
+    """Our tensors that the file does not have: counters of batch norm; scales and statistics of a batch norm that is
+    folded into the file's convolutions; tensors from a seed."""
     notes: tuple[str, ...]
     """Guesses, and facts to check, for the report."""
     scores: int | None
@@ -172,10 +177,12 @@ def convert_weights(source: WeightsFile, choices: ImportOptions) -> ImportedChec
     if scores == 1:
         tensors = _with_background(layout, tensors, card)
     tensors = _without_scores(layout, tensors, card, choices.drop_scores)
-    used, unused = _account(layout, tensors, network.state_dict(), encoder=hasattr(network, "encoder"))
+    identity = _identity_norms(network) if layout.folded else {}
+    expected = {name: tensor for name, tensor in network.state_dict().items() if name not in identity}
+    used, unused = _account(layout, tensors, expected, encoder=hasattr(network, "encoder"))
     network = _seeded(card, choices.seed) if layout.is_backbone else network
     joined = _joined_bands(layout, card) if layout.normalisation.bgr else {}
-    state, filled = _assemble(layout, tensors, network.state_dict(), used, joined)
+    state, filled = _assemble(layout, tensors, network.state_dict() | identity, used, joined)
     notes = (*source.notes, *notes, *_normalisation_notes(source, card), *layout.notes)
     return ImportedCheckpoint(layout, card, state, used, unused | dict(source.beside), filled, notes, scores)
 
@@ -196,6 +203,17 @@ def _seeded(card: Card, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _network(card)
+
+
+def _identity_norms(network: Network) -> dict[str, Tensor]:
+    """Scales and statistics with which every batch norm only adds its bias."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, norm in network.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            ones = torch.ones(norm.num_features)
+            tensors |= {f"{prefix}.weight": ones * (1 + norm.eps) ** 0.5, f"{prefix}.running_var": ones}
+            tensors[f"{prefix}.running_mean"] = torch.zeros(norm.num_features)
+    return tensors
 
 
 def _classes(
@@ -346,8 +364,8 @@ def _card(
             in_channels=bands,
             output_stride=stride,
             classes=class_map,
-            mean=tuple(normalisation.mean[index % 3] for index in range(bands)),
-            std=tuple(normalisation.std[index % 3] for index in range(bands)),
+            mean=choices.mean or tuple(normalisation.mean[index % 3] for index in range(bands)),
+            std=choices.std or tuple(normalisation.std[index % 3] for index in range(bands)),
             channels=band_names(bands),
             training=about,
             source=choices.source or f"{source.name}, in the layout of {layout.title} ({layout.url})",
@@ -440,9 +458,8 @@ def _assemble(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Make the state dict; returns it and the names that the file does not fill."""
     from_file = {target: _precise(tensors[name]) for name, target in used.items()}
-    for name, axis in layout.swapped.items():
-        # The source has ASPP's channels before the low-level ones, ours has them after.
-        from_file[name] = from_file[name].roll(wanted["reduce.0.weight"].size(0), axis)
+    for name, (axis, first) in layout.swapped.items():
+        from_file[name] = from_file[name].roll(wanted[first].size(0), axis)
     if layout.normalisation.bgr:
         from_file |= {name: from_file[name].flip(1) for name in _first(layout, from_file)}
         from_file |= {name: _last_reversed(from_file[name], axis) for name, axis in joined.items()}

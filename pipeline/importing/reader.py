@@ -1,6 +1,6 @@
-"""Reader of untrusted weight files: `.pth`, `.safetensors`, `.caffemodel` and `.npz` to plain tensors, running no code.
+"""Reader of untrusted weight files to plain tensors, without running code.
 
-In: the URL of a file of `torch.save`, of a `.safetensors`, of a `.caffemodel` or of Lasagne's arrays in a `.npz`; the
+In: the URL of a file of `torch.save`, `.safetensors`, `.tflite`, `.caffemodel`, or of Lasagne's arrays in a `.npz`; the
 name tells the last two, the first bytes the others.
 Out: tensors by name. Only this module may call `torch.load`, and only with `weights_only=True`. Before that, the
 functions that a pickle names are checked against a short list: a file that names any other is refused.
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.importing import caffe, lasagne
+from pipeline.importing import caffe, lasagne, tflite
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -85,7 +85,7 @@ class WeightsFile:
     sha256: str
     """SHA-256 of its bytes, 64 hex digits."""
     kind: str
-    """`torch`, `safetensors`, `caffemodel` or `npz`."""
+    """`torch`, `safetensors`, `caffemodel`, `npz` or `tflite`."""
     tensors: dict[str, Tensor]
     """Tensors on the CPU in the dtypes of the file, by name; dicts of one file keep theirs apart, as `ema.NAME`."""
     left_out: tuple[str, ...]
@@ -144,10 +144,12 @@ def parse_weights(data: bytes, *, origin: str) -> WeightsFile:
     if origin.endswith(".caffemodel"):
         tensors = _checked(caffe.named_tensors(caffe.read_layers(data)), origin=origin)
         return WeightsFile(origin, digest, "caffemodel", tensors, ())
+    if data[4:8] == tflite.IDENTIFIER or origin.endswith(".tflite"):
+        return WeightsFile(origin, digest, "tflite", _checked(tflite.named_tensors(data), origin=origin), ())
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        known = "a zip or pickle of torch.save, safetensors, or a name that ends in .caffemodel or .npz"
+        known = "a zip or pickle of torch.save, safetensors, tflite, or a name that ends in .caffemodel or .npz"
         raise ConfigError(f"{origin} is not a weight file: {error}", hint=f"known: {known}") from error
     return WeightsFile(origin, digest, "safetensors", _checked(tensors, origin=origin), ())
 

@@ -54,13 +54,14 @@ def import_facts(source: WeightsFile, imported: ImportedCheckpoint) -> dict[str,
         "in_channels": card.in_channels,
         "mean": list(card.mean),
         "std": list(card.std),
-        "normalisation": imported.layout.input_normalisation(imported.scores).origin,
+        "normalisation": _normalisation_origin(imported),
         "taken_off": list(source.taken_off),
         "weights": source.weights,
         "tensors": len(imported.used) + len(imported.unused),
         "used": dict(imported.used),
         "unused": dict(imported.unused),
         "filled": list(imported.filled),
+        "folded": imported.layout.folded,
         "notes": list(imported.notes),
     }
 
@@ -71,6 +72,7 @@ def import_text(facts: dict[str, Any]) -> str:
     `facts` are those of `import_facts` with `verified`, `not_verified` and `checkpoint`.
     """
     counters = sum(map(convert.is_counter, facts["filled"]))
+    others = len(facts["filled"]) - counters
     options = " ".join(f"{name}={value}" for name, value in facts["options"].items())
     unused = _count_by_reason(facts["unused"]).items()
     lines = [
@@ -83,7 +85,8 @@ def import_text(facts: dict[str, Any]) -> str:
         *([f"  taken off    {', '.join(facts['taken_off'])} of the file's names"] if facts["taken_off"] else []),
         *(f"  not used     {count} that begin with {prefix}: {reason}" for (prefix, reason), count in unused),
         *([f"  filled in    {counters} counters of batch norm, with 0"] if counters else []),
-        *([f"  from a seed  {seeded}"] if (seeded := len(facts["filled"]) - counters) else []),
+        *([f"  batch norm   {others} scales and statistics, as the identity"] if others and facts["folded"] else []),
+        *([f"  from a seed  {others}"] if others and not facts["folded"] else []),
         *([f"  beside them  {', '.join(facts['left_out'])}: left out"] if facts["left_out"] else []),
         *(f"note           {note}" for note in facts["notes"]),
         *(f"verified       {check}" for check in facts["verified"]),
@@ -91,6 +94,18 @@ def import_text(facts: dict[str, Any]) -> str:
         f"checkpoint     {facts['checkpoint'][:12]}",
     ]
     return "\n".join(lines)
+
+
+def _normalisation_origin(imported: ImportedCheckpoint) -> str:
+    """Origin of the card's means and deviations: the layout, or the flags that replace them."""
+    card, normalisation = imported.card, imported.layout.input_normalisation(imported.scores)
+    if (card.mean[:3], card.std[:3]) == (normalisation.mean[: len(card.mean)], normalisation.std[: len(card.std)]):
+        return normalisation.origin
+    return f"mean {_numbers(card.mean)}, deviation {_numbers(card.std)}, as --mean and --std say"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _count_by_reason(unused: dict[str, str]) -> dict[tuple[str, str], int]:

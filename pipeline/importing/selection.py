@@ -103,7 +103,7 @@ def select_weights(source: WeightsFile, *, layout: str = "auto", weights: str | 
     Raises:
         ConfigError: no set or several have the name, several are no averages, or tensors beside the set are unknown.
     """
-    if source.kind in ("caffemodel", "npz"):  # its layers have the names of one network
+    if source.kind in ("caffemodel", "npz", "tflite"):  # its layers have the names of one network
         if weights:
             raise ConfigError(f"--weights {weights}: a .{source.kind} has one set of weights", hint="leave it out")
         return source

@@ -17,6 +17,7 @@ from pipeline.models import checkpoint
 from pipeline.store.url import Url
 from tests.pipeline.importing.test_convert import CASES, seeded
 from tests.support import foreign_networks as foreign
+from tests.support import tflite_files
 
 
 @pytest.fixture
@@ -124,6 +125,29 @@ def test_options_are_read_as_yaml(tmp_path: Path, capsys) -> None:
     assert card.options["multi_grid"] == [1, 2, 1]
     assert (card.options["mode"], card.options["blocks"]) == ("cascade", 5)
     capsys.readouterr()
+
+
+def test_a_tflite_becomes_a_checkpoint_with_its_own_normalisation(tmp_path: Path, capsys) -> None:
+    (tmp_path / "net.tflite").write_bytes(tflite_files.deeplab(0.125, head=8))
+    assert job(str(tmp_path / "net.tflite"), str(tmp_path / "made")) == 0
+    text = capsys.readouterr().out
+    for part in ("layout         tflite-deeplab-v3", "batch norm   162 scales and statistics, as the identity"):
+        assert part in text, part
+    card = checkpoint.load_checkpoint(str(tmp_path / "made")).card
+    pixels = torch.arange(256) / 255
+    torch.testing.assert_close((pixels - card.mean[0]) / card.std[0], (torch.arange(256) - 128) / 128)
+    assert (card.options["rates"], card.options["align_corners"]) == ([], True)
+    assert job(str(tmp_path / "net.tflite"), str(tmp_path / "other"), "--weights", "ema") == 1
+
+
+def test_means_and_deviations_of_the_command_line_are_the_cards(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "resnet50.pth"
+    torch.save(seeded(CASES["resnet"]["shapes"]), path)
+    numbers = ("--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25")
+    assert job(str(path), str(tmp_path / "made"), "--classes", "voc", *numbers) == 0
+    assert "mean 0.5, 0.5, 0.5, deviation 0.25, 0.25, 0.25, as --mean and --std say" in capsys.readouterr().out
+    card = checkpoint.load_checkpoint(str(tmp_path / "made")).card
+    assert (card.mean, card.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.mark.parametrize("option", ["name", "=3", "a=[1"])

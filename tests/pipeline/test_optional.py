@@ -13,6 +13,7 @@ from pipeline.config import RefineConfig
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
 from pipeline.datasets.matlab import open_hdf5
 from pipeline.errors import ConfigError
+from pipeline.importing import reader
 from pipeline.refine import engine
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -24,6 +25,7 @@ NEEDS = {
     "pydensecrf": lambda _: engine.make_engine(RefineConfig(engine="pydensecrf")),
     "pycocotools": lambda folder: DATASET_LAYOUTS["coco"].examples(Url(str(folder)), "val"),
     "h5py": lambda folder: DATASET_LAYOUTS["nyu40"].examples(Url(str(folder)), "train"),
+    "tflite": lambda _: reader.parse_weights(b"\x08\0\0\0TFL3", origin="net.tflite"),
     "tensorboard": lambda folder: start("tensorboard", folder),
     "mlflow": lambda folder: start("mlflow", folder),
     "wandb": lambda folder: start("wandb", folder),

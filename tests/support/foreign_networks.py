@@ -59,6 +59,50 @@ def layers(*modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
+# ---------------------------------------------------------------- TensorFlow's DeepLab on MobileNetV2
+
+
+class _Inverted(nn.Module):
+    def __init__(self, entering: int, leaving: int, *, widen: int, stride: int, rate: int) -> None:
+        super().__init__()
+        inner, self.same = widen * entering, stride == 1 and entering == leaving
+        first = [layers(conv(entering, inner), nn.BatchNorm2d(inner), nn.ReLU6())] if widen > 1 else []
+        middle = conv(inner, inner, 3, stride=stride, rate=rate, groups=inner)
+        middle = layers(middle, nn.BatchNorm2d(inner), nn.ReLU6())
+        self.conv = layers(*first, middle, conv(inner, leaving), nn.BatchNorm2d(leaving))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + (x if self.same else 0)
+
+
+class TensorFlowV3(nn.Module):
+    """No atrous branches, image pooling in front; `width` of 32 filters, `head` of 256 at every width."""
+
+    def __init__(self, classes: int, *, width: int, head: int) -> None:
+        super().__init__()
+        channels = [round(wide * width / 32) for wide in (16, 24, 32, 64, 96, 160, 320)]
+        features, entering = [layers(conv(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU6())], width
+        for stage, (leaving, blocks) in enumerate(zip(channels, (1, 2, 3, 4, 3, 3, 1), strict=True)):
+            for block in range(blocks):
+                stride = 2 if block == 0 and stage in (1, 2, 3) else 1
+                rate = 2 if len(features) >= 15 else 1
+                widen = 6 if stage else 1
+                features.append(_Inverted(entering, leaving, widen=widen, stride=stride, rate=rate))
+                entering = leaving
+        self.backbone = nn.Module()
+        self.backbone.features = layers(*features)
+        self.aspp0, self.image_pooling = (
+            layers(conv(entering, head), nn.BatchNorm2d(head), nn.ReLU()) for _ in range(2)
+        )
+        self.concat_projection = layers(conv(2 * head, head), nn.BatchNorm2d(head), nn.ReLU())
+        self.logits = nn.Conv2d(head, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.backbone.features(x)
+        image = self.image_pooling(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
+        return self.logits(self.concat_projection(torch.cat([image, self.aspp0(x)], dim=1)))
+
+
 # ---------------------------------------------------------------- torchvision's ResNet, VainF, jfzhang95
 
 

@@ -96,7 +96,7 @@ KAZUTO_LAYOUTS: tuple[WeightsLayout, ...] = (
             **{f"fc2.conv{n + 1}.{part}.": f"decoder.{n}.{at}." for n in (0, 1) for at, part in CONV_AND_NORM},
             "fc2.conv3.": "logits.",
         },
-        swapped={"decoder.0.0.weight": 1},
+        swapped={"decoder.0.0.weight": (1, "reduce.0.weight")},
         scores="fc2.conv3.weight",
         normalisation=CAFFE,
         notes=(STRIDE_UNKNOWN,),

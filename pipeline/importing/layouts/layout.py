@@ -22,6 +22,11 @@ CORNERS = (
     "stride, which is the same for sides of a multiple of the stride plus one"
 )
 """Note of a layout whose source aligns corners."""
+FOLDED = (
+    "the file has batch norm folded into its convolutions: it was filled in as the identity, with which outputs are "
+    "the file's; statistics of a batch would change them, so train on with --batch-norm frozen"
+)
+"""Note of a layout without batch norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,11 @@ class WeightsLayout:
     """That axis: 0 of a convolution, 1 of a transposed one."""
     first: tuple[str, ...] = ("backbone.conv1.weight",)
     """Our convolutions whose input is the image."""
-    swapped: Mapping[str, int] = field(default_factory=dict)
-    """Axis, by our tensor, along which the source has ASPP's channels before the low-level ones; ours come after."""
+    swapped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Our tensors over two groups of channels that the source has in the other order: axis, and our convolution whose
+    filters are the first group of ours."""
+    folded: bool = False
+    """The file has batch norm folded into its convolutions: ours is filled in as the identity, but for its bias."""
     output_stride: int = 16
     """Default output stride of the source; most files do not store theirs."""
     rates: tuple[int, ...] = ()

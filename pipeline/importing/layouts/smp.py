@@ -95,7 +95,7 @@ SMP_LAYOUTS: tuple[WeightsLayout, ...] = (
             "segmentation_head.0.": "logits.",
         },
         unused={"classification_head.": SECOND_OUTPUT},
-        swapped={"decoder.0.0.weight": 0, "decoder.0.1.weight": 1},
+        swapped={"decoder.0.0.weight": (0, "reduce.0.weight"), "decoder.0.1.weight": (1, "reduce.0.weight")},
         scores="segmentation_head.0.weight",
         notes=(STRIDE_UNKNOWN, CORNERS),
     ),

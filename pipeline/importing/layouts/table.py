@@ -13,6 +13,7 @@ from pipeline.importing.layouts.kazuto1011 import KAZUTO_LAYOUTS
 from pipeline.importing.layouts.layout import WeightsLayout
 from pipeline.importing.layouts.semseg import SEMSEG_LAYOUTS
 from pipeline.importing.layouts.smp import SMP_LAYOUTS
+from pipeline.importing.layouts.tensorflow_deeplab import TENSORFLOW_DEEPLAB_LAYOUTS
 from pipeline.importing.layouts.torchvision import TORCHVISION_LAYOUTS
 from pipeline.importing.layouts.vainf import VAINF_LAYOUTS
 from pipeline.importing.layouts.xiaoyufenfei import XIAOYUFENFEI_LAYOUTS
@@ -30,6 +31,7 @@ WEIGHTS_LAYOUTS: tuple[WeightsLayout, ...] = (
     *FASTERSEG_LAYOUTS,
     *ESPNET_LAYOUTS,
     *XIAOYUFENFEI_LAYOUTS,
+    *TENSORFLOW_DEEPLAB_LAYOUTS,
     *BACKBONE_LAYOUTS,
 )
 """Every layout; a file has the first one that fits, so backbones, with the fewest marks, come last."""

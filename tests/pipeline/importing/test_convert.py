@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks.tflite_graph import FloatGraph
 from pipeline import classes
 from pipeline.errors import ConfigError
 from pipeline.importing import caffe, convert, lasagne, reader
@@ -23,6 +24,7 @@ from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
 from tests import ROOT
 from tests.pipeline.importing.test_caffe import write
 from tests.support import foreign_networks as foreign
+from tests.support import tflite_files
 from tests.support.examples import examples
 from tests.support.foreign_networks import filled, image, seeded, shapes_of
 
@@ -136,6 +138,7 @@ FOREIGN = {
     ("kazuto-deeplab-v3plus", 16): lambda: foreign.KazutoV3Plus(21, width=WIDTH),
     ("fasterseg-student", 32): lambda: foreign.FasterSeg(21, "student", scale=1 / 8),
     ("fasterseg-teacher", 32): lambda: foreign.FasterSeg(21, "teacher", scale=1 / 8),
+    ("tensorflow-deeplab-v3", 16): lambda: foreign.TensorFlowV3(21, width=WIDTH, head=8),
 }
 
 
@@ -400,6 +403,7 @@ REAL = {
         674,
         58_753_973,
     ),
+    "tensorflow-deeplab-v3": (lambda: foreign.TensorFlowV3(21, width=32, head=256), 326, 2_113_557),
     "kazuto-deeplab-v2": (lambda: foreign.KazutoV2(21, width=64), 632, 44_048_532),
     "esnet": (lambda: foreign.ESNet(21, width=16), 279, 1_661_910),
     "effseg-esnet": (lambda: foreign.ESNetOfCollection(21, width=16), 277, 1_659_201),
@@ -470,6 +474,58 @@ def test_files_of_before_there_were_counters_get_them() -> None:
     assert len(made.used) == len(old) == 632 - 104
     assert len(made.filled) == 104
     assert all(convert.is_counter(name) and made.state[name] == 0 for name in made.filled)
+
+
+def test_a_narrow_network_of_tensorflow_rounds_its_channels_to_whole_numbers_but_not_its_head() -> None:
+    """deeplabv3_mnv2_dm05_pascal: 697,013 parameters."""
+    file = full_size(lambda: foreign.TensorFlowV3(21, width=16, head=256))
+    made = imported(file)
+    options = {"width_multiplier": 0.5, "channels_multiple": 1, "aspp_channels": 256}
+    assert options.items() <= made.card.options.items()
+    assert (
+        sum(tensor.numel() for name, tensor in made.state.items() if "running" not in name and tensor.dim()) == 697_013
+    )
+
+
+@pytest.mark.parametrize("size", [(65, 97), (33, 129)], ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tflite_computes_what_its_graph_does_in_float32(size: tuple, seed: int) -> None:
+    """At sides of a multiple of 16 plus one, where TensorFlow pads both ends alike."""
+    data = tflite_files.deeplab(0.125, head=8, seed=seed)
+    made, graph = imported(reader.parse_weights(data, origin="a.tflite").tensors), FloatGraph(data)
+    assert (made.layout.name, made.unused) == ("tflite-deeplab-v3", {})
+    pixels = np.random.RandomState(seed).randint(0, 256, (*size, 3)).astype(np.uint8)
+    logits = scores(made, torch.tensor(pixels).permute(2, 0, 1)[None] / 255)
+    full = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True)
+    same(full, graph(graph.normalised(pixels)))
+
+
+def test_folded_batch_norm_is_filled_in_as_the_identity_and_said() -> None:
+    made = imported(reader.parse_weights(tflite_files.deeplab(0.125, head=8), origin="a.tflite").tensors)
+    statistics = {name for name in made.filled if not convert.is_counter(name)}
+    assert statistics == {
+        name
+        for name in made.state
+        if name.endswith(("running_mean", "running_var")) or (name.endswith(".weight") and made.state[name].dim() == 1)
+    }
+    assert any("train on with --batch-norm frozen" in note for note in made.notes)
+    norm = made.build().backbone.features[0][1]
+    x = torch.randn(1, norm.num_features, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), x + norm.bias[:, None, None], rtol=0, atol=1e-6)
+
+
+def test_a_folded_file_that_lacks_a_bias_is_refused() -> None:
+    tensors = reader.parse_weights(tflite_files.deeplab(0.125, head=8), origin="a.tflite").tensors
+    del tensors["aspp0.bias"]
+    assert "missing: context.aspp.branches.0.1.bias 8" in refusal(tensors)
+
+
+def test_means_and_deviations_that_are_said_win() -> None:
+    file = seeded(CASES["resnet"]["shapes"])
+    made = imported(file, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    assert (made.card.mean, made.card.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert "mean has 1 values for 3 channels" in refusal(file, mean=(0.5,))
 
 
 @pytest.mark.parametrize("shared", [(), ("res075", "res05")])
@@ -662,6 +718,7 @@ def test_no_file_is_of_two_layouts() -> None:
     files |= {f"{layout}-{stride}": filled(make()).state_dict() for (layout, stride), make in FOREIGN.items()}
     files |= {"esnet": filled(foreign.ESNet(21, width=8)).state_dict()}
     files |= {"effseg-esnet": filled(foreign.ESNetOfCollection(21, width=8)).state_dict()}
+    files["tflite"] = reader.parse_weights(tflite_files.deeplab(0.125, head=8), origin="a.tflite").tensors
     files |= {f"caffe-{name}": blobs_as_tensors(make()) for name, (make, _) in CAFFE.items()}
     for letter in ("a", "b"):
         arrays = [torch.from_numpy(array) for array in FRRN(letter, 21).arrays]
