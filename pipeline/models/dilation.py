@@ -176,8 +176,9 @@ class Dilation(Network):
             self.context.begin()
 
     def last_layers(self) -> list[ScoreLayer]:
-        """The layer of the front end's scores, and the last one of the context module."""
-        return [self.front, *([self.context.scores] if self.context else [])]
+        """The layer of the front end's scores, and the context module's, whose channels follow the classes too."""
+        context = self.context.modules() if self.context else ()
+        return [self.front, *(module for module in context if isinstance(module, nn.Conv2d))]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> features (N, feature_channels, h, w) at stride 8, and the logits."""
