@@ -41,7 +41,7 @@ from pipeline.store.url import Url
 
 CLASSES = 21
 GREY = 128
-"""Value that becomes 0 when the file's pixels are normalised, with which TensorFlow's evaluation pads photos, too."""
+"""Value that becomes 0 when the file's pixels are normalised."""
 UNCUT = TileConfig(mode="whole")
 EXACT = InferConfig(precision="fp32")
 CENTRE = 0.875

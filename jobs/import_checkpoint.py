@@ -3,7 +3,7 @@
     python -m jobs.import_checkpoint deeplabv3_resnet50_coco.pth models/coco
     python -m jobs.import_checkpoint resnet50.pth models/start --classes camvid --architecture deeplab_v3
 
-SRC is a `.pth` of torch.save, a `.safetensors`, `.caffemodel`, `.tflite`, or a `.npz` of Lasagne; DST the folder that
+SRC is a `.pth` of torch.save, `.safetensors`, `.caffemodel`, `.tflite` or a `.npz` of Lasagne; DST the folder that
 receives `model.safetensors` and `card.json`. Nothing in SRC is run. Every tensor is accounted for; the report lists
 guesses and checks.
 """

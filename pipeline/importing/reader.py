@@ -1,7 +1,7 @@
-"""Reader of untrusted weight files to plain tensors, without running code.
+"""Reader of untrusted weight files: torch, safetensors, Caffe, TensorFlow Lite and Lasagne, running no code of theirs.
 
-In: the URL of a file of `torch.save`, `.safetensors`, `.tflite`, `.caffemodel`, or of Lasagne's arrays in a `.npz`; the
-name tells the last two, the first bytes the others.
+In: the URL of a `.pth` of `torch.save`, a `.safetensors`, a `.caffemodel`, a `.tflite`, or of Lasagne's arrays in a
+`.npz`; the name tells Caffe's and Lasagne's, the first bytes the others.
 Out: tensors by name. Only this module may call `torch.load`, and only with `weights_only=True`. Before that, the
 functions that a pickle names are checked against a short list: a file that names any other is refused.
 """
@@ -85,7 +85,7 @@ class WeightsFile:
     sha256: str
     """SHA-256 of its bytes, 64 hex digits."""
     kind: str
-    """`torch`, `safetensors`, `caffemodel`, `npz` or `tflite`."""
+    """`torch`, `safetensors`, `caffemodel`, `tflite` or `npz`."""
     tensors: dict[str, Tensor]
     """Tensors on the CPU in the dtypes of the file, by name; dicts of one file keep theirs apart, as `ema.NAME`."""
     left_out: tuple[str, ...]
