@@ -40,6 +40,7 @@ class Variant:
 
 FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
 CRF_RNN, DILATION, FRRN = "arXiv 1502.03240", "arXiv 1511.07122", "arXiv 1611.08323"
+ENET = "arXiv 1606.02147"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 FASTERSEG = "arXiv 1912.10917"
 ESPNET, LEDNET, ESNET = "arXiv 1803.06815", "arXiv 1905.02423", "arXiv 1906.09826"
@@ -137,6 +138,8 @@ VARIANTS = (
         "pspnet_resnet101", "pspnet", 2016, PSPNET, 81.2, "Cityscapes test, coarse labels", {"backbone": "resnet101"}
     ),
     Variant("pspnet_smp_resnet50", "pspnet_smp", 2016, PSPNET, None, "", {"backbone": "resnet50"}),
+    Variant("enet", "enet", 2016, ENET, 58.3, "Cityscapes test"),
+    Variant("enet_davidtvs", "enet", 2016, ENET, 59.5, "Cityscapes val (davidtvs)", {"convention": "davidtvs"}),
     Variant("icnet", "icnet", 2017, ICNET, 70.6, "Cityscapes test"),
     Variant(
         "deeplab_v3_resnet50",

@@ -13,6 +13,7 @@ from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
 from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
 from pipeline.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusOptions
 from pipeline.models.dilation import Dilation, DilationOptions
+from pipeline.models.enet import ENet, ENetOptions
 from pipeline.models.esnet import ESNet, ESNetOptions
 from pipeline.models.espnet import ESPNet, ESPNetOptions
 from pipeline.models.fasterseg import FasterSeg, FasterSegOptions
@@ -34,6 +35,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "deeplab_v3plus": (DeepLabV3Plus, DeepLabV3PlusOptions),
     "dilation": (Dilation, DilationOptions),
     "esnet": (ESNet, ESNetOptions),
+    "enet": (ENet, ENetOptions),
     "espnet": (ESPNet, ESPNetOptions),
     "fasterseg": (FasterSeg, FasterSegOptions),
     "fcn": (FCN, FCNOptions),

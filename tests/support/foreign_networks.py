@@ -1255,3 +1255,175 @@ def lasagne_frrn(letter: str, classes: int, *, base: int, lanes: int) -> Lasagne
     network(torch.zeros(1, 3, 64, 64))
     network.random = None
     return network
+
+
+# ---------------------------------------------------------------- ENet
+
+
+ENET_STAGE = ("regular", "dilated", "asymmetric", "dilated", "regular", "dilated", "asymmetric", "dilated")
+ENET_RATES = (1, 2, 1, 4, 1, 8, 1, 16)
+
+
+class DavidtvsBlock(nn.Module):
+    """A bottleneck of davidtvs/PyTorch-ENet, models/enet.py; `old`: as of commit 921e40c."""
+
+    def __init__(self, kind: str, entering: int, leaving: int, *, rate: int = 1, old: bool, relu: bool) -> None:
+        super().__init__()
+        inside = entering // 4
+        self.kind, self.old, self.more = kind, old, leaving - entering
+
+        def act() -> nn.Module:
+            return nn.ReLU() if relu else nn.PReLU()
+
+        def norm(channels: int) -> nn.BatchNorm2d:
+            return nn.BatchNorm2d(channels)
+
+        first = nn.Conv2d(entering, inside, 2, 2, bias=False) if kind == "down" else conv(entering, inside)
+        self.ext_conv1 = layers(first, norm(inside), act())
+        if kind == "up":
+            self.main_conv1 = layers(conv(entering, leaving), norm(leaving))
+        if kind == "up" and not old:
+            self.ext_tconv1 = nn.ConvTranspose2d(inside, inside, 2, 2, bias=False)
+            self.ext_tconv1_bnorm, self.ext_tconv1_activation = norm(inside), act()
+            self.ext_conv2 = layers(conv(inside, leaving), norm(leaving))
+        else:
+            middle = [conv(inside, inside, 3, rate=rate), norm(inside), act()]
+            if kind == "up":
+                middle[0] = nn.ConvTranspose2d(inside, inside, 3, 2, 1, output_padding=1, bias=False)
+            if kind == "asymmetric":
+                tall = nn.Conv2d(inside, inside, (5, 1), padding=(2, 0), bias=False)
+                wide = nn.Conv2d(inside, inside, (1, 5), padding=(0, 2), bias=False)
+                middle = [tall, norm(inside), act(), wide, norm(inside), act()]
+            self.ext_conv2 = layers(*middle)
+            self.ext_conv3 = layers(conv(inside, leaving), norm(leaving), act())
+        if old:
+            self.out_prelu = nn.PReLU(leaving)
+        else:
+            self.out_activation = act()
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        side = self.ext_conv1(x)
+        if self.kind == "up" and not self.old:
+            side = self.ext_conv2(self.ext_tconv1_activation(self.ext_tconv1_bnorm(self.ext_tconv1(side))))
+        else:
+            side = self.ext_conv3(self.ext_conv2(side))
+        if self.kind == "down":
+            pooling = nn.MaxPool2d(3 if self.old else 2, 2, 1 if self.old else 0, return_indices=True)
+            x, where = pooling(x)
+            x = torch.cat([x, x.new_zeros(x.size(0), self.more, *x.shape[2:])], 1)
+        elif self.kind == "up":
+            x = nn.MaxUnpool2d(2)(self.main_conv1(x), where, output_size=side.shape)
+        return (self.out_prelu if self.old else self.out_activation)(x + side), where
+
+
+class DavidtvsENet(nn.Module):
+    """ENet of davidtvs; for sides that are multiples of 8, where it does not round down. `width` is 16 there."""
+
+    def __init__(
+        self, classes: int, *, width: int = 16, old: bool = False, encoder_relu: bool = False, decoder_relu: bool = True
+    ) -> None:
+        super().__init__()
+        first, narrow, wide = width, 4 * width, 8 * width
+        start = {"main_branch": conv(3, first - 3, 3, stride=2), "batch_norm": nn.BatchNorm2d(first)}
+        slopes = nn.PReLU(first) if old else nn.ReLU() if encoder_relu else nn.PReLU()
+        self.initial_block = nn.ModuleDict(start | {"out_prelu" if old else "out_activation": slopes})
+        plan = [("downsample1_0", "down", first, narrow, 1)]
+        plan += [(f"regular1_{number}", "regular", narrow, narrow, 1) for number in range(1, 5)]
+        plan += [("downsample2_0", "down", narrow, wide, 1)]
+        for stage, offset in ((2, 1), (3, 0)):
+            rows = enumerate(zip(ENET_STAGE, ENET_RATES, strict=True), offset)
+            plan += [(f"{kind}{stage}_{number}", kind, wide, wide, rate) for number, (kind, rate) in rows]
+        plan += [("upsample4_0", "up", wide, narrow, 1), ("regular4_1", "regular", narrow, narrow, 1)]
+        plan += [("regular4_2", "regular", narrow, narrow, 1), ("upsample5_0", "up", narrow, first, 1)]
+        plan += [("regular5_1", "regular", first, first, 1)]
+        self.plan = [name for name, *_ in plan]
+        for name, kind, entering, leaving, rate in plan:
+            relu = False if old else decoder_relu if name[-3] in "45" else encoder_relu
+            self.add_module(name, DavidtvsBlock(kind, entering, leaving, rate=rate, old=old, relu=relu))
+        self.transposed_conv = nn.ConvTranspose2d(first, classes, 3, 2, 1, output_padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.initial_block
+        x = start["batch_norm"](torch.cat([start["main_branch"](x), F.max_pool2d(x, 3, 2, 1)], 1))
+        x = start["out_prelu" if "out_prelu" in start else "out_activation"](x)
+        pooled = []
+        for name in self.plan:
+            x, where = getattr(self, name)(x, pooled.pop() if name.startswith("up") else None)
+            if name.startswith("down"):
+                pooled.append(where)
+        return self.transposed_conv(x)
+
+
+class ArunavaBlock(nn.Module):
+    """A bottleneck of iArunava/ENet-Real-Time-Semantic-Segmentation: models/RDDNeck.py, ASNeck.py and UBNeck.py."""
+
+    def __init__(self, kind: str, entering: int, leaving: int, *, rate: int = 1, relu: bool = False) -> None:
+        super().__init__()
+        inside = entering // 4
+        self.kind, self.more = kind, leaving - entering
+        one = nn.ReLU() if relu else nn.PReLU()
+        self.bnorm1, self.bnorm2, self.bnorm3 = (nn.BatchNorm2d(channels) for channels in (inside, inside, leaving))
+        if kind == "up":
+            self.main_conv = nn.Conv2d(entering, leaving, 1)
+            self.convt1 = nn.ConvTranspose2d(entering, inside, 1, bias=False)
+            self.convt2 = nn.ConvTranspose2d(inside, inside, 3, 2, 1, output_padding=1, bias=False)
+            self.convt3 = nn.ConvTranspose2d(inside, leaving, 1, bias=False)
+        else:
+            self.conv1, self.conv3 = conv(entering, inside), conv(inside, leaving)
+        if kind == "asymmetric":
+            self.conv21 = nn.Conv2d(inside, inside, (1, 5), padding=(0, 2), bias=False)
+            self.conv22 = nn.Conv2d(inside, inside, (5, 1), padding=(2, 0), bias=False)
+            self.prelu1, self.prelu2, self.prelu3 = nn.PReLU(), nn.PReLU(), nn.PReLU()
+            return
+        if kind != "up":
+            self.conv2 = nn.Conv2d(inside, inside, 3, 2 if kind == "down" else 1, rate, rate)
+        self.prelu1, self.prelu2, self.prelu3 = one, one, one
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        up = self.kind == "up"
+        side = self.prelu1(self.bnorm1((self.convt1 if up else self.conv1)(x)))
+        if self.kind == "asymmetric":
+            side = self.conv22(self.conv21(side))
+        else:
+            side = (self.convt2 if up else self.conv2)(side)
+        side = self.bnorm3((self.convt3 if up else self.conv3)(self.prelu2(self.bnorm2(side))))
+        if self.kind == "down":
+            x, where = nn.MaxPool2d(2, 2, return_indices=True)(x)
+            x = torch.cat([x, x.new_zeros(x.size(0), self.more, *x.shape[2:])], 1)
+        elif up:
+            x = nn.MaxUnpool2d(2, 2)(self.main_conv(x), where, output_size=side.shape)
+        return self.prelu3(x + side), where
+
+
+class ArunavaENet(nn.Module):
+    """ENet of iArunava; for sides that are multiples of 8. `width` is 16 there."""
+
+    def __init__(self, classes: int, *, width: int = 16) -> None:
+        super().__init__()
+        first, narrow, wide = width, 4 * width, 8 * width
+        start = {"conv": nn.Conv2d(3, first - 3, 3, 2, 1), "batchnorm": nn.BatchNorm2d(first - 3)}
+        self.init = nn.ModuleDict(start | {"prelu": nn.PReLU(first)})
+        blocks = {"b10": ArunavaBlock("down", first, narrow)}
+        blocks |= {f"b1{number}": ArunavaBlock("regular", narrow, narrow) for number in range(1, 5)}
+        blocks["b20"] = ArunavaBlock("down", narrow, wide)
+        for stage in (2, 3):
+            for number, (kind, rate) in enumerate(zip(ENET_STAGE, ENET_RATES, strict=True), 1):
+                blocks[f"b{stage}{number}"] = ArunavaBlock(kind, wide, wide, rate=rate)
+        blocks["b40"] = ArunavaBlock("up", wide, narrow, relu=True)
+        blocks |= {f"b4{number}": ArunavaBlock("regular", narrow, narrow, relu=True) for number in (1, 2)}
+        blocks["b50"] = ArunavaBlock("up", narrow, first, relu=True)
+        blocks["b51"] = ArunavaBlock("regular", first, first, relu=True)
+        self.plan = list(blocks)
+        for name, block in blocks.items():
+            self.add_module(name, block)
+        self.fullconv = nn.ConvTranspose2d(first, classes, 3, 2, 1, output_padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.init
+        x = start["prelu"](torch.cat([start["batchnorm"](start["conv"](x)), F.max_pool2d(x, 2)], 1))
+        pooled = []
+        for name in self.plan:
+            x, where = getattr(self, name)(x, pooled.pop() if name in ("b40", "b50") else None)
+            if name in ("b10", "b20"):
+                pooled.append(where)
+        return self.fullconv(x)

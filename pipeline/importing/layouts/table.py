@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pipeline.importing.layouts.backbones import BACKBONE_LAYOUTS
 from pipeline.importing.layouts.deeplab_caffe import DEEPLAB_CAFFE_LAYOUTS
 from pipeline.importing.layouts.dilation_caffe import DILATION_CAFFE_LAYOUTS
+from pipeline.importing.layouts.enet import ENET_LAYOUTS
 from pipeline.importing.layouts.espnet import ESPNET_LAYOUTS
 from pipeline.importing.layouts.fasterseg import FASTERSEG_LAYOUTS
 from pipeline.importing.layouts.frrn_lasagne import FRRN_LASAGNE_LAYOUTS
@@ -28,8 +29,9 @@ WEIGHTS_LAYOUTS: tuple[WeightsLayout, ...] = (
     *DEEPLAB_CAFFE_LAYOUTS,
     *DILATION_CAFFE_LAYOUTS,
     *FRRN_LASAGNE_LAYOUTS,
-    *FASTERSEG_LAYOUTS,
+    *ENET_LAYOUTS,
     *ESPNET_LAYOUTS,
+    *FASTERSEG_LAYOUTS,
     *XIAOYUFENFEI_LAYOUTS,
     *TENSORFLOW_DEEPLAB_LAYOUTS,
     *BACKBONE_LAYOUTS,

@@ -611,6 +611,63 @@ def test_mobilenet_v2_fits_by_name() -> None:
     assert set(made.unused) == {"features.18.0.weight", "classifier.1.weight"}
 
 
+# ENet: its sources round down where ours rounds up, so sides are multiples of 8
+
+ENETS = {
+    "davidtvs-enet": lambda **more: foreign.DavidtvsENet(11, **more),
+    "davidtvs-enet-prelu": lambda **more: foreign.DavidtvsENet(11, old=True, **more),
+    "iarunava-enet": lambda **more: foreign.ArunavaENet(11, **more),
+}
+
+
+@pytest.mark.parametrize("layout", ENETS)
+@pytest.mark.parametrize("width", [8, 16])
+def test_an_enet_computes_what_its_source_does(layout: str, width: int) -> None:
+    network, pixels = filled(ENETS[layout](width=width)), image(48, 72)
+    made = imported(network.state_dict(), classes="camvid")
+    assert made.layout.name == layout
+    assert made.card.mean == (0, 0, 0)
+    assert made.card.std == (1, 1, 1)
+    with torch.no_grad():
+        wanted = network(pixels)
+    same(scores(made, pixels), wanted)
+
+
+@pytest.mark.parametrize("encoder_relu", [False, True])
+@pytest.mark.parametrize("decoder_relu", [False, True])
+def test_slopes_in_a_file_say_where_davidtvs_has_relu(encoder_relu: bool, decoder_relu: bool) -> None:
+    network, pixels = (
+        foreign.DavidtvsENet(11, width=8, encoder_relu=encoder_relu, decoder_relu=decoder_relu),
+        image(16, 24),
+    )
+    made = imported(filled(network).state_dict(), classes="camvid")
+    with torch.no_grad():
+        same(scores(made, pixels), network(pixels))
+
+
+def test_a_slope_that_differs_where_iarunava_has_one_is_refused() -> None:
+    tensors = filled(ENETS["iarunava-enet"](width=8)).state_dict()
+    assert "prelu1.weight" in str(imported(tensors, classes="camvid").unused)
+    tensors["b11.prelu1.weight"] = torch.ones(1)
+    assert "other values: b11.prelu1.weight is not equal to b11.prelu3.weight" in refusal(tensors, classes="camvid")
+
+
+def test_the_score_of_unlabelled_is_left_out_of_a_transposed_convolution() -> None:
+    network, pixels = filled(foreign.ArunavaENet(12, width=8)), image(16, 24)
+    made = imported(network.state_dict(), classes="camvid", drop_scores=(11,))
+    with torch.no_grad():
+        same(scores(made, pixels), network(pixels)[:, :11])
+
+
+@pytest.mark.parametrize("bands", [1, 6])
+def test_an_enet_of_equal_bands_gives_what_three_gave(bands: int) -> None:
+    made = imported(filled(foreign.DavidtvsENet(11, width=8)).state_dict(), classes="camvid")
+    grey, wide = image(16, 24)[:, :1], convert.widen_input(made, bands)
+    with torch.no_grad():
+        given, wanted = wide.build()(grey.expand(-1, bands, -1, -1)), made.build()(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
 # ---------------------------------------------------------------- the account
 
 
@@ -719,6 +776,7 @@ def test_no_file_is_of_two_layouts() -> None:
     files |= {"esnet": filled(foreign.ESNet(21, width=8)).state_dict()}
     files |= {"effseg-esnet": filled(foreign.ESNetOfCollection(21, width=8)).state_dict()}
     files["tflite"] = reader.parse_weights(tflite_files.deeplab(0.125, head=8), origin="a.tflite").tensors
+    files |= {name: filled(make(width=8)).state_dict() for name, make in ENETS.items()}
     files |= {f"caffe-{name}": blobs_as_tensors(make()) for name, (make, _) in CAFFE.items()}
     for letter in ("a", "b"):
         arrays = [torch.from_numpy(array) for array in FRRN(letter, 21).arrays]
