@@ -21,14 +21,14 @@ def built(name: str) -> Network:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_the_last_layers_are_those_that_know_how_many_classes_there_are(variant) -> None:
-    """By their shapes: of the same network for two numbers of classes, these are the convolutions that differ."""
+    """By their shapes: of the same network for two numbers of classes, these convolutions, also transposed, differ."""
     with torch.device("meta"):
         few, many = (zoo.build_network(variant.network, k, **small(variant)) for k in (K, K + 1))
     names = {module: name for name, module in few.named_modules()}
     differ = {
         name
         for (name, one), other in zip(few.named_modules(), many.modules(), strict=True)
-        if type(one) is nn.Conv2d and one.weight.shape != other.weight.shape
+        if type(one) in (nn.Conv2d, nn.ConvTranspose2d) and one.weight.shape != other.weight.shape
     }
     assert {names[layer] for layer in few.last_layers()} == differ | NEW.get(variant.network, set())
 
@@ -48,7 +48,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(name: str, deca
             factor = {"weight": 10, "bias": 20}[kind] if module in head else 1
             assert found[parameter]["factor"] == factor
             assert found[parameter]["lr"] == 0.5 * factor
-            vector = kind == "bias" or isinstance(module, nn.BatchNorm2d)
+            vector = kind == "bias" or isinstance(module, nn.BatchNorm2d | nn.PReLU)
             assert found[parameter]["weight_decay"] == (0 if vector and not decay_all else 0.25)
 
 
