@@ -220,6 +220,8 @@ class Sample:
     """(H, W) class ids, and the ignore id."""
     mask_hw: UInt8
     """(H, W) class ids: the prediction."""
+    edges_hw: Float32 | None = None
+    """(H, W) edge map of the network, at least 0; None for networks that predict no edges."""
 
 
 @dataclass(frozen=True, slots=True)

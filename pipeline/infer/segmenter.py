@@ -23,7 +23,7 @@ from pipeline.infer.views import View, ViewFusion, apply_view, views
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.fold import fold_batch_norm
-from pipeline.records import Float16, Footprint, Image, UInt8
+from pipeline.records import Float16, Float32, Footprint, Image, UInt8
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,20 @@ class Segmenter:
         while flights:
             self._collect(flights.popleft())
         yield from _finished(jobs)
+
+    @torch.inference_mode()
+    def edge_map(self, image: Image) -> Float32 | None:
+        """Edge map of an image, (H, W), where the network predicts one: in float32, tiles blended as logits are."""
+        grid = plan_tiles(image.height, image.width, self.tile, align_corners=self.align_corners)
+        canvas = Canvas(grid, num_classes=1, stride=1)
+        for index in range(len(grid.corners)):
+            pixels = torch.from_numpy(cut_tile(image.pixels_hwc, grid, index)).to(self.device)
+            edges = self.exact.edge_map((pixels.permute(2, 0, 1)[None].float() - self._mean) / self._std)
+            if edges is None:
+                return None
+            canvas.add(index, edges.cpu().numpy())
+        blended: Float32 = canvas.finish()[0]
+        return blended
 
     def _open(self, image: Image) -> _Job:
         size = {"height": image.height, "width": image.width}

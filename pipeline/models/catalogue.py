@@ -41,6 +41,7 @@ class Variant:
 FCN, SEGNET, UNET = "arXiv 1411.4038", "arXiv 1511.00561", "arXiv 1505.04597"
 CRF_RNN, DILATION, FRRN = "arXiv 1502.03240", "arXiv 1511.07122", "arXiv 1611.08323"
 ENET = "arXiv 1606.02147"
+DT = "arXiv 1511.03328"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 FASTERSEG = "arXiv 1912.10917"
 ESPNET, LEDNET, ESNET = "arXiv 1803.06815", "arXiv 1905.02423", "arXiv 1906.09826"
@@ -72,6 +73,7 @@ VARIANTS = (
         "PASCAL-Person-Part val",
         {"network": "deeplab_v1", "options": {"variant": "large_fov"}},
     ),
+    Variant("deeplab_dt_largefov", "deeplab_dt", 2015, DT, None, "", {"network": "deeplab_v1"}),
     Variant(
         "crf_rnn",
         "crf_rnn",

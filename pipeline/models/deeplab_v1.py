@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.models.backbones.vgg import VGG16
 from pipeline.models.layers import initialise, scaled_channels
-from pipeline.models.network import Network, Options, crop
+from pipeline.models.network import Network, Options, Tap, crop, crop_taps, make_taps
 
 _Variant = Literal["4x4", "7x7", "large_fov"]
 
@@ -43,6 +43,9 @@ POOL_STRIDES = (2, 2, 2, 1, 1)
 BRANCH_STRIDES = (8, 4, 2, 1, 1)
 """Strides of the branches from the image and pools 1 to 4 to stride 8. DeepLab-MSc/train.prototxt."""
 BRANCH_CHANNELS = 128
+
+_TAPPED = {1: 4, 2: 6, 3: 2}
+"""Modules of a stage, by its index, up to conv2_2, conv3_3 and conv4_1."""
 
 
 class DeepLabV1Options(Options):
@@ -78,21 +81,29 @@ class Classifier(nn.Module):
 
 
 def atrous_vgg16(*, in_channels: int, width: float) -> VGG16:
-    """VGG-16 with a dilated last stage; `pools` runs it."""
+    """VGG-16 with a dilated last stage; `pools_and_taps` runs it."""
     return VGG16(in_channels=in_channels, width=width, dilations=(1, 1, 1, 1, 2))
 
 
-def pools(backbone: VGG16, x: Tensor) -> list[Tensor]:
-    """(N, C, H, W) -> outputs of the five 3x3 poolings, at strides 2, 4, 8, 8, 8.
+def vgg_taps(backbone: VGG16) -> tuple[Tap, ...]:
+    """Intermediate features from `pools_and_taps`: conv2_2, conv3_3 and conv4_1."""
+    return make_taps(*(backbone.channels[index] for index in _TAPPED))
+
+
+def pools_and_taps(backbone: VGG16, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """(N, C, H, W) -> outputs of the five 3x3 poolings, and of conv2_2, conv3_3 and conv4_1 at strides 2, 4, 8.
 
     Windows are centred on every second cell and sizes rounded up as in Caffe: a side of n cells becomes n // 2 + 1, so
     for even n the last cell is centred behind the border.
     """
-    outputs = []
-    for stage, stride in zip(backbone.stages, POOL_STRIDES, strict=True):
-        x = F.max_pool2d(stage(x), 3, stride=stride, padding=1, ceil_mode=True)
-        outputs.append(x)
-    return outputs
+    pooled, tapped = [], []
+    for index, (stage, stride) in enumerate(zip(backbone.stages, POOL_STRIDES, strict=True)):
+        layers, end = cast(nn.Sequential, stage), _TAPPED.get(index, 0)
+        x = layers[:end](x)
+        tapped += [x] if end else []
+        x = F.max_pool2d(layers[end:](x), 3, stride=stride, padding=1, ceil_mode=True)
+        pooled.append(x)
+    return pooled, tapped
 
 
 def pool5a(*, average: bool) -> nn.Module:
@@ -134,6 +145,7 @@ class DeepLabV1(Network):
             for entering, stride in zip(tapped, BRANCH_STRIDES, strict=False)
         )
         self.feature_channels = channels + len(self.branches) * branch_channels
+        self.taps = vgg_taps(self.backbone)
         initialise(self, *self.last_layers())
 
     def last_layers(self) -> list[nn.Conv2d]:
@@ -142,8 +154,13 @@ class DeepLabV1(Network):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> fc7's features with those of the branches concatenated, and the logits, at stride 8."""
-        pooled = pools(self.backbone, x)
+        return self.embed_and_tap(x)[:2]
+
+    def embed_and_tap(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """`embed`, and conv2_2, conv3_3 and conv4_1 at strides 2, 4 and 8."""
+        pooled, tapped = pools_and_taps(self.backbone, x)
         outputs = [self.classifier(self.pool5a(pooled[-1]))]
-        outputs += [branch(tapped) for branch, tapped in zip(self.branches, [x, *pooled], strict=False)]
+        outputs += [branch(entering) for branch, entering in zip(self.branches, [x, *pooled], strict=False)]
         cropped = [(crop(features, x, self.stride), crop(scores, x, self.stride)) for features, scores in outputs]
-        return torch.cat([features for features, _ in cropped], dim=1), add_scores([scores for _, scores in cropped])
+        features = torch.cat([features for features, _ in cropped], dim=1)
+        return features, add_scores([scores for _, scores in cropped]), crop_taps(tapped, x, self.taps)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
 from pipeline.models.backbones.vgg import VGG16
-from pipeline.models.deeplab_v1 import Classifier, add_scores, atrous_vgg16, pool5a, pools
+from pipeline.models.deeplab_v1 import Classifier, add_scores, atrous_vgg16, pool5a, pools_and_taps, vgg_taps
 from pipeline.models.layers import initialise, scaled_channels
-from pipeline.models.network import Network, Options, crop
+from pipeline.models.network import Network, Options, crop, crop_taps, make_taps
 
 Head = Literal["large_fov", "aspp_s", "aspp_l"]
 
@@ -142,8 +142,10 @@ class DeepLabV2(Network):
         if isinstance(self.backbone, VGG16):
             channels = scaled_channels(FC_CHANNELS, options.width_multiplier)
             self.output_strides = (8,)
+            self.taps = vgg_taps(self.backbone)
             self.head = VGGHead(self.backbone.channels[-1], channels, num_classes, rates=rates)
         else:
+            self.taps = make_taps(self.backbone.stem_channels, *self.backbone.stage_channels[:2])
             self.head = ResNetHead(self.backbone.high_channels, num_classes, rates=rates)
         self.feature_channels = self.head.feature_channels
         initialise(self, *self.last_layers())
@@ -157,18 +159,30 @@ class DeepLabV2(Network):
 
         Features are fc7's of every branch on VGG-16, and the last stage's of a ResNet.
         """
-        features, scores = self._of_all_scales(x)
+        features, scores = self._of_all_scales(x, *self._of_one_scale(x))
         return crop(features, x, self.stride), crop(scores["logits"], x, self.stride)
+
+    def embed_and_tap(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """`embed`, and of the full image conv2_2, conv3_3 and conv4_1, or a ResNet's stem and first two stages."""
+        if isinstance(self.backbone, VGG16):
+            pooled, tapped = pools_and_taps(self.backbone, x)
+            high = pooled[-1]
+        else:
+            stem = self.backbone.stem(x)
+            first, second, _, high = self.backbone.behind(stem)
+            tapped = [stem, first, second]
+        features, scores = self._of_all_scales(x, *self.head(high))
+        cropped = crop(features, x, self.stride), crop(scores["logits"], x, self.stride)
+        return *cropped, crop_taps(tapped, x, self.taps)
 
     def supervised(self, x: Tensor) -> dict[str, Tensor]:
         """The logits, and with `msc` the scores of each scale: the paper's loss adds up all four, sec. 4.1.2."""
-        _, scores = self._of_all_scales(x)
+        _, scores = self._of_all_scales(x, *self._of_one_scale(x))
         own_grid = {"logits", "scale_1"}
         return {name: crop(cells, x, self.stride) if name in own_grid else cells for name, cells in scores.items()}
 
-    def _of_all_scales(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _of_all_scales(self, x: Tensor, features: Tensor, finest: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the full image and all scores, before cells that rounding up added are cropped."""
-        features, finest = self._of_one_scale(x)
         if not self.msc:
             return features, {"logits": finest}
         scores = {"scale_1": finest}
@@ -179,7 +193,7 @@ class DeepLabV2(Network):
         return features, {"logits": torch.stack(resized).amax(0), **scores}
 
     def _of_one_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        high = pools(self.backbone, x)[-1] if isinstance(self.backbone, VGG16) else self.backbone(x)[1]
+        high = pools_and_taps(self.backbone, x)[0][-1] if isinstance(self.backbone, VGG16) else self.backbone(x)[1]
         return cast(tuple[Tensor, Tensor], self.head(high))
 
     def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:

@@ -17,7 +17,7 @@ from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import FirstBlock, ResNet, StrideIn
 from pipeline.models.backbones.xception import Xception, XceptionLayout
 from pipeline.models.layers import ASPP, Separable, conv3x3_bn_relu, conv_bn_relu, initialise
-from pipeline.models.network import Network, Options, crop
+from pipeline.models.network import Network, Options, Tap, crop, crop_taps, make_taps
 
 _Rate = Annotated[int, Field(ge=1, le=64)]
 Backbone = Literal[
@@ -175,20 +175,37 @@ class DeepLabV3Plus(Network):
         )
         self.stride = 2 if self.fine else 4
         self.feature_channels = options.fine_channels or wide
+        if isinstance(self.backbone, ResNet | EfficientNetLite):
+            self.taps = make_taps(self.backbone.stem_channels, *self.backbone.stage_channels[:2])
+        else:
+            self.taps = (Tap(self.backbone.low_channels, 4),)
         self.logits = nn.Conv2d(self.feature_channels, num_classes, 1)
         initialise(self, *self.last_layers())
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the decoder's features and the logits, both at `stride`."""
-        if self.fine is None:
-            features = self.decode(*self.backbone(x))
-        else:
-            backbone = cast(ResNet | EfficientNetLite, self.backbone)
-            stem = backbone.stem(x)
-            low, _, _, high = backbone.behind(stem)
-            features = self.fine(self.decode(low, high), stem)
-        features = crop(features, x, self.stride)
+        if self.fine is not None:
+            return self.embed_and_tap(x)[:2]
+        features = crop(self.decode(*self.backbone(x)), x, self.stride)
         return features, self.logits(features)
+
+    def embed_and_tap(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """`embed`, and the stem and the first two stages of a ResNet or EfficientNet, of others the low features.
+
+        These stay in memory until the end, so `embed` takes another way where it does not need them.
+        """
+        if isinstance(self.backbone, ResNet | EfficientNetLite):
+            stem = self.backbone.stem(x)
+            low, second, _, high = self.backbone.behind(stem)
+            tapped = [stem, low, second]
+        else:
+            low, high = self.backbone(x)
+            tapped = [low]
+        features = self.decode(low, high)
+        if self.fine is not None:
+            features = self.fine(features, tapped[0])
+        features = crop(features, x, self.stride)
+        return features, self.logits(features), crop_taps(tapped, x, self.taps)
 
     def decode(self, low: Tensor, high: Tensor) -> Tensor:
         """The backbone's features -> the paper's decoder's, (N, decoder_channels, h, w) at stride 4."""

@@ -7,7 +7,7 @@ needs no more.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -49,6 +49,14 @@ class AroundOptions(Options):
         return {"width_multiplier": self.width_multiplier} | self.options
 
 
+class Tap(NamedTuple):
+    """Intermediate features of a network, on a grid of their own with the alignment of the network's logits."""
+
+    channels: int
+    stride: int
+    """Input pixels per cell, per axis."""
+
+
 class Network(nn.Module):
     """Segmentation network, built as `Class(num_classes, options, in_channels=..., output_stride=...)`.
 
@@ -60,6 +68,7 @@ class Network(nn.Module):
         align_corners: alignment of the logits when resized to the input, as in `F.interpolate`.
         feature_channels: channels of the features from `embed`.
         loss_weights: weight of the loss on each of the scores from `supervised`.
+        taps: intermediate features from `embed_and_tap`, finest first; empty for networks that do not give any.
     """
 
     output_strides: tuple[int, ...]
@@ -67,6 +76,7 @@ class Network(nn.Module):
     align_corners: bool
     feature_channels: int
     loss_weights: Mapping[str, float] = MappingProxyType({"logits": 1.0})
+    taps: tuple[Tap, ...] = ()
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of a batch.
@@ -79,6 +89,19 @@ class Network(nn.Module):
             logits, before softmax.
         """
         raise NotImplementedError
+
+    def embed_and_tap(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Result of `embed`, and the intermediate features of `taps`.
+
+        Returns:
+            Features, logits, and (N, channels, ceil(H / stride), ceil(W / stride)) for each of `taps`.
+        """
+        raise NotImplementedError
+
+    def edge_map(self, x: Tensor) -> Tensor | None:
+        """(N, C, H, W) -> (N, H, W) strength of the edge through each pixel, at least 0; None: it predicts no edges."""
+        del x
+        return None
 
     def last_layers(self) -> Sequence[ScoreLayer]:
         """Layers that give the scores: new for other classes, and in many recipes with a higher learning rate."""
@@ -105,3 +128,13 @@ def grid_cells(length: int, stride: int) -> int:
 def crop(cells: Tensor, x: Tensor, stride: int) -> Tensor:
     """Crop to the cells of an input; networks whose pooling rounds up have one more for some sizes."""
     return cells[:, :, : grid_cells(x.size(2), stride), : grid_cells(x.size(3), stride)]
+
+
+def make_taps(*channels: int) -> tuple[Tap, ...]:
+    """Taps of these channels at strides 2, 4, 8 and so on."""
+    return tuple(Tap(width, 2**halvings) for halvings, width in enumerate(channels, 1))
+
+
+def crop_taps(tapped: list[Tensor], x: Tensor, taps: tuple[Tap, ...]) -> list[Tensor]:
+    """Crop intermediate features to the cells of an input."""
+    return [crop(cells, x, tap.stride) for cells, tap in zip(tapped, taps, strict=True)]

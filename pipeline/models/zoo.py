@@ -8,6 +8,7 @@ from pipeline.config import explain
 from pipeline.errors import ConfigError
 from pipeline.models.attention import AttentionToScale, AttentionToScaleOptions
 from pipeline.models.crf_rnn import CRFRNNNetwork, CRFRNNOptions
+from pipeline.models.deeplab_dt import DeepLabDT, DeepLabDTOptions
 from pipeline.models.deeplab_v1 import DeepLabV1, DeepLabV1Options
 from pipeline.models.deeplab_v2 import DeepLabV2, DeepLabV2Options
 from pipeline.models.deeplab_v3 import DeepLabV3, DeepLabV3Options
@@ -29,6 +30,7 @@ from pipeline.models.unet import UNet, UNetOptions, UNetResNet, UNetResNetOption
 NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "attention_to_scale": (AttentionToScale, AttentionToScaleOptions),
     "crf_rnn": (CRFRNNNetwork, CRFRNNOptions),
+    "deeplab_dt": (DeepLabDT, DeepLabDTOptions),
     "deeplab_v1": (DeepLabV1, DeepLabV1Options),
     "deeplab_v2": (DeepLabV2, DeepLabV2Options),
     "deeplab_v3": (DeepLabV3, DeepLabV3Options),

@@ -1,12 +1,13 @@
-"""Painting of masks: class colours, grey stripes for pixels without a class, and overlays on the image.
+"""Painting of masks and edge maps: class colours, grey stripes where there is no class, overlays on the image, greys.
 
-In: (H, W) uint8 class ids and (H, W, 3) uint8 images. Out: (H, W, 3) uint8 RGB. Nothing is read, written or scaled.
+In: (H, W) uint8 class ids, (H, W, 3) uint8 images, (H, W) float32 edge maps. Out: (H, W, 3) uint8 RGB. Nothing is read,
+written or scaled.
 """
 
 import numpy as np
 
 from pipeline.classes import ClassMap
-from pipeline.records import Bool, UInt8
+from pipeline.records import Bool, Float32, UInt8
 
 TINT = 0.5
 """Weight of the class colour in an overlay; outlines have weight 1."""
@@ -21,6 +22,16 @@ def paint(mask_hw: UInt8, classes: ClassMap) -> UInt8:
     colours = np.frombuffer(classes.png_palette(), np.uint8).reshape(256, 3)[mask_hw]
     painted: UInt8 = np.where((mask_hw < len(classes))[..., None], colours, stripes)
     return painted
+
+
+def paint_edges(edges_hw: Float32) -> UInt8:
+    """Draw an edge map in greys: (H, W), at least 0, to (H, W, 3) RGB; black is 0, white the strongest edge of the map.
+
+    The strongest 1 % of the pixels are white, so that a few outliers do not darken the others.
+    """
+    strongest = float(np.quantile(edges_hw, 0.99)) or float(edges_hw.max()) or 1.0
+    greys = np.rint(np.clip(edges_hw / strongest, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(greys[..., None], 3, axis=-1)
 
 
 def overlay(image_hwc: UInt8, mask_hw: UInt8, classes: ClassMap) -> UInt8:

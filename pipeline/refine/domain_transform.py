@@ -1,8 +1,9 @@
 """Edge-aware smoothing by the domain transform's recursive filter: Gastal and Oliveira 2011, ACM TOG 30(4), 69.
 
-DeepLab-DT puts it behind a network that predicts the edges too: Chen et al. 2016, arXiv 1511.03328.
+DeepLab-DT puts it behind a network that predicts the edges too (Chen et al. 2016, arXiv 1511.03328): there it is
+`domain_transform_torch`, which agrees to the bit.
 
-In: 8-bit pixels or an edge map, full-size logits, valid mask. Out: probabilities. A first-order recursion smooths every
+In: 8-bit pixels, full-size logits, valid mask. Out: probabilities. A first-order recursion smooths every
 row and column and almost stops at edges; it costs one multiplication per pixel, class and pass, at any sigma.
 """
 
@@ -22,7 +23,6 @@ def domain_transform_marginals(
     valid_hw: Bool | None,
     params: DomainTransformParams,
     *,
-    edges_hw: Float32 | None = None,
     deadline: float = np.inf,
 ) -> Float32:
     """Softmax of the smoothed scores: probabilities (K, H, W) float32.
@@ -31,20 +31,18 @@ def domain_transform_marginals(
     and block the recursion.
 
     Args:
-        pixels_hwc: (H, W, B) uint8; only its size matters beside an edge map.
+        pixels_hwc: (H, W, B) uint8; the changes of colour between neighbouring pixels are the edges.
         logits_khw: (K, H, W) float32, finite.
         valid_hw: (H, W) bool, or None when all pixels are valid.
         params: sigmas and number of iterations.
-        edges_hw: (H, W) float, finite, at least 0: strength of the edge through each pixel. None takes the changes of
-            colour between neighbouring pixels.
         deadline: `time.monotonic()` after which no further iteration starts.
 
     Raises:
         ValueError: for shapes and dtypes other than these.
         DeadlinePassed: the deadline passed before an iteration.
     """
-    _check(pixels_hwc, logits_khw, valid_hw, edges_hw)
-    rows, columns = gradients(pixels_hwc) if edges_hw is None else (edges_hw[1:], edges_hw[:, 1:])
+    _check(pixels_hwc, logits_khw, valid_hw)
+    rows, columns = gradients(pixels_hwc)
     smooth = smooth_scores(logits_khw, rows, columns, valid_hw, params, deadline=deadline)
     return softmax(smooth)
 
@@ -131,7 +129,7 @@ def _transpose(source: Float32, target: Float32) -> None:
         target[:, k] = source[:, k].T
 
 
-def _check(pixels_hwc: UInt8, logits_khw: Float32, valid_hw: Bool | None, edges_hw: Float32 | None) -> None:
+def _check(pixels_hwc: UInt8, logits_khw: Float32, valid_hw: Bool | None) -> None:
     if pixels_hwc.ndim != 3 or pixels_hwc.dtype != np.uint8 or 0 in pixels_hwc.shape:
         raise ValueError(f"pixels must be (H, W, B) uint8, got {pixels_hwc.shape} {pixels_hwc.dtype}")
     size = pixels_hwc.shape[:2]
@@ -139,5 +137,3 @@ def _check(pixels_hwc: UInt8, logits_khw: Float32, valid_hw: Bool | None, edges_
         raise ValueError(f"logits must be (K, {size[0]}, {size[1]}) float32, got {logits_khw.shape} {logits_khw.dtype}")
     if valid_hw is not None and (valid_hw.shape != size or valid_hw.dtype != np.bool_):
         raise ValueError(f"valid must be {size} bool, got {valid_hw.shape} {valid_hw.dtype}")
-    if edges_hw is not None and (edges_hw.shape != size or edges_hw.dtype.kind != "f"):
-        raise ValueError(f"edges must be {size} float, got {edges_hw.shape} {edges_hw.dtype}")

@@ -75,6 +75,7 @@ def render_training(
         scored=sum(score.iou is not None for score in per_class),
         cards=predictions.prediction_cards(samples, classes, budget=_PAGE_BYTES),
         wrong=predictions.WRONG_COLOUR,
+        edges=any(sample.edges_hw is not None for sample in samples),
         classes=classes,
         facts=facts,
         next_commands=next_commands,

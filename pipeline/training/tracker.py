@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline import optional
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
-from pipeline.page.paint import paint
+from pipeline.page.paint import paint, paint_edges
 from pipeline.records import Sample, UInt8
 from pipeline.redact import redact
 from pipeline.store import objects
@@ -74,9 +74,15 @@ def make_tracker(kind: TrackerKind, *, output: Url, run: str, first_step: int, c
 
 
 def draw_sample(sample: Sample, classes: ClassMap) -> UInt8:
-    """Draw image, label and prediction side by side: (H, 3 W + 2 `GAP_PX`, 3) uint8 RGB; ignored pixels are striped."""
+    """Draw image, label and prediction side by side: (H, 3 W + 2 `GAP_PX`, 3) uint8 RGB; ignored pixels are striped.
+
+    For a network that predicts edges, its edge map is the fourth picture.
+    """
     gap = np.full((sample.image_hwc.shape[0], GAP_PX, 3), 255, np.uint8)
-    return np.hstack([sample.image_hwc, gap, paint(sample.truth_hw, classes), gap, paint(sample.mask_hw, classes)])
+    pictures = [sample.image_hwc, gap, paint(sample.truth_hw, classes), gap, paint(sample.mask_hw, classes)]
+    if sample.edges_hw is not None:
+        pictures += [gap, paint_edges(sample.edges_hw)]
+    return np.hstack(pictures)
 
 
 class _Nowhere:

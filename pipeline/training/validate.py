@@ -24,7 +24,7 @@ from pipeline.image.encode import brightness
 from pipeline.infer.segmenter import Prediction, Segmenter
 from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.prefetch import ahead
-from pipeline.records import Float64, Image, Int64, Item, Sample, Scored, UInt8
+from pipeline.records import Float32, Float64, Image, Int64, Item, Sample, Scored, UInt8
 from pipeline.refine.refiner import Refiner
 from pipeline.score import drift, metrics
 from pipeline.score.metrics import Scores
@@ -93,19 +93,22 @@ def validate(model: Checkpoint, collection: Collection, cfg: TrainConfig, group:
     places = range(group.rank, len(chosen), group.size)
     examples = (collection[chosen[place]] for place in places)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for place, predicted in zip(places, _predictions(segmenter, examples, model.card, pool), strict=True):
+        shown = cfg.validation.samples if group.leads else 0
+        predictions = _predictions(segmenter, examples, model.card, pool, with_edges=shown)
+        for place, predicted in zip(places, predictions, strict=True):
             sample, rows_nd[place] = predicted.sample, predicted.row_d
             counts += metrics.confusion(sample.truth_hw, sample.mask_hw, len(classes), ignore_id=classes.ignore_id)
-            if group.leads and len(samples) < cfg.validation.samples:
+            if len(samples) < shown:
                 samples.append(sample)
     return Validation(Scores(_summed(counts, group)), samples, _reference(_summed(rows_nd, group)))
 
 
 def predict_samples(model: Checkpoint, collection: Collection, cfg: TrainConfig, group: Group) -> list[Sample]:
     """Predict the first fully labelled images as in `validate`, on this rank alone."""
-    examples = (collection[index] for index in _labelled_indices(collection, cfg.validation.samples))
+    shown = cfg.validation.samples
+    examples = (collection[index] for index in _labelled_indices(collection, shown))
     with ThreadPoolExecutor(_THREADS) as pool:
-        predictions = _predictions(_segmenter(model, cfg, group), examples, model.card, pool)
+        predictions = _predictions(_segmenter(model, cfg, group), examples, model.card, pool, with_edges=shown)
         return [predicted.sample for predicted in predictions]
 
 
@@ -134,9 +137,12 @@ def _reference(rows_nd: Float64) -> dict[str, JsonValue]:
 
 
 def _predictions(
-    segmenter: Segmenter, examples: Iterator[Example], card: Card, pool: ThreadPoolExecutor
+    segmenter: Segmenter, examples: Iterator[Example], card: Card, pool: ThreadPoolExecutor, *, with_edges: int
 ) -> Iterator[_Predicted]:
-    """Yield every example with its mask, in order. Threads decode and make masks while the network runs."""
+    """Yield every example with its mask, in order. Threads decode and make masks while the network runs.
+
+    The first `with_edges` of them also have the edge map of a network that predicts one.
+    """
     pending: deque[_Labelled] = deque()
     refiner = Refiner(RefineConfig(engine="none"), card.classes)
     read = partial(_decode, card=card)
@@ -148,8 +154,10 @@ def _predictions(
             yield example.image
 
     def masks() -> Iterator[Callable[[], _Predicted]]:
-        for prediction in segmenter(images()):
-            yield partial(_predicted, pending.popleft(), prediction, segmenter, refiner, card.channels)
+        for number, prediction in enumerate(segmenter(images())):
+            example = pending.popleft()
+            edges = segmenter.edge_map(example.image) if number < with_edges and not prediction.error else None
+            yield partial(_predicted, example, prediction, segmenter, refiner, card.channels, edges)
 
     return ahead(pool, lambda make: make(), masks(), depth)
 
@@ -163,8 +171,13 @@ def _decode(example: Example, card: Card) -> _Labelled:
     return _Labelled(example.key, image, truth)
 
 
-def _predicted(
-    example: _Labelled, prediction: Prediction, segmenter: Segmenter, refiner: Refiner, channels: tuple[str, ...]
+def _predicted(  # noqa: PLR0917  # the arguments of a partial
+    example: _Labelled,
+    prediction: Prediction,
+    segmenter: Segmenter,
+    refiner: Refiner,
+    channels: tuple[str, ...],
+    edges_hw: Float32 | None,
 ) -> _Predicted:
     if prediction.error:
         raise JobError(f"validation image {example.key}: {prediction.error}")
@@ -180,5 +193,5 @@ def _predicted(
     stats = refined.stats
     picture = Image(bands.visible_rgb(example.image.pixels_hwc, channels), example.image.valid_hw)
     means = stats.mean(stats.confidence_sum), stats.mean(stats.entropy_sum), brightness(picture) or 0.0
-    sample = Sample(example.key, picture.pixels_hwc, example.truth_hw, refined.mask_hw)
+    sample = Sample(example.key, picture.pixels_hwc, example.truth_hw, refined.mask_hw, edges_hw)
     return _Predicted(sample, np.array([*stats.class_pixels, *means], np.float64))

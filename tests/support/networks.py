@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
+from pipeline.models import zoo
 from pipeline.models.catalogue import Variant
+from pipeline.models.network import AroundOptions
 
 NARROW = {"width_multiplier": 1 / 16}
 FEW = {
@@ -19,7 +21,7 @@ def small(variant: Variant) -> dict[str, Any]:
 
 
 def _narrowed(network: str, options: dict[str, Any]) -> dict[str, Any]:
-    if network in ("attention_to_scale", "crf_rnn"):
+    if issubclass(zoo.NETWORKS[network][1], AroundOptions):
         inner = _narrowed(options["network"], options.get("options", {}))
         return options | {"options": inner} | FEW.get(network, {})
     return options | NARROW | FEW.get(network, {})

@@ -29,6 +29,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant:
 # With 21 classes. Computed from public implementations of each network, or from the layer tables of the papers.
 PARAMETERS = {
     "deeplab_v1_largefov": 20_505_429,
+    "deeplab_dt_largefov": 20_505_429 + 128 + 256 + 512 + 1,
     "deeplab_v1_7x7": 134_346_581,
     "deeplab_v1_4x4": 65_140_565,
     "deeplab_v1_msc_largefov": 20_505_429 + 1_206_121,

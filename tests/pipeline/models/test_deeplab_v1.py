@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
-from pipeline.models.deeplab_v1 import Classifier, DeepLabV1, pools
+from pipeline.models.deeplab_v1 import Classifier, DeepLabV1, pools_and_taps
 from tests.support.examples import examples
 
 VARIANTS = ["4x4", "7x7", "large_fov"]
@@ -112,7 +112,7 @@ def test_multi_scale_scores_are_those_of_the_published_test_network_at_every_8th
     network = with_biases(tiny(msc=True))
     x = torch.randn(2, 3, 41, 57, dtype=torch.float64)
     with torch.no_grad():
-        pooled = pools(network.backbone, x)
+        pooled = pools_and_taps(network.backbone, x)[0]
         main = network.classifier(network.pool5a(pooled[4]))[1]
         maps = [F.interpolate(main, (41, 57), mode="bilinear", align_corners=True)]
         for branch, tapped, zoom in zip(network.branches, [x, *pooled[:4]], (1, 2, 4, 8, 8), strict=True):
@@ -169,7 +169,7 @@ def test_poolings_have_caffes_sizes() -> None:
             pooled = math.ceil((cells + 2 - 3) / stride) + 1
             cells = pooled - ((pooled - 1) * stride >= cells + 1)
             expected.append(cells)
-        assert [pool.size(2) for pool in pools(network.backbone, torch.zeros(1, 3, side, 1))] == expected
+        assert [pool.size(2) for pool in pools_and_taps(network.backbone, torch.zeros(1, 3, side, 1))[0]] == expected
 
 
 def test_averaging_counts_the_border_as_caffe_does() -> None:

@@ -103,26 +103,6 @@ def test_nothing_crosses_an_edge_when_sigma_r_is_tiny() -> None:
     assert np.abs(one[:, :, :13] - softmax(logits)[:, :, :13]).max() > 0.1
 
 
-def test_an_edge_map_of_ones_isolates_every_pixel_and_one_of_zeros_none() -> None:
-    pixels, logits = scene(12, 15)
-    apart = domain_transform_marginals(pixels, logits, None, SHARP, edges_hw=np.ones((12, 15), np.float32))
-    np.testing.assert_allclose(apart, softmax(logits), atol=1e-6)
-    flat = domain_transform_marginals(np.full_like(pixels, 7), logits, None, PAPER)
-    together = domain_transform_marginals(pixels, logits, None, PAPER, edges_hw=np.zeros((12, 15), np.float32))
-    np.testing.assert_array_equal(together, flat)
-
-
-def test_an_edge_of_the_map_lies_before_its_pixel() -> None:
-    """DeepLab-DT, sec. 3: the step to pixel i takes the edge at i."""
-    pixels, logits = scene(1, 10)
-    edges = np.zeros((1, 10), np.float32)
-    edges[0, 4] = 1
-    louder = logits.copy()
-    louder[:, :, 4:] *= 50
-    one, two = (domain_transform_marginals(pixels, scores, None, SHARP, edges_hw=edges) for scores in (logits, louder))
-    np.testing.assert_array_equal(one[:, :, :4], two[:, :, :4])
-
-
 @given(st.floats(-3, 3, width=32), st.floats(-3, 3, width=32))
 def test_the_filter_is_linear(a: float, b: float) -> None:
     pixels, one = scene(8, 11)
@@ -202,8 +182,6 @@ def logits_of(pixels: np.ndarray, logits: np.ndarray) -> np.ndarray:
         ({"logits_khw": np.zeros((3, 9, 8), np.float32)}, "logits"),
         ({"valid_hw": np.ones((8, 9), np.uint8)}, "bool"),
         ({"valid_hw": np.ones((9, 8), bool)}, "valid"),
-        ({"edges_hw": np.ones((9, 8), np.float32)}, "edges"),
-        ({"edges_hw": np.ones((8, 9), np.uint8)}, "float"),
     ],
 )
 def test_wrong_shapes_and_dtypes_are_refused(wrong: dict, message: str) -> None:

@@ -10,7 +10,7 @@ from pipeline.training.config import OptimiseConfig
 from tests.support.networks import small
 
 K = 5
-NEW = {"attention_to_scale": {"attend.3"}}
+NEW = {"attention_to_scale": {"attend.3"}, "deeplab_dt": {"edge"}}
 """Layers that weigh, and give no scores of classes."""
 
 

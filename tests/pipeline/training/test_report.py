@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,19 @@ def test_every_sample_shows_its_image_its_truth_its_prediction_and_what_is_wrong
     assert red[5:7].mean() > 0.9
     assert red[10:].mean() < 0.1
     assert red[:3].mean() < 0.1, "what has no label is not wrong"
+
+
+def test_the_edge_map_of_a_network_that_predicts_one_is_beside_its_prediction():
+    edges = np.zeros((48, 64), np.float32)
+    edges[:, 32:] = 0.01
+    html = page(samples=[replace(sample("a"), edges_hw=edges), replace(sample("b"), edges_hw=edges)])
+    outline = Outline(html)
+    pictures = list(outline.images())
+    assert [attrs["alt"] for attrs, _ in pictures][4::5] == ["edge map of a", "edge map of b"]
+    drawn = np.asarray(pictures[4][1].convert("RGB"), int)
+    assert drawn[:, :30].max() < 30 < 225 < drawn[:, 34:].min()
+    assert "strongest edges of each image are white" in outline.text
+    assert "edge map" not in Outline(page()).text.lower()
 
 
 def test_classes_come_by_score_and_one_that_never_occurs_last_without():

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pipeline import classes as class_maps
-from pipeline.page.paint import paint
+from pipeline.page.paint import paint, paint_edges
 from pipeline.records import Sample
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -51,6 +52,14 @@ def test_a_sample_is_drawn_as_image_truth_and_prediction_side_by_side():
     np.testing.assert_array_equal(drawn[:, :9], one.image_hwc)
     np.testing.assert_array_equal(drawn[:, 9 + GAP_PX : 18 + GAP_PX], paint(one.truth_hw, CLASSES))
     np.testing.assert_array_equal(drawn[:, -9:], paint(one.mask_hw, CLASSES))
+
+
+def test_the_edge_map_of_a_network_that_predicts_one_is_the_fourth_picture():
+    edges = np.linspace(0, 0.02, 54, dtype=np.float32).reshape(6, 9)
+    drawn = tracker.draw_sample(replace(sample(), edges_hw=edges), CLASSES)
+    assert drawn.shape == (6, 4 * 9 + 3 * GAP_PX, 3)
+    np.testing.assert_array_equal(drawn[:, -9:], paint_edges(edges))
+    np.testing.assert_array_equal(drawn[:, : -9 - GAP_PX], tracker.draw_sample(sample(), CLASSES))
 
 
 def test_tensorboard_reads_back_the_points_and_the_pictures(tmp_path):

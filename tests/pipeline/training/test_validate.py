@@ -131,3 +131,23 @@ def test_a_band_without_weight_changes_no_count_and_pictures_show_red_green_and_
     assert np.array_equal(found.scores.counts, expected.scores.counts)
     assert found.reference["brightness"] == expected.reference["brightness"]
     assert np.array_equal(found.samples[0].image_hwc, expected.samples[0].image_hwc)
+
+
+def test_samples_of_a_network_that_predicts_edges_have_its_edge_map(cfg, model):
+    collection = run.validation_set(cfg, MAP)
+    options = {"network": "deeplab_v1", "width_multiplier": 1 / 32}
+    torch.manual_seed(0)
+    network = zoo.build_network("deeplab_dt", 3, **options).eval()
+    network.edge.weight.data.normal_().abs_()
+    card = model.card.model_copy(update={"architecture": "deeplab_dt", "options": options, "output_stride": 8})
+    learned = Checkpoint(card, network.state_dict(), sha256="")
+    few = cfg.model_copy(update={"validation": cfg.validation.model_copy(update={"samples": 2})})
+    samples = validate(learned, collection, few, Group()).samples
+    shown = predict_samples(learned, collection, few, Group())
+    padded = np.pad(samples[1].image_hwc, [(0, 15), (0, 15), (0, 0)], mode="symmetric")  # one tile of 65
+    with torch.no_grad():
+        edges = network.edge_map((torch.from_numpy(padded).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25)[0]
+    assert edges.max() > 0
+    for sample in (samples[1], shown[1]):
+        np.testing.assert_allclose(sample.edges_hw, edges[:50, :50], rtol=1e-4, atol=1e-5)
+    assert all(sample.edges_hw is None for sample in validate(model, collection, few, Group()).samples)
