@@ -34,6 +34,7 @@ from pipeline.importing.convert import ImportedCheckpoint, ImportOptions
 from pipeline.importing.reader import WeightsFile
 from pipeline.infer.tile import cut_tile, plan_tiles
 from pipeline.models import checkpoint
+from pipeline.models.backbones.efficientnet_lite import EfficientNetLite
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.records import UInt8
 from pipeline.score.metrics import Scores, confusion
@@ -195,15 +196,40 @@ def _mask(scores: Tensor) -> UInt8:
 def _mobilenet_v2(source: WeightsFile, imported: ImportedCheckpoint, x: Tensor) -> Tensor:
     """Scores of ImageNet's classes: our features at stride 32, then the last two layers of torchvision's network."""
     backbone = MobileNetV2(in_channels=3, output_stride=32, width=1.0)
+    layers = ("features.18.0", "features.18.1", "classifier.1")
+    return _classify(backbone, layers, source, imported, x, eps=1e-5)
+
+
+def _efficientnet_lite(source: WeightsFile, imported: ImportedCheckpoint, x: Tensor) -> Tensor:
+    """Scores of ImageNet's classes: our features at stride 32, then the last two layers of the file."""
+    number = int(str(imported.card.options["backbone"])[-1])
+    backbone = EfficientNetLite(number, in_channels=3, output_stride=32)
+    return _classify(backbone, ("_conv_head", "_bn1", "_fc"), source, imported, x, eps=1e-3)
+
+
+def _classify(
+    backbone: MobileNetV2 | EfficientNetLite,
+    layers: tuple[str, str, str],
+    source: WeightsFile,
+    imported: ImportedCheckpoint,
+    x: Tensor,
+    *,
+    eps: float,
+) -> Tensor:
+    """Scores by a backbone and the file's layers behind it: 1x1 convolution, batch norm, and linear after the mean."""
     backbone.load_state_dict(imported.build().backbone.state_dict())
     features, tensors = backbone.eval()(x)[1], source.tensors
-    features = functional.conv2d(features, tensors["features.18.0.weight"])
-    statistics = (tensors[f"features.18.1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
-    features = functional.relu6(functional.batch_norm(features, *statistics)).mean((2, 3))
-    return functional.linear(features, tensors["classifier.1.weight"], tensors["classifier.1.bias"])
+    convolution, norm, linear = layers
+    features = functional.conv2d(features, tensors[f"{convolution}.weight"])
+    statistics = (tensors[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+    features = functional.relu6(functional.batch_norm(features, *statistics, eps=eps)).mean((2, 3))
+    return functional.linear(features, tensors[f"{linear}.weight"], tensors[f"{linear}.bias"])
 
 
-CLASSIFIERS: Mapping[str, Callable[[WeightsFile, ImportedCheckpoint, Tensor], Tensor]] = {"mobilenet-v2": _mobilenet_v2}
+CLASSIFIERS: Mapping[str, Callable[[WeightsFile, ImportedCheckpoint, Tensor], Tensor]] = {
+    "mobilenet-v2": _mobilenet_v2,
+    "efficientnet-lite": _efficientnet_lite,
+}
 """Classes of a backbone's file by its layout: (file, import, (1, 3, H, W) normalised) -> (1, classes) scores."""
 
 

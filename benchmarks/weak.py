@@ -97,7 +97,7 @@ _PRETRAINED: dict[str, Any] = {
         "initial": "efficientnet-lite0",
     },
     "augment": {"crop_px": (128, 128), "scale": (1, 1), "symmetries": True},
-    "optimise": {"kind": "adamw", "lr": 0.001, "weight_decay": 0.01, "batch": 8},
+    "optimise": {"kind": "adamw", "lr": 0.001, "head_lr": 10.0, "weight_decay": 0.01, "batch": 8},
     "loss": {"terms": {"cross_entropy": 1.0}},
 }
 """Settings of `--alone`, where they differ: scenes of 128 pixels, and cross entropy alone as in the paper."""
