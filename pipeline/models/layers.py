@@ -167,7 +167,8 @@ def initialise(network: nn.Module, *logits: nn.Conv2d | nn.ConvTranspose2d) -> N
     if logits[0].weight.is_meta:
         return  # no memory to fill, and torch would spend a second on importing its decompositions
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        # Subclasses of transposed convolutions, as FCN's bilinear upsampling, have initial weights of their own.
+        if isinstance(module, nn.Conv2d) or type(module) is nn.ConvTranspose2d:
             if module in logits:
                 nn.init.normal_(module.weight, std=0.01)
             else:
