@@ -213,3 +213,10 @@ def test_half_precision_agrees_with_float32(convention: str) -> None:
         expected = network(x)
     assert half.dtype == torch.bfloat16
     assert (half.float() - expected).abs().median() < 0.03 * expected.abs().max()
+
+
+@pytest.mark.parametrize("convention", ["authors", "iarunava"])
+def test_the_network_is_one_graph_for_the_compiler(convention: str) -> None:
+    network, x = tiny(convention=convention).eval(), torch.randn(1, 3, 41, 30)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
