@@ -177,15 +177,21 @@ def _shapes(card: Card, *, classes: int = 0, bands: int = 0) -> dict[str, torch.
 
 
 def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int], classes: int) -> Tensor:
-    """Copy the rows of paired classes from the checkpoint's tensor; `classes` of ours are along the first axis.
+    """Copy the slices of paired classes from the checkpoint's tensor; ours has `classes` of them along one axis.
 
-    A tensor that differs in any other axis, or whose first axis is not the classes, keeps its initial values.
+    That is the first axis, or the second in the weight of a transposed convolution. A tensor that differs in any other
+    axis, or in which both could be the classes, keeps its initial values.
     """
-    if own.shape[1:] != theirs.shape[1:] or len(own) != classes or not pairs:
+    axes = [
+        axis
+        for axis in range(min(own.dim(), theirs.dim(), 2))
+        if own.size(axis) == classes and own.select(axis, 0).shape == theirs.select(axis, 0).shape
+    ]
+    if len(axes) != 1 or not pairs:
         return own
     mixed = own.clone()
-    mixed[list(pairs)] = theirs[list(pairs.values())].to(mixed)
-    return mixed
+    to, source = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
+    return mixed.index_copy_(axes[0], to, theirs.index_select(axes[0], source).to(mixed))
 
 
 def copy_bands(own: Tensor, theirs: Tensor, ours: tuple[str, ...], names: tuple[str, ...]) -> Tensor:

@@ -113,6 +113,23 @@ def test_filters_of_bands_are_copied_by_name_and_those_of_new_bands_start_at_zer
     assert torch.equal(initial.copy_bands(own, theirs, ("a", "b", "c", "d"), ("red", "green", "blue")), own)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_classes_are_copied_along_the_axis_they_lie_on(axis):
+    """The second axis in the weight of a transposed convolution."""
+    theirs, own = torch.arange(2 * 5 * 9.0).reshape(2, 5, 3, 3), torch.zeros(3, 5, 3, 3)
+    if axis:
+        theirs, own = theirs.transpose(0, 1), own.transpose(0, 1)
+    mixed = initial.copy_classes(own, theirs, {0: 1, 2: 0}, 3)
+    assert torch.equal(mixed.select(axis, 0), theirs.select(axis, 1))
+    assert torch.equal(mixed.select(axis, 2), theirs.select(axis, 0))
+    assert not mixed.select(axis, 1).any()
+
+
+def test_a_square_tensor_in_which_both_axes_could_be_the_classes_stays():
+    own = torch.zeros(3, 3, 1, 1)
+    assert initial.copy_classes(own, torch.ones(3, 3, 1, 1), {0: 1}, 3) is own
+
+
 # ---------------------------------------------------------------- pretrained backbones, and settings of the weights
 
 
