@@ -187,12 +187,11 @@ def convert_weights(source: WeightsFile, choices: ImportOptions) -> ImportedChec
     return ImportedCheckpoint(layout, card, state, used, unused | dict(source.beside), filled, notes, scores)
 
 
-def _network(card: Card, *, classes: int = 0, bands: int = 0) -> Network:
-    """Build a card's network, with so many more classes and bands."""
+def _network(card: Card) -> Network:
     return zoo.build_network(
         card.architecture,
-        len(card.classes) + classes,
-        in_channels=card.in_channels + bands,
+        len(card.classes),
+        in_channels=card.in_channels,
         output_stride=card.output_stride,
         **card.options,
     )
@@ -488,11 +487,10 @@ def _joined_bands(layout: WeightsLayout, card: Card) -> dict[str, int]:
 
 def _grown(card: Card, *, classes: int = 0, bands: int = 0) -> dict[str, int]:
     """Axis, by tensor, that is longer by one in a network with one class or band more."""
-    with torch.device("meta"):
-        before, after = _network(card).state_dict(), _network(card, classes=classes, bands=bands).state_dict()
+    before, after = checkpoint.shapes(card), checkpoint.shapes(card, classes=classes, bands=bands)
     axes = {
-        name: [axis for axis, length in enumerate(after[name].shape) if length == tensor.size(axis) + 1]
-        for name, tensor in before.items()
+        name: [axis for axis, length in enumerate(after[name]) if length == shape[axis] + 1]
+        for name, shape in before.items()
     }
     return {name: longer[0] for name, longer in axes.items() if longer}
 

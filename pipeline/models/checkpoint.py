@@ -222,6 +222,19 @@ def blank(card: Card, output_stride: int | None = None) -> Network:
         )
 
 
+def shapes(card: Card, *, classes: int = 0, bands: int = 0) -> dict[str, torch.Size]:
+    """Shape of each tensor of a card's network, with so many more classes or bands."""
+    with torch.device("meta"):
+        network = zoo.build_network(
+            card.architecture,
+            len(card.classes) + classes,
+            in_channels=card.in_channels + bands,
+            output_stride=card.output_stride,
+            **card.options,
+        )
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
 def _check_state(state: Mapping[str, Tensor], card: Card) -> None:
     """Refuse a state dict that is not exactly the network's, tensor by tensor."""
     expected = blank(card).state_dict()

@@ -248,7 +248,7 @@ def middle_steps(channels: int, middle: Middle, how: Convention, *, stride: int 
     return [convolved(first), convolved(second)] if how.asymmetric_norm else [convolved(first, second)]
 
 
-class Bottleneck(nn.Module):
+class ENetBottleneck(nn.Module):
     """Branch of convolutions, added to the input. Fig. 2b.
 
     `branch` holds the convolutions with their batch norms, `inner` the activations behind them, `outer` the one behind
@@ -278,7 +278,7 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.outer(x + self.side(x)))
 
 
-def regular(channels: int, middle: Middle, style: Style) -> Bottleneck:
+def regular(channels: int, middle: Middle, style: Style) -> ENetBottleneck:
     """Bottleneck that keeps size and channels."""
     how, inside = style.how, quarter(channels)
     branch = [
@@ -287,7 +287,7 @@ def regular(channels: int, middle: Middle, style: Style) -> Bottleneck:
         convolved(nn.Conv2d(inside, channels, 1, bias=False)),
     ]
     activated = len(branch) - (not how.expand_activation)
-    return Bottleneck(branch, style, activated=activated, tied=how.tied and middle != "asymmetric")
+    return ENetBottleneck(branch, style, activated=activated, tied=how.tied and middle != "asymmetric")
 
 
 def quarter(channels: int) -> int:
@@ -295,7 +295,7 @@ def quarter(channels: int) -> int:
     return max(1, channels // 4)
 
 
-class Downsampling(Bottleneck):
+class DownBottleneck(ENetBottleneck):
     """Bottleneck that halves both sides; its main branch pools and appends channels of zeros. Sec. 3."""
 
     def __init__(self, in_channels: int, channels: int, style: Style) -> None:
@@ -317,7 +317,7 @@ class Downsampling(Bottleneck):
         return self.outer(main + self.side(x)), indices
 
 
-class Upsampling(Bottleneck):
+class UpBottleneck(ENetBottleneck):
     """Bottleneck that doubles both sides; its main branch puts values where the maxima were. Sec. 3."""
 
     def __init__(self, in_channels: int, channels: int, style: Style) -> None:
@@ -359,14 +359,14 @@ class ENet(Network):
         decoder_relu = how.decoder_relu if options.decoder_relu is None else options.decoder_relu
         decoder = make_style(how, how.decoder_dropout, relu=decoder_relu)
         self.initial = InitialBlock(in_channels, first, "relu" if relu else how.initial, how)
-        self.down1 = Downsampling(first, narrow, early)
+        self.down1 = DownBottleneck(first, narrow, early)
         self.stage1 = nn.Sequential(*(regular(narrow, 1, early) for _ in range(4)))
-        self.down2 = Downsampling(narrow, wide, late)
+        self.down2 = DownBottleneck(narrow, wide, late)
         self.stage2 = nn.Sequential(*(regular(wide, middle, late) for middle in DILATED))
         self.stage3 = nn.Sequential(*(regular(wide, middle, late) for middle in DILATED))
-        self.up4 = Upsampling(wide, narrow, decoder)
+        self.up4 = UpBottleneck(wide, narrow, decoder)
         self.stage4 = nn.Sequential(*(regular(narrow, 1, decoder) for _ in range(2)))
-        self.up5 = Upsampling(narrow, first, decoder)
+        self.up5 = UpBottleneck(narrow, first, decoder)
         self.stage5 = nn.Sequential(regular(first, 1, decoder))
         self.feature_channels = first
         self.logits = transposed(first, num_classes, how.last_kernel, bias=how.last_bias)

@@ -58,19 +58,21 @@ def with_initial_settings(cfg: TrainConfig) -> TrainConfig:
     Raises:
         ConfigError: as `open_initial`.
     """
-    if cfg.network.initial is None:
+    network, name = cfg.network, cfg.network.initial
+    if name is None:
         return cfg
-    network, initial = cfg.network, open_initial(cfg.network.initial)
+    is_backbone = name in PRETRAINED
+    card = pretrained.load_backbone(name).card if is_backbone else checkpoint.load_card(name)
     update = network.model_dump()
-    if initial.classes is None and "backbone" in zoo.option_names(network.name):
-        update["options"] = {"backbone": initial.card.options["backbone"]} | network.options
-    if network.channels == initial.card.channels:
-        fresh, theirs = NetworkConfig(), (initial.card.mean, initial.card.std)
+    if is_backbone and "backbone" in zoo.option_names(network.name):
+        update["options"] = {"backbone": card.options["backbone"]} | network.options
+    if network.channels == card.channels:
+        fresh, theirs = NetworkConfig(), (card.mean, card.std)
         if (network.mean, network.std) == (fresh.mean, fresh.std):
             update["mean"], update["std"] = theirs
         elif (network.mean, network.std) != theirs:
             message = "--network.mean and --network.std are not those of %s, which was trained with mean %s and std %s"
-            log.warning(message, network.initial, *theirs)
+            log.warning(message, name, *theirs)
     return cfg.model_copy(update={"network": NetworkConfig.model_validate(update)})
 
 
@@ -151,29 +153,17 @@ def _is_identity(pairs: Mapping[int, int]) -> bool:
 
 def class_tensors(card: Card) -> set[str]:
     """Names of the tensors of a network whose shape depends on the number of classes."""
-    return _differing(_shapes(card, classes=1), _shapes(card))
+    return _differing(checkpoint.shapes(card, classes=1), checkpoint.shapes(card))
 
 
 def band_tensors(card: Card) -> set[str]:
     """Names of the tensors of a network whose shape depends on the number of bands."""
-    return _differing(_shapes(card, bands=-1 if card.in_channels > 1 else 1), _shapes(card))
+    fewer = -1 if card.in_channels > 1 else 1
+    return _differing(checkpoint.shapes(card, bands=fewer), checkpoint.shapes(card))
 
 
 def _differing(more: dict[str, torch.Size], shapes: dict[str, torch.Size]) -> set[str]:
     return {name for name, shape in shapes.items() if more[name] != shape}
-
-
-def _shapes(card: Card, *, classes: int = 0, bands: int = 0) -> dict[str, torch.Size]:
-    """Shape of each tensor of a card's network, with so many more classes or bands."""
-    with torch.device("meta"):
-        network = zoo.build_network(
-            card.architecture,
-            len(card.classes) + classes,
-            in_channels=card.in_channels + bands,
-            output_stride=card.output_stride,
-            **card.options,
-        )
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def copy_classes(own: Tensor, theirs: Tensor, pairs: dict[int, int], classes: int) -> Tensor:

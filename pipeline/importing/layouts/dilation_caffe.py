@@ -4,6 +4,8 @@ Files differ in the data that they were trained on, which only the depth and the
 7 levels, CamVid's with 8, Cityscapes' with 10, and the front end alone.
 """
 
+from functools import partial
+
 import torch
 
 from pipeline.errors import ConfigError
@@ -74,80 +76,59 @@ CITYSCAPES_MEAN = subtracted_bgr(72.39, 82.91, 73.16)
 """Mean of Cityscapes' training images, as users of the file give it; the authors' repository has no cityscapes.json."""
 
 
+_dilation_layout = partial(
+    WeightsLayout, url=DILATION, architecture="dilation", first=("backbone.stages.0.0.weight",), output_stride=8
+)
+_small_layout = partial(
+    _dilation_layout,
+    options=_small,
+    rules=_rules("ctx_", "final."),
+    unused={UPSAMPLE: "a fixed bilinear interpolation"},
+    scores="ctx_final.weight",
+)
+
 DILATION_CAFFE_LAYOUTS: tuple[WeightsLayout, ...] = (
-    WeightsLayout(
+    _dilation_layout(
         name="caffe-dilation-voc",
         title="the authors' Dilation8 for VOC",
-        url=DILATION,
         marks=(*FRONT, "fc-final.weight", "ct_conv5_1.weight", "ct_final.weight"),
-        architecture="dilation",
         options=_large,
         rules=_rules("ct_", "fc-final."),
-        first=("backbone.stages.0.0.weight",),
         scores="ct_final.weight",
-        output_stride=8,
         normalisation=VOC_MEAN,
         notes=(BORDERS,),
     ),
-    WeightsLayout(
+    _small_layout(
         name="caffe-dilation-kitti",
         title="the authors' Dilation7 for KITTI",
-        url=DILATION,
         marks=(*FRONT, "final.weight", "ctx_conv4_1.weight", "ctx_final.weight"),
         without=("ctx_conv5_1.",),
-        architecture="dilation",
-        options=_small,
-        rules=_rules("ctx_", "final."),
-        unused={UPSAMPLE: "a fixed bilinear interpolation"},
-        first=("backbone.stages.0.0.weight",),
-        scores="ctx_final.weight",
-        output_stride=8,
         normalisation=KITTI_MEAN,
         notes=(BORDERS, CLASSES, OWN_DATA.format("KITTI")),
     ),
-    WeightsLayout(
+    _small_layout(
         name="caffe-dilation-camvid",
         title="the authors' Dilation8 for CamVid",
-        url=DILATION,
         marks=(*FRONT, "final.weight", "ctx_conv5_1.weight", "ctx_final.weight"),
         without=("ctx_conv6_1.",),
-        architecture="dilation",
-        options=_small,
-        rules=_rules("ctx_", "final."),
-        unused={UPSAMPLE: "a fixed bilinear interpolation"},
-        first=("backbone.stages.0.0.weight",),
-        scores="ctx_final.weight",
-        output_stride=8,
         normalisation=CAMVID_MEAN,
         notes=(BORDERS, CLASSES, OWN_DATA.format("CamVid")),
     ),
-    WeightsLayout(
+    _small_layout(
         name="caffe-dilation-cityscapes",
         title="the authors' Dilation10 for Cityscapes",
-        url=DILATION,
         marks=(*FRONT, "final.weight", "ctx_conv7_1.weight", "ctx_final.weight"),
-        architecture="dilation",
-        options=_small,
-        rules=_rules("ctx_", "final."),
-        unused={UPSAMPLE: "a fixed bilinear interpolation"},
-        first=("backbone.stages.0.0.weight",),
-        scores="ctx_final.weight",
-        output_stride=8,
         normalisation=CITYSCAPES_MEAN,
         notes=(BORDERS, OWN_DATA.format("Cityscapes")),
     ),
-    WeightsLayout(
+    _dilation_layout(
         name="caffe-dilation-front",
         title="the authors' front end of Dilation",
-        url=DILATION,
         marks=(*FRONT, "final.weight"),
         without=("ctx_",),
-        architecture="dilation",
         options=_front,
         rules=_rules("ctx_", "final."),
-        first=("backbone.stages.0.0.weight",),
         scores="final.weight",
-        output_stride=8,
         normalisation=VOC_MEAN,
         notes=(OWN_DATA.format("VOC"),),
     ),
