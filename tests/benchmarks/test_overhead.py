@@ -57,7 +57,9 @@ def test_processor_time_is_that_of_descendants_too_by_kind_and_only_while_all_ru
     watch.look()
     rate, us = watch.steady(100)
     assert rate == 70 / (watch.looks[2].at_s - watch.looks[1].at_s)
-    assert us.keys() == {"driver", "agents of Ray"}
+    # The cluster of an earlier test may still run below this process, so that there may be more kinds than these.
+    assert us.keys() >= {"driver", "agents of Ray"}
+    assert watch.kinds[child.pid] == "agents of Ray"
     assert 0.05e6 < 70 * us["agents of Ray"] < 5e6
     assert kind_of(os.getpid()) == "driver"
 
