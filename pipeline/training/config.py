@@ -184,10 +184,11 @@ class LossConfig(_Frozen):
     at: Literal["labels", "logits"] = Field(
         "labels", description="Loss resolution: labels (logits are upsampled) or logits (labels are subsampled)."
     )
-    class_weights: Literal["none", "inverse", "median_frequency", "effective_number"] = Field(
+    class_weights: Literal["none", "inverse", "inverse_log", "median_frequency", "effective_number"] = Field(
         "none", description="Class weights, from pixel counts of the training data."
     )
     effective_beta: float = Field(0.999, gt=0, lt=1, description="effective_number: beta (Cui 2019).")
+    log_offset: float = Field(1.02, gt=1, description="inverse_log: c of 1 / ln(c + share) (ENet: 1.02; ESPNet: 1.1).")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Label smoothing: share of probability spread over all classes."
     )
@@ -312,7 +313,7 @@ LATER_SETTINGS = {
     "sets": (*LabelsConfig.model_fields, "hold_out"),
     "network": ("scale",),
     "augment": ("gamma", "noise"),
-    "loss": ("bootstrapped_pixels",),
+    "loss": ("bootstrapped_pixels", "log_offset"),
     "distill": tuple(DistillConfig.model_fields),
 }
 """Settings by section that are younger than the fingerprint: a default is left out of it, so that older runs go on."""

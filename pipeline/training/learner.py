@@ -137,7 +137,9 @@ def make_learner(
         batch_norm.sync(network)
     if cfg.batch_norm == "frozen":
         batch_norm.freeze(network)
-    weights = losses.class_weights(cfg.loss.class_weights, counts_nk, beta=cfg.loss.effective_beta)
+    weights = losses.class_weights(
+        cfg.loss.class_weights, counts_nk, beta=cfg.loss.effective_beta, offset=cfg.loss.log_offset
+    )
     loss = losses.make_loss(
         cfg.loss,
         class_weights=weights,

@@ -341,7 +341,7 @@ def _mean(total: Tensor, count: Tensor) -> Tensor:
     return total / torch.where(count > 0, count, 1)
 
 
-def class_weights(kind: str, counts_nk: Int64, *, beta: float = 0.999) -> Float64:
+def class_weights(kind: str, counts_nk: Int64, *, beta: float = 0.999, offset: float = 1.02) -> Float64:
     """Class weights from pixel counts: (K,) float64 with a mean of 1 over the classes that occur.
 
     A class without a pixel gets 1, the average, for its pixels in weakly labelled images.
@@ -350,9 +350,12 @@ def class_weights(kind: str, counts_nk: Int64, *, beta: float = 0.999) -> Float6
         kind: "none": 1 for every class. "inverse": 1 / pixels. "median_frequency": Eigen and Fergus 2015, arXiv
             1411.4734, sec. 6.3.2: 1 / frequency; frequency is a class's pixels over all pixels of the images that
             contain it. "effective_number": (1 - beta) / (1 - beta^n), Cui 2019, arXiv 1901.05555, sec. 4; n is a
-            class's pixels over those of an average image.
+            class's pixels over those of an average image. "inverse_log": 1 / ln(offset + p), Paszke 2016, arXiv
+            1606.02147, sec. 5.2; p is a class's share of all labelled pixels.
         counts_nk: (N, K) labelled pixels of each class in each image; all 0 for a weakly labelled image.
         beta: of "effective_number", above 0 and below 1.
+        offset: of "inverse_log", above 1; weights are within 1 / ln(1 + offset) and 1 / ln(offset) before the mean
+            becomes 1.
 
     Raises:
         ConfigError: `kind` needs counts and all are 0.
@@ -365,16 +368,18 @@ def class_weights(kind: str, counts_nk: Int64, *, beta: float = 0.999) -> Float6
     if not occurs_k.any():
         hint = "set --loss.class-weights none"
         raise ConfigError(f"--loss.class-weights {kind} needs fully labelled images, the data has none", hint=hint)
-    raw = _raw_weights(kind, counts_nk[:, occurs_k], beta)
+    raw = _raw_weights(kind, counts_nk[:, occurs_k], beta, offset)
     weights[occurs_k] = raw / raw.mean()
     return weights
 
 
-def _raw_weights(kind: str, counts_nk: Int64, beta: float) -> Float64:
+def _raw_weights(kind: str, counts_nk: Int64, beta: float, offset: float) -> Float64:
     """Weights of classes that all occur, up to a common factor."""
     pixels_k, pixels_n = counts_nk.sum(0).astype(np.float64), counts_nk.sum(1)
     if kind == "inverse":
         weights = 1 / pixels_k
+    elif kind == "inverse_log":
+        weights = 1 / np.log(offset + pixels_k / pixels_k.sum())
     elif kind == "median_frequency":
         weights = ((counts_nk > 0).T @ pixels_n) / pixels_k  # the median is a common factor
     else:

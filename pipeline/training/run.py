@@ -78,7 +78,8 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
     if not cfg.overfit and (cfg.sets.hold_out or not cfg.sets.validation):
         # Other parts may put other images on the validation side.
         training = {parts: examples.without(validation.keys) for parts, examples in training.items()}
-    initial = open_initial(cfg.network.initial).sha256 if cfg.network.initial else None
+    start = open_initial(cfg.network.initial) if cfg.network.initial else None
+    initial = start.sha256 if start else None
     teacher = distill.load_teacher(cfg, class_map, group.device)
     taught = {"teacher": teacher.sha256} if teacher else {}  # nothing in runs without one, as before there were any
     data = _digest([examples.fingerprint for examples in (*training.values(), validation)])
@@ -90,6 +91,8 @@ def open_run(cfg: TrainConfig, group: Group, *, about: Mapping[str, JsonValue]) 
         "validation_images": len(validation),
         "seed": cfg.seed,
     }
+    if start:
+        facts |= {"initial_source": start.card.source, "initial_license": start.card.license}
     if teacher:
         facts["teacher_sha256"] = teacher.sha256
     if unlabelled := validation.coverage.unlabelled:

@@ -72,6 +72,7 @@ CHANGES_WEIGHTS = {
     "loss.at": "logits",
     "loss.class_weights": "median_frequency",
     "loss.effective_beta": 0.9,
+    "loss.log_offset": 1.1,
     "loss.label_smoothing": 0.1,
     "loss.ohem_keep": 0.5,
     "loss.ohem_below": 0.5,

@@ -417,7 +417,7 @@ counts = arrays(np.int64, st.tuples(st.integers(1, 6), st.just(K)), elements=st.
 
 
 @few
-@given(counts, st.sampled_from(["inverse", "median_frequency", "effective_number"]))
+@given(counts, st.sampled_from(["inverse", "inverse_log", "median_frequency", "effective_number"]))
 def test_class_weights_are_1_in_the_mean_and_for_classes_nobody_drew(counts_nk, kind: str) -> None:
     there = counts_nk.any(0)
     assume(there.any())
@@ -441,6 +441,9 @@ def test_class_weights_are_proportional_to_their_formulas(counts_nk) -> None:
     images = pixels / counts_nk.sum(1).mean()
     effective = losses.class_weights("effective_number", counts_nk, beta=0.9) * (1 - 0.9**images)
     np.testing.assert_allclose(effective, effective[0])
+    share = pixels / pixels.sum()
+    logarithm = losses.class_weights("inverse_log", counts_nk, offset=1.1) * np.log(1.1 + share)
+    np.testing.assert_allclose(logarithm, logarithm[0])
 
 
 def test_median_frequency_counts_only_the_images_a_class_is_in() -> None:
