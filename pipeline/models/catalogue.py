@@ -45,6 +45,7 @@ DT = "arXiv 1511.03328"
 PSPNET, ICNET, ATTENTION = "arXiv 1612.01105", "arXiv 1704.08545", "arXiv 1511.03339"
 FASTERSEG = "arXiv 1912.10917"
 ESPNET, LEDNET, ESNET = "arXiv 1803.06815", "arXiv 1905.02423", "arXiv 1906.09826"
+ESPNETV2 = "arXiv 1811.11431"
 V1, V2, V3, V3PLUS = "arXiv 1412.7062", "arXiv 1606.00915", "arXiv 1706.05587", "arXiv 1802.02611"
 MOBILENET_V2 = "arXiv 1801.04381"
 COCO_VOC = "COCO val2017, VOC classes (torchvision)"
@@ -213,6 +214,7 @@ VARIANTS = (
     Variant("fasterseg", "fasterseg", 2019, FASTERSEG, 71.5, "Cityscapes test", {"variant": "student"}),
     Variant("fasterseg_teacher", "fasterseg", 2019, FASTERSEG, None, "", {"variant": "teacher"}),
     Variant("espnet", "espnet", 2018, ESPNET, 60.3, "Cityscapes test"),
+    Variant("espnetv2", "espnetv2", 2018, ESPNETV2, 67.01, "VOC 2012 val, 384x384 (EdgeNets)"),
     Variant("lednet", "lednet", 2019, LEDNET, 70.6, "Cityscapes test"),
     Variant("esnet", "esnet", 2019, ESNET, 70.7, "Cityscapes test"),
 )

@@ -17,6 +17,7 @@ from pipeline.models.dilation import Dilation, DilationOptions
 from pipeline.models.enet import ENet, ENetOptions
 from pipeline.models.esnet import ESNet, ESNetOptions
 from pipeline.models.espnet import ESPNet, ESPNetOptions
+from pipeline.models.espnetv2 import ESPNetv2, ESPNetv2Options
 from pipeline.models.fasterseg import FasterSeg, FasterSegOptions
 from pipeline.models.fcn import FCN, FCNDilated, FCNDilatedOptions, FCNOptions
 from pipeline.models.frrn import FRRNA, FRRNB, FRRNOptions
@@ -39,6 +40,7 @@ NETWORKS: dict[str, tuple[type[Network], type[Options]]] = {
     "enet": (ENet, ENetOptions),
     "esnet": (ESNet, ESNetOptions),
     "espnet": (ESPNet, ESPNetOptions),
+    "espnetv2": (ESPNetv2, ESPNetv2Options),
     "fasterseg": (FasterSeg, FasterSegOptions),
     "fcn": (FCN, FCNOptions),
     "fcn_dilated": (FCNDilated, FCNDilatedOptions),

@@ -5,6 +5,7 @@ Each gives logits on its own grid, before any upsampling to the image. `width` i
 convolution, 64 in the originals.
 """
 
+import math
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -531,6 +532,144 @@ class ESPNet(nn.Module):
         up = normed(self.up_l2[1], self.up_l2[0](self.combine_l2_l3[1](up, add=False)))
         up = torch.cat([up[:, :, : plain.size(2), : plain.size(3)], joined if self.image else plain], 1)
         return self.classifier(normed(self.conv, self.conv.conv(up)))
+
+
+# ---------------------------------------------------------------- EdgeNets' ESPNetv2
+
+
+def cba(entering: int, leaving: int, kernel: int = 1, *, stride: int = 1, groups: int = 1) -> Named:
+    return Named(
+        conv=nn.Conv2d(entering, leaving, kernel, stride, kernel // 2, groups=groups, bias=False),
+        bn=nn.BatchNorm2d(leaving),
+        act=nn.PReLU(leaving),
+    )
+
+
+def cbr(entering: int, leaving: int, kernel: int = 1, *, groups: int = 1) -> Named:
+    conv = nn.Conv2d(entering, leaving, kernel, 1, kernel // 2, groups=groups, bias=False)
+    return Named(cbr=layers(conv, nn.BatchNorm2d(leaving), nn.PReLU(leaving)))
+
+
+def br(channels: int) -> nn.Sequential:
+    return layers(nn.BatchNorm2d(channels), nn.PReLU(channels))
+
+
+class EdgeEESP(nn.Module):
+    """A limit on the cells that a kernel sees; kernels that would see more have a rate of 1."""
+
+    def __init__(self, entering: int, leaving: int, limit: int, *, stride: int = 1) -> None:
+        super().__init__()
+        inner, self.stride = leaving // 4, stride
+        rates = sorted(rate if 2 * rate + 1 <= limit else 1 for rate in (1, 2, 3, 4))
+        self.proj_1x1 = cba(entering, inner, groups=4)
+        self.spp_dw = nn.ModuleList(
+            Named(conv=nn.Conv2d(inner, inner, 3, stride, rate, rate, groups=inner, bias=False)) for rate in rates
+        )
+        self.br_after_cat = Named(bn=nn.BatchNorm2d(leaving), act=nn.PReLU(leaving))
+        self.conv_1x1_exp = Named(conv=nn.Conv2d(leaving, leaving, 1, groups=4, bias=False), bn=nn.BatchNorm2d(leaving))
+        self.module_act = nn.PReLU(leaving)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = normed(self.proj_1x1, self.proj_1x1.conv(x))
+        views = torch.stack([one.conv(small) for one in self.spp_dw], 1).cumsum(1).flatten(1, 2)
+        mixed = self.conv_1x1_exp.bn(self.conv_1x1_exp.conv(normed(self.br_after_cat, views)))
+        return mixed if self.stride == 2 else self.module_act(mixed + x)
+
+
+class EdgeDown(nn.Module):
+    def __init__(self, entering: int, leaving: int, limit: int) -> None:
+        super().__init__()
+        self.eesp = EdgeEESP(entering, leaving - entering, limit, stride=2)
+        expand = Named(conv=conv(3, leaving), bn=nn.BatchNorm2d(leaving))
+        self.inp_reinf = layers(cba(3, 3, 3), expand)
+        self.act = nn.PReLU(leaving)
+
+    def forward(self, x: Tensor, pixels: Tensor) -> Tensor:
+        halved = F.avg_pool2d(x, 3, 2, 1)
+        while pixels.size(2) > halved.size(2):
+            pixels = F.avg_pool2d(pixels, 3, 2, 1)
+        seen, expand = self.inp_reinf
+        joined = expand.bn(expand.conv(normed(seen, seen.conv(pixels))))
+        return self.act(torch.cat([halved, self.eesp(x)], 1) + joined)
+
+
+class EdgePool(nn.Module):
+    def __init__(self, entering: int, inner: int, leaving: int, *, last: bool = False) -> None:
+        super().__init__()
+        self.projection_layer = cbr(entering, inner)
+        self.stages = nn.ModuleList(nn.Conv2d(inner, inner, 3, 1, 1, groups=inner, bias=False) for _ in range(5))
+        out = nn.Conv2d(inner, leaving, 1, bias=last)
+        self.merge_layer = layers(Named(br=br(5 * inner)), nn.Identity(), cbr(5 * inner, inner, 3, groups=inner), out)
+        self.br = None if last else Named(br=br(leaving))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.projection_layer.cbr(x)
+        height, width = x.shape[2:]
+        views = []
+        for scale, stage in zip((2, 1.5, 1, 0.5, 0.1), self.stages, strict=True):
+            size = max(5, math.ceil(scale * height)), max(5, math.ceil(scale * width))
+            if scale > 1:
+                views.append(F.adaptive_avg_pool2d(stage(corner(x, size)), (height, width)))
+            elif scale < 1:
+                views.append(corner(stage(F.adaptive_avg_pool2d(x, size)), (height, width)))
+            else:
+                views.append(stage(x))
+        joined = self.merge_layer[0].br(torch.cat(views, 1))
+        shuffled = torch.stack(joined.chunk(5, 1), 2).flatten(1, 2)
+        out = self.merge_layer[3](self.merge_layer[2].cbr(shuffled))
+        return out if self.br is None else self.br.br(out)
+
+
+class EdgeSkip(nn.Module):
+    def __init__(self, entering: int, leaving: int) -> None:
+        super().__init__()
+        self.wt_layer = layers(nn.AdaptiveAvgPool2d(1), conv(entering, leaving), nn.Sigmoid())
+        self.expansion_layer = cbr(entering, leaving, 3, groups=math.gcd(entering, leaving))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expansion_layer.cbr(x) * self.wt_layer(x)
+
+
+def corner(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
+
+
+class EdgeESPNetv2(nn.Module):
+    """The source doubles sizes, which fits sides of multiples of 16; here the skip's size is taken."""
+
+    def __init__(self, classes: int, *, scale: float, base: int = 16) -> None:
+        super().__init__()
+        one, two, three, four = 16 if scale < 1 else 32, int(64 * scale), int(128 * scale), int(256 * scale)
+        self.base_net = Named(
+            level1=cba(3, one, 3, stride=2),
+            level2_0=EdgeDown(one, two, 13),
+            level3_0=EdgeDown(two, three, 11),
+            level3=nn.ModuleList(EdgeEESP(three, three, 9) for _ in range(3)),
+            level4_0=EdgeDown(three, four, 9),
+            level4=nn.ModuleList(EdgeEESP(four, four, 7) for _ in range(7)),
+        )
+        inner = min(classes // 2, base)
+        self.bu_dec_l1, self.bu_dec_l2 = EdgePool(four, inner, 4 * base), EdgePool(4 * base, inner, 3 * base)
+        self.bu_dec_l3 = EdgePool(3 * base, inner, 2 * base)
+        self.bu_dec_l4 = EdgePool(2 * base, inner, classes, last=True)
+        self.merge_enc_dec_l2, self.merge_enc_dec_l3 = EdgeSkip(three, 4 * base), EdgeSkip(two, 3 * base)
+        self.merge_enc_dec_l4 = EdgeSkip(one, 2 * base)
+        self.bu_br_l2, self.bu_br_l3, self.bu_br_l4 = br(4 * base), br(3 * base), br(2 * base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        net = self.base_net
+        half = normed(net.level1, net.level1.conv(x))
+        quarter = net.level2_0(half, x)
+        eighth = net.level3_0(quarter, x)
+        for one in net.level3:
+            eighth = one(eighth)
+        deep = net.level4_0(eighth, x)
+        for one in net.level4:
+            deep = one(deep)
+        up = corner(self.bu_dec_l1(deep), eighth.shape[2:])
+        up = corner(self.bu_dec_l2(self.bu_br_l2(self.merge_enc_dec_l2(eighth) + up)), quarter.shape[2:])
+        up = corner(self.bu_dec_l3(self.bu_br_l3(self.merge_enc_dec_l3(quarter) + up)), half.shape[2:])
+        return corner(self.bu_dec_l4(self.bu_br_l4(self.merge_enc_dec_l4(half) + up)), x.shape[2:])
 
 
 # ---------------------------------------------------------------- xiaoyufenfei's LEDNet, and its later collection

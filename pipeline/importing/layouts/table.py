@@ -7,6 +7,7 @@ from pipeline.importing.layouts.deeplab_caffe import DEEPLAB_CAFFE_LAYOUTS
 from pipeline.importing.layouts.dilation_caffe import DILATION_CAFFE_LAYOUTS
 from pipeline.importing.layouts.enet import ENET_LAYOUTS
 from pipeline.importing.layouts.espnet import ESPNET_LAYOUTS
+from pipeline.importing.layouts.espnetv2 import ESPNETV2_LAYOUTS
 from pipeline.importing.layouts.fasterseg import FASTERSEG_LAYOUTS
 from pipeline.importing.layouts.frrn_lasagne import FRRN_LASAGNE_LAYOUTS
 from pipeline.importing.layouts.jfzhang95 import JFZHANG_LAYOUTS
@@ -31,6 +32,7 @@ WEIGHTS_LAYOUTS: tuple[WeightsLayout, ...] = (
     *FRRN_LASAGNE_LAYOUTS,
     *ENET_LAYOUTS,
     *ESPNET_LAYOUTS,
+    *ESPNETV2_LAYOUTS,
     *FASTERSEG_LAYOUTS,
     *XIAOYUFENFEI_LAYOUTS,
     *TENSORFLOW_DEEPLAB_LAYOUTS,

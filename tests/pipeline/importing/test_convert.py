@@ -132,6 +132,7 @@ FOREIGN = {
     ("semseg-pspnet", 8): lambda: foreign.Semseg(21, width=WIDTH),
     ("espnet", 8): lambda: foreign.ESPNet(21, width=2 * WIDTH, image=False),
     ("espnet-c", 8): lambda: foreign.ESPNetC(21, width=2 * WIDTH),
+    ("edgenets-espnetv2", 16): lambda: foreign.EdgeESPNetv2(21, scale=0.5),
     ("lednet", 8): lambda: foreign.LEDNet(21, width=2 * WIDTH),
     ("effseg-lednet", 8): lambda: foreign.LEDNetOfCollection(21, width=2 * WIDTH),
     ("kazuto-deeplab-v2", 8): lambda: foreign.KazutoV2(21, width=WIDTH),
@@ -307,6 +308,25 @@ def test_espnet_of_the_real_size_fits_to_the_last_tensor(classes: int, parameter
     assert (len(made.used), made.unused) == (189, {})
     expected = {"p": 2, "q": 8, "fuse_image": image, "decoder_channels": classes}
     assert (made.card.architecture, made.card.options) == ("espnet", expected)
+
+
+def test_espnetv2_of_the_real_size_fits_but_for_the_slopes_that_nothing_uses(tmp_path) -> None:
+    """espnetv2_s_2.0_pascal_384x384.pth of the authors' EdgeNets."""
+    file = without_counters(full_size(lambda: foreign.EdgeESPNetv2(21, scale=2.0)))
+    assert sum(one.numel() for name, one in file.items() if "running" not in name) == 789_253
+    made = imported(file)
+    assert made.card.options == {"scale": 2.0, "decoder_channels": 16, "pyramid_channels": 10}
+    assert sum(file[name].numel() for name in made.unused) == 96 + 128 + 256
+    assert all(name.endswith("eesp.module_act.weight") for name in made.unused)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.25])
+def test_espnetv2_of_another_width_and_decoder_computes_what_the_source_does(scale: float, tmp_path) -> None:
+    network, pixels = filled(foreign.EdgeESPNetv2(12, scale=scale, base=32)), image(64, 96)
+    made = imported(network.state_dict(), classes="camvid", drop_scores=(11,))
+    assert made.card.options == {"scale": scale, "decoder_channels": 32, "pyramid_channels": 6}
+    with torch.no_grad():
+        same(scores(made, pixels), network(normalised(made, pixels))[:, :11])
 
 
 def map_of(classes: int, folder) -> str:

@@ -55,6 +55,7 @@ PARAMETERS = {
     "enet": 364_311 + 2 * 65,  # two classes more than in Cityscapes
     "enet_davidtvs": 351_660 + 2 * 144,
     "espnet": 366_022,
+    "espnetv2": 788_773,  # and 480 slopes that the source does not use
     "fasterseg": 4_385_689
     - 32_768
     + 2 * (128 + 192 + 256 + 3),  # see test_fasterseg: two classes more than in Cityscapes

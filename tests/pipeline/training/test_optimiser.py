@@ -12,7 +12,7 @@ from tests.support.networks import small
 K = 5
 NEW = {"attention_to_scale": {"attend.3"}, "deeplab_dt": {"edge"}}
 """Layers that weigh, and give no scores of classes."""
-FIXED = {"espnet": {"decoder_channels": 8}}
+FIXED = {"espnet": {"decoder_channels": 8}, "espnetv2": {"pyramid_channels": 3}}
 """Options without which layers in front of the last ones are as wide as there are classes."""
 
 

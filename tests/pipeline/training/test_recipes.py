@@ -14,7 +14,7 @@ from tests import ROOT
 FOLDER = ROOT / "jobs/configs/train"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 DOCS = FOLDER.parents[2] / "docs/recipes.md"
-VOC = {"dilation", "deeplab_v1", "deeplab_v2", "deeplab_v3", "deeplab_v3_coco", "deeplab_v3plus", "fcn"}
+VOC = {"dilation", "deeplab_v1", "deeplab_v2", "deeplab_v3", "deeplab_v3_coco", "deeplab_v3plus", "espnetv2", "fcn"}
 MEGABYTES = 15
 
 
