@@ -32,7 +32,6 @@ import torch
 from PIL import Image as PILImage
 from scipy.spatial.distance import cdist
 
-from benchmarks.process_status import status_bytes
 from infra import log as logs
 from jobs import command_line
 from pipeline.classes import ClassMap
@@ -42,6 +41,7 @@ from pipeline.image.decode import decode_image
 from pipeline.image.encode import segmented_row
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint
+from pipeline.process_memory import status_bytes
 from pipeline.records import Float16, Float32, Image, Item, Scored, UInt8, Window
 from pipeline.refine.engine import HALO_SIGMAS, REFINE_ENGINES, Engine, WindowInput, make_engine
 from pipeline.refine.presets import CrfParams, crf_params

@@ -29,7 +29,6 @@ import rasterio.shutil
 from rasterio.transform import from_origin
 from rasterio.windows import Window as RasterioWindow
 
-from benchmarks.process_status import status_bytes
 from infra import log as logs
 from jobs import command_line
 from pipeline.assemble.join import join_mask
@@ -42,6 +41,7 @@ from pipeline.geotiff import directory as tiff
 from pipeline.geotiff.directory import Values, encode_directories
 from pipeline.geotiff.raster import Raster
 from pipeline.geotiff.window import decode_window
+from pipeline.process_memory import status_bytes
 from pipeline.records import Image, Item, Scored, UInt8, Window, items_from_table, scored_to_table
 from pipeline.source.plan import plan_source, read_items
 from pipeline.source.raster import NetworkBands, RasterShard, unpack

@@ -11,7 +11,7 @@ from time import perf_counter, process_time
 
 import torch
 
-from benchmarks.process_status import status_bytes
+from pipeline.process_memory import status_bytes
 
 MATMUL = 8192
 """Rows and columns of the matrices that measure the rate of a GPU; `MATMUL_CPU` on a CPU."""

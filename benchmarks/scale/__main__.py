@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.process_status import status_bytes
 from benchmarks.scale.store import CLASSES, RUN, SOURCE, Committed, MadeUpStore
 from infra import log as logs
 from jobs import command_line
 from pipeline.config import SegmentConfig
+from pipeline.process_memory import status_bytes
 from pipeline.run.footers import INDEX_PARTS, gather_footers
 from pipeline.run.manifest import close_run
 from pipeline.run.pending import pending_shards

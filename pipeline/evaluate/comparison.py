@@ -8,8 +8,6 @@ memory is then the network's, and out of memory fails that network only. Publish
 import gc
 import logging
 import multiprocessing
-import resource
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +31,7 @@ from pipeline.models import catalogue, checkpoint, zoo
 from pipeline.models.catalogue import Variant
 from pipeline.models.checkpoint import Card, Checkpoint
 from pipeline.models.normalisation import IMAGENET
+from pipeline.process_memory import peak_bytes
 from pipeline.records import Image
 from pipeline.store.url import Url
 from pipeline.training.collection import open_collection
@@ -265,8 +264,7 @@ def peak_mib(device: str) -> float:
     """Peak memory since `reset_peak`, MiB: of tensors on the GPU, or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / _MIB
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
+    return peak_bytes() / _MIB
 
 
 # ---------------------------------------------------------------- quality

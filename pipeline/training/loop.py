@@ -7,7 +7,6 @@ killed at any step and resumed from its newest state ends with the same weights 
 
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.process_memory import peak_bytes
 from pipeline.score.coverage import mean_over
 from pipeline.score.metrics import Scores
 from pipeline.training import losses, schedule, start, state
@@ -214,7 +214,7 @@ def peak_gib(device: torch.device) -> float:
     """Peak memory of this process, GiB: of its GPU where it has one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB: getrusage(2)
+    return peak_bytes() / 2**30
 
 
 # ---------------------------------------------------------------- validation and saving
