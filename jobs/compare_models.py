@@ -34,7 +34,14 @@ def parse_comparison(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=URL", help="trained weights")
     parser.add_argument("--data", help="labelled images on which checkpoints are scored")
     parser.add_argument("--classes", default="voc", help="class map that gives untrained networks their class count")
-    parser.add_argument("--size", type=int, default=513, help="side of the timed images, pixels")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        default=[513],
+        metavar="PIXELS",
+        help="height and width of the timed images, or one side",
+    )
     parser.add_argument("--images", type=int, default=4, help="images per timed stream; a GPU needs 32 or more")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each network; figures are medians")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a network; segment_dataset uses 1")
@@ -74,11 +81,13 @@ def compare(args: argparse.Namespace) -> int:
 
     from pipeline.evaluate import comparison, comparison_table
 
-    for name in ("size", "images", "rounds", "threads"):
+    for name in ("images", "rounds", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)} must be at least 1")
+    if len(args.size) > 2 or min(args.size) < 1:
+        raise ConfigError(f"--size {' '.join(map(str, args.size))} must be one side or height and width, at least 1")
     device = args.device or ("cuda" if torch.cuda.device_count() else "cpu")
-    measure = comparison.SpeedSettings(args.size, args.images, args.rounds, device, args.threads)
+    measure = comparison.SpeedSettings(args.size[0], args.size[-1], args.images, args.rounds, device, args.threads)
     table = ""
     for rows in comparison.compare_networks(subjects(args), measure, args.data):
         table = comparison_table.write_comparison(rows, Url(args.output), measure)

@@ -67,8 +67,9 @@ class ComparedNetwork:
 class SpeedSettings:
     """Settings of the measurement of speed and memory."""
 
-    size_px: int
-    """Side of the square images, pixels."""
+    height_px: int
+    """Height of the images, pixels."""
+    width_px: int
     images: int
     """Images per round, segmented as one stream."""
     rounds: int
@@ -232,10 +233,10 @@ def time_network(compared: ComparedNetwork, settings: SpeedSettings) -> RoundTim
 
 
 def noise_images(settings: SpeedSettings, channels: int) -> Iterator[Image]:
-    """Images of random pixels, (size_px, size_px, channels) uint8; speed does not depend on content."""
+    """Images of random pixels, (height_px, width_px, channels) uint8; speed does not depend on content."""
     rng = np.random.default_rng(0)
     for _ in range(settings.images):
-        yield Image(rng.integers(0, 256, (settings.size_px, settings.size_px, channels), np.uint8), None)
+        yield Image(rng.integers(0, 256, (settings.height_px, settings.width_px, channels), np.uint8), None)
 
 
 def time_segmenter(segmenter: Segmenter, images: Sequence[Image]) -> float:
@@ -314,7 +315,7 @@ def compare_networks(
     row_builders = [
         partial(
             comparison_row,
-            network_facts(compared, settings.size_px),
+            network_facts(compared, settings),
             *score_in_own_process(compared, data, settings.device),
         )
         for compared in networks
@@ -326,10 +327,11 @@ def compare_networks(
         yield [row_of(timing, ratio) for row_of, timing, ratio in zip(row_builders, timings, ratios, strict=True)]
 
 
-def network_facts(compared: ComparedNetwork, size_px: int) -> dict[str, Any]:
+def network_facts(compared: ComparedNetwork, settings: SpeedSettings) -> dict[str, Any]:
     """Fields of a row that need no measurement: names, parameters, MACs and published figures."""
     variant, card = compared.variant, compared.card
     network = checkpoint.blank(card)
+    macs = catalogue.count_macs(network, settings.height_px, settings.width_px, in_channels=card.in_channels)
     return {
         "name": variant.name,
         "network": variant.network,
@@ -337,7 +339,7 @@ def network_facts(compared: ComparedNetwork, size_px: int) -> dict[str, Any]:
         "paper": variant.paper,
         "output_stride": card.output_stride,
         "parameters": catalogue.count_parameters(network),
-        "gmacs": catalogue.count_macs(network, size_px, in_channels=card.in_channels) / 1e9,
+        "gmacs": macs / 1e9,
         "published_miou": variant.miou,
         "published_on": variant.measured_on,
     }

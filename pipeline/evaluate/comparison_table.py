@@ -39,9 +39,9 @@ PLOTTED_DATA = "VOC 2012 val"
 """Data set of most published figures: the plot shows mean IoU on it for networks without a checkpoint."""
 
 
-def comparison_markdown(rows: Sequence[ComparisonRow], *, size_px: int, machine: str) -> str:
+def comparison_markdown(rows: Sequence[ComparisonRow], *, size: str, machine: str) -> str:
     """Markdown of two tables: figures measured here, and published figures with their sources."""
-    title = f"{len(rows)} networks, images of {size_px}x{size_px}; {machine}."
+    title = f"{len(rows)} networks, images of {size}; {machine}."
     published = [_published_line(figures) for figures in PUBLISHED]
     heads = ("network", "year", "mean IoU, %", "images/s", "ms", "data", "source")
     return "\n\n".join((title, _table(MEASURED_COLUMNS, [_line(row) for row in rows]), _table(heads, published))) + "\n"
@@ -162,7 +162,7 @@ def write_comparison(rows: Sequence[ComparisonRow], output: Url, measure: SpeedS
     """Write comparison.parquet, .md and .png, replacing those of the round before; returns the Markdown."""
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), parquet)
-    text = comparison_markdown(rows, size_px=measure.size_px, machine=machine_text(measure))
+    text = comparison_markdown(rows, size=f"{measure.height_px}x{measure.width_px}", machine=machine_text(measure))
     objects.put(output / "comparison.parquet", parquet.getvalue())
     objects.put(output / "comparison.md", text.encode())
     objects.put(output / "comparison.png", quality_speed_png(rows))

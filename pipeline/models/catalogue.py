@@ -283,11 +283,11 @@ def count_parameters(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def count_macs(network: Network, size_px: int, *, in_channels: int = 3) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one image of `size_px` x `size_px`.
+def count_macs(network: Network, height_px: int, width_px: int | None = None, *, in_channels: int = 3) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one image, square without a width.
 
     The network must be on the meta device, since tensors have no memory here; it is left in eval mode.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.empty(1, in_channels, size_px, size_px, device="meta"))
+        network.eval()(torch.empty(1, in_channels, height_px, width_px or height_px, device="meta"))
     return int(counter.get_total_flops()) // 2

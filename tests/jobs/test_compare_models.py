@@ -25,7 +25,7 @@ from pipeline.records import Image, Item, Scored
 from pipeline.refine.refiner import Refiner
 from pipeline.score import metrics
 
-ONCE = SpeedSettings(size_px=65, images=2, rounds=1, device="cpu", threads=1)
+ONCE = SpeedSettings(height_px=65, width_px=65, images=2, rounds=1, device="cpu", threads=1)
 FARMLAND = comparison.compared_checkpoint("farmland", "farmland")
 
 
@@ -34,7 +34,9 @@ def turn(seconds: float, *, cpu_s: float = 1.0) -> RoundTiming:
 
 
 def a_row(name: str = "one", **changes) -> ComparisonRow:
-    made = comparison.comparison_row(comparison.network_facts(FARMLAND, 65), None, 0, NetworkTimings([turn(0.5)]), 1.0)
+    made = comparison.comparison_row(
+        comparison.network_facts(FARMLAND, ONCE), None, 0, NetworkTimings([turn(0.5)]), 1.0
+    )
     return replace(made, name=name, **changes)
 
 
@@ -68,7 +70,7 @@ def test_a_checkpoint_under_the_name_of_another_network_is_refused() -> None:
 def test_untrained_networks_are_the_published_ones_with_the_same_weights_every_time() -> None:
     subject = comparison.untrained_network(catalogue.find_variant("icnet"), classes.load_class_map("voc"))
     with torch.device("meta"):
-        assert comparison.network_facts(subject, 65)["parameters"] == catalogue.count_parameters(
+        assert comparison.network_facts(subject, ONCE)["parameters"] == catalogue.count_parameters(
             catalogue.find_variant("icnet").build(21)
         )
     one, other = (subject.load().state for _ in range(2))
@@ -128,7 +130,7 @@ def test_ratios_compare_turns_of_the_same_round() -> None:
 
 def test_a_row_has_medians_and_the_spread() -> None:
     found = comparison.comparison_row(
-        comparison.network_facts(FARMLAND, 65), 50.0, 3, NetworkTimings([turn(s) for s in (0.1, 0.5, 0.2)]), 1.0
+        comparison.network_facts(FARMLAND, ONCE), 50.0, 3, NetworkTimings([turn(s) for s in (0.1, 0.5, 0.2)]), 1.0
     )
     assert (found.images_per_s, found.ms, found.ms_least, found.ms_most) == pytest.approx((5, 400, 200, 1000))
 
@@ -174,10 +176,10 @@ def test_every_published_figure_has_a_source_and_stands_once() -> None:
 
 def test_the_table_says_what_is_untrained_and_why_figures_are_missing() -> None:
     failed = comparison.comparison_row(
-        comparison.network_facts(FARMLAND, 65), None, 0, NetworkTimings(note="too large"), None
+        comparison.network_facts(FARMLAND, ONCE), None, 0, NetworkTimings(note="too large"), None
     )
     rows = [a_row(), a_row("two", miou=55.5, images_scored=4), failed]
-    text = comparison_table.comparison_markdown(rows, size_px=65, machine="m")
+    text = comparison_table.comparison_markdown(rows, size="65x65", machine="m")
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert {len(line) for line in lines} == {len(comparison_table.MEASURED_COLUMNS), 7}
     assert "| untrained |" in text
@@ -232,6 +234,8 @@ def test_a_table_a_parquet_file_and_a_plot_come_out(tmp_path, capsys) -> None:
         ["--checkpoint", "icnet=farmland"],
         ["--checkpoint", "farmland"],
         ["--size", "0"],
+        ["--size", "33", "0"],
+        ["--size", "33", "33", "33"],
     ],
 )
 def test_a_wrong_request_ends_with_a_message(flags: list[str], tmp_path) -> None:
