@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,12 +46,12 @@ class ListedVariant:
     measured_on: str
 
 
-def single_image_rate(network: Network, size_px: int) -> float:
+def single_image_rate(network: Network, size_px: int, *, channels: int = 3) -> float:
     """Images a second, one at a time, on the GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_precision("auto", device)
     network = network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.rand(1, 3, size_px, size_px, device=device).contiguous(memory_format=torch.channels_last)
+    x = torch.rand(1, channels, size_px, size_px, device=device).contiguous(memory_format=torch.channels_last)
     seconds = []
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
         for _ in range(TIMED_PASSES + 1):
@@ -105,23 +106,30 @@ def pretrained_text() -> str:
         rows.append((name, "a backbone", origin, f"{backbone.trained_on}, {backbone.published}", backbone.license))
     files = [("atrous import FILE FOLDER, then --network.initial FOLDER", "from")]
     files += [(layout.title, layout.url) for layout in WEIGHTS_LAYOUTS]
-    return "\n".join([*_aligned(rows), "", *_aligned(files)])
+    return "\n".join([*aligned(rows), "", *aligned(files)])
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """A line per row, with columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def write_listing(variants: Sequence[ListedVariant], form: str, path: str | None) -> None:
-    """Print the list as `table` or `json`, or write it as `parquet`: to `path`, or to stdout where that is None."""
-    rows = [asdict(row) for row in variants]
+def write_listing(rows: Sequence[Any], text: str, form: str, path: str | None) -> None:
+    """Print a list as `table` or `json`, or write it as `parquet`.
+
+    Args:
+        rows: instances of one dataclass.
+        text: the same for people.
+        form: `table`, `json` or `parquet`.
+        path: file of the Parquet form; None: standard output.
+    """
+    plain = [asdict(row) for row in rows]
     if form == "table":
-        print(listing_text(variants))
+        print(text)
     elif form == "json":
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(plain, indent=1))
     elif path is None:
-        pq.write_table(pa.Table.from_pylist(rows), pa.PythonFile(sys.stdout.buffer, mode="w"))
+        pq.write_table(pa.Table.from_pylist(plain), pa.PythonFile(sys.stdout.buffer, mode="w"))
     else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(pa.Table.from_pylist(plain), path)
