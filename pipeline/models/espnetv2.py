@@ -179,10 +179,11 @@ class PyramidPool(nn.Module):
         if scale == 1:
             filtered: Tensor = one(x)
             return filtered
-        size = [max(LEAST_CELLS, math.ceil(length * scale)) for length in x.shape[2:]]
+        height, width = x.shape[2:]
+        rows, columns = (max(LEAST_CELLS, math.ceil(length * scale)) for length in (height, width))
         if scale < 1:
-            return resize(one(F.adaptive_avg_pool2d(x, size)), *x.shape[2:])
-        return F.adaptive_avg_pool2d(one(resize(x, *size)), x.shape[2:])
+            return resize(one(F.adaptive_avg_pool2d(x, (rows, columns))), height, width)
+        return F.adaptive_avg_pool2d(one(resize(x, rows, columns)), (height, width))
 
 
 class Skip(nn.Module):
