@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.layers import BatchNorm2d, conv_bn, initialise, scaled_channels, set_batch_norm
+from pipeline.models.layers import BatchNorm2d, bn_prelu, conv_bn_prelu, initialise, scaled_channels, set_batch_norm
 from pipeline.models.network import Network, Options, ScoreLayer, crop
 
 DILATIONS = (1, 2, 4, 8, 16)
@@ -42,11 +42,6 @@ def pyramid_channels(channels: int) -> int:
     return max(len(DILATIONS), channels)
 
 
-def norm_prelu(channels: int) -> nn.Sequential:
-    """Batch norm, then a rectifier with a learned slope per channel for negative values."""
-    return nn.Sequential(BatchNorm2d(channels), nn.PReLU(channels))
-
-
 class ESPModule(nn.Module):
     """Efficient spatial pyramid: reduce, split, transform, merge. Sec. 3.1 and fig. 1.
 
@@ -65,7 +60,7 @@ class ESPModule(nn.Module):
             nn.Conv2d(inner, wide, 3, padding=dilation, dilation=dilation, bias=False)
             for wide, dilation in zip(channels, DILATIONS, strict=True)
         )
-        self.norm = norm_prelu(out_channels)
+        self.norm = bn_prelu(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, out_channels, h, w), halved and rounded up with stride 2."""
@@ -87,14 +82,14 @@ class Encoder(nn.Module):
         joined = one + in_channels
         self.channels = (joined if options.fuse_image else one, 2 * two + in_channels, 2 * three)
         """Channels of the three features."""
-        self.first = nn.Sequential(*conv_bn(in_channels, one, 3, stride=2), nn.PReLU(one))
-        self.join1 = norm_prelu(joined)
+        self.first = conv_bn_prelu(in_channels, one, 3, stride=2)
+        self.join1 = bn_prelu(joined)
         self.down2 = ESPModule(joined, two, stride=2)
         self.level2 = nn.Sequential(*(ESPModule(two, two) for _ in range(options.p)))
-        self.join2 = norm_prelu(self.channels[1])
+        self.join2 = bn_prelu(self.channels[1])
         self.down3 = ESPModule(self.channels[1], three, stride=2)
         self.level3 = nn.Sequential(*(ESPModule(three, three) for _ in range(options.q)))
-        self.join3 = norm_prelu(self.channels[2])
+        self.join3 = bn_prelu(self.channels[2])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) -> features at strides 2, 4 and 8 with the numbers of `channels`."""
@@ -117,11 +112,11 @@ class Decoder(nn.Module):
         self.norm3 = BatchNorm2d(classes)
         self.up3 = nn.ConvTranspose2d(classes, classes, 2, stride=2, bias=False)
         self.project2 = nn.Conv2d(middle, classes, 1, bias=False)
-        self.join2 = norm_prelu(2 * classes)
+        self.join2 = bn_prelu(2 * classes)
         self.fuse2 = ESPModule(2 * classes, classes, residual=False)
         self.up2 = nn.ConvTranspose2d(classes, classes, 2, stride=2, bias=False)
-        self.norm2 = norm_prelu(classes)
-        self.fuse1 = nn.Sequential(*conv_bn(classes + low, classes, 3), nn.PReLU(classes))
+        self.norm2 = bn_prelu(classes)
+        self.fuse1 = conv_bn_prelu(classes + low, classes, 3)
 
     def forward(self, one: Tensor, two: Tensor, scores: Tensor) -> Tensor:
         """Features at strides 2 and 4 and scores at stride 8 -> features at stride 2, as many channels as scores."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.layers import BatchNorm2d, conv_bn, initialise, scaled_channels
+from pipeline.models.layers import bn_prelu, conv_bn, conv_bn_prelu, initialise, scaled_channels
 from pipeline.models.network import Network, Options
 
 BRANCHES = 4
@@ -48,19 +48,6 @@ class ESPNetv2Options(Options):
         return tuple(
             unit * max(least, round(wide * self.width_multiplier / unit)) for least, wide in enumerate(full, 1)
         )
-
-
-def conv_bn_prelu(
-    in_channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
-    """Convolution without bias, batch norm, PReLU with a slope per channel."""
-    conv = conv_bn(in_channels, out_channels, kernel, stride=stride, groups=groups)
-    return nn.Sequential(*conv, nn.PReLU(out_channels))
-
-
-def bn_prelu(channels: int) -> nn.Sequential:
-    """Batch norm, PReLU with a slope per channel."""
-    return nn.Sequential(BatchNorm2d(channels), nn.PReLU(channels))
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:
@@ -110,7 +97,7 @@ class Residual(nn.Module):
         return out
 
 
-class Downsampler(nn.Module):
+class ReinforcedDownsampler(nn.Module):
     """Half the size: the mean of neighbours beside a strided EESP, and the shrunk image added. Sec. 3.2 and fig. 2."""
 
     def __init__(self, in_channels: int, out_channels: int, *, bands: int) -> None:
@@ -126,14 +113,14 @@ class Downsampler(nn.Module):
         return out
 
 
-class Encoder(nn.Module):
+class ESPNetv2Encoder(nn.Module):
     """Encoder of ESPNetv2. Table 1."""
 
     def __init__(self, channels: tuple[int, ...], *, bands: int) -> None:
         super().__init__()
         self.first = conv_bn_prelu(bands, channels[0], 3, stride=2)
         self.downs = nn.ModuleList(
-            Downsampler(entering, leaving, bands=bands) for entering, leaving in pairwise(channels)
+            ReinforcedDownsampler(entering, leaving, bands=bands) for entering, leaving in pairwise(channels)
         )
         self.level3 = nn.Sequential(*(Residual(channels[2], WIDE) for _ in range(MODULES[0])))
         self.level4 = nn.Sequential(*(Residual(channels[3], NARROW) for _ in range(MODULES[1])))
@@ -236,7 +223,7 @@ class ESPNetv2(Network):
         pyramid = options.pyramid_channels or max(1, min(num_classes // 2, base))
         decoder = (4 * base, 3 * base, 2 * base)
         self.feature_channels = pyramid
-        self.encoder = Encoder(encoder, bands=in_channels)
+        self.encoder = ESPNetv2Encoder(encoder, bands=in_channels)
         self.decoder = nn.ModuleList(
             Step(entering, leaving, skip, pyramid)
             for entering, leaving, skip in zip((encoder[-1], *decoder), decoder, encoder[-2::-1], strict=False)

@@ -54,6 +54,19 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 1, *, dilati
     return nn.Sequential(*conv_bn(in_channels, out_channels, kernel, dilation=dilation), nn.ReLU(inplace=True))
 
 
+def conv_bn_prelu(
+    in_channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """Convolution without bias, batch norm, PReLU with a slope per channel."""
+    conv = conv_bn(in_channels, out_channels, kernel, stride=stride, groups=groups)
+    return nn.Sequential(*conv, nn.PReLU(out_channels))
+
+
+def bn_prelu(channels: int) -> nn.Sequential:
+    """Batch norm, then PReLU with a slope per channel for negative values."""
+    return nn.Sequential(BatchNorm2d(channels), nn.PReLU(channels))
+
+
 def separable_conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3, *, dilation: int = 1) -> nn.Sequential:
     """Atrous separable convolution: depthwise, then pointwise, each with batch norm and ReLU.
 

@@ -10,6 +10,7 @@ from pipeline.models import zoo
 from pipeline.models.attention import AttentionToScale, scaled_side
 from pipeline.models.catalogue import count_parameters
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 LARGE_FOV = {"network": "deeplab_v1", "width_multiplier": 1 / 32}
 PLUS = {
@@ -127,10 +128,7 @@ def test_every_parameter_learns(options: dict, extra_supervision: bool) -> None:
 @inner
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(options: dict, side: int) -> None:
-    network = tiny(options).train()
-    torch.stack([one.sum() for one in network.supervised(torch.randn(1, 3, side, side)).values()]).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(options).train(), side)
 
 
 READY = [tiny(options) for options in INNER.values()]
@@ -162,8 +160,7 @@ def test_scales_of_the_paper_keep_caffes_sizes() -> None:
 @pytest.mark.slow
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny(LARGE_FOV), torch.randn(1, 3, 48, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @inner

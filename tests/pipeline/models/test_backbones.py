@@ -13,6 +13,7 @@ from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.catalogue import count_macs, count_parameters
 from pipeline.models.layers import ASPP, BatchNorm2d, conv3x3_bn_relu, set_batch_norm, widen
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 CHANNELS = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4}
 TINY = {"backbone": "mobilenet_v2", "width_multiplier": 0.25} | CHANNELS
@@ -212,10 +213,7 @@ def test_every_parameter_learns(kind: str, separable: bool | str) -> None:
 @pytest.mark.parametrize("side", [1, 33])
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_batch_of_one_trains(kind: str, side: int) -> None:
-    network = tiny(**EVERY_KIND[kind])
-    network(torch.randn(1, 3, side, side)).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(**EVERY_KIND[kind]), side)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -247,8 +245,7 @@ def test_half_precision_and_channels_last_agree_with_float32(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["xception41", "caffe"])
 def test_the_network_is_one_graph_for_the_compiler(kind: str) -> None:
     network, x = tiny(**EVERY_KIND[kind]).eval(), torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @given(st.integers(1, 400), st.floats(0.1, 2.0))

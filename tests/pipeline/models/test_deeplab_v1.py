@@ -13,6 +13,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.deeplab_v1 import Classifier, DeepLabV1, pools_and_taps
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph
 
 VARIANTS = ["4x4", "7x7", "large_fov"]
 FC6 = {"4x4": (4, 4, 6), "7x7": (7, 4, 12), "large_fov": (3, 12, 12)}
@@ -219,8 +220,7 @@ def test_half_precision_and_channels_last_agree_with_float32() -> None:
 @BOTH
 def test_the_network_is_one_graph_for_the_compiler(msc: bool) -> None:
     network, x = tiny(msc=msc).eval(), torch.randn(1, 3, 32, 25)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @pytest.mark.parametrize("options", [{"variant": "5x5"}, {"output_stride": 16}, {"width_multiplier": 0}])

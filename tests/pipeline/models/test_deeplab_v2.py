@@ -13,6 +13,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.deeplab_v2 import DeepLabV2
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 RATES = {"large_fov": [12], "aspp_s": [2, 4, 8, 12], "aspp_l": [6, 12, 18, 24]}
 EACH_BACKBONE = pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
@@ -277,10 +278,7 @@ def test_every_parameter_learns(backbone: str, head: str, msc: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("side", [1, 2, 33])
 def test_a_batch_of_one_trains(backbone: str, side: int, msc: bool) -> None:
-    network = tiny(backbone=backbone, msc=msc)
-    sum(scores.sum() for scores in network.supervised(torch.randn(1, 3, side, side)).values()).backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(backbone=backbone, msc=msc), side)
 
 
 @EACH_BACKBONE
@@ -307,8 +305,7 @@ def test_half_precision_and_channels_last_agree_with_float32(backbone: str) -> N
 @EACH_BACKBONE
 def test_the_network_is_one_graph_for_the_compiler(backbone: str) -> None:
     network, x = tiny(backbone=backbone, msc=True).eval(), torch.randn(1, 3, 32, 25)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @pytest.mark.parametrize(

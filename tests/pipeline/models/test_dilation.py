@@ -14,6 +14,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.dilation import bilinear_kernel, context_dilations, deconvolved, mirrored
 from tests.support.examples import examples
+from tests.support.networks import assert_formats_agree, assert_one_graph
 
 torch.set_num_threads(1)
 
@@ -238,20 +239,13 @@ def test_any_number_of_bands_is_accepted(bands: int) -> None:
 
 def test_half_precision_and_channels_last_agree_with_float32() -> None:
     network, x = shaken(tiny(deconvolution=True)), torch.randn(2, 3, 64, 48)
-    with torch.no_grad():
-        expected = network(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = network(x)
-        last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-5)
-    assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    assert_formats_agree(network, x, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny(deconvolution=True).eval(), torch.randn(1, 3, 33, 50)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @pytest.mark.parametrize("options", [{"output_stride": 16}, {"levels": 4}, {"levels": 11}, {"context": "huge"}])

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.models import zoo
 from pipeline.models.enet import CONVENTIONS
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 every_convention = pytest.mark.parametrize("convention", CONVENTIONS)
 MIDDLES = (1, 2, 0, 4, 1, 8, 0, 16)
@@ -173,10 +174,7 @@ def test_logits_have_the_size_of_the_input(convention: str, height: int, width: 
 @every_convention
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(convention: str, side: int) -> None:
-    network = tiny(convention=convention)
-    network(torch.randn(1, 3, side, side)).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(convention=convention), side)
 
 
 @every_convention
@@ -218,5 +216,4 @@ def test_half_precision_agrees_with_float32(convention: str) -> None:
 @pytest.mark.parametrize("convention", ["authors", "iarunava"])
 def test_the_network_is_one_graph_for_the_compiler(convention: str) -> None:
     network, x = tiny(convention=convention).eval(), torch.randn(1, 3, 41, 30)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from tests.support.examples import examples
+from tests.support.networks import assert_formats_agree, assert_one_graph, assert_trains_on_one
 
 KINDS = {"whole": {}, "image": {"fuse_image": True}, "encoder": {"decoder": False}}
 kinds = pytest.mark.parametrize("kind", list(KINDS))
@@ -114,10 +115,7 @@ def test_every_parameter_learns(kind: str) -> None:
 @kinds
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(kind: str, side: int) -> None:
-    network = tiny(kind)
-    network(torch.randn(1, 3, side, side)).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(kind), side)
 
 
 @pytest.mark.parametrize("bands", [1, 4, 16])
@@ -127,20 +125,13 @@ def test_any_number_of_bands_is_accepted(bands: int) -> None:
 
 def test_half_precision_and_channels_last_agree_with_float32() -> None:
     network, x = tiny().eval(), torch.randn(2, 3, 61, 48)
-    with torch.no_grad():
-        expected = network(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = network(x)
-        last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-    assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    assert_formats_agree(network, x)
 
 
 @pytest.mark.slow
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny().eval(), torch.randn(1, 3, 33, 50)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @pytest.mark.parametrize("options", [{"output_stride": 16}, {"q": -1}, {"decoder_channels": 4}, {"backbone": "vgg16"}])

@@ -13,6 +13,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from tests.support.examples import examples
 from tests.support.foreign_networks import FasterSeg
+from tests.support.networks import assert_formats_agree, assert_one_graph, assert_trains_on_one
 
 TINY = {"width_multiplier": 1 / 16}
 VARIANTS = ("student", "teacher")
@@ -120,10 +121,7 @@ def test_both_branches_begin_with_the_same_cells_which_run_once(variant: str) ->
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(variant: str, side: int) -> None:
-    network = tiny(variant)
-    torch.stack([one.sum() for one in network.supervised(torch.randn(1, 3, side, side)).values()]).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(variant), side)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 4, 16])
@@ -133,20 +131,13 @@ def test_bands_other_than_three_are_accepted(bands: int) -> None:
 
 def test_half_precision_and_channels_last_agree_with_float32() -> None:
     network, x = tiny(width_multiplier=1 / 4).eval(), torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        expected = network(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = network(x)
-        last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-5)
-    assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    assert_formats_agree(network, x, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny().eval(), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @pytest.mark.parametrize("options", [{"output_stride": 8}, {"width_multiplier": 0}, {"variant": "third"}])

@@ -10,6 +10,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.fcn import UPSAMPLING, Upsampling
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 CONVOLUTIONS = {"32s": 134_346_581, "16s": 134_346_581 + 10_773, "8s": 134_346_581 + 10_773 + 5_397}
 """Parameters besides the upsampling, with 21 classes; the 7x7 variant of DeepLab v1 has as many as FCN-32s."""
@@ -202,10 +203,7 @@ def test_every_parameter_learns(name: str) -> None:
 @networks
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(name: str, side: int) -> None:
-    network = scoring(name)
-    sum(one.sum() for one in network.supervised(torch.randn(1, 3, side, side)).values()).backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(scoring(name), side)
 
 
 @networks
@@ -231,5 +229,4 @@ def test_half_precision_and_channels_last_agree_with_float32(name: str) -> None:
 @networks
 def test_the_network_is_one_graph_for_the_compiler(name: str) -> None:
     network, x = scoring(name).eval(), torch.randn(1, 3, 33, 50)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)

@@ -13,6 +13,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.frrn import doubled
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 torch.set_num_threads(1)
 
@@ -172,10 +173,7 @@ def test_every_parameter_learns(name: str) -> None:
 @every_name
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(name: str, side: int) -> None:
-    network = tiny(name)
-    network(torch.randn(1, 3, side, side)).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(name), side)
 
 
 @pytest.mark.parametrize("bands", [1, 4, 16])
@@ -201,8 +199,7 @@ def test_half_precision_and_channels_last_agree_with_float32(name: str) -> None:
 @pytest.mark.slow
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny("frrn_b").eval(), torch.randn(1, 3, 33, 50)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 @pytest.mark.parametrize("options", [{"output_stride": 8}, {"width_multiplier": 0}, {"variant": "c"}])

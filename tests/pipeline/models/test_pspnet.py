@@ -13,6 +13,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.pspnet import PyramidPooling
 from tests.support.examples import examples
+from tests.support.networks import assert_formats_agree, assert_one_graph, assert_trains_on_one
 
 torch.set_num_threads(1)
 
@@ -177,10 +178,7 @@ def test_the_auxiliary_head_weighs_as_in_the_paper_and_changes_no_logits() -> No
 @networks
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(name: str, side: int) -> None:
-    network = tiny(name)
-    torch.stack([one.sum() for one in network.supervised(torch.randn(1, 3, side, side)).values()]).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(name), side)
 
 
 @networks
@@ -192,21 +190,14 @@ def test_bands_other_than_three_are_accepted(name: str, bands: int) -> None:
 @networks
 def test_half_precision_and_channels_last_agree_with_float32(name: str) -> None:
     network, x = tiny(name).eval(), torch.randn(2, 3, 64, 48)
-    with torch.no_grad():
-        expected = network(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = network(x)
-        last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-5)
-    assert (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    assert_formats_agree(network, x, atol=1e-5)
 
 
 @pytest.mark.slow
 @networks
 def test_the_network_is_one_graph_for_the_compiler(name: str) -> None:
     network, x = tiny(name).eval(), torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)
 
 
 def test_means_can_be_taken_over_other_regions_and_resized_by_centres() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.models import zoo
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 TABLE = [
     *[(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)],
@@ -93,10 +94,7 @@ def test_every_parameter_learns() -> None:
 
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(side: int) -> None:
-    network = tiny()
-    network(torch.randn(1, 3, side, side)).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(), side)
 
 
 @pytest.mark.parametrize("bands", [1, 4, 16])
@@ -134,5 +132,4 @@ def test_half_precision_trains() -> None:
 
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     network, x = tiny().eval(), torch.randn(1, 3, 33, 50)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)

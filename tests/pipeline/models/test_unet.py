@@ -11,6 +11,7 @@ from pipeline.models import zoo
 from pipeline.models.catalogue import count_parameters
 from pipeline.models.unet import mirror, mirror_indices
 from tests.support.examples import examples
+from tests.support.networks import assert_one_graph, assert_trains_on_one
 
 VARIANTS = {
     "valid": ("unet", {"width_multiplier": 1 / 32}),
@@ -216,10 +217,7 @@ def test_every_parameter_learns(variant: str) -> None:
 @variants
 @pytest.mark.parametrize("side", [1, 33])
 def test_a_batch_of_one_trains(variant: str, side: int) -> None:
-    network = tiny(variant)
-    network(torch.randn(1, 3, side, side)).sum().backward()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert_trains_on_one(tiny(variant), side)
 
 
 @variants
@@ -245,5 +243,4 @@ def test_half_precision_and_channels_last_agree_with_float32(variant: str) -> No
 @variants
 def test_the_network_is_one_graph_for_the_compiler(variant: str) -> None:
     network, x = tiny(variant).eval(), torch.randn(1, 3, 33, 50)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert_one_graph(network, x)

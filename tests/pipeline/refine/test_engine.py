@@ -126,12 +126,9 @@ import sys
 from math import inf
 import numpy as np
 from pipeline.config import RefineConfig
+from pipeline.process_memory import status_bytes
 from pipeline.records import Footprint, Item, Scored, Window
 from pipeline.refine.engine import REFINE_ENGINES, WindowInput, make_engine, network_answer
-
-def memory(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 def noise(side, classes):
     rng = np.random.default_rng(side)
@@ -145,12 +142,12 @@ work = made or (lambda seen, deadline: network_answer(seen.logits_khw, seen.scor
 work(noise(16, classes), deadline=inf)
 seen = noise(side, classes)
 open("/proc/self/clear_refs", "w").write("5")
-before = memory("VmRSS")
+before = status_bytes("VmRSS")
 for less in (3, 2, 1):  # an engine may keep something for each size
     work(noise(side - less, classes), deadline=inf)
 work(seen, deadline=inf)
 reserved = REFINE_ENGINES[cfg.engine].window_bytes(cfg, side, Footprint(0, classes, 8))
-print(memory("VmHWM") - before, reserved)
+print(status_bytes("VmHWM") - before, reserved)
 """
 
 
