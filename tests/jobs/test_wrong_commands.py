@@ -61,7 +61,7 @@ WRONG = {
     "unknown checkpoint": Wrong(
         "segment --source src --checkpoint framland --output out",
         1,
-        ("no checkpoint 'framland'", "camvid, cwfid, farmland"),
+        ("no checkpoint 'framland'", "camvid, camvid_lite0, cwfid, farmland"),
     ),
     "checkpoint without a card": Wrong(
         "segment --source src --checkpoint notes --output out", 1, ("no checkpoint 'notes'", "card.json")
