@@ -35,6 +35,7 @@ JOBS = {
     "assemble": Command("jobs.assemble", "Join the masks of a run over rasters to COGs"),
     "polygons": Command("jobs.polygons", "Write the masks of rasters as polygons, GeoParquet"),
     "zones": Command("jobs.zones", "Count classes in zones: hectares, confidence, NDVI"),
+    "select": Command("jobs.select_images", "Choose the images most worth labelling, with pre-labels"),
     "export": Command("jobs.export", "Write masks as PNG, COCO, GeoTIFF, Hugging Face data set"),
     "models": Command("jobs.models", "List the networks: size, speed here, published mIoU"),
     "compare": Command("jobs.compare_models", "Measure networks side by side: size, speed, mIoU"),

@@ -24,6 +24,7 @@ from pipeline.errors import JobError
 from pipeline.export.output import Outcome, delete_all, names_in
 from pipeline.export.survey import Survey, masked_rows
 from pipeline.image.encode import read_mask_png
+from pipeline.records import UInt8
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -75,19 +76,21 @@ def encode_piece(run: Survey, name: str, coding: ModuleType) -> bytes:
                 f"{name}: the mask of {key!r} is damaged", hint=f"atrous inspect {run.url} --verify"
             ) from error
         images.append({"file_name": key, "height": mask_hw.shape[0], "width": mask_hw.shape[1]})
-        for class_id in sorted(set(np.unique(mask_hw).tolist()) & set(range(len(run.classes)))):
-            segmentation = coding.encode(np.asfortranarray(mask_hw == class_id, dtype=np.uint8))
-            annotations.append(
-                {
-                    "image_id": number,
-                    "category_id": FIRST_CATEGORY + class_id,
-                    "segmentation": {"size": segmentation["size"], "counts": segmentation["counts"].decode()},
-                    "area": int(coding.area(segmentation)),
-                    "bbox": coding.toBbox(segmentation).tolist(),
-                    "iscrowd": 0,
-                }
-            )
+        annotations += [{"image_id": number} | one for one in annotations_of(mask_hw, len(run.classes), coding)]
     return json.dumps({"images": images, "annotations": annotations}, ensure_ascii=False).encode()
+
+
+def annotations_of(mask_hw: UInt8, classes: int, coding: ModuleType) -> Iterator[dict[str, Any]]:
+    """Annotation of each class of a mask, without the ids of image and annotation; `coding` is `pycocotools.mask`."""
+    for class_id in sorted(set(np.unique(mask_hw).tolist()) & set(range(classes))):
+        segmentation = coding.encode(np.asfortranarray(mask_hw == class_id, dtype=np.uint8))
+        yield {
+            "category_id": FIRST_CATEGORY + class_id,
+            "segmentation": {"size": segmentation["size"], "counts": segmentation["counts"].decode()},
+            "area": int(coding.area(segmentation)),
+            "bbox": coding.toBbox(segmentation).tolist(),
+            "iscrowd": 0,
+        }
 
 
 def join(run: Survey, read_piece: Callable[[str], bytes]) -> bytes:
