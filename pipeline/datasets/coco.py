@@ -26,12 +26,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from pipeline import optional
 from pipeline.datasets.layout import (
     DatasetLayout,
     ListedExample,
@@ -41,6 +39,7 @@ from pipeline.datasets.layout import (
     file_stem,
     files_below,
 )
+from pipeline.datasets.outlines import load_pycocotools, polygon_mask
 from pipeline.errors import ConfigError, LabelError, NothingThere
 from pipeline.image.labels import from_ids
 from pipeline.records import Bool, UInt8
@@ -84,7 +83,7 @@ class Objects(DatasetLayout):
     def examples(self, root: Url, split: str) -> list[ListedExample]:
         """List a split; each example carries its outlines."""
         self.check_split(split)
-        _require_pycocotools()  # an error shows before the file of 450 MB is read
+        load_pycocotools()  # an error shows before the file of 450 MB is read
         path = f"annotations/instances_{split}2017.json"
         text = fetch_listing(root, path)
         folder = _image_folder(root, split)
@@ -189,16 +188,7 @@ def _mask(annotation: Annotation, height: int, width: int, name: str) -> Bool:
     outline = annotation["segmentation"]
     if isinstance(outline, dict):
         return run_lengths(outline, height, width, name)
-    _check_polygons(outline, height, width, name)
-    rle = _require_pycocotools()
-    mask: Bool = rle.decode(rle.merge(rle.frPyObjects(outline, height, width))).astype(bool)
-    return mask
-
-
-def _require_pycocotools() -> ModuleType:
-    with optional.package("pycocotools", extra="datasets", needed_by="drawing COCO's polygons"):
-        from pycocotools import mask  # noqa: PLC0415
-    return mask
+    return polygon_mask(outline, height, width, name)
 
 
 def run_lengths(outline: dict[str, Any], height: int, width: int, name: str) -> Bool:
@@ -207,17 +197,6 @@ def run_lengths(outline: dict[str, Any], height: int, width: int, name: str) -> 
     if not isinstance(counts, list) or min(counts, default=-1) < 0 or sum(counts) != height * width:
         raise LabelError(f"a run-length outline on {name} does not cover its {height}x{width} pixels")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
-
-
-def _check_polygons(polygons: list[list[float]], height: int, width: int, name: str) -> None:
-    """Check polygons, which pycocotools does not: it reads four numbers as a box, and walks every pixel of a line."""
-    for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise LabelError(f"a polygon on {name} has {len(polygon)} numbers; it takes an even number, six or more")
-        if not np.all(np.abs(polygon) <= 2 * max(height, width)):
-            raise LabelError(f"a polygon on {name} leads to {max(polygon, key=abs)}, its image is {height}x{width}")
-    if not polygons:
-        raise LabelError(f"an object on {name} has no polygon")
 
 
 _SOURCE, _LICENSE = "https://cocodataset.org/", "annotations CC BY 4.0; images under Flickr's terms of use"

@@ -15,6 +15,8 @@ DATASET_NAMES = (
 """Names of `catalogue.DATASET_LAYOUTS`, for the help text: importing the layouts themselves takes a second."""
 RASTERS = "rasters"
 """Name of the layout of rasters, which is not of one data set."""
+ANNOTATED = ("label_studio", "cvat", "cvat_masks", "coco_file")
+"""Names of the layouts of what labelling tools export, which are not of one data set either."""
 OUTPUT_SETTINGS = {"layout", "root", "splits", "format", "cut_px", "shard_examples", "part_mib", "decode"}
 """Settings that determine the content of an output and must stay the same when it is continued."""
 
@@ -44,12 +46,27 @@ class RasterSetConfig(BaseModel):
     split_seed: int = Field(0, ge=0, description="Seed of the split of blocks.")
 
 
+class AnnotatedSetConfig(BaseModel):
+    """Exports of labelling tools, for the layouts of `ANNOTATED`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: str | None = Field(
+        None, description="Class map of the labels: name or YAML file; unset: classes.yaml in the root."
+    )
+    unlabelled: str | None = Field(None, description="Class of pixels that nobody labelled; unset: they are ignored.")
+    val_share: float = Field(0.2, ge=0, le=1, description="Share of the images that validate.")
+    split_seed: int = Field(0, ge=0, description="Seed of the split of images.")
+
+
 class PrepareConfig(BaseModel):
     """Convert an official download to Parquet files or tars for training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layout: str = Field(description=f"Data set: {', '.join(DATASET_NAMES)}; or {RASTERS}.")
+    layout: str = Field(
+        description=f"Data set: {', '.join(DATASET_NAMES)}; {RASTERS}; or an export: {', '.join(ANNOTATED)}."
+    )
     root: str = Field(description="Download: local folder or s3:// URL with the unpacked archives.")
     output: str = Field(description="Output folder for <split>/, classes.yaml and manifest.json.")
     splits: tuple[str, ...] = Field(min_length=1, description="Splits to prepare.")
@@ -65,6 +82,9 @@ class PrepareConfig(BaseModel):
     part_mib: float = Field(256.0, gt=0, le=1024, description="File size at which a part is closed, MiB.")
     decode: DecodeConfig = Field(DecodeConfig(), description="Decoding and its limits.")
     raster: RasterSetConfig = Field(RasterSetConfig(), description="Rasters, for the layout of that name.")
+    annotated: AnnotatedSetConfig = Field(
+        AnnotatedSetConfig(), description="Exports of labelling tools, for their layouts."
+    )
     max_failed_fraction: float = Field(
         0.01, ge=0, le=1, description="Largest accepted fraction of failed examples; above it the exit status is 1."
     )
@@ -87,4 +107,5 @@ class PrepareConfig(BaseModel):
     @property
     def output_settings(self) -> set[str]:
         """Settings that must stay the same when the output is continued."""
-        return OUTPUT_SETTINGS | ({"raster"} if self.layout == RASTERS else set())
+        own = {"raster"} if self.layout == RASTERS else {"annotated"} if self.layout in ANNOTATED else set()
+        return OUTPUT_SETTINGS | own

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import yaml
 from pydantic import TypeAdapter
 
-from pipeline.datasets import rasters, receipts
+from pipeline.datasets import annotated, rasters, receipts
 from pipeline.datasets.catalogue import DATASET_LAYOUTS
-from pipeline.datasets.config import RASTERS, PrepareConfig
+from pipeline.datasets.config import ANNOTATED, RASTERS, PrepareConfig
 from pipeline.datasets.layout import DatasetLayout
 from pipeline.datasets.prepare import ExampleShard, Preparation
 from pipeline.datasets.receipts import Origin, SetManifest
@@ -35,15 +35,18 @@ LOGGED_PROBLEMS = 20
 
 
 def find_layout(cfg: PrepareConfig) -> DatasetLayout:
-    """Look up the layout of a data set, or open that of rasters.
+    """Look up the layout of a data set, or open that of rasters or of an export.
 
     Raises:
-        ConfigError: the name is unknown; the hint lists all names. As `rasters.open_layout`.
+        ConfigError: the name is unknown; the hint lists all names. As the functions `open_layout`.
     """
     if cfg.layout == RASTERS:
         return rasters.open_layout(cfg)
+    if cfg.layout in ANNOTATED:
+        return annotated.open_layout(cfg)
     if cfg.layout not in DATASET_LAYOUTS:
-        raise ConfigError(f"--layout {cfg.layout!r} is unknown", hint=f"known: {', '.join(DATASET_LAYOUTS)}, {RASTERS}")
+        known = ", ".join([*DATASET_LAYOUTS, RASTERS, *ANNOTATED])
+        raise ConfigError(f"--layout {cfg.layout!r} is unknown", hint=f"known: {known}")
     return DATASET_LAYOUTS[cfg.layout]
 
 
