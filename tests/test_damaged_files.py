@@ -19,6 +19,9 @@ from pipeline.export.export import export_run, source_of_run
 from pipeline.models import checkpoint
 from pipeline.run import manifest, parts
 from pipeline.run.footers import read_footers
+from pipeline.select.hand_over import hand_over
+from pipeline.select.originals import read_pictures
+from pipeline.select.output import read_selection, select_images
 from pipeline.source.plan import plan_source
 from pipeline.store.lease import Lease
 from pipeline.store.url import Url
@@ -28,7 +31,7 @@ from pipeline.training.state import RunState
 from tests.pipeline.datasets.test_prepare import preparation, prepared
 from tests.pipeline.datasets.test_receipts import ORIGIN
 from tests.pipeline.evaluate.test_trend import DAYS
-from tests.support import judged_runs, tiny_layout, training_runs
+from tests.support import judged_runs, photo_runs, tiny_layout, training_runs
 from tests.support.tiny_layout import TINY
 
 FARM = TINY.classes
@@ -123,10 +126,22 @@ def files_of_a_history(folder: Path) -> dict[str, OwnFile]:
     return {"history": OwnFile(next(folder.glob("*.parquet")), lambda: history.read_history(Url(str(folder))))}
 
 
+def files_of_a_selection(folder: Path) -> dict[str, OwnFile]:
+    run_url = photo_runs.photo_run(folder, {"a.jpg": photo_runs.photo(1)})
+    chosen = Url(str(folder / "chosen"))
+    select_images(run_url, 1, chosen)
+    hand_over(run_url, ["a.jpg"], chosen, [])
+    return {
+        "state of a selection": OwnFile(folder / "chosen/_selection.json", lambda: select_images(run_url, 1, chosen)),
+        "selection": OwnFile(folder / "chosen/selection.parquet", lambda: read_selection(chosen)),
+        "images of a selection": OwnFile(folder / "chosen/images.parquet", lambda: read_pictures(chosen)),
+    }
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, OwnFile]:
     """All files by name."""
-    made = (files_of_a_run, files_of_a_training, files_of_a_preparation, files_of_a_history)
+    made = (files_of_a_run, files_of_a_training, files_of_a_preparation, files_of_a_history, files_of_a_selection)
     return {name: one for make in made for name, one in make(tmp_path_factory.mktemp("own")).items()}
 
 

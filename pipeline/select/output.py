@@ -72,6 +72,8 @@ def select_images(
     summary = summary_of(choice, run_url, images, len(excluded))
     write_state(output, settings, summary)
     log_choice(choice, images)
+    if not summary["run_finished"]:
+        log.warning("the run is not finished: only its %d committed rows were looked at", choice.census.rows)
     return summary | {"output": str(output), "there": False, "wall_s": round(time.monotonic() - started, 2)}
 
 

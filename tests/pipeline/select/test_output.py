@@ -127,8 +127,14 @@ def test_fewer_candidates_than_asked_for_and_rows_that_failed_are_said(
 ) -> None:
     url = Url(str(tmp_path / "out/run=0123456789ab"))
     write_run(url, [mask_row("a.jpg", "s", refined=False), failed_row("b.jpg", "s")])
+    objects.delete(url / "_SUCCESS")
     summary = select_images(url, 5, Url(str(tmp_path / "chosen")))
     assert (summary["asked"], summary["chosen"], summary["failed"]) == (5, 1, {"truncated": 1})
-    for words in ("only 1 image(s) could be chosen, 5", "1 failed with truncated", "the entropy alone"):
+    for words in (
+        "only 1 image(s) could be chosen, 5",
+        "1 failed with truncated",
+        "the entropy alone",
+        "the run is not finished",
+    ):
         assert words in caplog.text
     assert json.loads((tmp_path / "chosen/_selection.json").read_bytes())["summary"]["chosen"] == 1
