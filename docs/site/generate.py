@@ -36,6 +36,7 @@ COMMANDS = {
     "polygons": "jobs.polygons",
     "zones": "jobs.zones",
     "export": "jobs.export",
+    "select": "jobs.select_images",
     "import": "jobs.import_checkpoint",
     "models": "jobs.models",
     "compare": "jobs.compare_models",
