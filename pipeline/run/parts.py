@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -201,6 +201,25 @@ def read_batches(run_url: Url, name: str, columns: list[str], *, rows: int) -> I
     with _open_part(run_url, name) as file:
         part = pq.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         yield from part.iter_batches(batch_size=rows, columns=columns)
+
+
+def read_row(run_url: Url, name: str, row: int, columns: list[str]) -> dict[str, Any]:
+    """Read cells of one row of a part, and of the rows before it on the same pages; missing columns give None.
+
+    Raises:
+        StorageError: the object is not a whole part.
+        IndexError: the part has no such row.
+    """
+    with _open_part(run_url, name) as file:
+        part = pq.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        present = [column for column in columns if column in part.schema_arrow.names]
+        first = 0
+        for batch in part.iter_batches(batch_size=PAGE_ROWS, columns=present):
+            if row < first + len(batch):
+                cells: dict[str, Any] = batch.slice(row - first, 1).to_pylist()[0]
+                return dict.fromkeys(columns) | cells
+            first += len(batch)
+    raise IndexError(f"{name} has no row {row}")
 
 
 def list_parts(run_url: Url) -> list[str]:

@@ -149,6 +149,25 @@ def read_items(
     return deliver(shard, _items(shard, cfg, max_bytes, lambda key: key not in skip, left_out or LeftOut()), skip)
 
 
+def read_item(
+    shard: Shard, cfg: ReadConfig, key: str, *, max_bytes: int, truth: RasterLabels | None = None
+) -> Item | None:
+    """Read one item of a shard again, as `read_items` reads it; None where the shard does not have it.
+
+    A file of a folder is read alone. Of a tar the headers before it are read, of a Parquet file the rows before it.
+
+    Raises:
+        InputError, FileNotFoundError: the shard is damaged before the item, changed, or gone.
+        StorageError: as `read_items`.
+    """
+    items = (
+        raster_windows.window_items(shard, wanted=key.__eq__, truth=truth)
+        if shard.kind == "raster"
+        else _items(shard, cfg, max_bytes, key.__eq__, LeftOut())
+    )
+    return next((item for item in items if item.key == key), None)
+
+
 def _items(
     shard: Shard, cfg: ReadConfig, max_bytes: int, wanted: Callable[[str], bool], left_out: LeftOut
 ) -> Iterator[Item]:

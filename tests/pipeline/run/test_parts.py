@@ -197,3 +197,19 @@ def test_a_part_is_read_a_few_rows_at_a_time_in_bounded_memory(tmp_path) -> None
         read += batch["mask"].to_pylist()
     assert read == masks
     assert most < sum(map(len, masks)) / 3
+
+
+def test_any_row_of_a_part_can_be_read_alone(tmp_path) -> None:
+    url = Url(str(tmp_path))
+    rows = [row(f"{number:03}", mask=bytes([number])) for number in range(100)]
+    name = parts.write_part(url, rows_to_table(rows), FARM).name
+    for number in (0, 7, 8, 99):
+        assert parts.read_row(url, name, number, ["key", "mask"]) == {"key": f"{number:03}", "mask": bytes([number])}
+    with pytest.raises(IndexError, match="no row 100"):
+        parts.read_row(url, name, 100, ["key"])
+
+
+def test_a_row_of_an_older_version_has_none_in_columns_that_it_lacks(tmp_path) -> None:
+    url = Url(str(tmp_path))
+    name = parts.write_part(url, rows_to_table([row("a")]).drop_columns(["brightness"]), FARM).name
+    assert parts.read_row(url, name, 0, ["key", "brightness"]) == {"key": "a", "brightness": None}

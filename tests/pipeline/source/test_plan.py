@@ -17,7 +17,7 @@ from pipeline.config import ReadConfig, SegmentConfig
 from pipeline.errors import JobError, StorageError
 from pipeline.source import parquet
 from pipeline.source.left_out import LeftOut
-from pipeline.source.plan import MAX_WARNINGS, PLAN_SCHEMA, Plan, changed, plan_source, read_items
+from pipeline.source.plan import MAX_WARNINGS, PLAN_SCHEMA, Plan, changed, plan_source, read_item, read_items
 from pipeline.store import objects
 from pipeline.store.url import Url
 from tests.support.examples import examples
@@ -307,6 +307,16 @@ def test_images_to_skip_are_not_asked_for_in_any_kind_of_source(kind):
     left = [item for shard in made.shards for item in read_items(shard, ReadConfig(), max_bytes=100, skip=skip)]
     assert [item.key for item in left] == everything[1::2]
     assert all(item.data for item in left)
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+def test_each_item_can_be_read_again_alone_and_is_the_same(kind):
+    made = plan_source(cfg(put(SOURCES[kind]), slice_images=1000))
+    for shard in made.shards:
+        for item in read_items(shard, ReadConfig(), max_bytes=100):
+            again = read_item(shard, ReadConfig(), item.key, max_bytes=100)
+            assert (again.key, again.data, again.etag) == (item.key, item.data, item.etag)
+        assert read_item(shard, ReadConfig(), "nothing.jpg", max_bytes=100) is None
 
 
 def test_members_of_tars_that_are_no_images_are_counted_for_the_caller():
