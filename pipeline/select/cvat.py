@@ -15,8 +15,8 @@ import numpy as np
 from pipeline.classes import ClassMap
 from pipeline.image.run_lengths import encode_box
 from pipeline.records import UInt8
+from pipeline.select.files import Picture
 from pipeline.select.label_studio import hexadecimal
-from pipeline.select.originals import Picture
 
 LABELS, ANNOTATIONS = "cvat/labels.json", "cvat/annotations.xml"
 

@@ -1,6 +1,6 @@
 """Hand-over of chosen images to a labelling tool: their files, and the masks of the run as labels to be corrected.
 
-In: a run, keys in an order, and a folder. Out: files of `originals.py`, and of each tool in a folder of its own. What a
+In: a run, keys in an order, and a folder. Out: files of `files.py`, and of each tool in a folder of its own. What a
 tool exports becomes a labelled set by `atrous prepare`, whose layouts read it beside `images/` and `classes.yaml`.
 """
 
@@ -21,8 +21,8 @@ from pipeline.export.export import source_of_run
 from pipeline.image.encode import read_mask_png
 from pipeline.records import UInt8
 from pipeline.run import folder, parts
-from pipeline.select import cvat, label_studio, originals
-from pipeline.select.originals import Picture
+from pipeline.select import cvat, files, label_studio
+from pipeline.select.files import Picture
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -76,10 +76,10 @@ def hand_over(
     """
     cfg = source_to_hand_over(run_url, source)
     classes = parts.read_classes(run_url, parts.list_parts(run_url)[0])
-    pictures, left_out = originals.read_pictures(output), dict[str, str]()
+    pictures, left_out = files.read_pictures(output), dict[str, str]()
     _refuse_other_keys(output, pictures, keys)
     if len(pictures) < len(set(keys)):
-        pictures, left_out = originals.write_originals(run_url, keys, cfg, output)
+        pictures, left_out = files.write_files(run_url, keys, cfg, output)
         objects.put(output / CLASSES, yaml.safe_dump(classes.model_dump(mode="json"), sort_keys=False).encode())
         _forget_annotations(output)
     for tool in tools:
@@ -106,7 +106,7 @@ def _write(tool: Tool, pictures: Sequence[Picture], classes: ClassMap, output: U
 
     def read_mask(picture: Picture) -> UInt8:
         try:
-            return read_mask_png(objects.read_bytes(output / originals.MASKS / picture.mask))
+            return read_mask_png(objects.read_bytes(output / files.MASKS / picture.mask))
         except OSError as error:
             raise JobError(
                 f"the mask of {picture.key!r} is damaged", hint="delete the folder and select again"

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.classes import ClassMap
 from pipeline.image.run_lengths import encode_brush
 from pipeline.records import UInt8
-from pipeline.select.originals import IMAGES, Picture
+from pipeline.select.files import IMAGES, Picture
 from pipeline.store.url import Url
 
 CONFIG, TASKS = "label_studio/config.xml", "label_studio/tasks.json"

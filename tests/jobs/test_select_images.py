@@ -17,7 +17,7 @@ from pipeline.datasets.cvat import MASKS
 from pipeline.image.encode import read_mask_png
 from pipeline.run import flow
 from pipeline.run.ledger import Ledger
-from pipeline.select import originals
+from pipeline.select import files
 from pipeline.store.url import Url
 from tests.support.miniatures import put, rgb_png
 from tests.support.photo_runs import FARM, mask_of, photo, photo_run
@@ -74,7 +74,7 @@ def export_of_cvat_masks(root: Path) -> None:
     put(root, "labelmap.txt", "\n".join(lines))
     table = np.zeros((256, 3), np.uint8)
     table[: len(FARM)] = list(colours.values())
-    for picture in originals.read_pictures(Url(str(root))):
+    for picture in files.read_pictures(Url(str(root))):
         put(root, f"{MASKS}/{picture.file.rpartition('.')[0]}.png", rgb_png(table[mask_of(picture.key)]))
 
 
@@ -105,7 +105,7 @@ def test_masks_come_back_from_each_tool_as_they_went(
     summary = json.loads(capsys.readouterr().out)
     assert summary["splits"]["train"] == {"ok": 4, "failed": 0, "rows": 4}
     rows = rows_of(tmp_path / f"set_{layout}")
-    for picture in originals.read_pictures(Url(str(chosen))):
+    for picture in files.read_pictures(Url(str(chosen))):
         row = rows[f"train/{picture.file.rpartition('.')[0]}"]
         np.testing.assert_array_equal(read_mask_png(row["label"]), mask_of(picture.key))
         assert row["image"] == (chosen / "images" / picture.file).read_bytes()
@@ -115,7 +115,7 @@ def test_what_cannot_be_used_is_counted_and_the_rest_is_prepared(
     chosen: Path, tmp_path: Path, prepare: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_of_cvat(chosen)
-    pictures = originals.read_pictures(Url(str(chosen)))
+    pictures = files.read_pictures(Url(str(chosen)))
     (chosen / "images" / pictures[0].file).unlink()
     text = (chosen / "annotations.xml").read_text()
     (chosen / "annotations.xml").write_text(

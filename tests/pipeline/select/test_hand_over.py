@@ -14,9 +14,9 @@ from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ConfigError
 from pipeline.image.run_lengths import decode_brush
 from pipeline.run import folder
-from pipeline.select import cvat, label_studio, originals
+from pipeline.select import cvat, files, label_studio
+from pipeline.select.files import Picture, file_stem
 from pipeline.select.hand_over import hand_over
-from pipeline.select.originals import Picture, file_stem
 from pipeline.store import objects
 from pipeline.store.url import Url
 from tests.support.photo_runs import FARM, HEIGHT, WIDTH, mask_of, photo, photo_run
@@ -47,14 +47,14 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def by_key(root: Path) -> dict[str, Picture]:
-    return {picture.key: picture for picture in originals.read_pictures(Url(str(root)))}
+    return {picture.key: picture for picture in files.read_pictures(Url(str(root)))}
 
 
 def test_images_are_the_bytes_of_the_source_in_the_order_of_the_keys(run_url: Url, tmp_path: Path) -> None:
     keys = ["turned.jpg", "p.png", "old.tif", "b/a.jpg", "a.jpg"]
     summary = hand_over(run_url, keys, Url(str(tmp_path / "to")), [])
     assert summary == {"handed_over": 5, "not_handed_over": {}}
-    pictures = originals.read_pictures(Url(str(tmp_path / "to")))
+    pictures = files.read_pictures(Url(str(tmp_path / "to")))
     assert [picture.key for picture in pictures] == keys
     assert {(picture.height, picture.width) for picture in pictures} == {(HEIGHT, WIDTH)}
     for picture in pictures:
@@ -84,7 +84,7 @@ def label_studio_masks(root: Path) -> dict[str, np.ndarray]:
 def cvat_masks(root: Path) -> dict[str, np.ndarray]:
     """Masks of the XML, drawn as its page says, without our decoder."""
     names = [label["name"] for label in json.loads((root / "cvat/labels.json").read_bytes())]
-    keys = {picture.file: picture.key for picture in originals.read_pictures(Url(str(root)))}
+    keys = {picture.file: picture.key for picture in files.read_pictures(Url(str(root)))}
     masks = {}
     for image in ElementTree.fromstring((root / "cvat/annotations.xml").read_bytes()).iter("image"):
         mask = np.full((int(image.get("height", 0)), int(image.get("width", 0))), 255, np.uint8)
@@ -127,7 +127,7 @@ def test_the_same_call_again_reads_no_image_and_changes_no_byte(
 ) -> None:
     hand_over(run_url, sorted(PHOTOS), Url(str(tmp_path / "to")), TOOLS)
     before = contents(tmp_path / "to")
-    monkeypatch.setattr(originals, "write_originals", lambda *_: pytest.fail("images were read again"))
+    monkeypatch.setattr(files, "write_files", lambda *_: pytest.fail("images were read again"))
     assert hand_over(run_url, sorted(PHOTOS), Url(str(tmp_path / "to")), TOOLS)["handed_over"] == 5
     assert contents(tmp_path / "to") == before
 

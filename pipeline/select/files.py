@@ -128,7 +128,7 @@ def chosen_rows(run_url: Url, keys: Set[str]) -> Iterator[ChosenRow]:
                     yield row
 
 
-def write_originals(
+def write_files(
     run_url: Url, keys: Sequence[str], cfg: SegmentConfig, output: Url
 ) -> tuple[list[Picture], dict[str, str]]:
     """Write images, masks and `images.parquet` of some keys; returns the pictures in their order, and the others.
