@@ -1,6 +1,6 @@
 # Each command sets up what it needs in .venv: `make demo` runs the main job on generated farmland, `make test` adds the
 # developer's packages and checks a change in a few minutes, `make test-cluster` runs all other tests, `make soak` kills
-# processes of a run, `make docs` builds the site.
+# processes of a run, `make docs` builds the site, `make page` the script of `atrous view`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ INSTALL ?= $(if $(shell command -v uv),$(UV_OR_PIP),$(PIP))
 
 KERNELS := $(wildcard pipeline/refine/densecrf_native/* pipeline/score/label_maps_native/*)
 
-.PHONY: install develop demo test test-cluster soak mutants lint docs sanitize clean
+.PHONY: install develop demo test test-cluster soak mutants lint docs page sanitize clean
 
 # The package comes first, by itself; asking for it by name then installs what it depends on, and compiles nothing again.
 $(VENV)/.installed: pyproject.toml setup.py $(KERNELS)
@@ -77,6 +77,10 @@ lint: develop
 
 docs: develop
 	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+
+# The script of `atrous view`, from TypeScript; needs npm. The result is committed, so that users need none.
+page:
+	cd pipeline/view/page && npm ci --silent && npm run --silent build
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer, then built again without them.
 sanitize: develop

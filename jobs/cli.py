@@ -32,6 +32,7 @@ JOBS = {
     "import": Command("jobs.import_checkpoint", "Convert weights of another program to a checkpoint"),
     "tune-crf": Command("jobs.tune_crf", "Search the parameters of the dense CRF on labelled images"),
     "inspect": Command("jobs.inspect_run", "Show, follow, verify or clean runs; list and retry failed images"),
+    "view": Command("jobs.view", "Look at a run in a browser: filter, sort, compare"),
     "assemble": Command("jobs.assemble", "Join the masks of a run over rasters to COGs"),
     "polygons": Command("jobs.polygons", "Write the masks of rasters as polygons, GeoParquet"),
     "zones": Command("jobs.zones", "Count classes in zones: hectares, confidence, NDVI"),

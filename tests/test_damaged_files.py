@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pipeline.select.originals import read_pictures
 
 from jobs import run as runs
 from pipeline.datasets import output, prepare, receipts
@@ -20,7 +21,6 @@ from pipeline.models import checkpoint
 from pipeline.run import manifest, parts
 from pipeline.run.footers import read_footers
 from pipeline.select.hand_over import hand_over
-from pipeline.select.originals import read_pictures
 from pipeline.select.output import read_selection, select_images
 from pipeline.source.plan import plan_source
 from pipeline.store.lease import Lease

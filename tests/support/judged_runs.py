@@ -17,7 +17,7 @@ from pipeline.run.footers import Footers
 from pipeline.run.ledger import Ledger
 from pipeline.run.pending import pending_shards
 from pipeline.run.stages import InferStage, MaskStage, RefineStage, read_shards
-from pipeline.source.plan import plan_source
+from pipeline.source.plan import Plan, plan_source
 from pipeline.store.url import Url
 
 TINY = {"backbone": "mobilenet_v2", "width_multiplier": 1 / 16, "aspp_channels": 8, "decoder_channels": 8}
@@ -50,20 +50,23 @@ def identify(cfg: EvaluateConfig) -> Run:
 
 
 def carry_out(cfg: EvaluateConfig) -> Run:
-    """Run all stages over all shards in order."""
-    planned = plan_source(cfg)
-    run = identify(cfg)
+    """Evaluate: run all stages over all shards in order."""
+    return work_through(identify(cfg), plan_source(cfg))
+
+
+def work_through(run: Run, planned: Plan) -> Run:
+    """Run all stages of a run over all shards in order, and close it."""
     runs.write_run_files(run, planned)
     job, ledger = runs.stage_job(run, planned), Ledger()
     if job.masks:
-        stages = [MaskStage(job, cfg.judge, ledger)]
+        stages = [MaskStage(job, run.cfg.judge, ledger)]
     else:
         stages = [InferStage(job, ledger, threads=1), RefineStage(job, ledger)]
     for table in read_shards(job, pending_shards(run.url, planned, Footers()), ledger):
         for stage in stages:
             table = stage(table)
         parts.write_part(run.url, table, run.classes)
-    fingerprint, on_duplicate = run.fingerprint, cfg.read.on_duplicate
+    fingerprint, on_duplicate = run.fingerprint, run.cfg.read.on_duplicate
     manifest.close_run(run.url, planned, run.classes, fingerprint=fingerprint, on_duplicate=on_duplicate)
     manifest.mark_finished(run.url)
     return run

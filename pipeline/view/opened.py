@@ -1,0 +1,149 @@
+"""Opened run: what the server holds of a run, and the thread that keeps its index up to date."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event, Semaphore, Thread
+from typing import Any
+
+from pipeline.errors import ConfigError, JobError
+from pipeline.records import ROW_SCHEMA
+from pipeline.run import folder, parts
+from pipeline.run.progress import Snapshot, read_progress
+from pipeline.store import objects
+from pipeline.store.url import Url
+from pipeline.view.index import RunIndex
+from pipeline.view.originals import Originals
+from pipeline.view.pairs import check_comparable, pair_rows
+from pipeline.view.pictures import Kind, Pictures, Place
+from pipeline.view.thumbnails import Thumbnails
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 3.0
+"""Seconds between two looks for new parts of a run that goes on."""
+DECODERS = 4
+"""Pictures decoded at a time; the others wait, so that a screen of large photos does not fill the memory."""
+TEXT_COLUMNS = [name for name in ROW_SCHEMA.names if ROW_SCHEMA.field(name).type != "binary" and name != "judgements"]
+"""Columns of a row that are shown as text."""
+
+
+class OpenedRun:
+    """A run with its index, pictures and cache."""
+
+    def __init__(
+        self, url: Url, *, cache: Path, max_cache_bytes: int, source: Sequence[str], labels: str | None
+    ) -> None:
+        """Open a run, finished or not.
+
+        Args:
+            url: folder of the run.
+            cache: folder for index and thumbnails.
+            max_cache_bytes: limit of the thumbnails.
+            source: where the run's sources are now; empty where they were.
+            labels: place of labels; None as the run had it.
+
+        Raises:
+            ConfigError: the run has no part yet.
+            StorageError: the run is damaged.
+        """
+        names = parts.list_parts(url)
+        if not names:
+            raise ConfigError(f"{url} has no committed rows", hint="wait for the first part, or check the URL")
+        self.url, self.classes, self.source = url, parts.read_classes(url, names[0]), source
+        self.index = RunIndex(url, self.classes, cache=cache)
+        self.originals = Originals(url, self.classes, source=source, labels=labels)
+        self.pictures = Pictures(url, self.classes, self.originals)
+        self.other: OpenedRun | None = None
+        """Run that this one is compared with."""
+        self.problem: str | None = None
+        """Why the index cannot be filled further; None while it can."""
+        self._thumbnails = Thumbnails(cache / "thumbnails", max_bytes=max_cache_bytes)
+        self._decoding, self._closed = Semaphore(DECODERS), Event()
+        self._filler = Thread(target=self._keep_filled, name="index", daemon=True)
+
+    def start(self) -> None:
+        """Begin to fill the index, in a thread of its own."""
+        self._filler.start()
+
+    def compare_with(self, other: "OpenedRun") -> None:
+        """Show another run's rows of the same keys beside these; before `start`, and for a run that is not started.
+
+        Raises:
+            ConfigError: the class maps differ.
+        """
+        check_comparable(self.index, other.index)
+        pair_rows(self.index, other.index)  # of rows that an earlier process has indexed; its columns are there at once
+        self.other = other
+
+    def close(self) -> None:
+        """Stop filling, and close the index."""
+        self._closed.set()
+        if self._filler.is_alive():
+            self._filler.join()
+        self.index.close()
+        if self.other:
+            self.other.index.close()
+
+    @property
+    def finished(self) -> bool:
+        """True when the run has written its manifest."""
+        return objects.exists(self.url / folder.SUCCESS)
+
+    def progress(self) -> Snapshot | None:
+        """Latest progress of the run's driver."""
+        return read_progress(self.url)
+
+    def place(self, row_id: int) -> Place:
+        """Place of a row in the parts; LookupError for a number that the index does not have."""
+        sql = "SELECT name, row FROM rows JOIN parts ON part = number WHERE id = ?"
+        found = self.index.fetch(sql, [row_id])
+        if not found:
+            raise LookupError(f"no row {row_id}")
+        return Place(*found[0])
+
+    def row(self, row_id: int) -> dict[str, Any]:
+        """Every column of a row but its pictures."""
+        place = self.place(row_id)
+        return parts.read_row(self.url, place.part, place.row, TEXT_COLUMNS)
+
+    def ids(self, keys: Sequence[str]) -> dict[str, int]:
+        """Numbers of the rows of some keys, in their order; LookupError for a key that the index does not have."""
+        sql = "SELECT key, id FROM rows WHERE key IN (SELECT unnest(?))"
+        found = dict(self.index.fetch(sql, [list(keys)]))
+        if absent := [key for key in keys if key not in found]:
+            raise LookupError(f"no row {absent[0]!r} among those that the index has by now")
+        return {key: found[key] for key in keys}
+
+    def other_place(self, row_id: int) -> Place:
+        """Place of the other run's row of the same key; LookupError where it has none."""
+        other_ids = self.index.fetch("SELECT other_id FROM shown WHERE id = ?", [row_id]) if self.other else []
+        if not self.other or not other_ids or other_ids[0][0] is None:
+            raise LookupError("the other run has no row of this key")
+        return self.other.place(other_ids[0][0])
+
+    def thumbnail(self, row_id: int, kind: Kind) -> bytes:
+        """JPEG of a row, from the cache or made now; raises as `Pictures.thumbnail`."""
+        place = self.place(row_id)
+
+        def make() -> bytes:
+            with self._decoding:
+                return self.pictures.thumbnail(place, kind)
+
+        return self._thumbnails.get(f"{self.url.place}\n{place.part}\n{place.row}\n{kind}", make)
+
+    def _keep_filled(self) -> None:
+        """Fill the index; of a run that goes on, look for new parts until it is finished."""
+        while not self._closed.is_set():
+            was_finished = self.finished
+            try:
+                changed = self.index.fill()
+                if self.other and self.other.index.fill() + changed:
+                    pair_rows(self.index, self.other.index)
+                self.problem = None
+            except JobError as error:
+                self.problem = str(error)
+                log.error("%s", error)
+            if was_finished and self.problem is None:
+                return
+            self._closed.wait(REFRESH_S)

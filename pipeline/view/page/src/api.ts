@@ -1,0 +1,162 @@
+// What the server answers, and the requests for it. Paths: pipeline/view/server.py.
+
+export interface Column {
+  name: string;
+  title: string;
+  kind: "share" | "number" | "word";
+  meaning: string;
+  class_id: number | null;
+}
+
+export interface ClassInfo {
+  name: string;
+  colour: [number, number, number];
+}
+
+export interface Progress {
+  phase: string;
+  planned: number | null;
+  done: number;
+  committed: number;
+  failed: Record<string, number>;
+  images_per_s: number;
+  eta_s: number | null;
+  bottleneck: string | null;
+  bottleneck_busy: number;
+}
+
+export interface Run {
+  run: string;
+  finished: boolean;
+  rows: number;
+  parts: { indexed: number; known: number };
+  problem: string | null;
+  progress: Progress | null;
+  labels: boolean;
+  /** URL of the run that this one is compared with. */
+  other: string | null;
+  ignore_id: number;
+  classes: ClassInfo[];
+  columns: Column[];
+}
+
+export interface Row {
+  id: number;
+  key: string;
+  height: number | null;
+  width: number | null;
+  status: string;
+  error_code: string | null;
+  [column: string]: number | string | null;
+}
+
+export interface Query {
+  text: string;
+  ranges: { column: string; low: number | null; high: number | null }[];
+  choices: { column: string; values: (string | null)[] }[];
+  sort: string;
+  descending: boolean;
+}
+
+export interface Bins {
+  low: number;
+  high: number;
+  counts: number[];
+  without: number;
+}
+
+export interface Words {
+  words: [string, number][];
+  others: number;
+  without: number;
+}
+
+/** Pixels of one layer at its own size: class ids, or a number for each pixel. */
+export interface Layer {
+  height: number;
+  width: number;
+  values: Uint8Array;
+}
+
+/** The server's refusal; `code` is that of the row or of the reading, such as `not_found`. */
+export class Refused extends Error {
+  constructor(
+    message: string,
+    readonly code: string | null,
+  ) {
+    super(message);
+  }
+}
+
+export type Picture = "overlay" | "image" | "mask";
+
+async function get(path: string, signal?: AbortSignal, body?: unknown): Promise<Response> {
+  const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(path, { ...(signal ? { signal } : {}), ...(body === undefined ? {} : posted) });
+  if (!response.ok) throw refusal(await response.text(), response.statusText);
+  return response;
+}
+
+/** A picture, or bytes; a row without them is answered by the reason as JSON. */
+async function getBinary(path: string, signal: AbortSignal): Promise<Response> {
+  const response = await get(path, signal);
+  if (response.headers.get("Content-Type") === "application/json") throw refusal(await response.text(), "");
+  return response;
+}
+
+function refusal(text: string, otherwise: string): Refused {
+  try {
+    const problem = JSON.parse(text) as { error: string; code?: string };
+    return new Refused(problem.error, problem.code ?? null);
+  } catch {
+    return new Refused(text || otherwise, null);
+  }
+}
+
+const encoded = (query: Query): string => encodeURIComponent(JSON.stringify(query));
+
+export const fetchRun = async (): Promise<Run> => (await get("/api/run")).json();
+
+export const fetchRows = async (query: Query, offset: number, limit: number): Promise<{ total: number; rows: Row[] }> =>
+  (await get(`/api/rows?query=${encoded(query)}&offset=${offset}&limit=${limit}`)).json();
+
+export const fetchHistograms = async (
+  query: Query,
+  columns: string[],
+  signal: AbortSignal,
+): Promise<Record<string, Bins | Words>> =>
+  (await get(`/api/histograms?query=${encoded(query)}&columns=${columns.join(",")}`, signal)).json();
+
+export const fetchChanges = async (query: Query, signal: AbortSignal): Promise<{ before: number; after: number }[]> =>
+  (await get(`/api/changes?query=${encoded(query)}`, signal)).json();
+
+export const fetchRow = async (
+  key: string,
+): Promise<{ id: number; row: Record<string, unknown>; layers: string[] }> =>
+  (await get(`/api/row?key=${encodeURIComponent(key)}`)).json();
+
+export const fetchThumbnail = async (id: number, picture: Picture, signal: AbortSignal): Promise<Blob> =>
+  (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal)).blob();
+
+export const fetchImage = async (id: number, signal: AbortSignal): Promise<ImageBitmap> =>
+  createImageBitmap(await (await getBinary(`/api/rows/${id}/image`, signal)).blob());
+
+export async function fetchLayer(id: number, name: string, signal: AbortSignal): Promise<Layer> {
+  const response = await getBinary(`/api/rows/${id}/layers/${name}`, signal);
+  return {
+    height: Number(response.headers.get("X-Height")),
+    width: Number(response.headers.get("X-Width")),
+    values: new Uint8Array(await response.arrayBuffer()),
+  };
+}
+
+export const fetchChoice = async (
+  images: number,
+): Promise<{ keys: string[]; left_out: Record<string, number> }> =>
+  (await get(`/api/choice?images=${images}`)).json();
+
+/** Zip of the images of some rows with their masks for a tool, and what is left out of it, in words. */
+export async function handOver(keys: string[], tool: string): Promise<{ archive: Blob; left_out: string }> {
+  const response = await get(`/api/hand-over/${tool}`, undefined, keys);
+  return { archive: await response.blob(), left_out: response.headers.get("X-Left-Out") ?? "" };
+}

@@ -1,0 +1,229 @@
+// Grid of thumbnails over any number of rows: only those in sight are in the page.
+//
+// A browser limits the height of an element, so above MOST_HEIGHT the scroll bar is scaled: a step of it skips rows,
+// and the rows in sight are placed around it.
+
+import { fetchRows, fetchThumbnail, Refused, type Picture, type Query, type Row } from "./api.js";
+import { byId, make } from "./dom.js";
+import { isMarked, onMark, toggleMark } from "./marks.js";
+import { count, figure } from "./numbers.js";
+import { change, state } from "./state.js";
+import { run } from "./run.js";
+
+const PAGE_ROWS = 100;
+const KEPT_PAGES = 60;
+const CARD_WIDTH = 190;
+const CAPTION_HEIGHT = 44;
+const GAP = 10;
+const MOST_HEIGHT = 8_000_000;
+
+interface Shape {
+  columns: number;
+  width: number;
+  height: number;
+  lines: number;
+}
+
+const scroller = byId("grid");
+const sheet = byId("sheet");
+const cards = new Map<number, Card>();
+let pages = new Map<number, Promise<Row[]>>();
+let total = 0;
+let asked = 0;
+
+/** One thumbnail with its caption: a link, which the keyboard reaches and a new tab can open, and its mark. */
+class Card {
+  readonly element = make("div", { class: "card", role: "listitem" });
+  readonly link = make("a");
+  private readonly frame = make("span", { class: "frame" });
+  private readonly caption = make("span", { class: "caption" });
+  private readonly mark = make("button", { type: "button", class: "mark", tabindex: "-1" });
+  private readonly stop = new AbortController();
+  private row: Row | null = null;
+  private shown = "";
+
+  constructor(position: number) {
+    this.link.append(this.frame, this.caption);
+    this.element.append(this.link, this.mark);
+    this.mark.addEventListener("click", () => this.toggleMark());
+    this.element.dataset["position"] = String(position);
+    this.link.addEventListener("click", (event) => {
+      event.preventDefault();
+      if (this.row) change({ open: this.row.key });
+    });
+  }
+
+  async fill(row: Promise<Row | undefined>, picture: Picture): Promise<void> {
+    const found = await row;
+    if (!found || this.stop.signal.aborted) return;
+    this.row = found;
+    this.showMark();
+    this.element.dataset["key"] = found.key;
+    this.link.href = `#${new URLSearchParams({ key: found.key })}`;
+    this.link.title = found.key;
+    this.caption.replaceChildren(make("span", { class: "key" }, shortKey(found.key)), make("small", {}, subtitle(found)));
+    try {
+      const blob = await fetchThumbnail(found.id, picture, this.stop.signal);
+      this.show(blob, `${found.key}, ${picture}`);
+    } catch (error) {
+      if (!this.stop.signal.aborted) await this.explain(found, error);
+    }
+  }
+
+  /** A row without this picture: its mask alone where the image is gone, else the reason. */
+  private async explain(row: Row, error: unknown): Promise<void> {
+    const reason = error instanceof Refused ? (error.code ?? error.message) : String(error);
+    const badge = make("span", { class: "badge" }, row.error_code ?? reason);
+    if (row.status === "ok") {
+      try {
+        const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
+        this.show(blob, `${row.key}, mask without image: ${reason}`);
+      } catch {
+        if (this.stop.signal.aborted) return;
+      }
+    }
+    this.frame.append(badge);
+  }
+
+  toggleMark(): void {
+    if (this.row) toggleMark(this.row.key);
+  }
+
+  showMark(): void {
+    const on = this.row !== null && isMarked(this.row.key);
+    this.element.classList.toggle("marked", on);
+    this.mark.setAttribute("aria-pressed", String(on));
+    this.mark.setAttribute("aria-label", `mark ${this.row?.key ?? ""}`);
+    this.mark.textContent = on ? "✓" : "";
+  }
+
+  private show(blob: Blob, text: string): void {
+    this.forget();
+    this.shown = URL.createObjectURL(blob);
+    this.frame.replaceChildren(make("img", { src: this.shown, alt: text, decoding: "async" }));
+  }
+
+  private forget(): void {
+    if (this.shown) URL.revokeObjectURL(this.shown);
+  }
+
+  remove(): void {
+    this.stop.abort();
+    this.forget();
+    this.element.remove();
+  }
+}
+
+const shortKey = (key: string): string => (key.length > 60 ? `…${key.slice(-58)}` : key);
+
+/** Value by which the rows are sorted, or the error code. */
+function subtitle(row: Row): string {
+  if (row.error_code) return row.error_code;
+  const sort = state().query.sort;
+  const column = run().columns.find(({ name }) => name === (sort === "key" ? "confidence" : sort));
+  return column ? `${column.title} ${figure(column, row[column.name])}` : "";
+}
+
+function shape(): Shape {
+  const inside = scroller.clientWidth - GAP;
+  const columns = Math.max(2, Math.floor(inside / (CARD_WIDTH + GAP)));
+  const width = Math.floor(inside / columns) - GAP;
+  return { columns, width, height: width + CAPTION_HEIGHT + GAP, lines: Math.ceil(total / columns) };
+}
+
+/** Row at a position of the present order, fetched with its neighbours. */
+export async function rowAt(position: number): Promise<Row | undefined> {
+  const number = Math.floor(position / PAGE_ROWS);
+  let page = pages.get(number);
+  if (!page) {
+    page = fetchRows(state().query, number * PAGE_ROWS, PAGE_ROWS).then(({ rows }) => rows);
+    pages.set(number, page);
+    page.catch(() => pages.delete(number));
+    if (pages.size > KEPT_PAGES) pages.delete(pages.keys().next().value as number);
+  }
+  return (await page)[position - number * PAGE_ROWS];
+}
+
+export const totalRows = (): number => total;
+
+/** Ask again for all rows: of another query, or of the same one when the index has grown. */
+export async function reload({ keepPlace = false } = {}): Promise<void> {
+  const query: Query = state().query;
+  const turn = ++asked;
+  try {
+    const first = await fetchRows(query, 0, PAGE_ROWS);
+    if (turn !== asked) return;
+    pages = new Map([[0, Promise.resolve(first.rows)]]);
+    total = first.total;
+    byId("problem").textContent = "";
+  } catch (error) {
+    byId("problem").textContent = error instanceof Error ? error.message : String(error);
+    return;
+  }
+  byId("count").textContent = `${count(total)} ${total === 1 ? "row" : "rows"}`;
+  byId("none").hidden = total > 0;
+  if (!keepPlace) scroller.scrollTop = 0;
+  clear();
+  draw();
+}
+
+export function clear(): void {
+  for (const card of cards.values()) card.remove();
+  cards.clear();
+}
+
+/** Put the rows in sight, and one screen on either side, into the page. */
+export function draw(): void {
+  const { columns, width, height, lines } = shape();
+  const full = lines * height + GAP;
+  const shown = Math.min(full, MOST_HEIGHT);
+  sheet.style.height = `${shown}px`;
+  const view = scroller.clientHeight;
+  const scale = shown > view ? (full - view) / (shown - view) : 1;
+  const top = scroller.scrollTop * scale;
+  const first = Math.max(0, Math.floor((top - view) / height)) * columns;
+  const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns);
+  for (const [position, card] of cards) {
+    if (position < first || position >= last) {
+      card.remove();
+      cards.delete(position);
+    }
+  }
+  for (let position = first; position < last; position++) {
+    const card = cards.get(position) ?? add(position);
+    const style = card.element.style;
+    style.width = `${width}px`;
+    style.height = `${height - GAP}px`;
+    style.left = `${GAP + (position % columns) * (width + GAP)}px`;
+    style.top = `${GAP + Math.floor(position / columns) * height + scroller.scrollTop - top}px`;
+  }
+}
+
+function add(position: number): Card {
+  const card = new Card(position);
+  cards.set(position, card);
+  sheet.append(card.element);
+  void card.fill(rowAt(position), state().picture);
+  return card;
+}
+
+/** Arrow keys move between cards, as in a file manager; m marks one. */
+function moveFocus(event: KeyboardEvent): void {
+  const { columns } = shape();
+  const steps: Record<string, number> = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  const step = steps[event.key];
+  const here = document.activeElement?.closest<HTMLElement>(".card")?.dataset["position"];
+  if (event.key === "m" && here !== undefined) cards.get(Number(here))?.toggleMark();
+  if (step === undefined || here === undefined) return;
+  event.preventDefault();
+  const next = cards.get(Number(here) + step)?.link;
+  next?.focus();
+  next?.scrollIntoView({ block: "nearest" });
+}
+
+export function startGrid(): void {
+  scroller.addEventListener("scroll", draw, { passive: true });
+  scroller.addEventListener("keydown", moveFocus);
+  new ResizeObserver(draw).observe(scroller);
+  onMark(() => cards.forEach((card) => card.showMark()));
+}

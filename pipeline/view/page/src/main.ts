@@ -1,0 +1,62 @@
+// Page of `atrous view`: the parts start, and follow the state.
+
+import type { Picture } from "./api.js";
+import { byId } from "./dom.js";
+import { showOpened, startDetail, takeStep } from "./detail.js";
+import { refreshFilters, startFilters } from "./filters.js";
+import { clear, draw, reload, startGrid } from "./grid.js";
+import { startMarks } from "./marks.js";
+import { startRun } from "./run.js";
+import { change, onChange, state, type State } from "./state.js";
+
+function startPictures(): void {
+  for (const input of document.querySelectorAll<HTMLInputElement>("input[name=picture]")) {
+    input.checked = input.value === state().picture;
+    input.addEventListener("change", () => change({ picture: input.value as Picture }));
+  }
+}
+
+/** Position of an open row in the grid, where its card is in the page. */
+function positionOf(key: string | null): number | null {
+  const cards = [...document.querySelectorAll<HTMLElement>(".card")];
+  const card = cards.find((one) => one.dataset["key"] === key);
+  return card ? Number(card.dataset["position"]) : null;
+}
+
+function follow(next: State, before: State): void {
+  if (JSON.stringify(next.query) !== JSON.stringify(before.query)) {
+    void reload();
+    void refreshFilters();
+  }
+  if (next.picture !== before.picture) {
+    clear();
+    draw();
+  }
+  if (next.open !== before.open) void showOpened(takeStep() ?? positionOf(next.open));
+}
+
+function grown(): void {
+  void reload({ keepPlace: true });
+  void refreshFilters();
+}
+
+async function start(): Promise<void> {
+  try {
+    await startRun(grown);
+  } catch (error) {
+    byId("problem").textContent = error instanceof Error ? error.message : String(error);
+    return;
+  }
+  if (matchMedia("(max-width: 48rem)").matches) byId<HTMLDetailsElement>("side").open = false;
+  startFilters();
+  startPictures();
+  startMarks();
+  startGrid();
+  startDetail();
+  onChange(follow);
+  await reload();
+  void refreshFilters();
+  if (state().open !== null) void showOpened(positionOf(state().open));
+}
+
+void start();

@@ -1,0 +1,64 @@
+// The run: what the server last said of it, and the line about its progress.
+
+import { fetchRun, type ClassInfo, type Run } from "./api.js";
+import { byId } from "./dom.js";
+import { count, duration } from "./numbers.js";
+
+const REFRESH_MS = 3000;
+let latest: Run;
+
+export const run = (): Run => latest;
+
+export const colourOf = ({ colour }: ClassInfo): string => `rgb(${colour.join(" ")})`;
+
+/** Ask for the run once, and again while its index grows; `grown` is called when rows were added. */
+export async function startRun(grown: () => void): Promise<void> {
+  latest = await fetchRun();
+  show();
+  const again = async (): Promise<void> => {
+    const before = latest.rows;
+    try {
+      latest = await fetchRun();
+      show();
+      if (latest.rows !== before) grown();
+    } catch (error) {
+      byId("problem").textContent = `no answer from the server: ${error instanceof Error ? error.message : error}`;
+    }
+    if (!isComplete()) window.setTimeout(() => void again(), REFRESH_MS);
+  };
+  if (!isComplete()) window.setTimeout(() => void again(), REFRESH_MS);
+}
+
+const isComplete = (): boolean => latest.finished && latest.parts.indexed >= latest.parts.known && !latest.problem;
+
+function show(): void {
+  document.title = `${nameOf(latest.run)} – Atrous`;
+  byId("run").textContent = nameOf(latest.run);
+  byId("run").title = latest.run;
+  byId("progress").textContent = [indexing(), working()].filter(Boolean).join(" · ");
+  if (latest.problem) byId("problem").textContent = latest.problem;
+}
+
+const nameOf = (url: string): string => url.split("/").slice(-1)[0] ?? url;
+
+/** How much of the run the filters see. */
+function indexing(): string {
+  const { indexed, known } = latest.parts;
+  return indexed < known ? `reading: ${count(indexed)} of ${count(known)} parts, ${count(latest.rows)} rows so far` : "";
+}
+
+function working(): string {
+  if (latest.finished) return "";
+  const progress = latest.progress;
+  if (!progress) return "not finished, and no progress is on record";
+  const failed = Object.entries(progress.failed).map(([code, rows]) => `${count(rows)} ${code}`);
+  return [
+    `${progress.phase}: ${count(progress.done)} of ${progress.planned === null ? "?" : count(progress.planned)} images`,
+    `${progress.images_per_s.toFixed(1)} images/s`,
+    progress.eta_s === null ? "" : `${duration(progress.eta_s)} left`,
+    progress.bottleneck ? `bottleneck ${progress.bottleneck} ${Math.round(progress.bottleneck_busy * 100)} %` : "",
+    failed.length ? `failed: ${failed.join(", ")}` : "",
+  ]
+    .filter(Boolean)
+    .join(", ");
+}

@@ -1,0 +1,97 @@
+// State of the page: the query, the kind of thumbnails, and the row that is open. It lives in the URL, so that a
+// reload, a bookmark and the browser's back button keep it.
+
+import type { Picture, Query } from "./api.js";
+
+export interface State {
+  query: Query;
+  picture: Picture;
+  /** Key of the open row; null for the grid. */
+  open: string | null;
+}
+
+type Listener = (state: State, before: State) => void;
+
+const EMPTY: Query = { text: "", ranges: [], choices: [], sort: "key", descending: false };
+const listeners: Listener[] = [];
+let current: State = fromHash();
+
+export const state = (): State => current;
+
+export function onChange(listener: Listener): void {
+  listeners.push(listener);
+}
+
+/** Change some of the state. `replace` leaves no step for the back button, as for each letter of a search. */
+export function change(part: Partial<State>, { replace = false } = {}): void {
+  const next = { ...current, ...part };
+  const hash = toHash(next);
+  if (replace) history.replaceState(null, "", hash);
+  else history.pushState(null, "", hash);
+  enter(next);
+}
+
+export const changeQuery = (part: Partial<Query>, options = {}): void =>
+  change({ query: { ...current.query, ...part } }, options);
+
+/** Keep only rows whose value of a column lies in a range; null for no bound on this side. */
+export function setRange(column: string, low: number | null, high: number | null): void {
+  const others = current.query.ranges.filter((range) => range.column !== column);
+  changeQuery({ ranges: low === null && high === null ? others : [...others, { column, low, high }] });
+}
+
+/** Keep only rows with one of these values of a column; none of them for all rows. */
+export function setChoice(column: string, values: (string | null)[]): void {
+  const others = current.query.choices.filter((choice) => choice.column !== column);
+  changeQuery({ choices: values.length ? [...others, { column, values }] : others });
+}
+
+export const isFiltered = ({ text, ranges, choices }: Query): boolean =>
+  text !== "" || ranges.length > 0 || choices.length > 0;
+
+export const clearFilters = (): void => changeQuery({ text: "", ranges: [], choices: [] });
+
+function enter(next: State): void {
+  const before = current;
+  current = next;
+  for (const listener of listeners) listener(next, before);
+}
+
+function toHash({ query, picture, open }: State): string {
+  const params = new URLSearchParams();
+  if (JSON.stringify(query) !== JSON.stringify(EMPTY)) params.set("query", JSON.stringify(query));
+  if (picture !== "overlay") params.set("picture", picture);
+  if (open !== null) params.set("key", open);
+  return `#${params}`;
+}
+
+function fromHash(): State {
+  const params = new URLSearchParams(location.hash.slice(1));
+  const picture = params.get("picture");
+  return {
+    query: readQuery(params.get("query")),
+    picture: picture === "image" || picture === "mask" ? picture : "overlay",
+    open: params.get("key"),
+  };
+}
+
+/** Query of an address, which anyone may have typed: what is no query is left out. */
+function readQuery(text: string | null): Query {
+  let given: Partial<Record<keyof Query, unknown>> = {};
+  try {
+    given = Object(JSON.parse(text ?? "{}")) as typeof given;
+  } catch {
+    return EMPTY;
+  }
+  const list = <T>(value: unknown, test: (one: Record<string, unknown>) => boolean): T[] =>
+    Array.isArray(value) ? (value.filter((one) => test(Object(one))) as T[]) : [];
+  return {
+    text: typeof given.text === "string" ? given.text : "",
+    ranges: list(given.ranges, ({ column }) => typeof column === "string"),
+    choices: list(given.choices, ({ column, values }) => typeof column === "string" && Array.isArray(values)),
+    sort: typeof given.sort === "string" ? given.sort : "key",
+    descending: given.descending === true,
+  };
+}
+
+window.addEventListener("popstate", () => enter(fromHash()));

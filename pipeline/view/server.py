@@ -1,0 +1,231 @@
+"""Server of the page: a run's rows, counts and pictures as JSON, JPEG and bytes over HTTP. It only reads.
+
+    /                                   the page
+    /static/{file}                      its script and style
+    /api/run                            classes, columns, and how far run and index are
+    /api/rows?query&offset&limit        rows of a query, as `query.Query` in JSON, and their number
+    /api/histograms?query&columns       counts of rows by the values of columns
+    /api/changes?query                  megapixels of each class in this run and in the other
+    /api/choice?images                  rows most worth labelling, as `atrous select` chooses them
+    /api/hand-over/{tool}               POST of keys: zip of their images and masks for a labelling tool
+    /api/row?key                        number of a row, its columns but for the pictures, and the names of its layers
+    /api/rows/{id}/thumbnail?picture    JPEG of 320 pixels: overlay, image or mask
+    /api/rows/{id}/image                JPEG at full size
+    /api/rows/{id}/layers/{layer}       bytes of class ids or confidences, with their shape in the header
+
+A picture that a row does not have is answered by its reason as JSON, with status 200: to a browser 404 would be an
+error of the page. A row has its number until the index is made anew, so addresses and marks hold keys. No path and no
+key of a request reaches a store: a key is looked up in the index, a number in the parts.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from pipeline.errors import ConfigError, InputError, JobError, LabelError
+from pipeline.records import UInt8
+from pipeline.view.access import Access
+from pipeline.view.opened import OpenedRun
+from pipeline.view.pairs import class_changes
+from pipeline.view.pictures import Kind, Place
+from pipeline.view.query import MOST_ROWS, Query, count_rows, find_rows, histogram
+
+STATIC = Path(__file__).parent / "static"
+HAND_OVER = "/api/hand-over/"
+MOST_CHOSEN = 10_000
+"""Most rows of a choice, and of a hand-over."""
+MOST_POSTED_BYTES = 2**22
+OTHER = "other"
+"""Layer with the mask of the other run."""
+
+
+def create_app(run: OpenedRun, *, token: str, port: int, any_host: bool = False) -> Starlette:
+    """Application that serves one run; see `access.Access` for the other arguments."""
+    routes = [
+        Route("/", lambda _: FileResponse(STATIC / "index.html")),
+        Mount("/static", StaticFiles(directory=STATIC)),
+        Route("/api/run", _answering(run, _describe)),
+        Route("/api/rows", _answering(run, _rows)),
+        Route("/api/histograms", _answering(run, _histograms)),
+        Route("/api/changes", _answering(run, _changes)),
+        Route("/api/choice", _answering(run, _choice)),
+        Route(f"{HAND_OVER}{{tool}}", _handing_over(run), methods=["POST"]),
+        Route("/api/row", _answering(run, _row)),
+        Route("/api/rows/{id:int}/thumbnail", _answering(run, _thumbnail)),
+        Route("/api/rows/{id:int}/image", _answering(run, _image)),
+        Route("/api/rows/{id:int}/layers/{layer}", _answering(run, _layer)),
+    ]
+    middleware = [
+        Middleware(Access, token=token, port=port, posts=HAND_OVER, any_host=any_host),
+        Middleware(GZipMiddleware, compresslevel=1),
+    ]
+    return Starlette(routes=routes, middleware=middleware)
+
+
+def _answering(run: OpenedRun, answer: Callable[[OpenedRun, Request], Response]) -> Callable[[Request], Response]:
+    """Endpoint of an answer; Starlette runs it in a thread. Errors become JSON with `error`, and `code` of a row."""
+
+    def endpoint(request: Request) -> Response:
+        try:
+            return answer(run, request)
+        except (InputError, LabelError) as error:
+            return _problem(200, str(error), code=error.code)
+        except (ConfigError, ValidationError, ValueError) as error:
+            return _problem(400, str(error))
+        except LookupError as error:
+            return _problem(404, str(error.args[0]))
+        except JobError as error:
+            return _problem(502, str(error))
+
+    return endpoint
+
+
+def _problem(status: int, text: str, **more: str) -> Response:
+    return JSONResponse({"error": text, **more}, status)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def _describe(run: OpenedRun, _: Request) -> Response:
+    rows, indexed = run.index.counts()
+    progress = run.progress()
+    return JSONResponse(
+        {
+            "run": str(run.url),
+            "finished": run.finished,
+            "rows": rows,
+            "parts": {"indexed": indexed, "known": max(run.index.known_parts, indexed)},
+            "problem": run.problem,
+            "progress": asdict(progress) if progress else None,
+            "labels": run.originals.has_labels,
+            "other": str(run.other.url) if run.other else None,
+            "ignore_id": run.classes.ignore_id,
+            "classes": [{"name": one.name, "colour": one.colour} for one in run.classes.classes],
+            "columns": [asdict(column) for column in run.index.columns],
+        }
+    )
+
+
+def _rows(run: OpenedRun, request: Request) -> Response:
+    query, params = _query(request), request.query_params
+    offset, limit = (max(int(params.get(name, default)), 0) for name, default in (("offset", 0), ("limit", MOST_ROWS)))
+    found = find_rows(run.index, query, offset=offset, limit=limit)
+    return JSONResponse({"total": count_rows(run.index, query), "rows": found})
+
+
+def _histograms(run: OpenedRun, request: Request) -> Response:
+    query, names = _query(request), request.query_params.get("columns", "").split(",")
+    columns = [column for column in run.index.columns if column.name in names]
+    return JSONResponse({column.name: histogram(run.index, query, column) for column in columns})
+
+
+def _changes(run: OpenedRun, request: Request) -> Response:
+    if not run.other:
+        raise LookupError("there is no other run; give --compare")
+    return JSONResponse(class_changes(run.index, _query(request)))
+
+
+def _choice(run: OpenedRun, request: Request) -> Response:
+    images = int(request.query_params.get("images", "0"))
+    if not 0 < images <= MOST_CHOSEN:
+        raise ConfigError(
+            f"{images} images cannot be chosen", hint=f"1 to {MOST_CHOSEN}; `atrous select` takes any number"
+        )
+    from pipeline.select.choice import choose_images  # noqa: PLC0415  # pandas takes longer than the first page
+
+    choice = choose_images(run.url, images)
+    left_out = {**choice.census.failed, **choice.census.left_out}
+    return JSONResponse(
+        {
+            "keys": choice.images["key"].tolist(),
+            "left_out": {reason: count for reason, count in left_out.items() if count},
+        }
+    )
+
+
+def _handing_over(run: OpenedRun) -> Callable[[Request], Awaitable[Response]]:
+    """Endpoint that reads the posted keys, and then works in a thread."""
+
+    async def endpoint(request: Request) -> Response:
+        if int(request.headers.get("content-length", MOST_POSTED_BYTES)) >= MOST_POSTED_BYTES:
+            return _problem(413, f"more than {MOST_POSTED_BYTES} bytes of keys")
+        posted = await request.body()
+        return await run_in_threadpool(_answering(run, partial(_hand_over, posted=posted)), request)
+
+    return endpoint
+
+
+def _hand_over(run: OpenedRun, request: Request, *, posted: bytes) -> Response:
+    from pipeline.select.hand_over import Tool  # noqa: PLC0415
+    from pipeline.view.archive import zip_for_tool  # noqa: PLC0415
+
+    keys = TypeAdapter(Annotated[list[str], Field(min_length=1, max_length=MOST_CHOSEN)]).validateJSONResponse(posted)
+    tool: Tool = TypeAdapter(Tool).validate_python(request.path_params["tool"])
+    data, left_out = zip_for_tool(run, list(run.ids(keys)), tool)
+    headers = {"X-Left-Out": ", ".join(f"{count} {reason}" for reason, count in left_out.items())}
+    return Response(data, media_type="application/zip", headers=headers)
+
+
+def _query(request: Request) -> Query:
+    return Query.model_validate(json.loads(request.query_params.get("query") or "{}"))
+
+
+def _row(run: OpenedRun, request: Request) -> Response:
+    key = request.query_params.get("key", "")
+    number = run.ids([key])[key]
+    layers = run.pictures.layers(run.place(number))
+    return JSONResponse({"id": number, "row": run.row(number), "layers": [*layers, OTHER] if run.other else layers})
+
+
+def _thumbnail(run: OpenedRun, request: Request) -> Response:
+    kind = TypeAdapter(Kind).validate_python(request.query_params.get("picture", "overlay"))
+    data = run.thumbnail(request.path_params["id"], kind)
+    return Response(data, media_type="image/jpeg")
+
+
+def _image(run: OpenedRun, request: Request) -> Response:
+    place = run.place(request.path_params["id"])
+    return Response(run.pictures.jpeg(place), media_type="image/jpeg")
+
+
+def _layer(run: OpenedRun, request: Request) -> Response:
+    name = request.path_params["layer"]
+    values = _layer_of(run, request.path_params["id"], name)
+    if values is None:
+        raise InputError("mask_missing", f"the row has no {name}")
+    shape = {"X-Height": str(values.shape[0]), "X-Width": str(values.shape[1])}
+    data = np.ascontiguousarray(values).tobytes()
+    return Response(data, media_type="application/octet-stream", headers=shape)
+
+
+def _layer_of(run: OpenedRun, row_id: int, name: str) -> UInt8 | None:
+    """Pixels of a layer; None where the row does not have it. LookupError for another name."""
+    if name == OTHER and run.other:
+        return run.other.pictures.mask(run.other_place(row_id))
+    pictures = run.pictures
+    layers: dict[str, Callable[[Place], UInt8 | None]] = {
+        "mask": pictures.mask,
+        "truth": pictures.truth,
+        "confidence": pictures.confidence,
+        "changed": pictures.changed,
+        "network": pictures.network,
+        "network_confidence": pictures.network_confidence,
+    }
+    if name not in layers:
+        raise LookupError(f"no layer {name!r}; layers: {', '.join(layers)}")
+    return layers[name](run.place(row_id))

@@ -1,0 +1,65 @@
+"""Cache of thumbnails: files in a folder, the oldest deleted when they take more than a limit.
+
+In: a name and a function that makes the bytes. Out: the bytes. Several processes may share the folder: a file is
+written aside and then renamed, and one that another process has deleted is made again.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+
+SWEEP_EVERY = 200
+"""Writes between two looks at the size of the folder."""
+KEPT_SHARE = 0.8
+"""Share of the limit that is left after files were deleted, so that the next write does not delete again."""
+
+
+class Thumbnails:
+    """Cache in a folder of at most so many bytes, give or take the writes between two sweeps."""
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._writes, self._lock = 0, Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Bytes of a name, made where the cache does not have them; what `make` raises is not cached."""
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.jpg"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = make()
+            self._put(path, data)
+        else:
+            os.utime(path)  # the oldest are those that nobody looked at for longest
+        return data
+
+    def _put(self, path: Path, data: bytes) -> None:
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)
+        with self._lock:
+            self._writes += 1
+            if self._writes % SWEEP_EVERY == 0:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete the files that were used longest ago until `KEPT_SHARE` of the limit is left."""
+        files = []
+        for entry in os.scandir(self.folder):
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:
+                continue  # another process deleted it
+            files.append((stat.st_mtime_ns, stat.st_size, entry.path))
+        total = sum(size for _, size, _ in files)
+        if total <= self.max_bytes:
+            return
+        for _, size, path in sorted(files):
+            Path(path).unlink(missing_ok=True)
+            total -= size
+            if total <= self.max_bytes * KEPT_SHARE:
+                return

@@ -1,0 +1,279 @@
+"""The page in a real browser, over the real server."""
+
+import hashlib
+import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from urllib.parse import quote
+
+import pytest
+import uvicorn
+
+from pipeline.run import manifest
+from pipeline.run.progress import WORKING, Snapshot, write_progress
+from pipeline.store.url import Url
+from pipeline.view import opened as opened_module
+from pipeline.view import server
+from pipeline.view.opened import OpenedRun
+from tests.support.browser import browser
+from tests.support.committed import commit, rows_of, tar
+from tests.support.pages import needs_browser
+from tests.support.viewed_runs import FARM, HOSTILE, IMAGES, ids_by_key
+
+ROWS = IMAGES + len(HOSTILE) + 1
+PAGE = Path(server.__file__).parent / "page"
+TOKEN = "t" * 48
+
+pytestmark = needs_browser
+
+
+@contextmanager
+def serving(run):
+    """URL of a run's page."""
+    listening = uvicorn.Config(lambda: None, host="127.0.0.1", port=0).bind_socket()
+    port = listening.getsockname()[1]
+    app = server.create_app(run, token=TOKEN, port=port)
+    running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def opened(viewed, tmp_path_factory):
+    shared = {"cache": tmp_path_factory.mktemp("cache"), "max_cache_bytes": 10**8, "source": (), "labels": None}
+    run = OpenedRun(viewed.url, **shared)
+    run.compare_with(OpenedRun(viewed.other, **shared))
+    run.start()
+    run._filler.join()
+    yield run
+    run.close()
+
+
+@pytest.fixture(scope="module")
+def address(opened):
+    with serving(opened) as url:
+        yield url
+
+
+@pytest.fixture
+def page(address, tmp_path):
+    """The page, with its rows drawn; at the end it may not have complained."""
+    with browser(tmp_path) as tab:
+        tab.open(f"{address}?token={TOKEN}")
+        tab.wait(f"document.querySelector('#count')?.textContent === '{ROWS} rows'")
+        tab.wait("document.querySelectorAll('.histogram').length > 5")
+        yield tab
+        assert tab.complaints == []
+
+
+CARDS = "[...document.querySelectorAll('.card')].sort((a, b) => a.dataset.position - b.dataset.position)"
+OVERLAYS = "[...document.querySelectorAll('#overlays button')]"
+CANVAS = "document.querySelector('#canvas')"
+
+
+def cards(page):
+    """Keys in the grid, in order, once all of them have a caption."""
+    page.wait(f"{CARDS}.every(card => card.querySelector('a').title)")
+    return page.run(f"{CARDS}.map(card => card.querySelector('a').title)")
+
+
+def choose(page, selector, value, event="change"):
+    """Give a field a value as a user does."""
+    page.run(
+        f"const field = document.querySelector('{selector}'); field.value = {json.dumps(value)};"
+        f"field.dispatchEvent(new Event('{event}'))"
+    )
+
+
+def open_row(page, opened, key):
+    """Open a row by its address; returns its number."""
+    page.run(f"location.hash = new URLSearchParams({{key: {json.dumps(key)}}})")
+    page.wait(f"document.querySelector('#key').textContent === {json.dumps(key)}")
+    return ids_by_key(opened.index)[key]
+
+
+def test_the_grid_shows_a_picture_of_every_row_and_the_reason_where_there_is_none(page):
+    page.wait(f"document.querySelectorAll('.frame img').length === {ROWS - 1}")
+    assert page.wait("document.querySelector('.badge')?.textContent") == "not_an_image"
+    assert page.run("[...document.querySelectorAll('.frame img')].every(image => image.alt)")
+    assert page.wait("[...document.querySelectorAll('.frame img')].every(image => image.naturalWidth > 0)")
+
+
+def test_a_search_narrows_the_grid_and_stays_in_the_address(page):
+    choose(page, "#search", "FARM_00000", "input")
+    page.wait("document.querySelector('#count').textContent === '10 rows'")
+    assert "FARM_00000" in page.run("decodeURIComponent(location.hash)")
+    page.run("location.reload()")
+    page.wait("document.querySelector('#count')?.textContent === '10 rows'")
+    page.click("#clear")
+    page.wait(f"document.querySelector('#count').textContent === '{ROWS} rows'")
+
+
+def test_brushing_a_histogram_filters_by_its_column(page):
+    histogram = "document.querySelector('[data-column=share_1] svg')"
+    page.run(f"void {histogram}.scrollIntoView()")
+    box = f"(({{x, y, width, height}}) => [x, y, width, height])({histogram}.getBoundingClientRect())"
+    x, y, width, height = page.run(box)
+    page.drag(x + 1, y + height / 2, x + width / 2, y + height / 2)
+    page.wait("location.hash.includes('share_1')")
+    query = json.loads(page.run("new URLSearchParams(location.hash.slice(1)).get('query')"))
+    (chosen,) = query["ranges"]
+    assert chosen["column"] == "share_1"
+    assert 0 <= chosen["low"] < 0.05
+    assert chosen["high"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_sorting_orders_the_cards(page, opened):
+    choose(page, "#sort", "entropy")
+    page.wait("location.hash.includes('entropy')")
+    page.click("#direction")
+    page.wait("document.querySelector('#direction').textContent === '\u2193'")
+    expected = [key for (key,) in opened.index.fetch("SELECT key FROM rows ORDER BY entropy DESC NULLS LAST, key")]
+    titles = f"JSON.stringify({CARDS}.map(card => card.querySelector('a').title))"
+    page.wait(f"{titles} === JSON.stringify({json.dumps(expected)})")
+
+
+def test_an_image_opens_steps_and_closes_by_keyboard(page):
+    keys = cards(page)
+    page.run("document.querySelector('.card[data-position=\"0\"] a').focus()")
+    page.press("ArrowRight")
+    page.wait("document.activeElement.closest('.card').dataset.position === '1'")
+    page.run("document.activeElement.click()")
+    page.wait(f"document.querySelector('#key').textContent === {json.dumps(keys[1])}")
+    page.press("ArrowRight")
+    page.wait(f"document.querySelector('#key').textContent === {json.dumps(keys[2])}")
+    assert page.run("document.querySelector('#place').textContent") == f"3 of {ROWS}"
+    page.press("Escape")
+    page.wait("!document.querySelector('#detail').open")
+    assert "key=" not in page.run("location.hash")
+
+
+def test_the_open_image_shows_the_mask_its_classes_and_the_value_under_the_cursor(page, opened):
+    row = open_row(page, opened, "farm_000003.jpg")
+    page.wait(f"{OVERLAYS}.find(button => button.ariaPressed === 'true')?.textContent === 'mask'")
+    assert page.run("document.querySelectorAll('#classes label').length") == len(FARM)
+    choose(page, "#opacity", 100, "input")
+    mask = opened.pictures.mask(opened.place(row))
+    x, y = page.run(f"[{CANVAS}.width, {CANVAS}.height].map(side => Math.floor(side / 2) + 2)")  # within pixel (32, 32)
+    colour = json.dumps(list(FARM.classes[mask[32, 32]].colour), separators=(",", ":"))
+    copied = (
+        f"copy.drawImage({CANVAS}, {x}, {y}, 1, 1, 0, 0, 1, 1), [...copy.getImageData(0, 0, 1, 1).data].slice(0, 3)"
+    )
+    page.wait(f"(copy => JSON.stringify(({copied})) === '{colour}')(new OffscreenCanvas(1, 1).getContext('2d'))")
+    page.run(
+        f"const box = {CANVAS}.getBoundingClientRect(), place = {{clientX: box.x + {x}, clientY: box.y + {y}}};"
+        f"{CANVAS}.dispatchEvent(new PointerEvent('pointermove', place))"
+    )
+    assert FARM.names[mask[32, 32]] in page.wait("document.querySelector('#readout').textContent")
+
+
+def test_two_runs_stand_side_by_side_with_a_divider(page, opened):
+    open_row(page, opened, "farm_000003.jpg")
+    page.wait("[...document.querySelectorAll('#beside option')].some(option => option.value === 'other')")
+    choose(page, "#beside", "other")
+    page.wait("!document.querySelector('#divider').hidden")
+    assert page.run("document.querySelectorAll('#changes tbody tr').length") == len(FARM)
+
+
+def test_the_network_is_asked_again_on_demand(page, opened):
+    open_row(page, opened, "farm_000004.jpg")
+    page.wait(f"{OVERLAYS}.some(button => button.textContent === 'confidence' && !button.disabled)")
+    page.run(f"{OVERLAYS}.find(button => button.textContent === 'confidence').click()")
+    page.wait(f"{OVERLAYS}.find(button => button.ariaPressed === 'true').textContent === 'confidence'")
+    page.wait("document.querySelector('#working').textContent === ''")
+
+
+def test_marked_images_are_kept_over_a_reload_and_sent_to_a_tool(page, opened):
+    page.click(".card[data-position='1'] .mark")
+    page.run("document.querySelector('.card[data-position=\"3\"] a').focus()")
+    page.press("m")
+    page.wait("document.querySelector('#marked').textContent === '2 marked'")
+    page.run("location.reload()")
+    page.wait("document.querySelectorAll('.card.marked').length === 2")
+    page.run("window.saved = []; HTMLAnchorElement.prototype.click = function () { saved.push(this.download) }")
+    choose(page, "#send-to", "coco")
+    page.click("#send")
+    page.wait("saved[0] === 'coco.zip'")
+    page.click("#unmark")
+    page.wait("document.querySelector('#marked').textContent === '0 marked'")
+
+
+def test_the_server_chooses_images_worth_labelling(page):
+    choose(page, "#choose-count", 4)
+    page.click("#choose button")
+    page.wait("document.querySelector('#marked').textContent === '4 marked'")
+    assert page.wait("document.querySelector('#marks-said').textContent").startswith("4 chosen")
+    page.click("#unmark")
+
+
+def test_a_run_that_goes_on_shows_its_progress_and_its_rows_as_they_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(opened_module, "REFRESH_S", 0.1)
+    url = Url(str(tmp_path / "run=0123456789ab"))
+    commit(url.raw, rows_of(tar("a"), 3, failed=1))
+    shown = {"phase": WORKING, "planned": 9, "done": 4, "images_per_s": 2.5, "failed": {"truncated": 1}}
+    write_progress(url, Snapshot(time="", bottleneck="refine", bottleneck_busy=0.9, **shown))
+    run = OpenedRun(url, cache=tmp_path / "cache", max_cache_bytes=10**8, source=(), labels=None)
+    run.start()
+    with serving(run) as address, browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}")
+        page.wait("document.querySelector('#count')?.textContent === '3 rows'")
+        line = page.wait("document.querySelector('#progress').textContent")
+        for text in ("4 of 9 images", "2.5 images/s", "bottleneck refine 90", "failed: 1 truncated"):
+            assert text in line
+        commit(url.raw, rows_of(tar("b"), 2))
+        page.wait("document.querySelector('#count').textContent === '5 rows'")
+        manifest.mark_finished(url)
+        page.wait("document.querySelector('#progress').textContent === ''")
+        assert page.complaints == []
+    run.close()
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_a_hostile_key_is_text_and_nothing_else(address, tmp_path, opened, key):
+    with browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}")
+        page.wait(f"document.querySelector('#count')?.textContent === '{ROWS} rows'")
+        open_row(page, opened, key)
+        assert page.run("document.title").startswith("run=")
+        assert (
+            page.run("document.querySelectorAll('main script, main svg[onload], dialog script, img[onerror]').length")
+            == 0
+        )
+        assert page.complaints == []
+
+
+@pytest.mark.parametrize("hash_", ["#query={", "#query=null", "#query=[1]", "#key=x", "#picture=<script>"])
+def test_an_address_that_makes_no_sense_still_shows_a_page(address, tmp_path, hash_):
+    with browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}")
+        page.wait("document.querySelector('#count')?.textContent")
+        page.open(f"{address}{quote(hash_, safe='#=')}")
+        page.run("location.reload()")
+        page.wait("document.querySelector('#count')?.textContent || document.querySelector('#problem')?.textContent")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_window(address, tmp_path, width):
+    with browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}", width=width)
+        page.wait(f"document.querySelector('#count')?.textContent === '{ROWS} rows'")
+        page.wait("document.querySelectorAll('.frame img').length > 3")
+        assert page.run("document.documentElement.scrollWidth") <= width
+        page.click(".card a")
+        page.wait("document.querySelectorAll('#classes label').length > 0")
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert page.complaints == []
+
+
+def test_the_shipped_script_is_built_from_the_sources_beside_it():
+    sources = sorted((PAGE / "src").glob("*.ts"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    built = (server.STATIC / "app.js").read_text(encoding="utf-8")
+    assert re.match(r"// Built from pipeline/view/page/src, SHA-256 (\w+)", built)[1] == digest, "run `make page`"
