@@ -1,10 +1,7 @@
 """The page in a real browser, over the real server."""
 
-import hashlib
 import json
-import re
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Thread
 from urllib.parse import quote
 
@@ -23,7 +20,6 @@ from tests.support.pages import needs_browser
 from tests.support.viewed_runs import FARM, HOSTILE, IMAGES, ids_by_key
 
 ROWS = IMAGES + len(HOSTILE) + 1
-PAGE = Path(server.__file__).parent / "page"
 TOKEN = "t" * 48
 
 pytestmark = needs_browser
@@ -270,10 +266,3 @@ def test_nothing_is_wider_than_the_window(address, tmp_path, width):
         page.wait("document.querySelectorAll('#classes label').length > 0")
         assert page.run("document.documentElement.scrollWidth") <= width
         assert page.complaints == []
-
-
-def test_the_shipped_script_is_built_from_the_sources_beside_it():
-    sources = sorted((PAGE / "src").glob("*.ts"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    built = (server.STATIC / "app.js").read_text(encoding="utf-8")
-    assert re.match(r"// Built from pipeline/view/page/src, SHA-256 (\w+)", built)[1] == digest, "run `make page`"

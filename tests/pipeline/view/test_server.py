@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import re
@@ -10,7 +11,7 @@ from starlette.testclient import TestClient
 
 from pipeline.select.choice import choose_images
 from pipeline.view.opened import OpenedRun
-from pipeline.view.server import create_app
+from pipeline.view.server import STATIC, create_app
 from tests.support.viewed_runs import FARM, HOSTILE, IMAGES, committed_mask, ids_by_key
 
 TOKEN = "t" * 48
@@ -202,3 +203,10 @@ def test_changes_of_classes_need_a_second_run(visitor, run, monkeypatch):
     assert len(visitor.get("/api/changes").json()) == len(FARM)
     monkeypatch.setattr(run, "other", None)
     assert visitor.get("/api/changes").status_code == 404
+
+
+def test_the_shipped_script_is_built_from_the_sources_beside_it():
+    sources = sorted((STATIC.parent / "page/src").glob("*.ts"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    built = (STATIC / "app.js").read_text(encoding="utf-8")
+    assert re.match(r"// Built from pipeline/view/page/src, SHA-256 (\w+)", built)[1] == digest, "run `make page`"
