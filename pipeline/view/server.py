@@ -174,7 +174,7 @@ def _hand_over(run: OpenedRun, request: Request, *, posted: bytes) -> Response:
     from pipeline.select.hand_over import Tool  # noqa: PLC0415
     from pipeline.view.archive import zip_for_tool  # noqa: PLC0415
 
-    keys = TypeAdapter(Annotated[list[str], Field(min_length=1, max_length=MOST_CHOSEN)]).validateJSONResponse(posted)
+    keys = TypeAdapter(Annotated[list[str], Field(min_length=1, max_length=MOST_CHOSEN)]).validate_json(posted)
     tool: Tool = TypeAdapter(Tool).validate_python(request.path_params["tool"])
     data, left_out = zip_for_tool(run, list(run.ids(keys)), tool)
     headers = {"X-Left-Out": ", ".join(f"{count} {reason}" for reason, count in left_out.items())}
