@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pipeline.select.originals import read_pictures
 
 from jobs import run as runs
 from pipeline.datasets import output, prepare, receipts
@@ -20,6 +19,7 @@ from pipeline.export.export import export_run, source_of_run
 from pipeline.models import checkpoint
 from pipeline.run import manifest, parts
 from pipeline.run.footers import read_footers
+from pipeline.select.files import read_pictures
 from pipeline.select.hand_over import hand_over
 from pipeline.select.output import read_selection, select_images
 from pipeline.source.plan import plan_source
