@@ -13,7 +13,6 @@ import logging
 from infra import log as logs
 from jobs import command_line
 from jobs.console import print_json
-from pipeline.errors import ConfigError
 from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
@@ -34,15 +33,12 @@ def export(args: argparse.Namespace) -> int:
     from pipeline.run import folder, inspection
     from pipeline.store import objects
 
-    run_urls, output = inspection.run_urls(Url(args.run)), Url(args.output)
-    if len(run_urls) > 1:
-        names = ", ".join(url.name for url in run_urls)
-        raise ConfigError(f"{len(run_urls)} runs in {args.run}: {names}", hint="give one of these folders")
-    if objects.exists(run_urls[0] / folder.CONFIG):
-        cfg = source_of_run(run_urls[0], args.source)
+    run_url, output = inspection.one_run_url(Url(args.run)), Url(args.output)
+    if objects.exists(run_url / folder.CONFIG):
+        cfg = source_of_run(run_url, args.source)
         preflight.check_apart([Url(source) for source in cfg.source], output)
-    log.info("exporting %s to %s into %s", run_urls[0], args.to, output)
-    summary = export_run(run_urls[0], args.to, output, source=args.source)
+    log.info("exporting %s to %s into %s", run_url, args.to, output)
+    summary = export_run(run_url, args.to, output, source=args.source)
     print_json(summary)
     return int(summary["exit_status"] != 0)
 

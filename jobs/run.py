@@ -8,7 +8,6 @@ imports torch, so a job does it after its flags are parsed.
 """
 
 import hashlib
-import io
 import json
 import logging
 import platform
@@ -21,7 +20,6 @@ from importlib.metadata import distributions
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra import preflight
 from jobs import command_line, flow_choice, flows
@@ -324,12 +322,11 @@ def refuse_changed_source(run: Run, plan: Plan) -> None:
     Raises:
         JobError: with the number of changed files and the first one's name.
     """
-    url = folder.find_object(run.url, folder.PLAN)
-    if not objects.exists(url):
+    hint = "delete it if no tar or Parquet file of the source has changed"
+    before = folder.read_plan(run.url, hint=hint)
+    if before is None:
         return
-    with objects.naming_damage(url, hint="delete it if no tar or Parquet file of the source has changed"):
-        stored = io.BytesIO(objects.read_bytes(url))
-        before = pq.read_table(stored) if url.name.endswith(".parquet") else pa.ipc.open_file(stored).read_all()
+    with objects.naming_damage(folder.find_object(run.url, folder.PLAN), hint=hint):
         names = changed(before, plan)
     if names:
         hint = "write to another --output, or give the new content a new name"

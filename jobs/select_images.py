@@ -34,22 +34,19 @@ def select(args: argparse.Namespace) -> int:
     from pipeline.select import hand_over, output
     from pipeline.store import objects
 
-    run_urls, target = inspection.run_urls(Url(args.run)), Url(args.output)
-    if len(run_urls) > 1:
-        names = ", ".join(url.name for url in run_urls)
-        raise ConfigError(f"{len(run_urls)} runs in {args.run}: {names}", hint="give one of these folders")
+    run_url, target = inspection.one_run_url(Url(args.run)), Url(args.output)
     if args.images < 1:
         raise ConfigError(f"--images {args.images} chooses nothing", hint="give a number of at least 1")
-    if args.to or objects.exists(run_urls[0] / folder.CONFIG):
+    if args.to or objects.exists(run_url / folder.CONFIG):
         of_run = hand_over.source_to_hand_over if args.to else hand_over.source_of_run
-        cfg = of_run(run_urls[0], args.source)  # before anything is chosen: a source that is gone ends the job here
+        cfg = of_run(run_url, args.source)  # before anything is chosen: a source that is gone ends the job here
         preflight.check_apart([Url(source) for source in cfg.source], target)
-    log.info("choosing %d image(s) of %s", args.images, run_urls[0])
+    log.info("choosing %d image(s) of %s", args.images, run_url)
     exclude = [Url(url) for url in args.exclude]
-    summary = output.select_images(run_urls[0], args.images, target, seed=args.seed, exclude=exclude)
+    summary = output.select_images(run_url, args.images, target, seed=args.seed, exclude=exclude)
     if args.to:
         keys = output.read_selection(target)["key"].to_pylist()
-        summary |= hand_over.hand_over(run_urls[0], keys, target, args.to, source=args.source, images_at=args.images_at)
+        summary |= hand_over.hand_over(run_url, keys, target, args.to, source=args.source, images_at=args.images_at)
     summary["exit_status"] = int(bool(summary.get("not_handed_over")))
     print_json(summary)
     return int(summary["exit_status"])

@@ -27,6 +27,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atro
 def view(args: argparse.Namespace) -> int:
     """Serve the one run at `args.run` until interrupted; returns the exit status."""
     from pipeline.optional import package
+    from pipeline.run import inspection
 
     with package("starlette, uvicorn and DuckDB", extra="view", needed_by="the page"):
         import uvicorn
@@ -34,9 +35,9 @@ def view(args: argparse.Namespace) -> int:
         from pipeline.view import access, server
         from pipeline.view.opened import OpenedRun
     shared = {"cache": Path(args.cache), "max_cache_bytes": int(args.cache_gib * 2**30)}
-    run = OpenedRun(the_run(args.run), source=args.source or (), labels=args.labels, **shared)
+    run = OpenedRun(inspection.one_run_url(Url(args.run)), source=args.source or (), labels=args.labels, **shared)
     if args.compare:
-        run.compare_with(OpenedRun(the_run(args.compare), source=(), labels=None, **shared))
+        run.compare_with(OpenedRun(inspection.one_run_url(Url(args.compare)), source=(), labels=None, **shared))
     run.start()
     listening = listen(args.host, args.port)
     port, token, here = listening.getsockname()[1], access.new_token(), args.host in access.LOOPBACK
@@ -62,17 +63,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"cannot listen on --host {host} --port {port}: {error.strerror or error}", hint=hint
         ) from error
-
-
-def the_run(folder: str) -> Url:
-    """URL of the one run in a folder, or of the folder itself; raises ConfigError for several."""
-    from pipeline.run import inspection
-
-    urls = inspection.run_urls(Url(folder))
-    if len(urls) > 1:
-        names = ", ".join(url.name for url in urls)
-        raise ConfigError(f"{len(urls)} runs in {folder}: {names}", hint="give one of these folders")
-    return urls[0]
 
 
 def main(argv: list[str] | None = None) -> int:

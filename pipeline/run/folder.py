@@ -20,6 +20,7 @@ of a run over rasters are read from `parts/`: masks and items lie beside it.
 import io
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -45,6 +46,8 @@ OLDER_NAMES = {
 }
 """Names in the runs of older versions; nothing is written under them any more."""
 
+_REPLANNED = "delete it if no file of the source has changed"
+"""Remedy for a damaged plan."""
 HUGGING_FACE_YAML = b"configs:\n- config_name: default\n  data_files: parts/*.parquet\n"
 """Content of `HUGGING_FACE`; https://huggingface.co/docs/hub/datasets-manual-configuration."""
 
@@ -57,14 +60,26 @@ def find_object(run_url: Url, name: str) -> Url:
     return run_url / name
 
 
+def read_plan(run_url: Url, *, hint: str = _REPLANNED) -> pa.Table | None:
+    """Stored plan of a run, a table of `plan.PLAN_SCHEMA`, also that of an older version; None for a run without one.
+
+    Raises:
+        StorageError: the plan is damaged; with `hint`.
+    """
+    url = find_object(run_url, PLAN)
+    if not objects.exists(url):
+        return None
+    with objects.naming_damage(url, hint=hint):
+        stored = io.BytesIO(objects.read_bytes(url))
+        return pq.read_table(stored) if url.name.endswith(".parquet") else pa.ipc.open_file(stored).read_all()
+
+
 def is_of_rasters(run_url: Url) -> bool:
     """True for a run over rasters, by its stored plan."""
-    url = run_url / PLAN
-    if not objects.exists(url):
+    if (plan := read_plan(run_url)) is None:
         return False
-    with objects.naming_damage(url, hint="delete it if no file of the source has changed"):
-        kinds = pa.ipc.open_file(io.BytesIO(objects.read_bytes(url))).read_all()["kind"]
-    return "raster" in kinds.to_pylist()
+    with objects.naming_damage(find_object(run_url, PLAN), hint=_REPLANNED):
+        return "raster" in plan["kind"].to_pylist()
 
 
 def delete_older_names(run_url: Url) -> None:

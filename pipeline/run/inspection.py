@@ -38,6 +38,19 @@ def run_urls(output: Url) -> list[Url]:
     return [output / name for name in sorted(names)]
 
 
+def one_run_url(output: Url) -> Url:
+    """URL of the run in an output folder; `output` itself if it is a run.
+
+    Raises:
+        ConfigError: the folder has no run, or several.
+    """
+    urls = run_urls(output)
+    if len(urls) > 1:
+        names = ", ".join(url.name for url in urls)
+        raise ConfigError(f"{len(urls)} runs in {output}: {names}", hint="give one of these folders")
+    return urls[0]
+
+
 def run_status(run_url: Url) -> dict[str, object]:
     """Parts and committed rows of a run; for a finished run also rows by status."""
     footers = read_footers(run_url)

@@ -21,7 +21,7 @@ from pipeline.records import Int64
 from pipeline.run import parts
 from pipeline.select.candidates import Candidates, Census, read_candidates
 from pipeline.select.groups import Groups, fit_groups
-from pipeline.select.sample import Sample
+from pipeline.select.sample import RowSample
 from pipeline.select.shortlist import Shortlist
 from pipeline.select.uncertainty import Ranks, ranks_of
 from pipeline.store.url import Url
@@ -74,7 +74,7 @@ def choose_images(run_url: Url, images: int, *, seed: int = 0, exclude: Set[str]
         found = read_candidates(run_url, names, len(classes), seed=seed, exclude=exclude, census=counted)
         return _with_progress(found, len(names), told)
 
-    sample = Sample(SAMPLED)
+    sample = RowSample(SAMPLED)
     for some in every(census, "sampled"):
         sample.add(some)
     drawn = sample.drawn()

@@ -10,7 +10,7 @@ from pipeline.select import candidates
 from pipeline.select.candidates import Candidates
 
 
-class Sample:
+class RowSample:
     """Sample of at most `size` candidates; a key that occurs twice counts once."""
 
     def __init__(self, size: int) -> None:

@@ -4,7 +4,7 @@ In: the light columns of a part, those without masks. Out: an Arrow table with o
 the share of each class and the IoU where an image was judged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,7 +74,7 @@ def share_name(class_id: int) -> str:
     return f"share_{class_id}"
 
 
-def index_table(table: pa.Table, *, part: int, classes: ClassMap, sources: dict[str, str]) -> pa.Table:
+def index_table(table: pa.Table, *, part: int, classes: ClassMap, sources: Mapping[str, str]) -> pa.Table:
     """Rows of the index, in the order of a part.
 
     Args:

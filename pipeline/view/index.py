@@ -8,10 +8,11 @@ repair removed are deleted.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import duckdb
@@ -19,8 +20,7 @@ import pyarrow as pa
 
 from pipeline.classes import ClassMap
 from pipeline.records import ROW_SCHEMA
-from pipeline.run import folder, manifest, parts
-from pipeline.store import objects
+from pipeline.run import manifest, parts
 from pipeline.store.url import Url
 from pipeline.view.columns import READ, Column, columns_of, index_table
 
@@ -36,20 +36,28 @@ FIRST_BATCH_PARTS = 4
 class RunIndex:
     """Index of one run. Any thread may ask it; one at a time may fill it."""
 
-    def __init__(self, run_url: Url, classes: ClassMap, *, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        run_url: Url,
+        classes: ClassMap,
+        *,
+        cache: Path | None = None,
+        sources: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Open the index of a run, empty or as an earlier process left it.
 
         Args:
             run_url: folder of the run.
             classes: class map of the run.
             cache: folder for the file of the index; None keeps it in memory.
+            sources: URL of the source of each shard, for people.
         """
         self.run_url, self.classes = run_url, classes
         self.columns: tuple[Column, ...] = columns_of(classes)
         self.known_parts = 0
         """Parts that the run had when it was last listed."""
         self._filling = Lock()
-        self._sources = _sources(run_url)
+        self._sources = sources
         self._database = _open_database(_file(run_url, classes, cache))
         self._create_tables()
 
@@ -137,17 +145,6 @@ def _listed_parts(run_url: Url) -> list[str]:
     """Names of a run's parts: those of its manifest when it is finished, which hold no key twice."""
     finished = manifest.read_manifest(run_url)
     return finished.parts if finished and finished.parts else parts.list_parts(run_url)
-
-
-def _sources(run_url: Url) -> dict[str, str]:
-    """URL of the source of each shard, by the stored plan; empty for a run without one."""
-    url = folder.find_object(run_url, folder.PLAN)
-    if not objects.exists(url):
-        return {}
-    with objects.naming_damage(url, hint="delete it if no file of the source has changed"):
-        table = pa.ipc.open_file(objects.read_bytes(url)).read_all()
-    texts = {root: str(Url(root)) for root in set(table["root"].to_pylist())}
-    return {shard: texts[root] for shard, root in zip(table["id"].to_pylist(), table["root"].to_pylist(), strict=True)}
 
 
 def _growing(names: list[str]) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from pipeline.store.url import Url
 from pipeline.view.index import RunIndex
 from pipeline.view.originals import Originals
 from pipeline.view.pairs import check_comparable, pair_rows
-from pipeline.view.pictures import Kind, Pictures, Place
+from pipeline.view.pictures import Kind, Pictures, RowPlace
 from pipeline.view.thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class OpenedRun:
         if not names:
             raise ConfigError(f"{url} has no committed rows", hint="wait for the first part, or check the URL")
         self.url, self.classes, self.source = url, parts.read_classes(url, names[0]), source
-        self.index = RunIndex(url, self.classes, cache=cache)
         self.originals = Originals(url, self.classes, source=source, labels=labels)
+        self.index = RunIndex(url, self.classes, cache=cache, sources=self.originals.sources())
         self.pictures = Pictures(url, self.classes, self.originals)
         self.other: OpenedRun | None = None
         """Run that this one is compared with."""
@@ -94,13 +94,13 @@ class OpenedRun:
         """Latest progress of the run's driver."""
         return read_progress(self.url)
 
-    def place(self, row_id: int) -> Place:
+    def place(self, row_id: int) -> RowPlace:
         """Place of a row in the parts; LookupError for a number that the index does not have."""
         sql = "SELECT name, row FROM rows JOIN parts ON part = number WHERE id = ?"
         found = self.index.fetch(sql, [row_id])
         if not found:
             raise LookupError(f"no row {row_id}")
-        return Place(*found[0])
+        return RowPlace(*found[0])
 
     def row(self, row_id: int) -> dict[str, Any]:
         """Every column of a row but its pictures."""
@@ -115,7 +115,7 @@ class OpenedRun:
             raise LookupError(f"no row {absent[0]!r} among those that the index has by now")
         return {key: found[key] for key in keys}
 
-    def other_place(self, row_id: int) -> Place:
+    def other_place(self, row_id: int) -> RowPlace:
         """Place of the other run's row of the same key; LookupError where it has none."""
         other_ids = self.index.fetch("SELECT other_id FROM shown WHERE id = ?", [row_id]) if self.other else []
         if not self.other or not other_ids or other_ids[0][0] is None:

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
@@ -65,12 +64,19 @@ class Originals:
         if labels is not None:
             self.cfg = self.cfg.model_copy(update={"read": self.cfg.read.model_copy(update={"labels": labels})})
         self._moved = _moved(self.cfg.source, source)
-        self._plan = _stored_plan(run_url)
+        plan = folder.read_plan(run_url)
+        self._plan = PLAN_SCHEMA.empty_table() if plan is None else plan
 
     @property
     def has_labels(self) -> bool:
         """True when the run, or the user, named labels."""
         return self.cfg.read.labels is not None
+
+    def sources(self) -> dict[str, str]:
+        """URL of the source of each shard, for people."""
+        shards, roots = self._plan["id"].to_pylist(), self._plan["root"].to_pylist()
+        texts = {root: str(Url(root)) for root in set(roots)}
+        return {shard: texts[root] for shard, root in zip(shards, roots, strict=True)}
 
     def item(self, key: str, shard_id: str, etag: str) -> Item:
         """Encoded image of a row, with its label.
@@ -156,15 +162,6 @@ def _stored_settings(run_url: Url) -> dict[str, Any]:
     with objects.naming_damage(url, hint="it names the images"):
         stored: dict[str, Any] = yaml.safe_load(objects.read_bytes(url))
         return stored
-
-
-def _stored_plan(run_url: Url) -> pa.Table:
-    """Shards of a run; none for a run without a plan."""
-    url = run_url / folder.PLAN
-    if not objects.exists(url):
-        return PLAN_SCHEMA.empty_table()
-    with objects.naming_damage(url, hint="delete it if no file of the source has changed"):
-        return pa.ipc.open_file(objects.read_bytes(url)).read_all()
 
 
 def _moved(before: Sequence[str], now: Sequence[str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ _CELLS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowPlace:
     """Place of a row in its run."""
 
     part: str
@@ -56,7 +56,7 @@ class Pictures:
         self._read = lru_cache(CACHED_IMAGES)(self._decode)
         self._asked_again = lru_cache(CACHED_IMAGES)(self._ask)
 
-    def thumbnail(self, place: Place, kind: Kind) -> bytes:
+    def thumbnail(self, place: RowPlace, kind: Kind) -> bytes:
         """JPEG of a row, `THUMBNAIL_PX` on its longest side.
 
         Raises:
@@ -73,46 +73,46 @@ class Pictures:
             painted = overlay(self._small_image(place), mask_hw, self.classes)
         return _jpeg(painted, THUMBNAIL_QUALITY)
 
-    def _small_image(self, place: Place) -> UInt8:
+    def _small_image(self, place: RowPlace) -> UInt8:
         return _shrink(self.image(place).pixels_hwc, PIL.Image.Resampling.BOX)
 
-    def jpeg(self, place: Place) -> bytes:
+    def jpeg(self, place: RowPlace) -> bytes:
         """JPEG of an image at full size; raises InputError as `image`."""
         return _jpeg(self.image(place).pixels_hwc, IMAGE_QUALITY)
 
-    def image(self, place: Place) -> Image:
+    def image(self, place: RowPlace) -> Image:
         """Image of a row, RGB; raises InputError where it cannot be read, or is another version."""
         return self._originals.visible(self._read(place)[1])
 
-    def mask(self, place: Place) -> UInt8 | None:
+    def mask(self, place: RowPlace) -> UInt8 | None:
         """(H, W) class ids as committed; None for a row without a mask."""
         png = self._cells(place)["mask"]
         return None if png is None else read_mask_png(png)
 
-    def truth(self, place: Place) -> UInt8:
+    def truth(self, place: RowPlace) -> UInt8:
         """(H, W) class ids of the label. Raises LabelError without a usable one, InputError as `image`."""
         item, image = self._read(place)
         return self._originals.truth(item, image)
 
-    def confidence(self, place: Place) -> UInt8 | None:
+    def confidence(self, place: RowPlace) -> UInt8 | None:
         """(ceil(H / 4), ceil(W / 4)) confidence of a window's cells, 1 to 255; None for photos."""
         png = self._cells(place)["confidence_map"]
         return None if png is None else read_grey_png(png)
 
-    def changed(self, place: Place) -> UInt8 | None:
+    def changed(self, place: RowPlace) -> UInt8 | None:
         """(H, W): 1 where the refiner changed the class of a window's pixel; None for photos."""
         png = self._cells(place)["changed_map"]
         return None if png is None else np.minimum(read_grey_png(png), 1)
 
-    def network(self, place: Place) -> UInt8:
+    def network(self, place: RowPlace) -> UInt8:
         """(H, W) class ids of the network before refinement, made now; raises as `NetworkAgain`."""
         return self._asked_again(place)[0]
 
-    def network_confidence(self, place: Place) -> UInt8:
+    def network_confidence(self, place: RowPlace) -> UInt8:
         """(H, W) confidence of the network, 0 to 255, made now; raises as `NetworkAgain`."""
         return self._asked_again(place)[1]
 
-    def layers(self, place: Place) -> list[str]:
+    def layers(self, place: RowPlace) -> list[str]:
         """Names of the layers that a row has, or that can be made of it now; a label may still be missing."""
         cells, photo = self._cells(place), self._cells(place)["confidence_map"] is None
         held = {"mask": "mask", "confidence": "confidence_map", "changed": "changed_map"}
@@ -121,12 +121,12 @@ class Pictures:
         made = photo and cells["mask"] is not None and self._originals.cfg.checkpoint
         return [*names, "network", "network_confidence"] if made else names
 
-    def _decode(self, place: Place) -> tuple[Item, Image]:
+    def _decode(self, place: RowPlace) -> tuple[Item, Image]:
         cells = self._cells(place)
         item = self._originals.item(cells["key"], cells["shard"], cells["source_etag"])
         return item, self._originals.decoded(item)
 
-    def _ask(self, place: Place) -> tuple[UInt8, UInt8]:
+    def _ask(self, place: RowPlace) -> tuple[UInt8, UInt8]:
         return self._network(self._read(place)[1], self._cells(place)["model_fp"])
 
 

@@ -36,7 +36,7 @@ class Range(_Frozen):
     high: float | None = None
 
 
-class Choice(_Frozen):
+class OneOf(_Frozen):
     """Rows whose value of a column of words is one of these; null is no value."""
 
     column: _Name
@@ -49,7 +49,7 @@ class Query(_Frozen):
     text: str = Field("", max_length=500)
     """Part of the key, in any case."""
     ranges: tuple[Range, ...] = Field((), max_length=300)
-    choices: tuple[Choice, ...] = Field((), max_length=20)
+    choices: tuple[OneOf, ...] = Field((), max_length=20)
     sort: _Name = "key"
     descending: bool = False
 
@@ -155,7 +155,7 @@ def _of_ranges(index: RunIndex, ranges: Sequence[Range]) -> Iterable[_Condition]
                 yield _Condition(one.column, f"{name} {sign} ?::FLOAT", [bound])
 
 
-def _of_choices(index: RunIndex, choices: Sequence[Choice]) -> Iterable[_Condition]:
+def _of_choices(index: RunIndex, choices: Sequence[OneOf]) -> Iterable[_Condition]:
     for one in choices:
         name, words = _quoted(index, one.column), [value for value in one.values if value is not None]
         tests = [f"{name} IN ({', '.join('?' * len(words))})"] if words else []

@@ -41,7 +41,7 @@ from pipeline.records import UInt8
 from pipeline.view.access import Access
 from pipeline.view.opened import OpenedRun
 from pipeline.view.pairs import class_changes
-from pipeline.view.pictures import Kind, Place
+from pipeline.view.pictures import Kind, RowPlace
 from pipeline.view.query import MOST_ROWS, Query, count_rows, find_rows, histogram
 
 STATIC = Path(__file__).parent / "static"
@@ -218,7 +218,7 @@ def _layer_of(run: OpenedRun, row_id: int, name: str) -> UInt8 | None:
     if name == OTHER and run.other:
         return run.other.pictures.mask(run.other_place(row_id))
     pictures = run.pictures
-    layers: dict[str, Callable[[Place], UInt8 | None]] = {
+    layers: dict[str, Callable[[RowPlace], UInt8 | None]] = {
         "mask": pictures.mask,
         "truth": pictures.truth,
         "confidence": pictures.confidence,

@@ -10,13 +10,13 @@ from pipeline.errors import ConfigError, InputError, LabelError
 from pipeline.image.decode import decode_image
 from pipeline.run import parts
 from pipeline.view.originals import Originals
-from pipeline.view.pictures import THUMBNAIL_PX, Pictures, Place
+from pipeline.view.pictures import THUMBNAIL_PX, Pictures, RowPlace
 from tests.support.viewed_runs import FARM, committed_mask
 
 
 def places(url):
     return {
-        key: Place(name, row)
+        key: RowPlace(name, row)
         for name in parts.list_parts(url)
         for row, key in enumerate(parts.read_columns(url, name, ["key"])["key"].to_pylist())
     }

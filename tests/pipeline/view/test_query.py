@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import rows_to_table
 from pipeline.run import parts
 from pipeline.store.url import Url
-from pipeline.view.query import BINS, Choice, Query, Range, count_rows, find_rows, histogram
+from pipeline.view.query import BINS, OneOf, Query, Range, count_rows, find_rows, histogram
 from tests.support.committed import FARM, failed_row, mask_row, tar
 from tests.support.viewed_runs import open_index
 
@@ -45,7 +45,7 @@ queries = st.builds(
     ranges=st.lists(st.builds(Range, column=st.sampled_from(NUMBERS), low=bounds, high=bounds), max_size=3).map(tuple),
     choices=st.lists(
         st.builds(
-            Choice,
+            OneOf,
             column=st.sampled_from(["status", "error_code", "mask_of"]),
             values=st.lists(st.sampled_from(["ok", "failed", "truncated", "refined", None]), min_size=1).map(tuple),
         ),
@@ -119,7 +119,7 @@ def test_a_column_that_the_index_does_not_show_is_refused_by_name(index, name):
     for query in (
         Query(sort=name),
         Query(ranges=(Range(column=name, low=0),)),
-        Query(choices=(Choice(column=name, values=("x",)),)),
+        Query(choices=(OneOf(column=name, values=("x",)),)),
     ):
         with pytest.raises(ConfigError, match="no column"):
             find_rows(index, query, offset=0, limit=1)
