@@ -35,22 +35,22 @@ def view(args: argparse.Namespace) -> int:
         from pipeline.view import access, server
         from pipeline.view.opened import OpenedRun
     shared = {"cache": Path(args.cache), "max_cache_bytes": int(args.cache_gib * 2**30)}
-    run = OpenedRun(inspection.one_run_url(Url(args.run)), source=args.source or (), labels=args.labels, **shared)
-    if args.compare:
-        run.compare_with(OpenedRun(inspection.one_run_url(Url(args.compare)), source=(), labels=None, **shared))
-    run.start()
-    listening = listen(args.host, args.port)
-    port, token, here = listening.getsockname()[1], access.new_token(), args.host in access.LOOPBACK
-    if not here:
-        log.warning("--host %s: whoever reaches this machine and knows the token sees the images", args.host)
-    app = server.create_app(run, token=token, port=port, any_host=not here)
-    # Not logged: a log is kept and sent on, and its tokens are redacted.
-    print(f"open http://{'localhost' if here else args.host}:{port}/?token={token}", flush=True)
-    try:
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
-    finally:
-        run.close()
+    with listen(args.host, args.port) as listening:
+        run = OpenedRun(inspection.one_run_url(Url(args.run)), source=args.source or (), labels=args.labels, **shared)
+        if args.compare:
+            run.compare_with(OpenedRun(inspection.one_run_url(Url(args.compare)), source=(), labels=None, **shared))
+        port, token, here = listening.getsockname()[1], access.new_token(), args.host in access.LOOPBACK
+        if not here:
+            log.warning("--host %s: whoever reaches this machine and knows the token sees the images", args.host)
+        app = server.create_app(run, token=token, port=port, any_host=not here)
+        # Not logged: a log is kept and sent on, and its tokens are redacted.
+        print(f"open http://{'localhost' if here else args.host}:{port}/?token={token}", flush=True)
+        run.start()
+        try:
+            with suppress(KeyboardInterrupt):
+                uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+        finally:
+            run.close()
     return 0
 
 

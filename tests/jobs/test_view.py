@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option(output: Path, ca
         port = taken.getsockname()[1]
         assert view.main([str(output), "--port", str(port), "--cache", str(output / "cache")]) == 1
     assert f"--port {port}" in caplog.text
+    assert not [thread for thread in threading.enumerate() if thread.name == "index"]
 
 
 def test_a_run_without_rows_and_several_runs_are_refused(output: Path, caplog: pytest.LogCaptureFixture) -> None:
