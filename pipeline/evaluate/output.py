@@ -36,6 +36,8 @@ GATE_FAILED = 3
 """Exit status when a gate failed."""
 LOGGED_SCORES = ("mean_iou", "pixel_accuracy", "mean_boundary_iou", "calibration_error")
 """Scores that the log shows."""
+EDGE_MAPS = 8
+"""Worst images whose edge map the report shows, as the driver runs the network for each, often without a GPU."""
 
 
 def write_evaluation(
@@ -101,7 +103,7 @@ def write_page(folder: Url, settings: Sequence[JudgedSetting], cfg: EvaluateConf
         drift=first.drift,
         season=first.season,
         history=history.read_history(Url(cfg.history)) if cfg.history else [],
-        samples=list(samples.reread(first.evaluation, {*worst, *best}, plan, cfg)),
+        samples=list(samples.reread(first.evaluation, {*worst, *best}, plan, cfg, with_edges=set(worst[:EDGE_MAPS]))),
         next_commands=[f"python -m jobs.inspect_run {shlex.quote(str(first.evaluation.run_url))} --failures"],
     )
     url = folder / "report/index.html"

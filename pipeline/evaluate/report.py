@@ -159,6 +159,7 @@ def render_evaluation(
         pictures=_pictures(evaluation, samples),
         legend=_legend(samples, evaluation.classes),
         wrong=WRONG_COLOUR,
+        edge_maps=sum(sample.edges_hw is not None for sample in samples),
         failures=failures_by_code(evaluation.codes, evaluation.failures),
         shown=_ROWS_SHOWN,
         season_rows=_SEASON_ROWS,

@@ -105,3 +105,8 @@ def _validated(name: str, options_class: type[Options], options: dict[str, Any])
     except ValidationError as error:
         known = ", ".join(options_class.model_fields)
         raise ConfigError(explain(error, origin=f"options of {name}").message, hint=f"known: {known}") from error
+
+
+def predicts_edges(name: str) -> bool:
+    """True for a network of `NETWORKS` that has an edge map."""
+    return NETWORKS[name][0].edge_map is not Network.edge_map

@@ -19,7 +19,9 @@ def data(tmp_path: Path) -> Path:
 def test_a_network_of_more_work_has_more_seconds_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equal_budget, "BATCH", 2)
     monkeypatch.setattr(equal_budget, "CROP_PX", (64, 64))
-    assert equal_budget.step_seconds(find_variant("enet"), 7) < equal_budget.step_seconds(find_variant("unet"), 7)
+    assert equal_budget.step_seconds(find_variant("enet"), 7) < equal_budget.step_seconds(
+        find_variant("deeplab_v3plus_mobilenet_v2"), 7
+    )
 
 
 @pytest.mark.slow

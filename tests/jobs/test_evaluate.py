@@ -17,6 +17,7 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 from tests import ROOT
 from tests.support import ray_servers
+from tests.support.checkpoints import small_edges
 from tests.support.drivers import QUICK, SMALL_PARTS, Outcome, finish, forked, kill_a_worker, start
 from tests.support.forked import ForkServer
 from tests.support.judged_runs import counted
@@ -105,6 +106,17 @@ def test_several_settings_history_and_gate_in_one_go(evaluate: Run, tmp_path: Pa
     again = evaluate(*flags)
     assert [one["rows_now"] for one in again.summary["settings"].values()] == [0, 0]
     assert len(list((tmp_path / "history").glob("evaluation-*.parquet"))) == 2
+
+
+def test_the_report_shows_the_learned_edges_of_the_worst_images(evaluate: Run, tmp_path: Path) -> None:
+    farmland.write_folder(Url(str(tmp_path / "in")), 10, size_px=40, seed=9, with_labels=True)
+    flags = ["--source", str(tmp_path / "in"), "--refine.engine", "none", "--output"]
+    learned = evaluate(*flags, str(tmp_path / "dt"), "--checkpoint", str(small_edges(tmp_path / "model")))
+    page = Path(learned.summary["evaluation"], "report/index.html").read_text()
+    assert page.count('alt="edge map of ') == 8
+    assert "and of 8 images the edge map" in page
+    other = evaluate(*flags, str(tmp_path / "other"), "--checkpoint", "farmland")
+    assert "edge map" not in Path(other.summary["evaluation"], "report/index.html").read_text()
 
 
 def test_zones_outside_their_season_fail_the_gate_and_damaged_ones_stop_the_job_before_it_runs(

@@ -12,6 +12,27 @@ from pipeline.store.url import Url
 OPTIONS = {"width_multiplier": 1 / 16, "padding": "same"}
 
 
+def small_edges(folder: Path) -> Path:
+    """Write a DeepLab-DT with the classes of farmland and edges that are not all 0."""
+    torch.manual_seed(1)
+    classes = checkpoint.load_card("farmland").classes
+    options = {"network": "deeplab_v1", "width_multiplier": 1 / 32}
+    network = zoo.build_network("deeplab_dt", len(classes), **options)
+    network.edge.weight.data.normal_().abs_()
+    card = Card(
+        architecture="deeplab_dt",
+        options=options,
+        output_stride=8,
+        classes=classes,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        source="a test",
+        license="Apache-2.0",
+    )
+    checkpoint.save_checkpoint(Url(str(folder)), network.state_dict(), card)
+    return folder
+
+
 def small_checkpoint(folder: Path, channels: tuple[str, ...], scale: BandScale | None = None) -> Path:
     """Write a U-Net with the classes of farmland; the same weights for the same number of channels."""
     torch.manual_seed(1)
