@@ -32,7 +32,7 @@ from jobs import command_line
 from pipeline.classes import ClassMap
 from pipeline.config import DecodeConfig, SegmentConfig
 from pipeline.image import decode, encode
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.records import Item, Refinement, Scored, UInt8, scored_to_table
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import Job, RefineStage
@@ -147,7 +147,7 @@ def measure_maps(refinement: Refinement, classes: ClassMap, repeats: int) -> dic
 
 def refine_stage(pixels_hwc: UInt8, engine: str) -> tuple[RefineStage, Scored]:
     """The stage behind the network, and a photo as the network hands it on, with logits from its brightness."""
-    card = checkpoint.load_card("farmland")
+    card = load_card("farmland")
     cfg = SegmentConfig(source="x", output="y", checkpoint="farmland", refine={"engine": engine})
     job = Job(cfg, card.classes, Url("run"), "m" * 12, "c" * 12, preview_share=0.0)
     case = synthetic_case(pixels_hwc, len(card.classes)).scored
@@ -230,7 +230,7 @@ def label_maps(folder: Path) -> dict[str, UInt8]:
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """Every figure, by what is measured and its size."""
-    classes = checkpoint.load_card("farmland").classes
+    classes = load_card("farmland").classes
     found: dict[str, object] = {}
     for height, width in args.sizes:
         (pixels_hwc,) = pictures(args.photos, 1, height, width)

@@ -22,7 +22,8 @@ from torch.nn import functional
 from infra import log as logs
 from jobs import command_line
 from pipeline.errors import ConfigError
-from pipeline.models import catalogue, checkpoint
+from pipeline.models import catalogue
+from pipeline.models.card import load_card
 from pipeline.models.catalogue import Variant
 from pipeline.training import loop, losses, run
 from pipeline.training.config import LossConfig, TrainConfig
@@ -117,7 +118,7 @@ def train_for(variant: Variant, args: argparse.Namespace) -> Trained:
         noted.write_text(str(steps))
     log.info("%s: %d steps", variant.name, steps)
     loop.train_phases(run.open_run(budget_config(variant, args, steps), Group(), about={}))
-    record = checkpoint.load_card(str(folder)).training
+    record = load_card(str(folder)).training
     return Trained(variant.name, steps, int(str(record["training_images"])), float(str(record["miou"])))
 
 

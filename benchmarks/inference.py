@@ -33,7 +33,8 @@ from pipeline.evaluate.comparison import with_random_weights
 from pipeline.infer.segmenter import Segmenter
 from pipeline.infer.tile import plan_tiles
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.card import Card
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.normalisation import IMAGENET
 from pipeline.records import Image
 

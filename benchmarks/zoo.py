@@ -16,7 +16,7 @@ from pipeline import segment
 from pipeline.classes import ClassMap
 from pipeline.datasets.farmland.scene import Scene, generate_scene
 from pipeline.evaluate.shipped import ShippedCheckpoint, list_shipped
-from pipeline.models.checkpoint import load_card
+from pipeline.models.card import load_card
 from pipeline.page.paint import paint
 from pipeline.records import UInt8
 

@@ -18,6 +18,7 @@ import yaml
 from infra import log as logs
 from jobs import command_line
 from pipeline.errors import ConfigError
+from pipeline.models.card import CARD_FILE
 from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
     from pipeline.store import objects
 
     output = Url(args.dst)
-    if objects.exists(output / checkpoint.CARD_FILE):
+    if objects.exists(output / CARD_FILE):
         raise ConfigError(f"{output} is a checkpoint already", hint="give a new folder")
     source = selection.select_weights(reader.read_weights(Url(args.src)), layout=args.layout, weights=args.weights)
     options = convert.ImportOptions(

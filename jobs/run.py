@@ -32,7 +32,8 @@ from pipeline.classes import ClassMap
 from pipeline.config import CODE_VERSION, EvaluateConfig, JudgeConfig, SegmentConfig
 from pipeline.errors import NO_IMAGE, ConfigError, JobError
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.card import Card, check_classes
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.records import Failure, Row
 from pipeline.redact import redact
 from pipeline.refine.engine import describe_engine, guide_bands, resolve_engine, substitution
@@ -141,7 +142,7 @@ def identify(cfg: SegmentConfig) -> Run:
     cfg = cfg.model_copy(update={"refine": resolve_engine(cfg.refine)})
     model = checkpoint.load_checkpoint(cfg.checkpoint)
     class_map = classes.load_class_map(cfg.classes) if cfg.classes else model.card.classes
-    checkpoint.check_classes(model.card, class_map)
+    check_classes(model.card, class_map)
     check_band_names(cfg.raster, model.card.channels)
     guide_bands(cfg.refine, model.card.channels)
     checkpoint.blank(model.card, cfg.infer.output_stride)  # raises for a stride that the network does not have

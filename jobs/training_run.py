@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from infra import preflight, session
 from jobs import command_line, console
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.redact import redact
 from pipeline.store import objects
 from pipeline.store.lease import Lease
@@ -80,7 +80,7 @@ def lead(cfg: TrainConfig, work: Work, broadcast: Callable[[int], int] = int) ->
             log.info("every setting: %s", config_url)
             work(cfg)
             objects.put(cfg.output_url / "_SUCCESS", b"")
-    card = checkpoint.load_card(cfg.output)
+    card = load_card(cfg.output)
     scored = sum(name.startswith("iou/") for name in card.training)
     summary = {"output": str(cfg.output_url), "step": card.training["step"], "miou": card.training["miou"]}
     summary |= {"classes": len(card.classes), "classes_scored": scored}

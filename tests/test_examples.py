@@ -12,7 +12,7 @@ import pytest
 from pipeline import segment
 from pipeline.config import SegmentConfig
 from pipeline.datasets.farmland import generate_scene
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.records import Item, items_to_table
 from pipeline.run import parts
 from pipeline.run.ledger import Ledger
@@ -45,7 +45,7 @@ def item(key: str, pixels_hwc: np.ndarray) -> Item:
 def write_run(output: Path) -> None:
     """A part of a run, as `atrous demo` leaves it: three images and a failure."""
     cfg = SegmentConfig(source="x", output=str(output), checkpoint="farmland")
-    classes = checkpoint.load_card("farmland").classes
+    classes = load_card("farmland").classes
     job = Job(cfg, classes, Url("run"), "m" * 12, "c" * 12, preview_share=0.0)
     items = [item(f"{seed}.png", generate_scene(seed, height=96, width=96).image_hwc) for seed in range(3)]
     items.append(Item(key="broken.png", shard="s", etag="e", data=b"no image"))

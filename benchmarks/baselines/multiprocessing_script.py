@@ -18,6 +18,7 @@ from pipeline.image import encode
 from pipeline.image.decode import decode_image
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.records import Item, Row, Scored, rows_to_table
 from pipeline.refine.refiner import Refiner
 from pipeline.refine.unary import active_classes
@@ -70,7 +71,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True)
     args = parser.parse_args()
     cfg = SegmentConfig(source=args.source, output=args.output, checkpoint=args.checkpoint)
-    classes = checkpoint.load_card(args.checkpoint).classes
+    classes = load_card(args.checkpoint).classes
     paths = sorted(Path(args.source).rglob("*.jpg"))
     batches = [paths[first : first + IMAGES_AT_ONCE] for first in range(0, len(paths), IMAGES_AT_ONCE)]
     pending: list[Row] = []

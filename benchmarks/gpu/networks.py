@@ -20,8 +20,9 @@ from pipeline.config import InferConfig, TileConfig
 from pipeline.infer.segmenter import Segmenter
 from pipeline.infer.tile import cut_tile, plan_tiles
 from pipeline.models import checkpoint, zoo
+from pipeline.models.card import Card, shipped_checkpoints
 from pipeline.models.catalogue import count_macs, find_variant
-from pipeline.models.checkpoint import Card, Checkpoint, load_checkpoint
+from pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from pipeline.models.normalisation import IMAGENET
 from pipeline.records import Image
 
@@ -83,7 +84,7 @@ def default_batch(setting: GpuSetting) -> int:
 @lru_cache(maxsize=1)
 def model_of(case: NetworkCase) -> Checkpoint:
     """Shipped checkpoint, or the variant for the 21 classes of VOC with random weights of a fixed seed."""
-    if case.name in checkpoint.shipped_checkpoints():
+    if case.name in shipped_checkpoints():
         return load_checkpoint(case.name)
     variant = find_variant(case.name)
     stride = case.output_stride or zoo.NETWORKS[variant.network][0].output_strides[0]

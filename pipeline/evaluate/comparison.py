@@ -28,8 +28,9 @@ from pipeline.config import InferConfig, TileConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import catalogue, checkpoint, zoo
+from pipeline.models.card import Card, load_card
 from pipeline.models.catalogue import Variant
-from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.normalisation import IMAGENET
 from pipeline.process_memory import peak_bytes
 from pipeline.records import Image
@@ -163,7 +164,7 @@ def compared_checkpoint(name: str, ref: str) -> ComparedNetwork:
     Raises:
         ConfigError: there is no checkpoint at `ref`, or its network is not the variant's.
     """
-    card = checkpoint.load_card(ref)
+    card = load_card(ref)
     same = [variant for variant in catalogue.VARIANTS if variant.network == card.architecture]
     named = [variant for variant in catalogue.VARIANTS if variant.name == name]
     if named and named[0] not in same:

@@ -13,8 +13,7 @@ from pipeline.evaluate import gate, scoring
 from pipeline.evaluate.history import LAST_GOOD
 from pipeline.evaluate.setting import gates_of
 from pipeline.image.labels import label_coding
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card, load_card
 from pipeline.source.plan import Plan, plan_source
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -101,7 +100,7 @@ def card_of_settings(cfg: EvaluateConfig) -> Card | None:
         raise ConfigError("--masks are masks of images; for rasters give --checkpoint")
     if cfg.judge.labels_as != "ids" or cfg.judge.label_ids:
         raise ConfigError("labels of rasters hold class ids; --judge.labels-as and --judge.label-ids are for images")
-    cards = {named.checkpoint: checkpoint.load_card(named.checkpoint) for named in cfg.named().values()}
+    cards = {named.checkpoint: load_card(named.checkpoint) for named in cfg.named().values()}
     first = next(iter(cards.values()))
     for name, card in cards.items():
         if (card.channels, card.scale, card.classes) != (first.channels, first.scale, first.classes):

@@ -19,7 +19,8 @@ import torch
 from pipeline.importing.layouts.table import WEIGHTS_LAYOUTS
 from pipeline.importing.pretrained import PRETRAINED
 from pipeline.infer.segmenter import resolve_precision
-from pipeline.models import catalogue, checkpoint
+from pipeline.models import catalogue
+from pipeline.models.card import load_card, shipped_checkpoints
 from pipeline.models.catalogue import Variant
 from pipeline.models.network import Network
 
@@ -97,8 +98,8 @@ def listing_text(variants: Sequence[ListedVariant]) -> str:
 def pretrained_text() -> str:
     """Weights to start from: what `--network.initial` takes by name, then files by others that can be imported."""
     rows = [("--network.initial", "network", "from", "trained on", "licence")]
-    for name in checkpoint.shipped_checkpoints():
-        card = checkpoint.load_card(name)
+    for name in shipped_checkpoints():
+        card = load_card(name)
         trained_on = f"{card.classes.name}, {len(card.classes)} classes"
         rows.append((name, card.architecture, "shipped", trained_on, card.license))
     for name, backbone in PRETRAINED.items():

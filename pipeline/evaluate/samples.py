@@ -19,6 +19,7 @@ from pipeline.image.decode import decode_image
 from pipeline.image.encode import read_mask_png
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import checkpoint, zoo
+from pipeline.models.card import load_card
 from pipeline.records import Float32, Image, Item, Sample
 from pipeline.run.masks import PartMasks
 from pipeline.run.pixels import decode_item, without_halo
@@ -72,7 +73,7 @@ def _edge_maps(cfg: EvaluateConfig) -> Callable[[Item], Float32 | None] | None:
     if not cfg.checkpoint:
         return None
     try:
-        card = checkpoint.load_card(cfg.checkpoint)
+        card = load_card(cfg.checkpoint)
         if not zoo.predicts_edges(card.architecture):
             return None
         segmenter = Segmenter(checkpoint.load_checkpoint(cfg.checkpoint), cfg.infer, cfg.tile)

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.evaluate.listing import aligned, single_image_rate
 from pipeline.models import catalogue, checkpoint
-from pipeline.models.checkpoint import SHIPPED, WEIGHTS_FILE, Card
+from pipeline.models.card import SHIPPED, WEIGHTS_FILE, Card, shipped_checkpoints
 
 HELD_OUT, ELSEWHERE = "held_out", "elsewhere"
 """Keys of a card's training record: mean IoU of trainings without a group of images, and as others measured it."""
@@ -45,7 +45,7 @@ class ShippedCheckpoint:
 
 def list_shipped(*, size_px: int, measure: bool) -> list[ShippedCheckpoint]:
     """Read the card of each shipped checkpoint; with `measure`, time it on one thread at `size_px` squared."""
-    return [_listed(name, size_px if measure else None) for name in checkpoint.shipped_checkpoints()]
+    return [_listed(name, size_px if measure else None) for name in shipped_checkpoints()]
 
 
 def _listed(name: str, timed_px: int | None) -> ShippedCheckpoint:

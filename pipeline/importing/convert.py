@@ -22,7 +22,7 @@ from pipeline.importing.layouts.shapes import ShapeOptions, filters
 from pipeline.importing.layouts.table import LAYOUT_BY_NAME, REFUSED, WEIGHTS_LAYOUTS
 from pipeline.importing.reader import WeightsFile
 from pipeline.models import checkpoint, zoo
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card
 from pipeline.models.layers import widen
 from pipeline.models.network import Network
 

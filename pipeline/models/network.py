@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.models.card import BUILDERS_OWN
+
 ScoreLayer = nn.Conv2d | nn.ConvTranspose2d
 """Layer that gives scores."""
 
@@ -20,10 +22,6 @@ class Options(BaseModel):
     """Options of a network, stored as plain data in a checkpoint's card."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-BUILDERS_OWN = {"name", "num_classes", "in_channels", "output_stride"}
-"""Arguments of `zoo.build_network` that are no options: a card has fields of their own for them."""
 
 
 class AroundOptions(Options):

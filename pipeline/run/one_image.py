@@ -12,7 +12,8 @@ import numpy as np
 
 from pipeline.config import InferConfig, RefineConfig, TileConfig
 from pipeline.infer.segmenter import Segmenter
-from pipeline.models.checkpoint import Card, load_checkpoint
+from pipeline.models.card import Card
+from pipeline.models.checkpoint import load_checkpoint
 from pipeline.records import Bool, Float32, Image, Item, Scored, UInt8
 from pipeline.refine.engine import guide_bands, resolve_engine
 from pipeline.refine.refiner import Refiner

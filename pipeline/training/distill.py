@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card
 from pipeline.models.network import Network
 from pipeline.training import losses
 from pipeline.training.config import TrainConfig

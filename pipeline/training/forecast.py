@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import NothingThere
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.run.progress import short_duration
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -69,7 +69,7 @@ def forecast_run(cfg: TrainConfig, trial: Url) -> Forecast:
     """
     step = state.saved_steps(trial)[-1]
     run_state, tensors = state.load_state(trial, step)
-    images = int(str(checkpoint.load_card(trial.raw).training["validation_images"]))
+    images = int(str(load_card(trial.raw).training["validation_images"]))
     per_image = float(np.mean(_values(run_state, "validation/seconds")))
     phases = cfg.phases()
     speeds = _values(run_state, "speed/images_per_s")[TRIAL_STEPS - 1 :: TRIAL_STEPS]

@@ -18,7 +18,8 @@ from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.infer.segmenter import PRECISIONS
 from pipeline.models import zoo
-from pipeline.models.network import BUILDERS_OWN, Network
+from pipeline.models.card import BUILDERS_OWN
+from pipeline.models.network import Network
 from pipeline.records import Int64
 from pipeline.training import batch_norm, ema, losses, optimiser, state, weak
 from pipeline.training.config import TrainConfig

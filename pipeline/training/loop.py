@@ -21,7 +21,8 @@ from torch import Tensor
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.card import Card
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.process_memory import peak_bytes
 from pipeline.score.coverage import mean_over
 from pipeline.score.metrics import Scores

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.importing import pretrained
 from pipeline.importing.pretrained import PRETRAINED
 from pipeline.models import checkpoint, zoo
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card, load_card
 from pipeline.models.network import Network
 from pipeline.training import state
 from pipeline.training.config import NetworkConfig, TrainConfig
@@ -62,7 +62,7 @@ def with_initial_settings(cfg: TrainConfig) -> TrainConfig:
     if name is None:
         return cfg
     is_backbone = name in PRETRAINED
-    card = pretrained.load_backbone(name).card if is_backbone else checkpoint.load_card(name)
+    card = pretrained.load_backbone(name).card if is_backbone else load_card(name)
     update = network.model_dump()
     if is_backbone and "backbone" in zoo.option_names(network.name):
         update["options"] = {"backbone": card.options["backbone"]} | network.options

@@ -22,7 +22,8 @@ from pipeline.image import channels as bands
 from pipeline.image import labels
 from pipeline.image.encode import brightness
 from pipeline.infer.segmenter import Prediction, Segmenter
-from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.card import Card
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.prefetch import ahead
 from pipeline.records import Float32, Float64, Image, Int64, Item, Sample, Scored, UInt8
 from pipeline.refine.refiner import Refiner

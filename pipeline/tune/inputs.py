@@ -10,7 +10,7 @@ from pipeline.config import ReadConfig, RuntimeConfig, SegmentConfig
 from pipeline.errors import ConfigError
 from pipeline.image import labels
 from pipeline.image.channels import RGB
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card
 from pipeline.source.plan import Plan
 from pipeline.store import objects
 from pipeline.store.url import Url

@@ -5,21 +5,20 @@ by keys that the run itself wrote. An object that changed since is refused, as i
 the user named another place, versions cannot be compared.
 """
 
-import json
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import yaml
 
 from pipeline.classes import ClassMap
-from pipeline.config import BandScale, EvaluateConfig
+from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.models.card import load_card
 from pipeline.records import Image, Item, UInt8
 from pipeline.run import folder, pixels
 from pipeline.source.plan import PLAN_SCHEMA, read_item
@@ -31,8 +30,6 @@ from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).parents[1] / "models/weights"
-"""Checkpoints of the package. `models.checkpoint` knows them too, but imports torch, which takes longer than a page."""
 _COPY = re.compile(r"(.*)~([0-9]+)", re.DOTALL)
 """Key of a copy, see `shard.Member.copy`; no listed path ends so."""
 _SETTINGS = ("source", "checkpoint", "limit", "read", "decode", "raster", "tile", "infer", "judge")
@@ -116,16 +113,12 @@ class Originals:
         """Bands that the run's checkpoint takes; RGB for existing masks."""
         if not self.cfg.checkpoint:
             return RGB
-        shipped = SHIPPED / self.cfg.checkpoint / "card.json"
-        url = Url(str(shipped)) if shipped.exists() else Url(self.cfg.checkpoint) / "card.json"
         try:
-            card = json.loads(objects.read_bytes(url, max_bytes=2**20))
-            return NetworkBands(
-                tuple(card["channels"]), BandScale.model_validate(card["scale"]) if card.get("scale") else None
-            )
-        except (FileNotFoundError, StorageError, LookupError, ValueError, TypeError) as error:
-            log.warning("%s cannot be read, so images are taken as red, green and blue: %s", url, error)
+            card = load_card(self.cfg.checkpoint)
+        except (ConfigError, StorageError) as error:
+            log.warning("images are taken as red, green and blue: %s", error)
             return RGB
+        return NetworkBands(card.channels, card.scale)
 
     def _shard(self, key: str, shard_id: str, etag: str) -> Shard:
         """Shard of a row, by the stored plan; for a file of a folder a slice of this file alone."""

@@ -11,9 +11,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from benchmarks import codecs
 from benchmarks.densecrf import pictures
 from pipeline.image import decode, encode
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 
-CLASSES = checkpoint.load_card("farmland").classes
+CLASSES = load_card("farmland").classes
 (PIXELS,) = pictures(None, 1, 48, 64)
 
 

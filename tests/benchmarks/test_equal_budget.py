@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import equal_budget
 from pipeline.datasets import farmland
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.models.catalogue import find_variant
 from pipeline.store.url import Url
 
@@ -37,7 +37,7 @@ def test_networks_have_steps_for_their_budget_and_a_second_call_trains_nothing(
     said = capsys.readouterr().out
     assert "| enet | 2 | 0.5 |" in said
     assert "| espnet | 4 | 1.0 |" in said
-    assert checkpoint.load_card(str(tmp_path / "runs/enet")).training["step"] == 2
+    assert load_card(str(tmp_path / "runs/enet")).training["step"] == 2
     monkeypatch.setattr(equal_budget, "step_seconds", lambda variant, num_classes: pytest.fail("timed again"))
     assert equal_budget.main([*flags, "--only", "enet", "espnet"]) == 0
     assert capsys.readouterr().out == said

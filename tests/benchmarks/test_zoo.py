@@ -6,7 +6,7 @@ from PIL import Image as PILImage
 from benchmarks import zoo
 from pipeline.datasets.farmland.scene import generate_scene
 from pipeline.datasets.generated import SEEDS
-from pipeline.models import checkpoint
+from pipeline.models.card import shipped_checkpoints
 
 
 def test_bands_are_taken_by_their_names() -> None:
@@ -19,5 +19,5 @@ def test_each_checkpoint_has_a_picture_and_the_scene_was_not_trained_on(tmp_path
     assert not any(zoo.UNSEEN_SEED in seeds for seeds in SEEDS.values())
     assert zoo.main(["--output", str(tmp_path)]) == 0
     sizes = {path.stem: PILImage.open(path).size for path in tmp_path.iterdir()}
-    assert sorted(sizes) == checkpoint.shipped_checkpoints()
+    assert sorted(sizes) == shipped_checkpoints()
     assert sizes["farmland"][0] > 2 * sizes["camvid"][0]  # a scene, its mask and the truth beside the bars

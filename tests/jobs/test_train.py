@@ -18,7 +18,7 @@ from PIL import Image
 
 from jobs import train, training_run
 from pipeline.errors import ConfigError, LabelError
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.training import run, state
@@ -241,7 +241,7 @@ def test_a_few_images_can_be_learned_by_heart(data, tmp_path, capsys):
     runtime = {"checkpoint_every": 40, "log_every": 40}
     said = here(config(data, tmp_path, overfit=2, network=UNET, runtime=runtime, **steep), capsys)
     assert said["miou"] > 0.9
-    assert checkpoint.load_card(said["output"]).training["training_images"] == 2
+    assert load_card(said["output"]).training["training_images"] == 2
 
 
 @pytest.mark.s3

@@ -13,7 +13,7 @@ from rasterio.transform import from_origin
 from jobs import train
 from pipeline.classes import load_class_map
 from pipeline.datasets.farmland.scene import generate_scene
-from pipeline.models.checkpoint import load_card
+from pipeline.models.card import load_card
 from tests.support.drivers import QUICK, forked
 from tests.support.forked import ForkServer
 from tests.support.polygons import geojson

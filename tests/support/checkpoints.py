@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config import BandScale
 from pipeline.models import checkpoint, zoo
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card, load_card
 from pipeline.store.url import Url
 
 OPTIONS = {"width_multiplier": 1 / 16, "padding": "same"}
@@ -15,7 +15,7 @@ OPTIONS = {"width_multiplier": 1 / 16, "padding": "same"}
 def small_edges(folder: Path) -> Path:
     """Write a DeepLab-DT with the classes of farmland and edges that are not all 0."""
     torch.manual_seed(1)
-    classes = checkpoint.load_card("farmland").classes
+    classes = load_card("farmland").classes
     options = {"network": "deeplab_v1", "width_multiplier": 1 / 32}
     network = zoo.build_network("deeplab_dt", len(classes), **options)
     network.edge.weight.data.normal_().abs_()
@@ -36,7 +36,7 @@ def small_edges(folder: Path) -> Path:
 def small_checkpoint(folder: Path, channels: tuple[str, ...], scale: BandScale | None = None) -> Path:
     """Write a U-Net with the classes of farmland; the same weights for the same number of channels."""
     torch.manual_seed(1)
-    classes = checkpoint.load_card("farmland").classes
+    classes = load_card("farmland").classes
     state = zoo.build_network("unet", len(classes), in_channels=len(channels), **OPTIONS).state_dict()
     card = Card(
         architecture="unet",

@@ -11,7 +11,7 @@ from pipeline.classes import ClassMap
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate import inputs
 from pipeline.models import checkpoint, zoo
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card
 from pipeline.run import manifest, parts
 from pipeline.run.footers import Footers
 from pipeline.run.ledger import Ledger

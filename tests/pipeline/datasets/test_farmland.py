@@ -17,6 +17,7 @@ from pipeline.datasets.farmland import camera
 from pipeline.datasets.farmland import scene as scene_module
 from pipeline.datasets.farmland.geometry import cut_polygon, perpendicular, polygon_area, rectangle
 from pipeline.models import checkpoint
+from pipeline.models.card import SHIPPED, WEIGHTS_FILE, load_card
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -241,8 +242,8 @@ def test_a_decoder_step_at_stride_2_finds_more_of_the_trees_and_roads(unseen) ->
     ],
 )
 def test_the_shipped_cards_tell_how_they_were_trained(name: str, miou: float, channels: tuple[str, ...]) -> None:
-    card = checkpoint.load_card(name)
+    card = load_card(name)
     assert (card.classes, card.channels) == (CLASSES, channels)
     assert card.training["miou"] >= miou
     assert card.training["validation_images"] >= 200
-    assert (checkpoint.SHIPPED / name / checkpoint.WEIGHTS_FILE).stat().st_size < 7e6
+    assert (SHIPPED / name / WEIGHTS_FILE).stat().st_size < 7e6

@@ -8,7 +8,7 @@ import pytest
 from jobs import models
 from pipeline.evaluate import shipped
 from pipeline.evaluate.shipped import ShippedCheckpoint
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card, shipped_checkpoints
 from tests import ROOT
 
 MOST_BYTES = 15_000_000
@@ -21,9 +21,9 @@ def listed() -> list[ShippedCheckpoint]:
 
 
 def test_each_shipped_checkpoint_is_listed_with_the_scores_of_its_card(listed: list[ShippedCheckpoint]) -> None:
-    assert [one.name for one in listed] == checkpoint.shipped_checkpoints()
+    assert [one.name for one in listed] == shipped_checkpoints()
     for one in listed:
-        card = checkpoint.load_card(one.name)
+        card = load_card(one.name)
         assert list(one.iou) == list(card.classes.names)
         assert one.miou == pytest.approx(sum(one.iou.values()) / len(one.iou), abs=2e-6)
         assert one.license == card.license
@@ -38,7 +38,7 @@ def test_a_held_out_mean_is_that_of_its_groups(listed: list[ShippedCheckpoint]) 
 
 def test_weights_to_begin_with_are_named_with_their_licence(listed: list[ShippedCheckpoint]) -> None:
     for one in listed:
-        record = checkpoint.load_card(one.name).training
+        record = load_card(one.name).training
         assert bool(one.initial) == ("initial_source" in record)
         assert str(record.get("initial_license", "")) in one.initial
 
@@ -54,7 +54,7 @@ def test_the_page_of_the_model_zoo_has_the_table_and_the_picture_of_each(listed:
 def test_the_command_lists_and_times_them_also_those_of_four_bands(capsys: pytest.CaptureFixture[str]) -> None:
     assert models.main(["--shipped", "--size", "33", "--format", "json"]) == 0
     lines = json.loads(capsys.readouterr().out)
-    assert [line["name"] for line in lines] == checkpoint.shipped_checkpoints()
+    assert [line["name"] for line in lines] == shipped_checkpoints()
     assert all(line["images_per_s"] > 0 for line in lines)
     assert models.main(["--shipped", "--no-speed"]) == 0
     assert "measured by others: test 0.776" in capsys.readouterr().out

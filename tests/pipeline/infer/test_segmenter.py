@@ -18,7 +18,8 @@ from pipeline.config import InferConfig, TileConfig
 from pipeline.infer.segmenter import DEFAULT_BATCH, Segmenter, footprint, resolve_precision
 from pipeline.infer.tile import plan_tiles
 from pipeline.models import zoo
-from pipeline.models.checkpoint import Card, Checkpoint, blank
+from pipeline.models.card import Card
+from pipeline.models.checkpoint import Checkpoint, blank
 from pipeline.records import Image
 from tests.support.examples import examples
 

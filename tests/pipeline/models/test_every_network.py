@@ -10,8 +10,8 @@ from pipeline import classes
 from pipeline.datasets import farmland
 from pipeline.image import encode
 from pipeline.models import checkpoint, zoo
+from pipeline.models.card import Card
 from pipeline.models.catalogue import VARIANTS
-from pipeline.models.checkpoint import Card
 from pipeline.store.url import Url
 from tests.support import judged_runs
 from tests.support.drivers import rows_of, segment

@@ -15,7 +15,7 @@ from pipeline.config import InferConfig, RefineConfig, SegmentConfig, TileConfig
 from pipeline.datasets.farmland import generate_scene
 from pipeline.errors import ConfigError, InputError
 from pipeline.image import encode
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.records import Item, items_to_table, rows_from_table
 from pipeline.run.ledger import Ledger
 from pipeline.run.stages import InferStage, Job, RefineStage
@@ -31,7 +31,7 @@ TILE = TileConfig(tile_px=128, overlap_px=32)
 def row_of_the_main_job(pixels_hwc: np.ndarray, refine: RefineConfig, **settings):
     """The row that the stages of a run give an image."""
     cfg = SegmentConfig(source="x", output="y", checkpoint="farmland", refine=refine, **settings)
-    job = Job(cfg, checkpoint.load_card("farmland").classes, Url("run"), "m" * 12, "c" * 12, preview_share=1.0)
+    job = Job(cfg, load_card("farmland").classes, Url("run"), "m" * 12, "c" * 12, preview_share=1.0)
     out = io.BytesIO()
     PIL.Image.fromarray(pixels_hwc).save(out, "PNG")
     item = Item(key="key", shard="s", etag="e", data=out.getvalue())

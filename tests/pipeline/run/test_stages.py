@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import SegmentConfig
 from pipeline.image import encode
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.records import Failure, Image, Item, items_from_table, items_to_table, rows_from_table, scored_from_table
 from pipeline.run import stages
 from pipeline.run.ledger import Ledger
@@ -25,7 +25,7 @@ from pipeline.store.url import Url
 
 def job(**settings) -> Job:
     cfg = SegmentConfig(source="x", output="y", checkpoint="farmland", infer={"precision": "fp32"}, **settings)
-    classes = checkpoint.load_card("farmland").classes
+    classes = load_card("farmland").classes
     return Job(cfg, classes, Url("run"), "m" * 12, "c" * 12, preview_share=0.0)
 
 

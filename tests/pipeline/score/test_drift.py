@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card
 from pipeline.score import drift
 from pipeline.score.drift import QUANTITIES, measure_drift, reference_of, stability_index
 from tests.support.evaluations import CLASSES, NAMES, evaluation

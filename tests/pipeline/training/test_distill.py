@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline import classes as class_maps
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint, zoo
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card, load_card
 from pipeline.store.url import Url
 from pipeline.training import state
 from pipeline.training.config import TrainConfig
@@ -264,11 +264,11 @@ def test_a_run_with_a_teacher_ends_the_same_after_a_stop_at_any_step_and_its_car
         train(settings(data, cut, folder, schedule={"steps": 2}, then=then))
         first, second = outcome(cut), outcome(Path(whole.output))
         assert [name for name in second if not torch.equal(first[name], second[name])] == []
-    card = checkpoint.load_card(whole.output)
+    card = load_card(whole.output)
     assert card.training["teacher_sha256"] == checkpoint.load_checkpoint(folder).sha256
     alone = training_runs.config(data, tmp_path / "alone", schedule={"steps": 1})
     train(alone)
-    assert "teacher_sha256" not in checkpoint.load_card(alone.output).training
+    assert "teacher_sha256" not in load_card(alone.output).training
     assert outcome(Path(whole.output)).keys() == outcome(Path(alone.output)).keys(), "no state has the teacher"
 
 
@@ -296,7 +296,7 @@ def test_a_student_learns_from_a_teacher_alone(data: Path, tmp_path: Path) -> No
     student = long(tmp_path / "student", smaller, 120, loss=nothing, distill={"teacher": teacher.output})
     train(student)
     losses = curve(tmp_path / "student")
-    miou = {name: checkpoint.load_card(str(tmp_path / name)).training["miou"] for name in ("teacher", "student")}
+    miou = {name: load_card(str(tmp_path / name)).training["miou"] for name in ("teacher", "student")}
     print(f"divergence from {losses[0]:.3f} to {losses[-1]:.3f}; mean IoU {miou}")
     assert losses[-1] < 0.4 * losses[0]
     assert miou["teacher"] > 0.9

@@ -8,7 +8,7 @@ from pipeline import classes
 from pipeline.classes import ClassMap
 from pipeline.errors import ConfigError
 from pipeline.models import checkpoint, zoo
-from pipeline.models.checkpoint import Card
+from pipeline.models.card import Card, load_card
 from pipeline.models.network import Network
 from pipeline.store.url import Url
 from pipeline.training import start as initial
@@ -54,7 +54,7 @@ def test_scores_are_taken_over_by_the_names_of_classes_and_everything_else_whole
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     cfg = NetworkConfig(initial=saved(tmp_path, start, VGG, theirs), initial_classes={"table": "dining table"}, **VGG)
     initial.load_initial_weights(network, cfg, ours)
-    heads = initial.class_tensors(checkpoint.load_card(str(tmp_path)))
+    heads = initial.class_tensors(load_card(str(tmp_path)))
     after, begun = network.state_dict(), start.state_dict()
     last = network.last_layers()[0]
     assert {name for name, one in network.named_parameters() if one is last.weight or one is last.bias} == heads

@@ -10,7 +10,8 @@ from pipeline.config import DecodeConfig
 from pipeline.image import labels
 from pipeline.image.decode import decode_image
 from pipeline.models import zoo
-from pipeline.models.checkpoint import Card, Checkpoint
+from pipeline.models.card import Card
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.score import drift, metrics
 from pipeline.training import run
 from pipeline.training.ranks import Group
