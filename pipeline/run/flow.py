@@ -168,8 +168,7 @@ class ShardSource(Datasource):
 
     def _task(self, pending: Sequence[PendingShard]) -> ReadTask:
         size = sum(pending_shard.shard.size for pending_shard in pending)
-        metadata = BlockMetadata(num_rows=None, size_bytes=size, exec_stats=None, input_files=None)
-        return ReadTask(partial(read_shards, self.job, pending, self.ledger), metadata)
+        return _read_task(partial(read_shards, self.job, pending, self.ledger), size)
 
 
 class PartSink(Datasink[None]):
@@ -280,16 +279,22 @@ class TaskSource(Datasource, Generic[T]):
     ) -> list[ReadTask]:
         """One task per unit, or per group of units when there are very many."""
         count = min(len(self.units), MAX_READ_TASKS)
-        metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [
-            ReadTask(partial(_work_on_units, self.work, self.units[index::count]), metadata) for index in range(count)
-        ]
+        return [_read_task(partial(_work_on_units, self.work, self.units[index::count])) for index in range(count)]
 
 
 def _work_on_units(work: Callable[[T], object], units: Sequence[T]) -> Iterator[pa.Table]:
     for unit in units:
         work(unit)
         yield pa.table({"done": [1]})
+
+
+def _read_task(read: Callable[[], Iterable[pa.Table]], size_bytes: int | None = None) -> ReadTask:
+    """Read task of a function, of any kind: Ray asks the function of a task of 1 MiB or more for its `__name__`."""
+
+    def read_blocks() -> Iterable[pa.Table]:
+        return read()
+
+    return ReadTask(read_blocks, BlockMetadata(num_rows=None, size_bytes=size_bytes, exec_stats=None, input_files=None))
 
 
 def run_tasks(name: str, units: Sequence[T], work: Callable[[T], object], *, deaths: int) -> None:
@@ -333,6 +338,8 @@ def _ray_data_settings(block_mib: float) -> Generator[None]:
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         # Few images leave some actors without work, which is no mistake of the user's.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+        # Units hold what they are made of, such as the shapes that people drew on a hundred images.
+        warnings.filterwarnings("ignore", "The serialized size of your read function")
         yield
 
 

@@ -11,6 +11,7 @@ from pipeline.run import flow
 from pipeline.run.flow import MAX_READ_TASKS, TaskSource
 from tests import ROOT
 from tests.support import ray_servers
+from tests.support.ray_servers import Cluster
 
 
 @pytest.mark.parametrize("count", [1, 7, MAX_READ_TASKS, 2 * MAX_READ_TASKS + 1])
@@ -28,6 +29,26 @@ def test_the_settings_of_ray_data_are_ours_only_while_they_are_used() -> None:
     with flow._ray_data_settings(block_mib=1.5):
         assert flow.DataContext.get_current().target_max_block_size == 1.5 * 2**20
     assert flow.DataContext.get_current().target_max_block_size == before
+
+
+LARGE_UNITS = """
+import sys
+from pathlib import Path
+from infra import session
+from pipeline.run import flow
+with session.connect():
+    flow.run_tasks("write", [(sys.argv[1], "x" * 2**21)], lambda unit: Path(unit[0]).write_text(unit[1]), deaths=1)
+"""
+
+
+@pytest.mark.ray
+def test_a_unit_may_be_large_as_the_shapes_of_many_annotated_images_are(ray_cluster: Cluster, tmp_path: Path) -> None:
+    environment = {**os.environ, **ray_cluster.environment, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", LARGE_UNITS, str(tmp_path / "written")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "written").stat().st_size == 2**21
+    assert "serialized size" not in done.stderr
 
 
 TAKE_FROM_A_NODE = """
