@@ -94,21 +94,22 @@ class Ranges:
         first, last = at // _HEADER_BLOCK, (end - 1) // _HEADER_BLOCK
         if last - first >= _MOST_BLOCKS // 2:
             return objects.read_range(self.url, at, end, etag=self.etag)
-        missing = [number for number in range(first, last + 1) if number not in self._blocks]
-        if missing:
-            self._fetch(missing[0], missing[-1])
-        data = b"".join(self._blocks[number] for number in range(first, last + 1))
+        blocks = {number: self._blocks.get(number) for number in range(first, last + 1)}  # other threads may clear it
+        if missing := [number for number, block in blocks.items() if block is None]:
+            blocks |= self._fetch(missing[0], missing[-1])
+        data = b"".join(block for block in blocks.values() if block is not None)
         start = at - first * _HEADER_BLOCK
         return data[start : start + end - at]
 
-    def _fetch(self, first: int, last: int) -> None:
+    def _fetch(self, first: int, last: int) -> dict[int, bytes]:
         start, end = first * _HEADER_BLOCK, min((last + 1) * _HEADER_BLOCK, self.size)
         data = objects.read_range(self.url, start, end, etag=self.etag)
         if len(self._blocks) > _MOST_BLOCKS:
             self._blocks.clear()
-        for number in range(first, last + 1):
-            at = number * _HEADER_BLOCK - start
-            self._blocks[number] = data[at : at + _HEADER_BLOCK]
+        starts = {number: number * _HEADER_BLOCK - start for number in range(first, last + 1)}
+        fetched = {number: data[at : at + _HEADER_BLOCK] for number, at in starts.items()}
+        self._blocks |= fetched
+        return fetched
 
 
 # Planning -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Planning of rasters: what each kind of file becomes, and that windows cover a raster exactly once."""
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.source.plan import plan_source, read_items
 from pipeline.source.raster import NetworkBands, unpack
 from pipeline.source.raster_survey import survey_rasters
 from pipeline.store import objects
+from pipeline.store.url import Url
 from tests.support.examples import examples
 from tests.support.rasters import RGBN, config, failure_of, plan_and_read, values, write_raster
 
@@ -477,3 +479,17 @@ def test_items_of_a_raster_have_keys_of_their_first_pixel(tmp_path) -> None:
     write_raster(tmp_path / "d/a.tif", values(600, 600, 4), names=RGBN)
     _, pairs = plan_and_read(config(tmp_path), FOUR)
     assert [item.key for _, item in pairs] == ["d/a.tif#0,0", "d/a.tif#0,512", "d/a.tif#512,0", "d/a.tif#512,512"]
+
+
+def test_threads_that_share_a_reader_of_ranges_all_get_the_bytes_of_the_file(tmp_path, monkeypatch):
+    """Also while its blocks are forgotten: a header of more blocks than are kept is read by several threads."""
+    monkeypatch.setattr(raster, "_HEADER_BLOCK", 16)
+    monkeypatch.setattr(raster, "_MOST_BLOCKS", 8)
+    data = np.random.default_rng(0).bytes(2000)
+    (tmp_path / "a").write_bytes(data)
+    url = Url(str(tmp_path / "a"))
+    info = objects.info(url)
+    ranges = raster.Ranges(url, info.etag, info.size)
+    spans = np.random.default_rng(1).integers(0, [2100, 60], (400, 2)).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda span: ranges(*span), spans)) == [data[at : at + size] for at, size in spans]
