@@ -7,7 +7,7 @@ bytes can announce a tile of 3.4 GiB.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -148,6 +148,46 @@ def page_blocks(header: Header, fields: Mapping[int, Field]) -> Blocks:
     return _blocks(header.directories, fields, header.bytes_per_pixel)
 
 
+def overview_headers(header: Header) -> list[Header]:
+    """Header of each overview whose samples are those of the first page, with its own mask page; the largest first.
+
+    Raises:
+        InputError: as `read_header`.
+    """
+    pages = list(header.directories)
+    found = []
+    for fields in header.overviews:
+        if not _has_samples_of(header, fields):
+            continue
+        blocks = page_blocks(header, fields)
+        mask, mask_fields = _mask_of_overview(header, pages, blocks)
+        found.append(replace(header, fields=fields, blocks=blocks, mask=mask, mask_fields=mask_fields, overviews=()))
+    return sorted(found, key=lambda one: -one.blocks.height * one.blocks.width)
+
+
+def _has_samples_of(header: Header, fields: Mapping[int, Field]) -> bool:
+    """True for a page that is decoded like the first one: as many samples of the same type and meaning."""
+    tags = (tiff.SAMPLES, tiff.BITS, tiff.SAMPLE_FORMAT, tiff.PHOTOMETRIC, tiff.COMPRESSION)
+    both = ([_numbers(header.directories, page, tag, (1,)) for tag in tags] for page in (header.fields, fields))
+    return next(both) == next(both)
+
+
+def _mask_of_overview(
+    header: Header, pages: list[dict[int, Field]], blocks: Blocks
+) -> tuple[Blocks | None, Mapping[int, Field]]:
+    """Blocks and fields of the mask page of an overview: the reduced mask of its size and blocks; None without one."""
+    for page in pages if header.mask is not None else ():
+        if _kind(header.directories, page) & (_REDUCED | _MASK) == _REDUCED | _MASK:
+            mask = _blocks(header.directories, page, 1)
+            if _grid_of(mask) == _grid_of(blocks):
+                return mask, page
+    return None, {}
+
+
+def _grid_of(blocks: Blocks) -> tuple[int, int, int, int, bool]:
+    return blocks.height, blocks.width, blocks.block_height, blocks.block_width, blocks.tiled
+
+
 def read_text(header: Header, tag: int) -> str | None:
     """Text of a field of the first page; None without it."""
     return _text(header.directories, header.fields, tag)
@@ -224,13 +264,7 @@ def _mask_page(
     for page in pages[1:]:
         if _kind(directories, page) & (_REDUCED | _MASK) == _MASK:
             mask = _blocks(directories, page, 1)
-            if (mask.height, mask.width, mask.block_height, mask.block_width, mask.tiled) != (
-                blocks.height,
-                blocks.width,
-                blocks.block_height,
-                blocks.block_width,
-                blocks.tiled,
-            ):
+            if _grid_of(mask) != _grid_of(blocks):
                 raise InputError("unsupported_format", "a mask page whose tiles differ from the image's", hint=TO_COG)
             return mask, page
     return None, {}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pipeline.errors import InputError, StorageError
-from pipeline.geotiff.header import Header, page_blocks, read_header
+from pipeline.geotiff.header import Header, overview_headers, read_header
 from pipeline.geotiff.raster import Raster
 from pipeline.records import Failure, Window
 from pipeline.source.plan import Plan
@@ -103,11 +103,8 @@ def overview_shares(shard: Shard, raster: Raster) -> tuple[float, float] | None:
 
 
 def _smallest_overview(header: Header) -> Header | None:
-    """Header whose first page is the smallest overview; None without one."""
-    sized = [(page_blocks(header, fields), fields) for fields in header.overviews]
-    if not sized:
+    """Header whose first page is the smallest overview; None without one, or where it is large."""
+    overviews = overview_headers(header)
+    if not overviews or overviews[-1].blocks.height * overviews[-1].blocks.width > MAX_OVERVIEW_PX:
         return None
-    blocks, fields = min(sized, key=lambda pair: pair[0].height * pair[0].width)
-    if blocks.height * blocks.width > MAX_OVERVIEW_PX:
-        return None
-    return replace(header, fields=fields, blocks=blocks, mask=None, mask_fields={})
+    return overviews[-1]
