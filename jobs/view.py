@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", nargs="+", metavar="URL", help=source)
     parser.add_argument("--port", type=int, default=8181, help="port of the page; 0 takes any that is free")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others than this machine's warn")
-    parser.add_argument("--cache", default=str(CACHE), metavar="FOLDER", help="folder for index and thumbnails")
-    parser.add_argument("--cache-gib", type=float, default=1.0, help="largest size of the thumbnails, GiB")
+    parser.add_argument("--cache", default=str(CACHE), metavar="FOLDER", help="folder for index, thumbnails and tiles")
+    parser.add_argument("--cache-gib", type=float, default=1.0, help="largest size of thumbnails and tiles, GiB")
     args = parser.parse_args(argv)
     return command_line.exit_status(lambda: view(args))
 

@@ -153,7 +153,7 @@ def plan_assemblies(shards: Sequence[Shard], summaries: Iterable[PartSummary]) -
     for part in summaries:
         for shard_id in part.shards:
             holders[shard_id].append(part)
-    names = _names([uri for _, uri in grouped])
+    names = mask_names([uri for _, uri in grouped])
     return [_assembly(root, uri, own, holders, names[uri]) for (root, uri), own in grouped.items()]
 
 
@@ -180,7 +180,7 @@ def _assembly(
     )
 
 
-def _names(uris: Sequence[str]) -> dict[str, str]:
+def mask_names(uris: Sequence[str]) -> dict[str, str]:
     """Path of the files of each raster: without the suffix, unless two rasters would then share one.
 
     With `a.tif`, `a.tiff` and `a.tif.tif`, the third keeps its suffix because the first has kept it.

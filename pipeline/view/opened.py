@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Event, Semaphore, Thread
 from typing import Any
 
-from pipeline.errors import ConfigError, JobError
-from pipeline.records import ROW_SCHEMA
+from pipeline.errors import ConfigError, InputError, JobError
+from pipeline.geotiff.overview import TilePlace, tile_ids, tile_size
+from pipeline.records import ROW_SCHEMA, UInt8
 from pipeline.run import folder, parts
 from pipeline.run.progress import Snapshot, read_progress
 from pipeline.store import objects
@@ -15,8 +17,10 @@ from pipeline.store.url import Url
 from pipeline.view.index import RunIndex
 from pipeline.view.originals import Originals
 from pipeline.view.pairs import check_comparable, pair_rows
-from pipeline.view.pictures import Kind, Pictures, RowPlace
+from pipeline.view.pictures import IMAGE_QUALITY, Kind, Pictures, RowPlace, jpeg
+from pipeline.view.rasters import Rasters
 from pipeline.view.thumbnails import Thumbnails
+from pipeline.view.window_masks import tile_of_windows
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +28,8 @@ REFRESH_S = 3.0
 """Seconds between two looks for new parts of a run that goes on."""
 DECODERS = 4
 """Pictures decoded at a time; the others wait, so that a screen of large photos does not fill the memory."""
+TILE_READERS = 2
+"""Tiles of sources decoded at a time: one without an overview near its level takes about 300 MB meanwhile."""
 TEXT_COLUMNS = [name for name in ROW_SCHEMA.names if ROW_SCHEMA.field(name).type != "binary" and name != "judgements"]
 """Columns of a row that are shown as text."""
 
@@ -38,8 +44,8 @@ class OpenedRun:
 
         Args:
             url: folder of the run.
-            cache: folder for index and thumbnails.
-            max_cache_bytes: limit of the thumbnails.
+            cache: folder for index, thumbnails and tiles.
+            max_cache_bytes: limit of thumbnails and tiles.
             source: where the run's sources are now; empty where they were.
             labels: place of labels; None as the run had it.
 
@@ -59,7 +65,7 @@ class OpenedRun:
         self.problem: str | None = None
         """Why the index cannot be filled further; None while it can."""
         self._thumbnails = Thumbnails(cache / "thumbnails", max_bytes=max_cache_bytes)
-        self._decoding, self._closed = Semaphore(DECODERS), Event()
+        self._decoding, self._reading_tiles, self._closed = Semaphore(DECODERS), Semaphore(TILE_READERS), Event()
         self._filler = Thread(target=self._keep_filled, name="index", daemon=True)
 
     def start(self) -> None:
@@ -131,6 +137,47 @@ class OpenedRun:
                 return self.pictures.thumbnail(place, kind)
 
         return self._thumbnails.get(f"{self.url.place}\n{place.part}\n{place.row}\n{kind}", make)
+
+    @cached_property
+    def rasters(self) -> Rasters:
+        """Rasters of the run; none for a run over photos."""
+        return Rasters(self.url, self.originals)
+
+    def source_tile(self, number: int, place: TilePlace) -> bytes:
+        """JPEG of a tile of a raster's source, from the cache or made now; raises as `Rasters` and `SourceTiles`."""
+        tiles = self.rasters.source(number)
+
+        def make() -> bytes:
+            with self._reading_tiles:
+                return jpeg(tiles.tile(place), IMAGE_QUALITY)
+
+        return self._thumbnails.get(self._tile_name(number, "source", tiles.etag, place), make)
+
+    def mask_tile(self, number: int, place: TilePlace) -> UInt8:
+        """(h, w) class ids of a tile of a raster's mask, 255 without data; of single windows until they are joined.
+
+        Raises as `Rasters.mask` and `MaskPyramid.tile`.
+        """
+        try:
+            pyramid, etag = self.rasters.mask(number)
+        except InputError as error:
+            if error.code != "mask_missing":
+                raise
+            one = self.rasters.raster(number)
+            with self._decoding:
+                return tile_of_windows(one.shard, one.uri, self._mask_of, place)
+        height, width = tile_size(pyramid.sizes, place)
+        name = self._tile_name(number, "mask", etag, place)
+        return tile_ids(self._thumbnails.get(name, lambda: pyramid.tile(place)))[:height, :width]
+
+    def _mask_of(self, key: str) -> UInt8 | None:
+        """Mask of a row, (H, W); None where the index has no such row by now, or it has no mask."""
+        found = self.index.fetch("SELECT id FROM rows WHERE key = ?", [key])
+        return self.pictures.mask(self.place(found[0][0])) if found else None
+
+    def _tile_name(self, number: int, kind: str, etag: str, place: TilePlace) -> str:
+        uri = self.rasters.raster(number).uri
+        return f"{self.url.place}\n{uri}\n{kind}\n{etag}\n{place.level}\n{place.row}\n{place.column}"
 
     def _keep_filled(self) -> None:
         """Fill the index; of a run that goes on, look for new parts until it is finished."""

@@ -18,6 +18,7 @@ import yaml
 from pipeline.classes import ClassMap
 from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.geotiff.raster import Raster
 from pipeline.models.card import load_card
 from pipeline.records import Image, Item, UInt8
 from pipeline.run import folder, pixels
@@ -26,6 +27,7 @@ from pipeline.source.raster import RGB, NetworkBands
 from pipeline.source.shard import Member, Shard, slice_shard
 from pipeline.source.truth import raster_labels
 from pipeline.store import objects
+from pipeline.store.backend import FileInfo, check_info
 from pipeline.store.url import Url
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,28 @@ class Originals:
         shards, roots = self._plan["id"].to_pylist(), self._plan["root"].to_pylist()
         texts = {root: str(Url(root)) for root in set(roots)}
         return {shard: texts[root] for shard, root in zip(shards, roots, strict=True)}
+
+    @property
+    def is_of_rasters(self) -> bool:
+        """True where the plan has rasters, whose windows are the rows."""
+        return bool(pc.any(pc.equal(self._plan["kind"], "raster")).as_py())
+
+    def raster_shards(self) -> list[Shard]:
+        """Shards of rasters by the stored plan, under the present place of their source; versions are the plan's."""
+        stored = self._plan.filter(pc.equal(self._plan["kind"], "raster")).to_pylist()
+        return [Shard(**row | {"root": self._moved.get(row["root"], row["root"])}) for row in stored]
+
+    def present(self, url: Url, raster: Raster) -> Raster:
+        """A raster in the version to be read: the plan's, or what a source that moved holds now.
+
+        Raises:
+            InputError: it is gone, or another version than the run read.
+        """
+        now = _present(url)
+        if self._moved:
+            return replace(raster, etag=now.etag, size=now.size)
+        check_info(now, etag=raster.etag)
+        return raster
 
     def item(self, key: str, shard_id: str, etag: str) -> Item:
         """Encoded image of a row, with its label.
@@ -133,16 +157,16 @@ class Originals:
             copy = _COPY.fullmatch(key)
             member = Member(copy[1] if copy else key, 0, etag, int(copy[2]) if copy else 1)
             if place:
-                member = replace(member, etag=_present_etag(Url(place) / member.path))
+                member = replace(member, etag=_present(Url(place) / member.path).etag)
             return slice_shard(stored["root"], [member])
         shard = Shard(**stored)
-        return replace(shard, etag=_present_etag(shard.url)) if place else shard
+        return replace(shard, etag=_present(shard.url).etag) if place else shard
 
 
-def _present_etag(url: Url) -> str:
-    """Version of an object at a place that the user named: a copy has another version than the original."""
+def _present(url: Url) -> FileInfo:
+    """Object as it is now: at a place that the user named, a copy has another version than the original."""
     try:
-        return objects.info(url).etag
+        return objects.info(url)
     except (FileNotFoundError, StorageError) as error:
         raise objects.as_input_error(error) from error
 

@@ -63,7 +63,7 @@ class Pictures:
             InputError: the image cannot be read, or is another version; for a mask, `mask_missing`.
         """
         if kind == "image":
-            return _jpeg(self._small_image(place), THUMBNAIL_QUALITY)
+            return jpeg(self._small_image(place), THUMBNAIL_QUALITY)
         if (mask_hw := self.mask(place)) is None:
             self.image(place)  # of a row that failed, the reason is as a rule the image's
             raise InputError("mask_missing", "the row has no mask")
@@ -71,14 +71,14 @@ class Pictures:
         painted = paint(mask_hw, self.classes)
         if kind == "overlay":
             painted = overlay(self._small_image(place), mask_hw, self.classes)
-        return _jpeg(painted, THUMBNAIL_QUALITY)
+        return jpeg(painted, THUMBNAIL_QUALITY)
 
     def _small_image(self, place: RowPlace) -> UInt8:
         return _shrink(self.image(place).pixels_hwc, PIL.Image.Resampling.BOX)
 
     def jpeg(self, place: RowPlace) -> bytes:
         """JPEG of an image at full size; raises InputError as `image`."""
-        return _jpeg(self.image(place).pixels_hwc, IMAGE_QUALITY)
+        return jpeg(self.image(place).pixels_hwc, IMAGE_QUALITY)
 
     def image(self, place: RowPlace) -> Image:
         """Image of a row, RGB; raises InputError where it cannot be read, or is another version."""
@@ -138,7 +138,8 @@ def _shrink(pixels: UInt8, resampling: PIL.Image.Resampling) -> UInt8:
     return np.asarray(PIL.Image.fromarray(pixels).resize(size, resampling))
 
 
-def _jpeg(pixels_hwc: UInt8, quality: int) -> bytes:
+def jpeg(pixels_hwc: UInt8, quality: int) -> bytes:
+    """JPEG of (H, W, 3) pixels."""
     out = io.BytesIO()
     PIL.Image.fromarray(np.ascontiguousarray(pixels_hwc)).save(out, "JPEG", quality=quality)
     return out.getvalue()

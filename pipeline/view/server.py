@@ -12,6 +12,16 @@
     /api/rows/{id}/thumbnail?picture    JPEG of 320 pixels: overlay, image or mask
     /api/rows/{id}/image                JPEG at full size
     /api/rows/{id}/layers/{layer}       bytes of class ids or confidences, with their shape in the header
+    /api/rasters                        rasters of the run: name, size, whether they have a mask
+    /api/rasters/{number}               levels of a raster, which of them the source has, and which outlines there are
+    /api/rasters/{number}/source/{level}/{row}/{column}
+                                        JPEG of a tile of 512 pixels of the source
+    /api/rasters/{number}/mask/{level}/{row}/{column}
+                                        bytes of class ids of a tile, with their shape in the header
+    /api/rasters/{number}/outlines/{kind}?y&x&height&width&level
+                                        outlines of zones or polygons in a rectangle, in pixels
+    /api/rasters/{number}/outlines/{kind}/{shape}
+                                        columns of one of them
 
 A picture that a row does not have is answered by its reason as JSON, with status 200: to a browser 404 would be an
 error of the page. A row has its number until the index is made anew, so addresses and marks hold keys. No path and no
@@ -37,7 +47,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from pipeline.errors import ConfigError, InputError, JobError, LabelError
-from pipeline.records import UInt8
+from pipeline.geotiff.overview import TilePlace
+from pipeline.records import UInt8, Window
 from pipeline.view.access import Access
 from pipeline.view.opened import OpenedRun
 from pipeline.view.pairs import class_changes
@@ -49,6 +60,8 @@ HAND_OVER = "/api/hand-over/"
 MOST_CHOSEN = 10_000
 """Most rows of a choice, and of a hand-over."""
 MOST_POSTED_BYTES = 2**22
+MOST_LEVELS = 32
+"""More than the levels of any raster."""
 OTHER = "other"
 """Layer with the mask of the other run."""
 
@@ -68,6 +81,12 @@ def create_app(run: OpenedRun, *, token: str, port: int, any_host: bool = False)
         Route("/api/rows/{id:int}/thumbnail", _answering(run, _thumbnail)),
         Route("/api/rows/{id:int}/image", _answering(run, _image)),
         Route("/api/rows/{id:int}/layers/{layer}", _answering(run, _layer)),
+        Route("/api/rasters", _answering(run, _rasters)),
+        Route("/api/rasters/{number:int}", _answering(run, _raster)),
+        Route("/api/rasters/{number:int}/source/{level:int}/{row:int}/{column:int}", _answering(run, _source_tile)),
+        Route("/api/rasters/{number:int}/mask/{level:int}/{row:int}/{column:int}", _answering(run, _mask_tile)),
+        Route("/api/rasters/{number:int}/outlines/{kind}", _answering(run, _outlines)),
+        Route("/api/rasters/{number:int}/outlines/{kind}/{shape:int}", _answering(run, _outline)),
     ]
     middleware = [
         Middleware(Access, token=token, port=port, posts=HAND_OVER, any_host=any_host),
@@ -113,6 +132,7 @@ def _describe(run: OpenedRun, _: Request) -> Response:
             "problem": run.problem,
             "progress": asdict(progress) if progress else None,
             "labels": run.originals.has_labels,
+            "of_rasters": run.originals.is_of_rasters,
             "other": str(run.other.url) if run.other else None,
             "ignore_id": run.classes.ignore_id,
             "classes": [{"name": one.name, "colour": one.colour} for one in run.classes.classes],
@@ -208,8 +228,12 @@ def _layer(run: OpenedRun, request: Request) -> Response:
     values = _layer_of(run, request.path_params["id"], name)
     if values is None:
         raise InputError("mask_missing", f"the row has no {name}")
-    shape = {"X-Height": str(values.shape[0]), "X-Width": str(values.shape[1])}
-    data = np.ascontiguousarray(values).tobytes()
+    return _bytes_of(values)
+
+
+def _bytes_of(values_hw: UInt8) -> Response:
+    shape = {"X-Height": str(values_hw.shape[0]), "X-Width": str(values_hw.shape[1])}
+    data = np.ascontiguousarray(values_hw).tobytes()
     return Response(data, media_type="application/octet-stream", headers=shape)
 
 
@@ -229,3 +253,40 @@ def _layer_of(run: OpenedRun, row_id: int, name: str) -> UInt8 | None:
     if name not in layers:
         raise LookupError(f"no layer {name!r}; layers: {', '.join(layers)}")
     return layers[name](run.place(row_id))
+
+
+# ---------------------------------------------------------------- rasters
+
+
+def _rasters(run: OpenedRun, _: Request) -> Response:
+    return JSONResponse({"rasters": run.rasters.listed(), "unreadable": run.rasters.unreadable})
+
+
+def _raster(run: OpenedRun, request: Request) -> Response:
+    return JSONResponse(run.rasters.described(request.path_params["number"]))
+
+
+def _source_tile(run: OpenedRun, request: Request) -> Response:
+    return Response(run.source_tile(request.path_params["number"], _place(request)), media_type="image/jpeg")
+
+
+def _mask_tile(run: OpenedRun, request: Request) -> Response:
+    return _bytes_of(run.mask_tile(request.path_params["number"], _place(request)))
+
+
+def _place(request: Request) -> TilePlace:
+    return TilePlace(*(request.path_params[name] for name in ("level", "row", "column")))
+
+
+def _outlines(run: OpenedRun, request: Request) -> Response:
+    params = request.query_params
+    y, x, height, width, level = (int(params.get(name, "0")) for name in ("y", "x", "height", "width", "level"))
+    one, kind = run.rasters.raster(request.path_params["number"]), request.path_params["kind"]
+    if not 0 <= level < MOST_LEVELS:
+        raise ConfigError(f"no level {level}")
+    return JSONResponse(run.rasters.outlines.within(kind, one.name, one.raster, Window(y, x, height, width), level))
+
+
+def _outline(run: OpenedRun, request: Request) -> Response:
+    one, kind = run.rasters.raster(request.path_params["number"]), request.path_params["kind"]
+    return JSONResponse(run.rasters.outlines.facts(kind, one.name, one.raster, request.path_params["shape"]))

@@ -1,4 +1,4 @@
-"""Cache of thumbnails: files in a folder, the oldest deleted when they take more than a limit.
+"""Cache of thumbnails and of tiles of rasters: files in a folder, the oldest deleted when they take more than a limit.
 
 In: a name and a function that makes the bytes. Out: the bytes. Several processes may share the folder: a file is
 written aside and then renamed, and one that another process has deleted is made again.
@@ -27,7 +27,7 @@ class Thumbnails:
 
     def get(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Bytes of a name, made where the cache does not have them; what `make` raises is not cached."""
-        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.jpg"
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         try:
             data = path.read_bytes()
         except FileNotFoundError:

@@ -66,6 +66,10 @@ class Page:
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **more)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
 
+    def move(self, x: float, y: float) -> None:
+        """Move the mouse to a place."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """Move the mouse with its left button down."""
         for kind, x, y in (("mousePressed", x0, y0), ("mouseMoved", x1, y1), ("mouseReleased", x1, y1)):

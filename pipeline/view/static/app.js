@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 03751f201be65e65d119947d770c767bb934f345a25a5fb0c3988ceaedfdb71d
+// Built from pipeline/view/page/src, SHA-256 ec4e98924f65d5e4fc45aab2dc0d0bc859c516f197a8b9e83113627a341f2b4a
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -36,16 +36,20 @@ var Refused = class extends Error {
   }
   code;
 };
-async function get(path, signal, body) {
-  const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, { ...signal ? { signal } : {}, ...body === void 0 ? {} : posted });
+async function get(path, signal, more = {}) {
+  const response = await fetch(path, { ...signal ? { signal } : {}, ...more });
   if (!response.ok) throw refusal(await response.text(), response.statusText);
   return response;
 }
-async function getBinary(path, signal) {
-  const response = await get(path, signal);
+async function getBinary(path, signal, more = {}) {
+  const response = await get(path, signal, more);
   if (response.headers.get("Content-Type") === "application/json") throw refusal(await response.text(), "");
   return response;
+}
+async function getJson(path, signal) {
+  const found = await (await get(path, signal)).json();
+  if (found.error) throw new Refused(found.error, found.code ?? null);
+  return found;
 }
 function refusal(text, otherwise) {
   try {
@@ -61,10 +65,14 @@ var fetchRows = async (query, offset, limit) => (await get(`/api/rows?query=${en
 var fetchHistograms = async (query, columns, signal) => (await get(`/api/histograms?query=${encoded(query)}&columns=${columns.join(",")}`, signal)).json();
 var fetchChanges = async (query, signal) => (await get(`/api/changes?query=${encoded(query)}`, signal)).json();
 var fetchRow = async (key) => (await get(`/api/row?key=${encodeURIComponent(key)}`)).json();
-var fetchThumbnail = async (id, picture, signal) => (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal)).blob();
+var fetchThumbnail = async (id, picture, signal) => (
+  // after what is asked for meanwhile: a browser has six connections to a server, and a screen has many thumbnails
+  (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal, { priority: "low" })).blob()
+);
 var fetchImage = async (id, signal) => createImageBitmap(await (await getBinary(`/api/rows/${id}/image`, signal)).blob());
-async function fetchLayer(id, name, signal) {
-  const response = await getBinary(`/api/rows/${id}/layers/${name}`, signal);
+var fetchLayer = (id, name, signal) => getLayer(`/api/rows/${id}/layers/${name}`, signal);
+async function getLayer(path, signal) {
+  const response = await getBinary(path, signal);
   return {
     height: Number(response.headers.get("X-Height")),
     width: Number(response.headers.get("X-Width")),
@@ -72,42 +80,159 @@ async function fetchLayer(id, name, signal) {
   };
 }
 var fetchChoice = async (images) => (await get(`/api/choice?images=${images}`)).json();
-async function handOver(keys2, tool) {
-  const response = await get(`/api/hand-over/${tool}`, void 0, keys2);
+async function handOver(keys3, tool) {
+  const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(keys3) };
+  const response = await get(`/api/hand-over/${tool}`, void 0, posted);
   return { archive: await response.blob(), left_out: response.headers.get("X-Left-Out") ?? "" };
 }
+var fetchRasters = async () => (await get("/api/rasters")).json();
+var fetchRaster = async (number) => (await get(`/api/rasters/${number}`)).json();
+var fetchSourceTile = async (number, at, signal) => {
+  const path = `/api/rasters/${number}/source/${at.level}/${at.row}/${at.column}`;
+  return createImageBitmap(await (await getBinary(path, signal)).blob());
+};
+var fetchMaskTile = (number, at, signal) => getLayer(`/api/rasters/${number}/mask/${at.level}/${at.row}/${at.column}`, signal);
+function fetchOutlines(number, kind, { y, x, height, width }, level, signal) {
+  const query = `y=${y}&x=${x}&height=${height}&width=${width}&level=${level}`;
+  return getJson(`/api/rasters/${number}/outlines/${kind}?${query}`, signal);
+}
+var fetchOutline = (number, kind, shape2) => getJson(`/api/rasters/${number}/outlines/${kind}/${shape2}`);
 
-// src/canvas.ts
+// src/viewport.ts
 var MOST_ZOOM = 40;
-var Canvas = class {
-  constructor(element, readout2) {
+var STILL = 4;
+var Viewport = class {
+  constructor(element, actions) {
     this.element = element;
-    this.readout = readout2;
+    this.actions = actions;
     new ResizeObserver(() => this.resize()).observe(element);
     element.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     element.addEventListener("pointerdown", (event) => this.down(event));
     element.addEventListener("pointermove", (event) => this.move(event));
-    for (const name of ["pointerup", "pointercancel"]) {
-      element.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
-    }
-    element.addEventListener("dblclick", () => this.fit());
+    element.addEventListener("pointerup", (event) => this.up(event));
+    element.addEventListener("pointercancel", (event) => this.pointers.delete(event.pointerId));
   }
   element;
-  readout;
+  actions;
+  /** Size of the picture, in its own pixels. */
+  width = 1;
+  height = 1;
+  /** Screen pixels per pixel of the picture, and the place of its first pixel on the screen. */
+  scale = 1;
+  left = 0;
+  top = 0;
+  fitted = true;
+  travelled = 0;
+  pointers = /* @__PURE__ */ new Map();
+  /** Size of the picture; the same size again keeps the part in sight. */
+  setSize(height, width) {
+    const same = height === this.height && width === this.width;
+    [this.height, this.width] = [height, width];
+    if (same && !this.fitted) this.actions.draw();
+    else this.fit();
+  }
+  fit() {
+    const { clientWidth, clientHeight } = this.element;
+    this.scale = Math.min(clientWidth / this.width, clientHeight / this.height);
+    this.left = (clientWidth - this.width * this.scale) / 2;
+    this.top = (clientHeight - this.height * this.scale) / 2;
+    this.fitted = true;
+    this.actions.draw();
+  }
+  /** Show a place of the picture in the middle. */
+  centre(x, y, scale) {
+    this.scale = this.limited(scale);
+    this.left = this.element.clientWidth / 2 - x * this.scale;
+    this.top = this.element.clientHeight / 2 - y * this.scale;
+    this.fitted = false;
+    this.actions.draw();
+  }
+  /** Zoom around a place on the screen, by default the middle. */
+  zoom(factor, x = this.element.clientWidth / 2, y = this.element.clientHeight / 2) {
+    const scale = this.limited(this.scale * factor);
+    this.left = x - (x - this.left) / this.scale * scale;
+    this.top = y - (y - this.top) / this.scale * scale;
+    this.scale = scale;
+    this.fitted = false;
+    this.actions.draw();
+  }
+  pan(x, y) {
+    this.left += x;
+    this.top += y;
+    this.fitted = false;
+    this.actions.draw();
+  }
+  /** Place of the picture in the middle of the screen. */
+  get middle() {
+    const { clientWidth, clientHeight } = this.element;
+    return { x: (clientWidth / 2 - this.left) / this.scale, y: (clientHeight / 2 - this.top) / this.scale };
+  }
+  /** Clear a context of the canvas; what is drawn next is in pixels of the picture. */
+  begin(context) {
+    const dense = window.devicePixelRatio || 1;
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, this.element.width, this.element.height);
+    context.setTransform(this.scale * dense, 0, 0, this.scale * dense, this.left * dense, this.top * dense);
+    context.imageSmoothingEnabled = this.scale < 1;
+  }
+  limited(scale) {
+    const { clientWidth, clientHeight } = this.element;
+    const least = Math.min(clientWidth / this.width, clientHeight / this.height, 1) / 4;
+    return Math.min(MOST_ZOOM, Math.max(least, scale));
+  }
+  resize() {
+    const dense = window.devicePixelRatio || 1;
+    this.element.width = Math.max(1, Math.round(this.element.clientWidth * dense));
+    this.element.height = Math.max(1, Math.round(this.element.clientHeight * dense));
+    if (this.fitted) this.fit();
+    else this.actions.draw();
+  }
+  wheel(event) {
+    event.preventDefault();
+    this.zoom(Math.exp(-event.deltaY / 300), event.offsetX, event.offsetY);
+  }
+  down(event) {
+    this.element.setPointerCapture(event.pointerId);
+    this.pointers.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
+    this.travelled = this.pointers.size > 1 ? Infinity : 0;
+  }
+  up(event) {
+    const pressed = this.pointers.delete(event.pointerId);
+    if (pressed && this.travelled <= STILL) this.actions.click?.(...this.place(event));
+  }
+  move(event) {
+    const before = this.pointers.get(event.pointerId);
+    const here = { x: event.offsetX, y: event.offsetY };
+    this.actions.readout(...this.place(event));
+    if (!before) return;
+    const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
+    this.pointers.set(event.pointerId, here);
+    if (other) {
+      const apart = (one) => Math.hypot(one.x - other.x, one.y - other.y);
+      this.zoom(apart(here) / Math.max(apart(before), 1), (here.x + other.x) / 2, (here.y + other.y) / 2);
+      return;
+    }
+    this.travelled += Math.hypot(here.x - before.x, here.y - before.y);
+    this.pan(here.x - before.x, here.y - before.y);
+  }
+  place(event) {
+    return [(event.offsetX - this.left) / this.scale, (event.offsetY - this.top) / this.scale];
+  }
+};
+
+// src/canvas.ts
+var Canvas = class {
+  view;
   image = null;
   overlay = null;
   beside = null;
   /** Share of the stage, from the left, behind which `beside` is drawn in place of `overlay`. */
   divider = 1;
   opacity = 0.5;
-  width = 1;
-  height = 1;
-  /** Screen pixels per image pixel, and the place of the image's first pixel on the screen. */
-  scale = 1;
-  left = 0;
-  top = 0;
-  fitted = true;
-  pointers = /* @__PURE__ */ new Map();
+  constructor(element, readout3) {
+    this.view = new Viewport(element, { draw: () => this.draw(), readout: readout3 });
+    element.addEventListener("dblclick", () => this.fit());
+  }
   clear() {
     this.image?.close();
     this.image = null;
@@ -120,10 +245,7 @@ var Canvas = class {
   }
   /** Size of the image in its own pixels, which overlays are stretched to. */
   setSize(height, width) {
-    const same = height === this.height && width === this.width;
-    [this.height, this.width] = [height, width];
-    if (same && !this.fitted) this.draw();
-    else this.fit();
+    this.view.setSize(height, width);
   }
   /** Pixels laid over the image, and those laid over it behind the divider. */
   setOverlays(overlay2, beside2) {
@@ -139,46 +261,24 @@ var Canvas = class {
     this.draw();
   }
   fit() {
-    const { clientWidth, clientHeight } = this.element;
-    this.scale = Math.min(clientWidth / this.width, clientHeight / this.height);
-    this.left = (clientWidth - this.width * this.scale) / 2;
-    this.top = (clientHeight - this.height * this.scale) / 2;
-    this.fitted = true;
-    this.draw();
+    this.view.fit();
   }
-  /** Zoom around a place on the screen, by default the middle. */
-  zoom(factor, x = this.element.clientWidth / 2, y = this.element.clientHeight / 2) {
-    const least = Math.min(this.element.clientWidth / this.width, this.element.clientHeight / this.height, 1) / 4;
-    const scale = Math.min(MOST_ZOOM, Math.max(least, this.scale * factor));
-    this.left = x - (x - this.left) / this.scale * scale;
-    this.top = y - (y - this.top) / this.scale * scale;
-    this.scale = scale;
-    this.fitted = false;
-    this.draw();
-  }
-  resize() {
-    const dense = window.devicePixelRatio || 1;
-    this.element.width = Math.max(1, Math.round(this.element.clientWidth * dense));
-    this.element.height = Math.max(1, Math.round(this.element.clientHeight * dense));
-    if (this.fitted) this.fit();
-    else this.draw();
+  zoom(factor) {
+    this.view.zoom(factor);
   }
   draw() {
-    const context = this.element.getContext("2d");
+    const { view } = this;
+    const context = view.element.getContext("2d");
     if (!context) return;
-    const dense = window.devicePixelRatio || 1;
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, this.element.width, this.element.height);
-    context.setTransform(this.scale * dense, 0, 0, this.scale * dense, this.left * dense, this.top * dense);
-    context.imageSmoothingEnabled = this.scale < 1;
-    if (this.image) context.drawImage(this.image, 0, 0, this.width, this.height);
-    const edge = (this.element.clientWidth * this.divider - this.left) / this.scale;
+    view.begin(context);
+    if (this.image) context.drawImage(this.image, 0, 0, view.width, view.height);
+    const edge = (view.element.clientWidth * this.divider - view.left) / view.scale;
     const far = 1e6;
     this.drawOverlay(context, this.overlay, -far, edge);
     this.drawOverlay(context, this.beside, edge, far);
     if (this.divider < 1) {
       context.fillStyle = "#fff";
-      context.fillRect(edge - 1 / this.scale, -far, 2 / this.scale, 2 * far);
+      context.fillRect(edge - 1 / view.scale, -far, 2 / view.scale, 2 * far);
     }
   }
   /** Draw an overlay between two columns of the image. */
@@ -190,40 +290,15 @@ var Canvas = class {
     context.clip();
     context.imageSmoothingEnabled = overlay2.smooth;
     context.globalAlpha = this.image ? this.opacity : 1;
-    context.drawImage(overlay2.pixels, 0, 0, this.width, this.height);
+    context.drawImage(overlay2.pixels, 0, 0, this.view.width, this.view.height);
     context.restore();
-  }
-  wheel(event) {
-    event.preventDefault();
-    this.zoom(Math.exp(-event.deltaY / 300), event.offsetX, event.offsetY);
-  }
-  down(event) {
-    this.element.setPointerCapture(event.pointerId);
-    this.pointers.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
-  }
-  move(event) {
-    const before = this.pointers.get(event.pointerId);
-    const here = { x: event.offsetX, y: event.offsetY };
-    this.readout((here.x - this.left) / this.scale, (here.y - this.top) / this.scale);
-    if (!before) return;
-    const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
-    this.pointers.set(event.pointerId, here);
-    if (other) {
-      const apart = (one) => Math.hypot(one.x - other.x, one.y - other.y);
-      this.zoom(apart(here) / Math.max(apart(before), 1), (here.x + other.x) / 2, (here.y + other.y) / 2);
-      return;
-    }
-    this.left += here.x - before.x;
-    this.top += here.y - before.y;
-    this.fitted = false;
-    this.draw();
   }
 };
 function overlaid(pixels, smooth) {
   if (!pixels) return null;
-  const canvas2 = new OffscreenCanvas(pixels.width, pixels.height);
-  canvas2.getContext("2d")?.putImageData(pixels, 0, 0);
-  return { pixels: canvas2, smooth };
+  const canvas3 = new OffscreenCanvas(pixels.width, pixels.height);
+  canvas3.getContext("2d")?.putImageData(pixels, 0, 0);
+  return { pixels: canvas3, smooth };
 }
 
 // src/numbers.ts
@@ -235,10 +310,10 @@ function figure(column, value) {
   return column.kind === "share" ? percent(value) : Number(value.toPrecision(3)).toLocaleString("en");
 }
 function percent(share) {
-  const shown = (share * 100).toFixed(1);
-  if (share > 0 && shown === "0.0") return "<0.1 %";
-  if (share < 1 && shown === "100.0") return ">99.9 %";
-  return `${shown.replace(/\.0$/, "")} %`;
+  const shown2 = (share * 100).toFixed(1);
+  if (share > 0 && shown2 === "0.0") return "<0.1 %";
+  if (share < 1 && shown2 === "100.0") return ">99.9 %";
+  return `${shown2.replace(/\.0$/, "")} %`;
 }
 function duration(seconds) {
   const minutes = Math.floor(seconds / 60);
@@ -294,6 +369,21 @@ function working() {
   ].filter(Boolean).join(", ");
 }
 
+// src/classes.ts
+function classLine(id, hidden3, changed2, note = "") {
+  const info = run().classes[id];
+  const box = make("input", { type: "checkbox", checked: !hidden3.has(id) });
+  box.addEventListener("change", () => {
+    if (box.checked) hidden3.delete(id);
+    else hidden3.add(id);
+    changed2();
+  });
+  const swatch = make("span", { class: "swatch" });
+  if (info) swatch.style.background = colourOf(info);
+  const name = make("span", { class: "word" }, info?.name ?? String(id));
+  return make("label", {}, box, swatch, name, make("small", {}, note));
+}
+
 // src/marks.ts
 var marked = /* @__PURE__ */ new Set();
 var listeners = [];
@@ -335,11 +425,11 @@ function read() {
 async function choose(images) {
   tell("choosing …");
   try {
-    const { keys: keys2, left_out } = await fetchChoice(images);
-    for (const key of keys2) marked.add(key);
+    const { keys: keys3, left_out } = await fetchChoice(images);
+    for (const key of keys3) marked.add(key);
     changed();
     const reasons = Object.entries(left_out).map(([reason, rows]) => `${count(rows)} ${reason}`);
-    tell(`${count(keys2.length)} chosen${reasons.length ? `; not considered: ${reasons.join(", ")}` : ""}`);
+    tell(`${count(keys3.length)} chosen${reasons.length ? `; not considered: ${reasons.join(", ")}` : ""}`);
   } catch (error) {
     tell(error instanceof Error ? error.message : String(error));
   }
@@ -400,10 +490,13 @@ function enter(next) {
   current = next;
   for (const listener of listeners2) listener(next, before);
 }
-function toHash({ query, picture, open }) {
+function toHash({ query, picture, open, list: list3, raster, at }) {
   const params = new URLSearchParams();
   if (JSON.stringify(query) !== JSON.stringify(EMPTY)) params.set("query", JSON.stringify(query));
   if (picture !== "overlay") params.set("picture", picture);
+  if (list3) params.set("list", "rasters");
+  if (raster !== null) params.set("raster", raster);
+  if (raster !== null && at) params.set("at", [at.x, at.y, at.scale].filter((one) => one !== null).join(","));
   if (open !== null) params.set("key", open);
   return `#${params}`;
 }
@@ -413,8 +506,16 @@ function fromHash() {
   return {
     query: readQuery(params.get("query")),
     picture: picture === "image" || picture === "mask" ? picture : "overlay",
-    open: params.get("key")
+    open: params.get("key"),
+    list: params.get("list") === "rasters",
+    raster: params.get("raster"),
+    at: readPlace(params.get("at"))
   };
+}
+function readPlace(text) {
+  const [x, y, scale] = (text ?? "").split(",").map((part) => part.trim() ? Number(part) : NaN);
+  if (x === void 0 || y === void 0 || !Number.isFinite(x) || !Number.isFinite(y)) return null;
+  return { x, y, scale: scale !== void 0 && Number.isFinite(scale) && scale > 0 ? scale : null };
 }
 function readQuery(text) {
   let given = {};
@@ -423,11 +524,11 @@ function readQuery(text) {
   } catch {
     return EMPTY;
   }
-  const list2 = (value, test) => Array.isArray(value) ? value.filter((one) => test(Object(one))) : [];
+  const list3 = (value, test) => Array.isArray(value) ? value.filter((one) => test(Object(one))) : [];
   return {
     text: typeof given.text === "string" ? given.text : "",
-    ranges: list2(given.ranges, ({ column }) => typeof column === "string"),
-    choices: list2(given.choices, ({ column, values }) => typeof column === "string" && Array.isArray(values)),
+    ranges: list3(given.ranges, ({ column }) => typeof column === "string"),
+    choices: list3(given.choices, ({ column, values }) => typeof column === "string" && Array.isArray(values)),
     sort: typeof given.sort === "string" ? given.sort : "key",
     descending: given.descending === true
   };
@@ -528,9 +629,9 @@ function subtitle(row) {
   return column ? `${column.title} ${figure(column, row[column.name])}` : "";
 }
 function shape() {
-  const inside = scroller.clientWidth - GAP;
-  const columns = Math.max(2, Math.floor(inside / (CARD_WIDTH + GAP)));
-  const width = Math.floor(inside / columns) - GAP;
+  const inside2 = scroller.clientWidth - GAP;
+  const columns = Math.max(2, Math.floor(inside2 / (CARD_WIDTH + GAP)));
+  const width = Math.floor(inside2 / columns) - GAP;
   return { columns, width, height: width + CAPTION_HEIGHT + GAP, lines: Math.ceil(total / columns) };
 }
 async function rowAt(position2) {
@@ -547,10 +648,10 @@ async function rowAt(position2) {
 var totalRows = () => total;
 async function reload({ keepPlace = false } = {}) {
   const query = state().query;
-  const turn = ++asked;
+  const turn2 = ++asked;
   try {
     const first = await fetchRows(query, 0, PAGE_ROWS);
-    if (turn !== asked) return;
+    if (turn2 !== asked) return;
     pages = /* @__PURE__ */ new Map([[0, Promise.resolve(first.rows)]]);
     total = first.total;
     byId("problem").textContent = "";
@@ -571,10 +672,10 @@ function clear() {
 function draw() {
   const { columns, width, height, lines } = shape();
   const full = lines * height + GAP;
-  const shown = Math.min(full, MOST_HEIGHT);
-  sheet.style.height = `${shown}px`;
+  const shown2 = Math.min(full, MOST_HEIGHT);
+  sheet.style.height = `${shown2}px`;
   const view = scroller.clientHeight;
-  const scale = shown > view ? (full - view) / (shown - view) : 1;
+  const scale = shown2 > view ? (full - view) / (shown2 - view) : 1;
   const top = scroller.scrollTop * scale;
   const first = Math.max(0, Math.floor((top - view) / height)) * columns;
   const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns);
@@ -673,37 +774,37 @@ var Layers = class {
     return this.held.get(name);
   }
   /** Value of a layer that has come, at a place of the image. */
-  at(name, x, y, cell = 1) {
+  at(name, x, y, cell2 = 1) {
     const layer = this.held.get(name);
-    const [column, row] = [Math.floor(x / cell), Math.floor(y / cell)];
+    const [column, row] = [Math.floor(x / cell2), Math.floor(y / cell2)];
     if (!layer || column < 0 || row < 0 || column >= layer.width || row >= layer.height) return void 0;
     return layer.values[row * layer.width + column];
   }
 };
-function compose(overlay2, parts, hidden2) {
+function compose(overlay2, parts, hidden3) {
   const [first, second] = parts;
   if (!first) return null;
-  const colour = colouring(overlay2, first, second, hidden2);
+  const colour = colouring(overlay2, first, second, hidden3);
   const pixels = new ImageData(first.width, first.height);
   const out = new Uint32Array(pixels.data.buffer);
   for (let at = 0; at < out.length; at++) out[at] = colour(first.values[at], at);
   return pixels;
 }
-function colouring(overlay2, first, second, hidden2) {
+function colouring(overlay2, first, second, hidden3) {
   if (overlay2 === "confidence") return (value) => packed(255 - value, 255 - value, 255 - value);
   if (overlay2 === "changed" && !second) return (value) => value ? packed(...MARKED) : 0;
   if (second && second.values.length !== first.values.length) return () => 0;
-  if (second) return differing(second, overlay2 === "errors" ? run().ignore_id : -1, hidden2);
+  if (second) return differing(second, overlay2 === "errors" ? run().ignore_id : -1, hidden3);
   const table = new Uint32Array(256);
   run().classes.forEach(({ colour }, id) => {
-    if (!hidden2.has(id)) table[id] = packed(...colour);
+    if (!hidden3.has(id)) table[id] = packed(...colour);
   });
   return (value) => table[value];
 }
-function differing(other, ignored, hidden2) {
+function differing(other, ignored, hidden3) {
   return (value, at) => {
     const theirs = other.values[at];
-    return theirs !== value && theirs !== ignored && !hidden2.has(theirs) ? packed(...MARKED) : 0;
+    return theirs !== value && theirs !== ignored && !hidden3.has(theirs) ? packed(...MARKED) : 0;
   };
 }
 var packed = (red, green, blue) => (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
@@ -724,7 +825,8 @@ function startDetail() {
     next: () => void step(1),
     "zoom-in": () => canvas.zoom(1.5),
     "zoom-out": () => canvas.zoom(1 / 1.5),
-    fit: () => canvas.fit()
+    fit: () => canvas.fit(),
+    "in-raster": showInRaster
   };
   for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
   const slider = byId("opacity");
@@ -827,7 +929,7 @@ async function showOverlay() {
   canvas.setDivider(right ? Number(byId("divider").value) / 100 : 1);
   byId("divider").hidden = !right;
   if (!here) return;
-  const drawn = async (name) => {
+  const drawn2 = async (name) => {
     const needs = here.needs(name) ?? [];
     if (needs.some((need) => need.startsWith("network") && !here.get(need))) tellWork("asking the network …");
     const parts = await Promise.all(needs.map((need) => here.fetch(need)));
@@ -835,7 +937,7 @@ async function showOverlay() {
   };
   tellWork("");
   try {
-    const [first, second] = await Promise.all([drawn(chosen), right ? drawn(right) : null]);
+    const [first, second] = await Promise.all([drawn2(chosen), right ? drawn2(right) : null]);
     if (isPast()) return;
     canvas.setOverlays(first, second);
     tellWork("");
@@ -871,28 +973,28 @@ function describe(row) {
   const counts = Array.isArray(pixels) ? pixels : [];
   const sum = counts.reduce((one, two) => one + two, 0);
   const order = counts.map((_, id) => id).sort((one, two) => (counts[two] ?? 0) - (counts[one] ?? 0));
-  byId("classes").replaceChildren(...order.map((id) => classLine(id, sum ? (counts[id] ?? 0) / sum : 0)));
+  byId("classes").replaceChildren(...order.map((id) => classLine(id, hidden, redraw, percent(sum ? (counts[id] ?? 0) / sum : 0))));
+  byId("in-raster").hidden = windowOf(String(row["key"])) === null;
   const facts = Object.entries(row).filter(([name, value]) => value !== null && name !== "class_pixels");
   const text = (value) => Array.isArray(value) ? value.join(", ") : String(value);
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, text(value))]));
 }
-function classLine(id, share) {
-  const info = run().classes[id];
-  const box = make("input", { type: "checkbox", checked: !hidden.has(id) });
-  box.addEventListener("change", () => {
-    if (box.checked) hidden.delete(id);
-    else hidden.add(id);
-    void showOverlay();
-  });
-  const swatch = make("span", { class: "swatch" });
-  if (info) swatch.style.background = colourOf(info);
-  const name = make("span", { class: "word" }, info?.name ?? String(id));
-  return make("label", {}, box, swatch, name, make("small", {}, percent(share)));
+var redraw = () => void showOverlay();
+function windowOf(key) {
+  const [, raster, y, x] = /^(.*)#(\d+),(\d+)$/s.exec(key) ?? [];
+  if (!run().of_rasters || raster === void 0) return null;
+  return { raster, at: { x: Number(x), y: Number(y), scale: null } };
+}
+function showInRaster() {
+  const window2 = windowOf(state().open ?? "");
+  if (window2) change({ open: null, ...window2 });
 }
 function keys(event) {
   if (event.target instanceof HTMLInputElement && event.target.type === "range") return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const actions = {
+    Escape: () => change({ open: null }),
+    // a browser may close every open dialog by one Escape
     ArrowLeft: () => void step(-1),
     ArrowRight: () => void step(1),
     "+": () => canvas.zoom(1.5),
@@ -985,7 +1087,7 @@ function drawChanges(changes) {
     const [here, there] = [change2.before / before, change2.after / after];
     const points = ((there - here) * 100).toFixed(2);
     const cells = [percent(here), percent(there), points.startsWith("-") ? points : `+${points}`];
-    return make("tr", {}, make("th", { scope: "row" }, run().classes[id]?.name ?? String(id)), ...cells.map((cell) => make("td", {}, cell)));
+    return make("tr", {}, make("th", { scope: "row" }, run().classes[id]?.name ?? String(id)), ...cells.map((cell2) => make("td", {}, cell2)));
   });
   const table = byId("changes");
   table.replaceChildren(make("caption", {}, "Classes here and in the other run"), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
@@ -1042,9 +1144,9 @@ var rounded = (value) => Number(value.toPrecision(4));
 function bounds(column, bins, low, high) {
   const unit = column.kind === "share" ? 100 : 1;
   const field = (value, hint, label) => {
-    const shown = value === null ? "" : String(rounded(value * unit));
+    const shown2 = value === null ? "" : String(rounded(value * unit));
     const text = `${column.title}: ${label}${unit === 100 ? ", percent" : ""}`;
-    const input = make("input", { type: "number", step: "any", value: shown, "aria-label": text });
+    const input = make("input", { type: "number", step: "any", value: shown2, "aria-label": text });
     input.placeholder = String(Number((hint * unit).toPrecision(3)));
     return input;
   };
@@ -1072,6 +1174,603 @@ function list(column, words) {
   return lines;
 }
 
+// src/outlines.ts
+var MARGIN = 0.5;
+var LINES = { polygons: ["#ffffff", 1], zones: ["#ffe14d", 2] };
+var SELECTED = "#ff3df2";
+var Outlines = class {
+  constructor(number, kind) {
+    this.number = number;
+    this.kind = kind;
+  }
+  number;
+  kind;
+  selected = null;
+  fetched = null;
+  asked = new AbortController();
+  /** Fetch what is in sight at a level, unless it is here. */
+  async show(view, level) {
+    const sight = inSight(view, 0);
+    if (this.fetched?.level === level && covers(this.fetched.window, sight)) return;
+    this.asked.abort();
+    const { signal } = this.asked = new AbortController();
+    const window2 = inSight(view, MARGIN);
+    try {
+      const { shapes, left_out } = await fetchOutlines(this.number, this.kind, window2, level, signal);
+      if (signal.aborted) return;
+      const drawn2 = shapes.map((shape2) => ({ ...shape2, kind: this.kind, path: pathOf(shape2.rings) }));
+      this.fetched = { level, window: window2, shapes: drawn2, left_out };
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    }
+  }
+  get leftOut() {
+    return this.fetched?.left_out ?? 0;
+  }
+  get count() {
+    return this.fetched?.shapes.length ?? 0;
+  }
+  /** Draw those whose class is not hidden, in a context that is in pixels of the raster. */
+  draw(context, scale, hidden3) {
+    const [colour, width] = LINES[this.kind];
+    const shown2 = this.shown(hidden3);
+    context.lineJoin = "round";
+    for (const [style, wide] of [
+      ["rgb(0 0 0 / .6)", width + 1.5],
+      [colour, width]
+    ]) {
+      context.strokeStyle = style;
+      context.lineWidth = wide / scale;
+      for (const { path } of shown2) context.stroke(path);
+    }
+    const chosen = shown2.find(({ number }) => number === this.selected);
+    if (!chosen) return;
+    context.strokeStyle = SELECTED;
+    context.lineWidth = 3 / scale;
+    context.stroke(chosen.path);
+  }
+  /** The smallest one that holds a place of the raster. */
+  at(x, y, hidden3) {
+    const context = new OffscreenCanvas(1, 1).getContext("2d");
+    const largestFirst = this.shown(hidden3);
+    return largestFirst.reverse().find(({ path }) => context?.isPointInPath(path, x, y, "evenodd"));
+  }
+  shown(hidden3) {
+    return (this.fetched?.shapes ?? []).filter(({ class_id }) => class_id === null || !hidden3.has(class_id));
+  }
+  close() {
+    this.asked.abort();
+  }
+};
+function inSight(view, margin) {
+  const [width, height] = [view.element.clientWidth / view.scale, view.element.clientHeight / view.scale];
+  const limited = (value, most) => Math.round(Math.min(Math.max(value, 0), most));
+  const left = limited(-view.left / view.scale - margin * width, view.width);
+  const top = limited(-view.top / view.scale - margin * height, view.height);
+  const right = limited(-view.left / view.scale + (1 + margin) * width, view.width);
+  const bottom = limited(-view.top / view.scale + (1 + margin) * height, view.height);
+  return { y: top, x: left, height: bottom - top, width: right - left };
+}
+var covers = (outer, inner) => outer.x <= inner.x && outer.y <= inner.y && outer.x + outer.width >= inner.x + inner.width && outer.y + outer.height >= inner.y + inner.height;
+function pathOf(rings) {
+  const path = new Path2D();
+  for (const ring of rings) {
+    for (let at = 0; at + 1 < ring.length; at += 2) {
+      const [x, y] = [ring[at], ring[at + 1]];
+      if (at === 0) path.moveTo(x, y);
+      else path.lineTo(x, y);
+    }
+    path.closePath();
+  }
+  return path;
+}
+
+// src/tiles.ts
+var KEPT_SCREENS = 3;
+var FEWEST_KEPT = 48;
+var nameOf2 = ({ level, row, column }) => `${level}/${row}/${column}`;
+var Tiles = class {
+  constructor(fetch2, arrived, failed) {
+    this.fetch = fetch2;
+    this.arrived = arrived;
+    this.failed = failed;
+  }
+  fetch;
+  arrived;
+  failed;
+  held = /* @__PURE__ */ new Map();
+  asked = /* @__PURE__ */ new Map();
+  refused = /* @__PURE__ */ new Set();
+  /** Ask for the tiles in sight that are not here; those that went out of sight are not waited for any more. */
+  want(places) {
+    const names = new Set(places.map(nameOf2));
+    for (const [name, stop3] of this.asked) if (!names.has(name)) stop3.abort();
+    for (const place2 of places) {
+      const name = nameOf2(place2);
+      const held = this.held.get(name);
+      if (held) {
+        this.held.delete(name);
+        this.held.set(name, held);
+      } else if (!this.asked.has(name) && !this.refused.has(name)) void this.ask(name, place2);
+    }
+    const most = Math.max(FEWEST_KEPT, KEPT_SCREENS * places.length);
+    for (const name of this.held.keys()) {
+      if (this.held.size <= most) break;
+      this.held.delete(name);
+    }
+  }
+  async ask(name, place2) {
+    const stop3 = new AbortController();
+    this.asked.set(name, stop3);
+    try {
+      const tile = await this.fetch(place2, stop3.signal);
+      if (!stop3.signal.aborted) this.held.set(name, { place: place2, tile });
+    } catch (error) {
+      if (!stop3.signal.aborted) {
+        this.refused.add(name);
+        this.failed(error);
+      }
+    }
+    this.asked.delete(name);
+    this.arrived();
+  }
+  get(place2) {
+    return this.held.get(nameOf2(place2))?.tile;
+  }
+  /** Tiles that are here, the coarsest first, down to a level. */
+  from(level) {
+    return [...this.held.values()].filter(({ place: place2 }) => place2.level >= level).sort((one, other) => other.place.level - one.place.level);
+  }
+  /** How many of the tiles in sight have not come yet. */
+  get waiting() {
+    return this.asked.size;
+  }
+  close() {
+    for (const stop3 of this.asked.values()) stop3.abort();
+    this.held.clear();
+  }
+};
+
+// src/raster_canvas.ts
+var RasterCanvas = class {
+  constructor(element, hidden3, actions) {
+    this.hidden = hidden3;
+    this.actions = actions;
+    const { readout: readout3, click } = actions;
+    this.view = new Viewport(element, { draw: () => this.draw(), readout: readout3, click });
+  }
+  hidden;
+  actions;
+  view;
+  outlines = [];
+  opacity = 0.5;
+  /** Edge of the windows whose grid is drawn; 0 for none. */
+  gridPx = 0;
+  shown = null;
+  maskLayer = new OffscreenCanvas(1, 1);
+  /** Show another raster, as a whole; null for none. */
+  show(number, raster) {
+    this.shown?.source.close();
+    this.shown?.mask.close();
+    this.shown = null;
+    this.outlines = [];
+    if (!raster) return this.draw();
+    const arrived = () => this.draw();
+    const { failed } = this.actions;
+    const mask = async (place2, signal) => ({
+      layer: await fetchMaskTile(number, place2, signal),
+      painted: null
+    });
+    this.shown = {
+      raster,
+      source: new Tiles((place2, signal) => fetchSourceTile(number, place2, signal), arrived, failed),
+      mask: new Tiles(mask, arrived, failed)
+    };
+    const [height, width] = raster.sizes[0];
+    this.view.setSize(height, width);
+    this.view.fit();
+  }
+  /** Level whose pixels are at most as large as those of the screen. */
+  get level() {
+    const coarsest = (this.shown?.raster.sizes.length ?? 1) - 1;
+    return Math.min(Math.max(Math.floor(Math.log2(1 / this.view.scale)), 0), coarsest);
+  }
+  /** Whether the source is drawn at the level in sight. */
+  get hasSource() {
+    return this.shown?.raster.source_levels.includes(this.level) ?? false;
+  }
+  /** Tiles that have not come yet. */
+  get waiting() {
+    return this.shown ? this.shown.source.waiting + this.shown.mask.waiting : 0;
+  }
+  /** Class id of the finest tile that is here, at a place of the raster. */
+  classAt(x, y) {
+    if (!this.shown) return void 0;
+    const { raster, mask } = this.shown;
+    for (let level = 0; level < raster.sizes.length; level++) {
+      const [across, down] = [Math.floor(x / 2 ** level), Math.floor(y / 2 ** level)];
+      const place2 = { level, row: Math.floor(down / raster.tile_px), column: Math.floor(across / raster.tile_px) };
+      const layer = mask.get(place2)?.layer;
+      if (layer) return layer.values[down % raster.tile_px * layer.width + across % raster.tile_px];
+    }
+    return void 0;
+  }
+  /** Paint the classes anew, after one was switched on or off. */
+  repaint() {
+    for (const { tile } of this.shown?.mask.from(0) ?? []) tile.painted = null;
+    this.draw();
+  }
+  draw() {
+    const { view, shown: shown2 } = this;
+    const context = view.element.getContext("2d");
+    if (!context) return;
+    view.begin(context);
+    if (!shown2) return;
+    const places = this.inSight(shown2.raster);
+    shown2.source.want(this.hasSource ? places : []);
+    shown2.mask.want(shown2.raster.mask_levels.includes(this.level) ? places : []);
+    context.save();
+    context.beginPath();
+    context.rect(0, 0, view.width, view.height);
+    context.clip();
+    if (this.hasSource) {
+      for (const { place: place2, tile } of shown2.source.from(this.level)) this.put(context, place2, tile, tile);
+    }
+    this.drawMask(context, shown2);
+    this.drawGrid(context);
+    context.restore();
+    for (const outlines of this.outlines) outlines.draw(context, view.scale, this.hidden);
+    this.actions.drawn();
+  }
+  /** Mask in a layer of its own, since finer tiles replace coarser ones, and only then are transparent. */
+  drawMask(context, shown2) {
+    const { view, maskLayer } = this;
+    [maskLayer.width, maskLayer.height] = [view.element.width, view.element.height];
+    const layer = maskLayer.getContext("2d");
+    if (!layer) return;
+    view.begin(layer);
+    layer.imageSmoothingEnabled = false;
+    for (const { place: place2, tile } of shown2.mask.from(this.level)) {
+      tile.painted ??= this.painted(tile.layer);
+      layer.clearRect(...this.box(place2, tile.layer));
+      this.put(layer, place2, tile.painted, tile.layer);
+    }
+    const transform = context.getTransform();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.globalAlpha = this.hasSource ? this.opacity : 1;
+    context.drawImage(maskLayer, 0, 0);
+    context.globalAlpha = 1;
+    context.setTransform(transform);
+  }
+  painted(layer) {
+    const canvas3 = new OffscreenCanvas(layer.width, layer.height);
+    const pixels = compose("mask", [layer], this.hidden);
+    if (pixels) canvas3.getContext("2d")?.putImageData(pixels, 0, 0);
+    return canvas3;
+  }
+  drawGrid(context) {
+    const { view, gridPx } = this;
+    if (!gridPx) return;
+    context.beginPath();
+    for (let x = gridPx; x < view.width; x += gridPx) {
+      context.moveTo(x, 0);
+      context.lineTo(x, view.height);
+    }
+    for (let y = gridPx; y < view.height; y += gridPx) {
+      context.moveTo(0, y);
+      context.lineTo(view.width, y);
+    }
+    context.strokeStyle = "#fff";
+    context.lineWidth = 1 / view.scale;
+    context.stroke();
+  }
+  put(context, place2, image, size) {
+    context.drawImage(image, ...this.box(place2, size));
+  }
+  /** Left, top, width and height of a tile, in pixels of the raster. */
+  box({ level, row, column }, size) {
+    const step2 = (this.shown?.raster.tile_px ?? 1) * 2 ** level;
+    return [column * step2, row * step2, size.width * 2 ** level, size.height * 2 ** level];
+  }
+  /** Tiles of the level in sight, those in the middle first. */
+  inSight(raster) {
+    const { view, level } = this;
+    const step2 = raster.tile_px * 2 ** level;
+    const end = (start2, screen) => (start2 + screen / view.scale) / step2;
+    const [left, top] = [-view.left / view.scale, -view.top / view.scale];
+    const [height, width] = raster.sizes[level];
+    const last = {
+      row: Math.min(Math.ceil(height / raster.tile_px), Math.ceil(end(top, view.element.clientHeight))),
+      column: Math.min(Math.ceil(width / raster.tile_px), Math.ceil(end(left, view.element.clientWidth)))
+    };
+    const places = [];
+    for (let row = Math.max(0, Math.floor(top / step2)); row < last.row; row++) {
+      for (let column = Math.max(0, Math.floor(left / step2)); column < last.column; column++) {
+        places.push({ level, row, column });
+      }
+    }
+    const { x, y } = view.middle;
+    const away = ({ row, column }) => Math.hypot((column + 0.5) * step2 - x, (row + 0.5) * step2 - y);
+    return places.sort((one, other) => away(one) - away(other));
+  }
+};
+
+// src/raster.ts
+var MOST_LISTED = 500;
+var PAN_PX = 100;
+var SETTLED_MS = 250;
+var list2 = byId("rasters");
+var dialog2 = byId("raster");
+var hidden2 = /* @__PURE__ */ new Set();
+var canvas2 = new RasterCanvas(byId("raster-canvas"), hidden2, {
+  readout: readout2,
+  click: (x, y) => void select(x, y),
+  drawn,
+  failed: (error) => tell3("raster-working", `a tile is not shown: ${messageOf2(error)}`)
+});
+var rasters = null;
+var shown = null;
+var written = "";
+var turn = 0;
+var cursor = null;
+var settled = debounced(() => {
+  if (!shown) return;
+  const { x, y } = canvas2.view.middle;
+  const at = { x: Math.round(x), y: Math.round(y), scale: Number(canvas2.view.scale.toPrecision(4)) };
+  written = JSON.stringify(at);
+  change({ at }, { replace: true });
+  void showOutlines();
+}, SETTLED_MS);
+var messageOf2 = (error) => error instanceof Error ? error.message : String(error);
+function tell3(id, text) {
+  byId(id).textContent = text;
+}
+function startRasters() {
+  byId("list-rasters").hidden = !run().of_rasters;
+  const clicks = {
+    "list-rasters": () => change({ list: true }),
+    "rasters-close": () => change({ list: false }),
+    "raster-close": close,
+    "raster-zoom-in": () => canvas2.view.zoom(1.5),
+    "raster-zoom-out": () => canvas2.view.zoom(1 / 1.5),
+    "raster-fit": () => canvas2.view.fit(),
+    "raster-window": () => openWindow(canvas2.view.middle)
+  };
+  for (const [id, action] of Object.entries(clicks)) byId(id).addEventListener("click", action);
+  const slider = byId("raster-opacity");
+  slider.addEventListener("input", () => {
+    canvas2.opacity = Number(slider.value) / 100;
+    canvas2.draw();
+  });
+  byId("rasters-search").addEventListener("input", () => void drawList());
+  for (const [element, back] of [
+    [list2, () => change({ list: false })],
+    [dialog2, close]
+  ]) {
+    element.addEventListener("cancel", (event) => {
+      event.preventDefault();
+      back();
+    });
+    element.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.preventDefault();
+      back();
+    });
+  }
+  dialog2.addEventListener("keydown", keys2);
+  canvas2.view.element.addEventListener("dblclick", () => cursor && openWindow(cursor));
+}
+var close = () => change({ raster: null, at: null });
+function followRasters(next, before) {
+  if (next.list !== (before?.list ?? false)) void showList(next.list);
+  const moved = next.at !== null && JSON.stringify(next.at) !== written;
+  if (next.raster !== (before?.raster ?? null)) void showRaster(next.raster);
+  else if (next.raster !== null && moved && shown) show3(next.at);
+}
+function infos(again = false) {
+  if (again || !rasters) {
+    rasters = fetchRasters().then(({ rasters: found, unreadable }) => {
+      tell3("rasters-unreadable", unreadable ? `${count(unreadable)} could not be read and are not listed` : "");
+      return found;
+    });
+    rasters.catch(() => rasters = null);
+  }
+  return rasters;
+}
+async function showList(open) {
+  if (!open) return list2.close();
+  if (!list2.open) list2.showModal();
+  rasters = null;
+  await drawList();
+}
+async function drawList() {
+  const part = byId("rasters-search").value.toLowerCase();
+  try {
+    const matching = (await infos()).filter(({ uri }) => uri.toLowerCase().includes(part));
+    byId("rasters-lines").replaceChildren(...matching.slice(0, MOST_LISTED).map(line));
+    const more = matching.length - MOST_LISTED;
+    tell3("rasters-count", `${count(matching.length)} ${matching.length === 1 ? "raster" : "rasters"}`);
+    tell3("rasters-more", more > 0 ? `${count(more)} more: type a part of the name` : "");
+  } catch (error) {
+    tell3("rasters-more", messageOf2(error));
+  }
+}
+function line(info) {
+  const link = make("a", { href: `#${new URLSearchParams({ raster: info.uri })}` }, info.uri);
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    change({ raster: info.uri, at: null });
+  });
+  const mask = info.assembled ? "yes" : "not assembled";
+  const cells = [`${count(info.width)} × ${count(info.height)}`, count(info.windows), mask];
+  return make("tr", {}, make("th", { scope: "row" }, link), ...cells.map((text) => make("td", {}, text)));
+}
+async function showRaster(uri) {
+  const here = ++turn;
+  shown = null;
+  written = "";
+  canvas2.show(0, null);
+  for (const id of ["raster-working", "raster-readout", "raster-counts"]) tell3(id, "");
+  describeShape(null, null);
+  if (uri === null) return dialog2.close();
+  if (!dialog2.open) dialog2.showModal();
+  tell3("raster-name", uri);
+  byId("raster-problems").replaceChildren();
+  byId("raster-facts").replaceChildren();
+  try {
+    const all = await infos(true);
+    const number = all.findIndex((one) => one.uri === uri);
+    const info = all[number];
+    if (!info) throw new Error("the run has no such raster");
+    const levels = await fetchRaster(number);
+    if (here !== turn) return;
+    shown = { number, info, levels };
+    drawPanel();
+    canvas2.show(number, levels);
+    canvas2.outlines = outlinesOf();
+    show3(state().at);
+  } catch (error) {
+    if (here === turn) tell3("raster-working", messageOf2(error));
+  }
+}
+function show3(at) {
+  if (!shown || !at) return;
+  written = JSON.stringify(at);
+  if (at.scale) canvas2.view.centre(at.x, at.y, at.scale);
+  else showWindow(at, shown.info);
+  void showOutlines();
+}
+function showWindow(at, info) {
+  const [width, height] = [Math.min(info.core_px, info.width - at.x), Math.min(info.core_px, info.height - at.y)];
+  const { clientWidth, clientHeight } = canvas2.view.element;
+  canvas2.view.centre(at.x + width / 2, at.y + height / 2, Math.min(clientWidth / width, clientHeight / height));
+}
+function drawPanel() {
+  if (!shown) return;
+  const { info, levels } = shown;
+  byId("raster-classes").replaceChildren(...run().classes.map((_, id) => classLine(id, hidden2, () => canvas2.repaint())));
+  const boxes = [
+    ...levels.outlines.map((kind) => checkbox(kind, kind, kind === "zones")),
+    checkbox("windows", `windows of ${count(info.core_px)} pixels`, false)
+  ];
+  byId("raster-outlines").replaceChildren(...boxes);
+  canvas2.gridPx = 0;
+  const facts = { width: info.width, height: info.height, windows: info.windows, levels: levels.sizes.length };
+  const terms = Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, count(value))]);
+  byId("raster-facts").replaceChildren(...terms);
+}
+function checkbox(value, title, checked) {
+  const box = make("input", { type: "checkbox", value, checked });
+  box.addEventListener("change", () => {
+    if (!shown) return;
+    if (value === "windows") canvas2.gridPx = box.checked ? shown.info.core_px : 0;
+    else canvas2.outlines = outlinesOf();
+    canvas2.draw();
+    void showOutlines();
+  });
+  return make("label", {}, box, title);
+}
+function outlinesOf() {
+  const number = shown?.number ?? 0;
+  const boxes = [...document.querySelectorAll("#raster-outlines input:checked")];
+  const chosen = boxes.map(({ value }) => value);
+  const kinds = ["polygons", "zones"].filter((kind) => chosen.includes(kind));
+  return kinds.map((kind) => canvas2.outlines.find((one) => one.kind === kind) ?? new Outlines(number, kind));
+}
+async function showOutlines() {
+  const { level, outlines } = canvas2;
+  try {
+    await Promise.all(outlines.map((one) => one.show(canvas2.view, level)));
+    const lines = outlines.map(({ kind, count: drawn2, leftOut }) => {
+      const more = leftOut ? `, ${count(leftOut)} smaller ones are left out` : "";
+      return `${count(drawn2)} ${kind} here${more}`;
+    });
+    tell3("raster-counts", lines.join("; "));
+    canvas2.draw();
+  } catch (error) {
+    tell3("raster-counts", messageOf2(error));
+  }
+}
+function drawn() {
+  if (!shown) return;
+  const { source_levels, source_problem, mask_problem } = shown.levels;
+  const problems = [
+    source_problem && !source_levels.includes(canvas2.level) ? source_problem : "",
+    mask_problem ?? ""
+  ];
+  byId("raster-problems").replaceChildren(...problems.filter(Boolean).map((text) => make("p", {}, text)));
+  const away = canvas2.waiting;
+  byId("raster-level").textContent = `1 : ${2 ** canvas2.level}${away ? `, ${count(away)} tiles to come` : ""}`;
+  const { x, y } = canvas2.view.middle;
+  const at = { x: Math.round(x), y: Math.round(y), scale: Number(canvas2.view.scale.toPrecision(4)) };
+  if (JSON.stringify(at) !== written) settled();
+}
+function inside(x, y) {
+  return shown !== null && x >= 0 && y >= 0 && x < shown.info.width && y < shown.info.height;
+}
+function readout2(x, y) {
+  cursor = inside(x, y) ? { x, y } : null;
+  if (!cursor) return tell3("raster-readout", "");
+  const id = canvas2.classAt(x, y);
+  const name = id === void 0 ? "" : run().classes[id]?.name ?? "no class";
+  tell3("raster-readout", `(${Math.floor(x)}, ${Math.floor(y)}) ${name}`);
+}
+function openWindow({ x, y }) {
+  if (!shown || !inside(x, y)) return;
+  const { uri, core_px } = shown.info;
+  const start2 = (value) => Math.floor(value / core_px) * core_px;
+  change({ open: `${uri}#${start2(y)},${start2(x)}` });
+}
+async function select(x, y) {
+  const found = [...canvas2.outlines].reverse().flatMap((one) => one.at(x, y, hidden2) ?? [])[0];
+  for (const one of canvas2.outlines) one.selected = one.kind === found?.kind ? found.number : null;
+  canvas2.draw();
+  if (!found || !shown) return describeShape(null, null);
+  const here = turn;
+  try {
+    const table = await fetchOutline(shown.number, found.kind, found.number);
+    if (here === turn) describeShape(found, table);
+  } catch (error) {
+    tell3("raster-counts", messageOf2(error));
+  }
+}
+function describeShape(shape2, table) {
+  const place2 = byId("raster-shape");
+  if (!shape2 || !table) return place2.replaceChildren();
+  const lines = table.columns.map((column, at) => {
+    const texts = table.rows.map((row) => cell(row[at]));
+    const same = texts.every((text) => text === texts[0]);
+    const cells = same ? [make("td", { colspan: Math.max(texts.length, 1) }, texts[0] ?? "")] : texts.map((text) => make("td", {}, text));
+    return make("tr", {}, make("th", { scope: "row" }, column), ...cells);
+  });
+  const title = shape2.kind === "zones" ? "Zone" : "Polygon";
+  place2.replaceChildren(make("h3", {}, title), make("div", { class: "wide" }, make("table", {}, ...lines)));
+}
+function cell(value) {
+  if (value === null || value === void 0) return "–";
+  if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+  return String(Number(value.toPrecision(4)));
+}
+function keys2(event) {
+  if (event.target instanceof HTMLInputElement && event.target.type === "range") return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const { view } = canvas2;
+  const actions = {
+    ArrowLeft: () => view.pan(PAN_PX, 0),
+    ArrowRight: () => view.pan(-PAN_PX, 0),
+    ArrowUp: () => view.pan(0, PAN_PX),
+    ArrowDown: () => view.pan(0, -PAN_PX),
+    "+": () => view.zoom(1.5),
+    "-": () => view.zoom(1 / 1.5),
+    "0": () => view.fit(),
+    w: () => openWindow(cursor ?? view.middle)
+  };
+  const action = actions[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
 // src/main.ts
 function startPictures() {
   for (const input of document.querySelectorAll("input[name=picture]")) {
@@ -1093,6 +1792,7 @@ function follow(next, before) {
     clear();
     draw();
   }
+  followRasters(next, before);
   if (next.open !== before.open) void showOpened(takeStep() ?? positionOf(next.open));
 }
 function grown() {
@@ -1112,9 +1812,11 @@ async function start() {
   startMarks();
   startGrid();
   startDetail();
+  startRasters();
   onChange(follow);
   await reload();
   void refreshFilters();
+  followRasters(state(), null);
   if (state().open !== null) void showOpened(positionOf(state().open));
 }
 void start();

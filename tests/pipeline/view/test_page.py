@@ -1,44 +1,24 @@
 """The page in a real browser, over the real server."""
 
 import json
-from contextlib import contextmanager
-from threading import Thread
 from urllib.parse import quote
 
 import pytest
-import uvicorn
 
 from pipeline.run import manifest
 from pipeline.run.progress import WORKING, Snapshot, write_progress
 from pipeline.store.url import Url
 from pipeline.view import opened as opened_module
-from pipeline.view import server
 from pipeline.view.opened import OpenedRun
 from tests.support.browser import browser
 from tests.support.committed import commit, rows_of, tar
 from tests.support.pages import needs_browser
+from tests.support.served import TOKEN, serving
 from tests.support.viewed_runs import FARM, HOSTILE, IMAGES, ids_by_key
 
 ROWS = IMAGES + len(HOSTILE) + 1
-TOKEN = "t" * 48
 
 pytestmark = needs_browser
-
-
-@contextmanager
-def serving(run):
-    """URL of a run's page."""
-    listening = uvicorn.Config(lambda: None, host="127.0.0.1", port=0).bind_socket()
-    port = listening.getsockname()[1]
-    app = server.create_app(run, token=TOKEN, port=port)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    thread = Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        running.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

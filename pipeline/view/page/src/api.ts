@@ -33,6 +33,8 @@ export interface Run {
   problem: string | null;
   progress: Progress | null;
   labels: boolean;
+  /** True where the rows are windows of rasters. */
+  of_rasters: boolean;
   /** URL of the run that this one is compared with. */
   other: string | null;
   ignore_id: number;
@@ -78,6 +80,50 @@ export interface Layer {
   values: Uint8Array;
 }
 
+/** One raster of the run; its number is its place in the list. */
+export interface RasterInfo {
+  /** Start of the keys of its windows. */
+  uri: string;
+  height: number;
+  width: number;
+  windows: number;
+  core_px: number;
+  /** Whether its windows are joined to a mask. */
+  assembled: boolean;
+}
+
+export type OutlineKind = "zones" | "polygons";
+
+/** Levels of a raster's tiles, each half the former, and why the source or the mask is not shown. */
+export interface RasterLevels {
+  tile_px: number;
+  sizes: [number, number][];
+  source_levels: number[];
+  source_problem: string | null;
+  mask_levels: number[];
+  mask_problem: string | null;
+  outlines: OutlineKind[];
+}
+
+export interface Outline {
+  number: number;
+  class_id: number | null;
+  /** Rings of x, y, x, y and so on, in pixels of the raster. */
+  rings: number[][];
+}
+
+export interface Rectangle {
+  y: number;
+  x: number;
+  height: number;
+  width: number;
+}
+
+export interface Table {
+  columns: string[];
+  rows: (number | string | boolean | null)[][];
+}
+
 /** The server's refusal; `code` is that of the row or of the reading, such as `not_found`. */
 export class Refused extends Error {
   constructor(
@@ -90,18 +136,24 @@ export class Refused extends Error {
 
 export type Picture = "overlay" | "image" | "mask";
 
-async function get(path: string, signal?: AbortSignal, body?: unknown): Promise<Response> {
-  const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, { ...(signal ? { signal } : {}), ...(body === undefined ? {} : posted) });
+async function get(path: string, signal?: AbortSignal, more: RequestInit = {}): Promise<Response> {
+  const response = await fetch(path, { ...(signal ? { signal } : {}), ...more });
   if (!response.ok) throw refusal(await response.text(), response.statusText);
   return response;
 }
 
 /** A picture, or bytes; a row without them is answered by the reason as JSON. */
-async function getBinary(path: string, signal: AbortSignal): Promise<Response> {
-  const response = await get(path, signal);
+async function getBinary(path: string, signal: AbortSignal, more: RequestInit = {}): Promise<Response> {
+  const response = await get(path, signal, more);
   if (response.headers.get("Content-Type") === "application/json") throw refusal(await response.text(), "");
   return response;
+}
+
+/** JSON of an answer; a file that cannot be read is answered by the reason. */
+async function getJson<T>(path: string, signal?: AbortSignal): Promise<T> {
+  const found = (await (await get(path, signal)).json()) as T & { error?: string; code?: string };
+  if (found.error) throw new Refused(found.error, found.code ?? null);
+  return found;
 }
 
 function refusal(text: string, otherwise: string): Refused {
@@ -136,13 +188,17 @@ export const fetchRow = async (
   (await get(`/api/row?key=${encodeURIComponent(key)}`)).json();
 
 export const fetchThumbnail = async (id: number, picture: Picture, signal: AbortSignal): Promise<Blob> =>
-  (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal)).blob();
+  // after what is asked for meanwhile: a browser has six connections to a server, and a screen has many thumbnails
+  (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal, { priority: "low" })).blob();
 
 export const fetchImage = async (id: number, signal: AbortSignal): Promise<ImageBitmap> =>
   createImageBitmap(await (await getBinary(`/api/rows/${id}/image`, signal)).blob());
 
-export async function fetchLayer(id: number, name: string, signal: AbortSignal): Promise<Layer> {
-  const response = await getBinary(`/api/rows/${id}/layers/${name}`, signal);
+export const fetchLayer = (id: number, name: string, signal: AbortSignal): Promise<Layer> =>
+  getLayer(`/api/rows/${id}/layers/${name}`, signal);
+
+async function getLayer(path: string, signal: AbortSignal): Promise<Layer> {
+  const response = await getBinary(path, signal);
   return {
     height: Number(response.headers.get("X-Height")),
     width: Number(response.headers.get("X-Width")),
@@ -157,6 +213,42 @@ export const fetchChoice = async (
 
 /** Zip of the images of some rows with their masks for a tool, and what is left out of it, in words. */
 export async function handOver(keys: string[], tool: string): Promise<{ archive: Blob; left_out: string }> {
-  const response = await get(`/api/hand-over/${tool}`, undefined, keys);
+  const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(keys) };
+  const response = await get(`/api/hand-over/${tool}`, undefined, posted);
   return { archive: await response.blob(), left_out: response.headers.get("X-Left-Out") ?? "" };
 }
+
+export const fetchRasters = async (): Promise<{ rasters: RasterInfo[]; unreadable: number }> =>
+  (await get("/api/rasters")).json();
+
+export const fetchRaster = async (number: number): Promise<RasterLevels> =>
+  (await get(`/api/rasters/${number}`)).json();
+
+interface TilePlace {
+  level: number;
+  row: number;
+  column: number;
+}
+
+export const fetchSourceTile = async (number: number, at: TilePlace, signal: AbortSignal): Promise<ImageBitmap> => {
+  const path = `/api/rasters/${number}/source/${at.level}/${at.row}/${at.column}`;
+  return createImageBitmap(await (await getBinary(path, signal)).blob());
+};
+
+export const fetchMaskTile = (number: number, at: TilePlace, signal: AbortSignal): Promise<Layer> =>
+  getLayer(`/api/rasters/${number}/mask/${at.level}/${at.row}/${at.column}`, signal);
+
+/** Outlines that touch a rectangle, the largest first, and how many others there are. */
+export function fetchOutlines(
+  number: number,
+  kind: OutlineKind,
+  { y, x, height, width }: Rectangle,
+  level: number,
+  signal: AbortSignal,
+): Promise<{ shapes: Outline[]; left_out: number }> {
+  const query = `y=${y}&x=${x}&height=${height}&width=${width}&level=${level}`;
+  return getJson(`/api/rasters/${number}/outlines/${kind}?${query}`, signal);
+}
+
+export const fetchOutline = (number: number, kind: OutlineKind, shape: number): Promise<Table> =>
+  getJson(`/api/rasters/${number}/outlines/${kind}/${shape}`);

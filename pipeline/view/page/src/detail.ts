@@ -2,12 +2,13 @@
 
 import { fetchImage, fetchRow } from "./api.js";
 import { Canvas, overlaid } from "./canvas.js";
+import { classLine } from "./classes.js";
 import { byId, make } from "./dom.js";
 import { rowAt, totalRows } from "./grid.js";
 import { compose, Layers, OVERLAYS, type Overlay } from "./layers.js";
 import { count, percent } from "./numbers.js";
-import { colourOf, run } from "./run.js";
-import { change, state } from "./state.js";
+import { run } from "./run.js";
+import { change, state, type At } from "./state.js";
 
 const dialog = byId<HTMLDialogElement>("detail");
 const canvas = new Canvas(byId<HTMLCanvasElement>("canvas"), readout);
@@ -28,6 +29,7 @@ export function startDetail(): void {
     "zoom-in": () => canvas.zoom(1.5),
     "zoom-out": () => canvas.zoom(1 / 1.5),
     fit: () => canvas.fit(),
+    "in-raster": showInRaster,
   };
   for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
   const slider = byId<HTMLInputElement>("opacity");
@@ -197,30 +199,32 @@ function describe(row: Record<string, unknown>): void {
   const counts = Array.isArray(pixels) ? (pixels as number[]) : [];
   const sum = counts.reduce((one, two) => one + two, 0);
   const order = counts.map((_, id) => id).sort((one, two) => (counts[two] ?? 0) - (counts[one] ?? 0));
-  byId("classes").replaceChildren(...order.map((id) => classLine(id, sum ? (counts[id] ?? 0) / sum : 0)));
+  byId("classes").replaceChildren(...order.map((id) => classLine(id, hidden, redraw, percent(sum ? (counts[id] ?? 0) / sum : 0))));
+  byId("in-raster").hidden = windowOf(String(row["key"])) === null;
   const facts = Object.entries(row).filter(([name, value]) => value !== null && name !== "class_pixels");
   const text = (value: unknown): string => (Array.isArray(value) ? value.join(", ") : String(value));
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, text(value))]));
 }
 
-function classLine(id: number, share: number): HTMLElement {
-  const info = run().classes[id];
-  const box = make("input", { type: "checkbox", checked: !hidden.has(id) });
-  box.addEventListener("change", () => {
-    if (box.checked) hidden.delete(id);
-    else hidden.add(id);
-    void showOverlay();
-  });
-  const swatch = make("span", { class: "swatch" });
-  if (info) swatch.style.background = colourOf(info);
-  const name = make("span", { class: "word" }, info?.name ?? String(id));
-  return make("label", {}, box, swatch, name, make("small", {}, percent(share)));
+const redraw = (): void => void showOverlay();
+
+/** Raster of a window's row and the window's first pixel, by its key; null for a photo. */
+function windowOf(key: string): { raster: string; at: At } | null {
+  const [, raster, y, x] = /^(.*)#(\d+),(\d+)$/s.exec(key) ?? [];
+  if (!run().of_rasters || raster === undefined) return null;
+  return { raster, at: { x: Number(x), y: Number(y), scale: null } };
+}
+
+function showInRaster(): void {
+  const window = windowOf(state().open ?? "");
+  if (window) change({ open: null, ...window });
 }
 
 function keys(event: KeyboardEvent): void {
   if (event.target instanceof HTMLInputElement && event.target.type === "range") return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const actions: Record<string, () => void> = {
+    Escape: () => change({ open: null }), // a browser may close every open dialog by one Escape
     ArrowLeft: () => void step(-1),
     ArrowRight: () => void step(1),
     "+": () => canvas.zoom(1.5),

@@ -6,6 +6,7 @@ import { showOpened, startDetail, takeStep } from "./detail.js";
 import { refreshFilters, startFilters } from "./filters.js";
 import { clear, draw, reload, startGrid } from "./grid.js";
 import { startMarks } from "./marks.js";
+import { followRasters, startRasters } from "./raster.js";
 import { startRun } from "./run.js";
 import { change, onChange, state, type State } from "./state.js";
 
@@ -32,6 +33,7 @@ function follow(next: State, before: State): void {
     clear();
     draw();
   }
+  followRasters(next, before);
   if (next.open !== before.open) void showOpened(takeStep() ?? positionOf(next.open));
 }
 
@@ -53,9 +55,11 @@ async function start(): Promise<void> {
   startMarks();
   startGrid();
   startDetail();
+  startRasters();
   onChange(follow);
   await reload();
   void refreshFilters();
+  followRasters(state(), null);
   if (state().open !== null) void showOpened(positionOf(state().open));
 }
 

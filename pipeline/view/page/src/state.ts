@@ -6,8 +6,21 @@ import type { Picture, Query } from "./api.js";
 export interface State {
   query: Query;
   picture: Picture;
-  /** Key of the open row; null for the grid. */
+  /** Key of the open row; null for what lies under it. */
   open: string | null;
+  /** Whether the list of rasters is open. */
+  list: boolean;
+  /** Start of the keys of the open raster's windows; null for none. */
+  raster: string | null;
+  /** Part of the raster in sight. */
+  at: At | null;
+}
+
+/** Middle of a part of a raster and the screen pixels of each of its pixels; without a scale, the start of a window. */
+export interface At {
+  x: number;
+  y: number;
+  scale: number | null;
 }
 
 type Listener = (state: State, before: State) => void;
@@ -57,10 +70,13 @@ function enter(next: State): void {
   for (const listener of listeners) listener(next, before);
 }
 
-function toHash({ query, picture, open }: State): string {
+function toHash({ query, picture, open, list, raster, at }: State): string {
   const params = new URLSearchParams();
   if (JSON.stringify(query) !== JSON.stringify(EMPTY)) params.set("query", JSON.stringify(query));
   if (picture !== "overlay") params.set("picture", picture);
+  if (list) params.set("list", "rasters");
+  if (raster !== null) params.set("raster", raster);
+  if (raster !== null && at) params.set("at", [at.x, at.y, at.scale].filter((one) => one !== null).join(","));
   if (open !== null) params.set("key", open);
   return `#${params}`;
 }
@@ -72,7 +88,16 @@ function fromHash(): State {
     query: readQuery(params.get("query")),
     picture: picture === "image" || picture === "mask" ? picture : "overlay",
     open: params.get("key"),
+    list: params.get("list") === "rasters",
+    raster: params.get("raster"),
+    at: readPlace(params.get("at")),
   };
+}
+
+function readPlace(text: string | null): At | null {
+  const [x, y, scale] = (text ?? "").split(",").map((part) => (part.trim() ? Number(part) : NaN));
+  if (x === undefined || y === undefined || !Number.isFinite(x) || !Number.isFinite(y)) return null;
+  return { x, y, scale: scale !== undefined && Number.isFinite(scale) && scale > 0 ? scale : null };
 }
 
 /** Query of an address, which anyone may have typed: what is no query is left out. */
