@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 ec4e98924f65d5e4fc45aab2dc0d0bc859c516f197a8b9e83113627a341f2b4a
+// Built from pipeline/view/page/src, SHA-256 194c052599bb42c0969dd45f1a91de3f58c06d3fbfbcebc4d157130fc97880a6
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -1512,6 +1512,7 @@ var rasters = null;
 var shown = null;
 var written = "";
 var turn = 0;
+var outlinesTurn = 0;
 var cursor = null;
 var settled = debounced(() => {
   if (!shown) return;
@@ -1607,6 +1608,7 @@ function line(info) {
 }
 async function showRaster(uri) {
   const here = ++turn;
+  outlinesTurn++;
   shown = null;
   written = "";
   canvas2.show(0, null);
@@ -1679,8 +1681,10 @@ function outlinesOf() {
 }
 async function showOutlines() {
   const { level, outlines } = canvas2;
+  const here = ++outlinesTurn;
   try {
     await Promise.all(outlines.map((one) => one.show(canvas2.view, level)));
+    if (here !== outlinesTurn) return;
     const lines = outlines.map(({ kind, count: drawn2, leftOut }) => {
       const more = leftOut ? `, ${count(leftOut)} smaller ones are left out` : "";
       return `${count(drawn2)} ${kind} here${more}`;

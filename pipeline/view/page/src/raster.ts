@@ -26,7 +26,9 @@ let rasters: Promise<RasterInfo[]> | null = null;
 let shown: { number: number; info: RasterInfo; levels: RasterLevels } | null = null;
 /** Part in sight, as this page has last written it to the address. */
 let written = "";
+/** Numbers of the latest raster, and of the latest request for outlines: what an earlier one brings is not shown. */
 let turn = 0;
+let outlinesTurn = 0;
 let cursor: { x: number; y: number } | null = null;
 
 const settled = debounced(() => {
@@ -139,6 +141,7 @@ function line(info: RasterInfo): HTMLElement {
 
 async function showRaster(uri: string | null): Promise<void> {
   const here = ++turn;
+  outlinesTurn++;
   shown = null;
   written = "";
   canvas.show(0, null);
@@ -219,8 +222,10 @@ function outlinesOf(): Outlines[] {
 /** Fetch the outlines in sight, and say how many are drawn and left out. */
 async function showOutlines(): Promise<void> {
   const { level, outlines } = canvas;
+  const here = ++outlinesTurn;
   try {
     await Promise.all(outlines.map((one) => one.show(canvas.view, level)));
+    if (here !== outlinesTurn) return;
     const lines = outlines.map(({ kind, count: drawn, leftOut }) => {
       const more = leftOut ? `, ${count(leftOut)} smaller ones are left out` : "";
       return `${count(drawn)} ${kind} here${more}`;
