@@ -28,15 +28,24 @@ def mask_png(mask_hw: UInt8, classes: ClassMap) -> bytes:
 
 
 def read_mask_png(data: bytes) -> UInt8:
-    """Class ids of a palette PNG, (H, W) uint8; the inverse of `mask_png`."""
-    with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        return np.asarray(picture, np.uint8)
+    """Class ids of a palette PNG, (H, W) uint8; the inverse of `mask_png`. Raises OSError for another file."""
+    return _read_png(data, "P", "L")
 
 
 def read_grey_png(data: bytes) -> UInt8:
-    """Values of a grey PNG of 8 bits or 1 bit, (H, W) uint8."""
-    with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        return np.asarray(picture).astype(np.uint8)
+    """Values of a grey PNG of 8 bits or 1 bit, (H, W) uint8. Raises OSError for another file."""
+    return _read_png(data, "L", "1")
+
+
+def _read_png(data: bytes, *modes: str) -> UInt8:
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if picture.mode in modes:
+                return np.asarray(picture).astype(np.uint8, copy=False)
+            mode = picture.mode
+    except Exception as error:  # Pillow raises many types on damaged files, and lists none of them
+        raise OSError(f"damaged PNG: {error}") from error
+    raise OSError(f"PNG of mode {mode}, where {' or '.join(modes)} was expected")
 
 
 def confidence_cells(confidence_hw: UInt8, valid_hw: Bool) -> UInt8:

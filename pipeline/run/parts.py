@@ -39,6 +39,8 @@ THREADS = 16
 """Concurrent reads of parts: small reads wait on latency, not bandwidth."""
 PAGE_ROWS = 8
 """Rows after which a page may end: readers of masks hold a page at a time."""
+REMEDY = "delete it and submit the run's command again, which makes its rows anew"
+"""For a damaged part."""
 _BUFFER_BYTES = 2**20
 TEXT_COLUMNS = ["key", "status", "shard", "source_etag", "model_fp", "config_fp", "error_code", "error_detail"]
 
@@ -155,8 +157,7 @@ def write_part(
 def _open_part(run_url: Url, name: str) -> Iterator[io.BufferedReader]:
     """Open a part; what the block raises when it is damaged becomes an error with its name."""
     url = parts_url(run_url) / name
-    hint = "delete it and submit the run's command again, which makes its rows anew"
-    with objects.naming_damage(url, hint=hint), objects.open_read(url) as file:
+    with objects.naming_damage(url, hint=REMEDY), objects.open_read(url) as file:
         yield file
 
 

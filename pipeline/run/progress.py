@@ -8,8 +8,11 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
-from pipeline.errors import StorageError
+from pydantic import ConfigDict, TypeAdapter
+
+from pipeline.errors import InputError, StorageError
 from pipeline.store import objects
 from pipeline.store.url import Url
 
@@ -23,6 +26,9 @@ STARTING, WORKING, CLOSING = "starting", "working", "closing"
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Progress of a run at one moment, with the rows that earlier drivers committed."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    """How the file is checked that is read back: anyone who can write to the output can write it."""
 
     time: str
     """UTC, ISO 8601, for people: the clocks of two machines are never compared."""
@@ -103,8 +109,8 @@ def write_progress(run_url: Url, snapshot: Snapshot) -> None:
 
 
 def read_progress(run_url: Url) -> Snapshot | None:
-    """Latest progress of a run; None when no driver has written one, or one of another version."""
+    """Latest progress of a run; None when no driver has written one, or one of another version or of other types."""
     try:
-        return Snapshot(**json.loads(objects.read_bytes(progress_url(run_url), max_bytes=1 << 20)))
-    except (FileNotFoundError, ValueError, TypeError):
+        return TypeAdapter(Snapshot).validate_json(objects.read_bytes(progress_url(run_url), max_bytes=1 << 20))
+    except (FileNotFoundError, InputError, ValueError):
         return None

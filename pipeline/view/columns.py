@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.classes import ClassMap
-from pipeline.records import Float32, Int64, judgements_from
+from pipeline.records import ROW_SCHEMA, Float32, Int64, judgements_from
 
 READ = (
     *("key", "status", "shard", "error_code", "height", "width", "refined", "refine_note", "class_pixels"),
@@ -82,8 +82,11 @@ def index_table(table: pa.Table, *, part: int, classes: ClassMap, sources: Mappi
         part: number of the part.
         classes: class map of the run.
         sources: URL of the source of each shard.
+
+    Raises:
+        ValueError, LookupError, TypeError: the part has other columns than those of rows, or text that is not UTF-8.
     """
-    rows = len(table)
+    rows, table = len(table), _checked(table)
     absent = {name for name in READ if name not in table.column_names}
     pixels = _floats(pc.multiply(pc.cast(table["height"], pa.int64()), pc.cast(table["width"], pa.int64())))
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
@@ -100,13 +103,23 @@ def index_table(table: pa.Table, *, part: int, classes: ClassMap, sources: Mappi
         "megapixels": _nullable(pixels / 1e6),
         "seconds": _nullable(sum((_floats(table[name]) for name in _SECONDS), np.zeros(rows, np.float32))),
         "iou": _nullable(np.full(rows, np.nan) if "judgements" in absent else _mean_iou(table["judgements"])),
-        "nodata_share": _nullable(_floats_or_nan(table, "nodata_pixels") / pixels),
+        "nodata_share": _nullable(_shares(_floats_or_nan(table, "nodata_pixels"), pixels)),
     }
     for name in ("confidence", "entropy", "changed_share", "brightness"):
         columns[name] = _nullable(_floats_or_nan(table, name))
     shares_nk = _class_shares(table["class_pixels"], len(classes))
     columns |= {share_name(index): _nullable(shares_nk[:, index]) for index in range(len(classes))}
     return pa.table(columns)
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The columns in the types of rows: text is UTF-8, and each row has a key, a status and a shard."""
+    columns = {name: table[name].cast(ROW_SCHEMA.field(name).type) for name in table.column_names}
+    checked = pa.table(columns)
+    checked.validate(full=True)
+    if empty := [name for name in ("key", "status", "shard") if checked[name].null_count]:
+        raise ValueError(f"rows without {' and '.join(empty)}")
+    return checked
 
 
 def _mask_of(table: pa.Table) -> list[str | None]:
@@ -146,6 +159,11 @@ def _class_shares(class_pixels: pa.ChunkedArray, num_classes: int) -> Float32:
     return shares
 
 
+def _shares(counts: Float32, pixels: Float32) -> Float32:
+    """Quotient; NaN for an image without a pixel."""
+    return np.divide(counts, pixels, out=np.full_like(counts, np.nan), where=pixels > 0)
+
+
 def _floats(column: pa.ChunkedArray) -> Float32:
     return np.asarray(column.to_numpy(), np.float32)  # null becomes NaN
 
@@ -155,5 +173,6 @@ def _floats_or_nan(table: pa.Table, name: str) -> Float32:
 
 
 def _nullable(values: Sequence[float] | Float32) -> pa.Array:
-    """Float32 column in which NaN is null: comparisons then leave it out, and sorting puts it last."""
-    return pa.array(np.asarray(values, np.float32), from_pandas=True)
+    """Float32 column in which NaN and infinity are null: comparisons leave null out, and sorting puts it last."""
+    numbers = np.asarray(values, np.float32)
+    return pa.array(numbers, mask=~np.isfinite(numbers))

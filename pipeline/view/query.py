@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ConfigError
 from pipeline.view.columns import Column
 from pipeline.view.index import RunIndex
 
@@ -20,6 +20,10 @@ MOST_WORDS = 50
 """Most values listed of a column of words, those of most rows; the others are counted together."""
 MOST_ROWS = 500
 """Most rows of one answer."""
+_LAST = 2**62
+"""No row is at this place: DuckDB has no larger integers."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Largest number of a column; a bound beyond it is taken for it."""
 
 _Name = Annotated[str, Field(max_length=64)]
 
@@ -80,7 +84,7 @@ def find_rows(index: RunIndex, query: Query, *, offset: int, limit: int) -> list
     sql = (
         f"SELECT {', '.join(names)} FROM shown{where} ORDER BY {sort} {direction} NULLS LAST, key, id LIMIT ? OFFSET ?"
     )
-    found = index.fetch(sql, [*values, min(limit, MOST_ROWS), offset])
+    found = index.fetch(sql, [*values, min(limit, MOST_ROWS), min(offset, _LAST)])
     return [dict(zip(names, row, strict=True)) for row in found]
 
 
@@ -152,7 +156,7 @@ def _of_ranges(index: RunIndex, ranges: Sequence[Range]) -> Iterable[_Condition]
         name = _quoted(index, one.column)
         for bound, sign in ((one.low, ">="), (one.high, "<=")):
             if bound is not None:
-                yield _Condition(one.column, f"{name} {sign} ?::FLOAT", [bound])
+                yield _Condition(one.column, f"{name} {sign} ?::FLOAT", [min(max(bound, -_LARGEST), _LARGEST)])
 
 
 def _of_choices(index: RunIndex, choices: Sequence[OneOf]) -> Iterable[_Condition]:
@@ -173,7 +177,7 @@ def _where(conditions: Sequence[_Condition]) -> tuple[str, list[Any]]:
 
 
 def _quoted(index: RunIndex, name: str) -> str:
-    """Name of a column in SQL; raises ConfigError for one that the index does not have."""
-    if name not in {column.name for column in index.columns}:
-        raise ConfigError(f"no column {name!r}", hint=f"columns: {', '.join(column.name for column in index.columns)}")
+    """Name of a column in SQL; raises ValueError for one that the index does not have."""
+    if name not in (names := [column.name for column in index.columns]):
+        raise ValueError(f"no column {name!r}; columns: {', '.join(names)}")
     return f'"{name}"'

@@ -5,6 +5,7 @@ written aside and then renamed, and one that another process has deleted is made
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,8 +14,13 @@ from threading import Lock
 
 SWEEP_EVERY = 200
 """Writes between two looks at the size of the folder."""
+_DIGEST_BYTES = 32
+"""A file begins with the SHA-256 of its bytes: one that was cut short or replaced is made again."""
 KEPT_SHARE = 0.8
 """Share of the limit that is left after files were deleted, so that the next write does not delete again."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Thumbnails:
@@ -23,24 +29,28 @@ class Thumbnails:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self._writes, self._lock = 0, Lock()
-        folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Bytes of a name, made where the cache does not have them; what `make` raises is not cached."""
         path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+        data = _read_whole(path)
+        if data is None:
             data = make()
-            self._put(path, data)
-        else:
-            os.utime(path)  # the oldest are those that nobody looked at for longest
+            try:
+                self._put(path, data)
+            except OSError as error:
+                log.warning("thumbnails are not kept in %s: %s", self.folder, error)
         return data
 
     def _put(self, path: Path, data: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
+            file.write(hashlib.sha256(data).digest() + data)
+        try:
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
         with self._lock:
             self._writes += 1
             if self._writes % SWEEP_EVERY == 0:
@@ -63,3 +73,15 @@ class Thumbnails:
             total -= size
             if total <= self.max_bytes * KEPT_SHARE:
                 return
+
+
+def _read_whole(path: Path) -> bytes | None:
+    """Bytes of a cached file, which is now the one used last; None where there is none, or a link or other bytes."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            stored = file.read()
+            os.utime(file.fileno())  # the oldest are those that nobody looked at for longest
+    except OSError:
+        return None
+    digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    return data if digest == hashlib.sha256(data).digest() else None
