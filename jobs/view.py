@@ -48,7 +48,8 @@ def view(args: argparse.Namespace) -> int:
         run.start()
         try:
             with suppress(KeyboardInterrupt):
-                uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+                settings = uvicorn.Config(app, log_level="warning", access_log=False, **server.LIMITS)
+                uvicorn.Server(settings).run(sockets=[listening])
         finally:
             run.close()
     return 0

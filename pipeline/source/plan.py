@@ -160,12 +160,19 @@ def read_item(
         InputError, FileNotFoundError: the shard is damaged before the item, changed, or gone.
         StorageError: as `read_items`.
     """
+    return next(read_some(shard, cfg, {key}, max_bytes=max_bytes, truth=truth), None)
+
+
+def read_some(
+    shard: Shard, cfg: ReadConfig, keys: Set[str], *, max_bytes: int, truth: RasterLabels | None = None
+) -> Iterator[Item]:
+    """Read the items of some keys of a shard again, in its order and as `read_item`; those it lacks are left out."""
     items = (
-        raster_windows.window_items(shard, wanted=key.__eq__, truth=truth)
+        raster_windows.window_items(shard, wanted=keys.__contains__, truth=truth)
         if shard.kind == "raster"
-        else _items(shard, cfg, max_bytes, key.__eq__, LeftOut())
+        else _items(shard, cfg, max_bytes, keys.__contains__, LeftOut())
     )
-    return next((item for item in items if item.key == key), None)
+    return (item for item in items if item.key in keys)
 
 
 def _items(

@@ -19,8 +19,10 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.classes import ClassMap
+from pipeline.errors import StorageError
 from pipeline.records import ROW_SCHEMA
 from pipeline.run import manifest, parts
+from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.view.columns import READ, Column, columns_of, index_table
 
@@ -28,6 +30,17 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """Of the tables; an index file of another version is not read."""
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "enable_external_access": False,
+    "lock_configuration": True,
+}
+"""Of DuckDB: no statement, and no view in a file of an index, can read or write another file."""
+_TABLES_OF_ROWS = (
+    "SELECT table_name FROM duckdb_columns() SEMI JOIN duckdb_tables() USING (table_oid) WHERE column_name = 'id'"
+)
+"""Names of the tables with a line per row, also of those that an earlier process made and this one does not show."""
 BATCH_PARTS = 64
 """Parts per insertion. The first one is small, so that the first page does not wait for a large one."""
 FIRST_BATCH_PARTS = 4
@@ -58,8 +71,8 @@ class RunIndex:
         """Parts that the run had when it was last listed."""
         self._filling = Lock()
         self._sources = sources
-        self._database = _open_database(_file(run_url, classes, cache))
-        self._create_tables()
+        self._beside: dict[str, tuple[Column, ...]] = {}
+        self._database = self._open(_file(run_url, classes, cache))
 
     def close(self) -> None:
         """Close the file of the index."""
@@ -89,12 +102,15 @@ class RunIndex:
             the number of parts added and removed.
 
         Raises:
-            StorageError: a part is damaged; the parts before it are in the index.
+            StorageError: a part is damaged, and the parts before it are in the index; or all parts are gone, and the
+                index stays as it was.
         """
         with self._filling:
             listed = _listed_parts(self.run_url)
-            self.known_parts = len(listed)
             held = {name: number for number, name in self.fetch("SELECT number, name FROM parts")}
+            if held and not listed:
+                raise StorageError(f"{self.run_url} has no rows any more", hint="it was deleted, moved or emptied")
+            self.known_parts = len(listed)
             gone = held.keys() - set(listed)
             self._forget([held[name] for name in gone])
             added = [name for name in listed if name not in held]
@@ -105,25 +121,59 @@ class RunIndex:
             return len(gone) + len(added)
 
     def show_beside(self, table: str, columns: Sequence[Column]) -> None:
-        """Show the columns of a table of this index, which has an `id`, beside those of the rows."""
-        with self.cursor() as cursor:
-            joined = f"CREATE OR REPLACE VIEW shown AS SELECT * FROM rows LEFT JOIN {table} USING (id)"
-            cursor.execute(joined).fetchall()
-        self.columns = (*columns, *columns_of(self.classes))
+        """Show the columns of a table of this index, which has an `id`, beside those of the rows.
 
-    def _create_tables(self) -> None:
-        table = index_table(_empty(), part=0, classes=self.classes, sources={})
+        No two tables may have a column of the same name. When rows leave the index, they leave the table too.
+        """
+        self._beside[table] = tuple(columns)
+        joins = " ".join(f"LEFT JOIN {name} USING (id)" for name in self._beside)
         with self.cursor() as cursor:
-            cursor.register("example", table)
-            cursor.execute("CREATE TABLE IF NOT EXISTS rows AS SELECT 0::BIGINT AS id, * FROM example").fetchall()
-            cursor.execute("CREATE TABLE IF NOT EXISTS parts (number INTEGER, name VARCHAR, rows INTEGER)").fetchall()
-            cursor.execute("CREATE OR REPLACE VIEW shown AS SELECT * FROM rows").fetchall()
+            cursor.execute(f"CREATE OR REPLACE VIEW shown AS SELECT * FROM rows {joins}").fetchall()
+        self.columns = (*(one for shown in self._beside.values() for one in shown), *columns_of(self.classes))
+
+    def _open(self, path: Path | None) -> duckdb.DuckDBPyConnection:
+        """Database with its tables: that of a file; in memory where another process has it open; anew where damaged."""
+        if path is None:
+            return self._with_tables(duckdb.connect(":memory:", config=_SETTINGS))
+        try:
+            return self._with_tables(duckdb.connect(path, config=_SETTINGS))
+        except (duckdb.Error, ValueError) as error:
+            if "Could not set lock" in str(error):
+                log.warning("%s is open in another process, so the index is kept in memory", path)
+                return self._open(None)
+            log.warning("%s is damaged, so the index is made anew: %s", path, error)
+        try:
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
+            return self._with_tables(duckdb.connect(path, config=_SETTINGS))
+        except (duckdb.Error, OSError) as error:
+            log.warning("%s cannot be written, so the index is kept in memory: %s", path, error)
+            return self._open(None)
+
+    def _with_tables(self, database: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        """A database after its tables were created; closed, with a ValueError, where it has others of these names."""
+        table = index_table(_empty(), part=0, classes=self.classes, sources={})
+        try:
+            with database.cursor() as cursor:
+                cursor.register("example", table)
+                cursor.execute("CREATE TABLE IF NOT EXISTS rows AS SELECT 0::BIGINT AS id, * FROM example").fetchall()
+                cursor.execute("CREATE TABLE IF NOT EXISTS parts (number INTEGER, name VARCHAR, rows INTEGER)")
+                cursor.execute("CREATE OR REPLACE VIEW shown AS SELECT * FROM rows").fetchall()
+                kinds = "SELECT table_name FROM duckdb_tables() WHERE table_name IN ('rows', 'parts')"
+                names = [column[0] for column in cursor.execute("SELECT * FROM rows LIMIT 0").description or []]
+                if len(cursor.execute(kinds).fetchall()) < 2 or names != ["id", *table.column_names]:
+                    raise ValueError("it has other tables")
+        except Exception:
+            database.close()
+            raise
+        return database
 
     def _add(self, names: list[str], number: int) -> None:
         """Insert the rows of some parts, and then the parts: both or neither."""
         tables, counts = [], []
         for offset, read in enumerate(parts.read_tables(self.run_url, names, list(READ))):
-            tables.append(index_table(read, part=number + offset, classes=self.classes, sources=self._sources))
+            with objects.naming_damage(parts.parts_url(self.run_url) / names[offset], hint=parts.REMEDY):
+                tables.append(index_table(read, part=number + offset, classes=self.classes, sources=self._sources))
             counts.append((number + offset, names[offset], len(read)))
         with self.cursor() as cursor:
             cursor.register("added", pa.concat_tables(tables))
@@ -136,7 +186,8 @@ class RunIndex:
         for number in numbers:
             with self.cursor() as cursor:
                 cursor.begin()
-                cursor.execute("DELETE FROM rows WHERE part = ?", [number]).fetchall()
+                for (table,) in cursor.execute(_TABLES_OF_ROWS).fetchall():
+                    cursor.execute(f'DELETE FROM "{table}" WHERE id >> 20 = ?', [number]).fetchall()
                 cursor.execute("DELETE FROM parts WHERE number = ?", [number]).fetchall()
                 cursor.commit()
 
@@ -166,18 +217,3 @@ def _file(run_url: Url, classes: ClassMap, cache: Path | None) -> Path | None:
     cache.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(f"{VERSION}\n{run_url.place}\n{classes.model_dump_json()}".encode()).hexdigest()
     return cache / f"index-{digest[:20]}.duckdb"
-
-
-def _open_database(path: Path | None) -> duckdb.DuckDBPyConnection:
-    """Open a file of an index; in memory where another process has it open, and anew where it is damaged."""
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
-    if path is None:
-        return duckdb.connect(":memory:", config=settings)
-    try:
-        return duckdb.connect(path, config=settings)
-    except duckdb.IOException as error:
-        log.warning("%s is open in another process or cannot be read, so the index is kept in memory: %s", path, error)
-        return duckdb.connect(":memory:", config=settings)

@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from threading import Event, Semaphore, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, InputError, JobError
+import duckdb
+
+from pipeline.errors import AtrousError, ConfigError, InputError
 from pipeline.geotiff.overview import TilePlace, tile_ids, tile_size
 from pipeline.records import ROW_SCHEMA, UInt8
 from pipeline.run import folder, parts
@@ -18,9 +21,14 @@ from pipeline.view.index import RunIndex
 from pipeline.view.originals import Originals
 from pipeline.view.pairs import check_comparable, pair_rows
 from pipeline.view.pictures import IMAGE_QUALITY, Kind, Pictures, RowPlace, jpeg
+from pipeline.view.query import Query
 from pipeline.view.rasters import Rasters
 from pipeline.view.thumbnails import Thumbnails
 from pipeline.view.window_masks import tile_of_windows
+
+if TYPE_CHECKING:
+    from pipeline.view.agreement import Agreement
+    from pipeline.view.comparing import Comparing
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +61,7 @@ class OpenedRun:
             ConfigError: the run has no part yet.
             StorageError: the run is damaged.
         """
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # keys and thumbnails are for this user alone
         names = parts.list_parts(url)
         if not names:
             raise ConfigError(f"{url} has no committed rows", hint="wait for the first part, or check the URL")
@@ -64,8 +73,17 @@ class OpenedRun:
         """Run that this one is compared with."""
         self.problem: str | None = None
         """Why the index cannot be filled further; None while it can."""
+        self.finished = False
+        """True when the run has written its manifest."""
+        self.progress: Snapshot | None = None
+        """Latest progress of the run's driver."""
+        self._look()
         self._thumbnails = Thumbnails(cache / "thumbnails", max_bytes=max_cache_bytes)
         self._decoding, self._reading_tiles, self._closed = Semaphore(DECODERS), Semaphore(TILE_READERS), Event()
+        self.comparing: Comparing | None = None
+        """Comparison pixel by pixel with another run, and with labels that the user named; None without either."""
+        if labels is not None:
+            self._compare_with_labels()
         self._filler = Thread(target=self._keep_filled, name="index", daemon=True)
 
     def start(self) -> None:
@@ -78,40 +96,53 @@ class OpenedRun:
         Raises:
             ConfigError: the class maps differ.
         """
+        from pipeline.view.agreement import OTHER_RUN, Agreement  # noqa: PLC0415
+        from pipeline.view.counterparts import OtherMasks  # noqa: PLC0415
+
         check_comparable(self.index, other.index)
         pair_rows(self.index, other.index)  # of rows that an earlier process has indexed; its columns are there at once
         self.other = other
+        masks = OtherMasks(self.index, other.index, max_mpx=self.originals.cfg.decode.max_mpx)
+        self._add_agreement(Agreement(self.index, OTHER_RUN, masks, kept=True))
+
+    def _compare_with_labels(self) -> None:
+        from pipeline.view.agreement import LABELS, Agreement  # noqa: PLC0415
+        from pipeline.view.counterparts import LabelMaps  # noqa: PLC0415
+
+        labels = LabelMaps(self.url, self.originals, self.classes)
+        # Not kept: labels are corrected between two visits, and have no version that could be compared.
+        self._add_agreement(Agreement(self.index, LABELS, labels, kept=False))
+
+    def _add_agreement(self, agreement: "Agreement") -> None:
+        from pipeline.view.comparing import Comparing  # noqa: PLC0415  # scipy takes a quarter of a second to import
+
+        agreement.forget_other_versions()
+        self.comparing = Comparing([*(self.comparing.agreements if self.comparing else ()), agreement])
 
     def close(self) -> None:
         """Stop filling, and close the index."""
         self._closed.set()
         if self._filler.is_alive():
             self._filler.join()
+        if self.comparing:
+            self.comparing.close()
         self.index.close()
         if self.other:
             self.other.index.close()
 
-    @property
-    def finished(self) -> bool:
-        """True when the run has written its manifest."""
-        return objects.exists(self.url / folder.SUCCESS)
-
-    def progress(self) -> Snapshot | None:
-        """Latest progress of the run's driver."""
-        return read_progress(self.url)
-
     def place(self, row_id: int) -> RowPlace:
         """Place of a row in the parts; LookupError for a number that the index does not have."""
         sql = "SELECT name, row FROM rows JOIN parts ON part = number WHERE id = ?"
-        found = self.index.fetch(sql, [row_id])
+        found = self.index.fetch(sql, [row_id]) if row_id < 2**63 else []
         if not found:
             raise LookupError(f"no row {row_id}")
         return RowPlace(*found[0])
 
     def row(self, row_id: int) -> dict[str, Any]:
-        """Every column of a row but its pictures."""
+        """Every column of a row but its pictures; None for a number that is not finite."""
         place = self.place(row_id)
-        return parts.read_row(self.url, place.part, place.row, TEXT_COLUMNS)
+        cells = parts.read_row(self.url, place.part, place.row, TEXT_COLUMNS)
+        return {name: None if isinstance(cell, float) and not isfinite(cell) else cell for name, cell in cells.items()}
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         """Numbers of the rows of some keys, in their order; LookupError for a key that the index does not have."""
@@ -182,15 +213,32 @@ class OpenedRun:
     def _keep_filled(self) -> None:
         """Fill the index; of a run that goes on, look for new parts until it is finished."""
         while not self._closed.is_set():
-            was_finished = self.finished
             try:
+                self._look()
                 changed = self.index.fill()
-                if self.other and self.other.index.fill() + changed:
+                if self.other and (other_changed := self.other.index.fill()) + changed:
                     pair_rows(self.index, self.other.index)
+                    changed += other_changed
                 self.problem = None
-            except JobError as error:
+                self._compare_if_few(has_changed=changed > 0)
+            except (AtrousError, duckdb.Error, OSError) as error:
+                if str(error) != self.problem:  # said once, not every few seconds
+                    log.error("%s", error)
                 self.problem = str(error)
-                log.error("%s", error)
-            if was_finished and self.problem is None:
+            if self.finished and self.problem is None:
                 return
             self._closed.wait(REFRESH_S)
+
+    def _compare_if_few(self, *, has_changed: bool) -> None:
+        """Compare all rows of a small run pixel by pixel without a request, at first and when rows were added."""
+        if not self.comparing:
+            return
+        if has_changed:
+            for agreement in self.comparing.agreements:
+                agreement.forget_other_versions()
+        if (has_changed or not self.comparing.is_asked) and self.index.counts()[0] <= self.comparing.AUTOMATIC_ROWS:
+            self.comparing.request(Query())
+
+    def _look(self) -> None:
+        """Look how far the run is. Requests do not: a store that is gone takes a minute to say so."""
+        self.finished, self.progress = objects.exists(self.url / folder.SUCCESS), read_progress(self.url)

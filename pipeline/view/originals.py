@@ -7,22 +7,28 @@ the user named another place, versions cannot be compared.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
+from pydantic import ValidationError
 
 from pipeline.classes import ClassMap
 from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.geotiff.raster import Raster
 from pipeline.models.card import load_card
+from pipeline.prefetch import ahead
 from pipeline.records import Image, Item, UInt8
 from pipeline.run import folder, pixels
-from pipeline.source.plan import PLAN_SCHEMA, read_item
+from pipeline.source.folder import FILES_AHEAD
+from pipeline.source.plan import PLAN_SCHEMA, read_item, read_some
 from pipeline.source.raster import RGB, NetworkBands
 from pipeline.source.shard import Member, Shard, slice_shard
 from pipeline.source.truth import raster_labels
@@ -34,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _COPY = re.compile(r"(.*)~([0-9]+)", re.DOTALL)
 """Key of a copy, see `shard.Member.copy`; no listed path ends so."""
+_MOST_CONFIG_BYTES = 2**20
 _SETTINGS = ("source", "checkpoint", "limit", "read", "decode", "raster", "tile", "infer", "judge")
 """Settings of a run that say which images and labels it read, and how its network saw them."""
 
@@ -57,14 +64,11 @@ class Originals:
             StorageError: the run's config or plan is damaged.
         """
         self.classes = classes
-        stored = _stored_settings(run_url)
-        given: dict[str, Any] = {name: stored[name] for name in _SETTINGS if stored.get(name)}
-        self.cfg = EvaluateConfig.model_validate({"source": [run_url.raw], "output": run_url.raw} | given)
+        self.cfg = _stored_config(run_url)
         if labels is not None:
             self.cfg = self.cfg.model_copy(update={"read": self.cfg.read.model_copy(update={"labels": labels})})
         self._moved = _moved(self.cfg.source, source)
-        plan = folder.read_plan(run_url)
-        self._plan = PLAN_SCHEMA.empty_table() if plan is None else plan
+        self._plan = _stored_plan(run_url)
 
     @property
     def has_labels(self) -> bool:
@@ -83,8 +87,14 @@ class Originals:
         return bool(pc.any(pc.equal(self._plan["kind"], "raster")).as_py())
 
     def raster_shards(self) -> list[Shard]:
-        """Shards of rasters by the stored plan, under the present place of their source; versions are the plan's."""
+        """Shards of rasters by the stored plan, under the present place of their source; versions are the plan's.
+
+        Raises:
+            InputError: the plan names a place outside the sources.
+        """
         stored = self._plan.filter(pc.equal(self._plan["kind"], "raster")).to_pylist()
+        for root, path in {(row["root"], row["path"]) for row in stored}:
+            self._check_inside(root, path)
         return [Shard(**row | {"root": self._moved.get(row["root"], row["root"])}) for row in stored]
 
     def present(self, url: Url, raster: Raster) -> Raster:
@@ -106,9 +116,8 @@ class Originals:
             InputError: it cannot be read any more, or is another version.
         """
         shard = self._shard(key, shard_id, etag)
-        truth = raster_labels(self.cfg, self.classes)
         try:
-            item = read_item(shard, self.cfg.read, key, max_bytes=int(self.cfg.decode.max_mib * 2**20), truth=truth)
+            item = read_item(shard, self.cfg.read, key, **self._limits)
         except (FileNotFoundError, StorageError) as error:
             raise objects.as_input_error(error) from error
         if item is None:
@@ -116,6 +125,54 @@ class Originals:
         if item.failure:
             raise InputError(item.failure.code, item.failure.detail)
         return item
+
+    def items(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Item | InputError]]:
+        """Encoded images of rows with their labels, or why there is none; an archive is read once for all its rows.
+
+        Args:
+            rows: `key`, `shard` and `source_etag` of each; no key twice.
+
+        Raises:
+            AccessDenied: 403, which every other image would get too.
+        """
+        by_shard: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in rows:
+            by_shard[row["shard"]].append(row)
+        kinds = dict(zip(self._plan["id"].to_pylist(), self._plan["kind"].to_pylist(), strict=True))
+        with ThreadPoolExecutor(FILES_AHEAD) as pool:
+            for shard, of_shard in by_shard.items():
+                if kinds.get(shard) == "folder":
+                    yield from ahead(pool, self._item_or_reason, of_shard, FILES_AHEAD)
+                else:
+                    yield from self._items_of_archive(of_shard)
+
+    def _item_or_reason(self, row: Mapping[str, Any]) -> tuple[str, Item | InputError]:
+        try:
+            return row["key"], self.item(row["key"], row["shard"], row["source_etag"])
+        except InputError as error:
+            return row["key"], error
+
+    def _items_of_archive(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Item | InputError]]:
+        left = {row["key"]: row for row in rows}
+        reason = InputError("not_found", "its archive no longer holds this image")
+        try:
+            shard = self._shard(rows[0]["key"], rows[0]["shard"], rows[0]["source_etag"])
+            for item in read_some(shard, self.cfg.read, frozenset(left), **self._limits):
+                if left.pop(item.key, None):
+                    yield item.key, InputError(item.failure.code, item.failure.detail) if item.failure else item
+        except (FileNotFoundError, StorageError) as error:
+            reason = objects.as_input_error(error)
+        except InputError as error:
+            reason = error
+        yield from ((key, reason) for key in left)
+
+    @cached_property
+    def _limits(self) -> dict[str, Any]:
+        """Limit of the bytes of an image, and labels of rasters."""
+        return {
+            "max_bytes": int(self.cfg.decode.max_mib * 2**20),
+            "truth": raster_labels(self.cfg, self.classes),
+        }
 
     def decoded(self, item: Item) -> Image:
         """Bands of an item as the network saw them, a window without its halo. Raises InputError as the run would."""
@@ -151,16 +208,33 @@ class Originals:
             raise InputError("not_found", "the plan of the run does not hold the shard of this row")
         stored = {name: value[0] for name, value in self._plan.slice(found, 1).to_pydict().items()}
         stored |= {"packed": stored["packed"] or b"", "max_rows": None}
+        copy = _COPY.fullmatch(key)
+        path = stored["path"] if stored["kind"] != "folder" else copy[1] if copy else key
+        self._check_inside(stored["root"], path)
         if place := self._moved.get(stored["root"]):
             stored["root"] = place
         if stored["kind"] == "folder":
-            copy = _COPY.fullmatch(key)
-            member = Member(copy[1] if copy else key, 0, etag, int(copy[2]) if copy else 1)
+            member = Member(path, 0, etag, int(copy[2]) if copy else 1)
             if place:
                 member = replace(member, etag=_present(Url(place) / member.path).etag)
             return slice_shard(stored["root"], [member])
         shard = Shard(**stored)
         return replace(shard, etag=_present(shard.url).etag) if place else shard
+
+    def _check_inside(self, root: str, path: str) -> None:
+        """Refuse what lies outside the sources of the config: plan and keys are as good as who wrote them.
+
+        Raises:
+            InputError: `not_found`.
+        """
+        sources = [Url(source) for source in self.cfg.source]
+        is_source = any(
+            Url(root).place in (url.place, url.parent.place if url.name == path else None) for url in sources
+        )
+        if not is_source or ".." in path.split("/") or "://" in path or "\0" in path:
+            raise InputError(
+                "not_found", "the plan of the run, or the key of the row, names a place outside its sources"
+            )
 
 
 def _present(url: Url) -> FileInfo:
@@ -171,14 +245,28 @@ def _present(url: Url) -> FileInfo:
         raise objects.as_input_error(error) from error
 
 
-def _stored_settings(run_url: Url) -> dict[str, Any]:
-    """Settings of a run as it stored them; empty for a run without them."""
-    url = run_url / folder.CONFIG
-    if not objects.exists(url):
-        return {}
+def _stored_config(run_url: Url) -> EvaluateConfig:
+    """Settings of a run that images are read by, as it stored them; those that it did not store have their defaults."""
+    url, given = run_url / folder.CONFIG, dict[str, Any]()
     with objects.naming_damage(url, hint="it names the images"):
-        stored: dict[str, Any] = yaml.safe_load(objects.read_bytes(url))
-        return stored
+        try:
+            if objects.exists(url):
+                stored = yaml.safe_load(objects.read_bytes(url, max_bytes=_MOST_CONFIG_BYTES))
+                given = {name: stored[name] for name in _SETTINGS if stored.get(name)}
+            return EvaluateConfig.model_validate({"source": [run_url.raw], "output": run_url.raw} | given)
+        except InputError as error:
+            raise ValueError(error.detail) from error
+        except ValidationError as error:  # without the values: a few aliases of YAML make one that takes hours to print
+            wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
+            raise ValueError("; ".join(wrong)) from None
+
+
+def _stored_plan(run_url: Url) -> pa.Table:
+    """Plan of a run as it stored it; empty for a run without one."""
+    if (plan := folder.read_plan(run_url)) is None:
+        return PLAN_SCHEMA.empty_table()
+    with objects.naming_damage(folder.find_object(run_url, folder.PLAN), hint="the images cannot be found without it"):
+        return plan.select(PLAN_SCHEMA.names).cast(PLAN_SCHEMA)
 
 
 def _moved(before: Sequence[str], now: Sequence[str]) -> dict[str, str]:

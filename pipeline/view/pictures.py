@@ -5,6 +5,7 @@ image is read again from the source.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -13,8 +14,9 @@ import numpy as np
 import PIL.Image
 
 from pipeline.classes import ClassMap
-from pipeline.errors import InputError
-from pipeline.image.encode import read_grey_png, read_mask_png
+from pipeline.errors import InputError, LabelError
+from pipeline.image.encode import CELL_PX, read_grey_png, read_mask_png
+from pipeline.image.labels import png_size
 from pipeline.page.paint import overlay, paint
 from pipeline.records import Image, Item, UInt8
 from pipeline.run import parts
@@ -70,7 +72,10 @@ class Pictures:
         mask_hw = _shrink(mask_hw, PIL.Image.Resampling.NEAREST)
         painted = paint(mask_hw, self.classes)
         if kind == "overlay":
-            painted = overlay(self._small_image(place), mask_hw, self.classes)
+            small = self._small_image(place)
+            if small.shape[:2] != mask_hw.shape:
+                raise InputError("mask_unusable", "image and mask differ in size")
+            painted = overlay(small, mask_hw, self.classes)
         return jpeg(painted, THUMBNAIL_QUALITY)
 
     def _small_image(self, place: RowPlace) -> UInt8:
@@ -85,9 +90,8 @@ class Pictures:
         return self._originals.visible(self._read(place)[1])
 
     def mask(self, place: RowPlace) -> UInt8 | None:
-        """(H, W) class ids as committed; None for a row without a mask."""
-        png = self._cells(place)["mask"]
-        return None if png is None else read_mask_png(png)
+        """(H, W) class ids as committed; None for a row without a mask. Raises InputError for a damaged one."""
+        return self._map(place, "mask", read_mask_png)
 
     def truth(self, place: RowPlace) -> UInt8:
         """(H, W) class ids of the label. Raises LabelError without a usable one, InputError as `image`."""
@@ -96,13 +100,12 @@ class Pictures:
 
     def confidence(self, place: RowPlace) -> UInt8 | None:
         """(ceil(H / 4), ceil(W / 4)) confidence of a window's cells, 1 to 255; None for photos."""
-        png = self._cells(place)["confidence_map"]
-        return None if png is None else read_grey_png(png)
+        return self._map(place, "confidence_map", read_grey_png, cell_px=CELL_PX)
 
     def changed(self, place: RowPlace) -> UInt8 | None:
         """(H, W): 1 where the refiner changed the class of a window's pixel; None for photos."""
-        png = self._cells(place)["changed_map"]
-        return None if png is None else np.minimum(read_grey_png(png), 1)
+        changed_hw = self._map(place, "changed_map", read_grey_png)
+        return None if changed_hw is None else np.minimum(changed_hw, 1)
 
     def network(self, place: RowPlace) -> UInt8:
         """(H, W) class ids of the network before refinement, made now; raises as `NetworkAgain`."""
@@ -121,6 +124,14 @@ class Pictures:
         made = photo and cells["mask"] is not None and self._originals.cfg.checkpoint
         return [*names, "network", "network_confidence"] if made else names
 
+    def _map(self, place: RowPlace, column: str, read: Callable[[bytes], UInt8], *, cell_px: int = 1) -> UInt8 | None:
+        """Pixels of a PNG in a row; None where the row has none. See `read_map` for what it raises."""
+        cells = self._cells(place)
+        if cells[column] is None:
+            return None
+        size = tuple(-(-(cells[side] or 0) // cell_px) for side in ("height", "width"))
+        return read_map(cells[column], read, size_hw=size, max_mpx=self._originals.cfg.decode.max_mpx)
+
     def _decode(self, place: RowPlace) -> tuple[Item, Image]:
         cells = self._cells(place)
         item = self._originals.item(cells["key"], cells["shard"], cells["source_etag"])
@@ -128,6 +139,24 @@ class Pictures:
 
     def _ask(self, place: RowPlace) -> tuple[UInt8, UInt8]:
         return self._network(self._read(place)[1], self._cells(place)["model_fp"])
+
+
+def read_map(png: bytes, read: Callable[[bytes], UInt8], *, size_hw: tuple[int, ...], max_mpx: float) -> UInt8:
+    """Pixels of a PNG of a row, (H, W).
+
+    Raises:
+        InputError: `mask_unusable`, for a damaged PNG, and for one that is not of the size that its row says or has
+            more than `max_mpx` megapixels; the header is read before a pixel is allocated.
+    """
+    try:
+        height, width = png_size(png, name="of the row")
+        if (height, width) != size_hw or height * width > max_mpx * 1e6:
+            raise InputError(
+                "mask_unusable", f"the PNG has {height} x {width} pixels, its row {size_hw[0]} x {size_hw[1]}"
+            )
+        return read(png)
+    except (LabelError, OSError) as error:
+        raise InputError("mask_unusable", "the PNG of the row is damaged") from error
 
 
 def _shrink(pixels: UInt8, resampling: PIL.Image.Resampling) -> UInt8:

@@ -6,6 +6,8 @@
     /api/rows?query&offset&limit        rows of a query, as `query.Query` in JSON, and their number
     /api/histograms?query&columns       counts of rows by the values of columns
     /api/changes?query                  megapixels of each class in this run and in the other
+    /api/agreement/{name}?query         pixels of each class in both of this run and labels, or other; rows compared
+    /api/compare?query                  compare the rows of a query pixel by pixel, in the background
     /api/choice?images                  rows most worth labelling, as `atrous select` chooses them
     /api/hand-over/{tool}               POST of keys: zip of their images and masks for a labelling tool
     /api/row?key                        number of a row, its columns but for the pictures, and the names of its layers
@@ -23,20 +25,21 @@
     /api/rasters/{number}/outlines/{kind}/{shape}
                                         columns of one of them
 
-A picture that a row does not have is answered by its reason as JSON, with status 200: to a browser 404 would be an
-error of the page. A row has its number until the index is made anew, so addresses and marks hold keys. No path and no
-key of a request reaches a store: a key is looked up in the index, a number in the parts.
+What a request gets wrong is answered by 400, 404, 405 or 413. What the run, an image or a store gets wrong, such as a
+picture that a row does not have, is answered by its reason as JSON with status 200: a browser would report any other as
+an error of the page. A row has its number until the index is made anew, so addresses and marks hold keys. No path and
+no key of a request reaches a store: a key is looked up in the index, a number in the parts.
 """
 
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import duckdb
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -46,9 +49,10 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from pipeline.errors import ConfigError, InputError, JobError, LabelError
+from pipeline.errors import AtrousError, InputError, LabelError
 from pipeline.geotiff.overview import TilePlace
 from pipeline.records import UInt8, Window
+from pipeline.redact import redact
 from pipeline.view.access import Access
 from pipeline.view.opened import OpenedRun
 from pipeline.view.pairs import class_changes
@@ -62,6 +66,8 @@ MOST_CHOSEN = 10_000
 MOST_POSTED_BYTES = 2**22
 MOST_LEVELS = 32
 """More than the levels of any raster."""
+LIMITS = {"h11_max_incomplete_event_size": 2**20}
+"""Limits of the HTTP server: a key of some thousand letters, percent-encoded, is longer than it takes by default."""
 OTHER = "other"
 """Layer with the mask of the other run."""
 
@@ -75,6 +81,8 @@ def create_app(run: OpenedRun, *, token: str, port: int, any_host: bool = False)
         Route("/api/rows", _answering(run, _rows)),
         Route("/api/histograms", _answering(run, _histograms)),
         Route("/api/changes", _answering(run, _changes)),
+        Route("/api/agreement/{name}", _answering(run, _agreement)),
+        Route("/api/compare", _answering(run, _compare)),
         Route("/api/choice", _answering(run, _choice)),
         Route(f"{HAND_OVER}{{tool}}", _handing_over(run), methods=["POST"]),
         Route("/api/row", _answering(run, _row)),
@@ -103,18 +111,18 @@ def _answering(run: OpenedRun, answer: Callable[[OpenedRun, Request], Response])
             return answer(run, request)
         except (InputError, LabelError) as error:
             return _problem(200, str(error), code=error.code)
-        except (ConfigError, ValidationError, ValueError) as error:
+        except ValueError as error:
             return _problem(400, str(error))
         except LookupError as error:
             return _problem(404, str(error.args[0]))
-        except JobError as error:
-            return _problem(502, str(error))
+        except (AtrousError, duckdb.Error, OSError) as error:
+            return _problem(200, str(error))
 
     return endpoint
 
 
 def _problem(status: int, text: str, **more: str) -> Response:
-    return JSONResponse({"error": text, **more}, status)
+    return JSONResponse({"error": redact(text), **more}, status)
 
 
 # ---------------------------------------------------------------- answers
@@ -122,7 +130,6 @@ def _problem(status: int, text: str, **more: str) -> Response:
 
 def _describe(run: OpenedRun, _: Request) -> Response:
     rows, indexed = run.index.counts()
-    progress = run.progress()
     return JSONResponse(
         {
             "run": str(run.url),
@@ -130,10 +137,12 @@ def _describe(run: OpenedRun, _: Request) -> Response:
             "rows": rows,
             "parts": {"indexed": indexed, "known": max(run.index.known_parts, indexed)},
             "problem": run.problem,
-            "progress": asdict(progress) if progress else None,
+            "progress": asdict(run.progress) if run.progress else None,
             "labels": run.originals.has_labels,
             "of_rasters": run.originals.is_of_rasters,
             "other": str(run.other.url) if run.other else None,
+            "agreements": [agreement.name for agreement in run.comparing.agreements] if run.comparing else [],
+            "pace": asdict(run.comparing.pace) if run.comparing else None,
             "ignore_id": run.classes.ignore_id,
             "classes": [{"name": one.name, "colour": one.colour} for one in run.classes.classes],
             "columns": [asdict(column) for column in run.index.columns],
@@ -160,12 +169,25 @@ def _changes(run: OpenedRun, request: Request) -> Response:
     return JSONResponse(class_changes(run.index, _query(request)))
 
 
+def _agreement(run: OpenedRun, request: Request) -> Response:
+    query, name = _query(request), request.path_params["name"]
+    for agreement in run.comparing.agreements if run.comparing else ():
+        if agreement.name == name:
+            return JSONResponse({**asdict(agreement.coverage(query)), "classes": agreement.by_class(query)})
+    raise LookupError("there is nothing to compare with; give --compare or --labels")
+
+
+def _compare(run: OpenedRun, request: Request) -> Response:
+    if not run.comparing:
+        raise LookupError("there is nothing to compare with; give --compare or --labels")
+    run.comparing.request(_query(request))
+    return JSONResponse(asdict(run.comparing.pace))
+
+
 def _choice(run: OpenedRun, request: Request) -> Response:
     images = int(request.query_params.get("images", "0"))
     if not 0 < images <= MOST_CHOSEN:
-        raise ConfigError(
-            f"{images} images cannot be chosen", hint=f"1 to {MOST_CHOSEN}; `atrous select` takes any number"
-        )
+        raise ValueError(f"{images} images cannot be chosen: 1 to {MOST_CHOSEN}; `atrous select` takes any number")
     from pipeline.select.choice import choose_images  # noqa: PLC0415  # pandas takes longer than the first page
 
     choice = choose_images(run.url, images)
@@ -202,7 +224,7 @@ def _hand_over(run: OpenedRun, request: Request, *, posted: bytes) -> Response:
 
 
 def _query(request: Request) -> Query:
-    return Query.model_validate(json.loads(request.query_params.get("query") or "{}"))
+    return Query.model_validate_json(request.query_params.get("query") or "{}")
 
 
 def _row(run: OpenedRun, request: Request) -> Response:
@@ -283,7 +305,7 @@ def _outlines(run: OpenedRun, request: Request) -> Response:
     y, x, height, width, level = (int(params.get(name, "0")) for name in ("y", "x", "height", "width", "level"))
     one, kind = run.rasters.raster(request.path_params["number"]), request.path_params["kind"]
     if not 0 <= level < MOST_LEVELS:
-        raise ConfigError(f"no level {level}")
+        raise ValueError(f"no level {level}")
     return JSONResponse(run.rasters.outlines.within(kind, one.name, one.raster, Window(y, x, height, width), level))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.config import SegmentConfig
 from pipeline.image import encode
 from pipeline.records import Row, rows_to_table
 from pipeline.run import folder, manifest, parts
+from pipeline.run.footers import read_footers
 from pipeline.source.plan import plan_source
 from pipeline.store import objects
 from pipeline.store.url import Url
@@ -67,6 +69,8 @@ def write_run(url: Url, rows: Iterable[Row], *, part_rows: int = 1000) -> None:
     every = list(rows)
     for start in range(0, len(every), part_rows):
         parts.write_part(url, rows_to_table(every[start : start + part_rows]), FARM)
+    closed = manifest.manifest_of(read_footers(url), FARM, fingerprint="0123456789ab", shards=1)
+    objects.put(url / folder.MANIFEST, json.dumps(asdict(closed)).encode())
     manifest.mark_finished(url)
 
 

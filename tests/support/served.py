@@ -18,7 +18,7 @@ def serving(run: OpenedRun) -> Iterator[str]:
     listening = uvicorn.Config(lambda: None, host="127.0.0.1", port=0).bind_socket()
     port = listening.getsockname()[1]
     app = server.create_app(run, token=TOKEN, port=port)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    running = uvicorn.Server(uvicorn.Config(app, log_level="error", **server.LIMITS))
     thread = Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

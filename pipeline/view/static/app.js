@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 194c052599bb42c0969dd45f1a91de3f58c06d3fbfbcebc4d157130fc97880a6
+// Built from pipeline/view/page/src, SHA-256 4dd1385cebac78c12a6dfd89cd97132600bc703a669f7515adbc30c49bd9be7e
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -21,10 +21,10 @@ function byId(id) {
   return element;
 }
 function debounced(action, wait) {
-  let timer = 0;
+  let timer2 = 0;
   return () => {
-    clearTimeout(timer);
-    timer = window.setTimeout(action, wait);
+    clearTimeout(timer2);
+    timer2 = window.setTimeout(action, wait);
   };
 }
 
@@ -41,15 +41,15 @@ async function get(path, signal, more = {}) {
   if (!response.ok) throw refusal(await response.text(), response.statusText);
   return response;
 }
+async function getJson(path, signal) {
+  const answer = await (await get(path, signal)).json();
+  if (answer.error !== void 0) throw new Refused(answer.error, answer.code ?? null);
+  return answer;
+}
 async function getBinary(path, signal, more = {}) {
   const response = await get(path, signal, more);
   if (response.headers.get("Content-Type") === "application/json") throw refusal(await response.text(), "");
   return response;
-}
-async function getJson(path, signal) {
-  const found = await (await get(path, signal)).json();
-  if (found.error) throw new Refused(found.error, found.code ?? null);
-  return found;
 }
 function refusal(text, otherwise) {
   try {
@@ -60,11 +60,13 @@ function refusal(text, otherwise) {
   }
 }
 var encoded = (query) => encodeURIComponent(JSON.stringify(query));
-var fetchRun = async () => (await get("/api/run")).json();
-var fetchRows = async (query, offset, limit) => (await get(`/api/rows?query=${encoded(query)}&offset=${offset}&limit=${limit}`)).json();
-var fetchHistograms = async (query, columns, signal) => (await get(`/api/histograms?query=${encoded(query)}&columns=${columns.join(",")}`, signal)).json();
-var fetchChanges = async (query, signal) => (await get(`/api/changes?query=${encoded(query)}`, signal)).json();
-var fetchRow = async (key) => (await get(`/api/row?key=${encodeURIComponent(key)}`)).json();
+var fetchRun = async () => getJson("/api/run");
+var fetchRows = async (query, offset, limit) => getJson(`/api/rows?query=${encoded(query)}&offset=${offset}&limit=${limit}`);
+var fetchHistograms = async (query, columns, signal) => getJson(`/api/histograms?query=${encoded(query)}&columns=${columns.join(",")}`, signal);
+var fetchChanges = async (query, signal) => getJson(`/api/changes?query=${encoded(query)}`, signal);
+var fetchAgreement = async (against, query, signal) => getJson(`/api/agreement/${against}?query=${encoded(query)}`, signal);
+var startComparing = async (query) => getJson(`/api/compare?query=${encoded(query)}`);
+var fetchRow = async (key) => getJson(`/api/row?key=${encodeURIComponent(key)}`);
 var fetchThumbnail = async (id, picture, signal) => (
   // after what is asked for meanwhile: a browser has six connections to a server, and a screen has many thumbnails
   (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal, { priority: "low" })).blob()
@@ -79,14 +81,14 @@ async function getLayer(path, signal) {
     values: new Uint8Array(await response.arrayBuffer())
   };
 }
-var fetchChoice = async (images) => (await get(`/api/choice?images=${images}`)).json();
+var fetchChoice = async (images) => getJson(`/api/choice?images=${images}`);
 async function handOver(keys3, tool) {
   const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(keys3) };
-  const response = await get(`/api/hand-over/${tool}`, void 0, posted);
+  const response = await getBinary(`/api/hand-over/${tool}`, void 0, posted);
   return { archive: await response.blob(), left_out: response.headers.get("X-Left-Out") ?? "" };
 }
-var fetchRasters = async () => (await get("/api/rasters")).json();
-var fetchRaster = async (number) => (await get(`/api/rasters/${number}`)).json();
+var fetchRasters = async () => getJson("/api/rasters");
+var fetchRaster = async (number) => getJson(`/api/rasters/${number}`);
 var fetchSourceTile = async (number, at, signal) => {
   const path = `/api/rasters/${number}/source/${at.level}/${at.row}/${at.column}`;
   return createImageBitmap(await (await getBinary(path, signal)).blob());
@@ -330,19 +332,31 @@ async function startRun(grown2) {
   latest = await fetchRun();
   show();
   const again = async () => {
-    const before = latest.rows;
+    const before = latest;
     try {
       latest = await fetchRun();
       show();
-      if (latest.rows !== before) grown2();
+      if (before.problem && !latest.problem) byId("problem").textContent = "";
+      if (latest.rows !== before.rows || JSON.stringify(latest.pace) !== JSON.stringify(before.pace)) grown2();
     } catch (error) {
       byId("problem").textContent = `no answer from the server: ${error instanceof Error ? error.message : error}`;
     }
-    if (!isComplete()) window.setTimeout(() => void again(), REFRESH_MS);
+    waitIfChanging();
   };
-  if (!isComplete()) window.setTimeout(() => void again(), REFRESH_MS);
+  const waitIfChanging = () => {
+    window.clearTimeout(timer);
+    if (!isComplete()) timer = window.setTimeout(() => void again(), REFRESH_MS);
+  };
+  watch = waitIfChanging;
+  waitIfChanging();
 }
-var isComplete = () => latest.finished && latest.parts.indexed >= latest.parts.known && !latest.problem;
+var timer = 0;
+var watch;
+function comparingBegan(pace) {
+  latest = { ...latest, pace };
+  watch();
+}
+var isComplete = () => latest.finished && latest.parts.indexed >= latest.parts.known && !latest.problem && !latest.pace?.is_working;
 function show() {
   document.title = `${nameOf(latest.run)} – Atrous`;
   byId("run").textContent = nameOf(latest.run);
@@ -417,7 +431,8 @@ function changed() {
 }
 function read() {
   try {
-    return JSON.parse(localStorage.getItem(place()) ?? "[]");
+    const kept = JSON.parse(localStorage.getItem(place()) ?? "[]");
+    return Array.isArray(kept) ? kept.filter((key) => typeof key === "string") : [];
   } catch {
     return [];
   }
@@ -795,11 +810,11 @@ function colouring(overlay2, first, second, hidden3) {
   if (overlay2 === "changed" && !second) return (value) => value ? packed(...MARKED) : 0;
   if (second && second.values.length !== first.values.length) return () => 0;
   if (second) return differing(second, overlay2 === "errors" ? run().ignore_id : -1, hidden3);
-  const table = new Uint32Array(256);
+  const table2 = new Uint32Array(256);
   run().classes.forEach(({ colour }, id) => {
-    if (!hidden3.has(id)) table[id] = packed(...colour);
+    if (!hidden3.has(id)) table2[id] = packed(...colour);
   });
-  return (value) => table[value];
+  return (value) => table2[value];
 }
 function differing(other, ignored, hidden3) {
   return (value, at) => {
@@ -855,7 +870,7 @@ async function showOpened(at) {
   if (!dialog.open) dialog.showModal();
   position = at;
   byId("place").textContent = at === null ? "" : `${count(at + 1)} of ${count(totalRows())}`;
-  for (const button of ["previous", "next"]) byId(button).disabled = at === null;
+  for (const button2 of ["previous", "next"]) byId(button2).disabled = at === null;
   await show2(key, stop.signal);
 }
 async function show2(key, signal) {
@@ -905,12 +920,12 @@ function takeStep() {
 }
 function drawChoices() {
   const buttons = OVERLAYS.map(({ name, title }, index) => {
-    const button = make("button", { type: "button", "aria-pressed": String(name === overlay) }, title);
-    button.disabled = !layers?.needs(name);
-    button.hidden = (name === "other" || name === "differs") && !run().other;
-    button.title = button.disabled ? "this row does not have it" : `key ${index + 1}`;
-    button.addEventListener("click", () => choose2(name));
-    return button;
+    const button2 = make("button", { type: "button", "aria-pressed": String(name === overlay) }, title);
+    button2.disabled = !layers?.needs(name);
+    button2.hidden = (name === "other" || name === "differs") && !run().other;
+    button2.title = button2.disabled ? "this row does not have it" : `key ${index + 1}`;
+    button2.addEventListener("click", () => choose2(name));
+    return button2;
   });
   byId("overlays").replaceChildren(...buttons.filter(({ hidden: away }) => !away));
   const possible = OVERLAYS.filter(({ name }) => layers?.needs(name));
@@ -1008,12 +1023,74 @@ function keys(event) {
   action();
 }
 
+// src/agreement.ts
+var TITLES = {
+  labels: { caption: "Labels and masks", here: "label", there: "mask" },
+  other: { caption: "Masks of both runs", here: "here", there: "there" }
+};
+var stop2 = new AbortController();
+function startAgreements() {
+  const boxes = run().agreements.map((against) => make("section", { class: "agreement", "data-against": against }));
+  byId("agreements").replaceChildren(...boxes);
+}
+async function refreshAgreements() {
+  stop2.abort();
+  stop2 = new AbortController();
+  const { query } = state();
+  for (const box of byId("agreements").querySelectorAll(".agreement")) {
+    const against = box.dataset["against"];
+    try {
+      const agreement = await fetchAgreement(against, query, stop2.signal);
+      box.replaceChildren(table(against, agreement), make("p", {}, coverage(agreement)), ...button(agreement));
+    } catch (error) {
+      if (error instanceof DOMException) return;
+      box.replaceChildren(make("p", {}, error instanceof Error ? error.message : String(error)));
+    }
+  }
+}
+function coverage({ compared, refused, comparable }) {
+  const pace = run().pace;
+  return [
+    `exact for ${count(compared)} of ${count(comparable)} rows`,
+    refused ? `${count(refused)} cannot be compared` : "",
+    pace?.is_working ? `comparing, ${count(Math.round(pace.rows_per_s))} rows/s` : "",
+    pace?.problem ? `ended: ${pace.problem}` : ""
+  ].filter(Boolean).join("; ");
+}
+function button({ compared, refused, comparable }) {
+  const left = comparable - compared - refused;
+  if (left === 0 || run().pace?.is_working) return [];
+  const { query } = state();
+  const ask = make("button", { type: "button", class: "compare" }, `compare ${isFiltered(query) ? "these" : "all"} ${count(left)}`);
+  ask.addEventListener("click", () => {
+    ask.disabled = true;
+    startComparing(query).then(comparingBegan, (error) => ask.replaceWith(make("p", {}, String(error))));
+  });
+  return [ask];
+}
+function table(against, { compared, classes }) {
+  const { caption, here, there } = TITLES[against];
+  const sum = (side) => classes.reduce((total2, one) => total2 + one[side], 0) || 1;
+  const [first, second] = [sum("here"), sum("there")];
+  const head = ["class", here, there, "IoU"].map((title) => make("th", { scope: "col" }, title));
+  const lines = classes.map((one, id) => {
+    const union = one.here + one.there - one.both;
+    const cells = [percent(one.here / first), percent(one.there / second), union ? percent(one.both / union) : "–"];
+    const name = run().classes[id]?.name ?? String(id);
+    return make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell2) => make("td", {}, cell2)));
+  });
+  const parts = [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)];
+  const element = make("table", {}, ...parts);
+  element.hidden = compared === 0;
+  return element;
+}
+
 // src/filters.ts
 var WIDTH = 200;
 var HEIGHT = 36;
 var FIRST_CLASSES = 12;
 var panel = byId("filters");
-var stop2 = new AbortController();
+var stop3 = new AbortController();
 var allClasses = false;
 var opened;
 function startFilters() {
@@ -1058,8 +1135,8 @@ function heading(column) {
   return make("h3", { title: column.meaning }, swatch, column.title);
 }
 async function refreshFilters() {
-  stop2.abort();
-  stop2 = new AbortController();
+  stop3.abort();
+  stop3 = new AbortController();
   const { query } = state();
   byId("clear").hidden = !isFiltered(query);
   byId("sort").value = query.sort;
@@ -1067,13 +1144,13 @@ async function refreshFilters() {
   direction.textContent = query.descending ? "↓" : "↑";
   direction.setAttribute("aria-label", query.descending ? "largest first" : "smallest first");
   try {
-    const found = await fetchHistograms(query, [...opened.keys()], stop2.signal);
+    const found = await fetchHistograms(query, [...opened.keys()], stop3.signal);
     for (const column of run().columns) {
       const [body, counts] = [opened.get(column.name), found[column.name]];
       if (body && counts) body.replaceChildren(..."counts" in counts ? bars(column, counts) : list(column, counts));
       if (body?.parentElement) body.parentElement.hidden = counts !== void 0 && isEmpty(counts) && !isUsed(column);
     }
-    if (run().other) drawChanges(await fetchChanges(query, stop2.signal));
+    if (run().other) drawChanges(await fetchChanges(query, stop3.signal));
   } catch (error) {
     if (error instanceof DOMException) return;
     byId("problem").textContent = error instanceof Error ? error.message : String(error);
@@ -1089,9 +1166,9 @@ function drawChanges(changes) {
     const cells = [percent(here), percent(there), points.startsWith("-") ? points : `+${points}`];
     return make("tr", {}, make("th", { scope: "row" }, run().classes[id]?.name ?? String(id)), ...cells.map((cell2) => make("td", {}, cell2)));
   });
-  const table = byId("changes");
-  table.replaceChildren(make("caption", {}, "Classes here and in the other run"), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
-  table.hidden = false;
+  const table2 = byId("changes");
+  table2.replaceChildren(make("caption", {}, "Classes here and in the other run"), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
+  table2.hidden = false;
 }
 var isUsed = ({ name }) => [...state().query.ranges, ...state().query.choices].some(({ column }) => column === name);
 var isEmpty = (counts) => "counts" in counts ? counts.counts.every((rows) => rows === 0) : counts.words.length + (counts.without ? 1 : 0) < 2;
@@ -1284,7 +1361,7 @@ var Tiles = class {
   /** Ask for the tiles in sight that are not here; those that went out of sight are not waited for any more. */
   want(places) {
     const names = new Set(places.map(nameOf2));
-    for (const [name, stop3] of this.asked) if (!names.has(name)) stop3.abort();
+    for (const [name, stop4] of this.asked) if (!names.has(name)) stop4.abort();
     for (const place2 of places) {
       const name = nameOf2(place2);
       const held = this.held.get(name);
@@ -1300,13 +1377,13 @@ var Tiles = class {
     }
   }
   async ask(name, place2) {
-    const stop3 = new AbortController();
-    this.asked.set(name, stop3);
+    const stop4 = new AbortController();
+    this.asked.set(name, stop4);
     try {
-      const tile = await this.fetch(place2, stop3.signal);
-      if (!stop3.signal.aborted) this.held.set(name, { place: place2, tile });
+      const tile = await this.fetch(place2, stop4.signal);
+      if (!stop4.signal.aborted) this.held.set(name, { place: place2, tile });
     } catch (error) {
-      if (!stop3.signal.aborted) {
+      if (!stop4.signal.aborted) {
         this.refused.add(name);
         this.failed(error);
       }
@@ -1326,7 +1403,7 @@ var Tiles = class {
     return this.asked.size;
   }
   close() {
-    for (const stop3 of this.asked.values()) stop3.abort();
+    for (const stop4 of this.asked.values()) stop4.abort();
     this.held.clear();
   }
 };
@@ -1732,17 +1809,17 @@ async function select(x, y) {
   if (!found || !shown) return describeShape(null, null);
   const here = turn;
   try {
-    const table = await fetchOutline(shown.number, found.kind, found.number);
-    if (here === turn) describeShape(found, table);
+    const table2 = await fetchOutline(shown.number, found.kind, found.number);
+    if (here === turn) describeShape(found, table2);
   } catch (error) {
     tell3("raster-counts", messageOf2(error));
   }
 }
-function describeShape(shape2, table) {
+function describeShape(shape2, table2) {
   const place2 = byId("raster-shape");
-  if (!shape2 || !table) return place2.replaceChildren();
-  const lines = table.columns.map((column, at) => {
-    const texts = table.rows.map((row) => cell(row[at]));
+  if (!shape2 || !table2) return place2.replaceChildren();
+  const lines = table2.columns.map((column, at) => {
+    const texts = table2.rows.map((row) => cell(row[at]));
     const same = texts.every((text) => text === texts[0]);
     const cells = same ? [make("td", { colspan: Math.max(texts.length, 1) }, texts[0] ?? "")] : texts.map((text) => make("td", {}, text));
     return make("tr", {}, make("th", { scope: "row" }, column), ...cells);
@@ -1791,6 +1868,7 @@ function follow(next, before) {
   if (JSON.stringify(next.query) !== JSON.stringify(before.query)) {
     void reload();
     void refreshFilters();
+    void refreshAgreements();
   }
   if (next.picture !== before.picture) {
     clear();
@@ -1802,6 +1880,7 @@ function follow(next, before) {
 function grown() {
   void reload({ keepPlace: true });
   void refreshFilters();
+  void refreshAgreements();
 }
 async function start() {
   try {
@@ -1812,6 +1891,7 @@ async function start() {
   }
   if (matchMedia("(max-width: 48rem)").matches) byId("side").open = false;
   startFilters();
+  startAgreements();
   startPictures();
   startMarks();
   startGrid();
@@ -1821,6 +1901,7 @@ async function start() {
   await reload();
   void refreshFilters();
   followRasters(state(), null);
+  void refreshAgreements();
   if (state().open !== null) void showOpened(positionOf(state().open));
 }
 void start();

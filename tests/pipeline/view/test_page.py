@@ -9,7 +9,9 @@ from pipeline.run import manifest
 from pipeline.run.progress import WORKING, Snapshot, write_progress
 from pipeline.store.url import Url
 from pipeline.view import opened as opened_module
+from pipeline.view.comparing import Comparing
 from pipeline.view.opened import OpenedRun
+from pipeline.view.query import Query
 from tests.support.browser import browser
 from tests.support.committed import commit, rows_of, tar
 from tests.support.pages import needs_browser
@@ -28,6 +30,8 @@ def opened(viewed, tmp_path_factory):
     run.compare_with(OpenedRun(viewed.other, **shared))
     run.start()
     run._filler.join()
+    while run.comparing.pace.is_working:
+        run._closed.wait(0.05)
     yield run
     run.close()
 
@@ -63,8 +67,8 @@ def cards(page):
 def choose(page, selector, value, event="change"):
     """Give a field a value as a user does."""
     page.run(
-        f"const field = document.querySelector('{selector}'); field.value = {json.dumps(value)};"
-        f"field.dispatchEvent(new Event('{event}'))"
+        f"{{ const field = document.querySelector('{selector}'); field.value = {json.dumps(value)};"
+        f"field.dispatchEvent(new Event('{event}')) }}"
     )
 
 
@@ -211,20 +215,6 @@ def test_a_run_that_goes_on_shows_its_progress_and_its_rows_as_they_come(tmp_pat
     run.close()
 
 
-@pytest.mark.parametrize("key", HOSTILE)
-def test_a_hostile_key_is_text_and_nothing_else(address, tmp_path, opened, key):
-    with browser(tmp_path) as page:
-        page.open(f"{address}?token={TOKEN}")
-        page.wait(f"document.querySelector('#count')?.textContent === '{ROWS} rows'")
-        open_row(page, opened, key)
-        assert page.run("document.title").startswith("run=")
-        assert (
-            page.run("document.querySelectorAll('main script, main svg[onload], dialog script, img[onerror]').length")
-            == 0
-        )
-        assert page.complaints == []
-
-
 @pytest.mark.parametrize("hash_", ["#query={", "#query=null", "#query=[1]", "#key=x", "#picture=<script>"])
 def test_an_address_that_makes_no_sense_still_shows_a_page(address, tmp_path, hash_):
     with browser(tmp_path) as page:
@@ -246,3 +236,48 @@ def test_nothing_is_wider_than_the_window(address, tmp_path, width):
         page.wait("document.querySelectorAll('#classes label').length > 0")
         assert page.run("document.documentElement.scrollWidth") <= width
         assert page.complaints == []
+
+
+def test_runs_are_sorted_by_the_pixels_that_differ_and_the_page_says_how_many_rows_that_covers(page, opened):
+    box = "document.querySelector('[data-against=other]')"
+    masks = ROWS - 1
+    page.wait(f"{box}.textContent.includes('exact for {masks} of {masks} rows')")
+    choose(page, "#sort", "other_differing")
+    page.wait("location.hash.includes('other_differing')")
+    page.click("#direction")
+    expected = [
+        key for (key,) in opened.index.fetch("SELECT key FROM shown ORDER BY other_differing DESC NULLS LAST, key")
+    ]
+    titles = f"JSON.stringify({CARDS}.map(card => card.querySelector('a').title))"
+    page.wait(f"{titles} === JSON.stringify({json.dumps(expected)})")
+    assert page.run(f"{box}.querySelectorAll('tbody tr').length") == len(FARM)
+    (agreement,) = opened.comparing.agreements
+    soil = agreement.by_class(Query())[0]
+    iou = 100 * soil["both"] / (soil["here"] + soil["there"] - soil["both"])
+    shown = page.run(f"{box}.querySelector('tbody tr td:last-child').textContent")
+    assert float(shown.removesuffix(" %")) == pytest.approx(iou, abs=0.06)
+    page.wait("!!document.querySelector('[data-column=other_differing] svg')")
+
+
+def test_rows_are_compared_with_labels_on_request_and_the_worst_come_first(viewed, tmp_path, monkeypatch):
+    monkeypatch.setattr(Comparing, "AUTOMATIC_ROWS", 0)
+    labels = str(viewed.folder / "labels")
+    run = OpenedRun(viewed.other, cache=tmp_path / "cache", max_cache_bytes=10**8, source=(), labels=labels)
+    run.start()
+    run._filler.join()
+    box = "document.querySelector('[data-against=labels]')"
+    with serving(run) as address, browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}")
+        page.wait(f"{box}?.textContent.includes('exact for 0 of {ROWS - 1} rows')")
+        choose(page, "#search", "farm_00000", "input")
+        page.wait(f"{box}.querySelector('.compare')?.textContent === 'compare these 10'")
+        page.click(".compare")
+        page.wait(f"{box}.textContent.includes('exact for 10 of 10 rows')")
+        choose(page, "#sort", "labels_iou")
+        expected = run.index.fetch("SELECT key FROM shown WHERE labels_iou IS NOT NULL ORDER BY labels_iou, key")
+        assert len(expected) == 10
+        titles = f"JSON.stringify({CARDS}.map(card => card.querySelector('a').title))"
+        page.wait(f"{titles} === JSON.stringify({json.dumps([key for (key,) in expected])})")
+        assert page.run(f"{box}.querySelector('caption').textContent") == "Labels and masks"
+        assert page.complaints == []
+    run.close()

@@ -133,7 +133,9 @@ def test_a_path_that_leads_elsewhere_finds_nothing(visitor, path):
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"query": "{"}, "Expecting"),
+        ({"query": "{"}, "Invalid JSON"),
+        ({"query": '{"text": "\\ud800"}'}, "Invalid JSON"),
+        ({"query": '{"ranges": [{"column": "entropy", "low": NaN}]}'}, "finite number"),
         ({"query": '{"sort": "x"}'}, "no column 'x'"),
         ({"query": '{"ranges": [{"column": "entropy", "low": "a"}]}'}, "valid number"),
         ({"offset": "x"}, "invalid literal"),

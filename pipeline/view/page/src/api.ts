@@ -25,6 +25,24 @@ export interface Progress {
   bottleneck_busy: number;
 }
 
+export type Against = "labels" | "other";
+
+/** How far the comparison pixel by pixel is. */
+export interface Pace {
+  is_working: boolean;
+  rows: number;
+  rows_per_s: number;
+  problem: string | null;
+}
+
+/** Rows of a query that were compared pixel by pixel, and their pixels of each class. */
+export interface Agreement {
+  compared: number;
+  refused: number;
+  comparable: number;
+  classes: { both: number; here: number; there: number }[];
+}
+
 export interface Run {
   run: string;
   finished: boolean;
@@ -37,6 +55,9 @@ export interface Run {
   of_rasters: boolean;
   /** URL of the run that this one is compared with. */
   other: string | null;
+  /** What the masks can be compared with pixel by pixel. */
+  agreements: Against[];
+  pace: Pace | null;
   ignore_id: number;
   classes: ClassInfo[];
   columns: Column[];
@@ -142,18 +163,18 @@ async function get(path: string, signal?: AbortSignal, more: RequestInit = {}): 
   return response;
 }
 
+/** Plain data; what the run or its store gets wrong is answered by the reason. */
+async function getJson<T>(path: string, signal?: AbortSignal): Promise<T> {
+  const answer = (await (await get(path, signal)).json()) as T & { error?: string; code?: string };
+  if (answer.error !== undefined) throw new Refused(answer.error, answer.code ?? null);
+  return answer;
+}
+
 /** A picture, or bytes; a row without them is answered by the reason as JSON. */
-async function getBinary(path: string, signal: AbortSignal, more: RequestInit = {}): Promise<Response> {
+async function getBinary(path: string, signal?: AbortSignal, more: RequestInit = {}): Promise<Response> {
   const response = await get(path, signal, more);
   if (response.headers.get("Content-Type") === "application/json") throw refusal(await response.text(), "");
   return response;
-}
-
-/** JSON of an answer; a file that cannot be read is answered by the reason. */
-async function getJson<T>(path: string, signal?: AbortSignal): Promise<T> {
-  const found = (await (await get(path, signal)).json()) as T & { error?: string; code?: string };
-  if (found.error) throw new Refused(found.error, found.code ?? null);
-  return found;
 }
 
 function refusal(text: string, otherwise: string): Refused {
@@ -167,25 +188,30 @@ function refusal(text: string, otherwise: string): Refused {
 
 const encoded = (query: Query): string => encodeURIComponent(JSON.stringify(query));
 
-export const fetchRun = async (): Promise<Run> => (await get("/api/run")).json();
+export const fetchRun = async (): Promise<Run> => getJson("/api/run");
 
 export const fetchRows = async (query: Query, offset: number, limit: number): Promise<{ total: number; rows: Row[] }> =>
-  (await get(`/api/rows?query=${encoded(query)}&offset=${offset}&limit=${limit}`)).json();
+  getJson(`/api/rows?query=${encoded(query)}&offset=${offset}&limit=${limit}`);
 
 export const fetchHistograms = async (
   query: Query,
   columns: string[],
   signal: AbortSignal,
 ): Promise<Record<string, Bins | Words>> =>
-  (await get(`/api/histograms?query=${encoded(query)}&columns=${columns.join(",")}`, signal)).json();
+  getJson(`/api/histograms?query=${encoded(query)}&columns=${columns.join(",")}`, signal);
 
 export const fetchChanges = async (query: Query, signal: AbortSignal): Promise<{ before: number; after: number }[]> =>
-  (await get(`/api/changes?query=${encoded(query)}`, signal)).json();
+  getJson(`/api/changes?query=${encoded(query)}`, signal);
+
+export const fetchAgreement = async (against: Against, query: Query, signal: AbortSignal): Promise<Agreement> =>
+  getJson(`/api/agreement/${against}?query=${encoded(query)}`, signal);
+
+export const startComparing = async (query: Query): Promise<Pace> => getJson(`/api/compare?query=${encoded(query)}`);
 
 export const fetchRow = async (
   key: string,
 ): Promise<{ id: number; row: Record<string, unknown>; layers: string[] }> =>
-  (await get(`/api/row?key=${encodeURIComponent(key)}`)).json();
+  getJson(`/api/row?key=${encodeURIComponent(key)}`);
 
 export const fetchThumbnail = async (id: number, picture: Picture, signal: AbortSignal): Promise<Blob> =>
   // after what is asked for meanwhile: a browser has six connections to a server, and a screen has many thumbnails
@@ -209,20 +235,20 @@ async function getLayer(path: string, signal: AbortSignal): Promise<Layer> {
 export const fetchChoice = async (
   images: number,
 ): Promise<{ keys: string[]; left_out: Record<string, number> }> =>
-  (await get(`/api/choice?images=${images}`)).json();
+  getJson(`/api/choice?images=${images}`);
 
 /** Zip of the images of some rows with their masks for a tool, and what is left out of it, in words. */
 export async function handOver(keys: string[], tool: string): Promise<{ archive: Blob; left_out: string }> {
   const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(keys) };
-  const response = await get(`/api/hand-over/${tool}`, undefined, posted);
+  const response = await getBinary(`/api/hand-over/${tool}`, undefined, posted);
   return { archive: await response.blob(), left_out: response.headers.get("X-Left-Out") ?? "" };
 }
 
 export const fetchRasters = async (): Promise<{ rasters: RasterInfo[]; unreadable: number }> =>
-  (await get("/api/rasters")).json();
+  getJson("/api/rasters");
 
 export const fetchRaster = async (number: number): Promise<RasterLevels> =>
-  (await get(`/api/rasters/${number}`)).json();
+  getJson(`/api/rasters/${number}`);
 
 interface TilePlace {
   level: number;

@@ -3,6 +3,7 @@
 import type { Picture } from "./api.js";
 import { byId } from "./dom.js";
 import { showOpened, startDetail, takeStep } from "./detail.js";
+import { refreshAgreements, startAgreements } from "./agreement.js";
 import { refreshFilters, startFilters } from "./filters.js";
 import { clear, draw, reload, startGrid } from "./grid.js";
 import { startMarks } from "./marks.js";
@@ -28,6 +29,7 @@ function follow(next: State, before: State): void {
   if (JSON.stringify(next.query) !== JSON.stringify(before.query)) {
     void reload();
     void refreshFilters();
+    void refreshAgreements();
   }
   if (next.picture !== before.picture) {
     clear();
@@ -40,6 +42,7 @@ function follow(next: State, before: State): void {
 function grown(): void {
   void reload({ keepPlace: true });
   void refreshFilters();
+  void refreshAgreements();
 }
 
 async function start(): Promise<void> {
@@ -51,6 +54,7 @@ async function start(): Promise<void> {
   }
   if (matchMedia("(max-width: 48rem)").matches) byId<HTMLDetailsElement>("side").open = false;
   startFilters();
+  startAgreements();
   startPictures();
   startMarks();
   startGrid();
@@ -60,6 +64,7 @@ async function start(): Promise<void> {
   await reload();
   void refreshFilters();
   followRasters(state(), null);
+  void refreshAgreements();
   if (state().open !== null) void showOpened(positionOf(state().open));
 }
 

@@ -45,7 +45,8 @@ function changed(): void {
 
 function read(): string[] {
   try {
-    return JSON.parse(localStorage.getItem(place()) ?? "[]") as string[];
+    const kept: unknown = JSON.parse(localStorage.getItem(place()) ?? "[]");
+    return Array.isArray(kept) ? kept.filter((key) => typeof key === "string") : [];
   } catch {
     return [];
   }

@@ -1,6 +1,6 @@
 // The run: what the server last said of it, and the line about its progress.
 
-import { fetchRun, type ClassInfo, type Run } from "./api.js";
+import { fetchRun, type ClassInfo, type Pace, type Run } from "./api.js";
 import { byId } from "./dom.js";
 import { count, duration } from "./numbers.js";
 
@@ -11,25 +11,41 @@ export const run = (): Run => latest;
 
 export const colourOf = ({ colour }: ClassInfo): string => `rgb(${colour.join(" ")})`;
 
-/** Ask for the run once, and again while its index grows; `grown` is called when rows were added. */
+/** Ask for the run once, and again while it changes; `grown` is called when rows were added or compared. */
 export async function startRun(grown: () => void): Promise<void> {
   latest = await fetchRun();
   show();
   const again = async (): Promise<void> => {
-    const before = latest.rows;
+    const before = latest;
     try {
       latest = await fetchRun();
       show();
-      if (latest.rows !== before) grown();
+      if (before.problem && !latest.problem) byId("problem").textContent = "";
+      if (latest.rows !== before.rows || JSON.stringify(latest.pace) !== JSON.stringify(before.pace)) grown();
     } catch (error) {
       byId("problem").textContent = `no answer from the server: ${error instanceof Error ? error.message : error}`;
     }
-    if (!isComplete()) window.setTimeout(() => void again(), REFRESH_MS);
+    waitIfChanging();
   };
-  if (!isComplete()) window.setTimeout(() => void again(), REFRESH_MS);
+  const waitIfChanging = (): void => {
+    window.clearTimeout(timer);
+    if (!isComplete()) timer = window.setTimeout(() => void again(), REFRESH_MS);
+  };
+  watch = waitIfChanging;
+  waitIfChanging();
 }
 
-const isComplete = (): boolean => latest.finished && latest.parts.indexed >= latest.parts.known && !latest.problem;
+let timer = 0;
+let watch: () => void;
+
+/** The server has begun to compare rows: follow how far it is. */
+export function comparingBegan(pace: Pace): void {
+  latest = { ...latest, pace };
+  watch();
+}
+
+const isComplete = (): boolean =>
+  latest.finished && latest.parts.indexed >= latest.parts.known && !latest.problem && !latest.pace?.is_working;
 
 function show(): void {
   document.title = `${nameOf(latest.run)} – Atrous`;
