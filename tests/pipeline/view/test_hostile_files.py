@@ -30,8 +30,8 @@ from pipeline.view.server import create_app
 from tests.support.browser import browser
 from tests.support.hostile_keys import encoded
 from tests.support.pages import needs_browser
-from tests.support.served import serving
 from tests.support.photo_runs import FARM, HEIGHT, WIDTH, mask_of, mask_row, photo, write_run
+from tests.support.served import serving
 
 TOKEN = "t" * 48
 SECRET = b"root:x:0:0"
