@@ -31,7 +31,7 @@ from jobs import run as runs
 from pipeline.classes import load_class_map
 from pipeline.config import SegmentConfig
 from pipeline.datasets import farmland
-from pipeline.models import checkpoint
+from pipeline.models.card import load_card
 from pipeline.records import UInt8
 from pipeline.select import output as selection
 from pipeline.source.plan import plan_source
@@ -164,7 +164,7 @@ def train_once(
     }
     cfg = TrainConfig.model_validate(settings)
     loop.train_phases(run.open_run(cfg, Group(), about={}))
-    measured: dict[str, Any] = checkpoint.load_card(cfg.output).training
+    measured: dict[str, Any] = load_card(cfg.output).training
     return [float(measured[name]) for name in ("miou", *(f"iou/{name}" for name in load_class_map("farmland").names))]
 
 
