@@ -1,6 +1,7 @@
 """No module turns data into code, and no archive is unpacked to disk: read from the source, not by importing it."""
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -20,6 +21,7 @@ DANGEROUS_METHODS = {"extractall"}
 DANGEROUS_KEYWORDS = {"allow_pickle", "shell"}  # when they are true
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     """Every module of the project, parsed, by its path in the repository."""
     paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
