@@ -8,6 +8,7 @@ import atexit
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from infra import notify
+from jobs import console
 from jobs.help_text import WrappedFormatter, narrow, print_help, wrapped
 from pipeline.config import explain, read_yaml
 from pipeline.errors import ConfigError, JobError
@@ -176,10 +178,16 @@ def code_version() -> str:
 def exit_status(job: Callable[[], int]) -> int:
     """Run a job; a `JobError` becomes status 1 and a logged message, without a traceback.
 
-    Whatever ends the job early is posted to the URL of `--notify`, in place of the closing JSON line.
+    A reader of stdout that has seen enough, such as `head`, ends it without a message. Whatever else ends the job early
+    is posted to the URL of `--notify`, in place of the closing JSON line.
     """
     try:
         return job()
+    except BrokenPipeError:
+        if not console.reader_is_gone():
+            raise
+        console.silence_stdout()
+        return 128 + signal.SIGPIPE  # as a shell reports other programs: the job's own status is not known
     except JobError as error:
         log.error("%s", error)
         _notify_of_end(redact(str(error)))
@@ -221,6 +229,9 @@ def leave(status: int) -> NoReturn:
 def _end_process(status: int) -> None:
     atexit.unregister(_end_process)
     atexit._run_exitfuncs()  # of logging, Ray, multiprocessing and temporary folders
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # an error is not caught: Python then ends normally, fails to flush again and exits with 120
+    try:  # no other error is caught: Python then ends normally, fails to flush again and exits with 120
+        sys.stdout.flush()
+    except BrokenPipeError:
+        console.silence_stdout()
+    sys.stderr.flush()
     os._exit(status)

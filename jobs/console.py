@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import select
 import sys
 from collections.abc import Collection, Iterator
 from itertools import groupby
@@ -59,3 +61,15 @@ def _plain(value: Any) -> str:
     if value is None or value is PydanticUndefined:
         return "unset"
     return value if isinstance(value, str) and value and value.isprintable() else json.dumps(value, ensure_ascii=False)
+
+
+def reader_is_gone() -> bool:
+    """True when what reads stdout through a pipe, such as `head`, has closed it."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in pipe.poll(0))
+
+
+def silence_stdout() -> None:
+    """Send to nowhere what is still printed, since nobody reads it: the flush at exit then succeeds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,6 @@ import io
 import os
 import re
 import shutil
-import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,8 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 
 import tyro
 from pydantic import BaseModel, Field, create_model
+
+from jobs import console
 
 _HERE = "(description)"
 """Placeholder of the description while tyro renders: tyro would join its lines, also those of commands."""
@@ -54,8 +55,8 @@ def print_help(arguments: type[Any], description: str, *, program: str, shown: S
     lines = text.getvalue().replace(_HERE, wrapped(description), 1).splitlines()
     try:  # lines are padded to the width of their box
         print("\n".join(map(str.rstrip, lines)), flush=True)
-    except BrokenPipeError:  # `--help | head` closed the pipe; with /dev/null as stdout, the flush at exit succeeds
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        console.silence_stdout()
     raise SystemExit(0)
 
 

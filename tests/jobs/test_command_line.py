@@ -235,6 +235,15 @@ def test_output_that_cannot_be_written_is_not_lost_in_silence() -> None:
     assert "No space left on device" in log
 
 
+@pytest.mark.parametrize(("lines", "status"), [(1, 0), (100_000, 141)])
+def test_a_reader_that_has_seen_enough_ends_a_job_without_a_message(lines: int, status: int) -> None:
+    code = f"from jobs import command_line as c; c.leave(c.exit_status(lambda: print('line\\n' * {lines}) or 0))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as gone:
+        assert ended(code, stdout=gone) == (status, None, "")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_job_ends_its_process_in_the_one_orderly_way(path: Path) -> None:
     blocks = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.If)]
