@@ -39,6 +39,21 @@ class Page:
         self._call("Emulation.setDeviceMetricsOverride", **size)
         self._call("Page.navigate", url=url)
 
+    def reload(self) -> None:
+        """Load the page again, at its present address; returns once the new one is there."""
+        self.run("window.isOld = true")
+        self._call("Page.reload")
+        end = time.monotonic() + WAIT_S
+        while self._is_old():
+            assert time.monotonic() < end, f"never came back: {self.complaints}"
+            time.sleep(0.05)
+
+    def _is_old(self) -> bool:
+        try:
+            return bool(self.run("window.isOld || document.readyState !== 'complete'"))
+        except AssertionError:  # asked while one page gives way to the other
+            return True
+
     def run(self, script: str) -> Any:
         """Value of an expression, awaited if it is a promise."""
         answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)

@@ -142,7 +142,8 @@ def check_marks(page):
     """Mark all rows and save their keys: the file holds the keys as they are."""
     marked = json.dumps(json.dumps([*HOSTILE_KEYS.values()]))
     page.run(f"localStorage.setItem('marked ' + document.querySelector('#run').title, {marked})")
-    page.run("location.hash = ''; location.reload()")
+    page.run("location.hash = ''")
+    page.reload()
     page.wait(f"document.querySelector('#marked')?.textContent === '{len(HOSTILE_KEYS)} marked'")
     page.run("HTMLAnchorElement.prototype.click = function () { window.name_of_file = this.download }")
     page.run(

@@ -90,7 +90,7 @@ def test_a_search_narrows_the_grid_and_stays_in_the_address(page):
     choose(page, "#search", "FARM_00000", "input")
     page.wait("document.querySelector('#count').textContent === '10 rows'")
     assert "FARM_00000" in page.run("decodeURIComponent(location.hash)")
-    page.run("location.reload()")
+    page.reload()
     page.wait("document.querySelector('#count')?.textContent === '10 rows'")
     page.click("#clear")
     page.wait(f"document.querySelector('#count').textContent === '{ROWS} rows'")
@@ -175,7 +175,7 @@ def test_marked_images_are_kept_over_a_reload_and_sent_to_a_tool(page, opened):
     page.run("document.querySelector('.card[data-position=\"3\"] a').focus()")
     page.press("m")
     page.wait("document.querySelector('#marked').textContent === '2 marked'")
-    page.run("location.reload()")
+    page.reload()
     page.wait("document.querySelectorAll('.card.marked').length === 2")
     page.run("window.saved = []; HTMLAnchorElement.prototype.click = function () { saved.push(this.download) }")
     choose(page, "#send-to", "coco")
@@ -221,7 +221,7 @@ def test_an_address_that_makes_no_sense_still_shows_a_page(address, tmp_path, ha
         page.open(f"{address}?token={TOKEN}")
         page.wait("document.querySelector('#count')?.textContent")
         page.open(f"{address}{quote(hash_, safe='#=')}")
-        page.run("location.reload()")
+        page.reload()
         page.wait("document.querySelector('#count')?.textContent || document.querySelector('#problem')?.textContent")
 
 
