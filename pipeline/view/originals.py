@@ -6,6 +6,7 @@ the user named another place, versions cannot be compared.
 """
 
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,6 +70,11 @@ class Originals:
             self.cfg = self.cfg.model_copy(update={"read": self.cfg.read.model_copy(update={"labels": labels})})
         self._moved = _moved(self.cfg.source, source)
         self._plan = _stored_plan(run_url)
+        for url in map(Url, source or self.cfg.source):
+            if url.scheme == "file" and not os.path.exists(url.place):
+                log.warning(
+                    "there is no %s, so its images are not shown; --source says where they are now", url.located
+                )
 
     @property
     def has_labels(self) -> bool:

@@ -35,6 +35,15 @@ def test_every_image_of_a_folder_is_read_again_as_it_is_on_disk(viewed):
             np.testing.assert_array_equal(read(originals, row)[1].pixels_hwc, expected)
 
 
+def test_a_source_that_is_not_there_is_named_with_the_way_to_say_where_it_is(viewed, tmp_path, monkeypatch, caplog):
+    Originals(viewed.url, FARM)
+    assert "--source" not in caplog.text
+    monkeypatch.chdir(tmp_path)
+    Originals(viewed.url, FARM, source=["elsewhere"])
+    assert f"no elsewhere ({tmp_path}/elsewhere)" in caplog.text
+    assert "--source says where" in caplog.text
+
+
 def test_labels_are_those_of_the_run(viewed):
     originals = Originals(viewed.url, FARM)
     assert originals.has_labels
