@@ -34,6 +34,8 @@ def view(args: argparse.Namespace) -> int:
 
         from pipeline.view import access, server
         from pipeline.view.opened import OpenedRun
+    if not 0 <= args.cache_gib < float("inf"):
+        raise ConfigError(f"--cache-gib {args.cache_gib} is no size", hint="give 0 or more")
     shared = {"cache": Path(args.cache), "max_cache_bytes": int(args.cache_gib * 2**30)}
     with listen(args.host, args.port) as listening:
         run = OpenedRun(inspection.one_run_url(Url(args.run)), source=args.source or (), labels=args.labels, **shared)
@@ -59,10 +61,10 @@ def listen(host: str, port: int) -> socket.socket:
     """Socket of the page; raises ConfigError where the port is taken or the address is not this machine's."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter for a port beyond 65535
         hint = "give another --port; 0 takes any that is free"
         raise ConfigError(
-            f"cannot listen on --host {host} --port {port}: {error.strerror or error}", hint=hint
+            f"cannot listen on --host {host} --port {port}: {getattr(error, 'strerror', None) or error}", hint=hint
         ) from error
 
 

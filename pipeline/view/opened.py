@@ -167,7 +167,8 @@ class OpenedRun:
             with self._decoding:
                 return self.pictures.thumbnail(place, kind)
 
-        return self._thumbnails.get(f"{self.url.place}\n{place.part}\n{place.row}\n{kind}", make)
+        name = "\n".join((self.url.place, place.part, str(place.row), kind, *self.source))
+        return self._thumbnails.get(name, make)
 
     @cached_property
     def rasters(self) -> Rasters:
@@ -215,6 +216,8 @@ class OpenedRun:
         while not self._closed.is_set():
             try:
                 self._look()
+                if self.other:
+                    self.other._look()
                 changed = self.index.fill()
                 if self.other and (other_changed := self.other.index.fill()) + changed:
                     pair_rows(self.index, self.other.index)
@@ -225,7 +228,7 @@ class OpenedRun:
                 if str(error) != self.problem:  # said once, not every few seconds
                     log.error("%s", error)
                 self.problem = str(error)
-            if self.finished and self.problem is None:
+            if self.finished and (not self.other or self.other.finished) and self.problem is None:
                 return
             self._closed.wait(REFRESH_S)
 

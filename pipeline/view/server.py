@@ -111,7 +111,7 @@ def _answering(run: OpenedRun, answer: Callable[[OpenedRun, Request], Response])
             return answer(run, request)
         except (InputError, LabelError) as error:
             return _problem(200, str(error), code=error.code)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             return _problem(400, str(error))
         except LookupError as error:
             return _problem(404, str(error.args[0]))
@@ -141,6 +141,7 @@ def _describe(run: OpenedRun, _: Request) -> Response:
             "labels": run.originals.has_labels,
             "of_rasters": run.originals.is_of_rasters,
             "other": str(run.other.url) if run.other else None,
+            "other_finished": run.other.finished if run.other else True,
             "agreements": [agreement.name for agreement in run.comparing.agreements] if run.comparing else [],
             "pace": asdict(run.comparing.pace) if run.comparing else None,
             "ignore_id": run.classes.ignore_id,

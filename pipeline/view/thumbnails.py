@@ -44,12 +44,13 @@ class Thumbnails:
 
     def _put(self, path: Path, data: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as file:
-            file.write(hashlib.sha256(data).digest() + data)
+        aside, name = tempfile.mkstemp(dir=self.folder, prefix=".tmp-")
         try:
-            os.replace(file.name, path)
+            with open(aside, "wb") as file:
+                file.write(hashlib.sha256(data).digest() + data)
+            os.replace(name, path)
         except OSError:
-            os.unlink(file.name)
+            os.unlink(name)
             raise
         with self._lock:
             self._writes += 1

@@ -62,3 +62,11 @@ def test_a_run_without_rows_and_several_runs_are_refused(output: Path, caplog: p
     assert "2 runs" in caplog.text
     assert view.main([str(output / "run=ba9876543210")]) == 1
     assert "no committed rows" in caplog.text
+
+
+@pytest.mark.parametrize("flags", [["--port", "99999"], ["--cache-gib", "nan"], ["--cache-gib", "-1"]])
+def test_numbers_out_of_range_are_errors_that_name_the_option(
+    output: Path, flags: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert view.main([str(output), "--port", "0", "--cache", str(output / "cache"), *flags]) == 1
+    assert " ".join(flags) in caplog.text

@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 4dd1385cebac78c12a6dfd89cd97132600bc703a669f7515adbc30c49bd9be7e
+// Built from pipeline/view/page/src, SHA-256 c02145e81aa18e898f4c7940a74d98b9513a19df08ff2eb88841828476ec292e
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -356,7 +356,7 @@ function comparingBegan(pace) {
   latest = { ...latest, pace };
   watch();
 }
-var isComplete = () => latest.finished && latest.parts.indexed >= latest.parts.known && !latest.problem && !latest.pace?.is_working;
+var isComplete = () => latest.finished && latest.other_finished && latest.parts.indexed >= latest.parts.known && !latest.problem && !latest.pace?.is_working;
 function show() {
   document.title = `${nameOf(latest.run)} – Atrous`;
   byId("run").textContent = nameOf(latest.run);
@@ -421,10 +421,18 @@ function startMarks() {
     changed();
   });
   byId("send").addEventListener("click", () => void send(byId("send-to").value));
-  changed();
+  window.addEventListener("storage", ({ key }) => {
+    if (key !== place() && key !== null) return;
+    marked = new Set(read());
+    show2();
+  });
+  show2();
 }
 function changed() {
   localStorage.setItem(place(), JSON.stringify([...marked]));
+  show2();
+}
+function show2() {
   byId("marked").textContent = `${count(marked.size)} marked`;
   for (const id of ["unmark", "send"]) byId(id).disabled = marked.size === 0;
   for (const listener of listeners) listener();
@@ -871,9 +879,9 @@ async function showOpened(at) {
   position = at;
   byId("place").textContent = at === null ? "" : `${count(at + 1)} of ${count(totalRows())}`;
   for (const button2 of ["previous", "next"]) byId(button2).disabled = at === null;
-  await show2(key, stop.signal);
+  await show3(key, stop.signal);
 }
-async function show2(key, signal) {
+async function show3(key, signal) {
   layers = null;
   canvas.clear();
   tell2("");
@@ -1093,11 +1101,14 @@ var panel = byId("filters");
 var stop3 = new AbortController();
 var allClasses = false;
 var opened;
+var searched = "";
 function startFilters() {
   const search = byId("search");
-  search.value = state().query.text;
-  const searched = debounced(() => changeQuery({ text: search.value.trim() }, { replace: true }), 250);
-  search.addEventListener("input", searched);
+  const find = () => {
+    searched = search.value.trim();
+    changeQuery({ text: searched }, { replace: true });
+  };
+  search.addEventListener("input", debounced(find, 250));
   const sort = byId("sort");
   const sortable = run().columns.filter(({ kind }) => kind !== "word");
   sort.append(make("option", { value: "key" }, "key"));
@@ -1138,6 +1149,8 @@ async function refreshFilters() {
   stop3.abort();
   stop3 = new AbortController();
   const { query } = state();
+  if (query.text !== searched) byId("search").value = query.text;
+  searched = query.text;
   byId("clear").hidden = !isFiltered(query);
   byId("sort").value = query.sort;
   const direction = byId("direction");
@@ -1197,24 +1210,24 @@ function bars(column, bins) {
 }
 function brushed(svg, column, bins, paint) {
   let from = null;
-  const valueAt = (event) => {
+  const shareAt = (event) => {
     const box = svg.getBoundingClientRect();
-    const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-    return bins.low + share * (bins.high - bins.low);
+    return Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
   };
+  const value = (share) => bins.low + share * (bins.high - bins.low);
   svg.addEventListener("pointerdown", (event) => {
-    from = valueAt(event);
+    from = shareAt(event);
     svg.setPointerCapture(event.pointerId);
   });
   svg.addEventListener("pointermove", (event) => {
-    if (from !== null) paint(Math.min(from, valueAt(event)), Math.max(from, valueAt(event)));
+    if (from !== null) paint(value(Math.min(from, shareAt(event))), value(Math.max(from, shareAt(event))));
   });
   svg.addEventListener("pointerup", (event) => {
     if (from === null) return;
-    const [low, high] = [Math.min(from, valueAt(event)), Math.max(from, valueAt(event))];
+    const [low, high] = [Math.min(from, shareAt(event)), Math.max(from, shareAt(event))];
     from = null;
-    if (high - low < (bins.high - bins.low) / WIDTH) setRange(column.name, null, null);
-    else setRange(column.name, rounded(low), rounded(high));
+    if (high - low < 1 / WIDTH) setRange(column.name, null, null);
+    else setRange(column.name, low > 0 ? rounded(value(low)) : null, high < 1 ? rounded(value(high)) : null);
   });
 }
 var rounded = (value) => Number(value.toPrecision(4));
@@ -1253,6 +1266,7 @@ function list(column, words) {
 
 // src/outlines.ts
 var MARGIN = 0.5;
+var CLOSER = 1.5;
 var LINES = { polygons: ["#ffffff", 1], zones: ["#ffe14d", 2] };
 var SELECTED = "#ff3df2";
 var Outlines = class {
@@ -1268,15 +1282,17 @@ var Outlines = class {
   /** Fetch what is in sight at a level, unless it is here. */
   async show(view, level) {
     const sight = inSight(view, 0);
-    if (this.fetched?.level === level && covers(this.fetched.window, sight)) return;
+    const { fetched } = this;
+    const isComplete2 = !fetched?.left_out || view.scale < CLOSER * fetched.scale;
+    if (fetched?.level === level && isComplete2 && covers(fetched.window, sight)) return;
     this.asked.abort();
     const { signal } = this.asked = new AbortController();
-    const window2 = inSight(view, MARGIN);
+    const [window2, { scale }] = [inSight(view, MARGIN), view];
     try {
       const { shapes, left_out } = await fetchOutlines(this.number, this.kind, window2, level, signal);
       if (signal.aborted) return;
       const drawn2 = shapes.map((shape2) => ({ ...shape2, kind: this.kind, path: pathOf(shape2.rings) }));
-      this.fetched = { level, window: window2, shapes: drawn2, left_out };
+      this.fetched = { level, scale, window: window2, shapes: drawn2, left_out };
     } catch (error) {
       if (!signal.aborted) throw error;
     }
@@ -1643,7 +1659,7 @@ function followRasters(next, before) {
   if (next.list !== (before?.list ?? false)) void showList(next.list);
   const moved = next.at !== null && JSON.stringify(next.at) !== written;
   if (next.raster !== (before?.raster ?? null)) void showRaster(next.raster);
-  else if (next.raster !== null && moved && shown) show3(next.at);
+  else if (next.raster !== null && moved && shown) show4(next.at);
 }
 function infos(again = false) {
   if (again || !rasters) {
@@ -1707,12 +1723,12 @@ async function showRaster(uri) {
     drawPanel();
     canvas2.show(number, levels);
     canvas2.outlines = outlinesOf();
-    show3(state().at);
+    show4(state().at);
   } catch (error) {
     if (here === turn) tell3("raster-working", messageOf2(error));
   }
 }
-function show3(at) {
+function show4(at) {
   if (!shown || !at) return;
   written = JSON.stringify(at);
   if (at.scale) canvas2.view.centre(at.x, at.y, at.scale);
@@ -1853,11 +1869,13 @@ function keys2(event) {
 }
 
 // src/main.ts
+var pictures = document.querySelectorAll("input[name=picture]");
 function startPictures() {
-  for (const input of document.querySelectorAll("input[name=picture]")) {
-    input.checked = input.value === state().picture;
-    input.addEventListener("change", () => change({ picture: input.value }));
-  }
+  for (const input of pictures) input.addEventListener("change", () => change({ picture: input.value }));
+  showPicture();
+}
+function showPicture() {
+  for (const input of pictures) input.checked = input.value === state().picture;
 }
 function positionOf(key) {
   const cards2 = [...document.querySelectorAll(".card")];
@@ -1871,6 +1889,7 @@ function follow(next, before) {
     void refreshAgreements();
   }
   if (next.picture !== before.picture) {
+    showPicture();
     clear();
     draw();
   }

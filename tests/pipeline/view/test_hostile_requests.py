@@ -14,7 +14,7 @@ from pipeline.view import opened as opened_module
 from pipeline.view.opened import OpenedRun
 from pipeline.view.server import create_app
 from tests.pipeline.view.test_agreement import wait_for
-from tests.support.committed import commit, rows_of, tar
+from tests.support.committed import commit, mask_row, rows_of, tar
 
 TOKEN = "t" * 48
 
@@ -97,6 +97,22 @@ def test_a_run_that_is_deleted_while_it_is_open_keeps_its_rows_and_says_so(visit
         answer = visitor.get(f"/api/{path}")
         assert answer.status_code == 200
         assert answer.json()["error"]
+
+
+def test_rows_of_another_run_that_goes_on_come_though_this_one_is_finished(viewed, tmp_path, monkeypatch):
+    monkeypatch.setattr(opened_module, "REFRESH_S", 0.01)
+    other = tmp_path / "run=0123456789ab"
+    commit(other, [mask_row("farm_000000.jpg", tar("a"))])
+    settings = {"cache": tmp_path / "cache", "max_cache_bytes": 10**8, "source": (), "labels": None}
+    opened = OpenedRun(viewed.url, **settings)
+    opened.compare_with(OpenedRun(Url(str(other)), **settings))
+    opened.start()
+    paired = "SELECT count(*) FROM shown WHERE other_status = 'ok'"
+    wait_for(lambda: opened.index.fetch(paired) == [(1,)])
+    commit(other, [mask_row("farm_000001.jpg", tar("b"))])
+    wait_for(lambda: opened.index.fetch(paired) == [(2,)])
+    assert opened.finished
+    opened.close()
 
 
 def test_a_cache_that_is_deleted_while_it_is_open_costs_nothing(visitor, run, tmp_path):

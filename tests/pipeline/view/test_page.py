@@ -110,6 +110,56 @@ def test_brushing_a_histogram_filters_by_its_column(page):
     assert chosen["high"] == pytest.approx(0.5, abs=0.02)
 
 
+def drag_over(page, column, begin, end):
+    """Drag over the histogram of a column, from one share of its width to another."""
+    histogram = f"document.querySelector('[data-column={column}] svg')"
+    page.run(f"void {histogram}.scrollIntoView({{block: 'center'}})")
+    box = f"(({{x, y, width, height}}) => [x, y, width, height])({histogram}.getBoundingClientRect())"
+    x, y, width, height = page.run(box)
+    page.drag(x + width * begin, y + height / 2, x + width * end, y + height / 2)
+
+
+def test_a_brush_to_the_end_of_a_histogram_leaves_no_row_out(page):
+    drag_over(page, "seconds", 0.3, 1.2)
+    page.wait("location.hash.includes('seconds')")
+    (chosen,) = json.loads(page.run("new URLSearchParams(location.hash.slice(1)).get('query')"))["ranges"]
+    assert chosen["high"] is None
+
+
+def test_a_click_on_a_histogram_of_one_value_filters_nothing(page):
+    drag_over(page, "seconds", 0.3, 1.2)
+    page.wait("location.hash.includes('seconds')")
+    before = page.run("location.hash")
+    drag_over(page, "megapixels", 0.5, 0.5)
+    drag_over(page, "seconds", 0.6, 1.2)
+    page.wait(f"location.hash !== {json.dumps(before)}")
+    assert "megapixels" not in page.run("location.hash")
+
+
+def test_search_and_pictures_follow_the_back_button(page):
+    choose(page, "#sort", "entropy")
+    choose(page, "#search", "farm_00000", "input")
+    page.wait("document.querySelector('#count').textContent === '10 rows'")
+    page.click("input[value=mask]")
+    page.run("history.back()")
+    page.wait("document.querySelector('input[value=overlay]').checked")
+    page.click("#clear")
+    page.wait(f"document.querySelector('#count').textContent === '{ROWS} rows'")
+    assert page.run("document.querySelector('#search').value") == ""
+    page.run("history.back()")
+    page.wait("document.querySelector('#search').value === 'farm_00000'")
+
+
+def test_marks_of_another_tab_are_not_undone(page):
+    keys = cards(page)
+    name = page.run("`marked ${document.querySelector('#run').title}`")
+    page.run(f"localStorage.setItem({json.dumps(name)}, {json.dumps(json.dumps(keys[:1]))})")
+    page.run(f"void window.dispatchEvent(new StorageEvent('storage', {{key: {json.dumps(name)}}}))")
+    assert page.run("document.querySelector('#marked').textContent") == "1 marked"
+    page.run(f"{CARDS}[1].querySelector('.mark').click()")
+    assert json.loads(page.run(f"localStorage.getItem({json.dumps(name)})")) == keys[:2]
+
+
 def test_sorting_orders_the_cards(page, opened):
     choose(page, "#sort", "entropy")
     page.wait("location.hash.includes('entropy')")

@@ -170,7 +170,9 @@ def test_a_number_that_is_none_and_a_path_that_leads_elsewhere_find_nothing(visi
     assert "root:" not in answer.text
 
 
-@pytest.mark.parametrize("wrong", [{"level": -1}, {"level": 99}, {"y": "x"}, {"x": "1e9"}, {"width": ""}])
+@pytest.mark.parametrize(
+    "wrong", [{"level": -1}, {"level": 99}, {"y": "x"}, {"x": "1e9"}, {"x": "9" * 400}, {"width": ""}]
+)
 def test_a_rectangle_that_makes_no_sense_is_refused(visitor, wrong):
     assert visitor.get("/api/rasters/0/outlines/zones", params=ALL | wrong).status_code == 400
 

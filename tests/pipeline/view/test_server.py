@@ -212,3 +212,19 @@ def test_the_shipped_script_is_built_from_the_sources_beside_it():
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     built = (STATIC / "app.js").read_text(encoding="utf-8")
     assert re.match(r"// Built from pipeline/view/page/src, SHA-256 (\w+)", built)[1] == digest, "run `make page`"
+
+
+def test_a_thumbnail_of_one_place_of_the_source_is_not_shown_for_another(viewed, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (viewed.folder / "images").iterdir():
+        (images / path.name).write_bytes((viewed.folder / "images/farm_000001.jpg").read_bytes())
+
+    def thumbnail(*source):
+        opened = OpenedRun(viewed.url, cache=tmp_path / "cache", max_cache_bytes=10**8, source=source, labels=None)
+        opened.index.fill()
+        data = opened.thumbnail(ids_by_key(opened.index)["farm_000003.jpg"], "image")
+        opened.close()
+        return data
+
+    assert thumbnail(str(images)) != thumbnail()

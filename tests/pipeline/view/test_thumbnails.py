@@ -97,3 +97,15 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
     (tmp_path / "cache").write_bytes(b"a file")
     assert Thumbnails(tmp_path / "cache", max_bytes=1000).get("a", lambda: PICTURE) == PICTURE
     assert "not kept" in caplog.text
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(thumbnails.os, "replace", full)
+    assert Thumbnails(tmp_path, max_bytes=1000).get("a", lambda: PICTURE) == PICTURE
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(thumbnails, "open", lambda *_, **__: full(), raising=False)
+    assert Thumbnails(tmp_path, max_bytes=1000).get("b", lambda: PICTURE) == PICTURE
+    assert not list(tmp_path.iterdir())

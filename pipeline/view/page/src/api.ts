@@ -55,6 +55,8 @@ export interface Run {
   of_rasters: boolean;
   /** URL of the run that this one is compared with. */
   other: string | null;
+  /** Whether that run will have no more rows; true without one. */
+  other_finished: boolean;
   /** What the masks can be compared with pixel by pixel. */
   agreements: Against[];
   pace: Pace | null;

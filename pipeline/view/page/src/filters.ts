@@ -14,12 +14,16 @@ const panel = byId("filters");
 let stop = new AbortController();
 let allClasses = false;
 let opened: Map<string, HTMLElement>;
+/** Text of the query, as the search box has last shown or changed it. */
+let searched = "";
 
 export function startFilters(): void {
   const search = byId<HTMLInputElement>("search");
-  search.value = state().query.text;
-  const searched = debounced(() => changeQuery({ text: search.value.trim() }, { replace: true }), 250);
-  search.addEventListener("input", searched);
+  const find = (): void => {
+    searched = search.value.trim();
+    changeQuery({ text: searched }, { replace: true });
+  };
+  search.addEventListener("input", debounced(find, 250));
   const sort = byId<HTMLSelectElement>("sort");
   const sortable = run().columns.filter(({ kind }) => kind !== "word");
   sort.append(make("option", { value: "key" }, "key"));
@@ -65,6 +69,8 @@ export async function refreshFilters(): Promise<void> {
   stop.abort();
   stop = new AbortController();
   const { query } = state();
+  if (query.text !== searched) byId<HTMLInputElement>("search").value = query.text; // by `clear filters`, or going back
+  searched = query.text;
   byId("clear").hidden = !isFiltered(query);
   byId<HTMLSelectElement>("sort").value = query.sort;
   const direction = byId("direction");
@@ -137,24 +143,25 @@ function bars(column: Column, bins: Bins): Element[] {
 /** Drag over the bars to choose a range, click without dragging to take it back. */
 function brushed(svg: SVGElement, column: Column, bins: Bins, paint: (low: number, high: number) => void): void {
   let from: number | null = null;
-  const valueAt = (event: PointerEvent): number => {
+  const shareAt = (event: PointerEvent): number => {
     const box = svg.getBoundingClientRect();
-    const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-    return bins.low + share * (bins.high - bins.low);
+    return Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
   };
+  const value = (share: number): number => bins.low + share * (bins.high - bins.low);
   svg.addEventListener("pointerdown", (event) => {
-    from = valueAt(event);
+    from = shareAt(event);
     svg.setPointerCapture(event.pointerId);
   });
   svg.addEventListener("pointermove", (event) => {
-    if (from !== null) paint(Math.min(from, valueAt(event)), Math.max(from, valueAt(event)));
+    if (from !== null) paint(value(Math.min(from, shareAt(event))), value(Math.max(from, shareAt(event))));
   });
   svg.addEventListener("pointerup", (event) => {
     if (from === null) return;
-    const [low, high] = [Math.min(from, valueAt(event)), Math.max(from, valueAt(event))];
+    const [low, high] = [Math.min(from, shareAt(event)), Math.max(from, shareAt(event))];
     from = null;
-    if (high - low < (bins.high - bins.low) / WIDTH) setRange(column.name, null, null);
-    else setRange(column.name, rounded(low), rounded(high));
+    if (high - low < 1 / WIDTH) setRange(column.name, null, null);
+    // An end of the histogram is no bound: rounded, it would leave out the rows that lie on it.
+    else setRange(column.name, low > 0 ? rounded(value(low)) : null, high < 1 ? rounded(value(high)) : null);
   });
 }
 

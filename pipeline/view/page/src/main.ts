@@ -11,11 +11,15 @@ import { followRasters, startRasters } from "./raster.js";
 import { startRun } from "./run.js";
 import { change, onChange, state, type State } from "./state.js";
 
+const pictures = document.querySelectorAll<HTMLInputElement>("input[name=picture]");
+
 function startPictures(): void {
-  for (const input of document.querySelectorAll<HTMLInputElement>("input[name=picture]")) {
-    input.checked = input.value === state().picture;
-    input.addEventListener("change", () => change({ picture: input.value as Picture }));
-  }
+  for (const input of pictures) input.addEventListener("change", () => change({ picture: input.value as Picture }));
+  showPicture();
+}
+
+function showPicture(): void {
+  for (const input of pictures) input.checked = input.value === state().picture;
 }
 
 /** Position of an open row in the grid, where its card is in the page. */
@@ -32,6 +36,7 @@ function follow(next: State, before: State): void {
     void refreshAgreements();
   }
   if (next.picture !== before.picture) {
+    showPicture();
     clear();
     draw();
   }

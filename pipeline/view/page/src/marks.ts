@@ -33,11 +33,20 @@ export function startMarks(): void {
     changed();
   });
   byId("send").addEventListener("click", () => void send(byId<HTMLSelectElement>("send-to").value));
-  changed();
+  window.addEventListener("storage", ({ key }) => {
+    if (key !== place() && key !== null) return; // null: all of it was cleared
+    marked = new Set(read()); // another tab has marked: what is marked here next must not undo it
+    show();
+  });
+  show();
 }
 
 function changed(): void {
   localStorage.setItem(place(), JSON.stringify([...marked]));
+  show();
+}
+
+function show(): void {
   byId("marked").textContent = `${count(marked.size)} marked`;
   for (const id of ["unmark", "send"]) byId<HTMLButtonElement>(id).disabled = marked.size === 0;
   for (const listener of listeners) listener();

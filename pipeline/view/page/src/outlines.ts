@@ -5,6 +5,8 @@ import type { Viewport } from "./viewport.js";
 
 /** Share of the part in sight that is fetched beyond each side, so that a short drag needs no answer. */
 const MARGIN = 0.5;
+/** Factor of zoom at one level after which those that were left out are asked for again: fewer are in sight then. */
+const CLOSER = 1.5;
 /** Colour and width in screen pixels. */
 const LINES: Record<OutlineKind, [string, number]> = { polygons: ["#ffffff", 1], zones: ["#ffe14d", 2] };
 const SELECTED = "#ff3df2";
@@ -16,6 +18,8 @@ export interface Drawn extends Outline {
 
 interface Fetched {
   level: number;
+  /** Scale of the view then. */
+  scale: number;
   window: Rectangle;
   shapes: Drawn[];
   left_out: number;
@@ -35,15 +39,17 @@ export class Outlines {
   /** Fetch what is in sight at a level, unless it is here. */
   async show(view: Viewport, level: number): Promise<void> {
     const sight = inSight(view, 0);
-    if (this.fetched?.level === level && covers(this.fetched.window, sight)) return;
+    const { fetched } = this;
+    const isComplete = !fetched?.left_out || view.scale < CLOSER * fetched.scale;
+    if (fetched?.level === level && isComplete && covers(fetched.window, sight)) return;
     this.asked.abort();
     const { signal } = (this.asked = new AbortController());
-    const window = inSight(view, MARGIN);
+    const [window, { scale }] = [inSight(view, MARGIN), view];
     try {
       const { shapes, left_out } = await fetchOutlines(this.number, this.kind, window, level, signal);
       if (signal.aborted) return;
       const drawn = shapes.map((shape) => ({ ...shape, kind: this.kind, path: pathOf(shape.rings) }));
-      this.fetched = { level, window, shapes: drawn, left_out };
+      this.fetched = { level, scale, window, shapes: drawn, left_out };
     } catch (error) {
       if (!signal.aborted) throw error;
     }

@@ -45,7 +45,11 @@ export function comparingBegan(pace: Pace): void {
 }
 
 const isComplete = (): boolean =>
-  latest.finished && latest.parts.indexed >= latest.parts.known && !latest.problem && !latest.pace?.is_working;
+  latest.finished &&
+  latest.other_finished &&
+  latest.parts.indexed >= latest.parts.known &&
+  !latest.problem &&
+  !latest.pace?.is_working;
 
 function show(): void {
   document.title = `${nameOf(latest.run)} – Atrous`;
