@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.classes import ClassMap
+from pipeline.errors import NothingThere
 from pipeline.prefetch import ahead
 from pipeline.records import ROW_SCHEMA
 from pipeline.run.totals import COUNTED_COLUMNS, RowTotals, count_rows
@@ -225,8 +226,16 @@ def read_row(run_url: Url, name: str, row: int, columns: list[str]) -> dict[str,
 
 def list_parts(run_url: Url) -> list[str]:
     """Names of the committed parts, sorted; empty before the first commit."""
-    names = objects.list_below(parts_url(run_url))
-    return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))
+    return sorted(part_versions(run_url))
+
+
+def part_versions(run_url: Url) -> dict[str, str]:
+    """ETag of each committed part by its name; empty before the first commit."""
+    try:
+        files = list(objects.list_files(parts_url(run_url)))
+    except NothingThere:
+        return {}
+    return {one.path: one.etag for one in files if one.path.startswith("part-") and one.path.endswith(".parquet")}
 
 
 def map_ahead(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:

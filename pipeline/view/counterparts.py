@@ -45,19 +45,21 @@ class OtherMasks:
 
     def versions(self) -> list[str]:
         """The parts of the other run."""
-        return [self._version(name) for (name,) in self._second.fetch("SELECT name FROM parts")]
+        return list(self._versions().values())
 
     def compare(self, part: str, rows: Sequence[tuple[int, int]]) -> Iterator[Compared]:
         """Compare rows of a part with the other run's of the same keys; each of its parts is read once for them."""
         ids = {row: row_id for row_id, row in rows}
-        ours = dict(_cells(self._first.run_url, part, ids.keys(), _SIZE))
+        ours, versions = dict(_cells(self._first.run_url, part, ids.keys(), _SIZE)), self._versions()
         for name, pairs in self._places(ids).items():
             for row, theirs in _cells(self._second.run_url, name, pairs.keys(), _SIZE):
                 here = pairs[row]
-                yield compared(ids[here], self._version(name), partial(self._counts, ours[here], theirs))
+                yield compared(ids[here], versions[name], partial(self._counts, ours[here], theirs))
 
-    def _version(self, part: str) -> str:
-        return f"{self._second.run_url.place}/{part}"
+    def _versions(self) -> dict[str, str]:
+        """Version of each part of the other run, by its name."""
+        parts_there = self._second.fetch("SELECT name, version FROM parts")
+        return {name: f"{self._second.run_url.place}/{name} {version}" for name, version in parts_there}
 
     def _places(self, ids: Mapping[int, int]) -> dict[str, dict[int, int]]:
         """Row here by row there, by the part of the other run."""

@@ -8,7 +8,7 @@ repair removed are deleted.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -28,7 +28,7 @@ from pipeline.view.columns import READ, Column, columns_of, index_table
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the tables; an index file of another version is not read."""
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
@@ -41,6 +41,9 @@ _TABLES_OF_ROWS = (
     "SELECT table_name FROM duckdb_columns() SEMI JOIN duckdb_tables() USING (table_oid) WHERE column_name = 'id'"
 )
 """Names of the tables with a line per row, also of those that an earlier process made and this one does not show."""
+_PARTS = "SELECT number, name, version FROM parts"
+_Part = tuple[str, str]
+"""Name of a part, and its version."""
 BATCH_PARTS = 64
 """Parts per insertion. The first one is small, so that the first page does not wait for a large one."""
 FIRST_BATCH_PARTS = 4
@@ -95,11 +98,14 @@ class RunIndex:
         ((rows, count),) = self.fetch("SELECT coalesce(sum(rows), 0), count(*) FROM parts")
         return int(rows), int(count)
 
-    def fill(self) -> int:
-        """Add the parts that are not in the index yet, and delete the rows of parts that are gone.
+    def fill(self, *, is_over: Callable[[], bool] = lambda: False) -> int:
+        """Add the parts that are not in the index yet, and delete the rows of parts that are gone or were written anew.
+
+        Args:
+            is_over: asked between batches of parts; once true, the others are left for the next time.
 
         Returns:
-            the number of parts added and removed.
+            the number of parts added and removed, or to be added.
 
         Raises:
             StorageError: a part is damaged, and the parts before it are in the index; or all parts are gone, and the
@@ -107,17 +113,19 @@ class RunIndex:
         """
         with self._filling:
             listed = _listed_parts(self.run_url)
-            held = {name: number for number, name in self.fetch("SELECT number, name FROM parts")}
+            held = {(name, version): number for number, name, version in self.fetch(_PARTS)}
             if held and not listed:
                 raise StorageError(f"{self.run_url} has no rows any more", hint="it was deleted, moved or emptied")
             self.known_parts = len(listed)
             gone = held.keys() - set(listed)
-            self._forget([held[name] for name in gone])
-            added = [name for name in listed if name not in held]
+            self._forget([held[part] for part in gone])
+            added = [part for part in listed if part not in held]
             number = max(held.values(), default=-1) + 1
-            for names in _growing(added):
-                self._add(names, number)
-                number += len(names)
+            for some in _growing(added):
+                if is_over():
+                    break
+                self._add(some, number)
+                number += len(some)
             return len(gone) + len(added)
 
     def show_beside(self, table: str, columns: Sequence[Column]) -> None:
@@ -157,10 +165,13 @@ class RunIndex:
             with database.cursor() as cursor:
                 cursor.register("example", table)
                 cursor.execute("CREATE TABLE IF NOT EXISTS rows AS SELECT 0::BIGINT AS id, * FROM example").fetchall()
-                cursor.execute("CREATE TABLE IF NOT EXISTS parts (number INTEGER, name VARCHAR, rows INTEGER)")
+                cursor.execute(
+                    "CREATE TABLE IF NOT EXISTS parts (number INTEGER, name VARCHAR, version VARCHAR, rows INTEGER)"
+                )
                 cursor.execute("CREATE OR REPLACE VIEW shown AS SELECT * FROM rows").fetchall()
                 kinds = "SELECT table_name FROM duckdb_tables() WHERE table_name IN ('rows', 'parts')"
                 names = [column[0] for column in cursor.execute("SELECT * FROM rows LIMIT 0").description or []]
+                cursor.execute(f"{_PARTS} LIMIT 0").fetchall()
                 if len(cursor.execute(kinds).fetchall()) < 2 or names != ["id", *table.column_names]:
                     raise ValueError("it has other tables")
         except Exception:
@@ -168,18 +179,18 @@ class RunIndex:
             raise
         return database
 
-    def _add(self, names: list[str], number: int) -> None:
+    def _add(self, added: list[_Part], number: int) -> None:
         """Insert the rows of some parts, and then the parts: both or neither."""
-        tables, counts = [], []
+        tables, counts, names = [], [], [name for name, _ in added]
         for offset, read in enumerate(parts.read_tables(self.run_url, names, list(READ))):
             with objects.naming_damage(parts.parts_url(self.run_url) / names[offset], hint=parts.REMEDY):
                 tables.append(index_table(read, part=number + offset, classes=self.classes, sources=self._sources))
-            counts.append((number + offset, names[offset], len(read)))
+            counts.append((number + offset, *added[offset], len(read)))
         with self.cursor() as cursor:
             cursor.register("added", pa.concat_tables(tables))
             cursor.begin()
             cursor.execute("INSERT INTO rows SELECT part::BIGINT << 20 | row, * FROM added").fetchall()
-            cursor.executemany("INSERT INTO parts VALUES (?, ?, ?)", counts)
+            cursor.executemany("INSERT INTO parts VALUES (?, ?, ?, ?)", counts)
             cursor.commit()
 
     def _forget(self, numbers: list[int]) -> None:
@@ -192,13 +203,19 @@ class RunIndex:
                 cursor.commit()
 
 
-def _listed_parts(run_url: Url) -> list[str]:
-    """Names of a run's parts: those of its manifest when it is finished, which hold no key twice."""
+def _listed_parts(run_url: Url) -> list[_Part]:
+    """Parts of a run with their versions: those of its manifest when it is finished, which hold no key twice.
+
+    A run that was deleted and done again has parts of the old names. A part of the manifest that is gone has no
+    version, and reading it says so.
+    """
+    versions = parts.part_versions(run_url)
     finished = manifest.read_manifest(run_url)
-    return finished.parts if finished and finished.parts else parts.list_parts(run_url)
+    names = finished.parts if finished and finished.parts else sorted(versions)
+    return [(name, versions.get(name, "")) for name in names]
 
 
-def _growing(names: list[str]) -> Iterator[list[str]]:
+def _growing(names: list[_Part]) -> Iterator[list[_Part]]:
     """Batches of parts, a small one first."""
     start, size = 0, FIRST_BATCH_PARTS
     while start < len(names):
@@ -211,9 +228,10 @@ def _empty() -> pa.Table:
 
 
 def _file(run_url: Url, classes: ClassMap, cache: Path | None) -> Path | None:
-    """File of a run's index, by its place and its classes."""
+    """File of a run's index, by its place and its classes, in a folder that this user alone can read."""
     if cache is None:
         return None
-    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / "index"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest = hashlib.sha256(f"{VERSION}\n{run_url.place}\n{classes.model_dump_json()}".encode()).hexdigest()
-    return cache / f"index-{digest[:20]}.duckdb"
+    return folder / f"{digest[:20]}.duckdb"

@@ -61,7 +61,10 @@ class OpenedRun:
             ConfigError: the run has no part yet.
             StorageError: the run is damaged.
         """
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # keys and thumbnails are for this user alone
+        try:
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--cache {cache} cannot be a folder: {error.strerror}", hint="give another") from error
         names = parts.list_parts(url)
         if not names:
             raise ConfigError(f"{url} has no committed rows", hint="wait for the first part, or check the URL")
@@ -132,7 +135,7 @@ class OpenedRun:
 
     def place(self, row_id: int) -> RowPlace:
         """Place of a row in the parts; LookupError for a number that the index does not have."""
-        sql = "SELECT name, row FROM rows JOIN parts ON part = number WHERE id = ?"
+        sql = "SELECT name, version, row FROM rows JOIN parts ON part = number WHERE id = ?"
         found = self.index.fetch(sql, [row_id]) if row_id < 2**63 else []
         if not found:
             raise LookupError(f"no row {row_id}")
@@ -167,7 +170,7 @@ class OpenedRun:
             with self._decoding:
                 return self.pictures.thumbnail(place, kind)
 
-        name = "\n".join((self.url.place, place.part, str(place.row), kind, *self.source))
+        name = "\n".join((self.url.place, place.part, place.version, str(place.row), kind, *self.source))
         return self._thumbnails.get(name, make)
 
     @cached_property
@@ -218,8 +221,8 @@ class OpenedRun:
                 self._look()
                 if self.other:
                     self.other._look()
-                changed = self.index.fill()
-                if self.other and (other_changed := self.other.index.fill()) + changed:
+                changed = self.index.fill(is_over=self._closed.is_set)
+                if self.other and (other_changed := self.other.index.fill(is_over=self._closed.is_set)) + changed:
                     pair_rows(self.index, self.other.index)
                     changed += other_changed
                 self.problem = None

@@ -44,6 +44,8 @@ class RowPlace:
     """Place of a row in its run."""
 
     part: str
+    version: str
+    """Of the part: one that was written anew has the old name."""
     row: int
 
 

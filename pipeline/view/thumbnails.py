@@ -43,7 +43,7 @@ class Thumbnails:
         return data
 
     def _put(self, path: Path, data: bytes) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # for this user alone, whatever holds it
         aside, name = tempfile.mkstemp(dir=self.folder, prefix=".tmp-")
         try:
             with open(aside, "wb") as file:

@@ -64,6 +64,14 @@ def test_a_run_without_rows_and_several_runs_are_refused(output: Path, caplog: p
     assert "no committed rows" in caplog.text
 
 
+def test_a_cache_that_is_a_file_is_an_error_that_names_the_option(
+    output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (output / "file").touch()
+    assert view.main([str(output), "--port", "0", "--cache", str(output / "file")]) == 1
+    assert f"--cache {output / 'file'}" in caplog.text
+
+
 @pytest.mark.parametrize("flags", [["--port", "99999"], ["--cache-gib", "nan"], ["--cache-gib", "-1"]])
 def test_numbers_out_of_range_are_errors_that_name_the_option(
     output: Path, flags: list[str], caplog: pytest.LogCaptureFixture

@@ -84,6 +84,7 @@ SHAPES = st.lists(
 
 @given(SHAPES, st.randoms())
 def test_without_an_order_of_shapes_disputed_pixels_are_ignored_whatever_the_order(shapes, random) -> None:
+    shapes.append(box(FARM.names[0], 4, 3, 1, 1))  # no other reaches it: a label of disputed pixels alone is refused
     label = drawn(shapes)
     for y, x in np.ndindex(4, 5):
         here = {
@@ -94,6 +95,11 @@ def test_without_an_order_of_shapes_disputed_pixels_are_ignored_whatever_the_ord
         assert label[y, x] == (FARM.names.index(here.pop()) if len(here) == 1 else 255)
     random.shuffle(shapes)
     np.testing.assert_array_equal(drawn(shapes), label)
+
+
+def test_a_label_of_disputed_pixels_alone_is_refused() -> None:
+    with pytest.raises(LabelError, match="every pixel of the label"):
+        drawn([box(FARM.names[0], 0, 0, 2, 1), box(FARM.names[1], 0, 0, 2, 1)])
 
 
 def test_with_an_order_the_upper_shape_counts() -> None:

@@ -354,7 +354,7 @@ def put_a_folder(path):
 def test_a_hostile_index_file_is_made_anew(root, damage):
     url = write_rows(root, {"a.jpg": photo(1)})
     opened(url, root).close()
-    (path,) = root.glob("cache/index-*.duckdb")
+    (path,) = root.glob("cache/index/*.duckdb")
     damage(path)
     run = opened(url, root)
     assert run.index.counts() == (1, 1)

@@ -1,4 +1,6 @@
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StorageError
@@ -52,6 +54,35 @@ def test_rows_of_a_part_that_a_repair_removed_are_gone(run):
     index.fill()
     assert not lost & set(keys(index))
     assert index.counts() == (8, 2)
+
+
+def test_rows_of_a_part_that_was_written_anew_are_read_again(run, tmp_path):
+    index = open_index(run, tmp_path / "cache")
+    name = parts.list_parts(run)[0]
+    url = parts.parts_url(run) / name
+    table = pq.read_table(url.raw)
+    entropy = table.schema.get_field_index("entropy")
+    changed = table.set_column(entropy, "entropy", pa.array([0.5] * len(table), table.schema.field("entropy").type))
+    pq.write_table(changed, url.raw)
+    assert index.fill() == 2
+    assert index.counts() == (12, 3)
+    sql = "SELECT DISTINCT name FROM parts JOIN rows ON part = number WHERE entropy = 0.5"
+    assert index.fetch(sql) == [(name,)]
+
+
+def test_filling_ends_between_parts_and_goes_on_the_next_time(run, monkeypatch):
+    monkeypatch.setattr(index_module, "FIRST_BATCH_PARTS", 1)
+    index = RunIndex(run, FARM)
+    index.fill(is_over=lambda: index.counts()[1] == 1)
+    assert index.counts() == (4, 1)
+    index.fill()
+    assert index.counts() == (12, 3)
+
+
+def test_the_index_is_for_one_user_though_the_cache_is_for_all(run, tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o755)
+    open_index(run, tmp_path / "cache").close()
+    assert (tmp_path / "cache/index").stat().st_mode & 0o077 == 0
 
 
 def test_a_run_opened_again_reads_no_part(run, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from tests.support.viewed_runs import FARM, committed_mask
 
 def places(url):
     return {
-        key: RowPlace(name, row)
+        key: RowPlace(name, "", row)
         for name in parts.list_parts(url)
         for row, key in enumerate(parts.read_columns(url, name, ["key"])["key"].to_pylist())
     }
