@@ -45,32 +45,30 @@ class OtherMasks:
 
     def versions(self) -> list[str]:
         """The parts of the other run."""
-        return list(self._versions().values())
+        return [self._version(*part) for part in self._second.fetch("SELECT name, version FROM parts")]
 
     def compare(self, part: str, rows: Sequence[tuple[int, int]]) -> Iterator[Compared]:
         """Compare rows of a part with the other run's of the same keys; each of its parts is read once for them."""
         ids = {row: row_id for row_id, row in rows}
-        ours, versions = dict(_cells(self._first.run_url, part, ids.keys(), _SIZE)), self._versions()
-        for name, pairs in self._places(ids).items():
+        ours = dict(_cells(self._first.run_url, part, ids.keys(), _SIZE))
+        for (name, written), pairs in self._places(ids).items():
             for row, theirs in _cells(self._second.run_url, name, pairs.keys(), _SIZE):
                 here = pairs[row]
-                yield compared(ids[here], versions[name], partial(self._counts, ours[here], theirs))
+                yield compared(ids[here], self._version(name, written), partial(self._counts, ours[here], theirs))
 
-    def _versions(self) -> dict[str, str]:
-        """Version of each part of the other run, by its name."""
-        parts_there = self._second.fetch("SELECT name, version FROM parts")
-        return {name: f"{self._second.run_url.place}/{name} {version}" for name, version in parts_there}
+    def _version(self, part: str, written: str) -> str:
+        return f"{self._second.run_url.place}/{part} {written}"
 
-    def _places(self, ids: Mapping[int, int]) -> dict[str, dict[int, int]]:
-        """Row here by row there, by the part of the other run."""
+    def _places(self, ids: Mapping[int, int]) -> dict[tuple[str, str], dict[int, int]]:
+        """Row here by row there, by name and version of the part of the other run."""
         row_of = {row_id: row for row, row_id in ids.items()}
         paired = dict(
             self._first.fetch("SELECT other_id, id FROM pairs WHERE id IN (SELECT unnest(?))", [list(row_of)])
         )
-        sql = "SELECT id, name, row FROM rows JOIN parts ON part = number WHERE id IN (SELECT unnest(?))"
-        places: defaultdict[str, dict[int, int]] = defaultdict(dict)
-        for other_id, name, row in self._second.fetch(sql, [list(paired)]):
-            places[name][row] = row_of[paired[other_id]]
+        sql = "SELECT id, name, version, row FROM rows JOIN parts ON part = number WHERE id IN (SELECT unnest(?))"
+        places: defaultdict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        for other_id, name, written, row in self._second.fetch(sql, [list(paired)]):
+            places[name, written][row] = row_of[paired[other_id]]
         return places
 
     def _counts(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Int64:

@@ -58,7 +58,7 @@ class OpenedRun:
             labels: place of labels; None as the run had it.
 
         Raises:
-            ConfigError: the run has no part yet.
+            ConfigError: the run has no part yet, or `cache` cannot be a folder.
             StorageError: the run is damaged.
         """
         try:

@@ -1,15 +1,23 @@
-"""The page of a run, served on a port of this machine for a browser."""
+"""The page of a run: served on a port of this machine for a browser, or asked without one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
 
 import uvicorn
+from starlette.testclient import TestClient
 
 from pipeline.view import server
 from pipeline.view.opened import OpenedRun
 
 TOKEN = "t" * 48
+
+
+def visit(run: OpenedRun) -> TestClient:
+    """Visitor of a run's page who has shown the token, without a browser and without a port."""
+    client = TestClient(server.create_app(run, token=TOKEN, port=8181), base_url="http://localhost:8181")
+    client.get(f"/?token={TOKEN}")
+    return client
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from starlette.testclient import TestClient
 
 from pipeline.records import rows_to_table
 from pipeline.run import parts
@@ -16,29 +15,21 @@ from pipeline.store.url import Url
 from pipeline.view import opened as opened_module
 from pipeline.view.opened import OpenedRun
 from pipeline.view.query import Query
-from pipeline.view.server import create_app
 from tests.support import viewed_runs
 from tests.support.browser import browser
 from tests.support.committed import rows_of, tar
 from tests.support.pages import needs_browser
 from tests.support.s3_servers import KEY_ID, SECRET, FaultProxy
-from tests.support.served import serving
+from tests.support.served import TOKEN, serving, visit
 
 pytestmark = pytest.mark.s3
 
-TOKEN = "t" * 48
 KEY = "farm_000003.jpg"
 PATHS = ("image", "thumbnail", "thumbnail?picture=mask", "layers/mask", "layers/truth")
 
 
 def opened(url, cache, **more):
     return OpenedRun(url, **{"cache": cache, "max_cache_bytes": 10**8, "source": (), "labels": None} | more)
-
-
-def visit(run):
-    client = TestClient(create_app(run, token=TOKEN, port=8181), base_url="http://localhost:8181")
-    client.get(f"/?token={TOKEN}")
-    return client
 
 
 def upload(client, folder, bucket, prefix):

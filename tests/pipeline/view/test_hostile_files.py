@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from starlette.testclient import TestClient
 
 from pipeline.classes import ClassInfo
 from pipeline.config import SegmentConfig
@@ -26,14 +25,12 @@ from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.view import index as index_module
 from pipeline.view.opened import OpenedRun
-from pipeline.view.server import create_app
 from tests.support.browser import browser
 from tests.support.hostile_keys import encoded
 from tests.support.pages import needs_browser
 from tests.support.photo_runs import FARM, HEIGHT, WIDTH, mask_of, mask_row, photo, write_run
-from tests.support.served import serving
+from tests.support.served import TOKEN, serving, visit
 
-TOKEN = "t" * 48
 SECRET = b"root:x:0:0"
 """What no answer may hold. Of a file that is no image the reason has the first 16 bytes, so it lies behind them."""
 TEXT = b"# users of this machine\n" + SECRET
@@ -118,12 +115,6 @@ def opened(url, root, **more):
     run = OpenedRun(url, **{"cache": root / "cache", "max_cache_bytes": 10**8, "source": (), "labels": None} | more)
     run.index.fill()
     return run
-
-
-def visit(run):
-    client = TestClient(create_app(run, token=TOKEN, port=8181), base_url="http://localhost:8181")
-    client.get(f"/?token={TOKEN}")
-    return client
 
 
 def answers(visitor):

@@ -7,16 +7,13 @@ import zipfile
 from xml.etree import ElementTree as ET
 
 import pytest
-from starlette.testclient import TestClient
 
 from pipeline.view.opened import OpenedRun
-from pipeline.view.server import create_app
 from tests.support.browser import browser
 from tests.support.hostile_keys import HOSTILE_KEYS, IN_PARTS, ON_DISK, hostile_run
 from tests.support.pages import needs_browser
-from tests.support.served import serving
+from tests.support.served import TOKEN, serving, visit
 
-TOKEN = "t" * 48
 FOUND = "document.querySelectorAll('main script, dialog script, main svg[onload], img[onerror], [onfocus], iframe')"
 
 
@@ -36,9 +33,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def visitor(run):
-    client = TestClient(create_app(run, token=TOKEN, port=8181), base_url="http://localhost:8181")
-    client.get(f"/?token={TOKEN}")
-    return client
+    return visit(run)
 
 
 def test_there_are_enough_of_them_and_no_two_are_the_same():

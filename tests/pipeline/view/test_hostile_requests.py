@@ -5,18 +5,15 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from starlette.testclient import TestClient
 
 from pipeline.run import parts
 from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.view import opened as opened_module
 from pipeline.view.opened import OpenedRun
-from pipeline.view.server import create_app
 from tests.pipeline.view.test_agreement import wait_for
 from tests.support.committed import commit, mask_row, rows_of, tar
-
-TOKEN = "t" * 48
+from tests.support.served import visit
 
 
 @pytest.fixture
@@ -40,9 +37,7 @@ def run(url, tmp_path, monkeypatch):
 
 @pytest.fixture
 def visitor(run):
-    client = TestClient(create_app(run, token=TOKEN, port=8181), base_url="http://localhost:8181")
-    client.get(f"/?token={TOKEN}")
-    return client
+    return visit(run)
 
 
 def of(**fields):

@@ -9,16 +9,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import shapely
-from starlette.testclient import TestClient
 
 from pipeline.geotiff.overview import TilePlace
 from pipeline.geotiff.pyramid import TILE_PX
 from pipeline.view import outlines, source_tiles
-from pipeline.view.server import create_app
 from tests.support import viewed_rasters
+from tests.support.served import visit
 from tests.support.viewed_rasters import CORE_PX, HOSTILE, MASKS, PLAIN, ZONES, level_by_gdal
 
-TOKEN = "t" * 48
 ALL = {"y": 0, "x": 0, "height": 10_000, "width": 10_000, "level": 0}
 
 
@@ -45,12 +43,6 @@ def unjoined(folder):
     opened = viewed_rasters.open_run(viewed_rasters.Url(str(folder / "unjoined/run=0123456789ab")), folder / "cache2")
     yield opened
     opened.close()
-
-
-def visit(run):
-    client = TestClient(create_app(run, token=TOKEN, port=8181), base_url="http://localhost:8181")
-    client.get(f"/?token={TOKEN}")
-    return client
 
 
 @pytest.fixture(scope="module")

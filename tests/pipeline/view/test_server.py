@@ -7,14 +7,13 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
-from starlette.testclient import TestClient
 
 from pipeline.select.choice import choose_images
 from pipeline.view.opened import OpenedRun
-from pipeline.view.server import STATIC, create_app
+from pipeline.view.server import STATIC
+from tests.support.served import visit
 from tests.support.viewed_runs import FARM, HOSTILE, IMAGES, committed_mask, ids_by_key
 
-TOKEN = "t" * 48
 ROWS = IMAGES + len(HOSTILE) + 1
 
 
@@ -32,9 +31,7 @@ def run(viewed, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def visitor(run):
-    client = TestClient(create_app(run, token=TOKEN, port=8181), base_url="http://localhost:8181")
-    client.get(f"/?token={TOKEN}")
-    return client
+    return visit(run)
 
 
 @pytest.fixture(scope="module")
