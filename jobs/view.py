@@ -8,6 +8,7 @@ machine: `ssh -L 8181:localhost:8181 <machine>`, and open the URL here.
 """
 
 import argparse
+import errno
 import logging
 import os
 import socket
@@ -34,6 +35,9 @@ def view(args: argparse.Namespace) -> int:
 
         from pipeline.view import access, server
         from pipeline.view.opened import OpenedRun
+    for flag in ("compare", "labels", "cache"):
+        if getattr(args, flag) == "":
+            raise ConfigError(f"--{flag} is empty", hint="name a place, or leave the option out")
     if not 0 <= args.cache_gib < float("inf"):
         raise ConfigError(f"--cache-gib {args.cache_gib} is no size", hint="give 0 or more")
     shared = {"cache": Path(args.cache), "max_cache_bytes": int(args.cache_gib * 2**30)}
@@ -62,7 +66,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:  # the latter for a port beyond 65535
-        hint = "give another --port; 0 takes any that is free"
+        is_port = isinstance(error, OverflowError) or error.errno in (errno.EADDRINUSE, errno.EACCES)
+        hint = f"give another {'--port; 0 takes any that is free' if is_port else '--host, an address of this machine'}"
         raise ConfigError(
             f"cannot listen on --host {host} --port {port}: {getattr(error, 'strerror', None) or error}", hint=hint
         ) from error

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from starlette.datastructures import URL, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,7 +74,8 @@ class Access:
         """Redirect that takes the token out of the address bar and leaves it in a cookie."""
         if "token" not in request.query_params:
             return None
-        answer = RedirectResponse(URL(scope=request.scope).remove_query_params("token").path, 303)
+        path = request.url.path.lstrip("/")  # of `//name/` the browser would make another host's address
+        answer = RedirectResponse(f"/{path}", 303)
         answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
         return answer
 

@@ -136,7 +136,7 @@ class OpenedRun:
     def place(self, row_id: int) -> RowPlace:
         """Place of a row in the parts; LookupError for a number that the index does not have."""
         sql = "SELECT name, version, row FROM rows JOIN parts ON part = number WHERE id = ?"
-        found = self.index.fetch(sql, [row_id]) if row_id < 2**63 else []
+        found = self.index.fetch(sql, [row_id])
         if not found:
             raise LookupError(f"no row {row_id}")
         return RowPlace(*found[0])

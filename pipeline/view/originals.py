@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 _COPY = re.compile(r"(.*)~([0-9]+)", re.DOTALL)
 """Key of a copy, see `shard.Member.copy`; no listed path ends so."""
 _MOST_CONFIG_BYTES = 2**20
+_PLACED_LABELS = {"folder", "raster"}
+"""Kinds of shards whose labels have a place of their own; in an archive `read.labels` names a member or a column."""
 _SETTINGS = ("source", "checkpoint", "limit", "read", "decode", "raster", "tile", "infer", "judge")
 """Settings of a run that say which images and labels it read, and how its network saw them."""
 
@@ -61,7 +63,7 @@ class Originals:
             labels: place of labels, as `read.labels` names it; None as the run had it.
 
         Raises:
-            ConfigError: another number of sources than the run had.
+            ConfigError: another number of sources than the run had, or nothing at a place that the user named.
             StorageError: the run's config or plan is damaged.
         """
         self.classes = classes
@@ -70,7 +72,11 @@ class Originals:
             self.cfg = self.cfg.model_copy(update={"read": self.cfg.read.model_copy(update={"labels": labels})})
         self._moved = _moved(self.cfg.source, source)
         self._plan = _stored_plan(run_url)
-        for url in map(Url, source or self.cfg.source):
+        for place in source:
+            _check_there("--source", Url(place))
+        if labels is not None and not _PLACED_LABELS.isdisjoint(self._plan["kind"].to_pylist()):
+            _check_there("--labels", Url(labels))
+        for url in () if source else map(Url, self.cfg.source):
             if url.scheme == "file" and not os.path.exists(url.place):
                 log.warning(
                     "there is no %s, so its images are not shown; --source says where they are now", url.located
@@ -241,6 +247,14 @@ class Originals:
             raise InputError(
                 "not_found", "the plan of the run, or the key of the row, names a place outside its sources"
             )
+
+
+def _check_there(flag: str, url: Url) -> None:
+    """Raise ConfigError where a place that the user named holds nothing, or cannot be read."""
+    try:
+        next(objects.list_files(url), None)
+    except (ConfigError, StorageError) as error:
+        raise ConfigError(f"{flag} {url.located}: {error}") from error
 
 
 def _present(url: Url) -> FileInfo:

@@ -79,13 +79,30 @@ def find_rows(index: RunIndex, query: Query, *, offset: int, limit: int) -> list
     """
     where, values = _where(_conditions(index, query))
     names = ["id", "key", "shard", "height", "width", *(column.name for column in index.columns)]
-    sort = '"key"' if query.sort == "key" else _quoted(index, query.sort)
+    sort = _sorting(index, query)
     direction = "DESC" if query.descending else "ASC"
     sql = (
         f"SELECT {', '.join(names)} FROM shown{where} ORDER BY {sort} {direction} NULLS LAST, key, id LIMIT ? OFFSET ?"
     )
     found = index.fetch(sql, [*values, min(limit, MOST_ROWS), min(offset, _LAST)])
     return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def position_of(index: RunIndex, query: Query, key: str) -> int | None:
+    """Place of a row in the order of `find_rows`, from 0; None where the query leaves it out, or there is none."""
+    where, values = _where(_conditions(index, query))
+    sort, later = _sorting(index, query), "<" if query.descending else ">"
+    here = f"SELECT {sort} AS here_value, key AS here_key, id AS here_id FROM shown"
+    earlier = (
+        f"{sort} IS NOT NULL AND (here_value IS NULL OR here_value {later} {sort})"
+        f" OR {sort} IS NOT DISTINCT FROM here_value AND (key, id) < (here_key, here_id)"
+    )
+    sql = (
+        f"WITH here AS ({here}{where}{' AND' if where else ' WHERE'} key = ? ORDER BY id LIMIT 1)"
+        f" SELECT any_value(here_id), count(*) FILTER ({earlier}) FROM shown, here{where}"
+    )
+    ((found, position),) = index.fetch(sql, [*values, key, *values])
+    return None if found is None else position
 
 
 def select_matching(index: RunIndex, query: Query, expressions: str, condition: str = "true") -> list[tuple[Any, ...]]:
@@ -174,6 +191,10 @@ def _where(conditions: Sequence[_Condition]) -> tuple[str, list[Any]]:
         " WHERE " + " AND ".join(condition.sql for condition in conditions),
         [value for condition in conditions for value in condition.values],
     )
+
+
+def _sorting(index: RunIndex, query: Query) -> str:
+    return '"key"' if query.sort == "key" else _quoted(index, query.sort)
 
 
 def _quoted(index: RunIndex, name: str) -> str:

@@ -4,6 +4,7 @@
     /static/{file}                      its script and style
     /api/run                            classes, columns, and how far run and index are
     /api/rows?query&offset&limit        rows of a query, as `query.Query` in JSON, and their number
+    /api/position?query&key             place of a row in the order of a query
     /api/histograms?query&columns       counts of rows by the values of columns
     /api/changes?query                  megapixels of each class in this run and in the other
     /api/agreement/{name}?query         pixels of each class in both of this run and labels, or other; rows compared
@@ -39,9 +40,10 @@ from typing import Annotated
 
 import duckdb
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -57,7 +59,7 @@ from pipeline.view.access import Access
 from pipeline.view.opened import OpenedRun
 from pipeline.view.pairs import class_changes
 from pipeline.view.pictures import Kind, RowPlace
-from pipeline.view.query import MOST_ROWS, Query, count_rows, find_rows, histogram
+from pipeline.view.query import MOST_ROWS, Query, count_rows, find_rows, histogram, position_of
 
 STATIC = Path(__file__).parent / "static"
 HAND_OVER = "/api/hand-over/"
@@ -72,6 +74,23 @@ OTHER = "other"
 """Layer with the mask of the other run."""
 
 
+class Digits(Convertor[int]):
+    """Number in a path, small enough for the index; a path with a longer one is unknown."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        """The number."""
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        """The number in a path."""
+        return str(value)
+
+
+register_url_convertor("digits", Digits())
+
+
 def create_app(run: OpenedRun, *, token: str, port: int, any_host: bool = False) -> Starlette:
     """Application that serves one run; see `access.Access` for the other arguments."""
     routes = [
@@ -79,6 +98,7 @@ def create_app(run: OpenedRun, *, token: str, port: int, any_host: bool = False)
         Mount("/static", StaticFiles(directory=STATIC)),
         Route("/api/run", _answering(run, _describe)),
         Route("/api/rows", _answering(run, _rows)),
+        Route("/api/position", _answering(run, _position)),
         Route("/api/histograms", _answering(run, _histograms)),
         Route("/api/changes", _answering(run, _changes)),
         Route("/api/agreement/{name}", _answering(run, _agreement)),
@@ -86,15 +106,20 @@ def create_app(run: OpenedRun, *, token: str, port: int, any_host: bool = False)
         Route("/api/choice", _answering(run, _choice)),
         Route(f"{HAND_OVER}{{tool}}", _handing_over(run), methods=["POST"]),
         Route("/api/row", _answering(run, _row)),
-        Route("/api/rows/{id:int}/thumbnail", _answering(run, _thumbnail)),
-        Route("/api/rows/{id:int}/image", _answering(run, _image)),
-        Route("/api/rows/{id:int}/layers/{layer}", _answering(run, _layer)),
+        Route("/api/rows/{id:digits}/thumbnail", _answering(run, _thumbnail)),
+        Route("/api/rows/{id:digits}/image", _answering(run, _image)),
+        Route("/api/rows/{id:digits}/layers/{layer}", _answering(run, _layer)),
         Route("/api/rasters", _answering(run, _rasters)),
-        Route("/api/rasters/{number:int}", _answering(run, _raster)),
-        Route("/api/rasters/{number:int}/source/{level:int}/{row:int}/{column:int}", _answering(run, _source_tile)),
-        Route("/api/rasters/{number:int}/mask/{level:int}/{row:int}/{column:int}", _answering(run, _mask_tile)),
-        Route("/api/rasters/{number:int}/outlines/{kind}", _answering(run, _outlines)),
-        Route("/api/rasters/{number:int}/outlines/{kind}/{shape:int}", _answering(run, _outline)),
+        Route("/api/rasters/{number:digits}", _answering(run, _raster)),
+        Route(
+            "/api/rasters/{number:digits}/source/{level:digits}/{row:digits}/{column:digits}",
+            _answering(run, _source_tile),
+        ),
+        Route(
+            "/api/rasters/{number:digits}/mask/{level:digits}/{row:digits}/{column:digits}", _answering(run, _mask_tile)
+        ),
+        Route("/api/rasters/{number:digits}/outlines/{kind}", _answering(run, _outlines)),
+        Route("/api/rasters/{number:digits}/outlines/{kind}/{shape:digits}", _answering(run, _outline)),
     ]
     middleware = [
         Middleware(Access, token=token, port=port, posts=HAND_OVER, any_host=any_host),
@@ -156,6 +181,11 @@ def _rows(run: OpenedRun, request: Request) -> Response:
     offset, limit = (max(int(params.get(name, default)), 0) for name, default in (("offset", 0), ("limit", MOST_ROWS)))
     found = find_rows(run.index, query, offset=offset, limit=limit)
     return JSONResponse({"total": count_rows(run.index, query), "rows": found})
+
+
+def _position(run: OpenedRun, request: Request) -> Response:
+    key = request.query_params.get("key", "")
+    return JSONResponse({"position": position_of(run.index, _query(request), key)})
 
 
 def _histograms(run: OpenedRun, request: Request) -> Response:
@@ -225,7 +255,11 @@ def _hand_over(run: OpenedRun, request: Request, *, posted: bytes) -> Response:
 
 
 def _query(request: Request) -> Query:
-    return Query.model_validate_json(request.query_params.get("query") or "{}")
+    try:
+        return Query.model_validate_json(request.query_params.get("query") or "{}")
+    except ValidationError as error:
+        reasons = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in error.errors())
+        raise ValueError(f"query= is not valid: {'; '.join(reasons)}") from error
 
 
 def _row(run: OpenedRun, request: Request) -> Response:

@@ -29,6 +29,8 @@ class Thumbnails:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self._writes, self._lock = 0, Lock()
+        self._problem = ""
+        """Why the last file could not be written, said once and not for every picture; empty where it was."""
 
     def get(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Bytes of a name, made where the cache does not have them; what `make` raises is not cached."""
@@ -38,8 +40,11 @@ class Thumbnails:
             data = make()
             try:
                 self._put(path, data)
+                self._problem = ""
             except OSError as error:
-                log.warning("thumbnails are not kept in %s: %s", self.folder, error)
+                if (problem := error.strerror or str(error)) != self._problem:
+                    log.warning("thumbnails are not kept in %s: %s", self.folder, problem)
+                self._problem = problem
         return data
 
     def _put(self, path: Path, data: bytes) -> None:

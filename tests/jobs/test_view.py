@@ -72,6 +72,22 @@ def test_a_cache_that_is_a_file_is_an_error_that_names_the_option(
     assert f"--cache {output / 'file'}" in caplog.text
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_an_error_that_asks_for_another_host(
+    output: Path, host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert view.main([str(output), "--host", host, "--port", "0", "--cache", str(output / "cache")]) == 1
+    assert "give another --host" in caplog.text
+
+
+@pytest.mark.parametrize("flag", ["--compare", "--labels", "--cache"])
+def test_an_empty_place_is_an_error_that_names_the_option(
+    output: Path, flag: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert view.main([str(output), "--port", "0", "--cache", str(output / "cache"), flag, ""]) == 1
+    assert f"{flag} is empty" in caplog.text
+
+
 @pytest.mark.parametrize("flags", [["--port", "99999"], ["--cache-gib", "nan"], ["--cache-gib", "-1"]])
 def test_numbers_out_of_range_are_errors_that_name_the_option(
     output: Path, flags: list[str], caplog: pytest.LogCaptureFixture

@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 c02145e81aa18e898f4c7940a74d98b9513a19df08ff2eb88841828476ec292e
+// Built from pipeline/view/page/src, SHA-256 a889f3414ec43bd06b8b16e5ce3fd53af07ccff854014c97393af28f2cebe47a
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -27,6 +27,14 @@ function debounced(action, wait) {
     timer2 = window.setTimeout(action, wait);
   };
 }
+function arrange(parent, children) {
+  const same = children.length === parent.children.length && children.every((child, at) => child === parent.children[at]);
+  if (same) return;
+  const focused = document.activeElement;
+  parent.replaceChildren(...children);
+  if (focused instanceof HTMLElement && parent.contains(focused)) focused.focus({ preventScroll: true });
+}
+var messageOf = (error) => error instanceof Error ? error.message : String(error);
 
 // src/api.ts
 var Refused = class extends Error {
@@ -67,6 +75,7 @@ var fetchChanges = async (query, signal) => getJson(`/api/changes?query=${encode
 var fetchAgreement = async (against, query, signal) => getJson(`/api/agreement/${against}?query=${encoded(query)}`, signal);
 var startComparing = async (query) => getJson(`/api/compare?query=${encoded(query)}`);
 var fetchRow = async (key) => getJson(`/api/row?key=${encodeURIComponent(key)}`);
+var fetchPosition = async (key, query, signal) => getJson(`/api/position?query=${encoded(query)}&key=${encodeURIComponent(key)}`, signal);
 var fetchThumbnail = async (id, picture, signal) => (
   // after what is asked for meanwhile: a browser has six connections to a server, and a screen has many thumbnails
   (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal, { priority: "low" })).blob()
@@ -339,7 +348,7 @@ async function startRun(grown2) {
       if (before.problem && !latest.problem) byId("problem").textContent = "";
       if (latest.rows !== before.rows || JSON.stringify(latest.pace) !== JSON.stringify(before.pace)) grown2();
     } catch (error) {
-      byId("problem").textContent = `no answer from the server: ${error instanceof Error ? error.message : error}`;
+      byId("problem").textContent = `no answer from the server: ${messageOf(error)}`;
     }
     waitIfChanging();
   };
@@ -366,8 +375,8 @@ function show() {
 }
 var nameOf = (url) => url.split("/").slice(-1)[0] ?? url;
 function indexing() {
-  const { indexed, known } = latest.parts;
-  return indexed < known ? `reading: ${count(indexed)} of ${count(known)} parts, ${count(latest.rows)} rows so far` : "";
+  const { indexed, known: known2 } = latest.parts;
+  return indexed < known2 ? `reading: ${count(indexed)} of ${count(known2)} parts, ${count(latest.rows)} rows so far` : "";
 }
 function working() {
   if (latest.finished) return "";
@@ -454,7 +463,7 @@ async function choose(images) {
     const reasons = Object.entries(left_out).map(([reason, rows]) => `${count(rows)} ${reason}`);
     tell(`${count(keys3.length)} chosen${reasons.length ? `; not considered: ${reasons.join(", ")}` : ""}`);
   } catch (error) {
-    tell(error instanceof Error ? error.message : String(error));
+    tell(messageOf(error));
   }
 }
 async function send(to) {
@@ -468,7 +477,7 @@ async function send(to) {
     save(archive, `${to}.zip`);
     tell(left_out ? `left out: ${left_out}` : "");
   } catch (error) {
-    tell(error instanceof Error ? error.message : String(error));
+    tell(messageOf(error));
   }
 }
 function save(content, name) {
@@ -483,15 +492,22 @@ function tell(text) {
 }
 
 // src/state.ts
+var MOST_LETTERS = 500;
 var EMPTY = { text: "", ranges: [], choices: [], sort: "key", descending: false };
 var listeners2 = [];
-var current = fromHash();
+var known = /* @__PURE__ */ new Set();
+var current;
+function startState(columns) {
+  known = /* @__PURE__ */ new Set([...columns, EMPTY.sort]);
+  current = fromHash();
+  window.addEventListener("popstate", () => enter(fromHash()));
+}
 var state = () => current;
 function onChange(listener) {
   listeners2.push(listener);
 }
 function change(part, { replace = false } = {}) {
-  const next = { ...current, ...part };
+  const next = { ...current, unknown: [], ...part };
   const hash = toHash(next);
   if (replace) history.replaceState(null, "", hash);
   else history.pushState(null, "", hash);
@@ -513,11 +529,11 @@ function enter(next) {
   current = next;
   for (const listener of listeners2) listener(next, before);
 }
-function toHash({ query, picture, open, list: list3, raster, at }) {
+function toHash({ query, picture, open, list: list2, raster, at }) {
   const params = new URLSearchParams();
   if (JSON.stringify(query) !== JSON.stringify(EMPTY)) params.set("query", JSON.stringify(query));
   if (picture !== "overlay") params.set("picture", picture);
-  if (list3) params.set("list", "rasters");
+  if (list2) params.set("list", "rasters");
   if (raster !== null) params.set("raster", raster);
   if (raster !== null && at) params.set("at", [at.x, at.y, at.scale].filter((one) => one !== null).join(","));
   if (open !== null) params.set("key", open);
@@ -526,8 +542,10 @@ function toHash({ query, picture, open, list: list3, raster, at }) {
 function fromHash() {
   const params = new URLSearchParams(location.hash.slice(1));
   const picture = params.get("picture");
+  const query = readQuery(params.get("query"));
   return {
-    query: readQuery(params.get("query")),
+    query: withKnown(query),
+    unknown: columnsOf(query).filter((column) => !known.has(column)),
     picture: picture === "image" || picture === "mask" ? picture : "overlay",
     open: params.get("key"),
     list: params.get("list") === "rasters",
@@ -540,6 +558,14 @@ function readPlace(text) {
   if (x === void 0 || y === void 0 || !Number.isFinite(x) || !Number.isFinite(y)) return null;
   return { x, y, scale: scale !== void 0 && Number.isFinite(scale) && scale > 0 ? scale : null };
 }
+var columnsOf = ({ sort, ranges, choices }) => [
+  .../* @__PURE__ */ new Set([sort, ...ranges.map(({ column }) => column), ...choices.map(({ column }) => column)])
+];
+function withKnown(query) {
+  const isKnown = ({ column }) => known.has(column);
+  const order = known.has(query.sort) ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
+  return { ...query, ...order, ranges: query.ranges.filter(isKnown), choices: query.choices.filter(isKnown) };
+}
 function readQuery(text) {
   let given = {};
   try {
@@ -547,16 +573,21 @@ function readQuery(text) {
   } catch {
     return EMPTY;
   }
-  const list3 = (value, test) => Array.isArray(value) ? value.filter((one) => test(Object(one))) : [];
+  const list2 = (value) => Array.isArray(value) ? value.map(Object) : [];
+  const isBound = (value) => value === null || typeof value === "number";
+  const isWord = (value) => value === null || typeof value === "string";
   return {
-    text: typeof given.text === "string" ? given.text : "",
-    ranges: list3(given.ranges, ({ column }) => typeof column === "string"),
-    choices: list3(given.choices, ({ column, values }) => typeof column === "string" && Array.isArray(values)),
-    sort: typeof given.sort === "string" ? given.sort : "key",
+    text: typeof given.text === "string" ? given.text.slice(0, MOST_LETTERS) : "",
+    ranges: list2(given.ranges).flatMap(
+      ({ column, low = null, high = null }) => typeof column === "string" && isBound(low) && isBound(high) ? [{ column, low, high }] : []
+    ),
+    choices: list2(given.choices).flatMap(
+      ({ column, values }) => typeof column === "string" && Array.isArray(values) && values.length && values.every(isWord) ? [{ column, values }] : []
+    ),
+    sort: typeof given.sort === "string" ? given.sort : EMPTY.sort,
     descending: given.descending === true
   };
 }
-window.addEventListener("popstate", () => enter(fromHash()));
 
 // src/grid.ts
 var PAGE_ROWS = 100;
@@ -590,21 +621,31 @@ var Card = class {
       if (this.row) change({ open: this.row.key });
     });
   }
+  /** Show a row here. The picture of one that is here already stays. */
   async fill(row, picture) {
     const found = await row;
     if (!found || this.stop.signal.aborted) return;
+    const isHere = this.row?.id === found.id;
     this.row = found;
     this.showMark();
     this.element.dataset["key"] = found.key;
     this.link.href = `#${new URLSearchParams({ key: found.key })}`;
     this.link.title = found.key;
     this.caption.replaceChildren(make("span", { class: "key" }, shortKey(found.key)), make("small", {}, subtitle(found)));
+    if (!isHere) await this.showPicture(found, picture);
+  }
+  async showPicture(row, picture) {
+    this.frame.replaceChildren();
     try {
-      const blob = await fetchThumbnail(found.id, picture, this.stop.signal);
-      this.show(blob, `${found.key}, ${picture}`);
+      const blob = await fetchThumbnail(row.id, picture, this.stop.signal);
+      if (this.isOf(row)) this.show(blob, `${row.key}, ${picture}`);
     } catch (error) {
-      if (!this.stop.signal.aborted) await this.explain(found, error);
+      if (this.isOf(row)) await this.explain(row, error);
     }
+  }
+  /** False once the card is gone, or has another row. */
+  isOf({ id }) {
+    return !this.stop.signal.aborted && this.row?.id === id;
   }
   /** A row without this picture: its mask alone where the image is gone, else the reason. */
   async explain(row, error) {
@@ -613,12 +654,11 @@ var Card = class {
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
-        this.show(blob, `${row.key}, mask without image: ${reason}`);
+        if (this.isOf(row)) this.show(blob, `${row.key}, mask without image: ${reason}`);
       } catch {
-        if (this.stop.signal.aborted) return;
       }
     }
-    this.frame.append(badge);
+    if (this.isOf(row)) this.frame.append(badge);
   }
   toggleMark() {
     if (this.row) toggleMark(this.row.key);
@@ -669,7 +709,7 @@ async function rowAt(position2) {
   return (await page)[position2 - number * PAGE_ROWS];
 }
 var totalRows = () => total;
-async function reload({ keepPlace = false } = {}) {
+async function reload({ grown: grown2 = false } = {}) {
   const query = state().query;
   const turn2 = ++asked;
   try {
@@ -679,13 +719,17 @@ async function reload({ keepPlace = false } = {}) {
     total = first.total;
     byId("problem").textContent = "";
   } catch (error) {
-    byId("problem").textContent = error instanceof Error ? error.message : String(error);
+    byId("problem").textContent = messageOf(error);
     return;
   }
   byId("count").textContent = `${count(total)} ${total === 1 ? "row" : "rows"}`;
   byId("none").hidden = total > 0;
-  if (!keepPlace) scroller.scrollTop = 0;
-  clear();
+  if (grown2) {
+    for (const [position2, card] of cards) if (position2 < total) void card.fill(rowAt(position2), state().picture);
+  } else {
+    scroller.scrollTop = 0;
+    clear();
+  }
   draw();
 }
 function clear() {
@@ -876,10 +920,25 @@ async function showOpened(at) {
     return;
   }
   if (!dialog.open) dialog.showModal();
+  setPosition(at);
+  if (at === null) void locate();
+  await show3(key, stop.signal);
+}
+function setPosition(at) {
   position = at;
   byId("place").textContent = at === null ? "" : `${count(at + 1)} of ${count(totalRows())}`;
-  for (const button2 of ["previous", "next"]) byId(button2).disabled = at === null;
-  await show3(key, stop.signal);
+  for (const button of ["previous", "next"]) byId(button).disabled = at === null;
+}
+async function locate() {
+  const { open, query } = state();
+  const { signal } = stop;
+  if (open === null) return;
+  try {
+    const { position: at } = await fetchPosition(open, query, signal);
+    if (!signal.aborted) setPosition(at);
+  } catch (error) {
+    if (!signal.aborted) tell2(messageOf(error));
+  }
 }
 async function show3(key, signal) {
   layers = null;
@@ -908,7 +967,6 @@ async function showImage(id, signal) {
     if (!signal.aborted && !byId("image-problem").textContent) tell2(`the image cannot be shown: ${messageOf(error)}`);
   }
 }
-var messageOf = (error) => error instanceof Error ? error.message : String(error);
 function tell2(text) {
   byId("image-problem").textContent = text;
 }
@@ -928,12 +986,12 @@ function takeStep() {
 }
 function drawChoices() {
   const buttons = OVERLAYS.map(({ name, title }, index) => {
-    const button2 = make("button", { type: "button", "aria-pressed": String(name === overlay) }, title);
-    button2.disabled = !layers?.needs(name);
-    button2.hidden = (name === "other" || name === "differs") && !run().other;
-    button2.title = button2.disabled ? "this row does not have it" : `key ${index + 1}`;
-    button2.addEventListener("click", () => choose2(name));
-    return button2;
+    const button = make("button", { type: "button", "aria-pressed": String(name === overlay) }, title);
+    button.disabled = !layers?.needs(name);
+    button.hidden = (name === "other" || name === "differs") && !run().other;
+    button.title = button.disabled ? "this row does not have it" : `key ${index + 1}`;
+    button.addEventListener("click", () => choose2(name));
+    return button;
   });
   byId("overlays").replaceChildren(...buttons.filter(({ hidden: away }) => !away));
   const possible = OVERLAYS.filter(({ name }) => layers?.needs(name));
@@ -1037,25 +1095,60 @@ var TITLES = {
   other: { caption: "Masks of both runs", here: "here", there: "there" }
 };
 var stop2 = new AbortController();
+var boxes = [];
 function startAgreements() {
-  const boxes = run().agreements.map((against) => make("section", { class: "agreement", "data-against": against }));
-  byId("agreements").replaceChildren(...boxes);
+  boxes = run().agreements.map((against) => new Box(against));
+  byId("agreements").replaceChildren(...boxes.map(({ element }) => element));
 }
 async function refreshAgreements() {
   stop2.abort();
   stop2 = new AbortController();
   const { query } = state();
-  for (const box of byId("agreements").querySelectorAll(".agreement")) {
-    const against = box.dataset["against"];
+  for (const box of boxes) {
     try {
-      const agreement = await fetchAgreement(against, query, stop2.signal);
-      box.replaceChildren(table(against, agreement), make("p", {}, coverage(agreement)), ...button(agreement));
+      box.show(await fetchAgreement(box.against, query, stop2.signal));
     } catch (error) {
       if (error instanceof DOMException) return;
-      box.replaceChildren(make("p", {}, error instanceof Error ? error.message : String(error)));
+      box.tell(messageOf(error));
     }
   }
 }
+var Box = class {
+  constructor(against) {
+    this.against = against;
+    this.element = make("section", { class: "agreement", "data-against": against }, this.classes, this.said, this.ask);
+    this.ask.addEventListener("click", () => void this.compare());
+  }
+  against;
+  element;
+  classes = make("table", { hidden: true });
+  said = make("p");
+  ask = make("button", { type: "button", class: "compare", hidden: true });
+  show(agreement) {
+    this.classes.replaceChildren(...table(this.against, agreement.classes));
+    this.classes.hidden = agreement.compared === 0;
+    this.tell(coverage(agreement));
+    const { compared, refused, comparable } = agreement;
+    const left = comparable - compared - refused;
+    const which = isFiltered(state().query) ? "these" : "all";
+    this.ask.hidden = left === 0;
+    this.ask.textContent = `compare ${which} ${count(left)}${run().pace?.is_working ? " now" : ""}`;
+  }
+  tell(text) {
+    this.said.textContent = text;
+  }
+  /** Ask for the rows that are left, in place of those that are being compared: of many rows the masks are gigabytes. */
+  async compare() {
+    this.ask.disabled = true;
+    try {
+      comparingBegan(await startComparing(state().query));
+    } catch (error) {
+      this.tell(messageOf(error));
+    }
+    this.ask.disabled = false;
+    void refreshAgreements();
+  }
+};
 function coverage({ compared, refused, comparable }) {
   const pace = run().pace;
   return [
@@ -1065,18 +1158,7 @@ function coverage({ compared, refused, comparable }) {
     pace?.problem ? `ended: ${pace.problem}` : ""
   ].filter(Boolean).join("; ");
 }
-function button({ compared, refused, comparable }) {
-  const left = comparable - compared - refused;
-  if (left === 0 || run().pace?.is_working) return [];
-  const { query } = state();
-  const ask = make("button", { type: "button", class: "compare" }, `compare ${isFiltered(query) ? "these" : "all"} ${count(left)}`);
-  ask.addEventListener("click", () => {
-    ask.disabled = true;
-    startComparing(query).then(comparingBegan, (error) => ask.replaceWith(make("p", {}, String(error))));
-  });
-  return [ask];
-}
-function table(against, { compared, classes }) {
+function table(against, classes) {
   const { caption, here, there } = TITLES[against];
   const sum = (side) => classes.reduce((total2, one) => total2 + one[side], 0) || 1;
   const [first, second] = [sum("here"), sum("there")];
@@ -1087,20 +1169,153 @@ function table(against, { compared, classes }) {
     const name = run().classes[id]?.name ?? String(id);
     return make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell2) => make("td", {}, cell2)));
   });
-  const parts = [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)];
-  const element = make("table", {}, ...parts);
-  element.hidden = compared === 0;
-  return element;
+  return [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)];
 }
 
-// src/filters.ts
+// src/histogram.ts
 var WIDTH = 200;
 var HEIGHT = 36;
+var LABELS = { low: "at least", high: "at most" };
+var Histogram = class {
+  constructor(column) {
+    this.column = column;
+    this.unit = column.kind === "share" ? 100 : 1;
+    this.fields = { low: this.field("low"), high: this.field("high") };
+    const bounds = make("div", { class: "bounds" }, this.fields.low, "to", this.fields.high, this.unit === 100 ? "%" : "");
+    this.body = make("div", { class: "body" }, this.svg, bounds, this.without);
+    this.svg.addEventListener("pointerdown", (event) => {
+      this.from = this.shareAt(event);
+      this.svg.setPointerCapture(event.pointerId);
+    });
+    this.svg.addEventListener("pointermove", (event) => this.drag(event));
+    this.svg.addEventListener("pointerup", (event) => this.drop(event));
+  }
+  column;
+  body;
+  svg = makeSvg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", class: "histogram", role: "img" });
+  brush = makeSvg("rect", { x: 0, y: 0, width: 0, height: HEIGHT, class: "brush" });
+  fields;
+  without = make("small");
+  /** Bounds as the fields were last given them. */
+  written = { low: "", high: "" };
+  bins = { low: 0, high: 1, counts: [], without: 0 };
+  /** Share of the width where a drag began; null without one. */
+  from = null;
+  /** Shares are typed in percent. */
+  unit;
+  show(bins) {
+    this.bins = bins;
+    const ends = `${figure(this.column, bins.low)} to ${figure(this.column, bins.high)}`;
+    this.svg.setAttribute("aria-label", `${this.column.title}: histogram from ${ends}`);
+    const most = Math.max(...bins.counts, 1);
+    const wide = WIDTH / bins.counts.length;
+    const bars = bins.counts.map((rows, bin) => {
+      const tall = rows ? Math.max(1, (HEIGHT - 2) * Math.sqrt(rows / most)) : 0;
+      return makeSvg("rect", { x: bin * wide + 0.5, y: HEIGHT - tall, width: wide - 1, height: tall, class: "bar" });
+    });
+    this.svg.replaceChildren(...bars, this.brush);
+    const range = this.range();
+    if (this.from === null) this.paint(range);
+    for (const side of ["low", "high"]) this.write(side, range[side]);
+    this.without.textContent = bins.without ? `${count(bins.without)} without a value` : "";
+  }
+  range() {
+    return state().query.ranges.find(({ column }) => column === this.column.name) ?? { low: null, high: null };
+  }
+  // ---------------------------------------------------------------- brush
+  /** Drag over the bars to choose a range, click without dragging to take it back. */
+  drag(event) {
+    if (this.from === null) return;
+    const here = this.shareAt(event);
+    this.paint({ low: this.valueAt(Math.min(this.from, here)), high: this.valueAt(Math.max(this.from, here)) });
+  }
+  drop(event) {
+    if (this.from === null) return;
+    const [low, high] = [Math.min(this.from, this.shareAt(event)), Math.max(this.from, this.shareAt(event))];
+    this.from = null;
+    if (high - low < 1 / WIDTH) setRange(this.column.name, null, null);
+    else setRange(this.column.name, low > 0 ? rounded(this.valueAt(low)) : null, high < 1 ? rounded(this.valueAt(high)) : null);
+    this.paint(this.range());
+  }
+  shareAt(event) {
+    const box = this.svg.getBoundingClientRect();
+    return Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+  }
+  valueAt(share) {
+    return this.bins.low + share * (this.bins.high - this.bins.low);
+  }
+  paint({ low, high }) {
+    const { low: first, high: last } = this.bins;
+    const place2 = (value) => (value - first) / (last - first || 1) * WIDTH;
+    const [begin, end] = [place2(low ?? first), place2(high ?? last)];
+    this.brush.setAttribute("x", String(begin));
+    this.brush.setAttribute("width", String(low === null && high === null ? 0 : Math.max(end - begin, 1)));
+  }
+  // ---------------------------------------------------------------- fields
+  /** One bound: for the keyboard, and for exact numbers. */
+  field(side) {
+    const text = `${this.column.title}: ${LABELS[side]}${this.unit === 100 ? ", percent" : ""}`;
+    const input = make("input", { type: "number", step: "any", "aria-label": text });
+    input.addEventListener("change", () => {
+      const range = { ...this.range() };
+      range[side] = input.value === "" ? null : Number(input.value) / this.unit;
+      setRange(this.column.name, range.low, range.high);
+    });
+    return input;
+  }
+  /** Give a field its bound, unless it has it: what is being typed there stays. */
+  write(side, bound) {
+    this.fields[side].placeholder = String(Number((this.bins[side] * this.unit).toPrecision(3)));
+    const text = bound === null ? "" : String(rounded(bound * this.unit));
+    if (text === this.written[side]) return;
+    this.fields[side].value = this.written[side] = text;
+  }
+};
+var rounded = (value) => Number(value.toPrecision(4));
+
+// src/words.ts
+var WordList = class {
+  constructor(column) {
+    this.column = column;
+  }
+  column;
+  body = make("div", { class: "body" });
+  lines = /* @__PURE__ */ new Map();
+  rarer = make("small");
+  show({ words, without, others }) {
+    const chosen = this.chosen();
+    const values = without ? [...words, [null, without]] : words;
+    const elements = values.map(([value, rows]) => {
+      const line2 = this.lines.get(value) ?? this.add(value);
+      line2.box.checked = chosen.includes(value);
+      line2.rows.textContent = count(rows);
+      return line2.element;
+    });
+    this.rarer.textContent = others ? `${count(others)} rows of rarer values` : "";
+    arrange(this.body, [...elements, this.rarer]);
+  }
+  chosen() {
+    return state().query.choices.find(({ column }) => column === this.column.name)?.values ?? [];
+  }
+  add(value) {
+    const [box, rows] = [make("input", { type: "checkbox" }), make("small")];
+    box.addEventListener("change", () => {
+      const others = this.chosen().filter((other) => other !== value);
+      setChoice(this.column.name, box.checked ? [...others, value] : others);
+    });
+    const element = make("label", {}, box, make("span", { class: "word" }, value ?? "none"), rows);
+    const line2 = { element, box, rows };
+    this.lines.set(value, line2);
+    return line2;
+  }
+};
+
+// src/filters.ts
 var FIRST_CLASSES = 12;
 var panel = byId("filters");
 var stop3 = new AbortController();
 var allClasses = false;
-var opened;
+var boxes2;
 var searched = "";
 function startFilters() {
   const search = byId("search");
@@ -1119,16 +1334,18 @@ function startFilters() {
   build();
 }
 function build() {
-  opened = /* @__PURE__ */ new Map();
   const columns = run().columns;
   const classes = columns.filter(({ class_id }) => class_id !== null);
   const first = allClasses ? classes : classes.slice(0, FIRST_CLASSES);
-  const boxes = [...columns.filter(({ class_id }) => class_id === null), ...first].map((column) => {
-    const body = make("div", { class: "body" });
-    opened.set(column.name, body);
-    return make("section", { class: "filter", "data-column": column.name }, heading(column), body);
-  });
-  panel.replaceChildren(...boxes);
+  const shown2 = [...columns.filter(({ class_id }) => class_id === null), ...first];
+  boxes2 = new Map(
+    shown2.map((column) => {
+      const box = column.kind === "word" ? new WordList(column) : new Histogram(column);
+      const section = make("section", { class: "filter", "data-column": column.name }, heading(column), box.body);
+      return [column.name, { section, box }];
+    })
+  );
+  panel.replaceChildren(...[...boxes2.values()].map(({ section }) => section));
   if (first.length < classes.length) {
     const more = make("button", { type: "button" }, `all ${classes.length} classes`);
     more.addEventListener("click", () => {
@@ -1157,16 +1374,18 @@ async function refreshFilters() {
   direction.textContent = query.descending ? "↓" : "↑";
   direction.setAttribute("aria-label", query.descending ? "largest first" : "smallest first");
   try {
-    const found = await fetchHistograms(query, [...opened.keys()], stop3.signal);
-    for (const column of run().columns) {
-      const [body, counts] = [opened.get(column.name), found[column.name]];
-      if (body && counts) body.replaceChildren(..."counts" in counts ? bars(column, counts) : list(column, counts));
-      if (body?.parentElement) body.parentElement.hidden = counts !== void 0 && isEmpty(counts) && !isUsed(column);
+    const found = await fetchHistograms(query, [...boxes2.keys()], stop3.signal);
+    for (const [name, { section, box }] of boxes2) {
+      const counts = found[name];
+      if (!counts) continue;
+      if (box instanceof Histogram && "counts" in counts) box.show(counts);
+      if (box instanceof WordList && "words" in counts) box.show(counts);
+      section.hidden = isEmpty(counts) && !isUsed(name);
     }
     if (run().other) drawChanges(await fetchChanges(query, stop3.signal));
   } catch (error) {
     if (error instanceof DOMException) return;
-    byId("problem").textContent = error instanceof Error ? error.message : String(error);
+    byId("problem").textContent = messageOf(error);
   }
 }
 function drawChanges(changes) {
@@ -1183,86 +1402,8 @@ function drawChanges(changes) {
   table2.replaceChildren(make("caption", {}, "Classes here and in the other run"), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
   table2.hidden = false;
 }
-var isUsed = ({ name }) => [...state().query.ranges, ...state().query.choices].some(({ column }) => column === name);
+var isUsed = (name) => [...state().query.ranges, ...state().query.choices].some(({ column }) => column === name);
 var isEmpty = (counts) => "counts" in counts ? counts.counts.every((rows) => rows === 0) : counts.words.length + (counts.without ? 1 : 0) < 2;
-function bars(column, bins) {
-  const most = Math.max(...bins.counts, 1);
-  const svg = makeSvg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", class: "histogram" });
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `${column.title}: histogram from ${figure(column, bins.low)} to ${figure(column, bins.high)}`);
-  const wide = WIDTH / bins.counts.length;
-  bins.counts.forEach((rows, bin) => {
-    const tall = rows ? Math.max(1, (HEIGHT - 2) * Math.sqrt(rows / most)) : 0;
-    svg.append(makeSvg("rect", { x: bin * wide + 0.5, y: HEIGHT - tall, width: wide - 1, height: tall, class: "bar" }));
-  });
-  const range = state().query.ranges.find(({ column: name }) => name === column.name);
-  const brush = makeSvg("rect", { y: 0, height: HEIGHT, x: 0, width: 0, class: "brush" });
-  svg.append(brush);
-  const place2 = (value) => (value - bins.low) / (bins.high - bins.low || 1) * WIDTH;
-  const paint = (low, high) => {
-    brush.setAttribute("x", String(place2(low)));
-    brush.setAttribute("width", String(Math.max(place2(high) - place2(low), 1)));
-  };
-  if (range) paint(range.low ?? bins.low, range.high ?? bins.high);
-  brushed(svg, column, bins, paint);
-  const without = bins.without ? [make("small", {}, `${count(bins.without)} without a value`)] : [];
-  return [svg, bounds(column, bins, range?.low ?? null, range?.high ?? null), ...without];
-}
-function brushed(svg, column, bins, paint) {
-  let from = null;
-  const shareAt = (event) => {
-    const box = svg.getBoundingClientRect();
-    return Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-  };
-  const value = (share) => bins.low + share * (bins.high - bins.low);
-  svg.addEventListener("pointerdown", (event) => {
-    from = shareAt(event);
-    svg.setPointerCapture(event.pointerId);
-  });
-  svg.addEventListener("pointermove", (event) => {
-    if (from !== null) paint(value(Math.min(from, shareAt(event))), value(Math.max(from, shareAt(event))));
-  });
-  svg.addEventListener("pointerup", (event) => {
-    if (from === null) return;
-    const [low, high] = [Math.min(from, shareAt(event)), Math.max(from, shareAt(event))];
-    from = null;
-    if (high - low < 1 / WIDTH) setRange(column.name, null, null);
-    else setRange(column.name, low > 0 ? rounded(value(low)) : null, high < 1 ? rounded(value(high)) : null);
-  });
-}
-var rounded = (value) => Number(value.toPrecision(4));
-function bounds(column, bins, low, high) {
-  const unit = column.kind === "share" ? 100 : 1;
-  const field = (value, hint, label) => {
-    const shown2 = value === null ? "" : String(rounded(value * unit));
-    const text = `${column.title}: ${label}${unit === 100 ? ", percent" : ""}`;
-    const input = make("input", { type: "number", step: "any", value: shown2, "aria-label": text });
-    input.placeholder = String(Number((hint * unit).toPrecision(3)));
-    return input;
-  };
-  const fields = [field(low, bins.low, "at least"), field(high, bins.high, "at most")];
-  for (const input of fields) {
-    input.addEventListener("change", () => {
-      const [least, most] = fields.map(({ value }) => value === "" ? null : Number(value) / unit);
-      setRange(column.name, least ?? null, most ?? null);
-    });
-  }
-  return make("div", { class: "bounds" }, fields[0], "to", fields[1], unit === 100 ? "%" : "");
-}
-function list(column, words) {
-  const chosen = state().query.choices.find(({ column: name }) => name === column.name)?.values ?? [];
-  const values = words.without ? [...words.words, [null, words.without]] : words.words;
-  const lines = values.map(([value, rows]) => {
-    const box = make("input", { type: "checkbox", checked: chosen.includes(value) });
-    box.addEventListener(
-      "change",
-      () => setChoice(column.name, box.checked ? [...chosen, value] : chosen.filter((other) => other !== value))
-    );
-    return make("label", {}, box, make("span", { class: "word" }, value ?? "none"), make("small", {}, count(rows)));
-  });
-  if (words.others) lines.push(make("label", {}, make("small", {}, `${count(words.others)} rows of rarer values`)));
-  return lines;
-}
 
 // src/outlines.ts
 var MARGIN = 0.5;
@@ -1291,7 +1432,7 @@ var Outlines = class {
     try {
       const { shapes, left_out } = await fetchOutlines(this.number, this.kind, window2, level, signal);
       if (signal.aborted) return;
-      const drawn2 = shapes.map((shape2) => ({ ...shape2, kind: this.kind, path: pathOf(shape2.rings) }));
+      const drawn2 = shapes.map((shape2) => ({ ...shape2, kind: this.kind, path: pathOf(shape2.rings), bounds: boundsOf(shape2.rings) }));
       this.fetched = { level, scale, window: window2, shapes: drawn2, left_out };
     } catch (error) {
       if (!signal.aborted) throw error;
@@ -1300,8 +1441,10 @@ var Outlines = class {
   get leftOut() {
     return this.fetched?.left_out ?? 0;
   }
-  get count() {
-    return this.fetched?.shapes.length ?? 0;
+  /** How many are in sight: those of the margin are here too. */
+  countIn(view) {
+    const sight = inSight(view, 0);
+    return (this.fetched?.shapes ?? []).filter(({ bounds }) => touch(bounds, sight)).length;
   }
   /** Draw those whose class is not hidden, in a context that is in pixels of the raster. */
   draw(context, scale, hidden3) {
@@ -1345,6 +1488,18 @@ function inSight(view, margin) {
   return { y: top, x: left, height: bottom - top, width: right - left };
 }
 var covers = (outer, inner) => outer.x <= inner.x && outer.y <= inner.y && outer.x + outer.width >= inner.x + inner.width && outer.y + outer.height >= inner.y + inner.height;
+var touch = (one, other) => one.x <= other.x + other.width && other.x <= one.x + one.width && one.y <= other.y + other.height && other.y <= one.y + one.height;
+function boundsOf(rings) {
+  const [low, high] = [[Infinity, Infinity], [-Infinity, -Infinity]];
+  for (const ring of rings) {
+    ring.forEach((value, at) => {
+      const axis = at % 2;
+      low[axis] = Math.min(low[axis], value);
+      high[axis] = Math.max(high[axis], value);
+    });
+  }
+  return { x: low[0], y: low[1], width: high[0] - low[0], height: high[1] - low[1] };
+}
 function pathOf(rings) {
   const path = new Path2D();
   for (const ring of rings) {
@@ -1378,6 +1533,7 @@ var Tiles = class {
   want(places) {
     const names = new Set(places.map(nameOf2));
     for (const [name, stop4] of this.asked) if (!names.has(name)) stop4.abort();
+    for (const name of this.refused) if (!names.has(name)) this.refused.delete(name);
     for (const place2 of places) {
       const name = nameOf2(place2);
       const held = this.held.get(name);
@@ -1592,14 +1748,14 @@ var RasterCanvas = class {
 var MOST_LISTED = 500;
 var PAN_PX = 100;
 var SETTLED_MS = 250;
-var list2 = byId("rasters");
+var list = byId("rasters");
 var dialog2 = byId("raster");
 var hidden2 = /* @__PURE__ */ new Set();
 var canvas2 = new RasterCanvas(byId("raster-canvas"), hidden2, {
   readout: readout2,
   click: (x, y) => void select(x, y),
   drawn,
-  failed: (error) => tell3("raster-working", `a tile is not shown: ${messageOf2(error)}`)
+  failed: (error) => tell3("raster-working", `a tile is not shown: ${messageOf(error)}`)
 });
 var rasters = null;
 var shown = null;
@@ -1615,7 +1771,6 @@ var settled = debounced(() => {
   change({ at }, { replace: true });
   void showOutlines();
 }, SETTLED_MS);
-var messageOf2 = (error) => error instanceof Error ? error.message : String(error);
 function tell3(id, text) {
   byId(id).textContent = text;
 }
@@ -1638,7 +1793,7 @@ function startRasters() {
   });
   byId("rasters-search").addEventListener("input", () => void drawList());
   for (const [element, back] of [
-    [list2, () => change({ list: false })],
+    [list, () => change({ list: false })],
     [dialog2, close]
   ]) {
     element.addEventListener("cancel", (event) => {
@@ -1672,8 +1827,8 @@ function infos(again = false) {
   return rasters;
 }
 async function showList(open) {
-  if (!open) return list2.close();
-  if (!list2.open) list2.showModal();
+  if (!open) return list.close();
+  if (!list.open) list.showModal();
   rasters = null;
   await drawList();
 }
@@ -1686,7 +1841,7 @@ async function drawList() {
     tell3("rasters-count", `${count(matching.length)} ${matching.length === 1 ? "raster" : "rasters"}`);
     tell3("rasters-more", more > 0 ? `${count(more)} more: type a part of the name` : "");
   } catch (error) {
-    tell3("rasters-more", messageOf2(error));
+    tell3("rasters-more", messageOf(error));
   }
 }
 function line(info) {
@@ -1725,7 +1880,7 @@ async function showRaster(uri) {
     canvas2.outlines = outlinesOf();
     show4(state().at);
   } catch (error) {
-    if (here === turn) tell3("raster-working", messageOf2(error));
+    if (here === turn) tell3("raster-working", messageOf(error));
   }
 }
 function show4(at) {
@@ -1744,11 +1899,11 @@ function drawPanel() {
   if (!shown) return;
   const { info, levels } = shown;
   byId("raster-classes").replaceChildren(...run().classes.map((_, id) => classLine(id, hidden2, () => canvas2.repaint())));
-  const boxes = [
+  const boxes3 = [
     ...levels.outlines.map((kind) => checkbox(kind, kind, kind === "zones")),
     checkbox("windows", `windows of ${count(info.core_px)} pixels`, false)
   ];
-  byId("raster-outlines").replaceChildren(...boxes);
+  byId("raster-outlines").replaceChildren(...boxes3);
   canvas2.gridPx = 0;
   const facts = { width: info.width, height: info.height, windows: info.windows, levels: levels.sizes.length };
   const terms = Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, count(value))]);
@@ -1767,8 +1922,8 @@ function checkbox(value, title, checked) {
 }
 function outlinesOf() {
   const number = shown?.number ?? 0;
-  const boxes = [...document.querySelectorAll("#raster-outlines input:checked")];
-  const chosen = boxes.map(({ value }) => value);
+  const boxes3 = [...document.querySelectorAll("#raster-outlines input:checked")];
+  const chosen = boxes3.map(({ value }) => value);
   const kinds = ["polygons", "zones"].filter((kind) => chosen.includes(kind));
   return kinds.map((kind) => canvas2.outlines.find((one) => one.kind === kind) ?? new Outlines(number, kind));
 }
@@ -1778,14 +1933,14 @@ async function showOutlines() {
   try {
     await Promise.all(outlines.map((one) => one.show(canvas2.view, level)));
     if (here !== outlinesTurn) return;
-    const lines = outlines.map(({ kind, count: drawn2, leftOut }) => {
-      const more = leftOut ? `, ${count(leftOut)} smaller ones are left out` : "";
-      return `${count(drawn2)} ${kind} here${more}`;
+    const lines = outlines.map((one) => {
+      const more = one.leftOut ? `, ${count(one.leftOut)} smaller ones here and around are left out` : "";
+      return `${count(one.countIn(canvas2.view))} ${one.kind} here${more}`;
     });
     tell3("raster-counts", lines.join("; "));
     canvas2.draw();
   } catch (error) {
-    tell3("raster-counts", messageOf2(error));
+    tell3("raster-counts", messageOf(error));
   }
 }
 function drawn() {
@@ -1828,7 +1983,7 @@ async function select(x, y) {
     const table2 = await fetchOutline(shown.number, found.kind, found.number);
     if (here === turn) describeShape(found, table2);
   } catch (error) {
-    tell3("raster-counts", messageOf2(error));
+    tell3("raster-counts", messageOf(error));
   }
 }
 function describeShape(shape2, table2) {
@@ -1877,14 +2032,18 @@ function startPictures() {
 function showPicture() {
   for (const input of pictures) input.checked = input.value === state().picture;
 }
+function showUnknown({ unknown }) {
+  byId("unknown").textContent = unknown.length ? `left out of the address, as this run has no such column: ${unknown.join(", ")}` : "";
+}
 function positionOf(key) {
   const cards2 = [...document.querySelectorAll(".card")];
   const card = cards2.find((one) => one.dataset["key"] === key);
   return card ? Number(card.dataset["position"]) : null;
 }
 function follow(next, before) {
+  showUnknown(next);
   if (JSON.stringify(next.query) !== JSON.stringify(before.query)) {
-    void reload();
+    void reload().then(locate);
     void refreshFilters();
     void refreshAgreements();
   }
@@ -1897,7 +2056,7 @@ function follow(next, before) {
   if (next.open !== before.open) void showOpened(takeStep() ?? positionOf(next.open));
 }
 function grown() {
-  void reload({ keepPlace: true });
+  void reload({ grown: true }).then(locate);
   void refreshFilters();
   void refreshAgreements();
 }
@@ -1905,9 +2064,11 @@ async function start() {
   try {
     await startRun(grown);
   } catch (error) {
-    byId("problem").textContent = error instanceof Error ? error.message : String(error);
+    byId("problem").textContent = messageOf(error);
     return;
   }
+  startState(run().columns.map(({ name }) => name));
+  showUnknown(state());
   if (matchMedia("(max-width: 48rem)").matches) byId("side").open = false;
   startFilters();
   startAgreements();

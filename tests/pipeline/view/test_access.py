@@ -1,3 +1,5 @@
+from urllib.parse import urljoin
+
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -23,6 +25,14 @@ def test_the_token_opens_the_page_and_leaves_the_address_bar():
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     assert visitor.get("/api/run").text == "secret"
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "///evil.example", "//evil.example/%2e%2e"])
+def test_the_way_out_of_the_address_bar_stays_on_this_host(path):
+    visitor = client()
+    visitor.get(f"/?token={TOKEN}")
+    location = visitor.get(f"http://localhost:8181{path}?token={TOKEN}").headers["location"]
+    assert urljoin("http://localhost:8181/", location).startswith("http://localhost:8181/")
 
 
 @pytest.mark.parametrize("query", ["", "?token=", "?token=" + "b" * 48, "?token=" + "a" * 47, "?token=\u00e9"])

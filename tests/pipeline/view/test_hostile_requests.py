@@ -65,6 +65,11 @@ def of(**fields):
         ("/api/histograms", {"columns": ",".join(["entropy"] * 5_000)}, {200}),
         ("/api/rows/99999999999999999999999999999999999999999/image", {}, {404}),
         ("/api/rows/9223372036854775807/layers/mask", {}, {404}),
+        (f"/api/rows/{'9' * 50}/layers/other", {}, {404}),
+        (f"/api/rows/{'9' * 5000}/thumbnail", {}, {404}),
+        (f"/api/rasters/0/mask/0/{'9' * 5000}/0", {}, {404}),
+        ("/api/position", {"key": "\0", "query": of(sort="entropy")}, {200}),
+        ("/api/position", {"query": of(sort="nothing")}, {400}),
         ("/api/rows/0/thumbnail", {"picture": "../mask"}, {400}),
         ("/api/agreement/other", {"query": "{"}, {400}),
         ("/api/agreement/nothing", {}, {404}),
@@ -135,3 +140,9 @@ def test_many_visitors_ask_while_parts_come_and_go(visitor, run, url):
     run.comparing.request(opened_module.Query())
     wait_for(lambda: not run.comparing.pace.is_working)
     assert run.problem is None
+
+
+def test_what_is_wrong_with_a_query_is_said_in_a_line(visitor):
+    answer = visitor.get("/api/rows", params={"query": of(choices=[{"column": "status", "values": []}])})
+    assert answer.json()["error"].startswith("query= is not valid: choices.0.values: ")
+    assert "pydantic" not in answer.text

@@ -39,9 +39,27 @@ def test_a_source_that_is_not_there_is_named_with_the_way_to_say_where_it_is(vie
     Originals(viewed.url, FARM)
     assert "--source" not in caplog.text
     monkeypatch.chdir(tmp_path)
-    Originals(viewed.url, FARM, source=["elsewhere"])
+    (tmp_path / "run/_run").mkdir(parents=True)
+    (tmp_path / "run/_run/config.yaml").write_text("source: [elsewhere]")
+    Originals(Url(str(tmp_path / "run")), FARM)
     assert f"no elsewhere ({tmp_path}/elsewhere)" in caplog.text
     assert "--source says where" in caplog.text
+
+
+@pytest.mark.parametrize("named", [{"source": ["PLACE"]}, {"labels": "PLACE"}])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("elsewhere", "no such file or folder"), ("ftp://host/x", "ftp:// is not supported"), ("", "is empty")],
+)
+def test_a_place_that_the_user_named_and_that_holds_nothing_is_an_error(viewed, named, place, reason):
+    flag = f"--{next(iter(named))}"
+    with pytest.raises(ConfigError, match=reason) as raised:
+        Originals(
+            viewed.url,
+            FARM,
+            **{name: type(value)(place) if value == "PLACE" else [place] for name, value in named.items()},
+        )
+    assert str(raised.value).startswith(flag)
 
 
 def test_labels_are_those_of_the_run(viewed):

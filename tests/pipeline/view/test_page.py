@@ -9,6 +9,7 @@ from pipeline.run import manifest
 from pipeline.run.progress import WORKING, Snapshot, write_progress
 from pipeline.store.url import Url
 from pipeline.view import opened as opened_module
+from pipeline.view.agreement import Agreement
 from pipeline.view.comparing import Comparing
 from pipeline.view.opened import OpenedRun
 from pipeline.view.query import Query
@@ -48,7 +49,7 @@ def page(address, tmp_path):
     with browser(tmp_path) as tab:
         tab.open(f"{address}?token={TOKEN}")
         tab.wait(f"document.querySelector('#count')?.textContent === '{ROWS} rows'")
-        tab.wait("document.querySelectorAll('.histogram').length > 5")
+        tab.wait("document.querySelectorAll('.histogram .bar').length > 5")
         yield tab
         assert tab.complaints == []
 
@@ -209,7 +210,7 @@ def test_two_runs_stand_side_by_side_with_a_divider(page, opened):
     page.wait("[...document.querySelectorAll('#beside option')].some(option => option.value === 'other')")
     choose(page, "#beside", "other")
     page.wait("!document.querySelector('#divider').hidden")
-    assert page.run("document.querySelectorAll('#changes tbody tr').length") == len(FARM)
+    page.wait(f"document.querySelectorAll('#changes tbody tr').length === {len(FARM)}")
 
 
 def test_the_network_is_asked_again_on_demand(page, opened):
@@ -329,5 +330,126 @@ def test_rows_are_compared_with_labels_on_request_and_the_worst_come_first(viewe
         titles = f"JSON.stringify({CARDS}.map(card => card.querySelector('a').title))"
         page.wait(f"{titles} === JSON.stringify({json.dumps([key for (key,) in expected])})")
         assert page.run(f"{box}.querySelector('caption').textContent") == "Labels and masks"
+        assert page.complaints == []
+    run.close()
+
+
+PLACE = "document.querySelector('#place').textContent"
+
+
+def test_a_reload_with_an_open_row_keeps_its_place_and_its_neighbours(page, opened):
+    choose(page, "#sort", "entropy")
+    page.wait("location.hash.includes('entropy')")
+    expected = [key for (key,) in opened.index.fetch("SELECT key FROM rows ORDER BY entropy NULLS LAST, key")]
+    titles = f"JSON.stringify({CARDS}.map(card => card.querySelector('a').title))"
+    page.wait(f"{titles} === JSON.stringify({json.dumps(expected)})")
+    page.click(".card[data-position='5'] a")
+    page.wait(f"{PLACE} === '6 of {ROWS}'")
+    page.reload()
+    page.wait(f"{PLACE} === '6 of {ROWS}'")
+    page.click("#next")
+    page.wait(f"document.querySelector('#key').textContent === {json.dumps(expected[6])}")
+    assert page.run(PLACE) == f"7 of {ROWS}"
+
+
+@pytest.fixture
+def growing(tmp_path, monkeypatch):
+    """A run of three rows that goes on: its page, and the way to commit three more, named so that they sort there."""
+    monkeypatch.setattr(opened_module, "REFRESH_S", 0.05)
+    url = Url(str(tmp_path / "run=0123456789ab"))
+    commit(url.raw, rows_of(tar("m"), 3))
+    run = OpenedRun(url, cache=tmp_path / "cache", max_cache_bytes=10**8, source=(), labels=None)
+    run.start()
+    with serving(run) as address, browser(tmp_path) as tab:
+        tab.open(f"{address}?token={TOKEN}")
+        tab.wait("document.querySelector('#count')?.textContent === '3 rows'")
+        tab.wait("document.querySelectorAll('.histogram .bar').length > 5")
+
+        def grow(name):
+            rows = int(tab.run("document.querySelector('#count').textContent").split()[0]) + 3
+            commit(url.raw, rows_of(tar(name), 3))
+            tab.wait(f"document.querySelector('#count').textContent === '{rows} rows'")
+
+        yield tab, grow
+        assert tab.complaints == []
+    run.close()
+
+
+def test_what_is_being_typed_stays_when_rows_come(growing):
+    page, grow = growing
+    field = "document.querySelector('[data-column=brightness] input')"
+    section = "document.querySelector('[data-column=source]')"
+    page.run(f"void ({field}.closest('section').hidden = false, {field}.focus())")
+    page.press("7")
+    grow("n")
+    page.wait(f"{section}.textContent.includes('6') || {section}.hidden")
+    assert page.run(f"document.activeElement === {field} && {field}.value") == "7"
+    page.press("5")
+    assert page.run(f"{field}.value") == "75"
+
+
+def test_cards_and_the_keyboard_stay_when_rows_come(growing):
+    page, grow = growing
+    page.wait("document.querySelectorAll('.frame img').length === 3")
+    page.run("void (window.held = document.querySelector(\".card[data-position='1']\"))")
+    page.run("held.querySelector('a').focus()")
+    page.run("void (window.picture = held.querySelector('img'))")
+    grow("n")
+    page.wait("document.querySelectorAll('.frame img').length === 6")
+    assert page.run("held.isConnected && held.contains(document.activeElement) && held.contains(picture)")
+    before = page.run("held.dataset.key")
+    grow("a")
+    page.wait(f"held.dataset.key !== {json.dumps(before)}")
+    page.wait("held.querySelector('img')?.alt.startsWith(held.dataset.key)")
+
+
+def test_the_place_of_an_open_row_follows_the_rows_that_come_before_it(growing):
+    page, grow = growing
+    page.click(".card[data-position='1'] a")
+    page.wait(f"{PLACE} === '2 of 3'")
+    grow("a")
+    page.wait(f"{PLACE} === '5 of 6'")
+
+
+def test_an_address_from_a_comparison_shows_the_rows_without_it_and_says_so(address, tmp_path):
+    ranges = [{"column": "labels_iou", "low": 0.5}, {"column": "brightness", "low": 0}]
+    query = json.dumps({"sort": "labels_differing", "descending": True, "ranges": ranges})
+    with browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}")
+        page.wait("document.querySelector('#count')?.textContent")
+        page.open(f"{address}#query={quote(query)}")
+        page.reload()
+        page.wait(f"document.querySelector('#count')?.textContent === '{ROWS - 1} rows'")
+        said = page.run("document.querySelector('#unknown').textContent")
+        assert said.endswith("no such column: labels_differing, labels_iou")
+        page.click("#clear")
+        page.wait(f"document.querySelector('#count').textContent === '{ROWS} rows'")
+        assert page.run("document.querySelector('#unknown').textContent") == ""
+        assert page.complaints == []
+
+
+def test_other_rows_are_asked_for_while_some_are_compared(viewed, tmp_path, monkeypatch):
+    compare = Agreement.compare
+
+    def endless_without_a_filter(self, query, *, is_over):
+        while not query.text and not is_over():
+            yield 0
+        yield from compare(self, query, is_over=is_over)
+
+    monkeypatch.setattr(Comparing, "AUTOMATIC_ROWS", 0)
+    monkeypatch.setattr(Agreement, "compare", endless_without_a_filter)
+    labels = str(viewed.folder / "labels")
+    run = OpenedRun(viewed.other, cache=tmp_path / "cache", max_cache_bytes=10**8, source=(), labels=labels)
+    run.start()
+    box = "document.querySelector('[data-against=labels]')"
+    with serving(run) as address, browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}")
+        page.wait(f"{box}?.querySelector('.compare').textContent === 'compare all {ROWS - 1}'")
+        page.click(".compare")
+        page.wait(f"{box}.textContent.includes('comparing, ')")
+        choose(page, "#search", "farm_00000", "input")
+        page.wait(f"{box}.querySelector('.compare').textContent === 'compare these 10 now'")
+        page.click(".compare")
+        page.wait(f"{box}.textContent.includes('exact for 10 of 10 rows')")
         assert page.complaints == []
     run.close()

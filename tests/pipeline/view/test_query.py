@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.records import rows_to_table
 from pipeline.run import parts
 from pipeline.store.url import Url
-from pipeline.view.query import BINS, OneOf, Query, Range, count_rows, find_rows, histogram
+from pipeline.view.query import BINS, OneOf, Query, Range, count_rows, find_rows, histogram, position_of
 from tests.support.committed import FARM, failed_row, mask_row, tar
 from tests.support.viewed_runs import open_index
 
@@ -86,6 +86,13 @@ def test_pages_joined_are_the_whole(index, query, page):
     whole = find_rows(index, query, offset=0, limit=500)
     joined = [row for start in range(0, 300, page) for row in find_rows(index, query, offset=start, limit=page)]
     assert joined == whole
+
+
+@given(query=queries)
+def test_a_row_is_at_the_position_where_it_is_listed(index, frame, query):
+    listed = [row["key"] for row in find_rows(index, query, offset=0, limit=500)]
+    for key in frame["key"][::23]:
+        assert position_of(index, query, key) == (listed.index(key) if key in listed else None)
 
 
 @given(query=queries)

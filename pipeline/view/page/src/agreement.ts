@@ -1,7 +1,7 @@
 // Agreement pixel by pixel, with labels or with another run: how many rows it covers, and the IoU of each class.
 
 import { fetchAgreement, startComparing, type Against, type Agreement } from "./api.js";
-import { byId, make } from "./dom.js";
+import { byId, make, messageOf } from "./dom.js";
 import { count, percent } from "./numbers.js";
 import { comparingBegan, run } from "./run.js";
 import { isFiltered, state } from "./state.js";
@@ -11,11 +11,12 @@ const TITLES: Record<Against, { caption: string; here: string; there: string }> 
   other: { caption: "Masks of both runs", here: "here", there: "there" },
 };
 let stop = new AbortController();
+let boxes: Box[] = [];
 
 /** A box for each thing that the masks can be compared with; its numbers come later. */
 export function startAgreements(): void {
-  const boxes = run().agreements.map((against) => make("section", { class: "agreement", "data-against": against }));
-  byId("agreements").replaceChildren(...boxes);
+  boxes = run().agreements.map((against) => new Box(against));
+  byId("agreements").replaceChildren(...boxes.map(({ element }) => element));
 }
 
 /** Count again under the present query. */
@@ -23,15 +24,53 @@ export async function refreshAgreements(): Promise<void> {
   stop.abort();
   stop = new AbortController();
   const { query } = state();
-  for (const box of byId("agreements").querySelectorAll<HTMLElement>(".agreement")) {
-    const against = box.dataset["against"] as Against;
+  for (const box of boxes) {
     try {
-      const agreement = await fetchAgreement(against, query, stop.signal);
-      box.replaceChildren(table(against, agreement), make("p", {}, coverage(agreement)), ...button(agreement));
+      box.show(await fetchAgreement(box.against, query, stop.signal));
     } catch (error) {
       if (error instanceof DOMException) return; // a later query has taken its place
-      box.replaceChildren(make("p", {}, error instanceof Error ? error.message : String(error)));
+      box.tell(messageOf(error));
     }
+  }
+}
+
+/** One comparison: its table, what the figures stand on, and the button for the rows that are left. */
+class Box {
+  readonly element: HTMLElement;
+  private readonly classes = make("table", { hidden: true });
+  private readonly said = make("p");
+  private readonly ask = make("button", { type: "button", class: "compare", hidden: true });
+
+  constructor(readonly against: Against) {
+    this.element = make("section", { class: "agreement", "data-against": against }, this.classes, this.said, this.ask);
+    this.ask.addEventListener("click", () => void this.compare());
+  }
+
+  show(agreement: Agreement): void {
+    this.classes.replaceChildren(...table(this.against, agreement.classes));
+    this.classes.hidden = agreement.compared === 0;
+    this.tell(coverage(agreement));
+    const { compared, refused, comparable } = agreement;
+    const left = comparable - compared - refused;
+    const which = isFiltered(state().query) ? "these" : "all";
+    this.ask.hidden = left === 0;
+    this.ask.textContent = `compare ${which} ${count(left)}${run().pace?.is_working ? " now" : ""}`;
+  }
+
+  tell(text: string): void {
+    this.said.textContent = text;
+  }
+
+  /** Ask for the rows that are left, in place of those that are being compared: of many rows the masks are gigabytes. */
+  private async compare(): Promise<void> {
+    this.ask.disabled = true;
+    try {
+      comparingBegan(await startComparing(state().query));
+    } catch (error) {
+      this.tell(messageOf(error));
+    }
+    this.ask.disabled = false;
+    void refreshAgreements();
   }
 }
 
@@ -48,20 +87,7 @@ function coverage({ compared, refused, comparable }: Agreement): string {
     .join("; ");
 }
 
-/** Asks for the rows that are left: of many rows the masks are gigabytes to read. */
-function button({ compared, refused, comparable }: Agreement): HTMLElement[] {
-  const left = comparable - compared - refused;
-  if (left === 0 || run().pace?.is_working) return [];
-  const { query } = state();
-  const ask = make("button", { type: "button", class: "compare" }, `compare ${isFiltered(query) ? "these" : "all"} ${count(left)}`);
-  ask.addEventListener("click", () => {
-    ask.disabled = true;
-    startComparing(query).then(comparingBegan, (error: unknown) => ask.replaceWith(make("p", {}, String(error))));
-  });
-  return [ask];
-}
-
-function table(against: Against, { compared, classes }: Agreement): HTMLElement {
+function table(against: Against, classes: Agreement["classes"]): HTMLElement[] {
   const { caption, here, there } = TITLES[against];
   const sum = (side: "here" | "there"): number => classes.reduce((total, one) => total + one[side], 0) || 1;
   const [first, second] = [sum("here"), sum("there")];
@@ -72,8 +98,5 @@ function table(against: Against, { compared, classes }: Agreement): HTMLElement 
     const name = run().classes[id]?.name ?? String(id);
     return make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, cell)));
   });
-  const parts = [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)];
-  const element = make("table", {}, ...parts);
-  element.hidden = compared === 0;
-  return element;
+  return [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)];
 }

@@ -215,6 +215,10 @@ export const fetchRow = async (
 ): Promise<{ id: number; row: Record<string, unknown>; layers: string[] }> =>
   getJson(`/api/row?key=${encodeURIComponent(key)}`);
 
+/** Place of a row in the order of a query, from 0; null where it is not among its rows. */
+export const fetchPosition = async (key: string, query: Query, signal: AbortSignal): Promise<{ position: number | null }> =>
+  getJson(`/api/position?query=${encoded(query)}&key=${encodeURIComponent(key)}`, signal);
+
 export const fetchThumbnail = async (id: number, picture: Picture, signal: AbortSignal): Promise<Blob> =>
   // after what is asked for meanwhile: a browser has six connections to a server, and a screen has many thumbnails
   (await getBinary(`/api/rows/${id}/thumbnail?picture=${picture}`, signal, { priority: "low" })).blob();

@@ -1,9 +1,9 @@
 // One image at full size: the image with one overlay, zoom and pan, the value under the cursor, and the row.
 
-import { fetchImage, fetchRow } from "./api.js";
+import { fetchImage, fetchPosition, fetchRow } from "./api.js";
 import { Canvas, overlaid } from "./canvas.js";
 import { classLine } from "./classes.js";
-import { byId, make } from "./dom.js";
+import { byId, make, messageOf } from "./dom.js";
 import { rowAt, totalRows } from "./grid.js";
 import { compose, Layers, OVERLAYS, type Overlay } from "./layers.js";
 import { count, percent } from "./numbers.js";
@@ -58,10 +58,28 @@ export async function showOpened(at: number | null): Promise<void> {
     return;
   }
   if (!dialog.open) dialog.showModal();
+  setPosition(at);
+  if (at === null) void locate();
+  await show(key, stop.signal);
+}
+
+function setPosition(at: number | null): void {
   position = at;
   byId("place").textContent = at === null ? "" : `${count(at + 1)} of ${count(totalRows())}`;
   for (const button of ["previous", "next"]) byId<HTMLButtonElement>(button).disabled = at === null;
-  await show(key, stop.signal);
+}
+
+/** Ask where the open row is in the present order: after a reload, or when rows have come before it. */
+export async function locate(): Promise<void> {
+  const { open, query } = state();
+  const { signal } = stop;
+  if (open === null) return;
+  try {
+    const { position: at } = await fetchPosition(open, query, signal);
+    if (!signal.aborted) setPosition(at);
+  } catch (error) {
+    if (!signal.aborted) tell(messageOf(error));
+  }
 }
 
 async function show(key: string, signal: AbortSignal): Promise<void> {
@@ -92,8 +110,6 @@ async function showImage(id: number, signal: AbortSignal): Promise<void> {
     if (!signal.aborted && !byId("image-problem").textContent) tell(`the image cannot be shown: ${messageOf(error)}`);
   }
 }
-
-const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 function tell(text: string): void {
   byId("image-problem").textContent = text;

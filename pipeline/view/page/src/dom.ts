@@ -37,3 +37,15 @@ export function debounced(action: () => void, wait: number): () => void {
     timer = window.setTimeout(action, wait);
   };
 }
+
+/** Put elements in this order into another, and leave the keyboard's focus where it is. */
+export function arrange(parent: Element, children: Element[]): void {
+  const same = children.length === parent.children.length && children.every((child, at) => child === parent.children[at]);
+  if (same) return;
+  const focused = document.activeElement;
+  parent.replaceChildren(...children);
+  if (focused instanceof HTMLElement && parent.contains(focused)) focused.focus({ preventScroll: true });
+}
+
+/** Text of whatever was thrown. */
+export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -4,7 +4,7 @@
 // and the rows in sight are placed around it.
 
 import { fetchRows, fetchThumbnail, Refused, type Picture, type Query, type Row } from "./api.js";
-import { byId, make } from "./dom.js";
+import { byId, make, messageOf } from "./dom.js";
 import { isMarked, onMark, toggleMark } from "./marks.js";
 import { count, figure } from "./numbers.js";
 import { change, state } from "./state.js";
@@ -53,21 +53,33 @@ class Card {
     });
   }
 
+  /** Show a row here. The picture of one that is here already stays. */
   async fill(row: Promise<Row | undefined>, picture: Picture): Promise<void> {
     const found = await row;
     if (!found || this.stop.signal.aborted) return;
+    const isHere = this.row?.id === found.id;
     this.row = found;
     this.showMark();
     this.element.dataset["key"] = found.key;
     this.link.href = `#${new URLSearchParams({ key: found.key })}`;
     this.link.title = found.key;
     this.caption.replaceChildren(make("span", { class: "key" }, shortKey(found.key)), make("small", {}, subtitle(found)));
+    if (!isHere) await this.showPicture(found, picture);
+  }
+
+  private async showPicture(row: Row, picture: Picture): Promise<void> {
+    this.frame.replaceChildren();
     try {
-      const blob = await fetchThumbnail(found.id, picture, this.stop.signal);
-      this.show(blob, `${found.key}, ${picture}`);
+      const blob = await fetchThumbnail(row.id, picture, this.stop.signal);
+      if (this.isOf(row)) this.show(blob, `${row.key}, ${picture}`);
     } catch (error) {
-      if (!this.stop.signal.aborted) await this.explain(found, error);
+      if (this.isOf(row)) await this.explain(row, error);
     }
+  }
+
+  /** False once the card is gone, or has another row. */
+  private isOf({ id }: Row): boolean {
+    return !this.stop.signal.aborted && this.row?.id === id;
   }
 
   /** A row without this picture: its mask alone where the image is gone, else the reason. */
@@ -77,12 +89,12 @@ class Card {
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
-        this.show(blob, `${row.key}, mask without image: ${reason}`);
+        if (this.isOf(row)) this.show(blob, `${row.key}, mask without image: ${reason}`);
       } catch {
-        if (this.stop.signal.aborted) return;
+        // It has no mask that can be shown: the badge alone says why.
       }
     }
-    this.frame.append(badge);
+    if (this.isOf(row)) this.frame.append(badge);
   }
 
   toggleMark(): void {
@@ -146,8 +158,8 @@ export async function rowAt(position: number): Promise<Row | undefined> {
 
 export const totalRows = (): number => total;
 
-/** Ask again for all rows: of another query, or of the same one when the index has grown. */
-export async function reload({ keepPlace = false } = {}): Promise<void> {
+/** Ask again for all rows: of another query, or, with `grown`, of the same one with more rows in the index. */
+export async function reload({ grown = false } = {}): Promise<void> {
   const query: Query = state().query;
   const turn = ++asked;
   try {
@@ -157,13 +169,17 @@ export async function reload({ keepPlace = false } = {}): Promise<void> {
     total = first.total;
     byId("problem").textContent = "";
   } catch (error) {
-    byId("problem").textContent = error instanceof Error ? error.message : String(error);
+    byId("problem").textContent = messageOf(error);
     return;
   }
   byId("count").textContent = `${count(total)} ${total === 1 ? "row" : "rows"}`;
   byId("none").hidden = total > 0;
-  if (!keepPlace) scroller.scrollTop = 0;
-  clear();
+  if (grown) {
+    for (const [position, card] of cards) if (position < total) void card.fill(rowAt(position), state().picture);
+  } else {
+    scroller.scrollTop = 0;
+    clear();
+  }
   draw();
 }
 

@@ -1,15 +1,15 @@
 // Page of `atrous view`: the parts start, and follow the state.
 
 import type { Picture } from "./api.js";
-import { byId } from "./dom.js";
-import { showOpened, startDetail, takeStep } from "./detail.js";
+import { byId, messageOf } from "./dom.js";
+import { locate, showOpened, startDetail, takeStep } from "./detail.js";
 import { refreshAgreements, startAgreements } from "./agreement.js";
 import { refreshFilters, startFilters } from "./filters.js";
 import { clear, draw, reload, startGrid } from "./grid.js";
 import { startMarks } from "./marks.js";
 import { followRasters, startRasters } from "./raster.js";
-import { startRun } from "./run.js";
-import { change, onChange, state, type State } from "./state.js";
+import { run, startRun } from "./run.js";
+import { change, onChange, startState, state, type State } from "./state.js";
 
 const pictures = document.querySelectorAll<HTMLInputElement>("input[name=picture]");
 
@@ -22,6 +22,11 @@ function showPicture(): void {
   for (const input of pictures) input.checked = input.value === state().picture;
 }
 
+/** Say what of the address this run cannot do, such as sorting by a comparison that is not open. */
+function showUnknown({ unknown }: State): void {
+  byId("unknown").textContent = unknown.length ? `left out of the address, as this run has no such column: ${unknown.join(", ")}` : "";
+}
+
 /** Position of an open row in the grid, where its card is in the page. */
 function positionOf(key: string | null): number | null {
   const cards = [...document.querySelectorAll<HTMLElement>(".card")];
@@ -30,8 +35,9 @@ function positionOf(key: string | null): number | null {
 }
 
 function follow(next: State, before: State): void {
+  showUnknown(next);
   if (JSON.stringify(next.query) !== JSON.stringify(before.query)) {
-    void reload();
+    void reload().then(locate);
     void refreshFilters();
     void refreshAgreements();
   }
@@ -45,7 +51,7 @@ function follow(next: State, before: State): void {
 }
 
 function grown(): void {
-  void reload({ keepPlace: true });
+  void reload({ grown: true }).then(locate);
   void refreshFilters();
   void refreshAgreements();
 }
@@ -54,9 +60,11 @@ async function start(): Promise<void> {
   try {
     await startRun(grown);
   } catch (error) {
-    byId("problem").textContent = error instanceof Error ? error.message : String(error);
+    byId("problem").textContent = messageOf(error);
     return;
   }
+  startState(run().columns.map(({ name }) => name));
+  showUnknown(state());
   if (matchMedia("(max-width: 48rem)").matches) byId<HTMLDetailsElement>("side").open = false;
   startFilters();
   startAgreements();

@@ -1,7 +1,7 @@
 // Marked rows: chosen by hand or by the server, kept by the browser for each run, and sent to a labelling tool.
 
 import { fetchChoice, handOver } from "./api.js";
-import { byId } from "./dom.js";
+import { byId, messageOf } from "./dom.js";
 import { count } from "./numbers.js";
 import { run } from "./run.js";
 
@@ -71,7 +71,7 @@ async function choose(images: number): Promise<void> {
     const reasons = Object.entries(left_out).map(([reason, rows]) => `${count(rows)} ${reason}`);
     tell(`${count(keys.length)} chosen${reasons.length ? `; not considered: ${reasons.join(", ")}` : ""}`);
   } catch (error) {
-    tell(error instanceof Error ? error.message : String(error));
+    tell(messageOf(error));
   }
 }
 
@@ -87,7 +87,7 @@ async function send(to: string): Promise<void> {
     save(archive, `${to}.zip`);
     tell(left_out ? `left out: ${left_out}` : "");
   } catch (error) {
-    tell(error instanceof Error ? error.message : String(error));
+    tell(messageOf(error));
   }
 }
 

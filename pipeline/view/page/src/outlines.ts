@@ -14,6 +14,8 @@ const SELECTED = "#ff3df2";
 export interface Drawn extends Outline {
   kind: OutlineKind;
   path: Path2D;
+  /** Smallest rectangle around it. */
+  bounds: Rectangle;
 }
 
 interface Fetched {
@@ -48,7 +50,7 @@ export class Outlines {
     try {
       const { shapes, left_out } = await fetchOutlines(this.number, this.kind, window, level, signal);
       if (signal.aborted) return;
-      const drawn = shapes.map((shape) => ({ ...shape, kind: this.kind, path: pathOf(shape.rings) }));
+      const drawn = shapes.map((shape) => ({ ...shape, kind: this.kind, path: pathOf(shape.rings), bounds: boundsOf(shape.rings) }));
       this.fetched = { level, scale, window, shapes: drawn, left_out };
     } catch (error) {
       if (!signal.aborted) throw error;
@@ -59,8 +61,10 @@ export class Outlines {
     return this.fetched?.left_out ?? 0;
   }
 
-  get count(): number {
-    return this.fetched?.shapes.length ?? 0;
+  /** How many are in sight: those of the margin are here too. */
+  countIn(view: Viewport): number {
+    const sight = inSight(view, 0);
+    return (this.fetched?.shapes ?? []).filter(({ bounds }) => touch(bounds, sight)).length;
   }
 
   /** Draw those whose class is not hidden, in a context that is in pixels of the raster. */
@@ -115,6 +119,24 @@ const covers = (outer: Rectangle, inner: Rectangle): boolean =>
   outer.y <= inner.y &&
   outer.x + outer.width >= inner.x + inner.width &&
   outer.y + outer.height >= inner.y + inner.height;
+
+const touch = (one: Rectangle, other: Rectangle): boolean =>
+  one.x <= other.x + other.width &&
+  other.x <= one.x + one.width &&
+  one.y <= other.y + other.height &&
+  other.y <= one.y + one.height;
+
+function boundsOf(rings: number[][]): Rectangle {
+  const [low, high] = [[Infinity, Infinity], [-Infinity, -Infinity]] as [[number, number], [number, number]];
+  for (const ring of rings) {
+    ring.forEach((value, at) => {
+      const axis = (at % 2) as 0 | 1;
+      low[axis] = Math.min(low[axis], value);
+      high[axis] = Math.max(high[axis], value);
+    });
+  }
+  return { x: low[0], y: low[1], width: high[0] - low[0], height: high[1] - low[1] };
+}
 
 function pathOf(rings: number[][]): Path2D {
   const path = new Path2D();

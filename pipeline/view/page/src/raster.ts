@@ -2,7 +2,7 @@
 
 import { fetchOutline, fetchRaster, fetchRasters, type RasterInfo, type RasterLevels, type Table } from "./api.js";
 import { classLine } from "./classes.js";
-import { byId, debounced, make } from "./dom.js";
+import { byId, debounced, make, messageOf } from "./dom.js";
 import { count } from "./numbers.js";
 import { Outlines, type Drawn } from "./outlines.js";
 import { RasterCanvas } from "./raster_canvas.js";
@@ -39,8 +39,6 @@ const settled = debounced(() => {
   change({ at }, { replace: true });
   void showOutlines();
 }, SETTLED_MS);
-
-const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 function tell(id: string, text: string): void {
   byId(id).textContent = text;
@@ -226,9 +224,9 @@ async function showOutlines(): Promise<void> {
   try {
     await Promise.all(outlines.map((one) => one.show(canvas.view, level)));
     if (here !== outlinesTurn) return;
-    const lines = outlines.map(({ kind, count: drawn, leftOut }) => {
-      const more = leftOut ? `, ${count(leftOut)} smaller ones are left out` : "";
-      return `${count(drawn)} ${kind} here${more}`;
+    const lines = outlines.map((one) => {
+      const more = one.leftOut ? `, ${count(one.leftOut)} smaller ones here and around are left out` : "";
+      return `${count(one.countIn(canvas.view))} ${one.kind} here${more}`;
     });
     tell("raster-counts", lines.join("; "));
     canvas.draw();

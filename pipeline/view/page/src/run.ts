@@ -1,7 +1,7 @@
 // The run: what the server last said of it, and the line about its progress.
 
 import { fetchRun, type ClassInfo, type Pace, type Run } from "./api.js";
-import { byId } from "./dom.js";
+import { byId, messageOf } from "./dom.js";
 import { count, duration } from "./numbers.js";
 
 const REFRESH_MS = 3000;
@@ -23,7 +23,7 @@ export async function startRun(grown: () => void): Promise<void> {
       if (before.problem && !latest.problem) byId("problem").textContent = "";
       if (latest.rows !== before.rows || JSON.stringify(latest.pace) !== JSON.stringify(before.pace)) grown();
     } catch (error) {
-      byId("problem").textContent = `no answer from the server: ${error instanceof Error ? error.message : error}`;
+      byId("problem").textContent = `no answer from the server: ${messageOf(error)}`;
     }
     waitIfChanging();
   };

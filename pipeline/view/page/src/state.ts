@@ -14,6 +14,8 @@ export interface State {
   raster: string | null;
   /** Part of the raster in sight. */
   at: At | null;
+  /** Columns of the address that this run does not have, by which it is neither sorted nor filtered. */
+  unknown: string[];
 }
 
 /** Middle of a part of a raster and the screen pixels of each of its pixels; without a scale, the start of a window. */
@@ -25,9 +27,20 @@ export interface At {
 
 type Listener = (state: State, before: State) => void;
 
+/** Letters of a search, as the server takes them. */
+const MOST_LETTERS = 500;
 const EMPTY: Query = { text: "", ranges: [], choices: [], sort: "key", descending: false };
 const listeners: Listener[] = [];
-let current: State = fromHash();
+/** Columns of the run. */
+let known = new Set<string>();
+let current: State;
+
+/** Read the address of a run with these columns, and follow it. */
+export function startState(columns: string[]): void {
+  known = new Set([...columns, EMPTY.sort]);
+  current = fromHash();
+  window.addEventListener("popstate", () => enter(fromHash()));
+}
 
 export const state = (): State => current;
 
@@ -37,7 +50,7 @@ export function onChange(listener: Listener): void {
 
 /** Change some of the state. `replace` leaves no step for the back button, as for each letter of a search. */
 export function change(part: Partial<State>, { replace = false } = {}): void {
-  const next = { ...current, ...part };
+  const next = { ...current, unknown: [], ...part };
   const hash = toHash(next);
   if (replace) history.replaceState(null, "", hash);
   else history.pushState(null, "", hash);
@@ -84,8 +97,10 @@ function toHash({ query, picture, open, list, raster, at }: State): string {
 function fromHash(): State {
   const params = new URLSearchParams(location.hash.slice(1));
   const picture = params.get("picture");
+  const query = readQuery(params.get("query"));
   return {
-    query: readQuery(params.get("query")),
+    query: withKnown(query),
+    unknown: columnsOf(query).filter((column) => !known.has(column)),
     picture: picture === "image" || picture === "mask" ? picture : "overlay",
     open: params.get("key"),
     list: params.get("list") === "rasters",
@@ -100,6 +115,16 @@ function readPlace(text: string | null): At | null {
   return { x, y, scale: scale !== undefined && Number.isFinite(scale) && scale > 0 ? scale : null };
 }
 
+const columnsOf = ({ sort, ranges, choices }: Query): string[] => [
+  ...new Set([sort, ...ranges.map(({ column }) => column), ...choices.map(({ column }) => column)]),
+];
+
+function withKnown(query: Query): Query {
+  const isKnown = ({ column }: { column: string }): boolean => known.has(column);
+  const order = known.has(query.sort) ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
+  return { ...query, ...order, ranges: query.ranges.filter(isKnown), choices: query.choices.filter(isKnown) };
+}
+
 /** Query of an address, which anyone may have typed: what is no query is left out. */
 function readQuery(text: string | null): Query {
   let given: Partial<Record<keyof Query, unknown>> = {};
@@ -108,15 +133,18 @@ function readQuery(text: string | null): Query {
   } catch {
     return EMPTY;
   }
-  const list = <T>(value: unknown, test: (one: Record<string, unknown>) => boolean): T[] =>
-    Array.isArray(value) ? (value.filter((one) => test(Object(one))) as T[]) : [];
+  const list = (value: unknown): Record<string, unknown>[] => (Array.isArray(value) ? value.map(Object) : []);
+  const isBound = (value: unknown): value is number | null => value === null || typeof value === "number";
+  const isWord = (value: unknown): value is string | null => value === null || typeof value === "string";
   return {
-    text: typeof given.text === "string" ? given.text : "",
-    ranges: list(given.ranges, ({ column }) => typeof column === "string"),
-    choices: list(given.choices, ({ column, values }) => typeof column === "string" && Array.isArray(values)),
-    sort: typeof given.sort === "string" ? given.sort : "key",
+    text: typeof given.text === "string" ? given.text.slice(0, MOST_LETTERS) : "",
+    ranges: list(given.ranges).flatMap(({ column, low = null, high = null }) =>
+      typeof column === "string" && isBound(low) && isBound(high) ? [{ column, low, high }] : [],
+    ),
+    choices: list(given.choices).flatMap(({ column, values }) =>
+      typeof column === "string" && Array.isArray(values) && values.length && values.every(isWord) ? [{ column, values }] : [],
+    ),
+    sort: typeof given.sort === "string" ? given.sort : EMPTY.sort,
     descending: given.descending === true,
   };
 }
-
-window.addEventListener("popstate", () => enter(fromHash()));

@@ -27,6 +27,7 @@ export class Tiles<T> {
   want(places: Place[]): void {
     const names = new Set(places.map(nameOf));
     for (const [name, stop] of this.asked) if (!names.has(name)) stop.abort();
+    for (const name of this.refused) if (!names.has(name)) this.refused.delete(name); // asked again when it comes back
     for (const place of places) {
       const name = nameOf(place);
       const held = this.held.get(name);
