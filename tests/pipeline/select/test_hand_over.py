@@ -184,7 +184,7 @@ def test_names_of_hostile_keys_are_plain_and_of_their_own() -> None:
 
 def test_hostile_keys_and_class_names_stay_text_in_every_file() -> None:
     evil = ClassMap(
-        name="e", classes=tuple(ClassInfo(name=name, colour=(1, 2, 3)) for name in ('"><x y="', "</label>&\n'"))
+        name="e", classes=tuple(ClassInfo(name=name, colour=(1, 2, 3)) for name in ('"><x y="', "</label>&'"))
     )
     pictures = [Picture(key, f"{file_stem(key)}.jpg", 1, 2, None, None) for key in HOSTILE]
     mask = np.array([[0, 1]], np.uint8)
