@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 a889f3414ec43bd06b8b16e5ce3fd53af07ccff854014c97393af28f2cebe47a
+// Built from pipeline/view/page/src, SHA-256 d1a0646c9dc2cb22f3c6cb7b27d43d4b7017b5f4e245e033e49aeb902587fbd8
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -623,7 +623,7 @@ var Card = class {
   }
   /** Show a row here. The picture of one that is here already stays. */
   async fill(row, picture) {
-    const found = await row;
+    const found = await row.catch((error) => this.badge(messageOf(error)));
     if (!found || this.stop.signal.aborted) return;
     const isHere = this.row?.id === found.id;
     this.row = found;
@@ -650,7 +650,6 @@ var Card = class {
   /** A row without this picture: its mask alone where the image is gone, else the reason. */
   async explain(row, error) {
     const reason = error instanceof Refused ? error.code ?? error.message : String(error);
-    const badge = make("span", { class: "badge" }, row.error_code ?? reason);
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
@@ -658,7 +657,10 @@ var Card = class {
       } catch {
       }
     }
-    if (this.isOf(row)) this.frame.append(badge);
+    if (this.isOf(row)) this.badge(row.error_code ?? reason);
+  }
+  badge(text) {
+    this.frame.append(make("span", { class: "badge" }, text));
   }
   toggleMark() {
     if (this.row) toggleMark(this.row.key);

@@ -354,7 +354,7 @@ def test_a_reload_with_an_open_row_keeps_its_place_and_its_neighbours(page, open
 
 @pytest.fixture
 def growing(tmp_path, monkeypatch):
-    """A run of three rows that goes on: its page, and the way to commit three more, named so that they sort there."""
+    """A run of three rows that goes on: its page, and the way to commit more, named so that they sort there."""
     monkeypatch.setattr(opened_module, "REFRESH_S", 0.05)
     url = Url(str(tmp_path / "run=0123456789ab"))
     commit(url.raw, rows_of(tar("m"), 3))
@@ -365,9 +365,9 @@ def growing(tmp_path, monkeypatch):
         tab.wait("document.querySelector('#count')?.textContent === '3 rows'")
         tab.wait("document.querySelectorAll('.histogram .bar').length > 5")
 
-        def grow(name):
-            rows = int(tab.run("document.querySelector('#count').textContent").split()[0]) + 3
-            commit(url.raw, rows_of(tar(name), 3))
+        def grow(name, count=3):
+            rows = int(tab.run("document.querySelector('#count').textContent").split()[0]) + count
+            commit(url.raw, rows_of(tar(name), count))
             tab.wait(f"document.querySelector('#count').textContent === '{rows} rows'")
 
         yield tab, grow
@@ -377,9 +377,9 @@ def growing(tmp_path, monkeypatch):
 
 def test_what_is_being_typed_stays_when_rows_come(growing):
     page, grow = growing
-    field = "document.querySelector('[data-column=brightness] input')"
+    field = "document.querySelector('[data-column=confidence] input')"
     section = "document.querySelector('[data-column=source]')"
-    page.run(f"void ({field}.closest('section').hidden = false, {field}.focus())")
+    page.run(f"{field}.focus()")
     page.press("7")
     grow("n")
     page.wait(f"{section}.textContent.includes('6') || {section}.hidden")
@@ -409,6 +409,14 @@ def test_the_place_of_an_open_row_follows_the_rows_that_come_before_it(growing):
     page.wait(f"{PLACE} === '2 of 3'")
     grow("a")
     page.wait(f"{PLACE} === '5 of 6'")
+
+
+def test_rows_that_cannot_be_fetched_say_why(growing):
+    page, grow = growing
+    grow("n", 105)
+    page.run("void (window.fetch = () => Promise.reject(new Error('the server is gone')))")
+    page.run("void document.querySelector('#grid').scrollTo(0, 1e6)")
+    page.wait("document.querySelector(\".card[data-position='107'] .badge\")?.textContent === 'the server is gone'")
 
 
 def test_an_address_from_a_comparison_shows_the_rows_without_it_and_says_so(address, tmp_path):

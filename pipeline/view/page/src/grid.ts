@@ -55,7 +55,7 @@ class Card {
 
   /** Show a row here. The picture of one that is here already stays. */
   async fill(row: Promise<Row | undefined>, picture: Picture): Promise<void> {
-    const found = await row;
+    const found = await row.catch((error: unknown) => this.badge(messageOf(error)));
     if (!found || this.stop.signal.aborted) return;
     const isHere = this.row?.id === found.id;
     this.row = found;
@@ -85,7 +85,6 @@ class Card {
   /** A row without this picture: its mask alone where the image is gone, else the reason. */
   private async explain(row: Row, error: unknown): Promise<void> {
     const reason = error instanceof Refused ? (error.code ?? error.message) : String(error);
-    const badge = make("span", { class: "badge" }, row.error_code ?? reason);
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
@@ -94,7 +93,11 @@ class Card {
         // It has no mask that can be shown: the badge alone says why.
       }
     }
-    if (this.isOf(row)) this.frame.append(badge);
+    if (this.isOf(row)) this.badge(row.error_code ?? reason);
+  }
+
+  private badge(text: string): void {
+    this.frame.append(make("span", { class: "badge" }, text));
   }
 
   toggleMark(): void {
