@@ -53,10 +53,11 @@ def pair_rows(first: RunIndex, second: RunIndex) -> None:
 def class_changes(index: RunIndex, query: Query) -> list[dict[str, Any]]:
     """Megapixels of each class in the rows of a query, `before` here and `after` in the other run.
 
-    Rows that lack a mask on either side do not count.
+    Rows that lack a mask on either side do not count. Of rows of an older version, which did not store how many pixels
+    have no data, all pixels count.
     """
     sums = ", ".join(
-        f"sum(megapixels * (1 - nodata_share) * {side}{share_name(number)})"
+        f"sum(megapixels * (1 - coalesce(nodata_share, 0)) * {side}{share_name(number)})"
         for number in range(len(index.classes))
         for side in ("", "other_")
     )

@@ -48,6 +48,14 @@ def test_class_changes_are_the_sums_over_both_masks(viewed, pair):
         assert [change[side] for change in class_changes(pair, Query())] == pytest.approx(pixels / 1e6, rel=1e-4)
 
 
+def test_class_changes_count_rows_that_were_stored_without_their_pixels_without_data(tmp_path):
+    commit(tmp_path / "run", [mask_row(key, tar("a")) for key in "abc"])
+    first, second = (open_index(Url(str(tmp_path / "run"))) for _ in range(2))
+    pair_rows(first, second)
+    assert first.fetch("SELECT count(nodata_share) FROM rows") == [(0,)]
+    assert sum(change["before"] for change in class_changes(first, Query())) == pytest.approx(3 * 6 * 5 / 1e6)
+
+
 def test_rows_that_the_other_run_lacks_or_failed_say_so(tmp_path):
     shard = tar("a")
     commit(tmp_path / "first", [mask_row(key, shard) for key in "abc"])
