@@ -3,13 +3,12 @@
 A class map is a small YAML file; the ones of public data sets are shipped in `pipeline/palettes/` and known by name.
 """
 
-import unicodedata
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -26,14 +25,6 @@ class ClassInfo(BaseModel):
 
     name: str = Field(min_length=1, description="Name shown to people and stored in statistics.")
     colour: tuple[_Channel, _Channel, _Channel] = Field(description="Red, green, blue.")
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_printed(cls, name: str) -> str:
-        """Refuse what XML cannot hold (https://www.w3.org/TR/xml/#charsets), from which CVAT reads class names."""
-        if any(unicodedata.category(letter) == "Cc" or letter in "\ufffe\uffff" for letter in name):
-            raise ValueError(f"class name {name!r} holds a control character")
-        return name
 
 
 class ClassMap(BaseModel):

@@ -6,6 +6,7 @@ tool exports becomes a labelled set by `atrous prepare`, whose layouts read it b
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 Tool = Literal["labelstudio", "cvat", "coco"]
 CLASSES = "classes.yaml"
 COCO = "coco/annotations.json"
+_BEYOND_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def source_to_hand_over(run_url: Url, source: list[str] | None = None) -> SegmentConfig:
@@ -70,12 +72,16 @@ def hand_over(
         images_at: start of the URLs by which Label Studio's tasks name the images; None: its own for local files.
 
     Raises:
-        ConfigError: the run is one over rasters, the folder holds images of other keys, or pycocotools is missing.
+        ConfigError: the run is one over rasters, the folder holds images of other keys, a class name cannot be written
+            for a tool, or pycocotools is missing.
         JobError: a mask is damaged.
         StorageError: the run is damaged.
     """
     cfg = source_to_hand_over(run_url, source)
     classes = parts.read_classes(run_url, parts.list_parts(run_url)[0])
+    tools = list(tools)
+    if {"labelstudio", "cvat"} & set(tools):
+        _refuse_names_beyond_xml(classes)
     pictures, left_out = files.read_pictures(output), dict[str, str]()
     _refuse_other_keys(output, pictures, keys)
     if len(pictures) < len(set(keys)):
@@ -92,6 +98,14 @@ def _refuse_other_keys(output: Url, pictures: Sequence[Picture], keys: Sequence[
     other = next((picture.key for picture in pictures if picture.key not in set(keys)), None)
     if other is not None:
         raise ConfigError(f"{output} holds images of another selection: {other!r}", hint="give another --output")
+
+
+def _refuse_names_beyond_xml(classes: ClassMap) -> None:
+    """Refuse names with characters that XML cannot hold even escaped: https://www.w3.org/TR/xml/#charsets."""
+    for name in (classes.name, *classes.names):
+        if beyond := _BEYOND_XML.search(name):
+            hint = "give --to coco, or rename the class"
+            raise ConfigError(f"{name!r} holds {beyond[0]!r}, which the tool's XML cannot", hint=hint)
 
 
 def _forget_annotations(output: Url) -> None:

@@ -7,7 +7,7 @@ rows that were compared stay.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Condition, Thread
 
 from pipeline.view.agreement import Agreement
@@ -25,7 +25,7 @@ class Pace:
     """Rows of the present request, or of the last one."""
     rows_per_s: float = 0.0
     problem: str | None = None
-    """Why the last request ended early."""
+    """Why the last request ended early, or one of its comparisons."""
 
 
 class Comparing:
@@ -73,19 +73,18 @@ class Comparing:
             self._compare(query, done)
 
     def _compare(self, query: Query, request: int) -> None:
-        began, rows = time.monotonic(), 0
-        pace = Pace(is_working=True)
-        try:
-            for agreement in self.agreements:
+        """Compare the rows with one counterpart after the other; what ends the one does not end the other."""
+        began, pace = time.monotonic(), Pace(is_working=True)
+        for agreement in self.agreements:
+            try:
                 for added in agreement.compare(query, is_over=lambda: self._closed or self._request > request):
-                    rows += added
-                    pace = Pace(True, rows, rows / max(time.monotonic() - began, 1e-3))
+                    rows = pace.rows + added
+                    pace = replace(pace, rows=rows, rows_per_s=rows / max(time.monotonic() - began, 1e-3))
                     self._tell(pace, request)
-            pace = Pace(False, rows, pace.rows_per_s)
-        except Exception as error:  # the page says it, whatever it is: nobody waits for this thread
-            log.exception("comparing pixel by pixel ended")
-            pace = Pace(False, rows, pace.rows_per_s, str(error))
-        self._tell(pace, request)
+            except Exception as error:  # the page says it, whatever it is: nobody waits for this thread
+                log.exception("comparing pixel by pixel ended")
+                pace = replace(pace, problem="; ".join(filter(None, (pace.problem, str(error)))))
+        self._tell(replace(pace, is_working=False), request)
 
     def _tell(self, pace: Pace, request: int) -> None:
         """Show the pace, unless a later request has come."""

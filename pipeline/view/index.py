@@ -73,6 +73,8 @@ class RunIndex:
         self.known_parts = 0
         """Parts that the run had when it was last listed."""
         self._filling = Lock()
+        self._next = 0
+        """Number of the next part. None is used again while this process runs: the page knows rows by their numbers."""
         self._sources = sources
         self._beside: dict[str, tuple[Column, ...]] = {}
         self._database = self._open(_file(run_url, classes, cache))
@@ -120,12 +122,12 @@ class RunIndex:
             gone = held.keys() - set(listed)
             self._forget([held[part] for part in gone])
             added = [part for part in listed if part not in held]
-            number = max(held.values(), default=-1) + 1
+            self._next = max(self._next, *(number + 1 for number in held.values()), 0)
             for some in _growing(added):
                 if is_over():
                     break
-                self._add(some, number)
-                number += len(some)
+                self._add(some, self._next)
+                self._next += len(some)
             return len(gone) + len(added)
 
     def show_beside(self, table: str, columns: Sequence[Column]) -> None:

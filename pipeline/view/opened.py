@@ -78,6 +78,8 @@ class OpenedRun:
         """Why the index cannot be filled further; None while it can."""
         self.finished = False
         """True when the run has written its manifest."""
+        self.revision = 0
+        """Changes of what the index shows since it was opened."""
         self.progress: Snapshot | None = None
         """Latest progress of the run's driver."""
         self._look()
@@ -148,8 +150,11 @@ class OpenedRun:
         return {name: None if isinstance(cell, float) and not isfinite(cell) else cell for name, cell in cells.items()}
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
-        """Numbers of the rows of some keys, in their order; LookupError for a key that the index does not have."""
-        sql = "SELECT key, id FROM rows WHERE key IN (SELECT unnest(?))"
+        """Numbers of the rows of some keys, in their order; LookupError for a key that the index does not have.
+
+        Of two rows of one key, as a run that goes on may have them, that of the first part.
+        """
+        sql = "SELECT key, min(id) FROM rows WHERE key IN (SELECT unnest(?)) GROUP BY key"
         found = dict(self.index.fetch(sql, [list(keys)]))
         if absent := [key for key in keys if key not in found]:
             raise LookupError(f"no row {absent[0]!r} among those that the index has by now")
@@ -225,6 +230,7 @@ class OpenedRun:
                 if self.other and (other_changed := self.other.index.fill(is_over=self._closed.is_set)) + changed:
                     pair_rows(self.index, self.other.index)
                     changed += other_changed
+                self.revision += changed
                 self.problem = None
                 self._compare_if_few(has_changed=changed > 0)
             except (AtrousError, duckdb.Error, OSError) as error:

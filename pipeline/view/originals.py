@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from pipeline.classes import ClassMap
 from pipeline.config import EvaluateConfig
-from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
 from pipeline.geotiff.raster import Raster
 from pipeline.models.card import load_card
 from pipeline.prefetch import ahead
@@ -250,11 +250,16 @@ class Originals:
 
 
 def _check_there(flag: str, url: Url) -> None:
-    """Raise ConfigError where a place that the user named holds nothing, or cannot be read."""
+    """Raise ConfigError where a place that the user named holds nothing, as far as its store lists what it holds."""
+    if url.scheme == "https":  # without listings; objects are asked for by name
+        return
     try:
-        next(objects.list_files(url), None)
+        if next(objects.list_files(url), None) is None:
+            raise ConfigError("it is empty")
+    except AccessDenied as error:  # of listing: objects may still be readable
+        log.warning("%s %s cannot be listed: %s", flag, url.located, error)
     except (ConfigError, StorageError) as error:
-        raise ConfigError(f"{flag} {url.located}: {error}") from error
+        raise ConfigError(f"{flag} {url.located}: {error}", hint="name a place that holds files") from error
 
 
 def _present(url: Url) -> FileInfo:

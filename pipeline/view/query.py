@@ -170,7 +170,7 @@ def _of_text(text: str) -> Iterable[_Condition]:
 
 def _of_ranges(index: RunIndex, ranges: Sequence[Range]) -> Iterable[_Condition]:
     for one in ranges:
-        name = _quoted(index, one.column)
+        name = _quoted(index, one.column, of_words=False)
         for bound, sign in ((one.low, ">="), (one.high, "<=")):
             if bound is not None:
                 yield _Condition(one.column, f"{name} {sign} ?::FLOAT", [min(max(bound, -_LARGEST), _LARGEST)])
@@ -178,7 +178,7 @@ def _of_ranges(index: RunIndex, ranges: Sequence[Range]) -> Iterable[_Condition]
 
 def _of_choices(index: RunIndex, choices: Sequence[OneOf]) -> Iterable[_Condition]:
     for one in choices:
-        name, words = _quoted(index, one.column), [value for value in one.values if value is not None]
+        name, words = _quoted(index, one.column, of_words=True), [value for value in one.values if value is not None]
         tests = [f"{name} IN ({', '.join('?' * len(words))})"] if words else []
         tests += [f"{name} IS NULL"] if None in one.values else []
         yield _Condition(one.column, f"({' OR '.join(tests)})", words)
@@ -197,8 +197,17 @@ def _sorting(index: RunIndex, query: Query) -> str:
     return '"key"' if query.sort == "key" else _quoted(index, query.sort)
 
 
-def _quoted(index: RunIndex, name: str) -> str:
-    """Name of a column in SQL; raises ValueError for one that the index does not have."""
-    if name not in (names := [column.name for column in index.columns]):
-        raise ValueError(f"no column {name!r}; columns: {', '.join(names)}")
+def _quoted(index: RunIndex, name: str, *, of_words: bool | None = None) -> str:
+    """Name of a column in SQL.
+
+    Raises:
+        ValueError: the index does not have it; or, where `of_words` is given, it holds numbers and not words, or words
+            and not numbers.
+    """
+    kinds = {column.name: column.kind == "word" for column in index.columns}
+    if name not in kinds:
+        raise ValueError(f"no column {name!r}; columns: {', '.join(kinds)}")
+    if of_words is not None and kinds[name] != of_words:
+        chosen = "a range" if kinds[name] else "a list"
+        raise ValueError(f"column {name!r} holds {'words' if kinds[name] else 'numbers'}: {chosen} cannot choose them")
     return f'"{name}"'

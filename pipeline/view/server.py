@@ -160,6 +160,7 @@ def _describe(run: OpenedRun, _: Request) -> Response:
             "run": str(run.url),
             "finished": run.finished,
             "rows": rows,
+            "revision": run.revision,
             "parts": {"indexed": indexed, "known": max(run.index.known_parts, indexed)},
             "problem": run.problem,
             "progress": asdict(run.progress) if run.progress else None,
@@ -264,7 +265,10 @@ def _query(request: Request) -> Query:
 
 def _row(run: OpenedRun, request: Request) -> Response:
     key = request.query_params.get("key", "")
-    number = run.ids([key])[key]
+    try:
+        number = run.ids([key])[key]
+    except LookupError as error:  # not yet, or not any more: the address was right
+        raise InputError("not_found", str(error.args[0])) from error
     layers = run.pictures.layers(run.place(number))
     return JSONResponse({"id": number, "row": run.row(number), "layers": [*layers, OTHER] if run.other else layers})
 

@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 d1a0646c9dc2cb22f3c6cb7b27d43d4b7017b5f4e245e033e49aeb902587fbd8
+// Built from pipeline/view/page/src, SHA-256 5be03c605af7efee3fb8ec5004bf6d3de51da40366b76c9b7d3922d39b26b715
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -70,7 +70,7 @@ function refusal(text, otherwise) {
 var encoded = (query) => encodeURIComponent(JSON.stringify(query));
 var fetchRun = async () => getJson("/api/run");
 var fetchRows = async (query, offset, limit) => getJson(`/api/rows?query=${encoded(query)}&offset=${offset}&limit=${limit}`);
-var fetchHistograms = async (query, columns, signal) => getJson(`/api/histograms?query=${encoded(query)}&columns=${columns.join(",")}`, signal);
+var fetchHistograms = async (query, columns2, signal) => getJson(`/api/histograms?query=${encoded(query)}&columns=${columns2.join(",")}`, signal);
 var fetchChanges = async (query, signal) => getJson(`/api/changes?query=${encoded(query)}`, signal);
 var fetchAgreement = async (against, query, signal) => getJson(`/api/agreement/${against}?query=${encoded(query)}`, signal);
 var startComparing = async (query) => getJson(`/api/compare?query=${encoded(query)}`);
@@ -345,9 +345,12 @@ async function startRun(grown2) {
     try {
       latest = await fetchRun();
       show();
-      if (before.problem && !latest.problem) byId("problem").textContent = "";
-      if (latest.rows !== before.rows || JSON.stringify(latest.pace) !== JSON.stringify(before.pace)) grown2();
+      if ((before.problem || isSilent) && !latest.problem) byId("problem").textContent = "";
+      isSilent = false;
+      const seen = ({ rows, revision, pace }) => JSON.stringify([rows, revision, pace]);
+      if (seen(latest) !== seen(before)) grown2();
     } catch (error) {
+      isSilent = true;
       byId("problem").textContent = `no answer from the server: ${messageOf(error)}`;
     }
     waitIfChanging();
@@ -360,6 +363,7 @@ async function startRun(grown2) {
   waitIfChanging();
 }
 var timer = 0;
+var isSilent = false;
 var watch;
 function comparingBegan(pace) {
   latest = { ...latest, pace };
@@ -375,8 +379,8 @@ function show() {
 }
 var nameOf = (url) => url.split("/").slice(-1)[0] ?? url;
 function indexing() {
-  const { indexed, known: known2 } = latest.parts;
-  return indexed < known2 ? `reading: ${count(indexed)} of ${count(known2)} parts, ${count(latest.rows)} rows so far` : "";
+  const { indexed, known } = latest.parts;
+  return indexed < known ? `reading: ${count(indexed)} of ${count(known)} parts, ${count(latest.rows)} rows so far` : "";
 }
 function working() {
   if (latest.finished) return "";
@@ -495,10 +499,10 @@ function tell(text) {
 var MOST_LETTERS = 500;
 var EMPTY = { text: "", ranges: [], choices: [], sort: "key", descending: false };
 var listeners2 = [];
-var known = /* @__PURE__ */ new Set();
+var columns = [];
 var current;
-function startState(columns) {
-  known = /* @__PURE__ */ new Set([...columns, EMPTY.sort]);
+function startState(run2) {
+  columns = run2.columns;
   current = fromHash();
   window.addEventListener("popstate", () => enter(fromHash()));
 }
@@ -513,6 +517,7 @@ function change(part, { replace = false } = {}) {
   else history.pushState(null, "", hash);
   enter(next);
 }
+var addressOf = (part) => toHash({ ...current, ...part });
 var changeQuery = (part, options = {}) => change({ query: { ...current.query, ...part } }, options);
 function setRange(column, low, high) {
   const others = current.query.ranges.filter((range) => range.column !== column);
@@ -542,10 +547,10 @@ function toHash({ query, picture, open, list: list2, raster, at }) {
 function fromHash() {
   const params = new URLSearchParams(location.hash.slice(1));
   const picture = params.get("picture");
-  const query = readQuery(params.get("query"));
+  const { query, unknown } = withKnown(readQuery(params.get("query")));
   return {
-    query: withKnown(query),
-    unknown: columnsOf(query).filter((column) => !known.has(column)),
+    query,
+    unknown,
     picture: picture === "image" || picture === "mask" ? picture : "overlay",
     open: params.get("key"),
     list: params.get("list") === "rasters",
@@ -558,14 +563,19 @@ function readPlace(text) {
   if (x === void 0 || y === void 0 || !Number.isFinite(x) || !Number.isFinite(y)) return null;
   return { x, y, scale: scale !== void 0 && Number.isFinite(scale) && scale > 0 ? scale : null };
 }
-var columnsOf = ({ sort, ranges, choices }) => [
-  .../* @__PURE__ */ new Set([sort, ...ranges.map(({ column }) => column), ...choices.map(({ column }) => column)])
-];
 function withKnown(query) {
-  const isKnown = ({ column }) => known.has(column);
-  const order = known.has(query.sort) ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
-  return { ...query, ...order, ranges: query.ranges.filter(isKnown), choices: query.choices.filter(isKnown) };
+  const isNumber = ({ column }) => columns.some(({ name, kind }) => name === column && kind !== "word");
+  const isWord = ({ column }) => columns.some(({ name, kind }) => name === column && kind === "word");
+  const sorts = query.sort === EMPTY.sort || columns.some(({ name }) => name === query.sort);
+  const [ranges, choices] = [query.ranges.filter(isNumber), query.choices.filter(isWord)];
+  const left = [...query.ranges, ...query.choices].filter((one) => ![...ranges, ...choices].includes(one));
+  const unknown = [.../* @__PURE__ */ new Set([...sorts ? [] : [query.sort], ...left.map(({ column }) => column)])];
+  const order = sorts ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
+  return { query: { ...query, ...order, ranges, choices }, unknown };
 }
+var oneEach = (conditions) => [
+  ...new Map(conditions.map((one) => [one.column, one])).values()
+];
 function readQuery(text) {
   let given = {};
   try {
@@ -578,11 +588,15 @@ function readQuery(text) {
   const isWord = (value) => value === null || typeof value === "string";
   return {
     text: typeof given.text === "string" ? given.text.slice(0, MOST_LETTERS) : "",
-    ranges: list2(given.ranges).flatMap(
-      ({ column, low = null, high = null }) => typeof column === "string" && isBound(low) && isBound(high) ? [{ column, low, high }] : []
+    ranges: oneEach(
+      list2(given.ranges).flatMap(
+        ({ column, low = null, high = null }) => typeof column === "string" && isBound(low) && isBound(high) ? [{ column, low, high }] : []
+      )
     ),
-    choices: list2(given.choices).flatMap(
-      ({ column, values }) => typeof column === "string" && Array.isArray(values) && values.length && values.every(isWord) ? [{ column, values }] : []
+    choices: oneEach(
+      list2(given.choices).flatMap(
+        ({ column, values }) => typeof column === "string" && Array.isArray(values) && values.length && values.every(isWord) ? [{ column, values }] : []
+      )
     ),
     sort: typeof given.sort === "string" ? given.sort : EMPTY.sort,
     descending: given.descending === true
@@ -602,6 +616,7 @@ var cards = /* @__PURE__ */ new Map();
 var pages = /* @__PURE__ */ new Map();
 var total = 0;
 var asked = 0;
+var isStale = false;
 var Card = class {
   element = make("div", { class: "card", role: "listitem" });
   link = make("a");
@@ -611,53 +626,69 @@ var Card = class {
   stop = new AbortController();
   row = null;
   shown = "";
-  constructor(position2) {
+  /** True where the picture did not come, though the row may have it. */
+  isMissed = false;
+  constructor() {
     this.link.append(this.frame, this.caption);
     this.element.append(this.link, this.mark);
     this.mark.addEventListener("click", () => this.toggleMark());
-    this.element.dataset["position"] = String(position2);
     this.link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
       if (this.row) change({ open: this.row.key });
     });
   }
-  /** Show a row here. The picture of one that is here already stays. */
+  /** Number of its row; null until the row has come. */
+  get id() {
+    return this.row?.id ?? null;
+  }
+  set position(position2) {
+    this.element.dataset["position"] = String(position2);
+  }
   async fill(row, picture) {
     const found = await row.catch((error) => this.badge(messageOf(error)));
-    if (!found || this.stop.signal.aborted) return;
-    const isHere = this.row?.id === found.id;
-    this.row = found;
+    if (!found || this.isGone) return;
+    this.describe(found);
+    await this.showPicture(found, picture);
+  }
+  /** The same row again, whose values may have changed; a picture that did not come is asked for again. */
+  update(row, picture) {
+    this.describe(row);
+    if (this.isMissed) void this.showPicture(row, picture);
+  }
+  describe(row) {
+    this.row = row;
     this.showMark();
-    this.element.dataset["key"] = found.key;
-    this.link.href = `#${new URLSearchParams({ key: found.key })}`;
-    this.link.title = found.key;
-    this.caption.replaceChildren(make("span", { class: "key" }, shortKey(found.key)), make("small", {}, subtitle(found)));
-    if (!isHere) await this.showPicture(found, picture);
+    this.element.dataset["key"] = row.key;
+    this.link.href = addressOf({ open: row.key });
+    this.link.title = row.key;
+    this.caption.replaceChildren(make("span", { class: "key" }, shortKey(row.key)), make("small", {}, subtitle(row)));
   }
   async showPicture(row, picture) {
+    this.isMissed = false;
     this.frame.replaceChildren();
     try {
       const blob = await fetchThumbnail(row.id, picture, this.stop.signal);
-      if (this.isOf(row)) this.show(blob, `${row.key}, ${picture}`);
+      if (!this.isGone) this.show(blob, `${row.key}, ${picture}`);
     } catch (error) {
-      if (this.isOf(row)) await this.explain(row, error);
+      this.isMissed = !(error instanceof Refused);
+      if (!this.isGone) await this.explain(row, error);
     }
   }
-  /** False once the card is gone, or has another row. */
-  isOf({ id }) {
-    return !this.stop.signal.aborted && this.row?.id === id;
+  get isGone() {
+    return this.stop.signal.aborted;
   }
   /** A row without this picture: its mask alone where the image is gone, else the reason. */
   async explain(row, error) {
-    const reason = error instanceof Refused ? error.code ?? error.message : String(error);
+    const reason = error instanceof Refused ? error.code ?? error.message : messageOf(error);
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
-        if (this.isOf(row)) this.show(blob, `${row.key}, mask without image: ${reason}`);
+        if (!this.isGone) this.show(blob, `${row.key}, mask without image: ${reason}`);
       } catch {
       }
     }
-    if (this.isOf(row)) this.badge(row.error_code ?? reason);
+    if (!this.isGone) this.badge(row.error_code ?? reason);
   }
   badge(text) {
     this.frame.append(make("span", { class: "badge" }, text));
@@ -695,9 +726,9 @@ function subtitle(row) {
 }
 function shape() {
   const inside2 = scroller.clientWidth - GAP;
-  const columns = Math.max(2, Math.floor(inside2 / (CARD_WIDTH + GAP)));
-  const width = Math.floor(inside2 / columns) - GAP;
-  return { columns, width, height: width + CAPTION_HEIGHT + GAP, lines: Math.ceil(total / columns) };
+  const columns2 = Math.max(2, Math.floor(inside2 / (CARD_WIDTH + GAP)));
+  const width = Math.floor(inside2 / columns2) - GAP;
+  return { columns: columns2, width, height: width + CAPTION_HEIGHT + GAP, lines: Math.ceil(total / columns2) };
 }
 async function rowAt(position2) {
   const number = Math.floor(position2 / PAGE_ROWS);
@@ -705,7 +736,7 @@ async function rowAt(position2) {
   if (!page) {
     page = fetchRows(state().query, number * PAGE_ROWS, PAGE_ROWS).then(({ rows }) => rows);
     pages.set(number, page);
-    page.catch(() => pages.delete(number));
+    page.catch(() => pages.get(number) === page && pages.delete(number));
     if (pages.size > KEPT_PAGES) pages.delete(pages.keys().next().value);
   }
   return (await page)[position2 - number * PAGE_ROWS];
@@ -714,6 +745,7 @@ var totalRows = () => total;
 async function reload({ grown: grown2 = false } = {}) {
   const query = state().query;
   const turn2 = ++asked;
+  isStale ||= !grown2;
   try {
     const first = await fetchRows(query, 0, PAGE_ROWS);
     if (turn2 !== asked) return;
@@ -721,33 +753,51 @@ async function reload({ grown: grown2 = false } = {}) {
     total = first.total;
     byId("problem").textContent = "";
   } catch (error) {
-    byId("problem").textContent = messageOf(error);
+    if (turn2 === asked) byId("problem").textContent = messageOf(error);
     return;
   }
   byId("count").textContent = `${count(total)} ${total === 1 ? "row" : "rows"}`;
   byId("none").hidden = total > 0;
-  if (grown2) {
-    for (const [position2, card] of cards) if (position2 < total) void card.fill(rowAt(position2), state().picture);
-  } else {
+  if (isStale) {
     scroller.scrollTop = 0;
     clear();
-  }
+  } else await rearrange(turn2);
+  if (turn2 !== asked) return;
+  isStale = false;
   draw();
+}
+async function rearrange(turn2) {
+  const positions = [...cards.keys()].filter((position2) => position2 < total);
+  const rows = await Promise.all(positions.map((position2) => rowAt(position2).catch(() => void 0)));
+  if (turn2 !== asked) return;
+  const held = new Map([...cards.values()].map((card) => [card.id, card]));
+  const [before, { picture }] = [cards, state()];
+  cards = /* @__PURE__ */ new Map();
+  positions.forEach((position2, at) => {
+    const row = rows[at];
+    const card = row && held.get(row.id);
+    if (!row || !card) return;
+    card.position = position2;
+    card.update(row, picture);
+    cards.set(position2, card);
+  });
+  const kept = new Set(cards.values());
+  for (const card of before.values()) if (!kept.has(card)) card.remove();
 }
 function clear() {
   for (const card of cards.values()) card.remove();
   cards.clear();
 }
 function draw() {
-  const { columns, width, height, lines } = shape();
+  const { columns: columns2, width, height, lines } = shape();
   const full = lines * height + GAP;
   const shown2 = Math.min(full, MOST_HEIGHT);
   sheet.style.height = `${shown2}px`;
   const view = scroller.clientHeight;
   const scale = shown2 > view ? (full - view) / (shown2 - view) : 1;
   const top = scroller.scrollTop * scale;
-  const first = Math.max(0, Math.floor((top - view) / height)) * columns;
-  const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns);
+  const first = Math.max(0, Math.floor((top - view) / height)) * columns2;
+  const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns2);
   for (const [position2, card] of cards) {
     if (position2 < first || position2 >= last) {
       card.remove();
@@ -759,20 +809,21 @@ function draw() {
     const style = card.element.style;
     style.width = `${width}px`;
     style.height = `${height - GAP}px`;
-    style.left = `${GAP + position2 % columns * (width + GAP)}px`;
-    style.top = `${GAP + Math.floor(position2 / columns) * height + scroller.scrollTop - top}px`;
+    style.left = `${GAP + position2 % columns2 * (width + GAP)}px`;
+    style.top = `${GAP + Math.floor(position2 / columns2) * height + scroller.scrollTop - top}px`;
   }
 }
 function add(position2) {
-  const card = new Card(position2);
+  const card = new Card();
+  card.position = position2;
   cards.set(position2, card);
   sheet.append(card.element);
   void card.fill(rowAt(position2), state().picture);
   return card;
 }
 function moveFocus(event) {
-  const { columns } = shape();
-  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  const { columns: columns2 } = shape();
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns2, ArrowDown: columns2 };
   const step2 = steps[event.key];
   const here = document.activeElement?.closest(".card")?.dataset["position"];
   if (event.key === "m" && here !== void 0) cards.get(Number(here))?.toggleMark();
@@ -886,6 +937,7 @@ var overlay = "mask";
 var beside = null;
 var layers = null;
 var stop = new AbortController();
+var locating = new AbortController();
 var position = null;
 function startDetail() {
   const actions = {
@@ -929,12 +981,16 @@ async function showOpened(at) {
 function setPosition(at) {
   position = at;
   byId("place").textContent = at === null ? "" : `${count(at + 1)} of ${count(totalRows())}`;
-  for (const button of ["previous", "next"]) byId(button).disabled = at === null;
+  const buttons = ["previous", "next"].map((id) => byId(id));
+  if (at === null && buttons.some((button) => button === document.activeElement)) dialog.focus();
+  for (const button of buttons) button.disabled = at === null;
 }
 async function locate() {
   const { open, query } = state();
-  const { signal } = stop;
   if (open === null) return;
+  locating.abort();
+  locating = new AbortController();
+  const signal = AbortSignal.any([stop.signal, locating.signal]);
   try {
     const { position: at } = await fetchPosition(open, query, signal);
     if (!signal.aborted) setPosition(at);
@@ -946,6 +1002,8 @@ async function show3(key, signal) {
   layers = null;
   canvas.clear();
   tell2("");
+  byId("key").textContent = key;
+  for (const id of ["facts", "classes", "overlays", "beside"]) byId(id).replaceChildren();
   try {
     const { id, row, layers: available } = await fetchRow(key);
     if (signal.aborted) return;
@@ -973,12 +1031,18 @@ function tell2(text) {
   byId("image-problem").textContent = text;
 }
 async function step(by) {
-  if (position === null) return;
-  const next = position + by;
-  const row = next >= 0 && next < totalRows() ? await rowAt(next) : void 0;
-  if (!row) return;
-  steppedTo = next;
-  change({ open: row.key }, { replace: true });
+  const { signal } = stop;
+  try {
+    for (let next = (position ?? NaN) + by; next >= 0 && next < totalRows(); next += by) {
+      const row = await rowAt(next);
+      if (!row || signal.aborted) return;
+      if (row.key === state().open) continue;
+      steppedTo = next;
+      return change({ open: row.key }, { replace: true });
+    }
+  } catch (error) {
+    if (!signal.aborted) tell2(messageOf(error));
+  }
 }
 var steppedTo = null;
 function takeStep() {
@@ -1186,11 +1250,13 @@ var Histogram = class {
     const bounds = make("div", { class: "bounds" }, this.fields.low, "to", this.fields.high, this.unit === 100 ? "%" : "");
     this.body = make("div", { class: "body" }, this.svg, bounds, this.without);
     this.svg.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       this.from = this.shareAt(event);
       this.svg.setPointerCapture(event.pointerId);
     });
     this.svg.addEventListener("pointermove", (event) => this.drag(event));
     this.svg.addEventListener("pointerup", (event) => this.drop(event));
+    this.svg.addEventListener("pointercancel", () => this.release());
   }
   column;
   body;
@@ -1203,9 +1269,15 @@ var Histogram = class {
   bins = { low: 0, high: 1, counts: [], without: 0 };
   /** Share of the width where a drag began; null without one. */
   from = null;
+  /** Counts that came during a drag. */
+  later = null;
   /** Shares are typed in percent. */
   unit;
   show(bins) {
+    if (this.from !== null) {
+      this.later = bins;
+      return;
+    }
     this.bins = bins;
     const ends = `${figure(this.column, bins.low)} to ${figure(this.column, bins.high)}`;
     this.svg.setAttribute("aria-label", `${this.column.title}: histogram from ${ends}`);
@@ -1217,7 +1289,7 @@ var Histogram = class {
     });
     this.svg.replaceChildren(...bars, this.brush);
     const range = this.range();
-    if (this.from === null) this.paint(range);
+    this.paint(range);
     for (const side of ["low", "high"]) this.write(side, range[side]);
     this.without.textContent = bins.without ? `${count(bins.without)} without a value` : "";
   }
@@ -1234,10 +1306,19 @@ var Histogram = class {
   drop(event) {
     if (this.from === null) return;
     const [low, high] = [Math.min(this.from, this.shareAt(event)), Math.max(this.from, this.shareAt(event))];
-    this.from = null;
     if (high - low < 1 / WIDTH) setRange(this.column.name, null, null);
-    else setRange(this.column.name, low > 0 ? rounded(this.valueAt(low)) : null, high < 1 ? rounded(this.valueAt(high)) : null);
-    this.paint(this.range());
+    else setRange(this.column.name, low > 0 ? this.rounded(low, Math.floor) : null, high < 1 ? this.rounded(high, Math.ceil) : null);
+    this.release();
+  }
+  release() {
+    this.from = null;
+    this.show(this.later ?? this.bins);
+    this.later = null;
+  }
+  /** Value at a share of the width, rounded to fewer digits than a pixel can tell apart. */
+  rounded(share, round) {
+    const step2 = 10 ** Math.floor(Math.log10((this.bins.high - this.bins.low) / WIDTH || 1));
+    return exact(round(this.valueAt(share) / step2) * step2);
   }
   shareAt(event) {
     const box = this.svg.getBoundingClientRect();
@@ -1260,7 +1341,9 @@ var Histogram = class {
     const input = make("input", { type: "number", step: "any", "aria-label": text });
     input.addEventListener("change", () => {
       const range = { ...this.range() };
-      range[side] = input.value === "" ? null : Number(input.value) / this.unit;
+      this.written[side] = input.value;
+      if (input.validity.badInput) return this.write(side, range[side]);
+      range[side] = input.value === "" ? null : exact(Number(input.value) / this.unit);
       setRange(this.column.name, range.low, range.high);
     });
     return input;
@@ -1268,12 +1351,12 @@ var Histogram = class {
   /** Give a field its bound, unless it has it: what is being typed there stays. */
   write(side, bound) {
     this.fields[side].placeholder = String(Number((this.bins[side] * this.unit).toPrecision(3)));
-    const text = bound === null ? "" : String(rounded(bound * this.unit));
-    if (text === this.written[side]) return;
+    const text = bound === null ? "" : String(exact(bound * this.unit));
+    if (text === this.written[side] && !this.fields[side].validity.badInput) return;
     this.fields[side].value = this.written[side] = text;
   }
 };
-var rounded = (value) => Number(value.toPrecision(4));
+var exact = (value) => Number(value.toPrecision(12));
 
 // src/words.ts
 var WordList = class {
@@ -1286,7 +1369,9 @@ var WordList = class {
   rarer = make("small");
   show({ words, without, others }) {
     const chosen = this.chosen();
-    const values = without ? [...words, [null, without]] : words;
+    const counted = without ? [...words, [null, without]] : words;
+    const unseen = chosen.filter((value) => !counted.some(([word]) => word === value));
+    const values = [...counted, ...unseen.map((value) => [value, 0])];
     const elements = values.map(([value, rows]) => {
       const line2 = this.lines.get(value) ?? this.add(value);
       line2.box.checked = chosen.includes(value);
@@ -1317,11 +1402,12 @@ var FIRST_CLASSES = 12;
 var panel = byId("filters");
 var stop3 = new AbortController();
 var allClasses = false;
-var boxes2;
+var boxes2 = /* @__PURE__ */ new Map();
 var searched = "";
 function startFilters() {
   const search = byId("search");
   const find = () => {
+    if (search.value.trim() === searched) return;
     searched = search.value.trim();
     changeQuery({ text: searched }, { replace: true });
   };
@@ -1332,22 +1418,28 @@ function startFilters() {
   sort.append(...sortable.map(({ name, title }) => make("option", { value: name }, title)));
   sort.addEventListener("change", () => changeQuery({ sort: sort.value }));
   byId("direction").addEventListener("click", () => changeQuery({ descending: !state().query.descending }));
-  byId("clear").addEventListener("click", clearFilters);
+  byId("clear").addEventListener("click", () => {
+    search.value = "";
+    clearFilters();
+  });
   build();
 }
 function build() {
-  const columns = run().columns;
-  const classes = columns.filter(({ class_id }) => class_id !== null);
-  const first = allClasses ? classes : classes.slice(0, FIRST_CLASSES);
-  const shown2 = [...columns.filter(({ class_id }) => class_id === null), ...first];
+  const columns2 = run().columns;
+  const classes = columns2.filter(({ class_id }) => class_id !== null);
+  const first = classes.filter(({ name }, at) => allClasses || at < FIRST_CLASSES || isUsed(name));
+  const shown2 = [...columns2.filter(({ class_id }) => class_id === null), ...first];
+  const before = boxes2;
   boxes2 = new Map(
     shown2.map((column) => {
+      const held = before.get(column.name);
+      if (held) return [column.name, held];
       const box = column.kind === "word" ? new WordList(column) : new Histogram(column);
       const section = make("section", { class: "filter", "data-column": column.name }, heading(column), box.body);
       return [column.name, { section, box }];
     })
   );
-  panel.replaceChildren(...[...boxes2.values()].map(({ section }) => section));
+  const sections = [...boxes2.values()].map(({ section }) => section);
   if (first.length < classes.length) {
     const more = make("button", { type: "button" }, `all ${classes.length} classes`);
     more.addEventListener("click", () => {
@@ -1355,8 +1447,9 @@ function build() {
       build();
       void refreshFilters();
     });
-    panel.append(more);
+    sections.push(more);
   }
+  arrange(panel, sections);
 }
 function heading(column) {
   const chosen = column.class_id === null ? void 0 : run().classes[column.class_id];
@@ -1368,6 +1461,7 @@ async function refreshFilters() {
   stop3.abort();
   stop3 = new AbortController();
   const { query } = state();
+  if (run().columns.some(({ name }) => isUsed(name) && !boxes2.has(name))) build();
   if (query.text !== searched) byId("search").value = query.text;
   searched = query.text;
   byId("clear").hidden = !isFiltered(query);
@@ -2035,7 +2129,8 @@ function showPicture() {
   for (const input of pictures) input.checked = input.value === state().picture;
 }
 function showUnknown({ unknown }) {
-  byId("unknown").textContent = unknown.length ? `left out of the address, as this run has no such column: ${unknown.join(", ")}` : "";
+  const names = unknown.slice(0, 5).map((name) => name.slice(0, 40)).join(", ");
+  byId("unknown").textContent = names && `left out of the address, as this run has no such column: ${names}`;
 }
 function positionOf(key) {
   const cards2 = [...document.querySelectorAll(".card")];
@@ -2069,7 +2164,7 @@ async function start() {
     byId("problem").textContent = messageOf(error);
     return;
   }
-  startState(run().columns.map(({ name }) => name));
+  startState(run());
   showUnknown(state());
   if (matchMedia("(max-width: 48rem)").matches) byId("side").open = false;
   startFilters();

@@ -13,7 +13,7 @@ import yaml
 from pipeline.classes import ClassInfo, ClassMap
 from pipeline.errors import ConfigError
 from pipeline.image.run_lengths import decode_brush
-from pipeline.run import folder
+from pipeline.run import folder, parts
 from pipeline.select import cvat, files, label_studio
 from pipeline.select.files import Picture, file_stem
 from pipeline.select.hand_over import hand_over
@@ -184,7 +184,7 @@ def test_names_of_hostile_keys_are_plain_and_of_their_own() -> None:
 
 def test_hostile_keys_and_class_names_stay_text_in_every_file() -> None:
     evil = ClassMap(
-        name="e", classes=tuple(ClassInfo(name=name, colour=(1, 2, 3)) for name in ('"><x y="', "</label>&'"))
+        name="e", classes=tuple(ClassInfo(name=name, colour=(1, 2, 3)) for name in ('"><x y="', "</label>&\n'"))
     )
     pictures = [Picture(key, f"{file_stem(key)}.jpg", 1, 2, None, None) for key in HOSTILE]
     mask = np.array([[0, 1]], np.uint8)
@@ -195,6 +195,20 @@ def test_hostile_keys_and_class_names_stay_text_in_every_file() -> None:
     tree = ElementTree.fromstring(b"".join(cvat.annotations(pictures, evil, lambda _: mask)))
     assert {one.get("label") for one in tree.iter("mask")} == set(evil.names)
     assert {image.get("name") for image in tree.iter("image")} == {picture.file for picture in pictures}
+
+
+@pytest.mark.parametrize("letter", ["\0", "\x1b", "\ufffe"])
+def test_a_class_name_that_xml_cannot_hold_is_refused_before_anything_is_written(
+    run_url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letter: str
+) -> None:
+    soil, *others = FARM.classes
+    named = FARM.model_copy(update={"classes": (soil.model_copy(update={"name": f"so{letter}il"}), *others)})
+    monkeypatch.setattr(parts, "read_classes", lambda *_: named)
+    for tool in ("labelstudio", "cvat"):
+        with pytest.raises(ConfigError, match="XML cannot"):
+            hand_over(run_url, sorted(PHOTOS), Url(str(tmp_path / "to")), ["coco", tool])
+    assert not (tmp_path / "to").exists()
+    assert hand_over(run_url, sorted(PHOTOS), Url(str(tmp_path / "to")), ["coco"])["handed_over"] == 5
 
 
 def test_files_of_hostile_keys_lie_in_the_folder(tmp_path: Path) -> None:

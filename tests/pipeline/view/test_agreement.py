@@ -314,6 +314,23 @@ def test_what_ends_the_comparison_is_said_and_the_next_request_is_carried_out():
     comparing.close()
 
 
+def test_what_ends_one_comparison_does_not_end_the_other():
+    class Failing(Slow):
+        def compare(self, query, *, is_over):
+            yield 3
+            raise RuntimeError("no labels")
+
+    class Sound(Slow):
+        def compare(self, query, *, is_over):
+            yield 4
+
+    comparing = Comparing([Failing(), Sound(), Failing()])
+    comparing.request(Query())
+    wait_for(lambda: not comparing.pace.is_working)
+    assert (comparing.pace.rows, comparing.pace.problem) == (10, "no labels; no labels")
+    comparing.close()
+
+
 def test_a_thread_that_was_never_asked_ends_at_once():
     Comparing([]).close()
 

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DecodeConfig
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import AccessDenied, ConfigError, InputError
 from pipeline.image.decode import decode_image
 from pipeline.run import parts
+from pipeline.store import objects
 from pipeline.store.url import Url
 from pipeline.view.originals import Originals
 from tests.support import viewed_runs
@@ -46,20 +47,36 @@ def test_a_source_that_is_not_there_is_named_with_the_way_to_say_where_it_is(vie
     assert "--source says where" in caplog.text
 
 
-@pytest.mark.parametrize("named", [{"source": ["PLACE"]}, {"labels": "PLACE"}])
+@pytest.mark.parametrize("flag", ["--source", "--labels"])
 @pytest.mark.parametrize(
     ("place", "reason"),
-    [("elsewhere", "no such file or folder"), ("ftp://host/x", "ftp:// is not supported"), ("", "is empty")],
+    [
+        ("elsewhere", "no such file or folder"),
+        ("ftp://host/x", "ftp:// is not supported"),
+        ("", "the URL is empty"),
+        ("EMPTY", "it is empty"),
+    ],
 )
-def test_a_place_that_the_user_named_and_that_holds_nothing_is_an_error(viewed, named, place, reason):
-    flag = f"--{next(iter(named))}"
+def test_a_place_that_the_user_named_and_that_holds_nothing_is_an_error(viewed, tmp_path, flag, place, reason):
+    place = str(tmp_path) if place == "EMPTY" else place
     with pytest.raises(ConfigError, match=reason) as raised:
-        Originals(
-            viewed.url,
-            FARM,
-            **{name: type(value)(place) if value == "PLACE" else [place] for name, value in named.items()},
-        )
+        open_at(viewed.url, flag, place)
     assert str(raised.value).startswith(flag)
+
+
+@pytest.mark.parametrize("flag", ["--source", "--labels"])
+def test_a_place_that_cannot_be_listed_may_still_hold_what_is_asked_for_by_name(viewed, flag, monkeypatch, caplog):
+    def refused(url):
+        raise AccessDenied(f"{url}: ListBucket")
+
+    open_at(viewed.url, flag, "https://example.org/files")
+    monkeypatch.setattr(objects, "list_files", refused)
+    open_at(viewed.url, flag, "s3://bucket/files")
+    assert f"{flag} s3://bucket/files cannot be listed" in caplog.text
+
+
+def open_at(url, flag, place):
+    return Originals(url, FARM, **({"source": [place]} if flag == "--source" else {"labels": place}))
 
 
 def test_labels_are_those_of_the_run(viewed):

@@ -1,6 +1,8 @@
 """The page in a real browser, over the real server."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -14,7 +16,7 @@ from pipeline.view.comparing import Comparing
 from pipeline.view.opened import OpenedRun
 from pipeline.view.query import Query
 from tests.support.browser import browser
-from tests.support.committed import commit, rows_of, tar
+from tests.support.committed import commit, mask_row, rows_of, tar
 from tests.support.pages import needs_browser
 from tests.support.served import TOKEN, serving
 from tests.support.viewed_runs import FARM, HOSTILE, IMAGES, ids_by_key
@@ -347,14 +349,14 @@ def test_a_reload_with_an_open_row_keeps_its_place_and_its_neighbours(page, open
     page.wait(f"{PLACE} === '6 of {ROWS}'")
     page.reload()
     page.wait(f"{PLACE} === '6 of {ROWS}'")
-    page.click("#next")
+    page.press("ArrowRight")
     page.wait(f"document.querySelector('#key').textContent === {json.dumps(expected[6])}")
     assert page.run(PLACE) == f"7 of {ROWS}"
 
 
 @pytest.fixture
 def growing(tmp_path, monkeypatch):
-    """A run of three rows that goes on: its page, and the way to commit more, named so that they sort there."""
+    """A run of three rows that goes on: its page, and the way to commit more and wait for them."""
     monkeypatch.setattr(opened_module, "REFRESH_S", 0.05)
     url = Url(str(tmp_path / "run=0123456789ab"))
     commit(url.raw, rows_of(tar("m"), 3))
@@ -365,10 +367,11 @@ def growing(tmp_path, monkeypatch):
         tab.wait("document.querySelector('#count')?.textContent === '3 rows'")
         tab.wait("document.querySelectorAll('.histogram .bar').length > 5")
 
-        def grow(name, count=3):
-            rows = int(tab.run("document.querySelector('#count').textContent").split()[0]) + count
-            commit(url.raw, rows_of(tar(name), count))
-            tab.wait(f"document.querySelector('#count').textContent === '{rows} rows'")
+        def grow(rows):
+            total = run.index.counts()[0] + len(rows)
+            name = commit(url.raw, rows)
+            tab.wait(f"document.querySelector('#count').textContent === '{total} rows'")
+            return Path(url.raw) / "parts" / name
 
         yield tab, grow
         assert tab.complaints == []
@@ -381,7 +384,7 @@ def test_what_is_being_typed_stays_when_rows_come(growing):
     section = "document.querySelector('[data-column=source]')"
     page.run(f"{field}.focus()")
     page.press("7")
-    grow("n")
+    grow(rows_of(tar("n"), 3))
     page.wait(f"{section}.textContent.includes('6') || {section}.hidden")
     assert page.run(f"document.activeElement === {field} && {field}.value") == "7"
     page.press("5")
@@ -394,33 +397,166 @@ def test_cards_and_the_keyboard_stay_when_rows_come(growing):
     page.run("void (window.held = document.querySelector(\".card[data-position='1']\"))")
     page.run("held.querySelector('a').focus()")
     page.run("void (window.picture = held.querySelector('img'))")
-    grow("n")
+    grow(rows_of(tar("n"), 3))
     page.wait("document.querySelectorAll('.frame img').length === 6")
     assert page.run("held.isConnected && held.contains(document.activeElement) && held.contains(picture)")
-    before = page.run("held.dataset.key")
-    grow("a")
-    page.wait(f"held.dataset.key !== {json.dumps(before)}")
-    page.wait("held.querySelector('img')?.alt.startsWith(held.dataset.key)")
+    key = page.run("held.dataset.key")
+    grow(rows_of(tar("a"), 3))  # before them
+    page.wait("held.dataset.position === '4'")
+    assert page.run("held.dataset.key") == key
+    assert page.run("held.contains(document.activeElement) && held.contains(picture)")
+    page.press("m")
+    assert page.run("[...document.querySelectorAll('.card.marked')].map(card => card.dataset.key)") == [key]
 
 
 def test_the_place_of_an_open_row_follows_the_rows_that_come_before_it(growing):
     page, grow = growing
     page.click(".card[data-position='1'] a")
     page.wait(f"{PLACE} === '2 of 3'")
-    grow("a")
+    grow(rows_of(tar("a"), 3))
     page.wait(f"{PLACE} === '5 of 6'")
+
+
+def delayed(part):
+    """Script that lets the next request for a path with this part wait until `window.release()`."""
+    return (
+        "{ const fetched = window.fetch; let held = false;"
+        f"window.fetch = async (path, more) => {{ if (!held && path.includes({json.dumps(part)})) {{ held = true;"
+        "await new Promise(go => window.release = go) } return fetched(path, more) } }"
+    )
+
+
+def test_an_older_answer_that_comes_late_changes_no_card(growing):
+    page, grow = growing
+    grow(rows_of(tar("n"), 150))
+    page.run("void document.querySelector('#grid').scrollTo(0, 1e6)")
+    page.wait("!!document.querySelector(\".card[data-position='120'] img\")")
+    page.run(delayed("offset=100"))
+    grow(rows_of(tar("a"), 1))
+    page.wait("!!window.release")
+    grow(rows_of(tar("b"), 1))
+    shown = "document.querySelector(\".card[data-position='120']\")?.dataset.key"
+    expected = json.dumps(
+        sorted(
+            row.key for name, rows in [("a", 1), ("b", 1), ("m", 3), ("n", 150)] for row in rows_of(tar(name), rows)
+        )[120]
+    )
+    page.wait(f"{shown} === {expected}")
+    page.run("void window.release()")
+    page.run("new Promise(go => setTimeout(go, 200))")
+    assert page.run(f"{shown} === {expected}")
+
+
+def test_an_image_that_was_closed_does_not_come_back(growing):
+    page, grow = growing
+    grow(rows_of(tar("n"), 150))
+    key = sorted(row.key for row in rows_of(tar("m"), 3) + rows_of(tar("n"), 150))[99]
+    page.run(f"location.hash = new URLSearchParams({{key: {json.dumps(key)}}})")
+    page.wait(f"{PLACE} === '100 of 153'")
+    page.run(delayed("offset=100"))
+    page.press("ArrowRight")
+    page.wait("!!window.release")
+    page.press("Escape")
+    page.wait("!document.querySelector('#detail').open")
+    page.run("void window.release()")
+    page.run("new Promise(go => setTimeout(go, 200))")
+    assert not page.run("document.querySelector('#detail').open")
+
+
+def test_rows_written_anew_are_shown_though_their_number_is_the_same(growing):
+    page, grow = growing
+    part = grow(rows_of(tar("n"), 3))
+    commit(part.parent.parent, rows_of(tar("o"), 3))
+    part.unlink()
+    page.wait(f"{CARDS}.some(card => card.dataset.key?.includes('o.tar'))")
+    page.wait(f"!{CARDS}.some(card => card.dataset.key?.includes('n.tar'))")
+    page.wait(f"{CARDS}.every(card => card.querySelector('img')?.alt.startsWith(card.dataset.key))")
+
+
+def test_arrow_keys_pass_over_a_key_that_is_there_twice(growing):
+    page, grow = growing
+    grow([mask_row(f"{tar('m').uri}#0", tar("m"))])
+    page.click(".card[data-position='0'] a")
+    page.wait(f"{PLACE} === '1 of 4'")
+    page.press("ArrowRight")
+    page.wait(f"{PLACE} === '3 of 4'")
+    page.press("ArrowLeft")
+    page.wait(f"{PLACE} === '2 of 4'")
+
+
+def test_a_chosen_word_that_no_row_has_any_more_can_be_taken_back(growing):
+    page, grow = growing
+    grow(rows_of(tar("n"), 3, failed=1))
+    labels = "[...document.querySelectorAll('[data-column=error_code] label')]"
+    box = f"{labels}.find(one => one.textContent.includes('truncated'))"
+    page.wait(f"!!{box}")
+    page.run(f"{box}.querySelector('input').click()")
+    page.wait("document.querySelector('#count').textContent === '1 row'")
+    choose(page, "#search", "m.tar", "input")
+    page.wait(f"{box}?.textContent === 'truncated0'")
+    page.run(f"{box}.querySelector('input').click()")
+    page.wait("document.querySelector('#count').textContent === '3 rows'")
+
+
+def test_a_brush_over_values_that_lie_close_keeps_the_rows_below_it(growing):
+    page, grow = growing
+    shard = tar("n")
+    grow([replace(mask_row(f"n{number}", shard), brightness=200 + number / 1000) for number in range(41)])
+    page.wait("!document.querySelector('[data-column=brightness]').hidden")
+    drag_over(page, "brightness", 0.25, 0.75)
+    page.wait("/^[12][0-9] rows$/.test(document.querySelector('#count').textContent)")
+
+
+def test_a_bound_is_shown_as_it_was_typed_and_text_that_is_no_number_is_not(growing):
+    page, _ = growing
+    choose(page, "[data-column=confidence] input", "12.3456")
+    page.wait("location.hash.includes('0.123456')")
+    choose(page, "#search", "m.tar#1", "input")
+    page.wait("document.querySelector('#count').textContent === '1 row'")
+    field = "document.querySelector('[data-column=confidence] input')"
+    assert page.run(f"{field}.value") == "12.3456"
+    page.run(f"{field}.select()")
+    page.press("-")
+    page.run("document.querySelector('#search').focus()")
+    page.wait(f"{field}.value === '12.3456'")
+    assert "0.123456" in page.run("location.hash")
+
+
+def test_an_open_row_that_is_not_there_shows_nothing_of_the_one_before(growing):
+    page, _ = growing
+    page.click(".card[data-position='1'] a")
+    page.wait("document.querySelectorAll('#facts dt').length > 3")
+    page.run("location.hash = 'key=nonexistent'")
+    page.wait("document.querySelector('#image-problem').textContent.includes('nonexistent')")
+    assert page.run("document.querySelector('#key').textContent") == "nonexistent"
+    assert page.run("document.querySelectorAll('#facts dt, #overlays button').length") == 0
+
+
+def test_a_picture_that_was_not_fetched_is_asked_for_again_when_rows_come(growing):
+    page, grow = growing
+    page.run(
+        "{ const fetched = window.fetch; window.away = true; window.fetch = (path, more) => window.away &&"
+        "path.includes('thumbnail') ? Promise.reject(new TypeError('gone')) : fetched(path, more) }"
+    )
+    grow(rows_of(tar("n"), 3))
+    gone = "[...document.querySelectorAll('.badge')].filter(badge => badge.textContent === 'gone').length"
+    page.wait(f"{gone} === 3")
+    page.run("window.away = false")
+    grow(rows_of(tar("o"), 3))
+    page.wait("document.querySelectorAll('.frame img').length === 9")
+    page.wait(f"{gone} === 0")
 
 
 def test_rows_that_cannot_be_fetched_say_why(growing):
     page, grow = growing
-    grow("n", 105)
+    grow(rows_of(tar("n"), 105))
     page.run("void (window.fetch = () => Promise.reject(new Error('the server is gone')))")
     page.run("void document.querySelector('#grid').scrollTo(0, 1e6)")
     page.wait("document.querySelector(\".card[data-position='107'] .badge\")?.textContent === 'the server is gone'")
 
 
 def test_an_address_from_a_comparison_shows_the_rows_without_it_and_says_so(address, tmp_path):
-    ranges = [{"column": "labels_iou", "low": 0.5}, {"column": "brightness", "low": 0}]
+    ranges = [{"column": "labels_iou", "low": 0.5}, {"column": "brightness", "low": 0}, {"column": "key", "high": 1}]
     query = json.dumps({"sort": "labels_differing", "descending": True, "ranges": ranges})
     with browser(tmp_path) as page:
         page.open(f"{address}?token={TOKEN}")
@@ -429,7 +565,7 @@ def test_an_address_from_a_comparison_shows_the_rows_without_it_and_says_so(addr
         page.reload()
         page.wait(f"document.querySelector('#count')?.textContent === '{ROWS - 1} rows'")
         said = page.run("document.querySelector('#unknown').textContent")
-        assert said.endswith("no such column: labels_differing, labels_iou")
+        assert said.endswith("no such column: labels_differing, labels_iou, key")
         page.click("#clear")
         page.wait(f"document.querySelector('#count').textContent === '{ROWS} rows'")
         assert page.run("document.querySelector('#unknown').textContent") == ""

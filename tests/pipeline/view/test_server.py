@@ -105,8 +105,6 @@ def test_hostile_keys_arrive_as_they_are_and_only_as_json(visitor, key):
     "path",
     [
         "/api/rows/999999999/image",
-        "/api/row?key=../labels/farm_000000.png",
-        "/api/row",
         "/api/rows/0/layers/../../../../etc/passwd",
         "/api/rows/0/layers/..%2f..%2fetc%2fpasswd",
         "/api/rows/0/layers/nothing",
@@ -125,6 +123,12 @@ def test_a_path_that_leads_elsewhere_finds_nothing(visitor, path):
     assert answer.status_code == 404
     assert "root:" not in answer.text
     assert "import" not in answer.text
+
+
+@pytest.mark.parametrize("key", ["../labels/farm_000000.png", "", "farm_000000.jpg\0"])
+def test_a_key_that_the_run_does_not_have_is_answered_with_the_reason(visitor, key):
+    answer = visitor.get("/api/row", params={"key": key}).json()
+    assert (answer["code"], answer.keys()) == ("not_found", {"error", "code"})
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ export interface Run {
   run: string;
   finished: boolean;
   rows: number;
+  /** Changes of what the index shows. */
+  revision: number;
   parts: { indexed: number; known: number };
   problem: string | null;
   progress: Progress | null;

@@ -18,6 +18,7 @@ let overlay: Overlay = "mask";
 let beside: Overlay | null = null;
 let layers: Layers | null = null;
 let stop = new AbortController();
+let locating = new AbortController();
 /** Position of the open row in the present order; null where it is not known. */
 let position: number | null = null;
 
@@ -66,14 +67,18 @@ export async function showOpened(at: number | null): Promise<void> {
 function setPosition(at: number | null): void {
   position = at;
   byId("place").textContent = at === null ? "" : `${count(at + 1)} of ${count(totalRows())}`;
-  for (const button of ["previous", "next"]) byId<HTMLButtonElement>(button).disabled = at === null;
+  const buttons = ["previous", "next"].map((id) => byId<HTMLButtonElement>(id));
+  if (at === null && buttons.some((button) => button === document.activeElement)) dialog.focus(); // for the keyboard
+  for (const button of buttons) button.disabled = at === null;
 }
 
 /** Ask where the open row is in the present order: after a reload, or when rows have come before it. */
 export async function locate(): Promise<void> {
   const { open, query } = state();
-  const { signal } = stop;
   if (open === null) return;
+  locating.abort();
+  locating = new AbortController();
+  const signal = AbortSignal.any([stop.signal, locating.signal]);
   try {
     const { position: at } = await fetchPosition(open, query, signal);
     if (!signal.aborted) setPosition(at);
@@ -86,6 +91,8 @@ async function show(key: string, signal: AbortSignal): Promise<void> {
   layers = null;
   canvas.clear();
   tell("");
+  byId("key").textContent = key;
+  for (const id of ["facts", "classes", "overlays", "beside"]) byId(id).replaceChildren();
   try {
     const { id, row, layers: available } = await fetchRow(key);
     if (signal.aborted) return;
@@ -116,12 +123,18 @@ function tell(text: string): void {
 }
 
 async function step(by: number): Promise<void> {
-  if (position === null) return;
-  const next = position + by;
-  const row = next >= 0 && next < totalRows() ? await rowAt(next) : undefined;
-  if (!row) return;
-  steppedTo = next;
-  change({ open: row.key }, { replace: true });
+  const { signal } = stop;
+  try {
+    for (let next = (position ?? NaN) + by; next >= 0 && next < totalRows(); next += by) {
+      const row = await rowAt(next);
+      if (!row || signal.aborted) return;
+      if (row.key === state().open) continue; // a run that goes on may have two rows of one key
+      steppedTo = next;
+      return change({ open: row.key }, { replace: true });
+    }
+  } catch (error) {
+    if (!signal.aborted) tell(messageOf(error));
+  }
 }
 
 let steppedTo: number | null = null;

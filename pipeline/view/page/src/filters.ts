@@ -1,7 +1,7 @@
 // Filters: a histogram for each column of numbers, brushed to choose a range, and a list for each column of words.
 
 import { fetchChanges, fetchHistograms, type Bins, type Column, type Words } from "./api.js";
-import { byId, debounced, make, messageOf } from "./dom.js";
+import { arrange, byId, debounced, make, messageOf } from "./dom.js";
 import { Histogram } from "./histogram.js";
 import { percent } from "./numbers.js";
 import { colourOf, run } from "./run.js";
@@ -14,41 +14,48 @@ const panel = byId("filters");
 let stop = new AbortController();
 let allClasses = false;
 /** A box for each column that is shown, and the section that holds it. */
-let boxes: Map<string, { section: HTMLElement; box: Histogram | WordList }>;
+let boxes = new Map<string, { section: HTMLElement; box: Histogram | WordList }>();
 /** Text of the query, as the search box has last shown or changed it. */
 let searched = "";
 
 export function startFilters(): void {
   const search = byId<HTMLInputElement>("search");
   const find = (): void => {
+    if (search.value.trim() === searched) return;
     searched = search.value.trim();
     changeQuery({ text: searched }, { replace: true });
   };
-  search.addEventListener("input", debounced(find, 250));
+  search.addEventListener("input", debounced(find, 250)); // after `clear filters` it finds nothing to change
   const sort = byId<HTMLSelectElement>("sort");
   const sortable = run().columns.filter(({ kind }) => kind !== "word");
   sort.append(make("option", { value: "key" }, "key"));
   sort.append(...sortable.map(({ name, title }) => make("option", { value: name }, title)));
   sort.addEventListener("change", () => changeQuery({ sort: sort.value }));
   byId("direction").addEventListener("click", () => changeQuery({ descending: !state().query.descending }));
-  byId("clear").addEventListener("click", clearFilters);
+  byId("clear").addEventListener("click", () => {
+    search.value = "";
+    clearFilters();
+  });
   build();
 }
 
-/** A box for each column; the histograms come later. */
+/** A box for each column, also for those of later classes that filter; a box that is there stays. The counts come later. */
 function build(): void {
   const columns = run().columns;
   const classes = columns.filter(({ class_id }) => class_id !== null);
-  const first = allClasses ? classes : classes.slice(0, FIRST_CLASSES);
+  const first = classes.filter(({ name }, at) => allClasses || at < FIRST_CLASSES || isUsed(name));
   const shown = [...columns.filter(({ class_id }) => class_id === null), ...first];
+  const before = boxes;
   boxes = new Map(
     shown.map((column) => {
+      const held = before.get(column.name);
+      if (held) return [column.name, held];
       const box = column.kind === "word" ? new WordList(column) : new Histogram(column);
       const section = make("section", { class: "filter", "data-column": column.name }, heading(column), box.body);
       return [column.name, { section, box }];
     }),
   );
-  panel.replaceChildren(...[...boxes.values()].map(({ section }) => section));
+  const sections = [...boxes.values()].map(({ section }) => section);
   if (first.length < classes.length) {
     const more = make("button", { type: "button" }, `all ${classes.length} classes`);
     more.addEventListener("click", () => {
@@ -56,8 +63,9 @@ function build(): void {
       build();
       void refreshFilters();
     });
-    panel.append(more);
+    sections.push(more);
   }
+  arrange(panel, sections);
 }
 
 function heading(column: Column): HTMLElement {
@@ -72,6 +80,7 @@ export async function refreshFilters(): Promise<void> {
   stop.abort();
   stop = new AbortController();
   const { query } = state();
+  if (run().columns.some(({ name }) => isUsed(name) && !boxes.has(name))) build();
   if (query.text !== searched) byId<HTMLInputElement>("search").value = query.text; // by `clear filters`, or going back
   searched = query.text;
   byId("clear").hidden = !isFiltered(query);

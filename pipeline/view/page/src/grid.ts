@@ -7,7 +7,7 @@ import { fetchRows, fetchThumbnail, Refused, type Picture, type Query, type Row 
 import { byId, make, messageOf } from "./dom.js";
 import { isMarked, onMark, toggleMark } from "./marks.js";
 import { count, figure } from "./numbers.js";
-import { change, state } from "./state.js";
+import { addressOf, change, state } from "./state.js";
 import { run } from "./run.js";
 
 const PAGE_ROWS = 100;
@@ -26,10 +26,14 @@ interface Shape {
 
 const scroller = byId("grid");
 const sheet = byId("sheet");
-const cards = new Map<number, Card>();
+/** Cards by the position of their row. */
+let cards = new Map<number, Card>();
 let pages = new Map<number, Promise<Row[]>>();
 let total = 0;
+/** Number of the latest request for the first rows: what an earlier one brings is not shown. */
 let asked = 0;
+/** Whether the rows in the page are those of an earlier query. */
+let isStale = false;
 
 /** One thumbnail with its caption: a link, which the keyboard reaches and a new tab can open, and its mark. */
 class Card {
@@ -41,59 +45,79 @@ class Card {
   private readonly stop = new AbortController();
   private row: Row | null = null;
   private shown = "";
+  /** True where the picture did not come, though the row may have it. */
+  private isMissed = false;
 
-  constructor(position: number) {
+  constructor() {
     this.link.append(this.frame, this.caption);
     this.element.append(this.link, this.mark);
     this.mark.addEventListener("click", () => this.toggleMark());
-    this.element.dataset["position"] = String(position);
     this.link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a new tab
       event.preventDefault();
       if (this.row) change({ open: this.row.key });
     });
   }
 
-  /** Show a row here. The picture of one that is here already stays. */
+  /** Number of its row; null until the row has come. */
+  get id(): number | null {
+    return this.row?.id ?? null;
+  }
+
+  set position(position: number) {
+    this.element.dataset["position"] = String(position);
+  }
+
   async fill(row: Promise<Row | undefined>, picture: Picture): Promise<void> {
     const found = await row.catch((error: unknown) => this.badge(messageOf(error)));
-    if (!found || this.stop.signal.aborted) return;
-    const isHere = this.row?.id === found.id;
-    this.row = found;
+    if (!found || this.isGone) return;
+    this.describe(found);
+    await this.showPicture(found, picture);
+  }
+
+  /** The same row again, whose values may have changed; a picture that did not come is asked for again. */
+  update(row: Row, picture: Picture): void {
+    this.describe(row);
+    if (this.isMissed) void this.showPicture(row, picture);
+  }
+
+  private describe(row: Row): void {
+    this.row = row;
     this.showMark();
-    this.element.dataset["key"] = found.key;
-    this.link.href = `#${new URLSearchParams({ key: found.key })}`;
-    this.link.title = found.key;
-    this.caption.replaceChildren(make("span", { class: "key" }, shortKey(found.key)), make("small", {}, subtitle(found)));
-    if (!isHere) await this.showPicture(found, picture);
+    this.element.dataset["key"] = row.key;
+    this.link.href = addressOf({ open: row.key });
+    this.link.title = row.key;
+    this.caption.replaceChildren(make("span", { class: "key" }, shortKey(row.key)), make("small", {}, subtitle(row)));
   }
 
   private async showPicture(row: Row, picture: Picture): Promise<void> {
+    this.isMissed = false;
     this.frame.replaceChildren();
     try {
       const blob = await fetchThumbnail(row.id, picture, this.stop.signal);
-      if (this.isOf(row)) this.show(blob, `${row.key}, ${picture}`);
+      if (!this.isGone) this.show(blob, `${row.key}, ${picture}`);
     } catch (error) {
-      if (this.isOf(row)) await this.explain(row, error);
+      this.isMissed = !(error instanceof Refused);
+      if (!this.isGone) await this.explain(row, error);
     }
   }
 
-  /** False once the card is gone, or has another row. */
-  private isOf({ id }: Row): boolean {
-    return !this.stop.signal.aborted && this.row?.id === id;
+  private get isGone(): boolean {
+    return this.stop.signal.aborted;
   }
 
   /** A row without this picture: its mask alone where the image is gone, else the reason. */
   private async explain(row: Row, error: unknown): Promise<void> {
-    const reason = error instanceof Refused ? (error.code ?? error.message) : String(error);
+    const reason = error instanceof Refused ? (error.code ?? error.message) : messageOf(error);
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
-        if (this.isOf(row)) this.show(blob, `${row.key}, mask without image: ${reason}`);
+        if (!this.isGone) this.show(blob, `${row.key}, mask without image: ${reason}`);
       } catch {
         // It has no mask that can be shown: the badge alone says why.
       }
     }
-    if (this.isOf(row)) this.badge(row.error_code ?? reason);
+    if (!this.isGone) this.badge(row.error_code ?? reason);
   }
 
   private badge(text: string): void {
@@ -153,7 +177,7 @@ export async function rowAt(position: number): Promise<Row | undefined> {
   if (!page) {
     page = fetchRows(state().query, number * PAGE_ROWS, PAGE_ROWS).then(({ rows }) => rows);
     pages.set(number, page);
-    page.catch(() => pages.delete(number));
+    page.catch(() => pages.get(number) === page && pages.delete(number));
     if (pages.size > KEPT_PAGES) pages.delete(pages.keys().next().value as number);
   }
   return (await page)[position - number * PAGE_ROWS];
@@ -165,6 +189,7 @@ export const totalRows = (): number => total;
 export async function reload({ grown = false } = {}): Promise<void> {
   const query: Query = state().query;
   const turn = ++asked;
+  isStale ||= !grown;
   try {
     const first = await fetchRows(query, 0, PAGE_ROWS);
     if (turn !== asked) return;
@@ -172,18 +197,38 @@ export async function reload({ grown = false } = {}): Promise<void> {
     total = first.total;
     byId("problem").textContent = "";
   } catch (error) {
-    byId("problem").textContent = messageOf(error);
+    if (turn === asked) byId("problem").textContent = messageOf(error);
     return;
   }
   byId("count").textContent = `${count(total)} ${total === 1 ? "row" : "rows"}`;
   byId("none").hidden = total > 0;
-  if (grown) {
-    for (const [position, card] of cards) if (position < total) void card.fill(rowAt(position), state().picture);
-  } else {
+  if (isStale) {
     scroller.scrollTop = 0;
     clear();
-  }
+  } else await rearrange(turn);
+  if (turn !== asked) return;
+  isStale = false;
   draw();
+}
+
+/** Move each card to where its row is now, so that pictures and the keyboard stay with their rows. */
+async function rearrange(turn: number): Promise<void> {
+  const positions = [...cards.keys()].filter((position) => position < total);
+  const rows = await Promise.all(positions.map((position) => rowAt(position).catch(() => undefined)));
+  if (turn !== asked) return;
+  const held = new Map([...cards.values()].map((card) => [card.id, card]));
+  const [before, { picture }] = [cards, state()];
+  cards = new Map();
+  positions.forEach((position, at) => {
+    const row = rows[at];
+    const card = row && held.get(row.id);
+    if (!row || !card) return;
+    card.position = position;
+    card.update(row, picture);
+    cards.set(position, card);
+  });
+  const kept = new Set(cards.values());
+  for (const card of before.values()) if (!kept.has(card)) card.remove();
 }
 
 export function clear(): void {
@@ -219,7 +264,8 @@ export function draw(): void {
 }
 
 function add(position: number): Card {
-  const card = new Card(position);
+  const card = new Card();
+  card.position = position;
   cards.set(position, card);
   sheet.append(card.element);
   void card.fill(rowAt(position), state().picture);

@@ -28,6 +28,8 @@ export class Histogram {
   private bins: Bins = { low: 0, high: 1, counts: [], without: 0 };
   /** Share of the width where a drag began; null without one. */
   private from: number | null = null;
+  /** Counts that came during a drag. */
+  private later: Bins | null = null;
   /** Shares are typed in percent. */
   private readonly unit: number;
 
@@ -37,14 +39,20 @@ export class Histogram {
     const bounds = make("div", { class: "bounds" }, this.fields.low, "to", this.fields.high, this.unit === 100 ? "%" : "");
     this.body = make("div", { class: "body" }, this.svg, bounds, this.without);
     this.svg.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       this.from = this.shareAt(event);
       this.svg.setPointerCapture(event.pointerId);
     });
     this.svg.addEventListener("pointermove", (event) => this.drag(event));
     this.svg.addEventListener("pointerup", (event) => this.drop(event));
+    this.svg.addEventListener("pointercancel", () => this.release());
   }
 
   show(bins: Bins): void {
+    if (this.from !== null) {
+      this.later = bins; // not under the hand: its scale may be another
+      return;
+    }
     this.bins = bins;
     const ends = `${figure(this.column, bins.low)} to ${figure(this.column, bins.high)}`;
     this.svg.setAttribute("aria-label", `${this.column.title}: histogram from ${ends}`);
@@ -57,7 +65,7 @@ export class Histogram {
     });
     this.svg.replaceChildren(...bars, this.brush);
     const range = this.range();
-    if (this.from === null) this.paint(range);
+    this.paint(range);
     for (const side of ["low", "high"] as const) this.write(side, range[side]);
     this.without.textContent = bins.without ? `${count(bins.without)} without a value` : "";
   }
@@ -78,11 +86,22 @@ export class Histogram {
   private drop(event: PointerEvent): void {
     if (this.from === null) return;
     const [low, high] = [Math.min(this.from, this.shareAt(event)), Math.max(this.from, this.shareAt(event))];
-    this.from = null;
     if (high - low < 1 / WIDTH) setRange(this.column.name, null, null);
     // An end of the histogram is no bound: rounded, it would leave out the rows that lie on it.
-    else setRange(this.column.name, low > 0 ? rounded(this.valueAt(low)) : null, high < 1 ? rounded(this.valueAt(high)) : null);
-    this.paint(this.range());
+    else setRange(this.column.name, low > 0 ? this.rounded(low, Math.floor) : null, high < 1 ? this.rounded(high, Math.ceil) : null);
+    this.release();
+  }
+
+  private release(): void {
+    this.from = null;
+    this.show(this.later ?? this.bins);
+    this.later = null;
+  }
+
+  /** Value at a share of the width, rounded to fewer digits than a pixel can tell apart. */
+  private rounded(share: number, round: (value: number) => number): number {
+    const step = 10 ** Math.floor(Math.log10((this.bins.high - this.bins.low) / WIDTH || 1));
+    return exact(round(this.valueAt(share) / step) * step);
   }
 
   private shareAt(event: PointerEvent): number {
@@ -110,7 +129,10 @@ export class Histogram {
     const input = make("input", { type: "number", step: "any", "aria-label": text });
     input.addEventListener("change", () => {
       const range = { ...this.range() };
-      range[side] = input.value === "" ? null : Number(input.value) / this.unit;
+      this.written[side] = input.value;
+      // Of what is no number the browser gives nothing: the bound stays, and is written again.
+      if (input.validity.badInput) return this.write(side, range[side]);
+      range[side] = input.value === "" ? null : exact(Number(input.value) / this.unit);
       setRange(this.column.name, range.low, range.high);
     });
     return input;
@@ -119,10 +141,11 @@ export class Histogram {
   /** Give a field its bound, unless it has it: what is being typed there stays. */
   private write(side: Side, bound: number | null): void {
     this.fields[side].placeholder = String(Number((this.bins[side] * this.unit).toPrecision(3)));
-    const text = bound === null ? "" : String(rounded(bound * this.unit));
-    if (text === this.written[side]) return;
+    const text = bound === null ? "" : String(exact(bound * this.unit));
+    if (text === this.written[side] && !this.fields[side].validity.badInput) return;
     this.fields[side].value = this.written[side] = text;
   }
 }
 
-const rounded = (value: number): number => Number(value.toPrecision(4));
+/** Without the last digits of a binary fraction: 0.07 * 100 is 7. */
+const exact = (value: number): number => Number(value.toPrecision(12));

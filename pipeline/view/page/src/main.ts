@@ -24,7 +24,8 @@ function showPicture(): void {
 
 /** Say what of the address this run cannot do, such as sorting by a comparison that is not open. */
 function showUnknown({ unknown }: State): void {
-  byId("unknown").textContent = unknown.length ? `left out of the address, as this run has no such column: ${unknown.join(", ")}` : "";
+  const names = unknown.slice(0, 5).map((name) => name.slice(0, 40)).join(", ");
+  byId("unknown").textContent = names && `left out of the address, as this run has no such column: ${names}`;
 }
 
 /** Position of an open row in the grid, where its card is in the page. */
@@ -63,7 +64,7 @@ async function start(): Promise<void> {
     byId("problem").textContent = messageOf(error);
     return;
   }
-  startState(run().columns.map(({ name }) => name));
+  startState(run());
   showUnknown(state());
   if (matchMedia("(max-width: 48rem)").matches) byId<HTMLDetailsElement>("side").open = false;
   startFilters();

@@ -11,7 +11,7 @@ export const run = (): Run => latest;
 
 export const colourOf = ({ colour }: ClassInfo): string => `rgb(${colour.join(" ")})`;
 
-/** Ask for the run once, and again while it changes; `grown` is called when rows were added or compared. */
+/** Ask for the run once, and again while it changes; `grown` is called when rows have changed or were compared. */
 export async function startRun(grown: () => void): Promise<void> {
   latest = await fetchRun();
   show();
@@ -20,9 +20,12 @@ export async function startRun(grown: () => void): Promise<void> {
     try {
       latest = await fetchRun();
       show();
-      if (before.problem && !latest.problem) byId("problem").textContent = "";
-      if (latest.rows !== before.rows || JSON.stringify(latest.pace) !== JSON.stringify(before.pace)) grown();
+      if ((before.problem || isSilent) && !latest.problem) byId("problem").textContent = "";
+      isSilent = false;
+      const seen = ({ rows, revision, pace }: Run): string => JSON.stringify([rows, revision, pace]);
+      if (seen(latest) !== seen(before)) grown();
     } catch (error) {
+      isSilent = true;
       byId("problem").textContent = `no answer from the server: ${messageOf(error)}`;
     }
     waitIfChanging();
@@ -36,6 +39,8 @@ export async function startRun(grown: () => void): Promise<void> {
 }
 
 let timer = 0;
+/** Whether the server gave no answer the last time. */
+let isSilent = false;
 let watch: () => void;
 
 /** The server has begun to compare rows: follow how far it is. */

@@ -1,7 +1,7 @@
 // State of the page: the query, the kind of thumbnails, and the row that is open. It lives in the URL, so that a
 // reload, a bookmark and the browser's back button keep it.
 
-import type { Picture, Query } from "./api.js";
+import type { Column, Picture, Query } from "./api.js";
 
 export interface State {
   query: Query;
@@ -32,12 +32,12 @@ const MOST_LETTERS = 500;
 const EMPTY: Query = { text: "", ranges: [], choices: [], sort: "key", descending: false };
 const listeners: Listener[] = [];
 /** Columns of the run. */
-let known = new Set<string>();
+let columns: readonly Column[] = [];
 let current: State;
 
-/** Read the address of a run with these columns, and follow it. */
-export function startState(columns: string[]): void {
-  known = new Set([...columns, EMPTY.sort]);
+/** Read the address, as far as this run can answer it, and follow it. */
+export function startState(run: { columns: Column[] }): void {
+  columns = run.columns;
   current = fromHash();
   window.addEventListener("popstate", () => enter(fromHash()));
 }
@@ -56,6 +56,9 @@ export function change(part: Partial<State>, { replace = false } = {}): void {
   else history.pushState(null, "", hash);
   enter(next);
 }
+
+/** Address of the page with some of the state changed. */
+export const addressOf = (part: Partial<State>): string => toHash({ ...current, ...part });
 
 export const changeQuery = (part: Partial<Query>, options = {}): void =>
   change({ query: { ...current.query, ...part } }, options);
@@ -97,10 +100,10 @@ function toHash({ query, picture, open, list, raster, at }: State): string {
 function fromHash(): State {
   const params = new URLSearchParams(location.hash.slice(1));
   const picture = params.get("picture");
-  const query = readQuery(params.get("query"));
+  const { query, unknown } = withKnown(readQuery(params.get("query")));
   return {
-    query: withKnown(query),
-    unknown: columnsOf(query).filter((column) => !known.has(column)),
+    query,
+    unknown,
     picture: picture === "image" || picture === "mask" ? picture : "overlay",
     open: params.get("key"),
     list: params.get("list") === "rasters",
@@ -115,15 +118,22 @@ function readPlace(text: string | null): At | null {
   return { x, y, scale: scale !== undefined && Number.isFinite(scale) && scale > 0 ? scale : null };
 }
 
-const columnsOf = ({ sort, ranges, choices }: Query): string[] => [
-  ...new Set([sort, ...ranges.map(({ column }) => column), ...choices.map(({ column }) => column)]),
-];
-
-function withKnown(query: Query): Query {
-  const isKnown = ({ column }: { column: string }): boolean => known.has(column);
-  const order = known.has(query.sort) ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
-  return { ...query, ...order, ranges: query.ranges.filter(isKnown), choices: query.choices.filter(isKnown) };
+/** What of a query this run can answer, and the columns of all else. */
+function withKnown(query: Query): { query: Query; unknown: string[] } {
+  const isNumber = ({ column }: { column: string }): boolean => columns.some(({ name, kind }) => name === column && kind !== "word");
+  const isWord = ({ column }: { column: string }): boolean => columns.some(({ name, kind }) => name === column && kind === "word");
+  const sorts = query.sort === EMPTY.sort || columns.some(({ name }) => name === query.sort);
+  const [ranges, choices] = [query.ranges.filter(isNumber), query.choices.filter(isWord)];
+  const left = [...query.ranges, ...query.choices].filter((one) => ![...ranges, ...choices].includes(one));
+  const unknown = [...new Set([...(sorts ? [] : [query.sort]), ...left.map(({ column }) => column)])];
+  const order = sorts ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
+  return { query: { ...query, ...order, ranges, choices }, unknown };
 }
+
+/** The last condition of each column: a filter has one. */
+const oneEach = <T extends { column: string }>(conditions: T[]): T[] => [
+  ...new Map(conditions.map((one) => [one.column, one])).values(),
+];
 
 /** Query of an address, which anyone may have typed: what is no query is left out. */
 function readQuery(text: string | null): Query {
@@ -138,11 +148,15 @@ function readQuery(text: string | null): Query {
   const isWord = (value: unknown): value is string | null => value === null || typeof value === "string";
   return {
     text: typeof given.text === "string" ? given.text.slice(0, MOST_LETTERS) : "",
-    ranges: list(given.ranges).flatMap(({ column, low = null, high = null }) =>
-      typeof column === "string" && isBound(low) && isBound(high) ? [{ column, low, high }] : [],
+    ranges: oneEach(
+      list(given.ranges).flatMap(({ column, low = null, high = null }) =>
+        typeof column === "string" && isBound(low) && isBound(high) ? [{ column, low, high }] : [],
+      ),
     ),
-    choices: list(given.choices).flatMap(({ column, values }) =>
-      typeof column === "string" && Array.isArray(values) && values.length && values.every(isWord) ? [{ column, values }] : [],
+    choices: oneEach(
+      list(given.choices).flatMap(({ column, values }) =>
+        typeof column === "string" && Array.isArray(values) && values.length && values.every(isWord) ? [{ column, values }] : [],
+      ),
     ),
     sort: typeof given.sort === "string" ? given.sort : EMPTY.sort,
     descending: given.descending === true,

@@ -21,7 +21,10 @@ export class WordList {
 
   show({ words, without, others }: Words): void {
     const chosen = this.chosen();
-    const values: [string | null, number][] = without ? [...words, [null, without]] : words;
+    const counted: [string | null, number][] = without ? [...words, [null, without]] : words;
+    // A chosen word is listed though no row has it now, or too few: it could not be taken back.
+    const unseen = chosen.filter((value) => !counted.some(([word]) => word === value));
+    const values = [...counted, ...unseen.map((value): [string | null, number] => [value, 0])];
     const elements = values.map(([value, rows]) => {
       const line = this.lines.get(value) ?? this.add(value);
       line.box.checked = chosen.includes(value);
