@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 5be03c605af7efee3fb8ec5004bf6d3de51da40366b76c9b7d3922d39b26b715
+// Built from pipeline/view/page/src, SHA-256 727ee8e388a9cc360aa81741bfeaf9cf978eb87605ea3422d8a51c3b9f31c69a
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -1614,22 +1614,21 @@ var KEPT_SCREENS = 3;
 var FEWEST_KEPT = 48;
 var nameOf2 = ({ level, row, column }) => `${level}/${row}/${column}`;
 var Tiles = class {
-  constructor(fetch2, arrived, failed) {
+  constructor(fetch2, arrived) {
     this.fetch = fetch2;
     this.arrived = arrived;
-    this.failed = failed;
   }
   fetch;
   arrived;
-  failed;
   held = /* @__PURE__ */ new Map();
   asked = /* @__PURE__ */ new Map();
-  refused = /* @__PURE__ */ new Set();
+  /** Why tiles in sight did not come. */
+  refused = /* @__PURE__ */ new Map();
   /** Ask for the tiles in sight that are not here; those that went out of sight are not waited for any more. */
   want(places) {
     const names = new Set(places.map(nameOf2));
     for (const [name, stop4] of this.asked) if (!names.has(name)) stop4.abort();
-    for (const name of this.refused) if (!names.has(name)) this.refused.delete(name);
+    for (const name of this.refused.keys()) if (!names.has(name)) this.refused.delete(name);
     for (const place2 of places) {
       const name = nameOf2(place2);
       const held = this.held.get(name);
@@ -1651,10 +1650,7 @@ var Tiles = class {
       const tile = await this.fetch(place2, stop4.signal);
       if (!stop4.signal.aborted) this.held.set(name, { place: place2, tile });
     } catch (error) {
-      if (!stop4.signal.aborted) {
-        this.refused.add(name);
-        this.failed(error);
-      }
+      if (!stop4.signal.aborted) this.refused.set(name, error);
     }
     this.asked.delete(name);
     this.arrived();
@@ -1669,6 +1665,10 @@ var Tiles = class {
   /** How many of the tiles in sight have not come yet. */
   get waiting() {
     return this.asked.size;
+  }
+  /** Why one of the tiles in sight did not come; undefined where none was refused. */
+  get problem() {
+    return [...this.refused.values()].at(-1);
   }
   close() {
     for (const stop4 of this.asked.values()) stop4.abort();
@@ -1701,15 +1701,14 @@ var RasterCanvas = class {
     this.outlines = [];
     if (!raster) return this.draw();
     const arrived = () => this.draw();
-    const { failed } = this.actions;
     const mask = async (place2, signal) => ({
       layer: await fetchMaskTile(number, place2, signal),
       painted: null
     });
     this.shown = {
       raster,
-      source: new Tiles((place2, signal) => fetchSourceTile(number, place2, signal), arrived, failed),
-      mask: new Tiles(mask, arrived, failed)
+      source: new Tiles((place2, signal) => fetchSourceTile(number, place2, signal), arrived),
+      mask: new Tiles(mask, arrived)
     };
     const [height, width] = raster.sizes[0];
     this.view.setSize(height, width);
@@ -1727,6 +1726,10 @@ var RasterCanvas = class {
   /** Tiles that have not come yet. */
   get waiting() {
     return this.shown ? this.shown.source.waiting + this.shown.mask.waiting : 0;
+  }
+  /** Why a tile in sight did not come; undefined where none was refused. */
+  get problem() {
+    return this.shown?.source.problem ?? this.shown?.mask.problem;
   }
   /** Class id of the finest tile that is here, at a place of the raster. */
   classAt(x, y) {
@@ -1850,8 +1853,7 @@ var hidden2 = /* @__PURE__ */ new Set();
 var canvas2 = new RasterCanvas(byId("raster-canvas"), hidden2, {
   readout: readout2,
   click: (x, y) => void select(x, y),
-  drawn,
-  failed: (error) => tell3("raster-working", `a tile is not shown: ${messageOf(error)}`)
+  drawn
 });
 var rasters = null;
 var shown = null;
@@ -2047,6 +2049,7 @@ function drawn() {
     mask_problem ?? ""
   ];
   byId("raster-problems").replaceChildren(...problems.filter(Boolean).map((text) => make("p", {}, text)));
+  tell3("raster-working", canvas2.problem ? `a tile is not shown: ${messageOf(canvas2.problem)}` : "");
   const away = canvas2.waiting;
   byId("raster-level").textContent = `1 : ${2 ** canvas2.level}${away ? `, ${count(away)} tiles to come` : ""}`;
   const { x, y } = canvas2.view.middle;

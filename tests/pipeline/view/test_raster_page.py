@@ -190,6 +190,24 @@ def test_outlines_that_were_left_out_come_when_the_picture_is_enlarged(page):
     page.wait(f"/^[0-9]{{1,3}} polygons here;/.test({counts})")
 
 
+def test_a_tile_that_did_not_come_says_why_and_is_asked_for_again_when_it_comes_back_into_sight(page):
+    page.run(
+        "{ const fetched = window.fetch; window.away = true; window.fetch = (path, more) => window.away &&"
+        "path.includes('/mask/') ? Promise.reject(new TypeError('the store is away')) : fetched(path, more) }"
+    )
+    show_raster(page, 350, 550, 1)
+    said = "document.querySelector('#raster-working').textContent"
+    page.wait(f"{said} === 'a tile is not shown: the store is away'")
+    page.run("window.away = false")
+    page.press("-")
+    page.press("-")
+    page.wait(f"{said} === ''")
+    page.press("+")
+    page.press("+")
+    page.wait("/^1 : 1$/.test(document.querySelector('#raster-level').textContent)")
+    assert page.run(said) == ""
+
+
 def test_dragging_and_the_wheel_move_the_part_in_sight(page):
     show_raster(page, 350, 500, 2)
     x, y = place_of(page, 350, 500)

@@ -20,7 +20,6 @@ const canvas = new RasterCanvas(byId<HTMLCanvasElement>("raster-canvas"), hidden
   readout,
   click: (x, y) => void select(x, y),
   drawn,
-  failed: (error) => tell("raster-working", `a tile is not shown: ${messageOf(error)}`),
 });
 let rasters: Promise<RasterInfo[]> | null = null;
 let shown: { number: number; info: RasterInfo; levels: RasterLevels } | null = null;
@@ -244,6 +243,7 @@ function drawn(): void {
     mask_problem ?? "",
   ];
   byId("raster-problems").replaceChildren(...problems.filter(Boolean).map((text) => make("p", {}, text)));
+  tell("raster-working", canvas.problem ? `a tile is not shown: ${messageOf(canvas.problem)}` : "");
   const away = canvas.waiting;
   byId("raster-level").textContent = `1 : ${2 ** canvas.level}${away ? `, ${count(away)} tiles to come` : ""}`;
   const { x, y } = canvas.view.middle;

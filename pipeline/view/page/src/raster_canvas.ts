@@ -17,7 +17,6 @@ interface Actions {
   click: (x: number, y: number) => void;
   /** Drawn anew: another part is in sight, or a tile has come. */
   drawn: () => void;
-  failed: (error: unknown) => void;
 }
 
 interface Shown {
@@ -52,15 +51,14 @@ export class RasterCanvas {
     this.outlines = [];
     if (!raster) return this.draw();
     const arrived = (): void => this.draw();
-    const { failed } = this.actions;
     const mask = async (place: Place, signal: AbortSignal): Promise<MaskTile> => ({
       layer: await fetchMaskTile(number, place, signal),
       painted: null,
     });
     this.shown = {
       raster,
-      source: new Tiles((place, signal) => fetchSourceTile(number, place, signal), arrived, failed),
-      mask: new Tiles(mask, arrived, failed),
+      source: new Tiles((place, signal) => fetchSourceTile(number, place, signal), arrived),
+      mask: new Tiles(mask, arrived),
     };
     const [height, width] = raster.sizes[0] as [number, number];
     this.view.setSize(height, width);
@@ -81,6 +79,11 @@ export class RasterCanvas {
   /** Tiles that have not come yet. */
   get waiting(): number {
     return this.shown ? this.shown.source.waiting + this.shown.mask.waiting : 0;
+  }
+
+  /** Why a tile in sight did not come; undefined where none was refused. */
+  get problem(): unknown {
+    return this.shown?.source.problem ?? this.shown?.mask.problem;
   }
 
   /** Class id of the finest tile that is here, at a place of the raster. */

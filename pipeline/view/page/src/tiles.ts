@@ -15,19 +15,19 @@ const nameOf = ({ level, row, column }: Place): string => `${level}/${row}/${col
 export class Tiles<T> {
   private readonly held = new Map<string, { place: Place; tile: T }>();
   private readonly asked = new Map<string, AbortController>();
-  private readonly refused = new Set<string>();
+  /** Why tiles in sight did not come. */
+  private readonly refused = new Map<string, unknown>();
 
   constructor(
     private readonly fetch: (place: Place, signal: AbortSignal) => Promise<T>,
     private readonly arrived: () => void,
-    private readonly failed: (error: unknown) => void,
   ) {}
 
   /** Ask for the tiles in sight that are not here; those that went out of sight are not waited for any more. */
   want(places: Place[]): void {
     const names = new Set(places.map(nameOf));
     for (const [name, stop] of this.asked) if (!names.has(name)) stop.abort();
-    for (const name of this.refused) if (!names.has(name)) this.refused.delete(name); // asked again when it comes back
+    for (const name of this.refused.keys()) if (!names.has(name)) this.refused.delete(name); // asked again when it comes back
     for (const place of places) {
       const name = nameOf(place);
       const held = this.held.get(name);
@@ -50,10 +50,7 @@ export class Tiles<T> {
       const tile = await this.fetch(place, stop.signal);
       if (!stop.signal.aborted) this.held.set(name, { place, tile });
     } catch (error) {
-      if (!stop.signal.aborted) {
-        this.refused.add(name);
-        this.failed(error);
-      }
+      if (!stop.signal.aborted) this.refused.set(name, error);
     }
     this.asked.delete(name);
     this.arrived();
@@ -73,6 +70,11 @@ export class Tiles<T> {
   /** How many of the tiles in sight have not come yet. */
   get waiting(): number {
     return this.asked.size;
+  }
+
+  /** Why one of the tiles in sight did not come; undefined where none was refused. */
+  get problem(): unknown {
+    return [...this.refused.values()].at(-1);
   }
 
   close(): void {
