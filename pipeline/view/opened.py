@@ -80,6 +80,10 @@ class OpenedRun:
         """True when the run has written its manifest."""
         self.revision = 0
         """Changes of what the index shows since it was opened."""
+        self.settled = False
+        """True when the index has all rows that this run, and the other, will ever have."""
+        self._changes = 0
+        """Parts that were added or removed, and are not paired yet."""
         self.progress: Snapshot | None = None
         """Latest progress of the run's driver."""
         self._look()
@@ -226,18 +230,20 @@ class OpenedRun:
                 self._look()
                 if self.other:
                     self.other._look()
-                changed = self.index.fill(is_over=self._closed.is_set)
-                if self.other and (other_changed := self.other.index.fill(is_over=self._closed.is_set)) + changed:
-                    pair_rows(self.index, self.other.index)
-                    changed += other_changed
-                self.revision += changed
-                self.problem = None
-                self._compare_if_few(has_changed=changed > 0)
+                self._changes += self.index.fill(is_over=self._closed.is_set)
+                if self.other:
+                    self._changes += self.other.index.fill(is_over=self._closed.is_set)
+                    if self._changes:
+                        pair_rows(self.index, self.other.index)
+                changes, self._changes, self.problem = self._changes, 0, None
+                self.revision += changes
+                self._compare_if_few(has_changed=changes > 0)
             except (AtrousError, duckdb.Error, OSError) as error:
                 if str(error) != self.problem:  # said once, not every few seconds
                     log.error("%s", error)
                 self.problem = str(error)
             if self.finished and (not self.other or self.other.finished) and self.problem is None:
+                self.settled = True
                 return
             self._closed.wait(REFRESH_S)
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from pipeline.classes import ClassMap
 from pipeline.config import EvaluateConfig
-from pipeline.errors import AccessDenied, ConfigError, InputError, StorageError
+from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError
 from pipeline.geotiff.raster import Raster
 from pipeline.models.card import load_card
 from pipeline.prefetch import ahead
@@ -258,7 +258,7 @@ def _check_there(flag: str, url: Url) -> None:
             raise ConfigError("it is empty")
     except AccessDenied as error:  # of listing: objects may still be readable
         log.warning("%s %s cannot be listed: %s", flag, url.located, error)
-    except (ConfigError, StorageError) as error:
+    except (ConfigError, NothingThere) as error:
         raise ConfigError(f"{flag} {url.located}: {error}", hint="name a place that holds files") from error
 
 

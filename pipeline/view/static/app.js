@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 727ee8e388a9cc360aa81741bfeaf9cf978eb87605ea3422d8a51c3b9f31c69a
+// Built from pipeline/view/page/src, SHA-256 46a28204de377d9a1cd8c2e77d41064a95a9eb39230cf4c82d01e23658269765
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -346,9 +346,10 @@ async function startRun(grown2) {
       latest = await fetchRun();
       show();
       if ((before.problem || isSilent) && !latest.problem) byId("problem").textContent = "";
+      const wasSilent = isSilent;
       isSilent = false;
       const seen = ({ rows, revision, pace }) => JSON.stringify([rows, revision, pace]);
-      if (seen(latest) !== seen(before)) grown2();
+      if (wasSilent || seen(latest) !== seen(before)) grown2();
     } catch (error) {
       isSilent = true;
       byId("problem").textContent = `no answer from the server: ${messageOf(error)}`;
@@ -369,7 +370,7 @@ function comparingBegan(pace) {
   latest = { ...latest, pace };
   watch();
 }
-var isComplete = () => latest.finished && latest.other_finished && latest.parts.indexed >= latest.parts.known && !latest.problem && !latest.pace?.is_working;
+var isComplete = () => latest.settled && !latest.pace?.is_working;
 function show() {
   document.title = `${nameOf(latest.run)} – Atrous`;
   byId("run").textContent = nameOf(latest.run);
@@ -520,7 +521,7 @@ function change(part, { replace = false } = {}) {
 var addressOf = (part) => toHash({ ...current, ...part });
 var changeQuery = (part, options = {}) => change({ query: { ...current.query, ...part } }, options);
 function setRange(column, low, high) {
-  const others = current.query.ranges.filter((range) => range.column !== column);
+  const others = current.query.ranges.filter((range2) => range2.column !== column);
   changeQuery({ ranges: low === null && high === null ? others : [...others, { column, low, high }] });
 }
 function setChoice(column, values) {
@@ -660,7 +661,7 @@ var Card = class {
     this.row = row;
     this.showMark();
     this.element.dataset["key"] = row.key;
-    this.link.href = addressOf({ open: row.key });
+    this.link.href = addressOf({ open: row.key, list: false, raster: null, at: null });
     this.link.title = row.key;
     this.caption.replaceChildren(make("span", { class: "key" }, shortKey(row.key)), make("small", {}, subtitle(row)));
   }
@@ -671,24 +672,26 @@ var Card = class {
       const blob = await fetchThumbnail(row.id, picture, this.stop.signal);
       if (!this.isGone) this.show(blob, `${row.key}, ${picture}`);
     } catch (error) {
-      this.isMissed = !(error instanceof Refused);
-      if (!this.isGone) await this.explain(row, error);
+      this.isMissed = await this.explain(row, error);
     }
   }
   get isGone() {
     return this.stop.signal.aborted;
   }
-  /** A row without this picture: its mask alone where the image is gone, else the reason. */
+  /** A row without this picture: its mask alone where the image is gone, and the reason. True where asking again may help. */
   async explain(row, error) {
+    let isMissed = !(error instanceof Refused);
     const reason = error instanceof Refused ? error.code ?? error.message : messageOf(error);
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
         if (!this.isGone) this.show(blob, `${row.key}, mask without image: ${reason}`);
-      } catch {
+      } catch (other) {
+        isMissed ||= !(other instanceof Refused);
       }
     }
     if (!this.isGone) this.badge(row.error_code ?? reason);
+    return isMissed;
   }
   badge(text) {
     this.frame.append(make("span", { class: "badge" }, text));
@@ -767,7 +770,8 @@ async function reload({ grown: grown2 = false } = {}) {
   draw();
 }
 async function rearrange(turn2) {
-  const positions = [...cards.keys()].filter((position2) => position2 < total);
+  const [first, last] = range();
+  const positions = Array.from({ length: Math.max(last - first, 0) }, (_, at) => first + at);
   const rows = await Promise.all(positions.map((position2) => rowAt(position2).catch(() => void 0)));
   if (turn2 !== asked) return;
   const held = new Map([...cards.values()].map((card) => [card.id, card]));
@@ -788,16 +792,25 @@ function clear() {
   for (const card of cards.values()) card.remove();
   cards.clear();
 }
-function draw() {
-  const { columns: columns2, width, height, lines } = shape();
+function scrolled() {
+  const { height, lines } = shape();
   const full = lines * height + GAP;
   const shown2 = Math.min(full, MOST_HEIGHT);
-  sheet.style.height = `${shown2}px`;
   const view = scroller.clientHeight;
   const scale = shown2 > view ? (full - view) / (shown2 - view) : 1;
-  const top = scroller.scrollTop * scale;
+  return { shown: shown2, top: scroller.scrollTop * scale };
+}
+function range() {
+  const { columns: columns2, height } = shape();
+  const [{ top }, view] = [scrolled(), scroller.clientHeight];
   const first = Math.max(0, Math.floor((top - view) / height)) * columns2;
-  const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns2);
+  return [first, Math.min(total, Math.ceil((top + 2 * view) / height) * columns2)];
+}
+function draw() {
+  const { columns: columns2, width, height } = shape();
+  const { shown: shown2, top } = scrolled();
+  sheet.style.height = `${shown2}px`;
+  const [first, last] = range();
   for (const [position2, card] of cards) {
     if (position2 < first || position2 >= last) {
       card.remove();
@@ -1004,6 +1017,7 @@ async function show3(key, signal) {
   tell2("");
   byId("key").textContent = key;
   for (const id of ["facts", "classes", "overlays", "beside"]) byId(id).replaceChildren();
+  keepFocus();
   try {
     const { id, row, layers: available } = await fetchRow(key);
     if (signal.aborted) return;
@@ -1033,6 +1047,8 @@ function tell2(text) {
 async function step(by) {
   const { signal } = stop;
   try {
+    const here = position === null ? void 0 : await rowAt(position);
+    if (here?.key !== state().open) await locate();
     for (let next = (position ?? NaN) + by; next >= 0 && next < totalRows(); next += by) {
       const row = await rowAt(next);
       if (!row || signal.aborted) return;
@@ -1063,12 +1079,16 @@ function drawChoices() {
   const possible = OVERLAYS.filter(({ name }) => layers?.needs(name));
   const option = (name, title) => make("option", { value: name, selected: name === (beside ?? "") }, title);
   byId("beside").replaceChildren(option("", "the same"), ...possible.map(({ name, title }) => option(name, title)));
+  keepFocus();
 }
 function choose2(name) {
   if (!layers?.needs(name)) return;
   overlay = name;
   drawChoices();
   void showOverlay();
+}
+function keepFocus() {
+  if (!dialog.contains(document.activeElement)) dialog.focus();
 }
 async function showOverlay() {
   const [here, chosen, right] = [layers, overlay, beside];
@@ -1208,11 +1228,12 @@ var Box = class {
     this.ask.disabled = true;
     try {
       comparingBegan(await startComparing(state().query));
+      void refreshAgreements();
     } catch (error) {
       this.tell(messageOf(error));
+    } finally {
+      this.ask.disabled = false;
     }
-    this.ask.disabled = false;
-    void refreshAgreements();
   }
 };
 function coverage({ compared, refused, comparable }) {
@@ -1288,9 +1309,9 @@ var Histogram = class {
       return makeSvg("rect", { x: bin * wide + 0.5, y: HEIGHT - tall, width: wide - 1, height: tall, class: "bar" });
     });
     this.svg.replaceChildren(...bars, this.brush);
-    const range = this.range();
-    this.paint(range);
-    for (const side of ["low", "high"]) this.write(side, range[side]);
+    const range2 = this.range();
+    this.paint(range2);
+    for (const side of ["low", "high"]) this.write(side, range2[side]);
     this.without.textContent = bins.without ? `${count(bins.without)} without a value` : "";
   }
   range() {
@@ -1340,20 +1361,24 @@ var Histogram = class {
     const text = `${this.column.title}: ${LABELS[side]}${this.unit === 100 ? ", percent" : ""}`;
     const input = make("input", { type: "number", step: "any", "aria-label": text });
     input.addEventListener("change", () => {
-      const range = { ...this.range() };
+      const range2 = { ...this.range() };
       this.written[side] = input.value;
-      if (input.validity.badInput) return this.write(side, range[side]);
-      range[side] = input.value === "" ? null : exact(Number(input.value) / this.unit);
-      setRange(this.column.name, range.low, range.high);
+      if (input.validity.badInput) return this.give(side, range2[side]);
+      range2[side] = input.value === "" ? null : exact(Number(input.value) / this.unit);
+      setRange(this.column.name, range2.low, range2.high);
     });
     return input;
   }
   /** Give a field its bound, unless it has it: what is being typed there stays. */
   write(side, bound) {
     this.fields[side].placeholder = String(Number((this.bins[side] * this.unit).toPrecision(3)));
-    const text = bound === null ? "" : String(exact(bound * this.unit));
-    if (text === this.written[side] && !this.fields[side].validity.badInput) return;
-    this.fields[side].value = this.written[side] = text;
+    if (this.textOf(bound) !== this.written[side]) this.give(side, bound);
+  }
+  give(side, bound) {
+    this.fields[side].value = this.written[side] = this.textOf(bound);
+  }
+  textOf(bound) {
+    return bound === null ? "" : String(exact(bound * this.unit));
   }
 };
 var exact = (value) => Number(value.toPrecision(12));
@@ -1371,11 +1396,11 @@ var WordList = class {
     const chosen = this.chosen();
     const counted = without ? [...words, [null, without]] : words;
     const unseen = chosen.filter((value) => !counted.some(([word]) => word === value));
-    const values = [...counted, ...unseen.map((value) => [value, 0])];
+    const values = [...counted, ...unseen.map((value) => [value, others ? null : 0])];
     const elements = values.map(([value, rows]) => {
       const line2 = this.lines.get(value) ?? this.add(value);
       line2.box.checked = chosen.includes(value);
-      line2.rows.textContent = count(rows);
+      line2.rows.textContent = rows === null ? "" : count(rows);
       return line2.element;
     });
     this.rarer.textContent = others ? `${count(others)} rows of rarer values` : "";

@@ -1,8 +1,10 @@
 """The page in a real browser, over the real server."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from urllib.parse import quote
 
 import pytest
@@ -381,11 +383,10 @@ def growing(tmp_path, monkeypatch):
 def test_what_is_being_typed_stays_when_rows_come(growing):
     page, grow = growing
     field = "document.querySelector('[data-column=confidence] input')"
-    section = "document.querySelector('[data-column=source]')"
     page.run(f"{field}.focus()")
     page.press("7")
-    grow(rows_of(tar("n"), 3))
-    page.wait(f"{section}.textContent.includes('6') || {section}.hidden")
+    grow(rows_of(tar("n"), 3, failed=1))
+    page.wait("!document.querySelector('[data-column=error_code]').hidden")  # the boxes are up to date
     assert page.run(f"document.activeElement === {field} && {field}.value") == "7"
     page.press("5")
     assert page.run(f"{field}.value") == "75"
@@ -397,12 +398,12 @@ def test_cards_and_the_keyboard_stay_when_rows_come(growing):
     page.run("void (window.held = document.querySelector(\".card[data-position='1']\"))")
     page.run("held.querySelector('a').focus()")
     page.run("void (window.picture = held.querySelector('img'))")
-    grow(rows_of(tar("n"), 3))
-    page.wait("document.querySelectorAll('.frame img').length === 6")
-    assert page.run("held.isConnected && held.contains(document.activeElement) && held.contains(picture)")
     key = page.run("held.dataset.key")
     grow(rows_of(tar("a"), 3))  # before them
     page.wait("held.dataset.position === '4'")
+    grow(rows_of(tar("n"), 3))
+    page.wait("document.querySelectorAll('.frame img').length === 9")
+    assert page.run("held.isConnected && held.dataset.position === '4'")
     assert page.run("held.dataset.key") == key
     assert page.run("held.contains(document.activeElement) && held.contains(picture)")
     page.press("m")
@@ -421,8 +422,10 @@ def delayed(part):
     """Script that lets the next request for a path with this part wait until `window.release()`."""
     return (
         "{ const fetched = window.fetch; let held = false;"
-        f"window.fetch = async (path, more) => {{ if (!held && path.includes({json.dumps(part)})) {{ held = true;"
-        "await new Promise(go => window.release = go) } return fetched(path, more) } }"
+        "window.fetch = async (path, more) => {"
+        f"if (held || !path.includes({json.dumps(part)})) return fetched(path, more);"
+        "held = true; await new Promise(go => window.release = go);"
+        "const late = await fetched(path, more); setTimeout(() => window.answered = true, 50); return late } }"
     )
 
 
@@ -443,7 +446,7 @@ def test_an_older_answer_that_comes_late_changes_no_card(growing):
     )
     page.wait(f"{shown} === {expected}")
     page.run("void window.release()")
-    page.run("new Promise(go => setTimeout(go, 200))")
+    page.wait("window.answered")
     assert page.run(f"{shown} === {expected}")
 
 
@@ -459,7 +462,7 @@ def test_an_image_that_was_closed_does_not_come_back(growing):
     page.press("Escape")
     page.wait("!document.querySelector('#detail').open")
     page.run("void window.release()")
-    page.run("new Promise(go => setTimeout(go, 200))")
+    page.wait("window.answered")
     assert not page.run("document.querySelector('#detail').open")
 
 
@@ -534,6 +537,7 @@ def test_an_open_row_that_is_not_there_shows_nothing_of_the_one_before(growing):
 
 def test_a_picture_that_was_not_fetched_is_asked_for_again_when_rows_come(growing):
     page, grow = growing
+    page.wait("document.querySelectorAll('.frame img').length === 3")
     page.run(
         "{ const fetched = window.fetch; window.away = true; window.fetch = (path, more) => window.away &&"
         "path.includes('thumbnail') ? Promise.reject(new TypeError('gone')) : fetched(path, more) }"
@@ -576,7 +580,9 @@ def test_other_rows_are_asked_for_while_some_are_compared(viewed, tmp_path, monk
     compare = Agreement.compare
 
     def endless_without_a_filter(self, query, *, is_over):
+        pause = Event()
         while not query.text and not is_over():
+            pause.wait(0.01)
             yield 0
         yield from compare(self, query, is_over=is_over)
 
@@ -586,7 +592,7 @@ def test_other_rows_are_asked_for_while_some_are_compared(viewed, tmp_path, monk
     run = OpenedRun(viewed.other, cache=tmp_path / "cache", max_cache_bytes=10**8, source=(), labels=labels)
     run.start()
     box = "document.querySelector('[data-against=labels]')"
-    with serving(run) as address, browser(tmp_path) as page:
+    with closing(run), serving(run) as address, browser(tmp_path) as page:
         page.open(f"{address}?token={TOKEN}")
         page.wait(f"{box}?.querySelector('.compare').textContent === 'compare all {ROWS - 1}'")
         page.click(".compare")
@@ -596,4 +602,16 @@ def test_other_rows_are_asked_for_while_some_are_compared(viewed, tmp_path, monk
         page.click(".compare")
         page.wait(f"{box}.textContent.includes('exact for 10 of 10 rows')")
         assert page.complaints == []
-    run.close()
+
+
+def test_a_page_that_was_opened_before_anything_is_read_shows_the_rows_of_both_runs(viewed, tmp_path, monkeypatch):
+    shared = {"cache": tmp_path / "cache", "max_cache_bytes": 10**8, "source": (), "labels": None}
+    run = OpenedRun(viewed.url, **shared)
+    run.compare_with(OpenedRun(viewed.other, **shared))
+    with closing(run), serving(run) as address, browser(tmp_path) as page:
+        page.open(f"{address}?token={TOKEN}")
+        page.wait("document.querySelector('#count')?.textContent === '0 rows'")
+        run.start()
+        page.wait(f"document.querySelector('#count').textContent === '{ROWS} rows'")
+        page.wait(f"document.querySelector('[data-against=other]').textContent.includes('exact for {ROWS - 1} of')")
+        assert page.complaints == []

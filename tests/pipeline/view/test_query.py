@@ -154,5 +154,5 @@ def test_settings_that_do_not_exist_are_refused():
     [Query(ranges=(Range(column="status", low=1),)), Query(choices=(OneOf(column="entropy", values=("x",)),))],
 )
 def test_a_condition_that_a_column_cannot_have_is_refused_in_words(index, query):
-    with pytest.raises(ValueError, match=r"column '\w+' holds (words|numbers): a (list|range) |cannot choose"):
+    with pytest.raises(ValueError, match=r"holds (words: a range|numbers: a list) cannot choose"):
         find_rows(index, query, offset=0, limit=1)

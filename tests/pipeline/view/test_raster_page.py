@@ -187,7 +187,7 @@ def test_outlines_that_were_left_out_come_when_the_picture_is_enlarged(page):
     page.wait(f"/^[0-9,]+ polygons here, [0-9,]+ smaller ones here and around are left out;/.test({counts})")
     for _ in range(7):
         page.press("+")
-    page.wait(f"/^[0-9]{{1,3}} polygons here;/.test({counts})")
+    page.wait(f"/^[1-9][0-9]{{0,2}} polygons here;/.test({counts})")
 
 
 def test_a_tile_that_did_not_come_says_why_and_is_asked_for_again_when_it_comes_back_into_sight(page):

@@ -66,11 +66,12 @@ class Box {
     this.ask.disabled = true;
     try {
       comparingBegan(await startComparing(state().query));
+      void refreshAgreements();
     } catch (error) {
       this.tell(messageOf(error));
+    } finally {
+      this.ask.disabled = false;
     }
-    this.ask.disabled = false;
-    void refreshAgreements();
   }
 }
 

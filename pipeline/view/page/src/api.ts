@@ -47,6 +47,8 @@ export interface Run {
   run: string;
   finished: boolean;
   rows: number;
+  /** Whether the index has all rows that this run, and the other, will ever have. */
+  settled: boolean;
   /** Changes of what the index shows. */
   revision: number;
   parts: { indexed: number; known: number };
@@ -57,8 +59,6 @@ export interface Run {
   of_rasters: boolean;
   /** URL of the run that this one is compared with. */
   other: string | null;
-  /** Whether that run will have no more rows; true without one. */
-  other_finished: boolean;
   /** What the masks can be compared with pixel by pixel. */
   agreements: Against[];
   pace: Pace | null;

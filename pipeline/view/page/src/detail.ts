@@ -93,6 +93,7 @@ async function show(key: string, signal: AbortSignal): Promise<void> {
   tell("");
   byId("key").textContent = key;
   for (const id of ["facts", "classes", "overlays", "beside"]) byId(id).replaceChildren();
+  keepFocus();
   try {
     const { id, row, layers: available } = await fetchRow(key);
     if (signal.aborted) return;
@@ -125,6 +126,8 @@ function tell(text: string): void {
 async function step(by: number): Promise<void> {
   const { signal } = stop;
   try {
+    const here = position === null ? undefined : await rowAt(position);
+    if (here?.key !== state().open) await locate(); // rows have come before it
     for (let next = (position ?? NaN) + by; next >= 0 && next < totalRows(); next += by) {
       const row = await rowAt(next);
       if (!row || signal.aborted) return;
@@ -162,6 +165,7 @@ function drawChoices(): void {
   const option = (name: string, title: string): HTMLElement =>
     make("option", { value: name, selected: name === (beside ?? "") }, title);
   byId("beside").replaceChildren(option("", "the same"), ...possible.map(({ name, title }) => option(name, title)));
+  keepFocus();
 }
 
 function choose(name: Overlay): void {
@@ -169,6 +173,11 @@ function choose(name: Overlay): void {
   overlay = name;
   drawChoices();
   void showOverlay();
+}
+
+/** Keys are heard within the dialog: where what had the focus is gone, it has it itself. */
+function keepFocus(): void {
+  if (!dialog.contains(document.activeElement)) dialog.focus();
 }
 
 /** Draw the chosen overlays once their layers have come. */

@@ -85,7 +85,7 @@ class Card {
     this.row = row;
     this.showMark();
     this.element.dataset["key"] = row.key;
-    this.link.href = addressOf({ open: row.key });
+    this.link.href = addressOf({ open: row.key, list: false, raster: null, at: null });
     this.link.title = row.key;
     this.caption.replaceChildren(make("span", { class: "key" }, shortKey(row.key)), make("small", {}, subtitle(row)));
   }
@@ -97,8 +97,7 @@ class Card {
       const blob = await fetchThumbnail(row.id, picture, this.stop.signal);
       if (!this.isGone) this.show(blob, `${row.key}, ${picture}`);
     } catch (error) {
-      this.isMissed = !(error instanceof Refused);
-      if (!this.isGone) await this.explain(row, error);
+      this.isMissed = await this.explain(row, error);
     }
   }
 
@@ -106,18 +105,20 @@ class Card {
     return this.stop.signal.aborted;
   }
 
-  /** A row without this picture: its mask alone where the image is gone, else the reason. */
-  private async explain(row: Row, error: unknown): Promise<void> {
+  /** A row without this picture: its mask alone where the image is gone, and the reason. True where asking again may help. */
+  private async explain(row: Row, error: unknown): Promise<boolean> {
+    let isMissed = !(error instanceof Refused);
     const reason = error instanceof Refused ? (error.code ?? error.message) : messageOf(error);
     if (row.status === "ok") {
       try {
         const blob = await fetchThumbnail(row.id, "mask", this.stop.signal);
         if (!this.isGone) this.show(blob, `${row.key}, mask without image: ${reason}`);
-      } catch {
-        // It has no mask that can be shown: the badge alone says why.
+      } catch (other) {
+        isMissed ||= !(other instanceof Refused); // else it has no mask that can be shown: the badge alone says why
       }
     }
     if (!this.isGone) this.badge(row.error_code ?? reason);
+    return isMissed;
   }
 
   private badge(text: string): void {
@@ -213,7 +214,8 @@ export async function reload({ grown = false } = {}): Promise<void> {
 
 /** Move each card to where its row is now, so that pictures and the keyboard stay with their rows. */
 async function rearrange(turn: number): Promise<void> {
-  const positions = [...cards.keys()].filter((position) => position < total);
+  const [first, last] = range();
+  const positions = Array.from({ length: Math.max(last - first, 0) }, (_, at) => first + at);
   const rows = await Promise.all(positions.map((position) => rowAt(position).catch(() => undefined)));
   if (turn !== asked) return;
   const held = new Map([...cards.values()].map((card) => [card.id, card]));
@@ -236,17 +238,30 @@ export function clear(): void {
   cards.clear();
 }
 
-/** Put the rows in sight, and one screen on either side, into the page. */
-export function draw(): void {
-  const { columns, width, height, lines } = shape();
+/** Height of the sheet with its scroll bar scaled, and what of all lines is at the top of the view, in pixels. */
+function scrolled(): { shown: number; top: number } {
+  const { height, lines } = shape();
   const full = lines * height + GAP;
   const shown = Math.min(full, MOST_HEIGHT);
-  sheet.style.height = `${shown}px`;
   const view = scroller.clientHeight;
   const scale = shown > view ? (full - view) / (shown - view) : 1;
-  const top = scroller.scrollTop * scale;
+  return { shown, top: scroller.scrollTop * scale };
+}
+
+/** Positions of the rows in sight, and one screen on either side: the first, and that after the last. */
+function range(): [number, number] {
+  const { columns, height } = shape();
+  const [{ top }, view] = [scrolled(), scroller.clientHeight];
   const first = Math.max(0, Math.floor((top - view) / height)) * columns;
-  const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns);
+  return [first, Math.min(total, Math.ceil((top + 2 * view) / height) * columns)];
+}
+
+/** Put the rows in sight, and those around, into the page. */
+export function draw(): void {
+  const { columns, width, height } = shape();
+  const { shown, top } = scrolled();
+  sheet.style.height = `${shown}px`;
+  const [first, last] = range();
   for (const [position, card] of cards) {
     if (position < first || position >= last) {
       card.remove();

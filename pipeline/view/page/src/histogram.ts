@@ -131,7 +131,7 @@ export class Histogram {
       const range = { ...this.range() };
       this.written[side] = input.value;
       // Of what is no number the browser gives nothing: the bound stays, and is written again.
-      if (input.validity.badInput) return this.write(side, range[side]);
+      if (input.validity.badInput) return this.give(side, range[side]);
       range[side] = input.value === "" ? null : exact(Number(input.value) / this.unit);
       setRange(this.column.name, range.low, range.high);
     });
@@ -141,9 +141,15 @@ export class Histogram {
   /** Give a field its bound, unless it has it: what is being typed there stays. */
   private write(side: Side, bound: number | null): void {
     this.fields[side].placeholder = String(Number((this.bins[side] * this.unit).toPrecision(3)));
-    const text = bound === null ? "" : String(exact(bound * this.unit));
-    if (text === this.written[side] && !this.fields[side].validity.badInput) return;
-    this.fields[side].value = this.written[side] = text;
+    if (this.textOf(bound) !== this.written[side]) this.give(side, bound);
+  }
+
+  private give(side: Side, bound: number | null): void {
+    this.fields[side].value = this.written[side] = this.textOf(bound);
+  }
+
+  private textOf(bound: number | null): string {
+    return bound === null ? "" : String(exact(bound * this.unit));
   }
 }
 

@@ -21,9 +21,10 @@ export async function startRun(grown: () => void): Promise<void> {
       latest = await fetchRun();
       show();
       if ((before.problem || isSilent) && !latest.problem) byId("problem").textContent = "";
+      const wasSilent = isSilent; // what was asked for meanwhile did not come
       isSilent = false;
       const seen = ({ rows, revision, pace }: Run): string => JSON.stringify([rows, revision, pace]);
-      if (seen(latest) !== seen(before)) grown();
+      if (wasSilent || seen(latest) !== seen(before)) grown();
     } catch (error) {
       isSilent = true;
       byId("problem").textContent = `no answer from the server: ${messageOf(error)}`;
@@ -49,12 +50,7 @@ export function comparingBegan(pace: Pace): void {
   watch();
 }
 
-const isComplete = (): boolean =>
-  latest.finished &&
-  latest.other_finished &&
-  latest.parts.indexed >= latest.parts.known &&
-  !latest.problem &&
-  !latest.pace?.is_working;
+const isComplete = (): boolean => latest.settled && !latest.pace?.is_working;
 
 function show(): void {
   document.title = `${nameOf(latest.run)} – Atrous`;

@@ -24,11 +24,11 @@ export class WordList {
     const counted: [string | null, number][] = without ? [...words, [null, without]] : words;
     // A chosen word is listed though no row has it now, or too few: it could not be taken back.
     const unseen = chosen.filter((value) => !counted.some(([word]) => word === value));
-    const values = [...counted, ...unseen.map((value): [string | null, number] => [value, 0])];
+    const values = [...counted, ...unseen.map((value): [string | null, number | null] => [value, others ? null : 0])];
     const elements = values.map(([value, rows]) => {
       const line = this.lines.get(value) ?? this.add(value);
       line.box.checked = chosen.includes(value);
-      line.rows.textContent = count(rows);
+      line.rows.textContent = rows === null ? "" : count(rows); // null: it is counted among the rarer ones
       return line.element;
     });
     this.rarer.textContent = others ? `${count(others)} rows of rarer values` : "";
