@@ -87,6 +87,7 @@ def test_a_failed_row_says_why_in_place_of_a_picture(viewed, pictures):
 
 
 def test_the_label_of_an_image_without_one_is_an_error_with_its_code(viewed, tmp_path):
+    (tmp_path / "label_of_another_image.png").touch()
     pictures = Pictures(viewed.other, FARM, Originals(viewed.other, FARM, labels=str(tmp_path)))
     with pytest.raises(LabelError, match="no label"):
         pictures.truth(places(viewed.other)["farm_000003.jpg"])
