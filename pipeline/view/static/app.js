@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 46a28204de377d9a1cd8c2e77d41064a95a9eb39230cf4c82d01e23658269765
+// Built from pipeline/view/page/src, SHA-256 11ce990b876037fac4dbf302d3910c20a4f8703d24fd7f6cef0197f0184658ba
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -1336,7 +1336,7 @@ var Histogram = class {
     this.show(this.later ?? this.bins);
     this.later = null;
   }
-  /** Value at a share of the width, rounded to fewer digits than a pixel can tell apart. */
+  /** Value at a share of the width, rounded to a decimal step that is finer than a pixel. */
   rounded(share, round) {
     const step2 = 10 ** Math.floor(Math.log10((this.bins.high - this.bins.low) / WIDTH || 1));
     return exact(round(this.valueAt(share) / step2) * step2);

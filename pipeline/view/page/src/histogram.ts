@@ -98,7 +98,7 @@ export class Histogram {
     this.later = null;
   }
 
-  /** Value at a share of the width, rounded to fewer digits than a pixel can tell apart. */
+  /** Value at a share of the width, rounded to a decimal step that is finer than a pixel. */
   private rounded(share: number, round: (value: number) => number): number {
     const step = 10 ** Math.floor(Math.log10((this.bins.high - this.bins.low) / WIDTH || 1));
     return exact(round(this.valueAt(share) / step) * step);
