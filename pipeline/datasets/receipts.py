@@ -271,7 +271,7 @@ def read_set_manifest(output: Url) -> SetManifest | None:
 
 
 def close_set(output: Url, planned: Mapping[str, Sequence[str]], classes: ClassMap, origin: Origin) -> SetManifest:
-    """Finish a set: write class map, manifest and `_SUCCESS`.
+    """Finish a set: delete what writers that died have left, and write class map, manifest and `_SUCCESS`.
 
     Args:
         output: folder of the set.
@@ -293,6 +293,7 @@ def close_set(output: Url, planned: Mapping[str, Sequence[str]], classes: ClassM
     levels = add_levels(receipt.counts.levels for receipt in learned)
     bands = None if levels is None else summarise_levels(levels, origin.bands)
     manifest = SetManifest(origin=origin, classes=list(classes.names), splits=splits, bands=bands)
+    objects.remove_unfinished(output)
     for path in unlisted_files(output, manifest):
         objects.delete(output / path)
     class_map = yaml.safe_dump(classes.model_dump(mode="json"), sort_keys=False)

@@ -69,8 +69,8 @@ def flags_for(root: Path | str, output: Path | str) -> list[str]:
 
 
 def content_of(output: Path) -> dict[str, bytes]:
-    """Every file but leases, which tell processes apart, settings, which name the folder, and what a kill left over."""
-    own = ("_run/owner", "_run/config", "_run/.tmp-")
+    """Every file but leases, which tell processes apart, and settings, which name the folder."""
+    own = ("_run/owner", "_run/config")
     return {name: data for name, data in files_of(output).items() if not name.startswith(own)}
 
 
@@ -176,6 +176,16 @@ def test_an_object_store_holds_what_a_folder_holds(here: Run, s3_url: str, moto_
 
 def on_a_cluster(root: Path, output: Path, *flags: str, moment: str = "never", **how: Any) -> Outcome:
     return finish(start(moment, *flags_for(root, output), *flags, module="tests.support.tiny_layout", **how))
+
+
+def test_what_a_killed_writer_left_is_gone_from_the_finished_set(
+    here: Run, download: Path, whole: Path, tmp_path: Path
+) -> None:
+    left = tmp_path / "out/_run/shards/.tmp-0123456789abcdef"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert here(download, tmp_path / "out").status == 0
+    assert content_of(tmp_path / "out") == content_of(whole)
 
 
 @pytest.mark.faults
