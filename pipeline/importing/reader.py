@@ -44,6 +44,11 @@ _MAX_DEPTH = 6
 """Deepest nesting of dicts in which weights are looked for."""
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+_ZIP_END, _ZIP64 = b"PK\x05\x06", 0xFFFF
+"""Start of a zip's end record, whose bytes 10 and 11 count the entries, and the count where a zip64 has it elsewhere.
+
+PKWARE's APPNOTE 4.3.16, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT.
+"""
 LEGACY_PICKLES = 5
 """Pickles in a file of torch before 1.6: magic number, version, system, object, names of storages; bytes follow."""
 
@@ -187,6 +192,10 @@ def _check_archive(data: bytes, *, origin: str) -> None:
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
+    # zipfile has found the end record. A damaged length in the header of an entry makes it pass over others.
+    (counted,) = struct.unpack_from("<H", data, data.rfind(_ZIP_END) + 10)
+    if counted not in (len(entries), _ZIP64):
+        raise ConfigError(f"{origin} is damaged: a zip of {counted} entries, of which {len(entries)} can be read")
     if any(entry.filename.endswith("constants.pkl") for entry in entries):
         raise ConfigError(f"{origin} is a TorchScript program, not a weight file")
     if len({entry.filename for entry in entries}) < len(entries):

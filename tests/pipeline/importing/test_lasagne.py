@@ -92,6 +92,14 @@ def test_a_header_that_claims_another_size_or_is_no_header_is_refused(shape: str
     assert "arr_0.npy has" in refusal(zipped(content))
 
 
+def test_a_damaged_length_in_the_directory_of_a_zip_loses_no_array_in_silence() -> None:
+    whole = bytearray(npz(*ARRAYS))
+    second = whole.find(b"PK\x01\x02", whole.find(b"PK\x01\x02") + 1)
+    others = whole.rfind(b"PK\x05\x06") - second - 46 - len("arr_1.npy")
+    whole[second + 32 : second + 34] = others.to_bytes(2, "little")  # length of a comment
+    assert "a zip of 7 entries, of which 2 can be read" in refusal(bytes(whole))
+
+
 @examples(60)
 @given(st.data())
 def test_a_file_that_ends_early_or_has_a_wrong_byte_is_refused_or_has_as_many_numbers(data: st.DataObject) -> None:
