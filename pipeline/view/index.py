@@ -95,6 +95,10 @@ class RunIndex:
             found: list[tuple[Any, ...]] = cursor.execute(sql, values or []).fetchall()
             return found
 
+    def has_given(self, row_id: int) -> bool:
+        """True for the number of a row that is, or was, in the index."""
+        return row_id >> 20 < self._next
+
     def counts(self) -> tuple[int, int]:
         """Rows and parts that are in the index."""
         ((rows, count),) = self.fetch("SELECT coalesce(sum(rows), 0), count(*) FROM parts")

@@ -140,9 +140,11 @@ class OpenedRun:
             self.other.index.close()
 
     def place(self, row_id: int) -> RowPlace:
-        """Place of a row in the parts; LookupError for a number that the index does not have."""
+        """Place of a row in the parts; InputError for a row that is gone, LookupError for a number that none had."""
         sql = "SELECT name, version, row FROM rows JOIN parts ON part = number WHERE id = ?"
         found = self.index.fetch(sql, [row_id])
+        if not found and self.index.has_given(row_id):
+            raise InputError("not_found", "its part was removed, or written anew")
         if not found:
             raise LookupError(f"no row {row_id}")
         return RowPlace(*found[0])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,17 @@ def test_numbers_and_texts_beyond_all_bounds_are_refused_or_answered(visitor, pa
     answer = visitor.get(path, params=params)
     assert answer.status_code in statuses, answer.text
     assert visitor.get("/api/rows").json()["total"] == 12
+
+
+def test_a_row_whose_part_is_gone_is_answered_with_the_reason(visitor, run, url):
+    rows = visitor.get("/api/rows").json()["rows"]
+    parts_folder = Path(url.raw) / "parts"
+    sorted(parts_folder.iterdir())[0].unlink()
+    wait_for(lambda: run.index.counts()[0] == 6)
+    left = {row["id"] for row in visitor.get("/api/rows").json()["rows"]}
+    gone = next(row["id"] for row in rows if row["id"] not in left)
+    answer = visitor.get(f"/api/rows/{gone}/thumbnail")
+    assert (answer.status_code, answer.json()["code"]) == (200, "not_found")
 
 
 def test_a_run_that_is_deleted_while_it_is_open_keeps_its_rows_and_says_so(visitor, run, url):
