@@ -584,6 +584,12 @@ def explain(error: ValidationError, *, origin: str, model: type[BaseModel] | Non
     return ConfigError(f"{origin}:\n" + "\n".join(lines))
 
 
+def explain_without_values(error: ValidationError) -> str:
+    """Pydantic's report in one line, without what was given, which may be long: a few aliases of YAML take hours."""
+    items = error.errors(include_input=False)
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in items)
+
+
 def _reason(item: Mapping[str, Any], model: type[BaseModel] | None) -> str:
     """Reason of one line of pydantic's report, with the value; for an unknown setting the nearest known one."""
     if item["type"] != "extra_forbidden":

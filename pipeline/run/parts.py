@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.classes import ClassMap
-from pipeline.errors import NothingThere
 from pipeline.prefetch import ahead
 from pipeline.records import ROW_SCHEMA
 from pipeline.run.totals import COUNTED_COLUMNS, RowTotals, count_rows
@@ -231,10 +230,7 @@ def list_parts(run_url: Url) -> list[str]:
 
 def part_versions(run_url: Url) -> dict[str, str]:
     """ETag of each committed part by its name; empty before the first commit."""
-    try:
-        files = list(objects.list_files(parts_url(run_url)))
-    except NothingThere:
-        return {}
+    files = objects.files_below(parts_url(run_url))
     return {one.path: one.etag for one in files if one.path.startswith("part-") and one.path.endswith(".parquet")}
 
 

@@ -92,12 +92,17 @@ def list_files(url: Url) -> Iterator[FileInfo]:
         raise NothingThere(f"no such file or folder: {url.located}") from error
 
 
-def list_below(url: Url) -> list[str]:
-    """Paths of all objects below a folder, as `list_files` has them; none where there is no such folder."""
+def files_below(url: Url) -> list[FileInfo]:
+    """All objects below a folder, as `list_files` has them; none where there is no such folder."""
     try:
-        return [file.path for file in list_files(url)]
+        return list(list_files(url))
     except NothingThere:
         return []
+
+
+def list_below(url: Url) -> list[str]:
+    """Paths of all objects below a folder, as `files_below`."""
+    return [file.path for file in files_below(url)]
 
 
 def read_bytes(url: Url, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:

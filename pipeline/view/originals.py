@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.classes import ClassMap
-from pipeline.config import EvaluateConfig
+from pipeline.config import EvaluateConfig, explain_without_values
 from pipeline.errors import AccessDenied, ConfigError, InputError, NothingThere, StorageError
 from pipeline.geotiff.raster import Raster
 from pipeline.models.card import load_card
@@ -281,9 +281,8 @@ def _stored_config(run_url: Url) -> EvaluateConfig:
             return EvaluateConfig.model_validate({"source": [run_url.raw], "output": run_url.raw} | given)
         except InputError as error:
             raise ValueError(error.detail) from error
-        except ValidationError as error:  # without the values: a few aliases of YAML make one that takes hours to print
-            wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
-            raise ValueError("; ".join(wrong)) from None
+        except ValidationError as error:
+            raise ValueError(explain_without_values(error)) from None
 
 
 def _stored_plan(run_url: Url) -> pa.Table:

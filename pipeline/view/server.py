@@ -51,6 +51,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from pipeline.config import explain_without_values
 from pipeline.errors import AtrousError, InputError, LabelError
 from pipeline.geotiff.overview import TilePlace
 from pipeline.records import UInt8, Window
@@ -259,8 +260,7 @@ def _query(request: Request) -> Query:
     try:
         return Query.model_validate_json(request.query_params.get("query") or "{}")
     except ValidationError as error:
-        reasons = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in error.errors())
-        raise ValueError(f"query= is not valid: {'; '.join(reasons)}") from error
+        raise ValueError(f"query= is not valid: {explain_without_values(error)}") from error
 
 
 def _row(run: OpenedRun, request: Request) -> Response:

@@ -1,4 +1,4 @@
-// Built from pipeline/view/page/src, SHA-256 11ce990b876037fac4dbf302d3910c20a4f8703d24fd7f6cef0197f0184658ba
+// Built from pipeline/view/page/src, SHA-256 eef9e6ac2a9c0fbdd1909361f4a2c10476a71cb2d0454617ff2afbe169d6519c
 
 // src/dom.ts
 function make(tag, attributes = {}, ...children) {
@@ -411,6 +411,14 @@ function classLine(id, hidden3, changed2, note = "") {
   const name = make("span", { class: "word" }, info?.name ?? String(id));
   return make("label", {}, box, swatch, name, make("small", {}, note));
 }
+function classTable(caption, titles, lines) {
+  const head = ["class", ...titles].map((title) => make("th", { scope: "col" }, title));
+  const rows = lines.map((cells, id) => {
+    const name = make("th", { scope: "row" }, run().classes[id]?.name ?? String(id));
+    return make("tr", {}, name, ...cells.map((cell2) => make("td", {}, cell2)));
+  });
+  return [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)];
+}
 
 // src/marks.ts
 var marked = /* @__PURE__ */ new Set();
@@ -521,7 +529,7 @@ function change(part, { replace = false } = {}) {
 var addressOf = (part) => toHash({ ...current, ...part });
 var changeQuery = (part, options = {}) => change({ query: { ...current.query, ...part } }, options);
 function setRange(column, low, high) {
-  const others = current.query.ranges.filter((range2) => range2.column !== column);
+  const others = current.query.ranges.filter((range) => range.column !== column);
   changeQuery({ ranges: low === null && high === null ? others : [...others, { column, low, high }] });
 }
 function setChoice(column, values) {
@@ -565,14 +573,19 @@ function readPlace(text) {
   return { x, y, scale: scale !== void 0 && Number.isFinite(scale) && scale > 0 ? scale : null };
 }
 function withKnown(query) {
-  const isNumber = ({ column }) => columns.some(({ name, kind }) => name === column && kind !== "word");
-  const isWord = ({ column }) => columns.some(({ name, kind }) => name === column && kind === "word");
-  const sorts = query.sort === EMPTY.sort || columns.some(({ name }) => name === query.sort);
-  const [ranges, choices] = [query.ranges.filter(isNumber), query.choices.filter(isWord)];
-  const left = [...query.ranges, ...query.choices].filter((one) => ![...ranges, ...choices].includes(one));
-  const unknown = [.../* @__PURE__ */ new Set([...sorts ? [] : [query.sort], ...left.map(({ column }) => column)])];
+  const kinds = new Map(columns.map(({ name, kind }) => [name, kind]));
+  const unknown = /* @__PURE__ */ new Set();
+  const isKnown = (column, fits) => {
+    const kind = kinds.get(column);
+    const known = kind !== void 0 && fits(kind);
+    if (!known) unknown.add(column);
+    return known;
+  };
+  const sorts = query.sort === EMPTY.sort || isKnown(query.sort, () => true);
   const order = sorts ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
-  return { query: { ...query, ...order, ranges, choices }, unknown };
+  const ranges = query.ranges.filter(({ column }) => isKnown(column, (kind) => kind !== "word"));
+  const choices = query.choices.filter(({ column }) => isKnown(column, (kind) => kind === "word"));
+  return { query: { ...query, ...order, ranges, choices }, unknown: [...unknown] };
 }
 var oneEach = (conditions) => [
   ...new Map(conditions.map((one) => [one.column, one])).values()
@@ -731,7 +744,14 @@ function shape() {
   const inside2 = scroller.clientWidth - GAP;
   const columns2 = Math.max(2, Math.floor(inside2 / (CARD_WIDTH + GAP)));
   const width = Math.floor(inside2 / columns2) - GAP;
-  return { columns: columns2, width, height: width + CAPTION_HEIGHT + GAP, lines: Math.ceil(total / columns2) };
+  const height = width + CAPTION_HEIGHT + GAP;
+  const full = Math.ceil(total / columns2) * height + GAP;
+  const sheet2 = Math.min(full, MOST_HEIGHT);
+  const view = scroller.clientHeight;
+  const top = scroller.scrollTop * (sheet2 > view ? (full - view) / (sheet2 - view) : 1);
+  const first = Math.max(0, Math.floor((top - view) / height)) * columns2;
+  const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns2);
+  return { columns: columns2, width, height, sheet: sheet2, top, first, last };
 }
 async function rowAt(position2) {
   const number = Math.floor(position2 / PAGE_ROWS);
@@ -770,7 +790,7 @@ async function reload({ grown: grown2 = false } = {}) {
   draw();
 }
 async function rearrange(turn2) {
-  const [first, last] = range();
+  const { first, last } = shape();
   const positions = Array.from({ length: Math.max(last - first, 0) }, (_, at) => first + at);
   const rows = await Promise.all(positions.map((position2) => rowAt(position2).catch(() => void 0)));
   if (turn2 !== asked) return;
@@ -792,25 +812,9 @@ function clear() {
   for (const card of cards.values()) card.remove();
   cards.clear();
 }
-function scrolled() {
-  const { height, lines } = shape();
-  const full = lines * height + GAP;
-  const shown2 = Math.min(full, MOST_HEIGHT);
-  const view = scroller.clientHeight;
-  const scale = shown2 > view ? (full - view) / (shown2 - view) : 1;
-  return { shown: shown2, top: scroller.scrollTop * scale };
-}
-function range() {
-  const { columns: columns2, height } = shape();
-  const [{ top }, view] = [scrolled(), scroller.clientHeight];
-  const first = Math.max(0, Math.floor((top - view) / height)) * columns2;
-  return [first, Math.min(total, Math.ceil((top + 2 * view) / height) * columns2)];
-}
 function draw() {
-  const { columns: columns2, width, height } = shape();
-  const { shown: shown2, top } = scrolled();
-  sheet.style.height = `${shown2}px`;
-  const [first, last] = range();
+  const { columns: columns2, width, height, sheet: tall, top, first, last } = shape();
+  sheet.style.height = `${tall}px`;
   for (const [position2, card] of cards) {
     if (position2 < first || position2 >= last) {
       card.remove();
@@ -1249,14 +1253,11 @@ function table(against, classes) {
   const { caption, here, there } = TITLES[against];
   const sum = (side) => classes.reduce((total2, one) => total2 + one[side], 0) || 1;
   const [first, second] = [sum("here"), sum("there")];
-  const head = ["class", here, there, "IoU"].map((title) => make("th", { scope: "col" }, title));
-  const lines = classes.map((one, id) => {
+  const lines = classes.map((one) => {
     const union = one.here + one.there - one.both;
-    const cells = [percent(one.here / first), percent(one.there / second), union ? percent(one.both / union) : "–"];
-    const name = run().classes[id]?.name ?? String(id);
-    return make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell2) => make("td", {}, cell2)));
+    return [percent(one.here / first), percent(one.there / second), union ? percent(one.both / union) : "–"];
   });
-  return [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)];
+  return classTable(caption, [here, there, "IoU"], lines);
 }
 
 // src/histogram.ts
@@ -1309,9 +1310,9 @@ var Histogram = class {
       return makeSvg("rect", { x: bin * wide + 0.5, y: HEIGHT - tall, width: wide - 1, height: tall, class: "bar" });
     });
     this.svg.replaceChildren(...bars, this.brush);
-    const range2 = this.range();
-    this.paint(range2);
-    for (const side of ["low", "high"]) this.write(side, range2[side]);
+    const range = this.range();
+    this.paint(range);
+    for (const side of ["low", "high"]) this.write(side, range[side]);
     this.without.textContent = bins.without ? `${count(bins.without)} without a value` : "";
   }
   range() {
@@ -1361,11 +1362,11 @@ var Histogram = class {
     const text = `${this.column.title}: ${LABELS[side]}${this.unit === 100 ? ", percent" : ""}`;
     const input = make("input", { type: "number", step: "any", "aria-label": text });
     input.addEventListener("change", () => {
-      const range2 = { ...this.range() };
+      const range = { ...this.range() };
       this.written[side] = input.value;
-      if (input.validity.badInput) return this.give(side, range2[side]);
-      range2[side] = input.value === "" ? null : exact(Number(input.value) / this.unit);
-      setRange(this.column.name, range2.low, range2.high);
+      if (input.validity.badInput) return this.give(side, range[side]);
+      range[side] = input.value === "" ? null : exact(Number(input.value) / this.unit);
+      setRange(this.column.name, range.low, range.high);
     });
     return input;
   }
@@ -1512,15 +1513,13 @@ async function refreshFilters() {
 function drawChanges(changes) {
   const sum = (side) => changes.reduce((total2, change2) => total2 + change2[side], 0) || 1;
   const [before, after] = [sum("before"), sum("after")];
-  const head = ["class", "here", "there", "points"].map((title) => make("th", { scope: "col" }, title));
-  const lines = changes.map((change2, id) => {
+  const lines = changes.map((change2) => {
     const [here, there] = [change2.before / before, change2.after / after];
     const points = ((there - here) * 100).toFixed(2);
-    const cells = [percent(here), percent(there), points.startsWith("-") ? points : `+${points}`];
-    return make("tr", {}, make("th", { scope: "row" }, run().classes[id]?.name ?? String(id)), ...cells.map((cell2) => make("td", {}, cell2)));
+    return [percent(here), percent(there), points.startsWith("-") ? points : `+${points}`];
   });
   const table2 = byId("changes");
-  table2.replaceChildren(make("caption", {}, "Classes here and in the other run"), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
+  table2.replaceChildren(...classTable("Classes here and in the other run", ["here", "there", "points"], lines));
   table2.hidden = false;
 }
 var isUsed = (name) => [...state().query.ranges, ...state().query.choices].some(({ column }) => column === name);

@@ -1,6 +1,7 @@
 // Agreement pixel by pixel, with labels or with another run: how many rows it covers, and the IoU of each class.
 
 import { fetchAgreement, startComparing, type Against, type Agreement } from "./api.js";
+import { classTable } from "./classes.js";
 import { byId, make, messageOf } from "./dom.js";
 import { count, percent } from "./numbers.js";
 import { comparingBegan, run } from "./run.js";
@@ -92,12 +93,9 @@ function table(against: Against, classes: Agreement["classes"]): HTMLElement[] {
   const { caption, here, there } = TITLES[against];
   const sum = (side: "here" | "there"): number => classes.reduce((total, one) => total + one[side], 0) || 1;
   const [first, second] = [sum("here"), sum("there")];
-  const head = ["class", here, there, "IoU"].map((title) => make("th", { scope: "col" }, title));
-  const lines = classes.map((one, id) => {
+  const lines = classes.map((one) => {
     const union = one.here + one.there - one.both;
-    const cells = [percent(one.here / first), percent(one.there / second), union ? percent(one.both / union) : "–"];
-    const name = run().classes[id]?.name ?? String(id);
-    return make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, cell)));
+    return [percent(one.here / first), percent(one.there / second), union ? percent(one.both / union) : "–"];
   });
-  return [make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)];
+  return classTable(caption, [here, there, "IoU"], lines);
 }

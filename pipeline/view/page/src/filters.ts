@@ -1,6 +1,7 @@
 // Filters: a histogram for each column of numbers, brushed to choose a range, and a list for each column of words.
 
 import { fetchChanges, fetchHistograms, type Bins, type Column, type Words } from "./api.js";
+import { classTable } from "./classes.js";
 import { arrange, byId, debounced, make, messageOf } from "./dom.js";
 import { Histogram } from "./histogram.js";
 import { percent } from "./numbers.js";
@@ -108,15 +109,13 @@ export async function refreshFilters(): Promise<void> {
 function drawChanges(changes: { before: number; after: number }[]): void {
   const sum = (side: "before" | "after"): number => changes.reduce((total, change) => total + change[side], 0) || 1;
   const [before, after] = [sum("before"), sum("after")];
-  const head = ["class", "here", "there", "points"].map((title) => make("th", { scope: "col" }, title));
-  const lines = changes.map((change, id) => {
+  const lines = changes.map((change) => {
     const [here, there] = [change.before / before, change.after / after];
     const points = ((there - here) * 100).toFixed(2);
-    const cells = [percent(here), percent(there), points.startsWith("-") ? points : `+${points}`];
-    return make("tr", {}, make("th", { scope: "row" }, run().classes[id]?.name ?? String(id)), ...cells.map((cell) => make("td", {}, cell)));
+    return [percent(here), percent(there), points.startsWith("-") ? points : `+${points}`];
   });
   const table = byId("changes");
-  table.replaceChildren(make("caption", {}, "Classes here and in the other run"), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
+  table.replaceChildren(...classTable("Classes here and in the other run", ["here", "there", "points"], lines));
   table.hidden = false;
 }
 

@@ -17,11 +17,17 @@ const CAPTION_HEIGHT = 44;
 const GAP = 10;
 const MOST_HEIGHT = 8_000_000;
 
+/** Where cards are: their columns and size in pixels, and the part of all rows that is in the page. */
 interface Shape {
   columns: number;
   width: number;
   height: number;
-  lines: number;
+  /** Height of the sheet, whose scroll bar is scaled, and what of all lines is at the top of the view, pixels. */
+  sheet: number;
+  top: number;
+  /** Positions of the rows in sight, and one screen on either side: the first, and that after the last. */
+  first: number;
+  last: number;
 }
 
 const scroller = byId("grid");
@@ -168,7 +174,14 @@ function shape(): Shape {
   const inside = scroller.clientWidth - GAP;
   const columns = Math.max(2, Math.floor(inside / (CARD_WIDTH + GAP)));
   const width = Math.floor(inside / columns) - GAP;
-  return { columns, width, height: width + CAPTION_HEIGHT + GAP, lines: Math.ceil(total / columns) };
+  const height = width + CAPTION_HEIGHT + GAP;
+  const full = Math.ceil(total / columns) * height + GAP;
+  const sheet = Math.min(full, MOST_HEIGHT);
+  const view = scroller.clientHeight;
+  const top = scroller.scrollTop * (sheet > view ? (full - view) / (sheet - view) : 1);
+  const first = Math.max(0, Math.floor((top - view) / height)) * columns;
+  const last = Math.min(total, Math.ceil((top + 2 * view) / height) * columns);
+  return { columns, width, height, sheet, top, first, last };
 }
 
 /** Row at a position of the present order, fetched with its neighbours. */
@@ -214,7 +227,7 @@ export async function reload({ grown = false } = {}): Promise<void> {
 
 /** Move each card to where its row is now, so that pictures and the keyboard stay with their rows. */
 async function rearrange(turn: number): Promise<void> {
-  const [first, last] = range();
+  const { first, last } = shape();
   const positions = Array.from({ length: Math.max(last - first, 0) }, (_, at) => first + at);
   const rows = await Promise.all(positions.map((position) => rowAt(position).catch(() => undefined)));
   if (turn !== asked) return;
@@ -238,30 +251,10 @@ export function clear(): void {
   cards.clear();
 }
 
-/** Height of the sheet with its scroll bar scaled, and what of all lines is at the top of the view, in pixels. */
-function scrolled(): { shown: number; top: number } {
-  const { height, lines } = shape();
-  const full = lines * height + GAP;
-  const shown = Math.min(full, MOST_HEIGHT);
-  const view = scroller.clientHeight;
-  const scale = shown > view ? (full - view) / (shown - view) : 1;
-  return { shown, top: scroller.scrollTop * scale };
-}
-
-/** Positions of the rows in sight, and one screen on either side: the first, and that after the last. */
-function range(): [number, number] {
-  const { columns, height } = shape();
-  const [{ top }, view] = [scrolled(), scroller.clientHeight];
-  const first = Math.max(0, Math.floor((top - view) / height)) * columns;
-  return [first, Math.min(total, Math.ceil((top + 2 * view) / height) * columns)];
-}
-
 /** Put the rows in sight, and those around, into the page. */
 export function draw(): void {
-  const { columns, width, height } = shape();
-  const { shown, top } = scrolled();
-  sheet.style.height = `${shown}px`;
-  const [first, last] = range();
+  const { columns, width, height, sheet: tall, top, first, last } = shape();
+  sheet.style.height = `${tall}px`;
   for (const [position, card] of cards) {
     if (position < first || position >= last) {
       card.remove();

@@ -120,14 +120,19 @@ function readPlace(text: string | null): At | null {
 
 /** What of a query this run can answer, and the columns of all else. */
 function withKnown(query: Query): { query: Query; unknown: string[] } {
-  const isNumber = ({ column }: { column: string }): boolean => columns.some(({ name, kind }) => name === column && kind !== "word");
-  const isWord = ({ column }: { column: string }): boolean => columns.some(({ name, kind }) => name === column && kind === "word");
-  const sorts = query.sort === EMPTY.sort || columns.some(({ name }) => name === query.sort);
-  const [ranges, choices] = [query.ranges.filter(isNumber), query.choices.filter(isWord)];
-  const left = [...query.ranges, ...query.choices].filter((one) => ![...ranges, ...choices].includes(one));
-  const unknown = [...new Set([...(sorts ? [] : [query.sort]), ...left.map(({ column }) => column)])];
+  const kinds = new Map(columns.map(({ name, kind }) => [name, kind]));
+  const unknown = new Set<string>();
+  const isKnown = (column: string, fits: (kind: Column["kind"]) => boolean): boolean => {
+    const kind = kinds.get(column);
+    const known = kind !== undefined && fits(kind);
+    if (!known) unknown.add(column);
+    return known;
+  };
+  const sorts = query.sort === EMPTY.sort || isKnown(query.sort, () => true);
   const order = sorts ? {} : { sort: EMPTY.sort, descending: EMPTY.descending };
-  return { query: { ...query, ...order, ranges, choices }, unknown };
+  const ranges = query.ranges.filter(({ column }) => isKnown(column, (kind) => kind !== "word"));
+  const choices = query.choices.filter(({ column }) => isKnown(column, (kind) => kind === "word"));
+  return { query: { ...query, ...order, ranges, choices }, unknown: [...unknown] };
 }
 
 /** The last condition of each column: a filter has one. */
